@@ -1,0 +1,52 @@
+# Each target sets up what it needs in .venv; a second run is quick.
+#   make demo | test | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+
+BIN  := $(VENV)/bin
+META := pyproject.toml settings.ini setup.py
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := test
+.PHONY: demo test bench docs install clean
+
+demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
+	@$(BIN)/python -m fastai_condmtl.demo
+
+test: $(VENV)/.dev  ## the notebooks, then pytest
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS)
+
+bench: $(VENV)/.dev  ## run the benchmarks one after the other, write benchmarks/RESULTS.md
+	@$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.docs  ## the site, in _site
+	@$(BIN)/python docs/build.py
+
+install: $(VENV)/.dev  ## the package, editable, with all that its developers need
+
+clean:  ## what the other targets made, but for $(VENV)
+	@rm -rf build dist *.egg-info _site _docs _proc demo_out .pytest_cache .hypothesis .ruff_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# fastai brings the torch and torchvision that go together: one install, never torch first.
+$(VENV)/.base: $(META) | $(BIN)/pip
+	@echo "Installing into $(VENV) (the first time: some minutes, some GB) ..." >&2
+	@$(BIN)/python -m pip install -qq -e .
+	@touch $@
+
+$(VENV)/.dev: $(META) | $(BIN)/pip
+	@echo "Installing into $(VENV), with what tests need (the first time: some minutes, some GB) ..." >&2
+	@$(BIN)/python -m pip install -qq -e '.[dev]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.docs: $(META) | $(BIN)/pip
+	@echo "Installing into $(VENV), with what the docs need (the first time: some minutes, some GB) ..." >&2
+	@$(BIN)/python -m pip install -qq -e '.[docs]'
+	@touch $@ $(VENV)/.base
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3,10) or sys.exit(f"fastai_condmtl needs Python 3.10 or newer, and $(PYTHON) is {v[0]}.{v[1]}: make $(MAKECMDGOALS) PYTHON=/path/to/python3")'
+	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }

@@ -1,0 +1,86 @@
+"""The documentation site: the notebooks as committed, to Markdown in `_docs`, to mkdocs-material in `_site`.
+
+nbdev adds the reference of every exported symbol and drops what `#| hide` hides; plain cells keep the outputs they were committed with.
+"""
+import base64, logging, os, posixpath, re, shutil, sys, yaml
+from pathlib import Path
+from fastcore.nbio import read_nb
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import nbglob
+from nbdev.serve import proc_nbs
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES, SITE = ROOT/'_docs', ROOT/'_site'
+ESC = r'\_'
+
+def page(nb): return nbpath2html(nb).with_suffix('.md')
+def fence(text, lang='text'):
+    ticks = '`'*max(3, *(len(o)+1 for o in re.findall('`+', text) or ['']))
+    return f'{ticks}{lang}\n{text.rstrip()}\n{ticks}'
+def anchor(symbol): return symbol.lower().replace('_', '-')
+def joined(o): return o if isinstance(o, str) else ''.join(o)
+
+def output(out, stem, n):
+    "One cell output as Markdown; a picture goes to a file beside the page."
+    if out['output_type'] == 'stream': return fence(joined(out['text'])) if out['name'] == 'stdout' else ''
+    if out['output_type'] == 'error': sys.exit(f'{stem}: a committed output is an error, {out["ename"]}: {out["evalue"]}')
+    data = {k: joined(v) for k,v in out['data'].items()}
+    if 'image/png' in data:
+        file = stem.with_name(f'{stem.name}_{n}.png')
+        file.write_bytes(base64.b64decode(data['image/png']))
+        return f'![]({file.name})'
+    if 'text/html' in data: return re.sub(r'<style.*?</style>|\n\s*(?=\n)', '', data['text/html'], flags=re.S)
+    return data.get('text/markdown') or fence(data.get('text/plain', ''))
+
+def heading(m):
+    "A symbol's heading, with the anchor that links to it name. Markdown would take `__or__` for bold: escaped in the text, hyphens in the anchor."
+    return f'{m[1]} {m[2].replace("_", ESC)} {{#{anchor(m[2])}}}'
+
+def write_page(nb, processed):
+    "Write the page of one notebook; returns `(path, title)`."
+    path, parts, title = page(nb), [], nb.stem
+    stem = (PAGES/path).with_suffix('')
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for cell in read_nb(processed).cells:
+        src = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
+        if cell.cell_type == 'raw':
+            meta = yaml.safe_load(cell.source.strip().strip('-')) or {}
+            title = meta.get('title', title)
+            parts += [f'# {title}', meta.get('description', '')]
+        elif cell.cell_type == 'markdown': parts.append(src)
+        else:
+            if src and '#| echo: false' not in cell.source: parts.append(fence(src, 'python'))
+            outs = [output(o, stem, f'{len(parts)}_{i}') for i,o in enumerate(cell.get('outputs', []))]
+            parts += [re.sub(r'^(#{2,4}) (\S+)$', heading, o, flags=re.M) for o in outs] if 'show_doc(' in src else outs
+
+    def relative(m): # links to other notebooks, and those that nbdev makes of `symbol`
+        url, mark = m[1], m[2] or ''
+        if url.endswith('.ipynb'): target = page(Path(posixpath.normpath(posixpath.join(nb.parent.as_posix(), url))))
+        else: target, mark = Path(url.lstrip('/')).with_suffix('.md'), anchor(mark)
+        return f']({posixpath.relpath(target.as_posix(), path.parent.as_posix())}{mark})'
+    text = re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, '\n\n'.join(o for o in parts if o))
+    stem.with_suffix('.md').write_text(text+'\n', encoding='utf-8')
+    return path.as_posix(), title
+
+def navigation(pages):
+    "The front page, tutorials, then the reference in reading order, a section a folder."
+    front = [{'Home': p} for p,_ in pages if p == 'index.md']
+    folders = sorted({str(Path(p).parent) for p,_ in pages}, key=lambda o: (o != 'tutorials', o != '.', o))
+    sections = [{'Reference' if f == '.' else f.capitalize(): [{t: p} for p,t in pages if str(Path(p).parent) == f and p != 'index.md']} for f in folders]
+    return front + [s for s in sections if any(s.values())]
+
+def main():
+    os.chdir(ROOT)
+    for made in (PAGES, SITE): shutil.rmtree(made, ignore_errors=True)
+    folder = get_config().nbs_path
+    nbs = [o.relative_to(folder) for o in sorted(nbglob(folder, as_path=True))]
+    if not nbs: sys.exit('no notebooks to make pages of')
+    processed = proc_nbs(n_workers=2, force=True)
+    pages = [write_page(o, processed/o) for o in nbs]
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    build(load_config('mkdocs.yml', strict=True, nav=navigation(pages)))
+    print(f'{len(pages)} pages: {SITE.relative_to(ROOT)}/index.html')
+
+if __name__ == '__main__': main()

@@ -1,0 +1,272 @@
+"""Random flows on random tables: masks, values and reached tasks must be what a row-by-row reading of the rule says (`oracle`)."""
+import copy, math, pickle
+import numpy as np, pandas as pd, pytest, torch
+from hypothesis import assume, given
+from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
+from fastai_condmtl.conditions import any_of, task
+from fastai_condmtl.flow import Flow
+from oracle import Oracle, build, frame, n_rows, raw_row, vocab_of, walk
+from random_flows import blank, checks, random_spec, random_table, random_value, rngs
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+# ---- what encode must give --------------------------------------------------------------------------------------------
+def unit(t, b, value):
+    "A label on the loss scale."
+    if t['kind'] == 'single': return vocab_of(t).index(value)
+    if t['kind'] == 'bounded':
+        lo, hi = t.get('y_range') or (-8, 8)
+        return (value - lo) / (hi - lo)
+    return (value - b.mean) / b.std if t['kind'] == 'unbounded' else float(value)
+
+def check_encoded(spec, table, bound, y, clashes=True):
+    "Hold `y` against the oracle, cell by cell."
+    o, n = Oracle(spec), n_rows(table)
+    y = torch.as_tensor(y)
+    assert y.dtype == torch.float32 and tuple(y.shape) == (n, 2, bound.n_targets) and torch.isfinite(y).all()
+    assert list(bound.paths) == list(bound.tasks) == o.paths
+    compared = 0
+    for i in range(n):
+        for path, want in o.row(raw_row(table, i)).items():
+            if want['clash'] and not clashes: continue
+            (t, *_), b, compared = o.entries[path], bound.tasks[path], compared + 1
+            vals, mask = y[i, :, bound.slices[path].targets].tolist()
+            where = f'row {i}, {path}: {raw_row(table, i)[path]!r}'
+            assert [m == 1 for m in mask] == want['mask'] and set(mask) <= {0., 1.}, where
+            for got, value, m in zip(vals, want['value'], want['mask']):
+                if value is None: assert got == 0 or o.infer, where               # a filled label may show its value
+                else: assert math.isclose(got, unit(t, b, value), rel_tol=1e-4, abs_tol=1e-4) or (got == 0 and not m), where
+    return compared
+
+def made(rng, **kw):
+    "(spec, table, flow, df) at random."
+    spec = random_spec(rng, **kw)
+    table = random_table(rng, spec)
+    return spec, table, build(spec, rng), frame(spec, table, rng)
+
+@checks(120)
+@given(rngs)
+def test_encode_equals_the_oracle(rng):
+    spec, table, fl, df = made(rng)
+    bound = fl.bind(df)
+    check_encoded(spec, table, bound, bound.encode(df))
+
+@checks(40)
+@given(rngs)
+def test_slices_tile_the_columns(rng):
+    spec, table, fl, df = made(rng)
+    bound, width = fl.bind(df), lambda t: len(t['vocab']) if t['kind'] in ('multi', 'cols') else 1
+    at = 0
+    for p, t, *_ in walk(spec):
+        s, n_logits = bound.slices[p], len(t['vocab']) if t['kind'] == 'single' else width(t)
+        assert (s.targets.start, s.targets.stop) == (at, at + width(t))                       # in the order written
+        assert s.logits.stop - s.logits.start == s.acts.stop - s.acts.start == n_logits
+        at += width(t)
+        if t['kind'] in ('single', 'multi', 'cols'): assert list(bound.tasks[p].vocab) == vocab_of(t)
+    assert bound.n_targets == at
+    for name in ('logits', 'acts'):
+        spans = sorted((getattr(s, name).start, getattr(s, name).stop) for s in (bound.slices[p] for p in bound.paths))
+        assert spans[0][0] == 0 and spans[-1][1] == bound.c and all(a[1] == b[0] for a, b in zip(spans, spans[1:]))
+        if name == 'acts': assert spans == [(bound.slices[p].acts.start, bound.slices[p].acts.stop) for p in bound.paths]
+
+@checks(30)
+@given(rngs)
+def test_bind_leaves_the_flow_alone(rng):
+    spec, table, fl, df = made(rng)
+    before, first = pickle.dumps(fl), fl.bind(df)
+    y = first.encode(df)
+    table2 = random_table(rng, spec)
+    df2 = frame(spec, table2, rng)
+    kept = df2.copy(deep=True)
+    second = fl.bind(df2)
+    check_encoded(spec, table2, second, second.encode(df2))
+    check_encoded(spec, table, first, first.encode(df))
+    assert torch.equal(torch.as_tensor(y), torch.as_tensor(first.encode(df))) and pickle.dumps(fl) == before
+    pd.testing.assert_frame_equal(df2, kept)
+
+@checks(30)
+@given(rngs)
+def test_any_index_and_other_rows(rng):
+    spec, table, fl, df = made(rng)
+    bound = fl.bind(df)
+    y = torch.as_tensor(bound.encode(df))
+    order = [rng.randrange(len(df)) for _ in range(len(df) + 3)]                              # rows shuffled, repeated, left out
+    assert torch.equal(torch.as_tensor(bound.encode(df.iloc[order])), y[order])
+    named = df.set_axis([rng.choice(['a', 'b', 'c']) for _ in range(len(df))])
+    assert torch.equal(torch.as_tensor(fl.bind(named).encode(named)), y)
+    extra = df.assign(unused=1)[sorted(['unused', *df.columns])]
+    assert torch.equal(torch.as_tensor(bound.encode(extra)), y)
+
+@checks(30)
+@given(rngs)
+def test_pickles_and_copies(rng):
+    spec, table, fl, df = made(rng)
+    bound = fl.bind(df)
+    y = torch.as_tensor(bound.encode(df))
+    for twin in (pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound), pickle.loads(pickle.dumps(fl)).bind(df), copy.deepcopy(fl).bind(df)):
+        assert twin.paths == bound.paths and torch.equal(torch.as_tensor(twin.encode(df)), y)
+
+@checks(40)
+@given(rngs)
+def test_order_of_writing_does_not_matter(rng):
+    spec, table, fl, df = made(rng)
+    bound, other = fl.bind(df), build(spec, rng, order=lambda items: rng.sample(items, len(items))).bind(df)
+    y, z = torch.as_tensor(bound.encode(df)), torch.as_tensor(other.encode(df))
+    assert sorted(other.paths) == sorted(bound.paths)
+    for p in bound.paths: assert torch.equal(y[:, :, bound.slices[p].targets], z[:, :, other.slices[p].targets]), p
+
+@checks(30)
+@given(rngs)
+def test_to_units_gives_the_raw_numbers_back(rng):
+    spec, table, fl, df = made(rng)
+    bound = fl.bind(df)
+    y = torch.as_tensor(bound.encode(df))
+    units = torch.as_tensor(bound.to_units(bound.encode(df)))
+    assert torch.equal(units[:, 1], y[:, 1]) and units.shape == y.shape
+    for p, t, *_ in walk(spec):
+        at = bound.slices[p].targets
+        for i in range(len(df)):
+            if not y[i, 1, at].any(): continue
+            if t['kind'] in ('bounded', 'unbounded'): assert units[i, 0, at].item() == pytest.approx(table[p][i], abs=1e-4)
+            else: assert torch.equal(units[i, 0, at], y[i, 0, at])
+
+def test_unbounded_scale_comes_from_the_training_rows():
+    df = pd.DataFrame(dict(n=[1., None, 5., 100., 3.], same=[2, 2, 2, 9, 2]))
+    fl = Flow('f', UnboundedRegressionBlock('n'), UnboundedRegressionBlock('same'))
+    n, same = fl.bind(df, train_idx=[0, 1, 2, 4]).tasks.values()
+    assert (n.mean, n.std) == pytest.approx((3, (8 / 3) ** .5)) and (same.mean, same.std) == pytest.approx((2, 1))
+    assert fl.bind(df).tasks['n'].mean == pytest.approx(109 / 4)
+    assert fl.bind(df, train_idx=np.array([3])).tasks['n'].mean == 100
+
+# ---- the same rule on predictions -------------------------------------------------------------------------------------
+@checks(80)
+@given(rngs)
+def test_reached_equals_the_oracle(rng):
+    spec, table, fl, df = made(rng)
+    bound, bs, o = fl.bind(df), 6, Oracle(spec)
+    gen = torch.Generator().manual_seed(rng.randint(0, 2**30))
+    acts, loss = torch.rand(bs, bound.c, generator=gen), bound.loss_func
+    cut = {}
+    for p, t, *_ in walk(spec):
+        at = bound.slices[p].acts
+        if t['kind'] == 'single': acts[:, at] = acts[:, at].softmax(1)
+        if t['kind'] == 'unbounded': acts[:, at] = acts[:, at] * 4 - 2
+        if t['kind'] in ('binary', 'multi', 'cols'):
+            cut[p] = rng.choice([.5, .25, .8])
+            loss.thresholds[p] = cut[p]
+    decoded = torch.as_tensor(loss.decodes(acts))
+    assert tuple(decoded.shape) == (bs, 2, bound.n_targets) and torch.isfinite(decoded).all()
+    units, reached = torch.as_tensor(bound.to_units(decoded)), torch.as_tensor(bound.reached(decoded))
+    assert tuple(reached.shape) == (bs, len(o.paths)) and reached.dtype == torch.bool
+    for i in range(bs):
+        cells = {}
+        for p, (t, *_) in o.entries.items():
+            a, b = acts[i, bound.slices[p].acts], bound.tasks[p]
+            if t['kind'] == 'binary': cells[p] = a.item() > cut[p]
+            elif t['kind'] == 'single': cells[p] = vocab_of(t)[a.argmax()]
+            elif t['kind'] == 'bounded': cells[p] = (lambda lo, hi: lo + a.item() * (hi - lo))(*(t.get('y_range') or (-8, 8)))
+            elif t['kind'] == 'unbounded': cells[p] = b.mean + a.item() * b.std
+            else: cells[p] = dict(zip(vocab_of(t) if t['kind'] == 'multi' else t['vocab'], (a > cut[p]).tolist()))
+        for k, (p, want) in enumerate(o.reached(cells).items()):
+            at, t = bound.slices[p].targets, o.entries[p][0]
+            assert decoded[i, 1, at].tolist() == [float(want)] * (at.stop - at.start), (i, p, cells)
+            assert reached[i, k].item() == want, (i, p)
+            if want and t['kind'] in ('bounded', 'unbounded'): assert units[i, 0, at].item() == pytest.approx(cells[p], abs=1e-3)
+            elif want:
+                v = list(cells[p].values()) if isinstance(cells[p], dict) else [vocab_of(t).index(cells[p])] if t['kind'] == 'single' else [cells[p]]
+                assert units[i, 0, at].tolist() == [float(x) for x in v]
+
+# ---- infer_labels -----------------------------------------------------------------------------------------------------
+def consistent_table(rng, spec, n=6):
+    "Rows as the world could be (a task has a label only where its condition holds), then gaps at random: nothing contradicts."
+    o, rows = Oracle(spec | dict(infer_labels=False)), []
+    for _ in range(n):
+        raw = {p: random_value(rng, t) for p, (t, *_) in o.entries.items()}
+        out = o.reached({p: o.cell(p, v) for p, v in raw.items()})
+        rows.append({p: blank(rng, o.entries[p][0], raw[p], .5 if out[p] else 1) for p in raw})
+    return {p: [r[p] for r in rows] for p in o.paths}
+
+@checks(100)
+@given(rngs)
+def test_infer_labels_equals_the_fixpoint(rng):
+    spec = random_spec(rng, infer=True, kinds=['binary', 'binary', 'single', 'multi', 'cols', 'unbounded'])
+    for _, t, *_ in walk(spec): t |= dict(vocab_given=True, nan_is_empty=False)
+    table = consistent_table(rng, spec) if rng.random() < .7 else random_table(rng, spec)
+    df = frame(spec, table, rng)
+    bound = build(spec, rng).bind(df)
+    assume(check_encoded(spec, table, bound, bound.encode(df), clashes=False))
+
+@checks(30)
+@given(rngs)
+def test_infer_labels_only_opens_gates(rng):
+    "Filled labels train nothing of their own, and no row of a consistent table is lost by filling."
+    spec = random_spec(rng, kinds=['binary', 'single', 'multi', 'cols'])
+    for _, t, *_ in walk(spec): t['vocab_given'] = True
+    table = consistent_table(rng, spec)
+    df, y = frame(spec, table, rng), {}
+    for mode in (False, True, 'train'):
+        bound = build(spec | dict(infer_labels=mode), rng).bind(df)
+        y[mode] = torch.as_tensor(bound.encode(df))[:, 1]
+    assert (y[False] <= y[True]).all() and (y[True] <= y['train']).all()
+    for p, t, *_ in walk(spec):
+        if t['kind'] != 'cols' and not t.get('nan_is_empty'):
+            gap = torch.tensor([v is None for v in table[p]])
+            assert not y[True][gap][:, bound.slices[p].targets].any()
+
+# ---- conditions as data -----------------------------------------------------------------------------------------------
+NAMES = dict(a=BinaryBlock('a'), b=BinaryBlock('b'), kind=SingleLabelBlock('kind'), colours=MultiLabelBlock('colours'),
+             age=UnboundedRegressionBlock('age'), size=BoundedRegressionBlock('size', y_range=(0, 9)), any_of=any_of, task=task)
+SOURCES = ["~a", "a & b", "~a & kind.eq('x')", "a & ~b & colours.has('red')", "any_of(a, b)", "any_of(a, ~b) & kind.ne('y')", "~any_of(a, b)",
+           "~(a & b)", "any_of(a & b, age > 18)", "(age > 18) & a", "~(age > 18)", "kind.isin(['x', 'y'])", "colours.has_any(['red', 'blue'])",
+           "colours.has_all(['red', 'blue'])", "age.between(1, 2.5)", "size <= 3", "size < 3", "size >= 3", "kind.eq(3)", "kind.eq('it')", "a & (b & ~kind.eq('x'))",
+           "~any_of(a, ~(b & kind.eq('x')))"]
+read = lambda source: eval(source, dict(NAMES))
+plain = lambda text: ''.join(text.replace('"', "'").split())
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_a_condition_reads_compares_and_pickles(source):
+    c = read(source)
+    assert read(repr(c)) == c, f'{c!r} does not read back'
+    drop = lambda text: plain(text).translate(str.maketrans('', '', '()[]'))                  # brackets are a matter of taste
+    assert drop(repr(c)) == drop(source) and plain(str(c)) == plain(repr(c))
+    assert c == read(source) and not (c != read(source)) and pickle.loads(pickle.dumps(c)) == c and copy.deepcopy(c) == c
+    assert c != ~c and c is not None and c != source
+    for bad in (bool, lambda c: c and read('b'), lambda c: not c):
+        with pytest.raises((TypeError, ValueError), match='any_of|&|~'): bad(c)
+
+def test_conditions_differ_by_structure():
+    cs = [read(s) for s in SOURCES]
+    assert [i for i, c in enumerate(cs) if c in cs[:i]] == []
+    assert read("age.gt(18)") == read("age > 18") == read("18 < age") and read("age.le(18)") == read("age <= 18") and read("age.ge(1)") != read("age.gt(1)")
+    assert read("~task('b') & a") == read("~b & a") and read("task('age') > 18") == read("age > 18")
+    assert read("kind.eq('1')") != read("kind.eq(1)") and task('a') == task('a') != task('b')
+
+@checks(40)
+@given(rngs)
+def test_random_conditions_read_back(rng):
+    def cond(depth):
+        shape = rng.choice(['atom', 'not', 'and', 'any']) if depth else 'atom'
+        if shape == 'atom': return rng.choice([s for s in SOURCES if '&' not in s and '~' not in s and 'any_of' not in s] + ["~task('a')", "~a"])
+        if shape == 'not': return f'~({cond(depth - 1)})'
+        parts = [cond(depth - 1) for _ in range(rng.randint(2, 3))]
+        return ' & '.join(f'({p})' for p in parts) if shape == 'and' else f"any_of({', '.join(parts)})"
+    source = cond(3)
+    c = read(source)
+    assert read(repr(c)) == c and pickle.loads(pickle.dumps(c)) == c
+
+def test_double_bounds_do_not_slip_through():
+    with pytest.raises((TypeError, ValueError)): read('1 < age < 10')                         # "(1 < age) and (age < 10)" would keep the second alone
+    with pytest.raises((TypeError, ValueError)): read('1 < size <= 3')
+
+def test_using_a_block_leaves_it_alone():
+    a, b = BinaryBlock('a'), BinaryBlock('b')
+    x = BinaryBlock('x')
+    y = x | a
+    z = y | ~b
+    df = pd.DataFrame(dict(a=[True, True, False], b=[True, False, False], x=[1, 1, 1]))
+    mask = lambda t: torch.as_tensor(Flow('f', a, b, t).bind(df).encode(df))[:, 1, 2].tolist()
+    assert [mask(x), mask(y), mask(z), mask(x)] == [[1, 1, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    assert mask(BinaryBlock('x', given=a & ~b)) == mask(x | (a & ~b)) == mask(z)
+    inner = Flow('g', x)
+    inner | a
+    assert torch.as_tensor(Flow('f', a, b, inner).bind(df).encode(df))[:, 1, 2].tolist() == [1, 1, 1]
