@@ -15,7 +15,7 @@ __all__ = ['ConditionalBlock', 'check_name', 'near', 'factorise', 'take', 'look_
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
     "Base class of all kinds of task: the name, its column, and when it has meaning"
-    ops, metrics, n_out, thresholded = (), (), 1, False
+    ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     path = None # known once bound
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path

@@ -146,7 +146,7 @@ def sort_labels(labels):
 # %% ../nbs/01_blocks.ipynb #d6001a81
 class SingleLabelBlock(ConditionalBlock):
     "One of several classes: cells are any hashable"
-    ops = ('eq', 'ne', 'isin')
+    ops, n_summary = ('eq', 'ne', 'isin'), 2
     metrics = ('accuracy', 'accuracy_3', 'accuracy_5', 'f1_score', 'precision', 'recall', 'balanced_accuracy')
     def __init__(self, name, col=None, *,
         vocab=None,         # The classes; by default all that occur, sorted (a categorical column keeps its own order)
@@ -199,7 +199,7 @@ class SingleLabelBlock(ConditionalBlock):
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
     def summarise(self, acts, targets):
         own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out-1))
-        return torch.stack([acts.argmax(-1).to(acts.dtype), (acts > own).sum(-1).to(acts.dtype)], -1)
+        return torch.stack([acts.argmax(-1).to(acts.dtype), self.n_out - (acts <= own).sum(-1).to(acts.dtype)], -1) # a NaN gets the last rank, not the first
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
         return class_score(name, summary[m,0,0].astype(int), summary[m,0,1], true[m,0].astype(int))

@@ -32,6 +32,7 @@ class ConditionalLoss(nn.Module):
         self.sizes, self.logit_sizes = [len(f.columns) for f in flow.families], [len(f.columns)*f.n_out for f in flow.families]
         self.n_outs = [f.n_out for f in flow.families]
         self.runs = _runs([blocks[i].n_targets for i in self.tasks]) # stretches of tasks of one width: [(width, tasks)]
+        self.narrow = self.runs == [(1, len(blocks))]
         self._buffer('order', order)                # logit order -> target columns
         self._buffer('back', _inverse(acts))        # flow order of activations -> logit order
         self._buffer('forth', acts)                 # logit order -> flow order of activations
@@ -55,10 +56,11 @@ class ConditionalLoss(nn.Module):
 
     def _logits(self, pred):
         "A view of the logits for each family: `(bs, n)` or `(bs, n, n_out)`"
-        return [x if n == 1 else x.reshape(len(x), -1, n) for x,n in zip(pred.split(self.logit_sizes, 1), self.n_outs)]
+        return [x if n == 1 else x.unflatten(1, (-1, n)) for x,n in zip(pred.split(self.logit_sizes, 1), self.n_outs)]
 
     def _shares(self, mask, weight):
         "The weight of each cell `(bs, D)`: `weight` of the task, over its rows, over the labels of the row"
+        if self.narrow: return mask * (weight / mask.sum(0).clamp_(min=1))
         parts, col, task = [], 0, 0
         for width,n in self.runs:
             m, w = mask[:, col:col + width*n], weight[task:task + n]
@@ -80,13 +82,15 @@ class ConditionalLoss(nn.Module):
         y,    # Packed targets `(bs, 2, D)` or `(bs, 2D)`
     ):
         "The total, weighted; reduced as `reduction` says"
-        pred, y = _clean(pred), packed(y)
+        pred = _clean(pred)
         if pred.dtype in (torch.float16, torch.bfloat16): pred = pred.float()
-        vals, mask = self._targets(y.to(pred.dtype))
+        vals, mask = self._targets(packed(y).to(pred.dtype))
         g = self._shares(mask, self.weight.to(pred.dtype))
         if self.reduction == 'none': return (self._cells(pred, vals) * g).sum(1) * len(pred)
-        parts = zip(self.blocks, self._logits(pred), vals.split(self.sizes, 1), g.split(self.sizes, 1))
-        total = sum(b.loss(x, v, w, **self._params(k, pred.dtype)) for k,(b,x,v,w) in enumerate(parts))
+        total = None
+        for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), vals.split(self.sizes, 1), g.split(self.sizes, 1))):
+            loss = b.loss(x, v, w, **self._params(k, pred.dtype))
+            total = loss if total is None else total + loss
         return total * len(pred) if self.reduction == 'sum' else total
 
     def per_sample(self,

@@ -65,7 +65,8 @@ def class_score(
 ) -> float:
     "Score of one single-label task; NaN without rows"
     if not len(true): return float('nan')
-    if name.startswith('accuracy'): return float(np.mean(np.asarray(rank) < int(name[9:] or 1)))
+    if name == 'accuracy': return float(np.mean(np.asarray(best) == true))
+    if name.startswith('accuracy_'): return float(np.mean(np.asarray(rank) < int(name[9:])))
     from sklearn.metrics import precision_recall_fscore_support as prf, balanced_accuracy_score
     if name == 'balanced_accuracy': return float(balanced_accuracy_score(true, best)) if len(np.unique(true)) > 1 else float(np.mean(best == true))
     return float(prf(true, best, average='macro', zero_division=0)[dict(precision=0, recall=1, f1_score=2)[name]])

@@ -5,6 +5,7 @@ from hypothesis import assume, given
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
+from fastai_condmtl.losses import ConditionalLoss
 from oracle import Oracle, build, frame, n_rows, raw_row, vocab_of, walk
 from random_flows import blank, checks, random_spec, random_table, random_value, rngs
 
@@ -154,6 +155,7 @@ def test_reached_equals_the_oracle(rng):
         if t['kind'] in ('binary', 'multi', 'cols'):
             cut[p] = rng.choice([.5, .25, .8])
             loss.thresholds[p] = cut[p]
+    assert isinstance(loss, ConditionalLoss)
     decoded = torch.as_tensor(loss.decodes(acts))
     assert tuple(decoded.shape) == (bs, 2, bound.n_targets) and torch.isfinite(decoded).all()
     units, reached = torch.as_tensor(bound.to_units(decoded)), torch.as_tensor(bound.reached(decoded))

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.flow import Flow
+from fastai_condmtl.losses import ConditionalLoss
 from fastai_condmtl.target import TensorConditional
 from oracle import build, frame, walk
 from random_flows import checks, random_spec, random_table, rngs
@@ -227,4 +228,4 @@ def test_activation_is_in_flow_order():
     acts = bound.loss_func.activation(z)
     shape = dict(n=lambda v: v, s=lambda v: v.softmax(1), b=torch.sigmoid, m=torch.sigmoid, r=torch.sigmoid)
     for p in bound.paths: close(acts[:, bound.slices[p].acts], shape[p](z[:, bound.slices[p].logits]))
-    assert bound.loss_func.y_int and acts.shape == z.shape
+    assert isinstance(bound.loss_func, ConditionalLoss) and bound.loss_func is bound.loss_func and bound.loss_func.y_int and acts.shape == z.shape

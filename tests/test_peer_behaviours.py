@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
+from fastai_condmtl.losses import ConditionalLoss
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 T, N = True, None
@@ -70,6 +71,7 @@ def test_a_typo_is_named():
 def test_everything_pickles_here_and_elsewhere(tmp_path):
     fl = Flow('f', A, B | ~A, KIND, TAGS, AGE, Flow('g', X | any_of(B, KIND.eq('k0') & (AGE > 0))) | TAGS.has('red'))
     bound = fl.bind(DF)
+    assert isinstance(bound.loss_func, ConditionalLoss)
     bound.loss_func.thresholds['a'] = .75
     (tmp_path / 'flow.pkl').write_bytes(pickle.dumps((fl, bound, bound.loss_func, bound.encode(DF), DF)))
     code = f"import pickle, torch; fl, bound, loss, y, df = pickle.load(open({str(tmp_path / 'flow.pkl')!r}, 'rb')); " \
