@@ -60,6 +60,10 @@ class ConditionalBlock(Comparable):
     def scale(self, x): "Natural values to the loss scale"; return x
     def unscale(self, x): "Loss scale to natural values"; return x
     def check(self, op, value): "`value` of an atom in natural values, after checking that the kind answers `op`"; check_op(op, self.ops, self.path or self.name, type(self).__name__); return value
+    def to_cell(self, vals): "Natural values of one row `(W,)` in the table's terms"; raise NotImplementedError(f'{type(self).__name__}.to_cell')
+    def to_columns(self, vals, known):
+        "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N,)"
+        return {self.cols[0]: np.array([self.to_cell(v) if k else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

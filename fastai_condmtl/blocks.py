@@ -69,6 +69,10 @@ class BinaryBlock(_Sigmoid):
     def truth(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]
     def force(self, op, value, truth): "Natural values that an atom forces, `[(target column, value)]`"; return [(0, float(truth))]
     def to_cell(self, vals): return bool(vals[0] > .5) if self.vocab is None else self.vocab[int(vals[0] > .5)]
+    def to_columns(self, vals, known):
+        yes = vals[:,0] > .5
+        if self.vocab is not None: return super().to_columns(vals, known)
+        return {self.cols[0]: pd.arrays.BooleanArray(yes, ~known)}
     def probability(self, acts): return float(acts[0])
     def describe(self): return '' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}'
 
@@ -128,6 +132,9 @@ class MultiLabelBlock(_Sigmoid):
         one = len(value) == 1 or truth == (op == 'has_all')
         return [(j, float(truth)) for j in value] if one else []
     def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
+    def to_columns(self, vals, known):
+        if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known) for j,c in enumerate(self.label_cols)}
+        return {self.cols[0]: np.array([self.label_delim.join(map(str, self.to_cell(v))) if k else None for v,k in zip(vals, known)], dtype=object)}
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} labels'
 
@@ -234,6 +241,7 @@ class _Regression(ConditionalBlock):
         return t & k, ~t & k
     def force(self, op, value, truth): return []
     def to_cell(self, vals): return float(vals[0])
+    def to_columns(self, vals, known): return {self.cols[0]: np.where(known, vals[:,0], np.nan)}
     def loss(self, logits, targets, weight=None):
         res = _regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
         return res if weight is None else (res*weight).sum()

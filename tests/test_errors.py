@@ -1,7 +1,9 @@
 """Every misuse that DESIGN.md lists is an error that names the tasks, and ends with the fix. Whether it comes when the flow is written or when it
 meets its table is left open: both happen inside `refused`."""
 import re, warnings
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
+from fastai.data.all import DataBlock, TransformBlock
+import fastai_condmtl.data
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow, FlowError
@@ -14,12 +16,12 @@ KIND, TAGS, AGE = (lambda: SingleLabelBlock('kind')), (lambda: MultiLabelBlock('
 SIZE = lambda: BoundedRegressionBlock('size', y_range=(0, 9))
 
 def refused(make, *words, df=DF):
-    "`make()`, bound to `df`, raises with every one of `words` (regular expressions, case ignored) in the message."
+    "`make()`, bound to `df` and encoding it, raises with every one of `words` (regular expressions, case ignored) in the message."
     with pytest.raises((ValueError, TypeError)) as e:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             made = make()
-            (made if isinstance(made, Flow) else Flow('f', made)).bind(df)
+            (made if isinstance(made, Flow) else Flow('f', made)).bind(df).encode(df)
     text = str(e.value)
     for w in words: assert re.search(w, text, re.I | re.S), f'{w!r} not in: {text}'
     return text
@@ -49,6 +51,9 @@ def test_unknown_column(make, words): refused(make, *words, 'column')
     (BinaryBlock('v'), [1., .5, None, 0], r'0?\.5', 1),
     (BinaryBlock('v', vocab=('no', 'yes')), ['yes', 'no', 'maybe', None], 'maybe', 2),
     (BinaryBlock('v'), [1, 0, None, -1], '-1', 3),
+    (SingleLabelBlock('v'), ['p', None, {'k': 'q'}, 'q'], "{'k': 'q'}", 2),
+    (BinaryBlock('v'), [1, [1], None, 0], r'\[1\]', 1),
+    (UnboundedRegressionBlock('v'), [1., None, float('inf'), 0.], 'inf', 2),
     (MultiLabelBlock('m', cols=['v']), [1, 0, None, 3], '3', 3),
     (BoundedRegressionBlock('v', y_range=(0, 10)), [0, 10, 10.5, None], r'10\.5', 2),
     (BoundedRegressionBlock('v', y_range=(0, 10)), [0, -1, 10, None], '-1', 1),
@@ -58,8 +63,10 @@ def test_unknown_column(make, words): refused(make, *words, 'column')
 def test_a_label_that_cannot_be(blk, values, bad, row):
     "Task, row and value are named, in a flow within a flow as well, whatever the index of the table."
     name = blk.name
-    df = pd.DataFrame({'a': [True] * 4, 'v': pd.Series(values, dtype=object)}, index=['r0', 'r1', 'r2', 'r3'])
+    df = pd.DataFrame({'a': [True] * 4, 'v': pd.Series(values, dtype=object)})
     refused(lambda: Flow('f', A(), Flow('g', blk | A())), rf'g\.{name}\b', bad, rf'\brow\b.*{row}', df=df)
+    named = df.set_axis(['r0', 'r1', 'r2', 'r3'])
+    refused(lambda: Flow('f', A(), Flow('g', blk | A())), rf'g\.{name}\b', bad, rf'\brow\b.*{row}', df=named)
 
 @pytest.mark.parametrize('blk, first, later', [
     (SingleLabelBlock('v'), ['p', 'q'], 'zebra'), (MultiLabelBlock('v'), ['p', 'q'], 'p,zebra'),
@@ -82,17 +89,20 @@ def test_empty_table():
                                  BoundedRegressionBlock('v', y_range=(0, 1)), MultiLabelBlock('v', cols=['v', 'w'])])
 @pytest.mark.parametrize('dtype', [object, 'float64'])
 def test_a_task_without_any_label_warns_and_goes_on(blk, dtype):
-    df = pd.DataFrame(dict(a=[True, False], v=pd.Series([None, None], dtype=dtype), w=pd.Series([None, None], dtype=dtype)))
-    with pytest.warns(Warning, match=r'(?s)g\.v\b'): fl = Flow('f', A(), Flow('g', blk)).bind(df)
-    y = fl.encode(df)
-    assert isinstance(y, TensorConditional)
-    y = np.asarray(y)
-    assert np.isfinite(y).all() and not y[:, 1, fl.slices['g.v'].targets].any() and y[:, 1, 0].all()
+    "Whether it says so when bound or when a DataBlock sets its data up is left open."
+    df = pd.DataFrame(dict(a=[True, False] * 3, v=pd.Series([None] * 6, dtype=dtype), w=pd.Series([None] * 6, dtype=dtype)))
+    fl = Flow('f', A(), Flow('g', blk))
+    with pytest.warns(Warning, match=r'(?s)g\.v\b'):
+        bound = fl.bind(df)
+        y = bound.encode(df)
+        dls = DataBlock(blocks=(TransformBlock, fl), get_x=lambda row: torch.zeros(1)).dataloaders(df, bs=2)
+    assert isinstance(y, TensorConditional) and y.isfinite().all() and not y[:, 1, bound.slices['g.v'].targets].any() and y[:, 1, 0].all()
+    assert dls.one_batch()[1].shape == (2, 2, bound.n_targets) and dls.flow.paths == ['a', 'g.v']
 
 def test_a_full_table_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        Flow('f', A(), B() | A(), KIND(), AGE()).bind(DF)
+        Flow('f', A(), B() | A(), KIND(), AGE()).bind(DF).encode(DF)
 
 # ---- names ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('make, words', [
