@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'near', 'factorise', 'take', 'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'near', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -99,6 +99,18 @@ def factorise(s:pd.Series):
     codes, uniq = pd.factorize(s)
     return codes, list(uniq)
 
+def distinct(block, df, col):
+    "`factorise` of a column; what cannot be compared is an error with task, row and value"
+    try: return factorise(df[col])
+    except TypeError:
+        i = next(i for i,v in enumerate(df[col]) if not _hashable(v))
+        raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: use a value that can be hashed, such as a string or a number") from None
+
+def _hashable(v):
+    try: hash(tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
+    except TypeError: return False
+    return True
+
 def take(values, codes):
     "Row `codes[i]` of `values`, and 0 where the code is -1; with the mask of known rows (N, W)"
     values = np.asarray(values)
@@ -110,7 +122,7 @@ def take(values, codes):
 
 def look_up(block, df, col, fn, why):
     "Encode a column by `fn` of its distinct values; `why(value)` explains a value for which `fn` gives None"
-    codes, uniq = factorise(df[col])
+    codes, uniq = distinct(block, df, col)
     vals = [fn(u) for u in uniq]
     for j,v in enumerate(vals):
         if v is None: raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from .base import ConditionalBlock, near, factorise, take, look_up, numbers
+from .base import ConditionalBlock, near, distinct, take, look_up, numbers
 from .conditions import FlowError, as_condition
 from .scores import binary_score, class_score, regression_score
 
@@ -105,14 +105,14 @@ class MultiLabelBlock(_Sigmoid):
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
         return [str(int(cell)) if isinstance(cell, (int, float, np.number)) and cell == int(cell) else str(cell)] # '0' alone in a column reads back from a csv as a number
     def setup(self, df, train):
-        if self.vocab is None: self.vocab = sort_labels({l for cell in factorise(df[self.cols[0]])[1] for l in self.labels(cell)})
+        if self.vocab is None: self.vocab = sort_labels({l for cell in distinct(self, df, self.cols[0])[1] for l in self.labels(cell)})
         if np.ndim(self.threshold) and len(self.threshold) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.threshold)} thresholds for {len(self.vocab)} labels: give one value, or one a label")
         self.index = {l: i for i,l in enumerate(self.vocab)}
     def encode(self, df):
         if self.label_cols is not None:
             parts = [BinaryBlock.encode(_one_column(self, c), df) for c in self.cols]
             return np.concatenate([v for v,_ in parts], 1), np.concatenate([k for _,k in parts], 1)
-        codes, uniq = factorise(df[self.cols[0]])
+        codes, uniq = distinct(self, df, self.cols[0])
         hot = np.zeros((len(uniq), self.n_targets), dtype=np.uint8)
         for j,cell in enumerate(uniq):
             for l in self.labels(cell):
@@ -171,7 +171,7 @@ class SingleLabelBlock(ConditionalBlock):
             s = df[self.cols[0]]
             if isinstance(s.dtype, pd.CategoricalDtype): self.vocab = list(s.cat.categories)
             else:
-                uniq = [u.item() if isinstance(u, np.generic) else u for u in factorise(s)[1]]
+                uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(self, df, self.cols[0])[1]]
                 if uniq and all(isinstance(u, float) and u == int(u) for u in uniq if not _inf(u)): uniq = [int(u) for u in uniq] # integers with gaps arrive as floats
                 self.vocab = sort_labels(uniq)
         self.index = {l: i for i,l in enumerate(self.vocab)}

@@ -134,6 +134,8 @@ class task(Comparable):
     def __init__(self, path:str): self.path = path
     def _name(self): return self.path
     def __repr__(self): return f'task({self.path!r})'
+    def __eq__(self, o): return isinstance(o, task) and o.path == self.path
+    def __hash__(self): return hash(self.path)
 
 # %% ../nbs/00_conditions.ipynb #6c196171
 def kleene(

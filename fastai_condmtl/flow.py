@@ -51,6 +51,7 @@ def walk(flow, prefix='', gates=()):
     "All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, prefix of the scope it was written in)`"
     if flow.given is not None: gates += ((flow.given, prefix.rpartition('.')[0].rpartition('.')[0]),) if prefix else ((flow.given, ''),)
     seen = {}
+    if not flow.tasks: raise FlowError(f"flow '{prefix[:-1] or flow.name}' is empty: add at least one block, or leave it out")
     for t in flow.tasks:
         path = prefix + t.name
         if t.name in seen:
@@ -87,14 +88,13 @@ class Plan:
     "A checked flow: `paths`, `blocks`, `gates` (per task, indices into `conds`) and `order`"
     def __init__(self, flow):
         found = list(walk(flow))
-        if not found: raise FlowError(f"flow '{flow.name}' is empty: add at least one block")
         self.paths, self.blocks = [p for p,_,_ in found], [b for _,b,_ in found]
         self.index = {p: i for i,p in enumerate(self.paths)}
         self.names, self.conds, ids = Names(self.paths), [], {}
         _check_columns(self.paths, self.blocks)
         self.gates = []
         for path,_,gates in found:
-            gates = [self.resolve(c, scope) for c,scope in gates]
+            gates = [_asked_by(path, c, self.resolve, c, scope) for c,scope in gates]
             for g in gates:
                 if g not in ids: ids[g] = len(ids); self.conds.append(g)
             self.gates.append(tuple(dict.fromkeys(ids[g] for g in gates)))
@@ -126,7 +126,11 @@ class Plan:
         "A copy with bound blocks, its conditions' values turned natural (and checked against vocabularies)"
         res = copy(self)
         res.blocks = blocks
-        res.natural = {a: blocks[self.index[a.task]].check(a.op, a.value) for c in self.conds for a in atoms(c)}
+        res.natural = {}
+        for path,gates in zip(self.paths, self.gates):
+            for g in gates:
+                for a in atoms(self.conds[g]):
+                    if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
         return res
 
     def needs(self, i):
@@ -171,6 +175,11 @@ class Plan:
         for i in self.order:
             if self.gates[i]: res[i] = all_true(self.gates[i])
         return res
+
+def _asked_by(path, cond, f, *args):
+    "`f(*args)`, whose error then says which task's condition is meant"
+    try: return f(*args)
+    except FlowError as e: raise FlowError(f"the condition `{cond}` of '{path}': {e}") from None
 
 def _check_columns(paths, blocks):
     seen = {}
