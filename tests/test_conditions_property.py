@@ -153,8 +153,9 @@ def test_reached_equals_the_oracle(rng):
         if t['kind'] == 'single': acts[:, at] = acts[:, at].softmax(1)
         if t['kind'] == 'unbounded': acts[:, at] = acts[:, at] * 4 - 2
         if t['kind'] in ('binary', 'multi', 'cols'):
-            cut[p] = rng.choice([.5, .25, .8])
-            loss.thresholds[p] = cut[p]
+            cut[p] = rng.choice([[.5], [.25], [.8]]) if t['kind'] == 'binary' or rng.random() < .5 else [rng.choice([.1, .5, .9]) for _ in t['vocab']]
+            form = rng.choice([list, torch.tensor, np.array])                                 # one value, or one a label
+            loss.thresholds[p] = cut[p][0] if len(cut[p]) == 1 else form(cut[p])
     assert isinstance(loss, ConditionalLoss)
     decoded = torch.as_tensor(loss.decodes(acts))
     assert tuple(decoded.shape) == (bs, 2, bound.n_targets) and torch.isfinite(decoded).all()
@@ -164,11 +165,11 @@ def test_reached_equals_the_oracle(rng):
         cells = {}
         for p, (t, *_) in o.entries.items():
             a, b = acts[i, bound.slices[p].acts], bound.tasks[p]
-            if t['kind'] == 'binary': cells[p] = a.item() > cut[p]
+            if t['kind'] == 'binary': cells[p] = a.item() > cut[p][0]
             elif t['kind'] == 'single': cells[p] = vocab_of(t)[a.argmax()]
             elif t['kind'] == 'bounded': cells[p] = (lambda lo, hi: lo + a.item() * (hi - lo))(*(t.get('y_range') or (-8, 8)))
             elif t['kind'] == 'unbounded': cells[p] = b.mean + a.item() * b.std
-            else: cells[p] = dict(zip(vocab_of(t) if t['kind'] == 'multi' else t['vocab'], (a > cut[p]).tolist()))
+            else: cells[p] = dict(zip(vocab_of(t) if t['kind'] == 'multi' else t['vocab'], (a > torch.tensor(cut[p])).tolist()))
         for k, (p, want) in enumerate(o.reached(cells).items()):
             at, t = bound.slices[p].targets, o.entries[p][0]
             assert decoded[i, 1, at].tolist() == [float(want)] * (at.stop - at.start), (i, p, cells)

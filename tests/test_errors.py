@@ -149,6 +149,7 @@ def test_cycle(make, words): refused(make, *words, 'cycl|circ|depend')
     (lambda: (KIND(), X() | KIND().ne('kyte')), ['kyte', 'kind']),
     (lambda: (KIND(), X() | KIND().isin(['kite', 'kyte'])), ['kyte', 'kind']),
     (lambda: (SingleLabelBlock('kind', vocab=['kite', 'ball']), X() | ~task('kind').eq('kyte')), ['kyte', 'kind']),
+    (lambda: (KIND(), X() | KIND().eq(['kite'])), ['kite', 'kind']),
     (lambda: (TAGS(), X() | TAGS().has('read')), ['read', 'tags']),
     (lambda: (TAGS(), X() | TAGS().has_any(['red', 'read'])), ['read', 'tags']),
     (lambda: (MultiLabelBlock('m', cols=['red', 'blue']), X() | task('m').has_all(['read', 'red'])), ['read', r'\bm\b'])])
