@@ -200,8 +200,8 @@ class SingleLabelBlock(ConditionalBlock):
 
     def loss(self, logits, targets, weight=None):
         w = None if self.class_weights is None else torch.tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
-        res = F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), weight=w, label_smoothing=self.label_smoothing, reduction='none').view_as(targets)
-        return res if weight is None else (res*weight).sum()
+        res = F.cross_entropy(logits, targets.long(), weight=w, label_smoothing=self.label_smoothing, reduction='none')
+        return res if weight is None else res.dot(weight)
     def activate(self, logits): return logits.softmax(-1)
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
     def summarise(self, acts, targets):

@@ -32,13 +32,15 @@ class ConditionalLoss(nn.Module):
         self.sizes, self.logit_sizes = [len(f.columns) for f in flow.families], [len(f.columns)*f.n_out for f in flow.families]
         self.n_outs = [f.n_out for f in flow.families]
         self.runs = _runs([blocks[i].n_targets for i in self.tasks]) # stretches of tasks of one width: [(width, tasks)]
-        self.narrow = self.runs == [(1, len(blocks))]
         self._buffer('order', order)                # logit order -> target columns
         self._buffer('back', _inverse(acts))        # flow order of activations -> logit order
         self._buffer('forth', acts)                 # logit order -> flow order of activations
         self._buffer('cols_back', _inverse(order))  # flow order of target columns -> logit order
         self._buffer('task_back', _inverse(self.tasks))
-        self._buffer('weight', [blocks[i].weight for i in self.tasks], torch.float32)
+        task = 0
+        for k,(_,n) in enumerate(self.runs):
+            self._buffer(f'weight_{k}', [blocks[i].weight for i in self.tasks[task:task + n]], torch.float32)
+            task += n
         self.names = []
         for k,(f,b) in enumerate(zip(flow.families, self.blocks)): # numbers a column, where some task of the family has them
             given = [blocks[i].params() for i in f.tasks]
@@ -48,47 +50,50 @@ class ConditionalLoss(nn.Module):
         self.thresholds = {p: b.thresholds() for p,b in flow.tasks.items() if b.thresholded} # path -> one value, or one a label
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
-    def _params(self, k, dtype): return {n: getattr(self, f'{n}_{k}').to(dtype) for n in self.names[k]}
+    def _params(self, k, dtype): return {n: getattr(self, f'{n}_{k}').to(dtype) for n in self.names[k]} if self.names[k] else {}
 
     def _targets(self, y):
-        "Values and gt mask `(bs, D)` in the order of the logits"
-        return packed(y).index_select(2, self.order).unbind(1)
+        "Values and gt mask `(bs, D)` in the order of the logits, as copies that may be changed"
+        if y.ndim != 3: y = packed(y)
+        return y.index_select(2, self._buffers['order']).unbind(1)
 
     def _logits(self, pred):
-        "A view of the logits for each family: `(bs, n)` or `(bs, n, n_out)`"
-        return [x if n == 1 else x.unflatten(1, (-1, n)) for x,n in zip(pred.split(self.logit_sizes, 1), self.n_outs)]
+        "The logits of each family: `(bs, n)`, or with several a column `(bs*n, n_out)`"
+        return [x if n == 1 or x.shape[1] == n else x.reshape(-1, n) for x,n in zip(pred.split(self.logit_sizes, 1), self.n_outs)]
 
-    def _shares(self, mask, weight):
-        "The weight of each cell `(bs, D)`: `weight` of the task, over its rows, over the labels of the row"
-        if self.narrow: return mask * (weight / mask.sum(0).clamp_(min=1))
-        parts, col, task = [], 0, 0
-        for width,n in self.runs:
-            m, w = mask[:, col:col + width*n], weight[task:task + n]
-            if width == 1: parts.append(m * (w / m.sum(0).clamp_(min=1)))
+    def _cols(self, x):
+        "Columns `(bs, D)` in the order of the logits, for each family: `(bs, n)`, or with several logits a column `(bs*n,)`"
+        return [c if n == 1 else c.reshape(-1) for c,n in zip(x.split(self.sizes, 1), self.n_outs)]
+
+    def _shares(self, mask):
+        "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
+        col = 0
+        for k,(width,n) in enumerate(self.runs):
+            m, w = mask.narrow(1, col, width*n), self._buffers[f'weight_{k}']
+            if w.dtype != m.dtype: w = w.to(m.dtype)
+            if width == 1: m.mul_(w / m.sum(0).clamp_(min=1))
             else:
-                m = m.reshape(len(m), n, width)
-                labels = m.sum(2)
-                rows = (labels > 0).sum(0).clamp_(min=1)
-                parts.append((m * ((w/rows) / labels.clamp_(min=1))[..., None]).flatten(1))
-            col, task = col + width*n, task + n
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+                m = m.view(len(m), n, width)
+                m.mul_(w[:, None] / (m.sum(2, keepdim=True) * m.amax(2, keepdim=True).sum(0)).clamp_(min=1)) # labels of the row, rows with any
+            col += width*n
+        return mask
 
     def _cells(self, pred, vals):
         "The loss of every cell `(bs, D)`, masked or not, in the order of the logits"
-        return torch.cat([b.loss(x, v, **self._params(k, pred.dtype)) for k,(b,x,v) in enumerate(zip(self.blocks, self._logits(pred), vals.split(self.sizes, 1)))], 1)
+        parts = enumerate(zip(self.blocks, self._logits(pred), self._cols(vals)))
+        return torch.cat([b.loss(x, v, **self._params(k, pred.dtype)).reshape(len(pred), -1) for k,(b,x,v) in parts], 1)
 
     def forward(self,
         pred, # Raw logits `(bs, C)`
         y,    # Packed targets `(bs, 2, D)` or `(bs, 2D)`
     ):
         "The total, weighted; reduced as `reduction` says"
-        pred = _clean(pred)
-        if pred.dtype in (torch.float16, torch.bfloat16): pred = pred.float()
-        vals, mask = self._targets(packed(y).to(pred.dtype))
-        g = self._shares(mask, self.weight.to(pred.dtype))
+        pred, y = _same(pred, y)
+        vals, mask = self._targets(y)
+        g = self._shares(mask)
         if self.reduction == 'none': return (self._cells(pred, vals) * g).sum(1) * len(pred)
         total = None
-        for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), vals.split(self.sizes, 1), g.split(self.sizes, 1))):
+        for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), self._cols(vals), self._cols(g))):
             loss = b.loss(x, v, w, **self._params(k, pred.dtype))
             total = loss if total is None else total + loss
         return total * len(pred) if self.reduction == 'sum' else total
@@ -98,9 +103,8 @@ class ConditionalLoss(nn.Module):
         y,    # Packed targets
     ):        # `(bs, T)` in flow order
         "Each row's unweighted loss for each task, NaN outside the gt mask: rank rows by this"
-        pred = _clean(pred)
-        if pred.dtype in (torch.float16, torch.bfloat16): pred = pred.float()
-        vals, mask = self._targets(packed(y).to(pred.dtype))
+        pred, y = _same(pred, y)
+        vals, mask = self._targets(y)
         cells, parts, col = self._cells(pred, vals)*mask, [], 0
         for width,n in self.runs:
             c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
@@ -116,11 +120,11 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
-        acts = [b.activate(x).flatten(1) for b,x in zip(self.blocks, self._logits(pred.float() if pred.dtype == torch.float16 else pred))]
+        acts = [b.activate(x).reshape(len(pred), -1) for b,x in zip(self.blocks, self._logits(pred.float() if pred.dtype == torch.float16 else pred))]
         return torch.cat(acts, 1).index_select(1, self.back.to(pred.device))
 
     def family_acts(self, acts):
-        "A view of the activations (flow order) for each family: `(bs, n)` or `(bs, n, n_out)`"
+        "The activations (flow order) of each family, shaped as `_logits`"
         return self._logits(acts.index_select(1, self.forth.to(acts.device)))
 
     def threshold_columns(self, k, device=None, dtype=None):
@@ -138,7 +142,7 @@ class ConditionalLoss(nn.Module):
     def decide(self, acts):
         "Decided values of each target column `(bs, D)` in flow order, on the loss scale; every task, reached or not"
         res = [b.decide(a, self.threshold_columns(k, a.device, a.dtype)) if b.thresholded else b.decide(a) for k,(b,a) in enumerate(zip(self.blocks, self.family_acts(acts)))]
-        return torch.cat(res, 1).index_select(1, self.cols_back.to(acts.device))
+        return torch.cat([r.reshape(len(acts), -1) for r in res], 1).index_select(1, self.cols_back.to(acts.device))
 
     def decodes(self,
         acts, # Activations `(bs, C)` in flow order
@@ -151,8 +155,15 @@ class ConditionalLoss(nn.Module):
 
     def __repr__(self): return f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.blocks)} families, reduction={self.reduction!r})"
 
-# %% ../nbs/04_losses.ipynb #8238a0d6
-def _clean(x): return x.as_subclass(torch.Tensor) if type(x) is not torch.Tensor and isinstance(x, torch.Tensor) and not isinstance(x, nn.Parameter) else x
+# %% ../nbs/04_losses.ipynb #f234b3c8
+def _clean(x): return x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor) # fastai's subclasses would pass through every operation
+
+def _same(pred, y):
+    "Plain tensors of one dtype, at least single precision"
+    pred, y = _clean(pred), _clean(y)
+    if pred.dtype in _half: pred = pred.float()
+    return pred, y if y.dtype == pred.dtype else y.to(pred.dtype)
+_half = (torch.float16, torch.bfloat16)
 
 def _inverse(order):
     res = [0]*len(order)

@@ -38,7 +38,7 @@ class Accumulator:
         loss = self.flow.loss_func.to(pred.device)
         vals, mask = loss._targets(packed(y).as_subclass(torch.Tensor))
         pred = pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
-        parts = [b.summarise(b.activate(x), v).flatten(1) for b,x,v in zip(loss.blocks, loss._logits(pred), vals.split(loss.sizes, 1))]
+        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss._logits(pred), loss._cols(vals))]
         return torch.cat([*parts, vals, mask], 1)
 
     def task(self, path):
