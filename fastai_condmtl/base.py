@@ -60,6 +60,9 @@ class ConditionalBlock(Comparable):
     def scale(self, x): "Natural values to the loss scale"; return x
     def unscale(self, x): "Loss scale to natural values"; return x
     def check(self, op, value): "`value` of an atom in natural values, after checking that the kind answers `op`"; check_op(op, self.ops, self.path or self.name, type(self).__name__); return value
+    def decided(self, summary, threshold=None): "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"; return summary[..., 0]
+    def constant(self, vals, mask): "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"; return None
+    def trivial(self, name, constant, vals): "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"; return None
     def to_cell(self, vals): "Natural values of one row `(W,)` in the table's terms"; raise NotImplementedError(f'{type(self).__name__}.to_cell')
     def to_columns(self, vals, known):
         "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N,)"

@@ -40,10 +40,16 @@ class _Sigmoid(ConditionalBlock):
     def activate(self, logits): return logits.sigmoid()
     def decide(self, acts, threshold): return (acts > threshold).to(acts.dtype)
     def summarise(self, acts, targets): return acts[..., None]
+    def decided(self, summary, threshold=None): return summary[..., 0] > (self.threshold if threshold is None else threshold)
     def score(self, name, summary, true, mask, threshold=None):
         "Mean over the labels that have rows; binary tasks are the case of one label"
         res = self.label_scores(name, summary, true, mask, threshold)
         return float(np.nanmean(res)) if not np.isnan(res).all() else float('nan')
+    def constant(self, vals, mask): return (vals*mask).sum(0) / np.maximum(mask.sum(0), 1)
+    def trivial(self, name, constant, vals):
+        "Always yes is the rule to beat for F1, precision and recall; for the rest the commoner answer"
+        p = np.ones(self.n_targets) if name in ('f1_score', 'precision', 'recall') else constant > .5
+        return np.broadcast_to(p.astype(float)[:,None], (*vals.shape, 1))
     def label_scores(self, name, summary, true, mask, threshold=None):
         "The score of each label (n_targets,)"
         t = np.broadcast_to(np.asarray(self.threshold if threshold is None else threshold, dtype=float), (self.n_targets,))
@@ -207,6 +213,12 @@ class SingleLabelBlock(ConditionalBlock):
     def summarise(self, acts, targets):
         own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out-1))
         return torch.stack([acts.argmax(-1).to(acts.dtype), self.n_out - (acts <= own).sum(-1).to(acts.dtype)], -1) # a NaN gets the last rank, not the first
+    def constant(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
+    def trivial(self, name, constant, vals):
+        "The commonest class; classes ranked by how common they are"
+        ranks = np.empty(self.n_out)
+        ranks[np.argsort(-constant, kind='stable')] = np.arange(self.n_out)
+        return np.stack([np.full(vals.shape, constant.argmax()), ranks[vals.astype(int)]], -1)
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
         return class_score(name, summary[m,0,0].astype(int), summary[m,0,1], true[m,0].astype(int))
@@ -248,6 +260,10 @@ class _Regression(ConditionalBlock):
     def activate(self, logits): return logits.sigmoid() if self.bounded else logits
     def decide(self, acts): return acts
     def summarise(self, acts, targets): return acts[..., None]
+    def constant(self, vals, mask):
+        x = vals[mask > 0]
+        return (float(x.mean()), float(np.median(x))) if len(x) else (0., 0.)
+    def trivial(self, name, constant, vals): return np.full((*vals.shape, 1), constant[1] if name == 'mae' else constant[0])
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
         return regression_score(name, self.unscale(summary[m,0,0].astype(np.float64)), self.unscale(true[m,0].astype(np.float64)))

@@ -95,10 +95,10 @@ class Comparable:
     def __and__(self, o): return as_condition(self) & o
     def __rand__(self, o): return as_condition(o) & as_condition(self)
     def __bool__(self): raise TypeError(f"`{self._name()}` has no truth value of its own: write `&` for and, `any_of(a, b)` for or, `~` for not")
-    def eq(self, value): "The class is `value`"; return self._atom('eq', value)
-    def ne(self, value): "The class is another than `value`"; return self._atom('ne', value)
+    def eq(self, value): "The class is `value`"; return self._atom('eq', _one('eq', value, self, 'isin'))
+    def ne(self, value): "The class is another than `value`"; return self._atom('ne', _one('ne', value, self, 'isin'))
     def isin(self, values): "The class is one of `values`"; return self._atom('isin', _values('isin', values))
-    def has(self, label): "The labels include `label`"; return self._atom('has', label)
+    def has(self, label): "The labels include `label`"; return self._atom('has', _one('has', label, self, 'has_any'))
     def has_any(self, labels): "The labels include at least one of `labels`"; return self._atom('has_any', _values('has_any', labels))
     def has_all(self, labels): "The labels include all of `labels`"; return self._atom('has_all', _values('has_all', labels))
     def gt(self, value): "The number, in original units, is above `value`"; return self._atom('gt', _number(value))
@@ -111,7 +111,14 @@ class Comparable:
 def _values(op, values):
     if isinstance(values, str) or not hasattr(values, '__iter__'): raise FlowError(f"{op}({values!r}) wants several values: write {op}([{values!r}])")
     if not (values := tuple(values)): raise FlowError(f"{op}([]) asks about nothing: hand it at least one value")
+    try: hash(values)
+    except TypeError: raise FlowError(f"{op}({list(values)!r}): values must be hashable, as labels are") from None
     return values
+
+def _one(op, v, o, several):
+    try: hash(v)
+    except TypeError: raise FlowError(f"{o._name()}.{op}({v!r}) wants one value: for several write {o._name()}.{several}({v!r})") from None
+    return v
 
 def _number(v):
     try: f = float(v)

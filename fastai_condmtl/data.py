@@ -64,7 +64,7 @@ class FlowTransform(Transform):
         train = np.asarray(items.splits[0], dtype=int)
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
-        self.bound.warn_empty(y[torch.from_numpy(train)], 'the training set')
+        self.bound.learn_constants(y[torch.from_numpy(train)])
         items.items, items.__class__ = EncodedRows(y), ConditionalLists
 
     def table(self, rows):

@@ -156,25 +156,32 @@ class Plan:
                             (", or name the task that was meant by its path, task('...')" if len(names) == 2 else ''))
         return order
 
-    def applicable(self,
+    def states(self,
         values, # Function from a task's index to its values (n, W)
         known,  # Function from a task's index to the rows (and labels) that are known (n, W), boolean
         scaled=False, # Are values on the loss scale (packed targets), or natural (the table)?
-    ) -> list:  # For each task a boolean (n,), or None: on every row
-        "Where each task's condition is true: the one rule, for labels and for predictions"
+    ) -> list:  # For each task a pair of boolean arrays `(true, false)`, each (n,), or None: no condition
+        "The state of each task's condition: the one rule, for labels and for predictions"
         res, cache = [None]*len(self.paths), {}
         def state(atom):
             i = self.index[atom.task]
             t, f = self.blocks[i].truth(atom.op, self.natural[atom], values(i), known(i), scaled)
-            return (t, f) if res[i] is None else (t & res[i], f & res[i])
-        def all_true(gates):
+            return (t, f) if res[i] is None else (t & res[i][0], f & res[i][0])
+        def all_of(gates):
             if gates not in cache:
-                own = kleene(self.conds[gates[-1]], state)[0] if gates[-1:] not in cache else cache[gates[-1:]]
-                cache[gates] = own if len(gates) == 1 else all_true(gates[:-1]) & own
+                t, f = cache[gates[-1:]] if gates[-1:] in cache else kleene(self.conds[gates[-1]], state)
+                if len(gates) > 1:
+                    t0, f0 = all_of(gates[:-1])
+                    t, f = t & t0, f | f0
+                cache[gates] = t, f
             return cache[gates]
         for i in self.order:
-            if self.gates[i]: res[i] = all_true(self.gates[i])
+            if self.gates[i]: res[i] = all_of(self.gates[i])
         return res
+
+    def applicable(self, values, known, scaled=False) -> list:
+        "Where each task's condition is true: for each task a boolean (n,), or None: on every row. Arguments as for `states`"
+        return [s if s is None else s[0] for s in self.states(values, known, scaled)]
 
 def _asked_by(path, cond, f, *args):
     "`f(*args)`, whose error then says which task's condition is meant"

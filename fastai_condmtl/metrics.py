@@ -15,7 +15,7 @@ from .target import BoundFlow, packed
 from .losses import ConditionalLoss
 
 # %% auto #0
-__all__ = ['Accumulator', 'TaskMetric', 'sensible']
+__all__ = ['Accumulator', 'TaskMetric', 'wanted_metrics']
 
 # %% ../nbs/05_metrics.ipynb #3a2e48fa
 class Accumulator:
@@ -57,6 +57,17 @@ class Accumulator:
         t = self.thresholds.get(path)
         return (*self.data[path], None if t is None else torch.as_tensor(t).detach().cpu().numpy())
 
+    def packed(self):
+        "All rows as packed labels `(N, 2, D)` and decided values `(N, D)` in flow order, on the loss scale"
+        flow = self.flow
+        dec, y = (np.empty((len(self.task(flow.paths[0])[1]), *s), dtype=np.float32) for s in ((flow.n_targets,), (2, flow.n_targets)))
+        for p,s in flow.slices.items():
+            summary, y[:,0,s.targets], y[:,1,s.targets], threshold = self.task(p)
+            dec[:,s.targets] = flow.tasks[p].decided(summary, threshold)
+        return torch.from_numpy(y), torch.from_numpy(dec)
+    def reached(self): "Where the model's own decisions reach each task `(N, T)`"; return self.flow.reached(self.packed()[1]).numpy()
+    def false_conditions(self): "Where each task's condition is false by the labels `(N, T)`"; return self.flow.false_conditions(self.packed()[0]).numpy()
+
 class TaskMetric(Metric):
     "One score of one task, named `<path>.<metric>`; NaN where no row counts"
     def __init__(self,
@@ -87,17 +98,21 @@ def metrics(self:BoundFlow,
 ) -> list:
     "fastai metrics of the tasks of this flow, sharing one accumulator"
     acc, res = Accumulator(self), []
-    names = [aliases.get(n, n) for n in names]
     known = sorted({m for b in self.tasks.values() for m in b.metrics})
-    if bad := [n for n in names if n not in known and n != 'all' and not re.fullmatch(r'accuracy_[1-9]\d*', n)]:
+    if bad := [n for n in names if n not in known and n not in aliases and n != 'all' and not re.fullmatch(r'accuracy_[1-9]\d*', n)]:
         raise FlowError(f"no task of flow '{self.flow.name}' has a metric {bad[0]!r}: {near(bad[0], known)} Known: {', '.join(known)}")
-    wanted = [self.path(t) for t in tasks] if tasks is not None else self.paths
-    for path in wanted:
+    for path in self.paths if tasks is None else [self.path(t) for t in tasks]:
         block = self.tasks[path]
-        own = block.metrics[:1] if not names else [m for m in block.metrics if sensible(m, block)] if 'all' in names else [n for n in names if n in block.metrics or n.startswith('accuracy') and hasattr(block, 'class_weights')]
-        for m in own: res += [TaskMetric(acc, path, m, l) for l in (block.vocab if per_label and hasattr(block, 'label_delim') else [None])]
+        for m in wanted_metrics(block, names): res += [TaskMetric(acc, path, m, l) for l in (block.vocab if per_label and hasattr(block, 'label_delim') else [None])]
     return res
 
-def sensible(metric, block):
-    "Top-k of a task with no more than k classes says nothing"
-    return not metric.startswith('accuracy_') or int(metric[9:]) < block.n_out
+def wanted_metrics(
+    block, # Bound block
+    names, # Metric names or `all`; none for the headline
+) -> list:
+    "The metrics of `names` that a kind of task has"
+    if not names: return list(block.metrics[:1])
+    k = lambda m: int(m[9:]) if m.startswith('accuracy_') else 0
+    if 'all' in names: return [m for m in block.metrics if k(m) < block.n_out] # top-k of k classes says nothing
+    names = [aliases.get(n, n) for n in names]
+    return [n for n in dict.fromkeys(names) if n in block.metrics or k(n) and 'accuracy_3' in block.metrics]

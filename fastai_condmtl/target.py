@@ -163,11 +163,14 @@ def _fill_missing(df, bound):
 
 # %% ../nbs/03_target.ipynb #3f72e78e
 @patch
-def warn_empty(self:BoundFlow, y, where='the table'):
-    "Warn of tasks without a single row that counts"
-    n = y[:, 1].sum(0)
-    empty = [p for p,s in self.slices.items() if not n[s.targets].any()]
-    if empty: warnings.warn(f"no row of {where} counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without; flow.audit(df) tells more", stacklevel=3)
+def learn_constants(self:BoundFlow,
+    y, # Packed training rows `(N, 2, D)`
+):
+    "Learn what the trivial predictor says (kept through export), and warn of tasks without a single row that counts"
+    vals, mask = y.numpy().transpose(1, 0, 2)
+    self.constants = {p: b.constant(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
+    empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
+    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", stacklevel=3)
 
 @patch
 def to_units(self:BoundFlow,
@@ -183,9 +186,19 @@ def reached(self:BoundFlow,
 ):        # boolean `(bs, T)`
     "Where each task's condition is true on decoded predictions: the rule of `Plan.applicable`, an atom being unknown only where its task is not reached"
     vals = vals[:,0] if vals.ndim == 3 else vals
+    vals = vals.as_subclass(torch.Tensor)
     all_ = torch.ones((len(vals), 1), dtype=torch.bool, device=vals.device)
     res = self.plan.applicable(lambda i: vals[:, self.target_slices[i]], lambda i: all_.expand(-1, self.plan.blocks[i].n_targets), scaled=True)
     return torch.stack([all_[:,0] if r is None else r for r in res], 1)
+
+@patch
+def false_conditions(self:BoundFlow,
+    y, # Packed labels `(N, 2, D)`
+):     # boolean `(N, T)`
+    "Where each task's condition is known to be false by the labels (neither true nor unknown)"
+    vals, mask = y.as_subclass(torch.Tensor).unbind(1)
+    res = self.plan.states(lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True)
+    return torch.stack([torch.zeros(len(y), dtype=torch.bool, device=y.device) if r is None else r[1] for r in res], 1)
 
 # %% ../nbs/03_target.ipynb #b8cd2b4c
 class FlowPrediction(Mapping):

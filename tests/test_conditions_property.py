@@ -131,6 +131,19 @@ def test_to_units_gives_the_raw_numbers_back(rng):
             if t['kind'] in ('bounded', 'unbounded'): assert units[i, 0, at].item() == pytest.approx(table[p][i], abs=1e-4)
             else: assert torch.equal(units[i, 0, at], y[i, 0, at])
 
+def test_names_are_looked_up_from_the_inside_out():
+    "Three tasks called t; which one a condition means depends on where it is written."
+    t = lambda i: BinaryBlock('t', col=f't{i}')
+    def masks(by):
+        df = pd.DataFrame(dict(t0=[1, 0, 0], t1=[0, 1, 0], t2=[0, 0, 1], x=[1] * 3, y=[1] * 3, z=[1] * 3))
+        c = task(by)
+        deep = Flow('deep', t(2), BinaryBlock('z') | c)
+        bound = Flow('f', t(0), BinaryBlock('x') | c, Flow('g', t(1), BinaryBlock('y') | c, deep)).bind(df)
+        y = torch.as_tensor(bound.encode(df))[:, 1]
+        return [y[:, bound.slices[p].targets.start].nonzero().flatten().tolist() for p in ('x', 'g.y', 'g.deep.z')]
+    assert masks('t') == [[0], [1], [2]]
+    assert masks('g.t') == [[1], [1], [1]] and masks('g.deep.t') == [[2], [2], [2]]
+
 def test_unbounded_scale_comes_from_the_training_rows():
     df = pd.DataFrame(dict(n=[1., None, 5., 100., 3.], same=[2, 2, 2, 9, 2]))
     fl = Flow('f', UnboundedRegressionBlock('n'), UnboundedRegressionBlock('same'))
