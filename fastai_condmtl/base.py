@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'near', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_vocab', 'near', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -84,6 +84,14 @@ def check_name(name, what='task'):
     if bad := [w for w in ('loss', 'error') if w in name]:
         raise FlowError(f"{what} name {name!r} is reserved: fastai's tracker callbacks minimise every metric with '{bad[0]}' in its name; rename it and keep the column with col={name!r}")
 
+def check_vocab(block, vocab):
+    "A vocabulary is a list of distinct values, not one string"
+    if vocab is None: return None
+    if isinstance(vocab, str) or not hasattr(vocab, '__iter__'): raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
+    vocab = list(vocab)
+    if twice := [v for i,v in enumerate(vocab) if v in vocab[:i]]: raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
+    return vocab
+
 def _given(o, cond):
     try: return as_condition(cond)
     except FlowError as e: raise FlowError(f"`{o.name} | ...`: {e}") from None
@@ -94,23 +102,24 @@ def near(word, words):
     words = [str(w) for w in words]
     return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10]))}{' …' if len(words) > 10 else ''}"
 
-# %% ../nbs/00c_base.ipynb #dd38b3d7
-def factorise(s:pd.Series):
-    "`(codes (N,), distinct values)` of a column of anything, -1 where missing; lists, sets and arrays count as tuples"
-    if s.dtype == object:
+# %% ../nbs/00c_base.ipynb #f61515e2
+def factorise(s:pd.Series, lists=False):
+    "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
+    if lists and s.dtype == object:
         s = s.map(lambda v: tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
     codes, uniq = pd.factorize(s)
     return codes, list(uniq)
 
-def distinct(block, df, col):
+def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
-    try: return factorise(df[col])
+    try: return factorise(df[col], lists)
     except TypeError:
-        i = next(i for i,v in enumerate(df[col]) if not _hashable(v))
-        raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: use a value that can be hashed, such as a string or a number") from None
+        i = next(i for i,v in enumerate(df[col]) if not _hashable(v, lists))
+        fix = "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
+        raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
 
-def _hashable(v):
-    try: hash(tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
+def _hashable(v, lists):
+    try: hash(tuple(v) if lists and isinstance(v, (list, set, frozenset, np.ndarray)) else v)
     except TypeError: return False
     return True
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from .base import ConditionalBlock, near, distinct, take, look_up, numbers
+from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
 from .conditions import FlowError, as_condition
 from .scores import binary_score, class_score, regression_score
 
@@ -99,7 +99,7 @@ class MultiLabelBlock(_Sigmoid):
         if cols is not None and (isinstance(cols, str) or not len(cols)): raise FlowError(f"task '{name}': cols={cols!r} must be a list of columns, one a label")
         if cols is not None and vocab is not None and len(vocab) != len(cols): raise FlowError(f"task '{name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or leave vocab out")
         self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty = label_delim, None if cols is None else list(cols), pos_weight, nan_is_empty
-        self.vocab = list(vocab) if vocab is not None else self.label_cols
+        self.vocab = self.label_cols if vocab is None else check_vocab(self, vocab)
         self._set_threshold(threshold)
     @property
     def cols(self): return super().cols if self.label_cols is None else self.label_cols
@@ -110,18 +110,25 @@ class MultiLabelBlock(_Sigmoid):
         if isinstance(cell, tuple): return list(cell)
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
         return [str(int(cell)) if isinstance(cell, (int, float, np.number)) and cell == int(cell) else str(cell)] # '0' alone in a column reads back from a csv as a number
+    def cells(self, df):
+        "`(codes (N,), lists of labels)` of the column"
+        codes, uniq = distinct(self, df, self.cols[0], lists=True)
+        cells = [self.labels(u) for u in uniq]
+        for j,ls in enumerate(cells):
+            if any(l is None or l is pd.NA or l != l for l in ls): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled")
+        return codes, cells
     def setup(self, df, train):
-        if self.vocab is None: self.vocab = sort_labels({l for cell in distinct(self, df, self.cols[0])[1] for l in self.labels(cell)})
+        if self.vocab is None: self.vocab = sort_labels({l for ls in self.cells(df)[1] for l in ls})
         if np.ndim(self.threshold) and len(self.threshold) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.threshold)} thresholds for {len(self.vocab)} labels: give one value, or one a label")
         self.index = {l: i for i,l in enumerate(self.vocab)}
     def encode(self, df):
         if self.label_cols is not None:
             parts = [BinaryBlock.encode(_one_column(self, c), df) for c in self.cols]
             return np.concatenate([v for v,_ in parts], 1), np.concatenate([k for _,k in parts], 1)
-        codes, uniq = distinct(self, df, self.cols[0])
-        hot = np.zeros((len(uniq), self.n_targets), dtype=np.uint8)
-        for j,cell in enumerate(uniq):
-            for l in self.labels(cell):
+        codes, cells = self.cells(df)
+        hot = np.zeros((len(cells), self.n_targets), dtype=np.uint8)
+        for j,cell in enumerate(cells):
+            for l in cell:
                 if l not in self.index: raise self.bad(df, self.cols[0], int((codes == j).argmax()), f"label {l!r} is not in the vocabulary: {near(l, self.vocab)} Correct the cell or add it to vocab=")
                 hot[j, self.index[l]] = 1
         vals, known = take(hot, codes)
@@ -168,17 +175,16 @@ class SingleLabelBlock(ConditionalBlock):
         **kwargs            # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
-        self.vocab = None if vocab is None else list(vocab)
+        self.vocab = check_vocab(self, vocab)
         self.class_weights = None if class_weights is None else tuple(float(w) for w in class_weights)
         self.label_smoothing = float(label_smoothing)
-        if self.vocab is not None and len(set(self.vocab)) < len(self.vocab): raise FlowError(f"task '{name}': a class stands twice in vocab={self.vocab!r}: name each once")
     def setup(self, df, train):
         if self.vocab is None:
             s = df[self.cols[0]]
             if isinstance(s.dtype, pd.CategoricalDtype): self.vocab = list(s.cat.categories)
             else:
                 uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(self, df, self.cols[0])[1]]
-                if uniq and all(isinstance(u, float) and u == int(u) for u in uniq if not _inf(u)): uniq = [int(u) for u in uniq] # integers with gaps arrive as floats
+                if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq): uniq = [int(u) for u in uniq] # integers with gaps arrive as floats
                 self.vocab = sort_labels(uniq)
         self.index = {l: i for i,l in enumerate(self.vocab)}
         if self.class_weights is not None and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
@@ -222,8 +228,6 @@ class SingleLabelBlock(ConditionalBlock):
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
         return class_score(name, summary[m,0,0].astype(int), summary[m,0,1], true[m,0].astype(int))
-
-def _inf(x): return isinstance(x, float) and abs(x) == float('inf')
 
 # %% ../nbs/01_blocks.ipynb #e5ab68f0
 class _Regression(ConditionalBlock):
@@ -281,7 +285,8 @@ class BoundedRegressionBlock(_Regression):
     ):
         super().__init__(name, col, **kwargs)
         self._set_loss(loss)
-        self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
+        try: self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
+        except (TypeError, ValueError): self.y_range = ()
         if y_range is not None and not (len(self.y_range) == 2 and -np.inf < self.y_range[0] < self.y_range[1] < np.inf): raise FlowError(f"task '{name}': y_range={y_range!r} must be two finite numbers, the lower first")
     def setup(self, df, train):
         if self.y_range is None:
@@ -292,7 +297,8 @@ class BoundedRegressionBlock(_Regression):
     def encode(self, df):
         vals, known = super().encode(df)
         if self.given_range is not None:
-            out = known & ((vals < self.y_range[0]) | (vals > self.y_range[1]))
+            slack = 1e-6*max(self.span, *map(abs, self.y_range)) # a float32 column holds .1 as .10000000149
+            out = known & ((vals < self.y_range[0] - slack) | (vals > self.y_range[1] + slack))
             if out.any(): raise self.bad(df, self.cols[0], int(out[:,0].argmax()), f"outside y_range={self.given_range}: correct the cell or widen the range")
         return vals, known
     def describe(self): return f'{self.y_range[0]:g} to {self.y_range[1]:g}'
@@ -310,6 +316,7 @@ class UnboundedRegressionBlock(_Regression):
         x = numbers(self, train, self.cols[0])
         x = x[~np.isnan(x)]
         self.mean, self.std = (float(x.mean()), float(x.std())) if len(x) else (0., 1.)
+        if not np.isfinite([self.mean, self.std]).all(): raise FlowError(f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use another unit")
         if not self.std > 0: self.std = 1.
         self.lo, self.span = self.mean, self.std
     def describe(self): return f'mean {self.mean:.4g}, std {self.std:.4g}'

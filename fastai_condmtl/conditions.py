@@ -80,7 +80,8 @@ def as_condition(o) -> Condition:
     if isinstance(o, Comparable): return o._atom('true')
     if isinstance(o, bool) or type(o).__name__ == 'bool_':
         raise FlowError(f"{o} is not a condition. Was it written with `==`? Python compares objects there: write `task.eq(value)`")
-    raise FlowError(f"{o!r} ({type(o).__name__}) is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')")
+    what = f"{type(o).__name__} '{o.name}'" if hasattr(o, 'name') else f'{o!r} ({type(o).__name__})'
+    raise FlowError(f"{what} is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')")
 
 # %% ../nbs/00_conditions.ipynb #98e15abd
 class Comparable:
@@ -105,7 +106,7 @@ class Comparable:
     def ge(self, value): "The number, in original units, is `value` or above"; return self._atom('ge', _number(value))
     def lt(self, value): "The number, in original units, is below `value`"; return self._atom('lt', _number(value))
     def le(self, value): "The number, in original units, is `value` or below"; return self._atom('le', _number(value))
-    def between(self, lo, hi): "The number, in original units, is in the closed interval from `lo` to `hi`"; return self._atom('between', (_number(lo), _number(hi)))
+    def between(self, lo, hi): "The number, in original units, is in the closed interval from `lo` to `hi`"; return self._atom('between', _interval(self, lo, hi))
     __gt__, __ge__, __lt__, __le__ = gt, ge, lt, le
 
 def _values(op, values):
@@ -120,8 +121,12 @@ def _one(op, v, o, several):
     except TypeError: raise FlowError(f"{o._name()}.{op}({v!r}) wants one value: for several write {o._name()}.{several}({v!r})") from None
     return v
 
+def _interval(o, lo, hi):
+    if _number(lo) > _number(hi): raise FlowError(f"{o._name()}.between({lo!r}, {hi!r}) is never true: the lower bound comes first")
+    return lo, hi
+
 def _number(v):
-    try: f = float(v)
+    try: f = float('nan') if isinstance(v, (str, bytes)) else float(v)
     except (TypeError, ValueError): f = float('nan')
     if f != f: raise FlowError(f"{v!r} is not a number to compare with: compare a regression with a number in its original units")
     return v

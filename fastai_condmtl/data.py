@@ -16,7 +16,8 @@ from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
 import fastai_condmtl.losses
 
 # %% auto #0
-__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'StratifiedSplitter', 'stratify']
+__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'leaves', 'FreshTransform', 'StratifiedSplitter',
+           'stratify']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -69,7 +70,7 @@ class FlowTransform(Transform):
 
     def table(self, rows):
         "Raw rows, as the getters read them, as a DataFrame"
-        blocks = self.bound.plan.blocks if self.bound else [b for _,b in _leaves(self.unbound)]
+        blocks = self.bound.plan.blocks if self.bound else [b for _,b in leaves(self.unbound)]
         if isinstance(rows, pd.DataFrame) and len(self.getters) == 1 and _reads_columns(self.getters[0], rows):
             rows = rows[list(self.getters[0].cols)]
             need = [c for b in blocks for c in b.cols]
@@ -97,9 +98,10 @@ class FlowTransform(Transform):
     def loss_func(self): "The one loss: `dls.loss_func`"; return self._of_bound('loss_func')
 
 def as_flow(o): "A bare task as a flow of one"; return o if isinstance(o, Flow) else Flow(o.name, o)
-def _leaves(flow):
+def leaves(flow):
+    "The blocks of a flow, as written: `(name, block)`"
     for t in flow.tasks:
-        if isinstance(t, Flow): yield from _leaves(t)
+        if isinstance(t, Flow): yield from leaves(t)
         else: yield t.name, t
 def _reads_columns(f, df): return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) and c in df.columns for c in f.cols)
 

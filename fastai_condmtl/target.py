@@ -58,7 +58,8 @@ class BoundFlow:
         if not len(df): raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
         for p,b in zip(plan.paths, plan.blocks): _check_cols(p, b, df)
         df = df[list(dict.fromkeys(c for b in plan.blocks for c in b.cols))]
-        train = df if train_idx is None else df.iloc[train_idx]
+        try: train = df if train_idx is None else df.iloc[train_idx]
+        except IndexError: raise FlowError(f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows") from None
         self.plan = plan.bind([b.bind(df, train, p) for p,b in zip(plan.paths, plan.blocks)])
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self._layout()

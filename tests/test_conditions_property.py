@@ -78,8 +78,7 @@ def test_bind_leaves_the_flow_alone(rng):
     y = first.encode(df)
     table2 = random_table(rng, spec)
     df2 = frame(spec, table2, rng)
-    kept = df2.copy(deep=True)
-    second = fl.bind(df2)
+    kept, second = df2.copy(deep=True), fl.bind(df2)
     check_encoded(spec, table2, second, second.encode(df2))
     check_encoded(spec, table, first, first.encode(df))
     assert torch.equal(torch.as_tensor(y), torch.as_tensor(first.encode(df))) and pickle.dumps(fl) == before
@@ -192,6 +191,19 @@ def test_reached_equals_the_oracle(rng):
                 v = list(cells[p].values()) if isinstance(cells[p], dict) else [vocab_of(t).index(cells[p])] if t['kind'] == 'single' else [cells[p]]
                 assert units[i, 0, at].tolist() == [float(x) for x in v]
 
+@checks(60)
+@given(rngs)
+def test_one_rule_for_labels_and_predictions(rng):
+    "Labels without a gap, read as predictions, reach the tasks that they make applicable: also at the very edge of a comparison."
+    spec = random_spec(rng)
+    o = Oracle(spec)
+    for t, *_ in o.entries.values(): t |= dict(vocab_given=True) | (dict(y_range=(-8, 8)) if t['kind'] == 'bounded' else {})
+    table = {p: [random_value(rng, t) for _ in range(5)] for p, (t, *_) in o.entries.items()}
+    df = frame(spec, table, rng)
+    bound = build(spec, rng).bind(df)
+    want = [[r['applicable'] for r in o.row(raw_row(table, i)).values()] for i in range(5)]
+    assert bound.reached(bound.encode(df)).tolist() == want
+
 # ---- infer_labels -----------------------------------------------------------------------------------------------------
 def consistent_table(rng, spec, n=6):
     "Rows as the world could be (a task has a label only where its condition holds), then gaps at random: nothing contradicts."
@@ -271,12 +283,11 @@ def test_random_conditions_read_back(rng):
     assert read(repr(c)) == c and pickle.loads(pickle.dumps(c)) == c
 
 def test_double_bounds_do_not_slip_through():
-    with pytest.raises((TypeError, ValueError)): read('1 < age < 10')                         # "(1 < age) and (age < 10)" would keep the second alone
-    with pytest.raises((TypeError, ValueError)): read('1 < size <= 3')
+    for source in ('1 < age < 10', '1 < size <= 3'):                                          # "(1 < age) and (age < 10)" would keep the second alone
+        with pytest.raises((TypeError, ValueError)): read(source)
 
 def test_using_a_block_leaves_it_alone():
-    a, b = BinaryBlock('a'), BinaryBlock('b')
-    x = BinaryBlock('x')
+    a, b, x = map(BinaryBlock, 'abx')
     y = x | a
     z = y | ~b
     df = pd.DataFrame(dict(a=[True, True, False], b=[True, False, False], x=[1, 1, 1]))

@@ -15,7 +15,8 @@ from fastai.data.transforms import ColReader, ColSplitter, RandomSplitter, IntTo
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILImage
 from ..conditions import FlowError
-from ..data import StratifiedSplitter, as_flow
+from ..data import StratifiedSplitter, as_flow, leaves
+from ..target import as_table
 from ..base import near
 
 # %% auto #0
@@ -80,11 +81,15 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a DataFrame"
-        if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if isinstance(fn_col, str) and fn_col not in df.columns: raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
+        get_x = ColReader(fn_col, pref=f"{Path(path) if folder is None else Path(path)/folder}{os.path.sep}", suff=suff)
+        return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, **kwargs)
+
+    @classmethod
+    def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', **kwargs):
+        if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if valid_col is not None and valid_col not in df.columns: raise FlowError(f"valid_col={valid_col!r} is not a column of the table: {near(valid_col, df.columns)}")
         if bad_images not in ('raise', 'skip'): raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
-        get_x = ColReader(fn_col, pref=f"{Path(path) if folder is None else Path(path)/folder}{os.path.sep}", suff=suff)
         if bad_images == 'skip':
             df = drop_unreadable(df, get_x, img_cls)
             if len(df) == 0: raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
@@ -118,9 +123,7 @@ class ConditionalDataLoaders(DataLoaders):
     ):
         "From files and one function that tells the labels of a file"
         fnames = [Path(f) for f in fnames]
-        from fastai_condmtl.target import as_table
-        from fastai_condmtl.data import _leaves
-        df = as_table([label_func(f) for f in fnames], [b for _,b in _leaves(as_flow(flow))])
+        df = as_table([label_func(f) for f in fnames], [b for _,b in leaves(as_flow(flow))])
         return cls._from_files(df, fnames, flow, path, **kwargs)
 
     @classmethod
@@ -138,9 +141,8 @@ class ConditionalDataLoaders(DataLoaders):
     @classmethod
     def _from_files(cls, df, fnames, flow, path, **kwargs):
         if not fnames: raise FlowError("there are no files: hand over at least one image file")
-        df = df.assign(fn_col_=[str(f.absolute()) for f in fnames]) # absolute: joined to any folder it stays what it is
-        return cls.from_df(df, flow, path=path, fn_col='fn_col_', **kwargs)
+        return cls._build(df.assign(fn_col_=[str(f) for f in fnames]), flow, ColReader('fn_col_'), path, **kwargs)
 
 ConditionalDataLoaders.from_csv = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_csv)
-ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_path_func)
-ConditionalDataLoaders.from_path_funcs = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_path_funcs)
+ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_func)
+ConditionalDataLoaders.from_path_funcs = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_funcs)

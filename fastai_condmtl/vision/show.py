@@ -5,7 +5,7 @@
 # %% ../../nbs/vision/02_show.ipynb #ff054ffe
 from __future__ import annotations
 import matplotlib.pyplot as plt
-from fastai.vision.data import get_grid
+import fastai.vision.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from fastai.torch_core import TensorImage
 from ..target import TensorConditional
 from .. import explain # noqa: F401  FlowPrediction.tree
