@@ -2,9 +2,10 @@
 import tempfile, time
 from pathlib import Path
 import torch
+from torch import nn
 from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, IntToFloatTensor, Learner, Normalize, RandomSplitter, imagenet_stats, set_seed)
-from fastai_condmtl.demo import security_learner, network
-from fastai_condmtl.synthetic import save_scenes
+from fastai_condmtl.demo import head, make_learner, trunk
+from fastai_condmtl.synthetic import save_scenes, security_flow
 from timing import alternate
 
 
@@ -12,7 +13,7 @@ def plain_learner(df, path, c):
     "Stock fastai over the same trunk, images and batch size: one label of many classes, its own loss, no metrics"
     dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_x=ColReader('img', pref=f'{path}/'), get_y=ColReader('scene'), splitter=RandomSplitter(seed=0),
                     batch_tfms=Normalize.from_stats(*imagenet_stats)).dataloaders(df, bs=64, num_workers=0)
-    return Learner(dls, network(c), loss_func=CrossEntropyLossFlat())
+    return Learner(dls, nn.Sequential(*list(trunk())[:-3], head(c, 64)), loss_func=CrossEntropyLossFlat())
 
 
 if __name__ == '__main__':
@@ -20,7 +21,7 @@ if __name__ == '__main__':
     set_seed(0)
     with tempfile.TemporaryDirectory() as d:
         df = save_scenes(Path(d), n=1000)
-        ours = security_learner(df, d)
+        ours = make_learner(df, security_flow(), d, 64)
         plain = plain_learner(df, d, ours.dls.c)
         every = ours.dls.flow.metrics('all')
         def validate(metrics):
@@ -39,7 +40,7 @@ if __name__ == '__main__':
         print(f"training epoch, {len(ours.dls.train_ds)} pictures: plain fastai, one label {t0:.2f} s; ours, 14 tasks with metrics {t1:.2f} s; ratio {r:.3f} (promised <= 1)")
     with tempfile.TemporaryDirectory() as d:
         df = save_scenes(Path(d), n=6000)
-        learn = security_learner(df, d)
+        learn = make_learner(df, security_flow(), d, 64)
         t = time.perf_counter()
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(16, 5e-3)
         print(f"security scenes, 6000 pictures, 16 epochs: {time.perf_counter() - t:.0f} s of training")

@@ -5,7 +5,7 @@
 # %% ../nbs/06_data.ipynb #d505ef05
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
-from fastcore.all import patch, is_indexer, noop, L
+from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
 from fastai.data.core import TfmdLists
 from fastai.data.transforms import ColReader
@@ -17,7 +17,7 @@ import fastai_condmtl.losses
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'leaves', 'FreshTransform', 'StratifiedSplitter',
-           'stratify']
+           'stratify', 'repair']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -46,7 +46,7 @@ class ConditionalLists(TfmdLists):
             items = EncodedRows(tfm.encode_rows(items))
         super().__init__(items, tfms, **kwargs)
     def __getitem__(self, i):
-        if not is_indexer(i): return super().__getitem__(i)
+        if not is_indexer(i): return L([self[j] for j in (range(len(self))[i] if isinstance(i, slice) else mask2idxs(i))])
         y = self.items[int(i)]
         return y if len(self.tfms.fs) == 1 else self.tfms(y)
 
@@ -125,7 +125,7 @@ class StratifiedSplitter:
         valid_pct=.2,  # Share of validation rows
         seed:int=None, # For the same split again
     ):
-        if not 0 < valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must lie between 0 and 1")
+        if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
         self.flow, self.valid_pct, self.seed = as_flow(flow), valid_pct, seed
     def __call__(self, df):
         "Positions of training and validation rows"
@@ -154,11 +154,21 @@ def stratify(groups, valid_pct, rng):
     order = np.lexsort((rng.random(n), rarest, size[rarest]))
     valid = np.zeros(n, dtype=bool)
     valid[order] = np.diff(np.floor(np.arange(n + 1)*valid_pct + rng.random())) > 0 # every 1/valid_pct-th along the groups
-    for k in np.argsort(size): # what rounding left on one side: move the row whose other groups can best spare it
-        rows = np.flatnonzero(groups[:,k])
-        if len(rows) < 2 or 0 < valid[rows].sum() < len(rows): continue
-        side = valid[rows[0]]
-        left = groups[valid == side].sum(0)
-        spare = np.where(groups[rows], left, n).min(1)
-        valid[rows[spare.argmax()]] = ~side
+    return repair(groups, valid, rng) if valid_pct > 0 else valid
+
+def repair(groups, valid, rng, tries=30):
+    "Flip few rows of `valid` (N,) until each column of `groups` with two rows or more has some on both sides (min-conflicts search)"
+    rows = [np.flatnonzero(g) for g in groups.T]
+    of_row = [np.flatnonzero(g) for g in groups]
+    on = np.stack([groups[~valid].sum(0), groups[valid].sum(0)]) # rows of each group on the training and the validation side
+    for _ in range(tries*groups.shape[1]):
+        broken = np.flatnonzero((on.sum(0) > 1) & (on.min(0) == 0))
+        if not len(broken): break
+        can = rows[rng.choice(broken)]
+        side = valid[can].astype(int)
+        cost = [((on[s, g] == 1) & (on[1-s, g] > 0)).sum() - ((on[1-s, g] == 0) & (on[s, g] > 1)).sum() for r,s in zip(can, side) for g in (of_row[r],)]
+        r = rng.choice(can) if rng.random() < .05 else can[np.argmin(cost + rng.random(len(can))*.5)]
+        s = int(valid[r])
+        on[s, of_row[r]] -= 1; on[1-s, of_row[r]] += 1
+        valid[r] = not valid[r]
     return valid

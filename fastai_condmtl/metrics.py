@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_metrics.ipynb #035a7688
 from __future__ import annotations
-import re
+import re, weakref
 import numpy as np, torch
 from fastcore.basics import patch
 from fastai.learner import Metric
@@ -24,11 +24,12 @@ class Accumulator:
         self.flow = flow
         self.reset()
     def reset(self): self.parts, self.seen, self.data, self.thresholds = [], None, None, {}
+    def __getstate__(self): return dict(flow=self.flow, parts=[], seen=None, data=None, thresholds={}) # no rows leave with an export
 
     def accumulate(self, learn):
         "Keep the batch that `learn` has just predicted, once, whoever asks"
-        if learn.pred is self.seen: return
-        self.seen, self.data = learn.pred, None
+        if self.seen is not None and self.seen() is learn.pred: return
+        self.seen, self.data = weakref.ref(learn.pred), None
         self.thresholds = learn.loss_func.thresholds if isinstance(learn.loss_func, ConditionalLoss) else {}
         self.parts.append(learn.to_detach(self.pack(learn.pred, learn.yb[0])))
 

@@ -13,7 +13,7 @@ from fastai_condmtl.vision.all import (BinaryBlock, BoundedRegressionBlock, Cond
 from fastai_condmtl.data import stratify
 from random_flows import checks
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*(no row of|no column).*')
+pytestmark = pytest.mark.filterwarnings('ignore:.*(no row of|no training row|no column).*')
 N, KW = 48, dict(bs=8, num_workers=0)
 KINDS, TAGS = ['ball', 'cube', 'kite'], ['big', 'red']
 COLS = ['seen', 'kind', 'tags', 'x', 'p', 'q', 'age']
@@ -269,7 +269,7 @@ def test_from_csv(folder, tmp_path):
         warnings.simplefilter('error')
         warnings.filterwarnings('ignore', category=DeprecationWarning)
         warnings.filterwarnings('ignore', category=FutureWarning)
-        warnings.filterwarnings('ignore', message='.*(no row of|pin_memory).*')
+        warnings.filterwarnings('ignore', message='.*(no row of|no training row|pin_memory).*')
         dls = ConditionalDataLoaders.from_csv(tmp_path, make_flow(), **kw)
     check(dls, df=df)
     check(ConditionalDataLoaders.from_csv(tmp_path, make_flow(), csv_fname='other.txt', delimiter=';', **kw), df=df)
@@ -559,7 +559,7 @@ def test_a_task_without_a_label_warns_and_goes_on(folder):
 def test_no_label_in_training_rows_only(folder):
     "Labels that stand in validation rows alone cannot be learnt: said at set-up."
     df = make_table().assign(age=[50. if i % 4 == 0 else None for i in range(N)], seen=False)
-    with pytest.warns(UserWarning, match='(?s)training set.*age'): cdl(df, folder, splitter=IndexSplitter(range(0, N, 4)))
+    with pytest.warns(UserWarning, match='(?s)training.*age'): cdl(df, folder, splitter=IndexSplitter(range(0, N, 4)))
 
 def test_no_label_at_all(folder):
     from fastai.vision.all import vision_learner

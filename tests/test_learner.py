@@ -533,7 +533,7 @@ def test_metrics_hold_over_the_epochs(new):
         last = learn.recorder.values[-1]
         again = learn.validate()
         train = learn.validate(ds_idx=0)
-        assert learn.validate() == pytest.approx(list(again))
+        assert list(learn.validate()) == pytest.approx(list(again))
     assert list(last[1:]) == pytest.approx(list(again), rel=1e-4) and list(train) != list(again)
 
 def test_nothing_that_counts_is_nan(new):

@@ -4,23 +4,25 @@
 
 # %% ../../nbs/vision/00_data.ipynb #2093ea84
 from __future__ import annotations
-import csv, os, warnings
+import csv, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, PIL
-from fastcore.all import delegates, parallel
+from fastcore.all import L, delegates, parallel
 from fasttransform import Transform
 from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.transforms import ColReader, ColSplitter, RandomSplitter, IntToFloatTensor
+from fastai.data.transforms import ColReader, RandomSplitter, IntToFloatTensor
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILImage
 from ..conditions import FlowError
+from ..blocks import BinaryBlock
 from ..data import StratifiedSplitter, as_flow, leaves
 from ..target import as_table
 from ..base import near
 
 # %% auto #0
-__all__ = ['OpenImage', 'Readable', 'drop_unreadable', 'ConditionalDataLoaders']
+__all__ = ['OpenImage', 'Readable', 'readable', 'ImageFile', 'ColumnSplitter', 'FixedSplits', 'keep_rows',
+           'ConditionalDataLoaders']
 
 # %% ../../nbs/vision/00_data.ipynb #71b3e438
 class OpenImage(Transform):
@@ -30,7 +32,9 @@ class OpenImage(Transform):
         super().__init__()
         self.cls = cls
     def __call__(self, fn, **kwargs):
-        try: return self.cls.create(fn)
+        try:
+            if isinstance(fn, PIL.Image.Image): fn = fn.convert(self.cls._open_args.get('mode', fn.mode)) # a copy, with its pixels read
+            return self.cls.create(fn)
         except FileNotFoundError: raise FlowError(f"there is no image file '{fn}': check path=, folder=, suff= and the column with the file names, or leave such rows out with bad_images='skip'") from None
         except Exception as e: raise FlowError(f"cannot read image {_called(fn)}: {type(e).__name__}: {e}. Replace the file, or leave such rows out with bad_images='skip'") from e
     def decode(self, x, **kwargs): return x
@@ -44,18 +48,46 @@ class Readable:
         try: return bool(self.img_cls.create(self.get_x(r)).load())
         except Exception: return False # whatever is wrong with it, the row is named in a warning
 
-def drop_unreadable(
+def readable(
     df,        # Table with a row an image
     get_x,     # Row → file
     img_cls=PILImage, # How images are opened
     n_workers:int=0,  # Processes to read with
-) -> pd.DataFrame:
-    "Rows whose image can be read; a warning names the others"
+):
+    "Boolean (N,): rows whose image can be read; a warning names the others"
     ok = np.array(list(parallel(Readable(get_x, img_cls), [df.iloc[i] for i in range(len(df))], n_workers=n_workers, progress=False)), dtype=bool)
     if not ok.all():
         bad = [str(get_x(df.iloc[i])) for i in np.flatnonzero(~ok)]
         warnings.warn(f"left out {len(bad)} of {len(df)} rows whose image cannot be read: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}", stacklevel=3)
-    return df[ok]
+    return ok
+
+# %% ../../nbs/vision/00_data.ipynb #f6f82234
+class ImageFile(ColReader):
+    "Row → image file: a column with file names, relative to `folder` or absolute"
+    def __init__(self, col, folder='.', suff=''):
+        super().__init__(col)
+        self.folder, self.file_suff = Path(folder), suff
+    def __call__(self, o, **kwargs): return str(self.folder/f'{self._do_one(o, self.cols[0])}{self.file_suff}')
+
+class ColumnSplitter:
+    "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
+    def __init__(self, col): self.col = col
+    def __call__(self, df):
+        if self.col not in df.columns: raise FlowError(f"valid_col={self.col!r} is not a column of the table: {near(self.col, df.columns)}")
+        vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
+        valid = (vals > .5)[:,0] & known[:,0]
+        if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")
+        return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
+
+class FixedSplits:
+    "Splits that are known already"
+    def __init__(self, splits): self.splits = splits
+    def __call__(self, o): return self.splits
+
+def keep_rows(splits, ok):
+    "`splits` of a table as splits of its rows `ok`"
+    new = np.cumsum(ok) - 1
+    return tuple(L([int(new[i]) for i in s if ok[i]]) for s in splits)
 
 # %% ../../nbs/vision/00_data.ipynb #5968d71d
 class ConditionalDataLoaders(DataLoaders):
@@ -82,19 +114,19 @@ class ConditionalDataLoaders(DataLoaders):
     ):
         "From a DataFrame"
         if isinstance(fn_col, str) and fn_col not in df.columns: raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
-        get_x = ColReader(fn_col, pref=f"{Path(path) if folder is None else Path(path)/folder}{os.path.sep}", suff=suff)
+        get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path)/folder, suff)
         return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, **kwargs)
 
     @classmethod
     def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', **kwargs):
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
-        if valid_col is not None and valid_col not in df.columns: raise FlowError(f"valid_col={valid_col!r} is not a column of the table: {near(valid_col, df.columns)}")
         if bad_images not in ('raise', 'skip'): raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
-        if bad_images == 'skip':
-            df = drop_unreadable(df, get_x, img_cls)
-            if len(df) == 0: raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
+        if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
         if splitter is None:
-            splitter = ColSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
+            splitter = ColumnSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
+        if bad_images == 'skip' and not (ok := readable(df, get_x, img_cls)).all():
+            if not ok.any(): raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
+            df, splitter = df[ok], FixedSplits(keep_rows(splitter(df), ok))
         image = TransformBlock(type_tfms=OpenImage(img_cls), batch_tfms=IntToFloatTensor)
         dblock = DataBlock(blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(dblock, df, path=path, **kwargs)
@@ -105,12 +137,12 @@ class ConditionalDataLoaders(DataLoaders):
         flow,             # A `Flow`, or a single task
         csv_fname='labels.csv', # Name of the file
         header='infer',   # As in `pd.read_csv`
-        delimiter=None,   # As in `pd.read_csv`
+        delimiter=',',    # As in `pd.read_csv`
         quoting=csv.QUOTE_MINIMAL, # As in `pd.read_csv`
         **kwargs
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-        df = pd.read_csv(Path(path)/csv_fname, header=header, delimiter=delimiter, quoting=quoting)
+        df = pd.read_csv(Path(path)/csv_fname, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
 
     @classmethod
@@ -135,13 +167,14 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From files and one function a column"
+        if not hasattr(label_funcs, 'items'): raise FlowError("label_funcs must be a dict, column → function of a file; for one function that tells all labels use from_path_func")
         fnames = [Path(f) for f in fnames]
         return cls._from_files(pd.DataFrame({c: pd.Series([f(fn) for fn in fnames], dtype=object).infer_objects() for c,f in label_funcs.items()}), fnames, flow, path, **kwargs)
 
     @classmethod
     def _from_files(cls, df, fnames, flow, path, **kwargs):
         if not fnames: raise FlowError("there are no files: hand over at least one image file")
-        return cls._build(df.assign(fn_col_=[str(f) for f in fnames]), flow, ColReader('fn_col_'), path, **kwargs)
+        return cls._build(df.assign(fn_col_=[str(f) for f in fnames]), flow, ImageFile('fn_col_'), path, **kwargs)
 
 ConditionalDataLoaders.from_csv = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_csv)
 ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_func)
