@@ -77,6 +77,7 @@ def main():
     if not nbs: sys.exit('no notebooks to make pages of')
     processed = proc_nbs(n_workers=2, force=True)
     pages = [write_page(o, processed/o) for o in nbs]
+    if (folder/'images').is_dir(): shutil.copytree(folder/'images', PAGES/'images')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     from mkdocs.commands.build import build
     from mkdocs.config import load_config

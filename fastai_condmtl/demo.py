@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse, time
 from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt, pandas as pd, torch
-from fastai.vision.all import ConvLayer, Learner, Normalize, imagenet_stats, load_learner, set_seed
+from fastai.vision.all import ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed
 from torch import nn
 from .synthetic import digits_flow, digits_table, save_pictures, save_scenes, security_flow
 from .vision.all import ConditionalDataLoaders, conditional_vision_learner
@@ -18,7 +18,7 @@ __all__ = ['trunk', 'head', 'make_learner', 'run', 'main']
 # %% ../nbs/12_demo.ipynb #9cd1eb51
 def trunk(pretrained=False):
     "An architecture as fastai cuts it: five convolutions, down to an eighth of the picture's size"
-    convs = [ConvLayer(3, 16, stride=2), ConvLayer(16, 32), ConvLayer(32, 48, stride=2), ConvLayer(48, 64, stride=2), ConvLayer(64, 64)]
+    convs = [ConvLayer(3, 16, stride=2), ConvLayer(16, 32, stride=2), ConvLayer(32, 64), ConvLayer(64, 64, stride=2), ConvLayer(64, 64)]
     return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
 
 def head(
@@ -36,7 +36,7 @@ def make_learner(
     **kwargs # For `ConditionalDataLoaders.from_df`
 ) -> Learner:
     "A learner for small pictures, untrained"
-    dls = ConditionalDataLoaders.from_df(df, flow, path=path, fn_col='img', seed=0, stratify=True, num_workers=0, batch_tfms=Normalize.from_stats(*imagenet_stats), **kwargs)
+    dls = ConditionalDataLoaders.from_df(df, flow, path=path, fn_col='img', seed=0, stratify=True, num_workers=1, batch_tfms=Normalize.from_stats(*imagenet_stats), **kwargs)
     return conditional_vision_learner(dls, trunk, pretrained=False, normalize=False, custom_head=head(dls.c, size))
 
 # %% ../nbs/12_demo.ipynb #798c8f9e
@@ -66,7 +66,7 @@ def run(
 def main(
     out='demo_out',    # Folder to write to
     n:int=4000,        # Scenes to draw
-    epochs:int=12,     # Epochs on the scenes
+    epochs:int=10,     # Epochs on the scenes
     digit_epochs:int=8, # Epochs on the digits
 ):
     "The whole demo"
@@ -74,8 +74,9 @@ def main(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     set_seed(0, reproducible=True)
+    torch.set_num_threads(max(1, defaults.cpus - 1)) # one core reads pictures, the others train
     scenes = save_scenes(out/'scenes', n=n)
-    learn = make_learner(scenes, security_flow(), out/'scenes', 64)
+    learn = make_learner(scenes, security_flow(box_weight=5.), out/'scenes', 64)
     tables = {'security': run('security', learn, out, epochs, 5e-3)}
     images, digits = digits_table()
     save_pictures(out/'digits_images', images, digits)
@@ -91,5 +92,5 @@ if __name__ == '__main__' and '__file__' in globals():
     p = argparse.ArgumentParser(description=main.__doc__)
     p.add_argument('--out', default='demo_out', help='folder to write to')
     p.add_argument('--n', type=int, default=4000, help='scenes to draw')
-    p.add_argument('--epochs', type=int, default=12, help='epochs on the scenes')
+    p.add_argument('--epochs', type=int, default=10, help='epochs on the scenes')
     main(**vars(p.parse_args()))

@@ -31,15 +31,18 @@ class ConditionalLoss(nn.Module):
         self.blocks = [blocks[f.tasks[0]] for f in flow.families] # one speaks for its family
         self.sizes, self.logit_sizes = [len(f.columns) for f in flow.families], [len(f.columns)*f.n_out for f in flow.families]
         self.n_outs = [f.n_out for f in flow.families]
-        self.runs = _runs([blocks[i].n_targets for i in self.tasks]) # stretches of tasks of one width: [(width, tasks)]
+        runs = _runs([blocks[i].n_targets for i in self.tasks])
+        self.runs = [(f'weight_{k}', width, n) for k,(width,n) in enumerate(runs)] # stretches of tasks of one width
+        self.run_sizes = [width*n for width,n in runs]
         self._buffer('order', order)                # logit order -> target columns
         self._buffer('back', _inverse(acts))        # flow order of activations -> logit order
         self._buffer('forth', acts)                 # logit order -> flow order of activations
         self._buffer('cols_back', _inverse(order))  # flow order of target columns -> logit order
         self._buffer('task_back', _inverse(self.tasks))
         task = 0
-        for k,(_,n) in enumerate(self.runs):
-            self._buffer(f'weight_{k}', [blocks[i].weight for i in self.tasks[task:task + n]], torch.float32)
+        for name,width,n in self.runs:
+            w = [blocks[i].weight for i in self.tasks[task:task + n]]
+            self._buffer(name, w if width == 1 else [[x] for x in w], torch.float32)
             task += n
         self.names = []
         for k,(f,b) in enumerate(zip(flow.families, self.blocks)): # numbers a column, where some task of the family has them
@@ -50,7 +53,7 @@ class ConditionalLoss(nn.Module):
         self.thresholds = {p: b.thresholds() for p,b in flow.tasks.items() if b.thresholded} # path -> one value, or one a label
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
-    def _params(self, k, dtype): return {n: getattr(self, f'{n}_{k}').to(dtype) for n in self.names[k]} if self.names[k] else {}
+    def _params(self, k, dtype): return {n: getattr(self, f'{n}_{k}').to(dtype) for n in self.names[k]}
 
     def _targets(self, y):
         "Values and gt mask `(bs, D)` in the order of the logits, as copies that may be changed"
@@ -67,15 +70,14 @@ class ConditionalLoss(nn.Module):
 
     def _shares(self, mask):
         "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
-        col = 0
-        for k,(width,n) in enumerate(self.runs):
-            m, w = mask.narrow(1, col, width*n), self._buffers[f'weight_{k}']
+        for m, (name, width, n) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
+            w = self._buffers[name]
             if w.dtype != m.dtype: w = w.to(m.dtype)
             if width == 1: m.mul_(w / m.sum(0).clamp_(min=1))
             else:
-                m = m.view(len(m), n, width)
-                m.mul_(w[:, None] / (m.sum(2, keepdim=True) * m.amax(2, keepdim=True).sum(0)).clamp_(min=1)) # labels of the row, rows with any
-            col += width*n
+                m = m.view(-1, n, width)
+                labels = m.sum(2, keepdim=True)
+                m.mul_(w / labels.mul_(labels.sign().sum(0)).clamp_(min=1)) # labels of the row, rows with any
         return mask
 
     def _cells(self, pred, vals):
@@ -94,7 +96,7 @@ class ConditionalLoss(nn.Module):
         if self.reduction == 'none': return (self._cells(pred, vals) * g).sum(1) * len(pred)
         total = None
         for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), self._cols(vals), self._cols(g))):
-            loss = b.loss(x, v, w, **self._params(k, pred.dtype))
+            loss = b.loss(x, v, w, **self._params(k, pred.dtype)) if self.names[k] else b.loss(x, v, w)
             total = loss if total is None else total + loss
         return total * len(pred) if self.reduction == 'sum' else total
 
@@ -106,7 +108,7 @@ class ConditionalLoss(nn.Module):
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
         cells, parts, col = self._cells(pred, vals)*mask, [], 0
-        for width,n in self.runs:
+        for _,width,n in self.runs:
             c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
             parts.append(torch.where(m > 0, c/m.clamp(min=1), torch.nan))
             col += width*n
