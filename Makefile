@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .PHONY: demo test bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
-	@$(BIN)/python -m fastai_condmtl.demo
+	@$(BIN)/python -W ignore -m fastai_condmtl.demo
 
 test: $(VENV)/.dev  ## the notebooks, then pytest
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)

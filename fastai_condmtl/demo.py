@@ -65,7 +65,7 @@ def run(
 
 def main(
     out='demo_out',    # Folder to write to
-    n:int=4000,        # Scenes to draw
+    n:int=5000,        # Scenes to draw
     epochs:int=10,     # Epochs on the scenes
     digit_epochs:int=8, # Epochs on the digits
 ):
@@ -76,8 +76,8 @@ def main(
     set_seed(0, reproducible=True)
     torch.set_num_threads(max(1, defaults.cpus - 1)) # one core reads pictures, the others train
     scenes = save_scenes(out/'scenes', n=n)
-    learn = make_learner(scenes, security_flow(box_weight=5.), out/'scenes', 64)
-    tables = {'security': run('security', learn, out, epochs, 5e-3)}
+    learn = make_learner(scenes, security_flow(box_weight=10.), out/'scenes', 64)
+    tables = {'security': run('security', learn, out, epochs, 8e-3)}
     images, digits = digits_table()
     save_pictures(out/'digits_images', images, digits)
     tables['digits'] = run('digits', make_learner(digits, digits_flow(), out/'digits_images', 32), out, digit_epochs, 1e-2)
@@ -91,6 +91,6 @@ def main(
 if __name__ == '__main__' and '__file__' in globals():
     p = argparse.ArgumentParser(description=main.__doc__)
     p.add_argument('--out', default='demo_out', help='folder to write to')
-    p.add_argument('--n', type=int, default=4000, help='scenes to draw')
+    p.add_argument('--n', type=int, default=5000, help='scenes to draw')
     p.add_argument('--epochs', type=int, default=10, help='epochs on the scenes')
     main(**vars(p.parse_args()))
