@@ -1,5 +1,5 @@
 # Each target sets up what it needs in .venv; a second run is quick.
-#   make demo | test | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+#   make demo | test | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
@@ -10,14 +10,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: demo test bench docs install clean
+.PHONY: demo test outputs bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
 	@$(BIN)/python -W ignore -m fastai_condmtl.demo
 
 test: $(VENV)/.dev  ## the notebooks, then pytest
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
+	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(SHELL) -c \
+	  'out=$$($(BIN)/nbdev-test {} --n-workers 0 --do-print 2>&1) || { echo "$$out"; exit 1; }'  # a process each: @patch of one notebook must not reach the next
+	@echo "notebooks: $$(find nbs -name '*.ipynb' -not -path '*/[_.]*' | wc -l) passed"
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
+
+outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
+	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save
+	@$(BIN)/nbdev-clean
 
 bench: $(VENV)/.dev  ## run the benchmarks one after the other, write benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/run.py
