@@ -1,5 +1,5 @@
 "README.md from nbs/index.ipynb: its text, its code, and the outputs that were committed"
-import sys
+
 from pathlib import Path
 from fastcore.nbio import read_nb
 
@@ -21,4 +21,3 @@ def readme(root=ROOT):
 
 if __name__ == '__main__':
     (ROOT/'README.md').write_text(readme(), encoding='utf-8')
-    sys.exit(0)

@@ -16,6 +16,7 @@ __all__ = ['ConditionalBlock', 'check_name', 'check_vocab', 'near', 'factorise',
 class ConditionalBlock(Comparable):
     "Base class of all kinds of task: the name, its column, and when it has meaning"
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
+    exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = None # known once bound
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path
@@ -34,7 +35,6 @@ class ConditionalBlock(Comparable):
         res.given = both(self.given, _given(self, cond))
         return res
     def _name(self): return self.name
-    def _own_condition(self): return self.given
     def __repr__(self): return f"{type(self).__name__}({self.name!r})" + (f' | {self.given}' if self.given is not None else '')
 
     @property
@@ -43,6 +43,9 @@ class ConditionalBlock(Comparable):
     def n_targets(self): "Target columns of the task"; return 1
     @property
     def family(self): "Tasks with equal families are computed together"; return (type(self).__module__, type(self).__qualname__, self.n_out)
+    @property
+    def per_cell(self): "Do `loss`, `activate`, `decide` and `summarise` see one row a cell `(bs*n, n_out)`, or columns `(bs, n)`?"; return self.n_out > 1
+    def family_params(self): "Numbers for the whole family, `{name: list}`, handed to `loss`"; return {}
     def params(self): "Numbers for each target column, `{name: (n_targets,)}`, handed to `loss` and `decide` for all columns of the family"; return {}
 
     def bind(self,
@@ -65,15 +68,15 @@ class ConditionalBlock(Comparable):
     def trivial(self, name, constant, vals): "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"; return None
     def to_cell(self, vals): "Natural values of one row `(W,)` in the table's terms"; raise NotImplementedError(f'{type(self).__name__}.to_cell')
     def to_columns(self, vals, known):
-        "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N,)"
-        return {self.cols[0]: np.array([self.to_cell(v) if k else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
+        "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N, W)"
+        return {self.cols[0]: np.array([self.to_cell(v) if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):
         "The error for a bad label: task, row and value, and what to do"
         v = df[col].iloc[i]
         if isinstance(v, np.generic): v = v.item()
-        row = f"row {i}" + ('' if df.index[i] == i else f' (index {df.index[i]!r})')
+        row = f"row {i}" + ('' if repr(df.index[i]) == repr(i) or df.index[i] is i else f' (index {df.index[i]!r})')
         return FlowError(f"task '{self.path or self.name}', {row}, column '{col}', value {v!r}: {why}")
 
 def check_name(name, what='task'):
@@ -105,6 +108,7 @@ def near(word, words):
 # %% ../nbs/00c_base.ipynb #f61515e2
 def factorise(s:pd.Series, lists=False):
     "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
+    if lists and isinstance(s.dtype, pd.ArrowDtype): s = s.astype(object) # Arrow cannot tell lists apart
     if lists and s.dtype == object:
         s = s.map(lambda v: tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
     codes, uniq = pd.factorize(s)

@@ -4,6 +4,8 @@
 
 # %% ../nbs/01_blocks.ipynb #1680cd7f
 from __future__ import annotations
+import operator
+from functools import reduce
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
@@ -11,13 +13,18 @@ from .conditions import FlowError, as_condition
 from .scores import binary_score, class_score, regression_score
 
 # %% auto #0
-__all__ = ['BinaryBlock', 'MultiLabelBlock', 'sort_labels', 'SingleLabelBlock', 'BoundedRegressionBlock',
+__all__ = ['check_pos_weight', 'BinaryBlock', 'MultiLabelBlock', 'sort_labels', 'SingleLabelBlock', 'BoundedRegressionBlock',
            'UnboundedRegressionBlock', 'ConditionalBlock']
 
 # %% ../nbs/01_blocks.ipynb #bd79ff19
 _all_ = ['ConditionalBlock'] # the base class belongs to the family that users see
 
-# %% ../nbs/01_blocks.ipynb #570943ef
+# %% ../nbs/01_blocks.ipynb #d1ef2b49
+def check_pos_weight(block, w):
+    "A weight of positives is one positive number"
+    if w is not None and not (isinstance(w, (int, float)) and 0 < w < float('inf')): raise FlowError(f"task '{block.name}': pos_weight={w!r} must be one positive number")
+    return w
+
 class _Sigmoid(ConditionalBlock):
     "What `BinaryBlock` and `MultiLabelBlock` share: binary cross entropy, `probability > threshold`"
     thresholded = True
@@ -66,8 +73,9 @@ class BinaryBlock(_Sigmoid):
     ):
         super().__init__(name, col, **kwargs)
         self._set_threshold(threshold)
-        if vocab is not None and (isinstance(vocab, str) or len(vocab) != 2): raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
-        self.pos_weight, self.vocab = pos_weight, None if vocab is None else tuple(vocab)
+        vocab = check_vocab(self, vocab)
+        if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
+        self.pos_weight, self.vocab = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab)
     def encode(self, df):
         words = {0: 0, 1: 1, False: 0, True: 1} | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
         fix = "use True/False or 1/0" + (", or name the two words with vocab=('no', 'yes')" if self.vocab is None else f", or a word of {self.vocab}")
@@ -78,7 +86,7 @@ class BinaryBlock(_Sigmoid):
     def to_columns(self, vals, known):
         yes = vals[:,0] > .5
         if self.vocab is not None: return super().to_columns(vals, known)
-        return {self.cols[0]: pd.arrays.BooleanArray(yes, ~known)}
+        return {self.cols[0]: pd.arrays.BooleanArray(yes, ~known[:,0])}
     def probability(self, acts): return float(acts[0])
     def describe(self): return '' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}'
 
@@ -96,20 +104,22 @@ class MultiLabelBlock(_Sigmoid):
         **kwargs              # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
-        if cols is not None and (isinstance(cols, str) or not len(cols)): raise FlowError(f"task '{name}': cols={cols!r} must be a list of columns, one a label")
+        if cols is not None and (isinstance(cols, str) or not len(cols) or len(set(cols)) < len(cols)): raise FlowError(f"task '{name}': cols={cols!r} must be a list of different columns, one a label")
+        if cols is not None and (col is not None or nan_is_empty): raise FlowError(f"task '{name}': cols= goes with neither col= nor nan_is_empty=: leave them out, and fill the columns with 0 where a blank means no")
+        if not isinstance(label_delim, str) or not label_delim: raise FlowError(f"task '{name}': label_delim={label_delim!r} must be what stands between labels, such as ','")
         if cols is not None and vocab is not None and len(vocab) != len(cols): raise FlowError(f"task '{name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or leave vocab out")
-        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty = label_delim, None if cols is None else list(cols), pos_weight, nan_is_empty
+        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty
         self.vocab = self.label_cols if vocab is None else check_vocab(self, vocab)
         self._set_threshold(threshold)
     @property
     def cols(self): return super().cols if self.label_cols is None else self.label_cols
     @property
-    def n_targets(self): return len(self.vocab)
+    def n_targets(self): return max(1, len(self.vocab)) # with no label in the whole table, a column that never counts
     def labels(self, cell):
         "The labels in one cell"
         if isinstance(cell, tuple): return list(cell)
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
-        return [str(int(cell)) if isinstance(cell, (int, float, np.number)) and cell == int(cell) else str(cell)] # '0' alone in a column reads back from a csv as a number
+        return [str(int(cell)) if isinstance(cell, (int, float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
     def cells(self, df):
         "`(codes (N,), lists of labels)` of the column"
         codes, uniq = distinct(self, df, self.cols[0], lists=True)
@@ -125,6 +135,7 @@ class MultiLabelBlock(_Sigmoid):
         if self.label_cols is not None:
             parts = [BinaryBlock.encode(_one_column(self, c), df) for c in self.cols]
             return np.concatenate([v for v,_ in parts], 1), np.concatenate([k for _,k in parts], 1)
+        if not self.vocab: return np.zeros((len(df), 1)), np.zeros((len(df), 1), dtype=bool)
         codes, cells = self.cells(df)
         hot = np.zeros((len(cells), self.n_targets), dtype=np.uint8)
         for j,cell in enumerate(cells):
@@ -146,13 +157,14 @@ class MultiLabelBlock(_Sigmoid):
         return [(j, float(truth)) for j in value] if one else []
     def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
     def to_columns(self, vals, known):
-        if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known) for j,c in enumerate(self.label_cols)}
-        return {self.cols[0]: np.array([self.label_delim.join(map(str, self.to_cell(v))) if k else None for v,k in zip(vals, known)], dtype=object)}
+        if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known[:,j]) for j,c in enumerate(self.label_cols)}
+        join = list if any(self.label_delim in str(l) for l in self.vocab) else lambda ls: self.label_delim.join(map(str, ls))
+        return {self.cols[0]: pd.Series([join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} labels'
 
-def _any(xs): return xs[0] if len(xs) == 1 else xs[0] | _any(xs[1:])
-def _all(xs): return xs[0] if len(xs) == 1 else xs[0] & _all(xs[1:])
+def _any(xs): return reduce(operator.or_, xs)
+def _all(xs): return reduce(operator.and_, xs)
 def _one_column(block, col):
     b = BinaryBlock(block.name, col)
     b.path = block.path
@@ -177,6 +189,8 @@ class SingleLabelBlock(ConditionalBlock):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)
         self.class_weights = None if class_weights is None else tuple(float(w) for w in class_weights)
+        if class_weights is not None and not all(0 <= w < float('inf') for w in self.class_weights): raise FlowError(f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class")
+        if not (isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1): raise FlowError(f"task '{name}': label_smoothing={label_smoothing!r} must be from 0 to below 1")
         self.label_smoothing = float(label_smoothing)
     def setup(self, df, train):
         if self.vocab is None:
@@ -190,6 +204,9 @@ class SingleLabelBlock(ConditionalBlock):
         if self.class_weights is not None and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
     @property
     def n_out(self): return max(1, len(self.vocab))
+    @property
+    def per_cell(self): return True # also where there is one class only
+    def family_params(self): return {} if self.class_weights is None else {'class_weights': self.class_weights}
     @property
     def family(self): return ('softmax', self.n_out, self.label_smoothing, self.class_weights)
     def encode(self, df):
@@ -210,9 +227,8 @@ class SingleLabelBlock(ConditionalBlock):
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} classes'
 
-    def loss(self, logits, targets, weight=None):
-        w = None if self.class_weights is None else torch.tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
-        res = F.cross_entropy(logits, targets.long(), weight=w, label_smoothing=self.label_smoothing, reduction='none')
+    def loss(self, logits, targets, weight=None, class_weights=None):
+        res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
         return res if weight is None else res.dot(weight)
     def activate(self, logits): return logits.softmax(-1)
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
@@ -232,7 +248,7 @@ class SingleLabelBlock(ConditionalBlock):
 # %% ../nbs/01_blocks.ipynb #e5ab68f0
 class _Regression(ConditionalBlock):
     "What `BoundedRegressionBlock` and `UnboundedRegressionBlock` share"
-    ops = ('gt', 'ge', 'lt', 'le', 'between')
+    ops, exact = ('gt', 'ge', 'lt', 'le', 'between'), False
     metrics = ('mae', 'rmse', 'r2')
     lo, span = 0., 1.
     def _set_loss(self, loss):
@@ -257,7 +273,7 @@ class _Regression(ConditionalBlock):
         return t & k, ~t & k
     def force(self, op, value, truth): return []
     def to_cell(self, vals): return float(vals[0])
-    def to_columns(self, vals, known): return {self.cols[0]: np.where(known, vals[:,0], np.nan)}
+    def to_columns(self, vals, known): return {self.cols[0]: np.where(known[:,0], vals[:,0], np.nan)}
     def loss(self, logits, targets, weight=None):
         res = _regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
         return res if weight is None else (res*weight).sum()

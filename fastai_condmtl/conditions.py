@@ -41,6 +41,7 @@ class Atom(Condition):
     op: str = 'true'    # `true eq ne isin has has_any has_all gt ge lt le between`
     value: object = None # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`
     given: Condition | None = field(default=None, compare=False) # The condition that the block carried when the atom was written: checked against the flow
+    cols: tuple | None = field(default=None, compare=False) # The columns that the block reads: the task found by its name must be the same
     def __repr__(self):
         name = f"task({self.task!r})" if '.' in self.task else self.task
         if self.op == 'true': return name
@@ -88,10 +89,10 @@ class Comparable:
     "Something that conditions can ask about: a block, or `task(path)`"
     ops = None # the questions this kind answers; None: not known yet
     def _name(self): raise NotImplementedError(f'{type(self).__name__} must say which task it asks about')
-    def _own_condition(self): return None
+    given, cols = None, None # a block knows its own
     def _atom(self, op, value=None):
         check_op(op, self.ops, self._name(), type(self).__name__)
-        return Atom(self._name(), op, value, self._own_condition())
+        return Atom(self._name(), op, value, self.given, None if self.cols is None else tuple(self.cols))
     def __invert__(self): return ~as_condition(self)
     def __and__(self, o): return as_condition(self) & o
     def __rand__(self, o): return as_condition(o) & as_condition(self)

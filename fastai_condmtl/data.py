@@ -9,7 +9,7 @@ from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
 from fastai.data.core import TfmdLists
 from fastai.data.transforms import ColReader
-from .base import ConditionalBlock
+from .base import ConditionalBlock, near
 from .conditions import FlowError
 from .flow import Flow
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
@@ -71,10 +71,11 @@ class FlowTransform(Transform):
     def table(self, rows):
         "Raw rows, as the getters read them, as a DataFrame"
         blocks = self.bound.plan.blocks if self.bound else [b for _,b in leaves(self.unbound)]
-        if isinstance(rows, pd.DataFrame) and len(self.getters) == 1 and _reads_columns(self.getters[0], rows):
-            rows = rows[list(self.getters[0].cols)]
-            need = [c for b in blocks for c in b.cols]
-            return rows if set(need) <= set(rows.columns) or len(need) != rows.shape[1] else rows.set_axis(need, axis=1)
+        if isinstance(rows, pd.DataFrame) and len(self.getters) == 1 and _reads_columns(self.getters[0]):
+            cols, need = list(self.getters[0].cols), [c for b in blocks for c in b.cols]
+            if self.bound is None and (gone := [c for c in cols if c not in rows.columns]): raise FlowError(f"get_y reads column {gone[0]!r}, which the table does not have: {near(gone[0], rows.columns)}")
+            rows = rows[[c for c in cols if c in rows.columns]]
+            return rows if set(need) & set(cols) or len(need) != rows.shape[1] else rows.set_axis(need, axis=1)
         if self.getters:
             rows = [rows.iloc[i] for i in range(len(rows))] if isinstance(rows, pd.DataFrame) else rows
             for f in self.getters: rows = [f(r) for r in rows]
@@ -97,13 +98,17 @@ class FlowTransform(Transform):
     @property
     def loss_func(self): "The one loss: `dls.loss_func`"; return self._of_bound('loss_func')
 
-def as_flow(o): "A bare task as a flow of one"; return o if isinstance(o, Flow) else Flow(o.name, o)
+def as_flow(o):
+    "A bare task as a flow of one"
+    if isinstance(o, Flow): return o
+    if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
+    return Flow(o.name, o)
 def leaves(flow):
     "The blocks of a flow, as written: `(name, block)`"
     for t in flow.tasks:
         if isinstance(t, Flow): yield from leaves(t)
         else: yield t.name, t
-def _reads_columns(f, df): return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) and c in df.columns for c in f.cols)
+def _reads_columns(f): return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) for c in f.cols)
 
 # %% ../nbs/06_data.ipynb #9537abc5
 class FreshTransform:
@@ -129,9 +134,9 @@ class StratifiedSplitter:
         self.flow, self.valid_pct, self.seed = as_flow(flow), valid_pct, seed
     def __call__(self, df):
         "Positions of training and validation rows"
-        y = self.flow.bind(df).encode(df) if isinstance(df, pd.DataFrame) else _no_table(df)
-        groups = self.groups(self.flow.bind(df), y)
-        valid = stratify(groups, self.valid_pct, np.random.default_rng(self.seed))
+        if not isinstance(df, pd.DataFrame): raise FlowError(f"a stratified split reads the labels of a DataFrame, not of {type(df).__name__}: hand over a DataFrame, or pass a splitter of your own")
+        bound = self.flow.bind(df)
+        valid = stratify(self.groups(bound, bound.encode(df)), self.valid_pct, np.random.default_rng(self.seed))
         return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
     def groups(self, bound, y):
         "Boolean columns `(N, K)`: what should stand on both sides"
@@ -144,8 +149,6 @@ class StratifiedSplitter:
                 if b.thresholded: res += [mask[:,c] & (vals[:,c] == v) for v in (0, 1)]
                 elif b.n_out > 1: res += [mask[:,c] & (vals[:,c] == v) for v in range(b.n_out)]
         return np.stack(res, 1)
-
-def _no_table(items): raise FlowError(f"a stratified split reads the labels of a DataFrame, not of {type(items).__name__}: hand over a DataFrame, or pass a splitter of your own")
 
 def stratify(groups, valid_pct, rng):
     "Boolean (N,): validation rows, such that each column of `groups` (N, K) with two rows or more has some on both sides"

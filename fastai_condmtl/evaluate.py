@@ -10,7 +10,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .conditions import FlowError
 from .learner import flow_of
-from .metrics import Accumulator, wanted_metrics
+from .metrics import Accumulator, check_metrics, wanted_metrics
 
 # %% auto #0
 __all__ = ['Collect', 'collect']
@@ -30,7 +30,7 @@ def collect(learn, dl=None, ds_idx=1) -> Accumulator:
     if dl is None: dl = learn.dls[ds_idx]
     dl = dl.new(shuffle=False, drop_last=False)
     if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
-    with learn.no_logging(), learn.validation_context(cbs=[Collect(acc)]): learn._do_epoch_validate(dl=dl)
+    with learn.no_logging(): learn.validate(dl=dl, cbs=[Collect(acc)])
     if not acc.parts: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
     return acc
 
@@ -41,13 +41,15 @@ def evaluate(self:Learner,
     metrics='all', # Metric names, as for `flow.metrics`; None for one headline metric a task
 ) -> pd.DataFrame:
     "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`"
-    flow, acc = flow_of(self), collect(self, dl, ds_idx)
+    flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
+    check_metrics(flow, metrics)
+    acc = collect(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []
     for i,(path,block) in enumerate(flow.tasks.items()):
         summary, true, mask, threshold = acc.task(path)
         hit, counts = reached[:,i], mask.any(1)
-        for name in wanted_metrics(block, [metrics] if isinstance(metrics, str) else metrics or []):
+        for name in wanted_metrics(block, metrics):
             trivial = block.trivial(name, flow.constants[path], true)
             rows.append((path, name, block.score(name, summary, true, mask, threshold), int(counts.sum()),
                          np.nan if trivial is None else block.score(name, trivial, true, mask, .5),

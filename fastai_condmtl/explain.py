@@ -46,10 +46,11 @@ def tree(self:FlowPrediction,
             if isinstance(p, float): tag += f' ({p:.2f})'
             elif not isinstance(value, list): tag += f' ({p[value]:.2f})'
         if true is not None:
-            exact = not isinstance(true, float)
-            wrong = value is None or exact and value != true
+            s = self.flow.slices[path].targets
+            differs = ((self.decoded[0,s] != truth.decoded[0,s]) & (truth.decoded[1,s] > 0)).any().item() # labels that are not known are neither right nor wrong
+            wrong = value is None or block.exact and differs
             if value is None: tag = f"{path.rpartition('.')[2]}: not reached, truth {tell(true)}"
-            elif wrong or not exact: tag += f', truth {tell(true)}'
+            elif wrong or not block.exact: tag += f', truth {tell(true)}'
         _add(res, path, tag, dict(value=value, truth=true, wrong=wrong))
     return res
 

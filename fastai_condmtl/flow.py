@@ -115,8 +115,10 @@ class Plan:
     def _check_given(self, path, cond, scope):
         "A block used in a condition brings its own condition along; the task in the flow must have it too"
         for a in atoms(cond):
-            if a.given is None: continue
             asked = self.names.find(a.task, scope)
+            if a.cols is not None and (reads := self.blocks[self.index[asked]].cols) != list(a.cols):
+                raise FlowError(f"the condition `{cond}` of '{path}' uses a block '{a.task}' that reads {', '.join(map(repr, a.cols))}, but from there the name means task '{asked}', which reads {', '.join(map(repr, reads))}: name the task that is meant by its path, task('...')")
+            if a.given is None: continue
             has = {c for g in self.gates[self.index[asked]] for c in conjuncts(self.conds[g])}
             lacks = [c for c in conjuncts(a.given) if self.resolve(c, asked.rpartition('.')[0]) not in has]
             if lacks: raise FlowError(f"the condition `{cond}` of '{path}' uses `{a.task} | {a.given}`, but task '{asked}' in the flow is not given `{lacks[0]}`. "
@@ -202,11 +204,12 @@ def infer(plan, vals, known):
     want, torn = [None]*len(vals), [None]*len(vals)
     for i in reversed(plan.order):
         if want[i] is not None:
-            asked, fits = ~np.isnan(want[i]), known[i] & (vals[i] != want[i])
+            asked = ~np.isnan(want[i])
             fill = asked & ~known[i] & ~torn[i]
-            clash[i] = ((asked & fits) | (torn[i] & ~known[i])).any(1)
+            clash[i] = ((asked & known[i] & (vals[i] != want[i])) | (torn[i] & ~known[i])).any(1)
             vals[i], known[i] = np.where(fill, want[i], vals[i]), known[i] | fill
-        held = known[i].any(1)
+        told = known[i] & (vals[i] > 0) if getattr(plan.blocks[i], 'nan_is_empty', False) else known[i] # a blank that is read as "none" tells nothing
+        held = told.any(1)
         for g in plan.gates[i]:
             for atom, truth in forced(plan.conds[g]):
                 j = plan.index[atom.task]

@@ -40,6 +40,7 @@ def predict_df(self:Learner,
 ) -> pd.DataFrame:
     "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
     flow, is_df = flow_of(self), isinstance(items, pd.DataFrame)
+    if not is_df and (isinstance(items, (str, bytes)) or not hasattr(items, '__len__')): raise FlowError(f"predict_df takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
     cols = list(dict.fromkeys(c for b in flow.tasks.values() for c in b.cols))
     index = items.index if is_df else pd.RangeIndex(len(items))
     if not len(index): return pd.DataFrame(columns=cols, index=index)
@@ -52,6 +53,11 @@ def to_frame(self:BoundFlow,
 ) -> pd.DataFrame:
     "Packed rows in the table's own columns, blank where the mask is 0"
     natural = self.to_units(torch.as_tensor(y, dtype=torch.float64)).as_subclass(torch.Tensor).cpu().numpy()
-    res = {}
-    for p,s in self.slices.items(): res.update(self.tasks[p].to_columns(natural[:,0,s.targets], natural[:,1,s.targets].any(1)))
+    res, seen = {}, {}
+    for p,s in self.slices.items():
+        known = natural[:,1,s.targets] > 0
+        for j,(c,col) in enumerate(self.tasks[p].to_columns(natural[:,0,s.targets], known).items()):
+            k = known[:,j] if len(self.tasks[p].cols) > 1 else known.any(1)
+            res[c] = pd.Series(col) if c not in res else res[c].where(seen[c], pd.Series(col)) # tasks may share a column: the first that is reached fills it
+            seen[c] = k | seen.get(c, False)
     return pd.DataFrame(res)

@@ -12,7 +12,7 @@ from .base import near
 from .target import BoundFlow, TensorConditional, packed
 
 # %% auto #0
-__all__ = ['ConditionalLoss']
+__all__ = ['ConditionalLoss', 'single']
 
 # %% ../nbs/04_losses.ipynb #9072eafc
 class ConditionalLoss(nn.Module):
@@ -30,7 +30,7 @@ class ConditionalLoss(nn.Module):
         self.tasks = [i for f in flow.families for i in f.tasks] # task of each chunk of columns, in the order of the logits
         self.blocks = [blocks[f.tasks[0]] for f in flow.families] # one speaks for its family
         self.sizes, self.logit_sizes = [len(f.columns) for f in flow.families], [len(f.columns)*f.n_out for f in flow.families]
-        self.n_outs = [f.n_out for f in flow.families]
+        self.cells = [f.n_out if b.per_cell else 0 for f,b in zip(flow.families, self.blocks)] # logits a cell, where a family is seen cell by cell
         runs = _runs([blocks[i].n_targets for i in self.tasks])
         self.runs = [(f'weight_{k}', width, n) for k,(width,n) in enumerate(runs)] # stretches of tasks of one width
         self.run_sizes = [width*n for width,n in runs]
@@ -49,30 +49,33 @@ class ConditionalLoss(nn.Module):
             given = [blocks[i].params() for i in f.tasks]
             keys = sorted({n for p in given for n in p})
             for n in keys: self._buffer(f'{n}_{k}', [x for i,p in zip(f.tasks, given) for x in p.get(n, [b.default_params[n]]*blocks[i].n_targets)], torch.float32)
-            self.names.append(keys)
+            for n,x in b.family_params().items(): self._buffer(f'{n}_{k}', x, torch.float32)
+            self.names.append(keys + list(b.family_params()))
         self.thresholds = {p: b.thresholds() for p,b in flow.tasks.items() if b.thresholded} # path -> one value, or one a label
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
-    def _params(self, k, dtype): return {n: getattr(self, f'{n}_{k}').to(dtype) for n in self.names[k]}
+    def _params(self, k, like): return {n: self._buffers[f'{n}_{k}'].to(like.device, like.dtype) for n in self.names[k]}
 
     def _targets(self, y):
         "Values and gt mask `(bs, D)` in the order of the logits, as copies that may be changed"
         if y.ndim != 3: y = packed(y)
-        return y.index_select(2, self._buffers['order']).unbind(1)
+        order = self._buffers['order']
+        if order.device != y.device: order = order.to(y.device) # predictions that were gathered on another device
+        return y.index_select(2, order).unbind(1)
 
     def _logits(self, pred):
         "The logits of each family: `(bs, n)`, or with several a column `(bs*n, n_out)`"
-        return [x if n == 1 or x.shape[1] == n else x.reshape(-1, n) for x,n in zip(pred.split(self.logit_sizes, 1), self.n_outs)]
+        return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x,n in zip(pred.split(self.logit_sizes, 1), self.cells)]
 
     def _cols(self, x):
         "Columns `(bs, D)` in the order of the logits, for each family: `(bs, n)`, or with several logits a column `(bs*n,)`"
-        return [c if n == 1 else c.reshape(-1) for c,n in zip(x.split(self.sizes, 1), self.n_outs)]
+        return [c.reshape(-1) if n else c for c,n in zip(x.split(self.sizes, 1), self.cells)]
 
     def _shares(self, mask):
         "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
         for m, (name, width, n) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
             w = self._buffers[name]
-            if w.dtype != m.dtype: w = w.to(m.dtype)
+            if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
             if width == 1: m.mul_(w / m.sum(0).clamp_(min=1))
             else:
                 m = m.view(-1, n, width)
@@ -83,7 +86,7 @@ class ConditionalLoss(nn.Module):
     def _cells(self, pred, vals):
         "The loss of every cell `(bs, D)`, masked or not, in the order of the logits"
         parts = enumerate(zip(self.blocks, self._logits(pred), self._cols(vals)))
-        return torch.cat([b.loss(x, v, **self._params(k, pred.dtype)).reshape(len(pred), -1) for k,(b,x,v) in parts], 1)
+        return torch.cat([b.loss(x, v, **self._params(k, pred)).reshape(len(pred), -1) for k,(b,x,v) in parts], 1)
 
     def forward(self,
         pred, # Raw logits `(bs, C)`
@@ -96,7 +99,7 @@ class ConditionalLoss(nn.Module):
         if self.reduction == 'none': return (self._cells(pred, vals) * g).sum(1) * len(pred)
         total = None
         for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), self._cols(vals), self._cols(g))):
-            loss = b.loss(x, v, w, **self._params(k, pred.dtype)) if self.names[k] else b.loss(x, v, w)
+            loss = b.loss(x, v, w, **self._params(k, pred)) if self.names[k] else b.loss(x, v, w)
             total = loss if total is None else total + loss
         return total * len(pred) if self.reduction == 'sum' else total
 
@@ -112,7 +115,7 @@ class ConditionalLoss(nn.Module):
             c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
             parts.append(torch.where(m > 0, c/m.clamp(min=1), torch.nan))
             col += width*n
-        return torch.cat(parts, 1).index_select(1, self.task_back)
+        return torch.cat(parts, 1).index_select(1, self.task_back.to(pred.device))
 
     def per_task(self, pred, y):
         "Each task's unweighted masked mean `(T,)` in flow order, NaN where no row counts"
@@ -122,7 +125,8 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
-        acts = [b.activate(x).reshape(len(pred), -1) for b,x in zip(self.blocks, self._logits(pred.float() if pred.dtype == torch.float16 else pred))]
+        pred = single(pred)
+        acts = [b.activate(x).reshape(len(pred), -1) for b,x in zip(self.blocks, self._logits(pred))]
         return torch.cat(acts, 1).index_select(1, self.back.to(pred.device))
 
     def family_acts(self, acts):
@@ -150,20 +154,22 @@ class ConditionalLoss(nn.Module):
         acts, # Activations `(bs, C)` in flow order
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decisions, with *reached* in row 1"
-        vals = self.decide(_clean(acts))
+        vals = self.decide(single(acts))
         reached = self.flow.reached(vals)
         widths = torch.tensor([b.n_targets for b in self.flow.plan.blocks], device=acts.device)
         return torch.stack([vals, reached.repeat_interleave(widths, 1).to(vals.dtype)], 1).as_subclass(TensorConditional)
 
     def __repr__(self): return f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.blocks)} families, reduction={self.reduction!r})"
 
-# %% ../nbs/04_losses.ipynb #f234b3c8
-def _clean(x): return x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor) # fastai's subclasses would pass through every operation
+# %% ../nbs/04_losses.ipynb #ffe72e7a
+def single(x):
+    "`x` as a plain tensor (fastai's subclasses would pass through every operation), at least in single precision (half knows neither class 301 nor small losses)"
+    if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
+    return x.float() if x.dtype in _half else x
 
 def _same(pred, y):
-    "Plain tensors of one dtype, at least single precision"
-    pred, y = _clean(pred), _clean(y)
-    if pred.dtype in _half: pred = pred.float()
+    "Plain tensors of one dtype"
+    pred, y = single(pred), single(y)
     return pred, y if y.dtype == pred.dtype else y.to(pred.dtype)
 _half = (torch.float16, torch.bfloat16)
 

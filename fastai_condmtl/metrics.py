@@ -11,11 +11,11 @@ from fastai.learner import Metric
 from .conditions import FlowError
 from .base import near
 from .scores import aliases
-from .target import BoundFlow, packed
-from .losses import ConditionalLoss
+from .target import BoundFlow
+from .losses import ConditionalLoss, single
 
 # %% auto #0
-__all__ = ['Accumulator', 'TaskMetric', 'wanted_metrics']
+__all__ = ['Accumulator', 'TaskMetric', 'check_metrics', 'wanted_metrics']
 
 # %% ../nbs/05_metrics.ipynb #3a2e48fa
 class Accumulator:
@@ -36,9 +36,8 @@ class Accumulator:
     @torch.no_grad()
     def pack(self, pred, y):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
-        loss = self.flow.loss_func.to(pred.device)
-        vals, mask = loss._targets(packed(y).as_subclass(torch.Tensor))
-        pred = pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
+        loss, pred = self.flow.loss_func, single(pred)
+        vals, mask = loss._targets(single(y))
         parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss._logits(pred), loss._cols(vals))]
         return torch.cat([*parts, vals, mask], 1)
 
@@ -88,24 +87,30 @@ class TaskMetric(Metric):
         if self.label is None: return block.score(self.metric, summary, true, mask, threshold)
         return float(block.label_scores(self.metric, summary, true, mask, threshold)[block.vocab.index(self.label)])
     @property
-    def name(self): return f"{self.path}{'' if self.label is None else '.' + re.sub('[.,]', '_', str(self.label))}.{self.metric}"
+    def name(self): return f"{self.path}{'' if self.label is None else '.' + _safe(str(self.label))}.{self.metric}"
 
-# %% ../nbs/05_metrics.ipynb #e2dfd55f
+# %% ../nbs/05_metrics.ipynb #b06343ef
+def _safe(label): return re.sub('loss|error', lambda m: m[0][:2] + '-' + m[0][2:], re.sub('[.,]', '_', label)) # trackers read names: no label may turn them round
+
 @patch
 def metrics(self:BoundFlow,
     *names,          # Metric names, or `'all'`; by default one headline metric a task (accuracy, or mae in original units)
     tasks=None,      # Paths or leaf names of the tasks wanted; by default all
     per_label=False, # One metric a label instead of the mean over the labels of multi-label tasks
 ) -> list:
-    "fastai metrics of the tasks of this flow, sharing one accumulator"
+    "fastai metrics of the tasks of this flow, sharing one accumulator. Tracker callbacks maximise what is not called a loss or an error: with `mae` and `rmse` hand them `comp=np.less`"
     acc, res = Accumulator(self), []
-    known = sorted({m for b in self.tasks.values() for m in b.metrics})
-    if bad := [n for n in names if n not in known and n not in aliases and n != 'all' and not re.fullmatch(r'accuracy_[1-9]\d*', n)]:
-        raise FlowError(f"no task of flow '{self.flow.name}' has a metric {bad[0]!r}: {near(bad[0], known)} Known: {', '.join(known)}")
+    check_metrics(self, names)
     for path in self.paths if tasks is None else [self.path(t) for t in tasks]:
         block = self.tasks[path]
         for m in wanted_metrics(block, names): res += [TaskMetric(acc, path, m, l) for l in (block.vocab if per_label and hasattr(block, 'label_delim') else [None])]
     return res
+
+def check_metrics(flow, names):
+    "Raise for a name that no task of `flow` has a metric of"
+    known = sorted({m for b in flow.tasks.values() for m in b.metrics})
+    if bad := [n for n in names if aliases.get(n, n) not in known and n != 'all' and not re.fullmatch(r'accuracy_[1-9]\d*', n)]:
+        raise FlowError(f"no task of flow '{flow.flow.name}' has a metric {bad[0]!r}: {near(bad[0], known)} Known: {', '.join(known)}")
 
 def wanted_metrics(
     block, # Bound block

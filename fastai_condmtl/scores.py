@@ -52,7 +52,7 @@ def binary_score(
     prob, true = np.asarray(prob), np.asarray(true) > .5
     if not len(true): return float('nan')
     if name in count_scores: return float(count_scores[name](*counts(prob > threshold, true)))
-    if true.all() or not true.any(): return float('nan')
+    if true.all() or not true.any() or np.isnan(prob).any(): return float('nan')
     from sklearn import metrics
     return float(dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)[name](true, prob))
 

@@ -120,7 +120,7 @@ def as_table(
     r = rows[0]
     if isinstance(r, pd.Series) or hasattr(r, 'keys'): return pd.DataFrame([dict(r) for r in rows])
     if hasattr(r, '_fields'): return pd.DataFrame([r._asdict() for r in rows])
-    if len(cols) == 1 and not (isinstance(r, (list, tuple)) and len(blocks) == 1 and len(r) == 1 and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows)):
+    if len(cols) == 1 and (hasattr(blocks[0], 'label_delim') or not (isinstance(r, (list, tuple)) and len(blocks) == 1 and len(r) == 1 and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows))):
         return pd.DataFrame({cols[0]: pd.Series(rows, dtype=object).infer_objects()})
     if isinstance(r, (str, bytes)) or not hasattr(r, '__len__') or any(len(x) != len(cols) for x in rows):
         raise FlowError(f"row {r!r} does not fit the columns {cols}: hand over a DataFrame row, a dict, a named tuple, or a sequence with one value a column")
@@ -134,12 +134,15 @@ def encode(self:BoundFlow,
 ) -> TensorConditional:  # `(N, 2, D)` float32
     "Labels of a table, packed. Raises `FlowError` with task, row and value where a label does not fit"
     plan, df = self.plan, as_table(df, self.plan.blocks)
-    if missing_ok: df = _fill_missing(df, self)
+    gone = [c for b in plan.blocks for c in b.cols if c not in df.columns] if missing_ok else []
+    if gone: df = _fill_missing(df, gone)
     for p,b in self.tasks.items(): _check_cols(p, b, df)
     out = np.zeros((len(df), 2, self.n_targets), dtype=np.float32)
     cols, asked = {}, {j for i in plan.order for j in plan.needs(i)}
     def read(i): # natural values and known, kept only while needed
-        if i not in cols: cols[i] = plan.blocks[i].encode(df)
+        if i not in cols:
+            vals, known = plan.blocks[i].encode(df)
+            cols[i] = vals, known & (not set(plan.blocks[i].cols) & set(gone) or len(plan.blocks[i].cols) > 1) # a column that is not there is no label, whatever blanks mean
         return cols[i]
     own = None # known as labelled, before anything is inferred
     if self.flow.infer_labels:
@@ -156,9 +159,7 @@ def encode(self:BoundFlow,
         if i not in asked: cols.pop(i, None)
     return torch.from_numpy(out).as_subclass(TensorConditional)
 
-def _fill_missing(df, bound):
-    gone = [c for b in bound.plan.blocks for c in b.cols if c not in df.columns]
-    if not gone: return df
+def _fill_missing(df, gone):
     warnings.warn(f"no column {', '.join(map(repr, gone))} in the table: its labels count as missing", stacklevel=4)
     return df.assign(**{c: None for c in gone}) if all(isinstance(c, str) for c in gone) else pd.concat([df, pd.DataFrame({c: [None]*len(df) for c in gone}, index=df.index)], axis=1)
 
@@ -185,7 +186,7 @@ def to_units(self:BoundFlow,
 def reached(self:BoundFlow,
     vals, # Decoded values on the loss scale `(bs, D)`, or packed `(bs, 2, D)`
 ):        # boolean `(bs, T)`
-    "Where each task's condition is true on decoded predictions: the rule of `Plan.applicable`, an atom being unknown only where its task is not reached"
+    "Where each task's condition is true on decoded predictions: the rule of `Plan`, an atom being unknown only where its task is not reached"
     vals = vals[:,0] if vals.ndim == 3 else vals
     vals = vals.as_subclass(torch.Tensor)
     all_ = torch.ones((len(vals), 1), dtype=torch.bool, device=vals.device)
@@ -196,7 +197,7 @@ def reached(self:BoundFlow,
 def false_conditions(self:BoundFlow,
     y, # Packed labels `(N, 2, D)`
 ):     # boolean `(N, T)`
-    "Where each task's condition is known to be false by the labels (neither true nor unknown)"
+    "Where each task's condition is known to be false by the labels (neither true nor unknown); labels that were only inferred are not seen here"
     vals, mask = y.as_subclass(torch.Tensor).unbind(1)
     res = self.plan.states(lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True)
     return torch.stack([torch.zeros(len(y), dtype=torch.bool, device=y.device) if r is None else r[1] for r in res], 1)

@@ -139,10 +139,11 @@ class ConditionalDataLoaders(DataLoaders):
         header='infer',   # As in `pd.read_csv`
         delimiter=',',    # As in `pd.read_csv`
         quoting=csv.QUOTE_MINIMAL, # As in `pd.read_csv`
+        keep_default_na:bool=True, # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
         **kwargs
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-        df = pd.read_csv(Path(path)/csv_fname, header=header, sep=delimiter or ',', quoting=quoting)
+        df = pd.read_csv(Path(path)/csv_fname, header=header, sep=delimiter or ',', quoting=quoting, keep_default_na=keep_default_na, na_values=None if keep_default_na else [''])
         return cls.from_df(df, flow, path=path, **kwargs)
 
     @classmethod
