@@ -6,4 +6,5 @@ from .target import FlowPrediction, TensorConditional
 from .losses import ConditionalLoss
 from .metrics import TaskMetric
 from .data import FlowTransform, StratifiedSplitter
+from .thresholds import best_threshold
 from .explain import FlowTree
