@@ -77,7 +77,7 @@ class BinaryBlock(_Sigmoid):
         if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
         self.pos_weight, self.vocab = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab)
     def encode(self, df):
-        words = {0: 0, 1: 1, False: 0, True: 1} | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
+        words = {0: 0, 1: 1} | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
         fix = "use True/False or 1/0" + (", or name the two words with vocab=('no', 'yes')" if self.vocab is None else f", or a word of {self.vocab}")
         return look_up(self, df, self.cols[0], words.get, lambda v: f"not a binary label: {fix}; leave the cell blank where it is unknown")
     def truth(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import argparse, time
 from pathlib import Path
-import matplotlib, matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib, matplotlib.pyplot as plt, torch
 from fastai.vision.all import ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed
 from torch import nn
 from .synthetic import digits_flow, digits_table, save_pictures, save_scenes, security_flow

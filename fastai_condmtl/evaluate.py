@@ -4,7 +4,7 @@
 
 # %% ../nbs/08_evaluate.ipynb #d95dd9e9
 from __future__ import annotations
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.learner import Learner

@@ -5,7 +5,6 @@
 # %% ../nbs/02_flow.ipynb #9ec8b8c6
 from __future__ import annotations
 from copy import copy
-from dataclasses import dataclass
 import numpy as np
 from .conditions import (FlowError, Condition, Atom, Not, And, AnyOf, as_condition, both, conjuncts, atoms, kleene, forced, check_op)
 from .base import ConditionalBlock, check_name, near, _given
