@@ -7,4 +7,5 @@ from .losses import ConditionalLoss
 from .metrics import TaskMetric
 from .data import FlowTransform, StratifiedSplitter
 from .thresholds import best_threshold
+from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree

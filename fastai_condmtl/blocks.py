@@ -10,7 +10,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
 from .conditions import FlowError, as_condition
-from .scores import binary_score, class_score, regression_score
+from .scores import binary_score, class_score, count_scores, counts, regression_score
 
 # %% auto #0
 __all__ = ['check_pos_weight', 'BinaryBlock', 'MultiLabelBlock', 'sort_labels', 'SingleLabelBlock', 'BoundedRegressionBlock',
@@ -30,7 +30,7 @@ class _Sigmoid(ConditionalBlock):
     thresholded = True
     metrics = ('accuracy', 'balanced_accuracy', 'f1_score', 'precision', 'recall', 'roc_auc', 'average_precision', 'mcc')
     family = ('sigmoid',)
-    threshold, pos_weight = .5, None
+    threshold, pos_weight, tune = .5, None, 'auto'
     def _set_threshold(self, threshold):
         ok = np.ndim(threshold) == 0 or isinstance(self, MultiLabelBlock)
         try: t = np.asarray(threshold, dtype=float)
@@ -44,23 +44,26 @@ class _Sigmoid(ConditionalBlock):
     def loss(self, logits, targets, weight=None, pos_weight=None):
         if weight is None: return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction='none')
         return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, pos_weight=pos_weight, reduction='sum')
+    def nll(self, logits, targets): return F.binary_cross_entropy_with_logits(logits, targets, reduction='none')
     def activate(self, logits): return logits.sigmoid()
     def decide(self, acts, threshold): return (acts > threshold).to(acts.dtype)
     def summarise(self, acts, targets): return acts[..., None]
     def decided(self, summary, threshold=None): return summary[..., 0] > (self.threshold if threshold is None else threshold)
     def score(self, name, summary, true, mask, threshold=None):
         "Mean over the labels that have rows; binary tasks are the case of one label"
+        if name == 'f1_micro': return float(count_scores['f1_score'](*counts(self.decided(summary, threshold)[mask], true[mask] > .5))) if mask.any() else float('nan')
         res = self.label_scores(name, summary, true, mask, threshold)
         return float(np.nanmean(res)) if not np.isnan(res).all() else float('nan')
     def constant(self, vals, mask): return (vals*mask).sum(0) / np.maximum(mask.sum(0), 1)
     def trivial(self, name, constant, vals):
         "Always yes is the rule to beat for F1, precision and recall; for the rest the commoner answer"
-        p = np.ones(self.n_targets) if name in ('f1_score', 'precision', 'recall') else constant > .5
+        p = np.ones(self.n_targets) if name in ('f1_score', 'f1_micro', 'precision', 'recall') else constant > .5
         return np.broadcast_to(p.astype(float)[:,None], (*vals.shape, 1))
     def label_scores(self, name, summary, true, mask, threshold=None):
         "The score of each label (n_targets,)"
-        t = np.broadcast_to(np.asarray(self.threshold if threshold is None else threshold, dtype=float), (self.n_targets,))
-        return np.array([binary_score(name, summary[mask[:,j], j, 0], true[mask[:,j], j], t[j]) for j in range(self.n_targets)])
+        t, name = np.asarray(self.threshold if threshold is None else threshold, dtype=float), 'f1_score' if name == 'f1_micro' else name
+        if t.ndim < 2: t = np.broadcast_to(t, (self.n_targets,))
+        return np.array([binary_score(name, summary[m, j, 0], true[m, j], t[j] if t.ndim < 2 else t[m, j]) for j,m in enumerate(mask.T)])
 
 class BinaryBlock(_Sigmoid):
     "Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`"
@@ -69,13 +72,14 @@ class BinaryBlock(_Sigmoid):
         threshold:float=.5,    # Decided yes where the probability is above
         pos_weight:float=None, # Weight of positive rows, as in `BCEWithLogitsLoss`
         vocab=None,            # Words for no and yes, in this order
+        tune='auto',           # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its own
         **kwargs               # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
         self._set_threshold(threshold)
         vocab = check_vocab(self, vocab)
         if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
-        self.pos_weight, self.vocab = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab)
+        self.pos_weight, self.vocab, self.tune = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab), tune
     def encode(self, df):
         words = {0: 0, 1: 1} | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
         fix = "use True/False or 1/0" + (", or name the two words with vocab=('no', 'yes')" if self.vocab is None else f", or a word of {self.vocab}")
@@ -94,6 +98,7 @@ class BinaryBlock(_Sigmoid):
 class MultiLabelBlock(_Sigmoid):
     "Any number of labels a row: a list or delimited string, or one 0/1/NaN column a label"
     ops = ('has', 'has_any', 'has_all')
+    metrics = _Sigmoid.metrics + ('f1_micro',)
     def __init__(self, name, col=None, *,
         vocab=None,           # The labels; by default all that occur, sorted
         label_delim:str=',',  # What stands between the labels of a string
@@ -101,6 +106,7 @@ class MultiLabelBlock(_Sigmoid):
         threshold=.5,         # A label is decided where its probability is above; one value, or one a label
         pos_weight=None,      # Weight of positives, as in `BCEWithLogitsLoss`
         nan_is_empty:bool=False, # Read a missing cell as "no label"
+        tune='auto',          # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says, None keeps `threshold`
         **kwargs              # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
@@ -108,7 +114,7 @@ class MultiLabelBlock(_Sigmoid):
         if cols is not None and (col is not None or nan_is_empty): raise FlowError(f"task '{name}': cols= goes with neither col= nor nan_is_empty=: leave them out, and fill the columns with 0 where a blank means no")
         if not isinstance(label_delim, str) or not label_delim: raise FlowError(f"task '{name}': label_delim={label_delim!r} must be what stands between labels, such as ','")
         if cols is not None and vocab is not None and len(vocab) != len(cols): raise FlowError(f"task '{name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or leave vocab out")
-        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty
+        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty, self.tune = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty, tune
         self.vocab = self.label_cols if vocab is None else check_vocab(self, vocab)
         self._set_threshold(threshold)
     @property
@@ -230,6 +236,7 @@ class SingleLabelBlock(ConditionalBlock):
     def loss(self, logits, targets, weight=None, class_weights=None):
         res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
         return res if weight is None else res.dot(weight)
+    def nll(self, logits, targets): return F.cross_entropy(logits, targets.long(), reduction='none')
     def activate(self, logits): return logits.softmax(-1)
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
     def summarise(self, acts, targets):

@@ -6,44 +6,48 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from fastai.callback.core import Callback
 from fastai.learner import Learner
-from .conditions import FlowError
-from .learner import flow_of
-from .metrics import Accumulator, check_metrics, wanted_metrics
+from .learner import collect, flow_of
+from .metrics import check_metrics, wanted_metrics
+from .tune import cross_fitted
 
 # %% auto #0
-__all__ = ['Collect', 'collect']
+__all__ = ['Evaluation', 'judged', 'interval', 'blame']
 
-# %% ../nbs/08_evaluate.ipynb #b00c11c7
-class Collect(Callback):
-    "Hands each validation batch to an `Accumulator`"
-    run_train = False
-    def __init__(self, acc): self.acc = acc
-    def before_validate(self): self.acc.reset()
-    def after_batch(self):
-        if len(self.yb): self.acc.accumulate(self.learn)
-
-def collect(learn, dl=None, ds_idx=1) -> Accumulator:
-    "Predictions of a `DataLoader` in the compact form that scores need"
-    acc = Accumulator(flow_of(learn))
-    if dl is None: dl = learn.dls[ds_idx]
-    dl = dl.new(shuffle=False, drop_last=False)
-    if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
-    with learn.no_logging(): learn.validate(dl=dl, cbs=[Collect(acc)])
-    if not acc.parts: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
-    return acc
+# %% ../nbs/08_evaluate.ipynb #dcfe4508
+class Evaluation(pd.DataFrame):
+    "The table of `learn.evaluate`; `.show()` is its picture for a notebook"
+    _metadata = ['cross_fit'] # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds
+    cross_fit = ()
+    @property
+    def _constructor(self): return Evaluation
+    def show(self,
+        digits:int=3, # Decimals
+    ):
+        "A pandas `Styler`: scores better than the trivial predictor in green, worse in red; what parents' errors cost as bars"
+        t, num = self.reset_index(drop=True), [c for c in self.columns if c in ('metric_res', 'ci_low', 'ci_high', 'baseline', 'cascade_res', 'missed', 'spurious')]
+        def verdict(row):
+            sign = -1 if row.metric_name in ('mae', 'rmse') else 1
+            d = sign*(row.metric_res - row.baseline)
+            return [f"color: {'seagreen' if d > 0 else 'crimson'}; font-weight: bold" if c == 'metric_res' and d == d and d != 0 else '' for c in t.columns]
+        res = t.style.hide(axis='index').format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–').apply(verdict, axis=1)
+        for c in ('missed', 'spurious'):
+            if c in t: res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
+        first = ~t.task_path.duplicated() if 'task_path' in t else pd.Series(True, index=t.index)
+        res = res.map_index(lambda _: '', axis=0).apply(lambda s: ['' if f else 'color: transparent' for f in first], subset=['task_path'])
+        return res.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them") if self.cross_fit else res
 
 @patch
 def evaluate(self:Learner,
     dl=None,   # Labelled data; by default that of `ds_idx`
     ds_idx=1,  # 0: training set, 1: validation set
     metrics='all', # Metric names, as for `flow.metrics`; None for one headline metric a task
+    n_boot:int=0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
 ) -> pd.DataFrame:
     "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`"
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics)
-    acc = collect(self, dl, ds_idx)
+    acc = judged(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []
     for i,(path,block) in enumerate(flow.tasks.items()):
@@ -55,6 +59,65 @@ def evaluate(self:Learner,
                          np.nan if trivial is None else block.score(name, trivial, true, mask, .5),
                          block.score(name, summary, true, mask & hit[:,None], threshold), int((counts & hit).sum()),
                          _share(counts & ~hit, counts), _share(hit & false[:,i], hit)))
-    return pd.DataFrame(rows, columns=['task_path', 'metric_name', 'metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious'])
+            if n_boot: rows[-1] += interval(block, name, summary[counts], true[counts], mask[counts], threshold if np.ndim(threshold) < 2 else threshold[counts], n_boot)
+    res = Evaluation(rows, columns=['task_path', 'metric_name', 'metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious'] + ['ci_low', 'ci_high']*bool(n_boot))
+    res.cross_fit = tuple(acc.cross_fit)
+    return res
+
+def judged(learn, dl=None, ds_idx=1):
+    "`collect`, with thresholds to judge by: cross-fit where these rows tuned them (`.cross_fit` names the tasks)"
+    acc = collect(learn, dl, ds_idx)
+    acc.thresholds = cross_fitted(learn.loss_func, acc)
+    acc.cross_fit = [p for p,t in acc.thresholds.items() if np.ndim(t) == 2]
+    return acc
+
+def interval(block, name, summary, true, mask, threshold, n_boot, level=.95, seed=0):
+    "Bootstrap interval of a score: rows drawn with replacement"
+    rng, n, res = np.random.default_rng(seed), len(true), []
+    for _ in range(n_boot if n else 0):
+        i = rng.integers(0, n, n)
+        res.append(block.score(name, summary[i], true[i], mask[i], threshold if np.ndim(threshold) < 2 else threshold[i]))
+    res = np.array(res, dtype=float)
+    return tuple(np.nanquantile(res, [(1 - level)/2, (1 + level)/2])) if np.isfinite(res).any() else (np.nan, np.nan)
 
 def _share(part, whole): return part.sum()/whole.sum() if whole.any() else float('nan')
+
+# %% ../nbs/08_evaluate.ipynb #77289122
+@patch
+def cascade_report(self:Learner,
+    dl=None,  # Labelled data; by default that of `ds_idx`
+    ds_idx=1, # 0: training set, 1: validation set
+) -> pd.DataFrame:
+    "A row a parent and a task that its mistakes reach: `parent, task_path, missed, spurious` (rows), `num_samples` (rows of the gt mask), `reached` (rows); most costly first. A parent of None: no labelled parent erred (labels were inferred)"
+    return blame(judged(self, dl, ds_idx))
+
+def blame(acc) -> pd.DataFrame:
+    "`cascade_report` of collected predictions"
+    flow, (y, dec) = acc.flow, acc.packed()
+    plan, reached, false = flow.plan, acc.reached(), acc.false_conditions()
+    vals, mask = (a.numpy() for a in y.unbind(1))
+    counts = np.stack([mask[:,s].any(1) for s in flow.target_slices], 1)
+    erred = {i: reached[:,i] & e for i,e in _erred(flow, vals, mask > 0, dec.numpy()).items()}
+    above, rows = {}, []
+    for i in plan.order:
+        above[i] = set().union(*({j} | above[j] for j in plan.needs(i)))
+        left = dict(missed=counts[:,i] & ~reached[:,i], spurious=reached[:,i] & false[:,i])
+        if not any(l.any() for l in left.values()): continue
+        size = dict(task_path=flow.paths[i], num_samples=int(counts[:,i].sum()), reached=int(reached[:,i].sum()))
+        for j in [j for j in plan.order if j in above[i]] + [None]:
+            mine = {k: l if j is None else l & erred[j] for k,l in left.items()}
+            left = {k: l & ~mine[k] for k,l in left.items()}
+            if any(m.any() for m in mine.values()): rows.append(dict(parent=None if j is None else flow.paths[j], **{k: int(m.sum()) for k,m in mine.items()}, **size))
+    res = pd.DataFrame(rows, columns=['parent', 'task_path', 'missed', 'spurious', 'num_samples', 'reached'])
+    return res.iloc[np.argsort(-(res.missed + res.spurious), kind='stable')].reset_index(drop=True)
+
+def _erred(flow, vals, known, dec):
+    "Of each task that conditions ask: rows (N,) where its decision and its label give a condition different answers"
+    res = {}
+    for a,value in flow.plan.natural.items():
+        i = flow.plan.index[a.task]
+        block, s = flow.plan.blocks[i], flow.target_slices[i]
+        t, f = block.truth(a.op, value, vals[:,s], known[:,s], True)
+        p, _ = block.truth(a.op, value, dec[:,s], np.ones_like(known[:,s]), True)
+        res[i] = res.get(i, False) | (t & ~p) | (f & p)
+    return res

@@ -6,14 +6,17 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from fastai.learner import Learner
+from fastai.callback.core import Callback
+from fastai.callback.tracker import TrackerCallback
+from fastai.learner import Learner, Recorder
 import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
 from .target import BoundFlow, FlowPrediction
-import fastai_condmtl.data, fastai_condmtl.metrics, fastai_condmtl.explain # noqa: F401  what an exported learner may ask for
+from .metrics import Accumulator
+import fastai_condmtl.data, fastai_condmtl.explain # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of']
+__all__ = ['flow_of', 'Collect', 'collect']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(learn) -> BoundFlow:
@@ -31,6 +34,35 @@ if not hasattr(Learner.predict, '_plain'):
         if isinstance(res[-3], FlowPrediction): res[-3].activations = res[-1]
         return res
     Learner.predict._plain = _plain
+
+# %% ../nbs/06b_learner.ipynb #f3097dcf
+class Collect(Callback):
+    "Hands each validation batch to an `Accumulator`"
+    run_train, name = False, 'gather_preds' # by this name trackers, loggers and `ThresholdSearch` know that it is no fit
+    def __init__(self, acc): self.acc = acc
+    def before_validate(self): self.acc.reset()
+    def after_batch(self):
+        if len(self.yb): self.acc.accumulate(self.learn)
+
+def collect(
+    learn,           # Learner whose data has a flow
+    dl=None,         # Labelled data; by default that of `ds_idx`
+    ds_idx:int=1,    # 0: training set, 1: validation set
+    acc=None,        # What to fill; by default a new `Accumulator`
+) -> Accumulator:
+    "Predictions and labels of a `DataLoader` in the compact form that scores need"
+    acc = acc or Accumulator(flow_of(learn))
+    if dl is None: dl = learn.dls[ds_idx]
+    dl = dl.new(shuffle=False, drop_last=False)
+    if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
+    mute = [cb for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback))] # they would forget the training
+    for cb in mute: cb.run = False
+    try:
+        with learn.validation_context(cbs=[Collect(acc)]): learn._do_epoch_validate(dl=dl)
+    finally:
+        for cb in mute: cb.run = True
+    if not acc.parts: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+    return acc
 
 # %% ../nbs/06b_learner.ipynb #455773fd
 @patch

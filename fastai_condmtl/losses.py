@@ -52,6 +52,8 @@ class ConditionalLoss(nn.Module):
             for n,x in b.family_params().items(): self._buffer(f'{n}_{k}', x, torch.float32)
             self.names.append(keys + list(b.family_params()))
         self.thresholds = {p: b.thresholds() for p,b in flow.tasks.items() if b.thresholded} # path -> one value, or one a label
+        self.register_buffer('heat', None, persistent=False) # temperatures of all logits (C,), in their order; None: never calibrated
+        self.tuned = None # how the thresholds came to be: see `ThresholdSearch`
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
     def _params(self, k, like): return {n: self._buffers[f'{n}_{k}'].to(like.device, like.dtype) for n in self.names[k]}
@@ -125,9 +127,26 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
-        pred = single(pred)
-        acts = [b.activate(x).reshape(len(pred), -1) for b,x in zip(self.blocks, self._logits(pred))]
+        acts = [b.activate(x).reshape(len(pred), -1) for b,x in zip(self.blocks, self._logits(self.tempered(single(pred))))]
         return torch.cat(acts, 1).index_select(1, self.back.to(pred.device))
+
+    def tempered(self, pred):
+        "Logits over their temperatures: what probabilities are made of (the loss itself sees plain logits)"
+        return pred if self.heat is None else pred / self.heat.to(pred.device, pred.dtype)
+
+    @property
+    def temperatures(self):
+        "Task → temperature, of the tasks that were calibrated; set by assigning a dict"
+        return {} if self.heat is None else {p: t for p,s in self.flow.slices.items() if (t := self.heat[s.logits.start].item()) != 1 and self.flow.tasks[p].nll is not None}
+    @temperatures.setter
+    def temperatures(self, temps):
+        heat = torch.ones(self.flow.c)
+        for p,t in temps.items():
+            p = self.flow.path(p)
+            if self.flow.tasks[p].nll is None: raise FlowError(f"task '{p}' ({type(self.flow.tasks[p]).__name__}) has no probabilities to calibrate: leave it out")
+            if not 0 < t < float('inf'): raise FlowError(f"temperature {t!r} of task '{p}' must be a positive number")
+            heat[self.flow.slices[p].logits] = float(t)
+        self.heat = heat.to(self.order.device) if temps else None
 
     def family_acts(self, acts):
         "The activations (flow order) of each family, shaped as `_logits`"

@@ -38,7 +38,7 @@ class Accumulator:
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
         loss, pred = self.flow.loss_func, single(pred)
         vals, mask = loss._targets(single(y))
-        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss._logits(pred), loss._cols(vals))]
+        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss._logits(loss.tempered(pred)), loss._cols(vals))]
         return torch.cat([*parts, vals, mask], 1)
 
     def task(self, path):

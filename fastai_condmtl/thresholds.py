@@ -10,7 +10,8 @@ from .base import near
 from .scores import _div, aliases, count_scores
 
 # %% auto #0
-__all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'best_threshold']
+__all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'best_threshold', 'as_constraint', 'cross_fit',
+           'gain', 'threshold_curve', 'threshold_interval']
 
 # %% ../nbs/07_thresholds.ipynb #12a791f0
 class FBeta:
@@ -75,7 +76,8 @@ def best_threshold(
     mask=None,   # Rows that count, of the same shape; None: all
     metric='f1', # See `score_of_counts`
     constraint=None, # `('precision', .9)`: only rules whose precision is at least that
-):               # `(threshold, score)`, numbers or arrays `(T,)`
+    average=None, # `'micro'`: the thresholds that together are best for the F-beta of the pooled counts of all columns
+):               # `(threshold, score)`, numbers or arrays `(T,)`; one score with `average='micro'`
     "The threshold that is best of all (`score > threshold` is yes), and its score; NaN, NaN without rows or where no rule meets the constraint"
     x, y = np.asarray(scores), np.asarray(targets)
     single = x.ndim == 1
@@ -84,11 +86,25 @@ def best_threshold(
     x, y, m = (np.ascontiguousarray(a.reshape(len(a), -1).T) for a in (x, y > .5, m))
     x = x if x.dtype == np.float64 else x.astype(np.float32)
     if (bad := (np.isnan(x) & m).any(1)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN: a model that gives no numbers cannot be tuned, look at its training")
-    fn, limit = score_of_counts(metric), None if constraint is None else (score_of_counts(constraint[0]), float(constraint[1]))
+    fn, limit = score_of_counts(metric), as_constraint(constraint)
+    if average == 'micro':
+        t, s = _pooled(x, y, m, fn, limit)
+        return (float(t[0]), s) if single else (t, s)
+    if average is not None: raise FlowError(f"average={average!r} is not known: None for a threshold a column, or 'micro'")
+    t, s = _search_all(x, y, m, fn, limit)
+    return (float(t[0]), float(s[0])) if single else (t, s)
+
+def as_constraint(constraint):
+    "`(metric, least)` as `(function of counts, least)`"
+    if constraint is None: return None
+    if not (isinstance(constraint, (tuple, list)) and len(constraint) == 2 and isinstance(constraint[1], (int, float))):
+        raise FlowError(f"constraint={constraint!r} must be a metric and the least it may be, such as ('precision', .9)")
+    return score_of_counts(constraint[0]), float(constraint[1])
+
+def _search_all(x, y, m, fn, limit):
     step = max(1, 2**22//max(x.shape[1], 1)) # tasks at a time: bounded memory for any number of them
     res = [_search(x[i:i + step], y[i:i + step], m[i:i + step], fn, limit) for i in range(0, len(x), step)]
-    t, s = (np.concatenate(a) for a in zip(*res))
-    return (float(t[0]), float(s[0])) if single else (t, s)
+    return [np.concatenate(a) for a in zip(*res)] if res else (np.zeros(0), np.zeros(0))
 
 def _search(x, y, m, fn, limit):
     s, pos = _sorted(x, y, m)
@@ -117,3 +133,106 @@ def _search(x, y, m, fn, limit):
         j = (hi - lo).argmax()
         res[:,i] = _middle(lo[j], hi[j], x.dtype), best
     return res
+
+# %% ../nbs/07_thresholds.ipynb #30393852
+class _Part:
+    "What a column adds to `N - lam*D` of a pooled F-beta, a row"
+    def __init__(self, b2, lam): self.b2, self.lam = b2, lam
+    def __call__(self, tp, fp, fn, tn):
+        n = (1 + self.b2)*tp
+        return _div(n - self.lam*(n + self.b2*fn + fp), tp + fp + fn + tn)
+
+def _pooled(x, y, m, fn, limit):
+    if fn is count_scores['f1_score']: fn = FBeta(1)
+    if not isinstance(fn, FBeta) or limit is not None: raise FlowError("average='micro' is for 'f1' and ('fbeta', beta), without a constraint: leave average out")
+    lam = 0.
+    while True:
+        t, part = _search_all(x, y, m, _Part(fn.b2, lam), None)
+        p = x > t[:,None]
+        score = float(fn(*(np.float64((q & m).sum()) for q in (p & y, p & ~y, ~p & y, ~p & ~y))))
+        if not score > lam + 1e-12: return t, score if m.any() else np.nan
+        lam = score
+
+# %% ../nbs/07_thresholds.ipynb #839f1132
+def cross_fit(
+    scores, targets, # `(N,)` or `(N, T)`
+    mask=None, metric='f1', constraint=None, average=None, # As for `best_threshold`
+    start=.5,    # Threshold where the other folds find none, a number or (T,)
+    folds:int=5, # Into how many parts the rows are dealt
+    seed:int=0,  # How they are dealt
+):
+    "For each row the threshold that the other folds chose, in the shape of `scores`"
+    x = np.asarray(scores)
+    m = np.ones(x.shape, dtype=bool) if mask is None else np.asarray(mask) > 0
+    fold, res = np.random.default_rng(seed).permutation(len(x)) % folds, np.empty(x.shape)
+    for k in range(folds):
+        ours = (fold != k).reshape(-1, *[1]*(x.ndim - 1))
+        t = best_threshold(x, targets, m & ours, metric, constraint, average)[0]
+        res[fold == k] = np.where(np.isnan(t), start, t)
+    return res
+
+def gain(
+    fn,    # Function of the counts
+    true,  # Truth, boolean (n,)
+    ours,  # Decisions, boolean (n,)
+    other, # What they are compared with, boolean (n,)
+    n_boot:int=400, seed:int=0,
+):
+    "How much better `ours` scores than `other`, and the standard error of that by a bootstrap over rows"
+    n = max(len(true), 1)
+    cells = np.bincount(4*true.astype(int) + 2*ours + other, minlength=8)
+    draws = np.concatenate([cells[None], np.random.default_rng(seed).multinomial(n, cells/n, n_boot)]).astype(float)
+    def score(bit): # 2: ours, 1: other
+        pick = lambda t, d: draws[:, [c for c in range(8) if bool(c & 4) == t and bool(c & bit) == d]].sum(1)
+        return fn(pick(True, True), pick(False, True), pick(True, False), pick(False, False))
+    diff = score(2) - score(1)
+    return float(diff[0]), float(diff[1:].std())
+
+# %% ../nbs/07_thresholds.ipynb #28b55a42
+def threshold_curve(
+    scores, targets,     # `(N,)`, rows that count only
+    metric='f1',         # As for `best_threshold`
+    points:int=512,      # Cut-offs at most; all where scores are fewer
+    n_boot:int=0,        # Bootstrap draws
+    seed:int=0,
+) -> tuple:              # `(thresholds (K,), values (K,), draws (n_boot, K))`
+    "The metric over the threshold, lowest threshold first"
+    cuts, cells, draws = _bins(scores, targets, points, n_boot, seed)
+    values = score_of_counts(metric)(*_counts_at(np.concatenate([cells[None], draws])))
+    return cuts, values[0], values[1:]
+
+def _bins(scores, targets, points, n_boot, seed):
+    "Cut-offs (K,), rows of each class between them `(2, K+1)`, and draws of these"
+    s, y = np.asarray(scores, dtype=np.float64), np.asarray(targets) > .5
+    if not len(s): return np.zeros(0), np.zeros((2, 1)), np.zeros((n_boot, 2, 1))
+    u = np.unique(s)
+    lo, hi = _ends(u[0], u[-1])
+    cuts = np.concatenate([[lo], (u[1:] + u[:-1])/2, [hi]])
+    if len(cuts) > points: cuts = np.unique(np.concatenate([cuts[[0, -1]], np.quantile(s, np.linspace(0, 1, points - 2), method='inverted_cdf')]))
+    k = np.searchsorted(cuts, s, side='left') # cut-offs below the score: by these it is a yes
+    cells = np.stack([np.bincount(k[y == c], minlength=len(cuts) + 1) for c in (False, True)]).astype(float)
+    return cuts, cells, np.random.default_rng(seed).multinomial(len(s), (cells/len(s)).reshape(-1), n_boot).reshape(n_boot, *cells.shape).astype(float)
+
+def _counts_at(cells):
+    "`(tp, fp, fn, tn)` at each cut-off, each (..., K), of rows a cell (..., 2, K+1)"
+    no = cells.cumsum(-1)[..., :-1]
+    yes = cells.sum(-1, keepdims=True) - no
+    return yes[..., 1, :], yes[..., 0, :], no[..., 1, :], no[..., 0, :]
+
+def threshold_interval(
+    scores, targets, # `(N,)`, rows that count only
+    metric='f1', constraint=None,
+    n_boot:int=200,  # Bootstrap draws
+    level:float=.95, # Share of the draws inside
+    seed:int=0,
+) -> tuple: # `(low, high)`, NaN where no draw meets the constraint
+    "Bootstrap interval of the best threshold"
+    cuts, _, draws = _bins(scores, targets, 2048, n_boot, seed)
+    at, limit = _counts_at(draws), as_constraint(constraint)
+    v = score_of_counts(metric)(*at)
+    if limit is not None: v = np.where(limit[0](*at) >= limit[1] - 1e-12, v, -np.inf)
+    v = v[np.isfinite(v).any(1)] if v.size else v[:0]
+    if not len(v): return float('nan'), float('nan')
+    best = v >= v.max(1, keepdims=True) - 1e-12
+    first, last = best.argmax(1), best.shape[1] - 1 - best[:,::-1].argmax(1)
+    return tuple(float(q) for q in np.quantile(cuts[(first + last)//2], [(1 - level)/2, (1 + level)/2]))

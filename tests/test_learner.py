@@ -505,6 +505,8 @@ def scores_by_hand(flow, logits, y):
             out[f'{p}.{name}'] = np.mean([f(y[mask[:, c], c], vals[mask[:, c], c]) for c in cols])
         for name, f in dict(roc_auc=skm.roc_auc_score, average_precision=skm.average_precision_score).items():
             out[f'{p}.{name}'] = np.mean([f(y[mask[:, c], c], a[mask[:, c], j]) for j, c in enumerate(cols)])
+    m = mask[:, [2, 3]]
+    out['look.tags.f1_micro'] = skm.f1_score(y[:, [2, 3]][m], vals[:, [2, 3]][m])
     m = mask[:, 1]
     t, d, a = y[m, 1].astype(int), vals[m, 1].astype(int), acts[m][:, flow.slices['look.hue'].acts]
     out |= {'look.hue.accuracy': skm.accuracy_score(t, d), 'look.hue.accuracy_2': skm.top_k_accuracy_score(t, a, k=2, labels=[0, 1, 2]), 'look.hue.balanced_accuracy': skm.balanced_accuracy_score(t, d)}
@@ -620,6 +622,7 @@ def test_copies_of_a_learner_and_its_loss(new, learn):
         twin.thresholds['on'] = .9
         assert learn.loss_func.thresholds['on'] == .3
     twin = copy.deepcopy(learn)
+    twin.remove_cb(twin.threshold_search)
     with quiet(twin): twin.fit(1)
     assert any(not torch.equal(a, b) for a, b in zip(twin.model.parameters(), learn.model.parameters())) and twin.loss_func is not learn.loss_func
     assert np.isfinite(twin.recorder.values[-1]).all() and twin.loss_func.thresholds['on'] == .3

@@ -9,6 +9,7 @@ from fastai.learner import Learner, Metric
 from fastai.vision.learner import vision_learner
 from ..conditions import FlowError
 from ..learner import flow_of
+from ..callback.thresholds import ThresholdSearch
 
 # %% auto #0
 __all__ = ['conditional_vision_learner', 'flow_metrics']
@@ -20,12 +21,17 @@ def conditional_vision_learner(
     arch,         # A torchvision architecture, or the name of a timm model
     *,
     metrics=None, # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
+    tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
     **kwargs
 ) -> Learner:
     "`vision_learner` for a flow"
     if kwargs.get('y_range') is not None: raise FlowError("y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, y_range=(lo, hi))")
     learn = vision_learner(dls, arch, **kwargs)
     learn.metrics = flow_metrics(flow_of(learn), metrics)
+    if tune is not None:
+        search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
+        search.wanted(learn.dls.flow) # wrong names are errors now, not after the training
+        learn.add_cb(search)
     return learn
 
 def flow_metrics(flow, metrics):
