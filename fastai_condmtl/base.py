@@ -71,6 +71,13 @@ class ConditionalBlock(Comparable):
     def to_columns(self, vals, known):
         "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N, W)"
         return {self.cols[0]: np.array([self.to_cell(v) if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
+    def event(self, op, value):
+        "An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the atom itself is a variable of two states"
+        return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
+    def chances(self, variable, acts, vals):
+        "Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"
+        t = self.truth(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
+        return np.stack([~t, t], 1).astype(float)
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

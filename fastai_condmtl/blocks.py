@@ -47,6 +47,7 @@ class _Sigmoid(ConditionalBlock):
     def nll(self, logits, targets): return F.binary_cross_entropy_with_logits(logits, targets, reduction='none')
     def activate(self, logits): return logits.sigmoid()
     def decide(self, acts, threshold): return (acts > threshold).to(acts.dtype)
+    def chances(self, variable, acts, vals): return np.stack([1 - acts[:,variable], acts[:,variable]], 1)
     def summarise(self, acts, targets): return acts[..., None]
     def decided(self, summary, threshold=None): return summary[..., 0] > (self.threshold if threshold is None else threshold)
     def score(self, name, summary, true, mask, threshold=None):
@@ -91,6 +92,7 @@ class BinaryBlock(_Sigmoid):
         yes = vals[:,0] > .5
         if self.vocab is not None: return super().to_columns(vals, known)
         return {self.cols[0]: pd.arrays.BooleanArray(yes, ~known[:,0])}
+    def event(self, op, value): return all, [(0, (1,))]
     def probability(self, acts): return float(acts[0])
     def describe(self): return '' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}'
 
@@ -161,6 +163,7 @@ class MultiLabelBlock(_Sigmoid):
     def force(self, op, value, truth):
         one = len(value) == 1 or truth == (op == 'has_all')
         return [(j, float(truth)) for j in value] if one else []
+    def event(self, op, value): return all if op == 'has_all' else any, [(j, (1,)) for j in value]
     def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
     def to_columns(self, vals, known):
         if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known[:,j]) for j,c in enumerate(self.label_cols)}
@@ -237,6 +240,8 @@ class SingleLabelBlock(ConditionalBlock):
         res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
         return res if weight is None else res.dot(weight)
     def nll(self, logits, targets): return F.cross_entropy(logits, targets.long(), reduction='none')
+    def event(self, op, value): return all, [(0, tuple(j for j in range(self.n_out) if (j in value) != (op == 'ne')))]
+    def chances(self, variable, acts, vals): return acts
     def activate(self, logits): return logits.softmax(-1)
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
     def summarise(self, acts, targets):
