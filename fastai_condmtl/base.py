@@ -17,7 +17,7 @@ class ConditionalBlock(Comparable):
     "Base class of all kinds of task: the name, its column, and when it has meaning"
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
-    path = None # known once bound
+    path = draws = None # known once bound; what to draw of it
     nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets)`; these can be calibrated
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path

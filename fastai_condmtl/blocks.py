@@ -309,12 +309,16 @@ class BoundedRegressionBlock(_Regression):
     def __init__(self, name, col=None, *,
         y_range=None,     # (lowest, highest) in original units; by default of the labels in the whole table
         loss:str='mse',   # `mse`, `l1` or `huber`, on the scale where the range is [0,1]
+        draws:str=None,   # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2 y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
         **kwargs          # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
         self._set_loss(loss)
         try: self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
         except (TypeError, ValueError): self.y_range = ()
+        if draws is not None and (draws.rpartition('.')[2] not in ('x','y','x1','y1','x2','y2','w','h') or y_range is None):
+            raise FlowError(f"task '{name}': draws={draws!r} must be x, y, x1, y1, x2, y2, w or h (with a name before it: 'nose.x'), and y_range=(0, width or height of the picture) must be given")
+        self.draws = draws
         if y_range is not None and not (len(self.y_range) == 2 and -np.inf < self.y_range[0] < self.y_range[1] < np.inf): raise FlowError(f"task '{name}': y_range={y_range!r} must be two finite numbers, the lower first")
     def setup(self, df, train):
         if self.y_range is None:

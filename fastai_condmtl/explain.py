@@ -9,11 +9,12 @@ from fastcore.basics import patch
 from .target import FlowPrediction, _short
 
 # %% auto #0
-__all__ = ['FlowTree', 'tell']
+__all__ = ['FlowTree', 'givens', 'grow', 'tell_task', 'tell']
 
 # %% ../nbs/09_explain.ipynb #2aee3fc3
 class FlowTree(Tree):
-    "A `treelib.Tree` that keeps the order of writing; `print` shows it"
+    "A `treelib.Tree` that keeps the order of writing; `print` shows it; `tree[path]` is the node of a task or flow"
+    def __getitem__(self, key): return super().__getitem__((self.root, key) if isinstance(key, str) and (self.root, key) in self._nodes else key)
     def __str__(self): return self.show(stdout=False, sorting=False).rstrip()
     __repr__ = __str__
     def lines(self):
@@ -21,38 +22,89 @@ class FlowTree(Tree):
         nodes = [self[n] for n in self.expand_tree(sorting=False)]
         return list(zip(str(self).split('\n'), nodes))
 
-def _add(tree, path, tag, data):
-    "Add a leaf at `path`, and the flows above it where they are not there yet"
-    parts, parent = path.split('.'), tree.root
-    for i in range(1, len(parts)):
-        node = '.'.join(parts[:i])
-        if not tree.contains(node): tree.create_node(parts[i-1], node, parent=parent)
-        parent = node
-    tree.create_node(tag, path, parent=parent, data=data)
+def givens(flow, prefix=''):
+    "Path of each task and inner flow of a `Flow` → its own condition as written, '' without one"
+    res = {}
+    for t in flow.tasks:
+        res[prefix + t.name] = '' if t.given is None else str(t.given)
+        if hasattr(t, 'tasks'): res.update(givens(t, prefix + t.name + '.'))
+    return res
+
+def grow(
+    tree:FlowTree,       # What to grow on
+    parent,              # Its node for the outermost flow
+    pred:FlowPrediction, # Prediction (or labels)
+    truth:FlowPrediction=None, # Labels to set beside
+    decoded=True,        # Tell what was decided
+    probability=True,    # Tell probabilities: of yes, of decided labels, of the `top_k` best classes
+    logits=False,        # Tell logits, where `pred.logits` knows them
+    condition=False,     # Tell the condition that opened a node
+    top_k:int=1,         # Classes to tell of a single-label task
+) -> FlowTree:
+    "Add a node a flow and task that is reached (or labelled); a task's `data` holds `path, value, truth, known, wrong`"
+    probs, given = (pred.probabilities or {}) if probability else {}, givens(pred.flow.flow) if condition else {}
+    opened = lambda path: f'  [given {given[path]}]' if given.get(path) else ''
+    for path,block in pred.flow.tasks.items():
+        value, true = pred[path], None if truth is None else truth[path]
+        if value is None and true is None: continue
+        told = [tell_task(block, value if decoded else None, probs.get(path), pred.logits[pred.flow.slices[path].acts] if logits and pred.logits is not None else None, top_k)]
+        wrong = False
+        if true is not None:
+            s = pred.flow.slices[path].targets
+            differs = ((pred.decoded[0,s] != truth.decoded[0,s]) & (truth.decoded[1,s] > 0)).any().item() # labels that are not known are neither right nor wrong
+            wrong = value is None or block.exact and differs
+            if value is None: told = ['not reached', f'truth {tell(true)}']
+            elif wrong or not block.exact: told.append(f'truth {tell(true)}')
+        *flows, name = path.split('.')
+        at = parent
+        for k,f in enumerate(flows):
+            node = (parent, '.'.join(flows[:k + 1]))
+            if not tree.contains(node): tree.create_node(f + opened(node[1]), node, parent=at)
+            at = node
+        told = ', '.join(filter(None, told))
+        tree.create_node(name + (f': {told}' if told else '') + opened(path), (parent, path), parent=at,
+                         data=dict(path=path, value=value, truth=true, known=truth is None or true is not None, wrong=wrong))
+    return tree
 
 @patch
 def tree(self:FlowPrediction,
     truth:FlowPrediction=None, # Labels to set beside: nodes tell what would have been right
+    **kwargs                   # `decoded`, `probability`, `logits`, `condition`, `top_k`: what nodes tell, see `grow`
 ) -> FlowTree:
-    "The prediction as a tree; a node's `data` holds `value`, and with `truth` also `truth` and `wrong`"
-    res, probs = FlowTree(), self.probabilities or {}
+    "The prediction as a tree; a node's `data` holds `path`, `value`, and with `truth` also `truth`, `known` and `wrong`; `tree[path]` is a task's node"
+    res = FlowTree()
     res.create_node(self.flow.flow.name, '')
-    for path,block in self.flow.tasks.items():
-        value, true = self[path], None if truth is None else truth[path]
-        if value is None and true is None: continue
-        tag, wrong = f"{path.rpartition('.')[2]}: {tell(value)}", False
-        p = probs.get(path)
-        if value is not None and p is not None:
-            if isinstance(p, float): tag += f' ({p:.2f})'
-            elif not isinstance(value, list): tag += f' ({p[value]:.2f})'
-        if true is not None:
-            s = self.flow.slices[path].targets
-            differs = ((self.decoded[0,s] != truth.decoded[0,s]) & (truth.decoded[1,s] > 0)).any().item() # labels that are not known are neither right nor wrong
-            wrong = value is None or block.exact and differs
-            if value is None: tag = f"{path.rpartition('.')[2]}: not reached, truth {tell(true)}"
-            elif wrong or not block.exact: tag += f', truth {tell(true)}'
-        _add(res, path, tag, dict(value=value, truth=true, wrong=wrong))
+    return grow(res, '', self, truth, **kwargs)
+
+@patch
+def shapes(self:FlowPrediction) -> dict:
+    "What blocks say is to be drawn: name → `(x, y)` of a point or `(x, y, width, height)` of a box, as shares of the picture; only what is reached as a whole"
+    parts = {}
+    for path,b in self.flow.tasks.items():
+        if b.draws is None: continue
+        flow, (group, _, part) = path.rpartition('.')[0], b.draws.rpartition('.')
+        parts.setdefault('.'.join(filter(None, (flow, group))), {})[part] = None if self[path] is None else (self[path] - b.lo)/b.span
+    res = {}
+    for name,p in parts.items():
+        if any(v is None for v in p.values()): continue
+        if {'x1','y1','w','h'} <= set(p): res[name] = (p['x1'], p['y1'], p['w'], p['h'])
+        elif {'x1','y1','x2','y2'} <= set(p): res[name] = (p['x1'], p['y1'], p['x2'] - p['x1'], p['y2'] - p['y1'])
+        elif {'x','y'} <= set(p): res[name] = (p['x'], p['y'])
     return res
+
+def tell_task(block, value, prob, logits, top_k):
+    "What a node says of a task: `blue (0.93; red 0.05)`; any of `value`, `prob` and `logits` may be None"
+    if isinstance(prob, dict) and isinstance(value, list): # several labels: each with its own probability
+        text, note = ', '.join(f'{l} {prob[l]:.2f}' for l in value) or 'none', []
+    elif isinstance(prob, dict):
+        best = sorted(prob, key=prob.get, reverse=True)
+        if value is None: text, note = '', [f'{l} {prob[l]:.2f}' for l in best[:max(top_k, 3)]]
+        else: text, note = tell(value), [f'{prob[value]:.2f}' + ''.join(f'; {l} {prob[l]:.2f}' for l in best[:top_k] if l != value)]
+    else: text, note = '' if value is None else tell(value), [] if prob is None else [f'{prob:.2f}']
+    if logits is not None:
+        ls = [f'{x:.1f}' for x in logits.tolist()]
+        note.append('logit ' + ls[0] if len(ls) == 1 else 'logits ' + ' '.join(ls[:10]) + (' …' if len(ls) > 10 else ''))
+    return ' '.join(filter(None, [text, f"({', '.join(note)})" if note else '']))
 
 def tell(value):
     "A value in words"

@@ -13,7 +13,8 @@ import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
 from .target import BoundFlow, FlowPrediction
 from .metrics import Accumulator
-import fastai_condmtl.data, fastai_condmtl.explain # noqa: F401  what an exported learner may ask for
+from .explain import FlowTree, grow
+import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
 __all__ = ['flow_of', 'Collect', 'collect']
@@ -71,13 +72,17 @@ def predict_df(self:Learner,
     **kwargs    # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
     "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
-    flow, is_df = flow_of(self), isinstance(items, pd.DataFrame)
-    if not is_df and (isinstance(items, (str, bytes)) or not hasattr(items, '__len__')): raise FlowError(f"predict_df takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
+    flow, index = flow_of(self), _index(items, 'predict_df')
     cols = list(dict.fromkeys(c for b in flow.tasks.values() for c in b.cols))
-    index = items.index if is_df else pd.RangeIndex(len(items))
     if not len(index): return pd.DataFrame(columns=cols, index=index)
     with self.no_bar(), self.no_logging(): dec = self.get_preds(dl=self.dls.test_dl(items, **kwargs), with_decoded=True)[2]
     return flow.to_frame(dec).set_axis(index)
+
+def _index(items, what):
+    "What the rows of `items` are called"
+    if isinstance(items, pd.DataFrame): return items.index
+    if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'): raise FlowError(f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
+    return pd.RangeIndex(len(items))
 
 @patch
 def to_frame(self:BoundFlow,
@@ -93,3 +98,62 @@ def to_frame(self:BoundFlow,
             res[c] = pd.Series(col) if c not in res else res[c].where(seen[c], pd.Series(col)) # tasks may share a column: the first that is reached fills it
             seen[c] = k | seen.get(c, False)
     return pd.DataFrame(res)
+
+# %% ../nbs/06b_learner.ipynb #4c43d2ff
+def _raw_preds(learn, items, dl, ds_idx, **kwargs):
+    "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`"
+    if items is not None: dl = learn.dls.test_dl(items, **kwargs)
+    with learn.no_bar(), learn.no_logging(): return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[0]
+
+@patch
+def explain(self:Learner,
+    items=None, # DataFrame with the inputs, or list of items as `learn.predict` takes them; by default the first of the validation set
+    *,
+    decoded=True, probability=True, logits=True, condition=True, # What nodes tell: decisions, probabilities, logits, the conditions that opened them
+    top_k:int=3,  # Classes to tell of a single-label task
+    max_n:int=20, # Items at most
+    **kwargs      # For `dls.test_dl`
+) -> FlowTree:
+    "A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached are left out; `tree[path]` is a node of a single item, `tree[(i, path)]` one of item number `i`"
+    flow, loss, names = flow_of(self), self.loss_func, None
+    if items is None:
+        dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=_First(min(max_n, len(self.dls[1].dataset))))
+        raw = _raw_preds(self, None, dl, 1)
+        names = [f'validation item {i}' for i in range(len(raw))]
+    else:
+        index = _index(items, 'explain')[:max_n]
+        items = items[:max_n] if not isinstance(items, pd.DataFrame) else items.iloc[:max_n]
+        names = [f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}' for i,o in zip(index, index if isinstance(items, pd.DataFrame) else items)]
+        raw = _raw_preds(self, items, None, 1, **kwargs) if len(index) else torch.zeros(0, flow.c)
+    acts = loss.activation(raw)
+    dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
+    tree = FlowTree()
+    tree.create_node(flow.flow.name, '')
+    for i,(d,a,r) in enumerate(zip(dec, acts, raw)):
+        tree.create_node(str(names[i]), i, parent='')
+        grow(tree, i, FlowPrediction(flow, d, a, r), decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
+    return tree
+
+class _First:
+    "The first `n` positions"
+    def __init__(self, n): self.n = n
+    def __call__(self): return list(range(self.n))
+
+@patch
+def get_marginals(self:Learner,
+    items=None, # DataFrame with the inputs, or list of items; by default the rows of `dl` or `ds_idx`
+    dl=None, ds_idx:int=1, # As for `get_preds`
+    **kwargs    # For `dls.test_dl`
+) -> pd.DataFrame:
+    "Columns `(task_path, what)`: P(reached) under `'reached'`, then P(value and reached) a class or label (of binary tasks both answers)"
+    flow, loss = flow_of(self), self.loss_func
+    index = None if items is None else _index(items, 'get_marginals')
+    acts = loss.activation(_raw_preds(self, items, dl, ds_idx, **kwargs)) if index is None or len(index) else torch.zeros(0, flow.c)
+    reached, acts = flow.diagrams(acts, loss.decide(acts)), acts.double().cpu().numpy()
+    res = {}
+    for j,(p,b) in enumerate(flow.tasks.items()):
+        res[p, 'reached'], a = reached[:,j], acts[:,flow.slices[p].acts]
+        if b.thresholded and not hasattr(b, 'label_delim'): a = np.stack([1 - a[:,0], a[:,0]], 1)
+        if b.nll is not None: res.update({(p, v): reached[:,j]*a[:,k] for k,v in enumerate((getattr(b, 'vocab', None) or (False, True)))})
+    res = pd.DataFrame(res, index=index)
+    return res.set_axis(pd.MultiIndex.from_tuples(res.columns, names=['task_path', 'value']), axis=1)

@@ -192,7 +192,7 @@ def security_flow(
     box_weight=1., # weight of each of the eight coordinates in the loss
 ): # a `Flow` over the `LABELS` of `security_scenes`
     "Which of the camera's questions make sense given which answers"
-    box = lambda o: [BoundedRegressionBlock(f'{o}_{c}', y_range=(0,size), weight=box_weight) for c in ('x1','y1','w','h')]
+    box = lambda o: [BoundedRegressionBlock(f'{o}_{c}', y_range=(0,size), weight=box_weight, draws=c) for c in ('x1','y1','w','h')]
     camera_blocked = BinaryBlock('camera_blocked')
     door_open      = BinaryBlock('door_open')      | ~camera_blocked
     door_locked    = BinaryBlock('door_locked')    | ~door_open

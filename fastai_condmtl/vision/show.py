@@ -5,6 +5,8 @@
 # %% ../../nbs/vision/02_show.ipynb #ff054ffe
 from __future__ import annotations
 import matplotlib.pyplot as plt
+from matplotlib import patheffects as PathEffects
+from matplotlib.patches import Rectangle
 import fastai.vision.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from fastai.torch_core import TensorImage
 from ..target import TensorConditional
@@ -12,12 +14,12 @@ from .. import explain # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['draw_tree', 'show_batch', 'show_results']
+__all__ = ['draw_tree', 'draw_shapes', 'show_batch', 'show_results']
 
 # %% ../../nbs/vision/02_show.ipynb #2f281093
 def draw_tree(
     ax,   # Matplotlib axes
-    tree, # `FlowTree`; nodes whose data says `wrong` are marked
+    tree, # `FlowTree`; nodes whose data says `wrong` are marked, those not `known` are gray
 ):
     "Write a tree on `ax`, at a size that fits"
     ax.axis('off')
@@ -28,7 +30,8 @@ def draw_tree(
     size = max(3., min(9., h/(1.35*max(len(texts), 1)), w/(.62*max(map(len, texts)))))
     for i,(text,(_,node)) in enumerate(zip(texts, lines)):
         wrong = node.data is not None and node.data.get('wrong')
-        ax.text(0, 1 - (i + .5)*1.35*size/h, ('✗ ' if wrong else '  ') + text, color='crimson' if wrong else 'black', family='monospace', fontsize=size, va='center', transform=ax.transAxes)
+        color = 'crimson' if wrong else 'gray' if node.data is not None and not node.data.get('known', True) else 'black'
+        ax.text(0, 1 - (i + .5)*1.35*size/h, ('✗ ' if wrong else '  ') + text, color=color, family='monospace', fontsize=size, va='center', transform=ax.transAxes)
     return ax
 
 # %% ../../nbs/vision/02_show.ipynb #e5b7ea1d
@@ -42,20 +45,35 @@ def _grid(n, ctxs, nrows, ncols, figsize):
     for ax in axs.flat: ax.axis('off')
     return list(axs.flat)
 
-def _pairs(samples, trees, ctxs, max_n, nrows, ncols, figsize, **kwargs):
+def draw_shapes(
+    ax,      # Matplotlib axes that show an image
+    pred,    # `FlowPrediction` (or labels)
+    size,    # Width and height of the image
+    color='white', # Of the lines
+    ls='-',  # Their style
+):
+    "Draw the boxes and points that blocks say are to be drawn (`draws=`)"
+    (w, h), edge = size, [PathEffects.withStroke(linewidth=3, foreground='black', alpha=.6)]
+    for s in pred.shapes().values():
+        x, y = s[0]*w - .5, s[1]*h - .5
+        if len(s) == 4: ax.add_patch(Rectangle((x, y), s[2]*w, s[3]*h, fill=False, ec=color, ls=ls, lw=1.5, path_effects=edge))
+        else: ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
+
+def _pairs(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, **kwargs):
     trees = trees[:max_n]
     ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize)
-    for i,(s,tree) in enumerate(zip(samples, trees)):
+    for i,(s,tree,drawn) in enumerate(zip(samples, trees, shapes)):
         s[0].show(ctx=ctxs[2*i], **kwargs)
+        for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, s[0].shape[:-3:-1], color, ls)
         draw_tree(ctxs[2*i + 1], tree)
     return ctxs
 
 @dispatch
 def show_batch(x:TensorImage, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Images beside the trees of their labels; `ctxs`, where given, are axes in pairs"
-    return _pairs(samples, [s[1].tree() for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return _pairs(samples, [s[1].tree() for s in samples], [[(s[1], 'white', '-')] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 @dispatch
 def show_results(x:TensorImage, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
-    "Images beside the trees of their predictions, wrong nodes marked; `ctxs`, where given, are axes in pairs"
-    return _pairs(samples, [o[0].tree(truth=s[1]) for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    "Images beside the trees of their predictions: wrong nodes red, nodes without a label gray; predicted boxes and points orange, true ones white and dashed; `ctxs`, where given, are axes in pairs"
+    return _pairs(samples, [o[0].tree(truth=s[1]) for s,o in zip(samples, outs)], [[(s[1], 'white', '--'), (o[0], 'orange', '-')] for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, **kwargs)
