@@ -9,3 +9,5 @@ from .data import FlowTransform, StratifiedSplitter
 from .thresholds import best_threshold
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
+from .evaluate import Evaluation
+from .interpret import ConditionalInterpretation

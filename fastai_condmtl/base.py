@@ -18,7 +18,7 @@ class ConditionalBlock(Comparable):
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = draws = None # known once bound; what to draw of it
-    nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets)`; these can be calibrated
+    nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path
         col:str=None, # Column of the table; `name` by default

@@ -44,7 +44,7 @@ class _Sigmoid(ConditionalBlock):
     def loss(self, logits, targets, weight=None, pos_weight=None):
         if weight is None: return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction='none')
         return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, pos_weight=pos_weight, reduction='sum')
-    def nll(self, logits, targets): return F.binary_cross_entropy_with_logits(logits, targets, reduction='none')
+    def nll(self, logits, targets, smooth=0.): return F.binary_cross_entropy_with_logits(logits, targets*(1 - smooth) + smooth/2, reduction='none')
     def activate(self, logits): return logits.sigmoid()
     def decide(self, acts, threshold): return (acts > threshold).to(acts.dtype)
     def chances(self, variable, acts, vals): return np.stack([1 - acts[:,variable], acts[:,variable]], 1)
@@ -239,7 +239,7 @@ class SingleLabelBlock(ConditionalBlock):
     def loss(self, logits, targets, weight=None, class_weights=None):
         res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
         return res if weight is None else res.dot(weight)
-    def nll(self, logits, targets): return F.cross_entropy(logits, targets.long(), reduction='none')
+    def nll(self, logits, targets, smooth=0.): return F.cross_entropy(logits, targets.long(), label_smoothing=smooth, reduction='none')
     def event(self, op, value): return all, [(0, tuple(j for j in range(self.n_out) if (j in value) != (op == 'ne')))]
     def chances(self, variable, acts, vals): return acts
     def activate(self, logits): return logits.softmax(-1)

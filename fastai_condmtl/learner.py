@@ -17,7 +17,7 @@ from .explain import FlowTree, grow
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'Collect', 'collect']
+__all__ = ['flow_of', 'Collect', 'collect', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(learn) -> BoundFlow:
@@ -99,11 +99,11 @@ def to_frame(self:BoundFlow,
             seen[c] = k | seen.get(c, False)
     return pd.DataFrame(res)
 
-# %% ../nbs/06b_learner.ipynb #4c43d2ff
-def _raw_preds(learn, items, dl, ds_idx, **kwargs):
-    "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`"
+# %% ../nbs/06b_learner.ipynb #f2a58b8e
+def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
+    "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`; and packed labels `(n, 2, D)`, None without"
     if items is not None: dl = learn.dls.test_dl(items, **kwargs)
-    with learn.no_bar(), learn.no_logging(): return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[0]
+    with learn.no_bar(), learn.no_logging(): return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]
 
 @patch
 def explain(self:Learner,
@@ -118,13 +118,13 @@ def explain(self:Learner,
     flow, loss, names = flow_of(self), self.loss_func, None
     if items is None:
         dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=_First(min(max_n, len(self.dls[1].dataset))))
-        raw = _raw_preds(self, None, dl, 1)
+        raw = raw_preds(self, None, dl)[0]
         names = [f'validation item {i}' for i in range(len(raw))]
     else:
         index = _index(items, 'explain')[:max_n]
         items = items[:max_n] if not isinstance(items, pd.DataFrame) else items.iloc[:max_n]
         names = [f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}' for i,o in zip(index, index if isinstance(items, pd.DataFrame) else items)]
-        raw = _raw_preds(self, items, None, 1, **kwargs) if len(index) else torch.zeros(0, flow.c)
+        raw = raw_preds(self, items, **kwargs)[0] if len(index) else torch.zeros(0, flow.c)
     acts = loss.activation(raw)
     dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
     tree = FlowTree()
@@ -148,7 +148,7 @@ def get_marginals(self:Learner,
     "Columns `(task_path, what)`: P(reached) under `'reached'`, then P(value and reached) a class or label (of binary tasks both answers)"
     flow, loss = flow_of(self), self.loss_func
     index = None if items is None else _index(items, 'get_marginals')
-    acts = loss.activation(_raw_preds(self, items, dl, ds_idx, **kwargs)) if index is None or len(index) else torch.zeros(0, flow.c)
+    acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
     reached, acts = flow.diagrams(acts, loss.decide(acts)), acts.double().cpu().numpy()
     res = {}
     for j,(p,b) in enumerate(flow.tasks.items()):

@@ -306,4 +306,9 @@ def test_quiet(name):
     for _ in range(30):
         n = rng.integers(1, 12)
         best_threshold(rng.integers(0, 4, n)/3, rng.integers(0, 2, n), rng.random(n) < .6, metric(name))
-    best_threshold(np.full(3, np.inf), np.zeros(3), metric=metric(name))
+
+@pytest.mark.filterwarnings('ignore::RuntimeWarning')
+@pytest.mark.parametrize('s, y', [([np.inf, np.inf], [1, 1]), ([np.inf, np.inf], [0, 0]), ([np.inf, .5], [1, 0]), ([-np.inf, .5], [0, 1]), ([-np.inf]*2, [0, 0])])
+def test_infinite_scores(s, y):
+    t, score = best_threshold(np.array(s), np.array(y), metric='accuracy')
+    assert ((np.array(s) > t) == y).mean() == score == 1

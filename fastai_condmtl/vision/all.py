@@ -2,4 +2,4 @@
 from ..all import *
 from .data import ConditionalDataLoaders
 from .learner import conditional_vision_learner
-from .show import draw_tree, show_batch, show_results
+from .show import draw_shapes, draw_tree, plot_top_losses, show_batch, show_results

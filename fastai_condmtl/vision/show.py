@@ -14,7 +14,7 @@ from .. import explain # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['draw_tree', 'draw_shapes', 'show_batch', 'show_results']
+__all__ = ['draw_tree', 'draw_shapes', 'show_batch', 'show_results', 'plot_top_losses']
 
 # %% ../../nbs/vision/02_show.ipynb #2f281093
 def draw_tree(
@@ -34,14 +34,14 @@ def draw_tree(
         ax.text(0, 1 - (i + .5)*1.35*size/h, ('✗ ' if wrong else '  ') + text, color=color, family='monospace', fontsize=size, va='center', transform=ax.transAxes)
     return ax
 
-# %% ../../nbs/vision/02_show.ipynb #e5b7ea1d
-def _grid(n, ctxs, nrows, ncols, figsize):
+# %% ../../nbs/vision/02_show.ipynb #823738e5
+def _grid(n, ctxs, nrows, ncols, figsize, titles):
     "Axes in pairs, image and tree, and whether they are ours to lay out"
     if ctxs is not None: return ctxs
     ncols = ncols or (1 if n == 1 else 2 if n <= 8 else 3)
     nrows = nrows or -(-n//ncols)
     fig, axs = plt.subplots(nrows, 2*ncols, figsize=figsize or (7*ncols, 2.7*nrows), width_ratios=[1, 1.6]*ncols, squeeze=False)
-    fig.subplots_adjust(left=.01, right=.99, top=.99, bottom=.01, wspace=.03, hspace=.05)
+    fig.subplots_adjust(left=.01, right=.99, top=.99 - .25*titles/fig.get_figheight(), bottom=.01, wspace=.03, hspace=.05 + .1*titles)
     for ax in axs.flat: ax.axis('off')
     return list(axs.flat)
 
@@ -59,13 +59,14 @@ def draw_shapes(
         if len(s) == 4: ax.add_patch(Rectangle((x, y), s[2]*w, s[3]*h, fill=False, ec=color, ls=ls, lw=1.5, path_effects=edge))
         else: ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
 
-def _pairs(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, **kwargs):
+def _pairs(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
     trees = trees[:max_n]
-    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize)
+    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, bool(titles))
     for i,(s,tree,drawn) in enumerate(zip(samples, trees, shapes)):
         s[0].show(ctx=ctxs[2*i], **kwargs)
         for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, s[0].shape[:-3:-1], color, ls)
         draw_tree(ctxs[2*i + 1], tree)
+        if i < len(titles): ctxs[2*i].set_title(titles[i], fontsize=8, loc='left')
     return ctxs
 
 @dispatch
@@ -74,6 +75,11 @@ def show_batch(x:TensorImage, y:TensorConditional, samples, ctxs=None, max_n=9, 
     return _pairs(samples, [s[1].tree() for s in samples], [[(s[1], 'white', '-')] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 @dispatch
-def show_results(x:TensorImage, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_results(x:TensorImage, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
     "Images beside the trees of their predictions: wrong nodes red, nodes without a label gray; predicted boxes and points orange, true ones white and dashed; `ctxs`, where given, are axes in pairs"
-    return _pairs(samples, [o[0].tree(truth=s[1]) for s,o in zip(samples, outs)], [[(s[1], 'white', '--'), (o[0], 'orange', '-')] for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return _pairs(samples, [o[0].tree(truth=s[1]) for s,o in zip(samples, outs)], [[(s[1], 'white', '--'), (o[0], 'orange', '-')] for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
+
+@dispatch
+def plot_top_losses(x:TensorImage, y:TensorConditional, samples, outs, raws, losses, max_n=9, **kwargs):
+    "For fastai's `Interpretation`: as `show_results`, with the total loss above; `ConditionalInterpretation` ranks by task"
+    return show_results(x, y, samples, outs, max_n=max_n, titles=[f'loss {float(l):.3g}' for l in losses], **kwargs)
