@@ -44,9 +44,7 @@ def _sure(block, x, y):
 def fit_temperature(block, x, y) -> float:
     "The temperature that maximises the likelihood of logits `x` and targets `y`, between 1/50 and 50"
     from scipy.optimize import minimize_scalar # comes with scikit-learn
-    smooth = block.n_out if block.n_out > 1 else 2
-    smooth = smooth/(len(y) + smooth)
-    res = minimize_scalar(lambda t: block.nll(x/np.exp(t), y, smooth).mean().item(), bounds=(-np.log(50), np.log(50)), method='bounded', options=dict(xatol=1e-4))
+    res = minimize_scalar(lambda t: block.nll(x/np.exp(t), y, 1/(len(y) + 1)).mean().item(), bounds=(-np.log(50), np.log(50)), method='bounded', options=dict(xatol=1e-4))
     return float(np.exp(res.x))
 
 # %% ../nbs/08b_calibrate.ipynb #20c0361c
@@ -125,6 +123,6 @@ def plot_reliability(self:Learner,
         conf, hit = _sure(block, x/temp, t)
         share, mean = calibration_curve(hit, conf, n_bins=bins)
         ax.plot(mean, share, style, label=f"{'plain' if temp == 1 else f'temperature {temp:.2f}'}: error {calibration_error(conf, hit):.3f}")
-    ax.set(xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'), ylabel='share that came true', title=f'{path}, {len(t)} rows', xlim=(0,1), ylim=(0,1))
+    ax.set(xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'), ylabel='share that came true', title=f"{path.rpartition('.')[2]}, {len(t)} rows", xlim=(0,1), ylim=(0,1))
     ax.legend(fontsize='small')
     return ax

@@ -34,7 +34,8 @@ class Evaluation(pd.DataFrame):
         for c in ('missed', 'spurious'):
             if c in t: res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
         first = ~t.task_path.duplicated() if 'task_path' in t else pd.Series(True, index=t.index)
-        res = res.map_index(lambda _: '', axis=0).apply(lambda s: ['' if f else 'color: transparent' for f in first], subset=['task_path'])
+        res = res.apply(lambda s: ['' if f else 'color: transparent' for f in first], subset=['task_path'])
+        res = res.set_properties(subset=[c for c in t.columns if c not in ('task_path', 'metric_name')], **{'text-align': 'right'})
         return res.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them") if self.cross_fit else res
 
 @patch

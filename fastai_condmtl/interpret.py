@@ -115,7 +115,7 @@ class ConditionalInterpretation:
         if ax is None: ax = plt.subplots(figsize=(size + .6, size), layout='constrained')[1]
         d = ConfusionMatrixDisplay.from_predictions(true, pred, labels=range(len(names)), display_labels=names, normalize='true' if normalize else None,
                                                     xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, ax=ax, colorbar=False, values_format='.2f' if normalize else None, **kwargs)
-        d.ax_.set(title=f"{path}{'' if label is None else f': {label}'}, {len(true)} rows")
+        d.ax_.set(title=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows")
         return d.ax_
 
     def most_confused(self, task,
@@ -141,7 +141,7 @@ class ConditionalInterpretation:
             getattr(metrics, display).from_predictions(true > .5, summary[:,0], name=path.rpartition('.')[2] if l is None else str(l), ax=ax, **kwargs)
             drawn += 1
         if not drawn: raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
-        ax.set_title(path)
+        ax.set_title(path.rpartition('.')[2])
         return ax
     def plot_roc(self, task, label=None, ax=None): "ROC curves of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'RocCurveDisplay', ax, plot_chance_level=False)
     def plot_precision_recall(self, task, label=None, ax=None): "Precision over recall of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
@@ -163,7 +163,7 @@ class ConditionalInterpretation:
         if not len(r): raise FlowError(f"no row counts for task '{self.flow.path(task)}': there is nothing to plot")
         if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
         PredictionErrorDisplay.from_predictions(r.truth, r.predicted, kind=kind, ax=ax, **{'scatter_kwargs': dict(alpha=min(1., 30/len(r)**.5), s=12), **kwargs})
-        ax.set_title(f'{self.flow.path(task)}, {len(r)} rows')
+        ax.set_title(f"{self.flow.path(task).rpartition('.')[2]}, {len(r)} rows")
         return ax
 
     def cascade_report(self) -> pd.DataFrame: "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"; return blame(self.acc)

@@ -143,7 +143,8 @@ def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_sup
         rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
     loss.thresholds.update({p: torch.from_numpy(t.copy()) for p,t in found.items()})
     loss.tuned = Tuned(wanted, start, found, fingerprint(acc))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    res = pd.DataFrame(rows, columns=COLUMNS)
+    return res.assign(label=pd.Series([r['label'] for r in rows], dtype=object, index=res.index)) # a column of text would turn None into NaN
 
 def cross_fitted(loss:ConditionalLoss, acc:Accumulator) -> dict:
     "Thresholds to judge `acc` by: those in force, but row by row `(N, W)` by other folds for tasks whose thresholds were found on these very rows"
@@ -208,7 +209,7 @@ def plot_threshold(self:Learner,
         ax.plot(t, float(score_of_counts(aim.metric)(*counts(p[m[:,j],j] > t, y[m[:,j],j]))), 'o', color=line.get_color(), ms=7)
         ax.annotate(f'{t:.2f}', (t, v[np.abs(x - t).argmin()]), textcoords='offset points', xytext=(6,6))
     ax.axvline(float(np.mean(block.threshold)), color='gray', lw=1, ls=':')
-    ax.set(xlabel='threshold', ylabel=str(aim), title=path, xlim=(0,1))
+    ax.set(xlabel='threshold', ylabel=str(aim), title=path.rpartition('.')[2], xlim=(0,1))
     ax.legend(fontsize='small')
     return ax
 

@@ -1,8 +1,9 @@
 "The search on a learner and all that hangs on it, with a model whose logits are its input, against own loops over rows."
 import itertools, json, random, warnings
+from collections import Counter
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import CSVLogger, DataBlock, EarlyStoppingCallback, IndexSplitter, Learner, SaveModelCallback, Transform, TransformBlock, load_learner
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from sklearn import metrics as skm
 from torch import nn
 import oracle
@@ -15,15 +16,20 @@ class Logits(Transform):
     "Row → the logits that stand in it"
     def __call__(self, r, **kwargs): return torch.tensor(np.asarray([r[c] for c in r.index if str(c)[:2] == 'z_'], dtype=np.float32))
 
+class Known(nn.Module):
+    "Its logits are its input; there is something to train"
+    def __init__(self, c):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(c))
+    def forward(self, x): return x*self.weight
+
 def make(flow, df, z=lambda slices, c: None, n_train=30, **kwargs):
     "A learner on rows `n_train:`; `z(slices, c)` gives the logits"
     def learner(df):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             dls = DataBlock(blocks=(TransformBlock, flow), get_x=Logits(), splitter=IndexSplitter(list(range(n_train, len(df))))).dataloaders(df, bs=16, val_bs=32, num_workers=0)
-        model = nn.Linear(dls.c, dls.c, bias=False)
-        model.weight.data = torch.eye(dls.c)
-        return Learner(dls, model, **kwargs)
+        return Learner(dls, Known(dls.c), **kwargs)
     dls = learner(df.assign(z_=0.)).dls
     logits = np.asarray(z(dls.flow.slices, dls.c), dtype=np.float32)
     df = pd.concat([df, pd.DataFrame(logits, columns=[f'z_{i}' for i in range(dls.c)], index=df.index)], axis=1)
@@ -92,7 +98,7 @@ def test_table_by_a_loop(learn, metric, gates):
     assert 'too few' in by_name(table)['rare'].note and (table.note == '').any()
     assert {k: v.shape for k,v in learn.loss_func.thresholds.items()} == {p: torch.Size([3 if p == 'sub.tags' else 1]) for p in PATHS.values()}
 
-def test_the_middle_of_nothing(learn):
+def test_a_second_search(learn):
     "A second search on the same rows starts from the block's threshold, not from what was found"
     pd.testing.assert_frame_equal(search(learn), search(learn))
 
@@ -237,6 +243,14 @@ def test_other_rows_are_not_cross_fit(learn):
     ev, (p, t) = quiet(learn, 'evaluate'), support(learn, 'free')
     assert 'free' not in ev.cross_fit and ev.set_index(['task_path', 'metric_name']).metric_res['free', 'recall'] == pytest.approx(skm.recall_score(t, p > .9))
 
+def test_which_rows_tuned_what(learn):
+    search(learn)
+    assert 'gate' in quiet(learn, 'evaluate').cross_fit
+    search(learn, tasks=dict(gate=None))                                          # not searched anew: still found on these rows
+    assert 'gate' in quiet(learn, 'evaluate').cross_fit
+    search(learn, ds_idx=0, constraint=('recall', .5), min_support=1)
+    assert 'gate' in quiet(learn, 'evaluate', ds_idx=0).cross_fit and 'gate' not in quiet(learn, 'evaluate').cross_fit
+
 def test_evaluate_intervals(learn):
     plain, ev = quiet(learn, 'evaluate', metrics=['f1_score', 'accuracy']), quiet(learn, 'evaluate', metrics=['f1_score', 'accuracy'], n_boot=200)
     pd.testing.assert_frame_equal(ev.drop(columns=['ci_low', 'ci_high']), plain)
@@ -274,8 +288,6 @@ def test_hostile_files(learn, tmp_path, text):
     with pytest.raises(FlowError): learn.load_thresholds(tmp_path/'t.json')
 
 # ---- the callback -----------------------------------------------------------------------------------------------------
-class Count(ThresholdSearch): pass
-
 def test_searches_after_a_fit_only():
     cb = ThresholdSearch(verbose=False)
     learn = security(cbs=cb)
@@ -283,7 +295,7 @@ def test_searches_after_a_fit_only():
     for f in ('validate', 'get_preds'): quiet(learn, f)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        quiet(learn, 'lr_find', num_it=4, show_plot=False)
+        quiet(learn, 'lr_find', num_it=20, show_plot=False)
     assert getattr(cb, 'result', None) is None and set(itertools.chain(*in_force(learn).values())) == {.5}
     quiet(learn, 'fit', 1, lr=0.)
     other = security()
@@ -307,12 +319,12 @@ def test_every_epoch_and_what_it_says(capsys):
     assert len(first) == len(second) and learn.threshold_search.result is not None and capsys.readouterr().out == ''
     loud = security(cbs=ThresholdSearch())
     with loud.no_bar(): loud.fit(1, lr=0.)
-    assert 'gate' in capsys.readouterr().out
+    assert 't0' in capsys.readouterr().out
     with pytest.raises(FlowError): security(cbs=ThresholdSearch(every='sometimes'))
 
 def test_nothing_is_disturbed(tmp_path):
     def run(*cbs):
-        torch.manual_seed(0)
+        random.seed(0)
         learn = security(path=tmp_path, cbs=[SaveModelCallback(monitor='valid_loss', fname=f'm{len(cbs)}'), EarlyStoppingCallback(patience=9), CSVLogger(fname=f'{len(cbs)}.csv'), *cbs])
         learn.metrics = learn.dls.flow.metrics('f1_score')
         torch.manual_seed(1)
@@ -325,17 +337,9 @@ def test_nothing_is_disturbed(tmp_path):
     assert with_.save_model.best == without.save_model.best and torch.equal(with_.model.weight, without.model.weight)
     drop = lambda f: pd.read_csv(tmp_path/f).drop(columns='time')
     pd.testing.assert_frame_equal(drop('1.csv'), drop('0.csv'))
-    assert with_.recorder.values != [] and not with_.model.training or True
     z = security(path=tmp_path)
     z.model = with_.model
     pd.testing.assert_frame_equal(with_.threshold_search.result, search(z))     # the model that stays is the one that is searched
-
-def test_random_state_is_left_alone(learn):
-    torch.manual_seed(3), np.random.seed(3), random.seed(3)
-    want = torch.rand(1), np.random.rand(), random.random()
-    torch.manual_seed(3), np.random.seed(3), random.seed(3)
-    search(learn, n_boot=5)
-    assert (torch.rand(1), np.random.rand(), random.random()) == want
 
 # ---- errors -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kwargs, says', [(dict(metric='f3'), 'f1_score'), (dict(gates='zz'), 'balanced_accuracy'), (dict(tasks=dict(leef='f1')), "did you mean 'leaf'"), (dict(tasks=dict(kind='f1')), 'kind'),
@@ -379,18 +383,16 @@ def atoms(cond): return [cond] if cond[0] == 'atom' else [a for c in cond[1:] fo
 
 class Charges(Oracle):
     "Row by row: which ancestors may be charged (none of their own ancestors is wrong), who is missed, who is spurious"
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.asked = {p: [(a, pre) for x in self.paths for q, a, pre in self.parents(x) if q == p] for p in self.paths}
     def parents(self, path): return [(oracle.resolve(a[1], pre, self.paths), a, pre) for c, pre in self.entries[path][2] for a in atoms(c)]
     def ancestors(self, path):
-        seen, todo = {}, [path]
-        while todo:
-            for p, a, pre in self.parents(todo.pop()):
-                if p not in seen: todo.append(p)
-                seen.setdefault(p, []).append((a, pre))
-        return seen
+        seen = {p for p, *_ in self.parents(path)}
+        return seen.union(*map(self.ancestors, seen))
     def state(self, path, cells): return oracle.k_and(self.evaluate(c, pre, cells) for c, pre in self.entries[path][2])
-    def known(self, a, pre, cells): return self.evaluate(a, pre, cells)
     def run(self, labels, preds):
-        res = {p: dict(missed=0, spurious=0, n=0, reached=0, sure={}, maybe={}) for p in self.paths}
+        res = {p: dict(missed=0, spurious=0, n=0, reached=0, sure=Counter(), maybe=Counter()) for p in self.paths}
         for lab, pred in zip(labels, preds):
             reached, mask = self.reached(pred), {p: self.applicable(p, lab) and self.labelled(lab[p]) for p in self.paths}
             for p, r in res.items():
@@ -399,13 +401,13 @@ class Charges(Oracle):
                 kind = 'missed' if mask[p] and not reached[p] else 'spurious' if reached[p] and self.state(p, lab) is False else None
                 if not kind: continue
                 r[kind] += 1
-                wrong = [q for q, ats in self.ancestors(p).items() if reached[q] and mask[q] and
-                    any(self.known(a, pre, lab) is not None and self.known(a, pre, lab) != self.known(a, pre, pred) for a, pre in ats)]
-                first = [q for q in wrong if not set(self.ancestors(q)) & set(wrong)]
+                wrong = [q for q in self.ancestors(p) if reached[q] and mask[q] and
+                    any(self.evaluate(a, pre, lab) not in (None, self.evaluate(a, pre, pred)) for a, pre in self.asked[q])]
+                first = [q for q in wrong if not self.ancestors(q) & set(wrong)]
                 assert first
                 for q in first:
-                    if len(first) == 1: r['sure'][q, kind] = r['sure'].get((q, kind), 0) + 1
-                    r['maybe'][q, kind] = r['maybe'].get((q, kind), 0) + 1
+                    r['sure'][q, kind] += len(first) == 1
+                    r['maybe'][q, kind] += 1
         return res
 
 def check_cascade(spec, table, seed, n_train=2):
@@ -418,7 +420,7 @@ def check_cascade(spec, table, seed, n_train=2):
         t, z = lib.entries[path][0], z[slices[path].logits]
         if t['kind'] == 'binary': return bool(z[0] > 0)
         if t['kind'] == 'single': return oracle.vocab_of(t)[z.argmax()]
-        if t['kind'] == 'bounded': return t['y_range'][0] + (t['y_range'][1] - t['y_range'][0])/(1 + np.exp(-float(z[0])))
+        if t['kind'] == 'bounded': return float(t['y_range'][0] + (t['y_range'][1] - t['y_range'][0])/(1 + np.exp(-float(z[0]))))
         return dict(zip(t['vocab'] if t['kind'] == 'cols' else oracle.vocab_of(t), (z > 0).tolist()))
     labels = [{p: lib.cell(p, table[p][i]) for p in lib.paths} for i in range(n_train, len(df))]
     own = lib.run(labels, [{p: decide(p, z) for p in lib.paths} for z in learn.z])
@@ -432,14 +434,11 @@ def check_cascade(spec, table, seed, n_train=2):
         for kind in ('missed', 'spurious'):
             charged = dict(zip(mine.parent, mine[kind]))
             for q in set(charged) | {q for q, k in r['maybe'] if k == kind}:
-                assert r['sure'].get((q, kind), 0) <= charged.get(q, 0) <= r['maybe'].get((q, kind), 0), (p, q, kind)
+                assert r['sure'][q, kind] <= charged.get(q, 0) <= r['maybe'][q, kind], (p, q, kind)
     ev = quiet(learn, 'evaluate').drop_duplicates('task_path').set_index('task_path')
     for p, row in ev.iterrows():
         mine = got[got.task_path == p]
         assert mine.missed.sum() == pytest.approx(np.nan_to_num(row.missed*row.num_samples)) and mine.spurious.sum() == pytest.approx(np.nan_to_num(row.spurious*own[p]['reached']))
-    return got.set_index(['parent', 'task_path']), learn
-
-def binary_table(rng, names, n, gaps=.2): return {p: [None if rng.random() < gaps else rng.random() < .6 for _ in range(n)] for p in names}
 
 B = lambda name, given=None: a_task('binary', name, given)
 @pytest.mark.parametrize('items', [
@@ -455,7 +454,7 @@ def test_cascade_by_hand(items):
     spec = spec_flow('root', *items)
     for seed in range(3): check_cascade(spec, random_table(random.Random(seed), spec, n=60, whole=False), seed, 3)
 
-@checks(40)
+@settings(checks(40), phases=[Phase.generate])
 @given(rngs)
 def test_cascade_on_random_flows(rng):
     spec = random_spec(rng, 8, kinds=['binary', 'single', 'multi', 'cols', 'bounded'])
@@ -477,21 +476,33 @@ def test_cascade_first_mistake_of_a_chain():
     got = quiet(make(flow, df, z, n_train=2), 'cascade_report')
     assert {(r.parent, r.task_path): (r.missed, r.spurious, r.num_samples, r.reached) for r in got.itertuples()} == {('a', 'b'): (2, 0, 5, 3), ('a', 'c'): (2, 0, 5, 1), ('b', 'c'): (2, 0, 5, 1)}
 
-def test_cascade_asks_the_label_not_the_rounded_one():
-    "A label on the very boundary, on a range that float32 cannot scale back exactly"
-    r = BoundedRegressionBlock('r', y_range=(0, 7))
-    vals = [i/10 for i in range(71)]
-    for cond in (lambda v: r >= v, lambda v: r > v, lambda v: r.between(v, v)):
-        for v in (.3, 1.1, 3.3, 6.7):
-            df = pd.DataFrame(dict(r=vals, x=True))
-            learn = make(Flow('f', r, BinaryBlock('x') | cond(v)), df, lambda s, c: np.full((len(df), c), 9.), n_train=1)      # r is decided 7: reached for all but `between`
-            got, holds = quiet(learn, 'cascade_report'), [dict(ge=x >= v, gt=x > v, bt=x == v) for x in vals[1:]]
-            ev = quiet(learn, 'evaluate', metrics='accuracy').set_index('task_path').loc['x']
-            k = ['ge', 'gt', 'bt'][[(r >= v), (r > v), r.between(v, v)].index(cond(v))] if False else None
-            n = {sum(h[k] for h in holds) for k in holds[0]}
-            assert ev.num_samples in n
-            assert got.missed.sum() == pytest.approx(np.nan_to_num(ev.missed*ev.num_samples))
-            if len(got) and got.spurious.sum(): assert got.spurious.sum() == len(holds) - ev.num_samples
+@pytest.mark.parametrize('v', [.3, 1.1, 3.3, 6.7])
+def test_cascade_asks_the_label_not_the_rounded_one(v):
+    "A label on the very boundary, on a range that float32 cannot scale back exactly; r is decided 6.999"
+    r, vals = BoundedRegressionBlock('r', y_range=(0, 7)), [i/10 for i in range(71)]
+    for cond, holds in [(r >= v, [x >= v for x in vals]), (r > v, [x > v for x in vals]), (r < v, [x < v for x in vals]), (r.between(v, v), [x == v for x in vals])]:
+        learn = make(Flow('f', r, BinaryBlock('x') | cond), pd.DataFrame(dict(r=vals, x=True)), lambda s, c: np.full((len(vals), c), 9.), n_train=1)
+        up, n, row = holds[-2], sum(holds[1:]), quiet(learn, 'cascade_report').iloc[0]
+        assert (row.parent, row.missed, row.spurious, row.num_samples, row.reached) == ('r', *((0, 70 - n) if up else (n, 0)), n, 70 if up else 0)
+
+def test_cascade_charges_a_task_only_for_what_is_asked_of_it():
+    "k is wrong, but not about u: x is lost by b alone"
+    k, b = SingleLabelBlock('k', vocab=list('uvw')), BinaryBlock('b')
+    flow, df = Flow('f', k, b, BinaryBlock('x') | any_of(k.eq('u'), b), BinaryBlock('y') | k.eq('v')), pd.DataFrame([dict(k='w', b=True, x=True, y=None)]*5)
+    def z(s, c):
+        res = np.full((5, c), -1.)
+        res[:, s['k'].logits.start + 1] = 3                                      # decided v
+        return res
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        got = quiet(make(flow, df, z, n_train=2), 'cascade_report').set_index('task_path').parent
+    assert got.to_dict() == dict(x='b', y='k')
+
+def test_cascade_without_a_labelled_parent():
+    a = BinaryBlock('a')
+    df = pd.DataFrame([dict(a=True, b=True)]*2 + [dict(a=None, b=True)]*4).astype(object)
+    got = quiet(make(Flow('f', a, BinaryBlock('b') | a, infer_labels=True), df, lambda s, c: -np.ones((6, c)), n_train=1), 'cascade_report')
+    assert [None if pd.isna(p) else p for p in got.parent] == [None, 'a'] and got.missed.tolist() == [4, 1] and set(got.num_samples) == {5} and set(got.reached) == {0}
 
 def test_cascade_and_evaluate_agree_after_a_search(learn):
     search(learn, constraint=('precision', .9))

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/callback/00_thresholds.ipynb #a317238e
 from __future__ import annotations
+from fastcore.basics import noop
 from fastai.callback.core import Callback
 from ..conditions import FlowError
 from ..learner import collect, flow_of
@@ -39,7 +40,7 @@ class ThresholdSearch(Callback):
         if self.every == 'epoch': self._search()
     def after_fit(self):
         self._search()
-        if self.trained and self.result is not None and self.verbose and self.learn.logger is not _noop: print(self.told())
+        if self.trained and self.result is not None and self.verbose and self.learn.logger is not noop: print(self.told())
 
     def _search(self):
         if not self.aims or not self.trained or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return
@@ -54,8 +55,6 @@ class ThresholdSearch(Callback):
         names = [f"{p.rpartition('.')[2]}{'' if l is None else ' ' + str(l)} {v:.2f}" for p,l,v in zip(moved.task_path, moved.label, moved.threshold)]
         kept = f"{len(t) - len(moved)} kept" if len(t) > len(moved) else ''
         return 'thresholds: ' + '; '.join(filter(None, [', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else ''), kept])) + ' (learn.threshold_search.result)'
-
-def _noop(*args): pass
 
 def _weights(model):
     "Changes whenever parameters or buffers are written in place or replaced"
