@@ -83,9 +83,8 @@ def best_threshold(
     single = x.ndim == 1
     if x.shape != y.shape or x.ndim not in (1, 2): raise FlowError(f"scores {x.shape} and targets {y.shape} must have one shape, (N,) or (N, T)")
     m = np.ones(x.shape, dtype=bool) if mask is None else np.asarray(mask) > 0
-    x, y, m = (np.ascontiguousarray(a.reshape(len(a), -1).T) for a in (x, y > .5, m))
-    x = x if x.dtype == np.float64 else x.astype(np.float32)
-    if (bad := (np.isnan(x) & m).any(1)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN: a model that gives no numbers cannot be tuned, look at its training")
+    x, y, m = (a.reshape(len(a), -1) for a in (x if x.dtype == np.float64 else x.astype(np.float32, copy=False), y > .5, m))
+    if (bad := (np.isnan(x) & m).any(0)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN: a model that gives no numbers cannot be tuned, look at its training")
     fn, limit = score_of_counts(metric), as_constraint(constraint)
     if average == 'micro':
         t, s = _pooled(x, y, m, fn, limit)
@@ -102,8 +101,8 @@ def as_constraint(constraint):
     return score_of_counts(constraint[0]), float(constraint[1])
 
 def _search_all(x, y, m, fn, limit):
-    step = max(1, 2**22//max(x.shape[1], 1)) # tasks at a time: bounded memory for any number of them
-    res = [_search(x[i:i + step], y[i:i + step], m[i:i + step], fn, limit) for i in range(0, len(x), step)]
+    step = max(1, 2**21//max(len(x), 1)) # tasks at a time: bounded memory for any number of them
+    res = [_search(*(np.ascontiguousarray(a[:, i:i + step].T) for a in (x, y, m)), fn, limit) for i in range(0, x.shape[1], step)]
     return [np.concatenate(a) for a in zip(*res)] if res else (np.zeros(0), np.zeros(0))
 
 def _search(x, y, m, fn, limit):
@@ -148,7 +147,7 @@ def _pooled(x, y, m, fn, limit):
     lam = 0.
     while True:
         t, part = _search_all(x, y, m, _Part(fn.b2, lam), None)
-        p = x > t[:,None]
+        p = x > t
         score = float(fn(*(np.float64((q & m).sum()) for q in (p & y, p & ~y, ~p & y, ~p & ~y))))
         if not score > lam + 1e-12: return t, score if m.any() else np.nan
         lam = score

@@ -184,6 +184,8 @@ def test_too_many_nodes():
     acts = bound.loss_func.activation(torch.randn(2, bound.c))
     vals = bound.loss_func.decide(acts)
     assert bound.reached(vals).shape == (2, n*n + 1)                       # all else still works
+    pred = FlowPrediction(bound, bound.loss_func.decodes(acts)[0], activations=acts[0])
+    assert 'x0_0' in str(pred.tree()) and pred.probabilities['x0_0'] == pytest.approx(float(acts[0, 0]))
     with pytest.raises(FlowError, match='hit'): bound.diagrams(acts, vals)
 
 def test_no_rows():

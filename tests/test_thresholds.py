@@ -10,9 +10,11 @@ div = lambda a, b: a/b if b else 0.
 def fbeta(b): return lambda tp, fp, fn, tn: div((1 + b*b)*tp, (1 + b*b)*tp + b*b*fn + fp)
 def balanced(tp, fp, fn, tn): return np.mean([r for r in [tp/(tp + fn) if tp + fn else None, tn/(tn + fp) if tn + fp else None] if r is not None])
 COST = [[.1, 2], [5, 0.]]
-OWN = dict(accuracy=lambda tp, fp, fn, tn: (tp + tn)/(tp + fp + fn + tn), balanced_accuracy=balanced, f1=fbeta(1), f1_score=fbeta(1), precision=lambda tp, fp, fn, tn: div(tp, tp + fp),
+OWN = dict(accuracy=lambda tp, fp, fn, tn: (tp + tn)/(tp + fp + fn + tn), balanced_accuracy=balanced, f1=fbeta(1), f1_score=fbeta(1), precision=lambda tp,
+    fp, fn, tn: div(tp, tp + fp),
     recall=lambda tp, fp, fn, tn: div(tp, tp + fn), mcc=lambda tp, fp, fn, tn: div(tp*tn - fp*fn, ((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn))**.5),
-    youden=lambda tp, fp, fn, tn: div(tp, tp + fn) + div(tn, tn + fp) - 1, f2=fbeta(2), f_half=fbeta(.5), cost=lambda tp, fp, fn, tn: -(.1*tn + 2*fp + 5*fn)/(tp + fp + fn + tn),
+    youden=lambda tp, fp, fn, tn: div(tp, tp + fn) + div(tn, tn + fp) - 1, f2=fbeta(2), f_half=fbeta(.5), cost=lambda tp, fp, fn,
+        tn: -(.1*tn + 2*fp + 5*fn)/(tp + fp + fn + tn),
     own=lambda tp, fp, fn, tn: tp - .5*fp)
 NAMES = dict(f2=('fbeta', 2), f_half=('fbeta', .5), cost=COST, own=lambda tp, fp, fn, tn: tp - .5*fp)
 SKLEARN = dict(accuracy=skm.accuracy_score, f1=lambda t, p: skm.f1_score(t, p, zero_division=0), precision=lambda t, p: skm.precision_score(t, p, zero_division=0),
@@ -32,7 +34,8 @@ def brute(s, y, fn, constraint=None):
     vals = np.array([fn(*counts(s, y, t)) if constraint is None or OWN[constraint[0]](*counts(s, y, t)) >= constraint[1] else np.nan for t in cuts(s)])
     return (np.nan if np.isnan(vals).all() else np.nanmax(vals)), vals
 def check(s, y, name, constraint=None, mask=None, got=None):
-    t, score = got or best_threshold(torch.as_tensor(s), torch.as_tensor(y), mask=None if mask is None else torch.as_tensor(mask), metric=metric(name), constraint=constraint)
+    t, score = got or best_threshold(torch.as_tensor(s), torch.as_tensor(y), mask=None if mask is None else torch.as_tensor(mask), metric=metric(name),
+        constraint=constraint)
     if mask is not None: s, y = s[mask], y[mask]
     best = brute(s, y, OWN[name], constraint)[0] if len(s) else np.nan
     assert score == pytest.approx(best, abs=1e-6, nan_ok=True), (name, constraint)
@@ -95,7 +98,8 @@ def test_types_and_shapes():
     s, y = [.1, .4, .35, .8], [0, 0, 1, 1]
     want = best_threshold(np.array(s), np.array(y))
     assert all(isinstance(x, float) for x in want) and want == pytest.approx(((.1 + .35)/2, .8))
-    for a, b in [(torch.tensor(s), torch.tensor(y)), (s, y), (torch.tensor(s), torch.tensor(y).float()), (np.array(s), np.array(y, bool)), (torch.tensor(s).half(), torch.tensor(y).bool())]:
+    for a, b in [(torch.tensor(s), torch.tensor(y)), (s, y), (torch.tensor(s), torch.tensor(y).float()), (np.array(s), np.array(y, bool)),
+        (torch.tensor(s).half(), torch.tensor(y).bool())]:
         assert best_threshold(a, b) == pytest.approx(want, abs=1e-3)
     ts, scores = best_threshold(torch.tensor(s)[:, None], torch.tensor(y)[:, None])
     assert np.shape(ts) == np.shape(scores) == (1,)
@@ -142,14 +146,16 @@ def test_nan_counts_only_where_it_is_masked():
     assert best_threshold(torch.tensor([.2, float('inf'), -float('inf'), .8]), torch.tensor([0, 1, 0, 1])) == pytest.approx((.5, 1))
     assert best_threshold(torch.tensor([.2, .5, .8]), torch.tensor([0, float('nan'), 1]), torch.tensor([True, False, True])) == pytest.approx((.5, 1))
 
-@pytest.mark.parametrize('name, says', [('f3', 'f1'), ('auc', 'f1'), ('roc_auc', 'f1'), (('fbeta',), 'fbeta'), (('fbta', 2), 'fbeta'), (3, '3'), ([[1, 2]], 'tn'), (None, 'None')])
+@pytest.mark.parametrize('name, says', [('f3', 'f1'), ('auc', 'f1'), ('roc_auc', 'f1'), (('fbeta',), 'fbeta'), (('fbta', 2), 'fbeta'), (3, '3'), ([[1, 2]],
+    'tn'), (None, 'None')])
 def test_bad_metric(name, says):
     with pytest.raises(FlowError, match=says): best_threshold(torch.rand(5), torch.ones(5), metric=name)
 
 @pytest.mark.parametrize('bad', [dict(constraint='precision'), dict(constraint=('precison', .9)), dict(constraint=('precision', '.9')), dict(average='micr'),
     dict(mask=torch.ones(4, dtype=torch.bool)), dict(average='micro', metric='accuracy'), dict(targets=torch.ones(4)), dict(targets=torch.ones(5, 2))])
 def test_bad_input(bad):
-    with pytest.raises(FlowError): best_threshold(**(dict(scores=torch.rand(5, 1) if 'average' in bad else torch.rand(5), targets=torch.ones(5, 1) if 'average' in bad else torch.ones(5)) | bad))
+    with pytest.raises(FlowError): best_threshold(**(dict(scores=torch.rand(5, 1) if 'average' in bad else torch.rand(5), targets=torch.ones(5,
+        1) if 'average' in bad else torch.ones(5)) | bad))
 
 # ---- invariants -------------------------------------------------------------------------------------------------------
 @given(tables(dtypes=[np.float64]), st.sampled_from(list(OWN)))
@@ -159,7 +165,8 @@ def test_invariants(case, name):
     t, score = best_threshold(s, y, metric=metric(name))
     i = np.random.default_rng(0).permutation(len(s))
     assert best_threshold(s[i], y[i], metric=metric(name)) == pytest.approx((t, score), nan_ok=True)                # order does not matter
-    assert best_threshold(np.unique(s, return_inverse=True)[1]*.3 - 2, y, metric=metric(name))[1] == pytest.approx(score)                               # nor the scale
+    assert best_threshold(np.unique(s, return_inverse=True)[1]*.3 - 2, y,
+        metric=metric(name))[1] == pytest.approx(score)                               # nor the scale
     twice = best_threshold(np.r_[s, s], np.r_[y, y], metric=metric(name))
     if name != 'own': assert twice == pytest.approx((t, score))                                                     # nor each row twice
     out = best_threshold(np.r_[s, s + 9], np.r_[y, 1 - y], np.r_[s < np.inf, s > np.inf], metric(name))
@@ -177,7 +184,8 @@ def test_complement(case):
 def test_transforms_of_probabilities():
     g = torch.Generator().manual_seed(0)
     s, y = torch.randn(200, generator=g).double(), torch.rand(200, generator=g) < .4
-    for name in ('f1', 'mcc'): assert best_threshold(s, y, metric=name)[1] == best_threshold(s.sigmoid(), y, metric=name)[1] == best_threshold(s.exp()*1e6, y, metric=name)[1]
+    for name in ('f1', 'mcc'): assert best_threshold(s, y, metric=name)[1] == best_threshold(s.sigmoid(), y, metric=name)[1] == best_threshold(s.exp()*1e6,
+        y, metric=name)[1]
 
 # ---- micro ------------------------------------------------------------------------------------------------------------
 @settings(max_examples=40)

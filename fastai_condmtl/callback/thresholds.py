@@ -4,8 +4,8 @@
 
 # %% ../../nbs/callback/00_thresholds.ipynb #a317238e
 from __future__ import annotations
-from fastcore.basics import noop
 from fastai.callback.core import Callback
+from fastai.imports import noop
 from ..conditions import FlowError
 from ..learner import collect, flow_of
 from ..metrics import TaskMetric
