@@ -95,8 +95,7 @@ def _move_thresholds(loss, old, new):
     for path in new:
         if not loss.flow.tasks[path].thresholded or old.get(path, 1.) == new[path]: continue
         loss.thresholds[path] = moved(path, loss.thresholds[path])
-        if loss.tuned is not None and path in loss.tuned.found:
-            loss.tuned.found[path], loss.tuned.start[path] = moved(path, loss.tuned.found[path]).numpy(), moved(path, loss.tuned.start[path]).numpy()
+        if (t := loss.tuned.get(path)) is not None: t.found, t.start = moved(path, t.found).numpy(), moved(path, t.start).numpy()
 
 # %% ../nbs/08b_calibrate.ipynb #25e586dd
 @patch

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
+from .conditions import atoms
 from .learner import collect, flow_of
 from .metrics import check_metrics, wanted_metrics
 from .tune import cross_fitted
@@ -98,27 +99,27 @@ def blame(acc) -> pd.DataFrame:
     plan, reached, false = flow.plan, acc.reached(), acc.false_conditions()
     vals, mask = (a.numpy() for a in y.unbind(1))
     counts = np.stack([mask[:,s].any(1) for s in flow.target_slices], 1)
-    erred = {i: reached[:,i] & e for i,e in _erred(flow, vals, mask > 0, dec.numpy()).items()}
-    above, rows = {}, []
+    erred, asked, rows = _erred(flow, vals, mask > 0, dec.numpy()), {}, []
     for i in plan.order:
-        above[i] = set().union(*({j} | above[j] for j in plan.needs(i)))
+        asked[i] = set().union({a for g in plan.gates[i] for a in atoms(plan.conds[g])}, *(asked[j] for j in plan.needs(i))) # all that is asked on the way to `i`
         left = dict(missed=counts[:,i] & ~reached[:,i], spurious=reached[:,i] & false[:,i])
         if not any(l.any() for l in left.values()): continue
         size = dict(task_path=flow.paths[i], num_samples=int(counts[:,i].sum()), reached=int(reached[:,i].sum()))
-        for j in [j for j in plan.order if j in above[i]] + [None]:
-            mine = {k: l if j is None else l & erred[j] for k,l in left.items()}
+        of = {j: reached[:,j] & np.any([erred[a] for a in asked[i] if plan.index[a.task] == j], 0) for j in {plan.index[a.task] for a in asked[i]}}
+        for j in [j for j in plan.order if j in of] + [None]:
+            mine = {k: l if j is None else l & of[j] for k,l in left.items()}
             left = {k: l & ~mine[k] for k,l in left.items()}
             if any(m.any() for m in mine.values()): rows.append(dict(parent=None if j is None else flow.paths[j], **{k: int(m.sum()) for k,m in mine.items()}, **size))
     res = pd.DataFrame(rows, columns=['parent', 'task_path', 'missed', 'spurious', 'num_samples', 'reached'])
     return res.iloc[np.argsort(-(res.missed + res.spurious), kind='stable')].reset_index(drop=True)
 
 def _erred(flow, vals, known, dec):
-    "Of each task that conditions ask: rows (N,) where its decision and its label give a condition different answers"
+    "Of each atom of a condition: rows (N,) where decision and label give it different answers"
     res = {}
     for a,value in flow.plan.natural.items():
         i = flow.plan.index[a.task]
         block, s = flow.plan.blocks[i], flow.target_slices[i]
         t, f = block.truth(a.op, value, vals[:,s], known[:,s], True)
         p, _ = block.truth(a.op, value, dec[:,s], np.ones_like(known[:,s]), True)
-        res[i] = res.get(i, False) | (t & ~p) | (f & p)
+        res[a] = (t & ~p) | (f & p)
     return res

@@ -69,8 +69,8 @@ class Names:
         for p in self.paths:
             parts = p.split('.')
             for i in range(len(parts)): self.ends.setdefault('.'.join(parts[i:]), []).append(p)
-    def find(self, name, scope):
-        "The path of the task called `name` in `scope`, a flow's path ('' is the outermost)"
+    def find(self, name, scope, who='a condition asks for'):
+        "The path of the task called `name` in `scope`, a flow's path ('' is the outermost); `who` begins the error"
         scopes = [scope]
         while scopes[-1]: scopes.append(scopes[-1].rpartition('.')[0])
         inside = [(s + '.' if s else '') for s in scopes]
@@ -79,8 +79,8 @@ class Names:
         for s in inside:
             found = [p for p in self.ends.get(name, ()) if p.startswith(s)]
             if len(found) == 1: return found[0]
-            if found: raise FlowError(f"a condition asks for '{name}', which could be {' or '.join(map(repr, found[:5]))}: name it by its path, task({found[0]!r})")
-        raise FlowError(f"a condition asks for task '{name}', which the flow does not have: {near(name, self.ends)}")
+            if found: raise FlowError(f"{who} '{name}', which could be {' or '.join(map(repr, found[:5]))}: name it by its path, task({found[0]!r})")
+        raise FlowError(f"{who} task '{name}', which the flow does not have: {near(name, self.ends)}")
 
 # %% ../nbs/02_flow.ipynb #9f820b09
 class Plan:

@@ -53,7 +53,7 @@ class ConditionalLoss(nn.Module):
             self.names.append(keys + list(b.family_params()))
         self.thresholds = {p: b.thresholds() for p,b in flow.tasks.items() if b.thresholded} # path -> one value, or one a label
         self.register_buffer('heat', None, persistent=False) # temperatures of all logits (C,), in their order; None: never calibrated
-        self.tuned = None # how the thresholds came to be: see `ThresholdSearch`
+        self.tuned = {} # path -> how its thresholds were found: see `ThresholdSearch`
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
     def _params(self, k, like): return {n: self._buffers[f'{n}_{k}'].to(like.device, like.dtype) for n in self.names[k]}

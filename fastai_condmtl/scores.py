@@ -26,7 +26,7 @@ count_scores = dict( # name -> function of (true positives, false positives, fal
     f1_score = lambda tp, fp, fn, tn: _div(2*tp, 2*tp + fp + fn),
     precision = lambda tp, fp, fn, tn: _div(tp, tp + fp),
     recall = lambda tp, fp, fn, tn: _div(tp, tp + fn),
-    mcc = lambda tp, fp, fn, tn: _div(tp*tn - fp*fn, np.sqrt((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn))),
+    mcc = lambda tp, fp, fn, tn: _div(tp*tn - fp*fn, np.sqrt(np.maximum((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn), 0))),
 )
 aliases = dict(f1='f1_score', acc='accuracy', top_1_accuracy='accuracy', top_3_accuracy='accuracy_3', top_5_accuracy='accuracy_5', auc='roc_auc', ap='average_precision',
                matthews_corrcoef='mcc', mean_absolute_error='mae', root_mean_squared_error='rmse', r2_score='r2')

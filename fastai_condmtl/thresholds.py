@@ -38,10 +38,12 @@ def score_of_counts(
     if isinstance(metric, str):
         name = aliases.get(metric, metric)
         if name in threshold_scores: return threshold_scores[name]
-        raise FlowError(f"metric {metric!r} has no threshold to search: {near(name, threshold_scores)} Known: {', '.join(threshold_scores)}, ('fbeta', beta), a cost matrix [[tn, fp], [fn, tp]], or a function of (tp, fp, fn, tn)")
+        hint = near(name, threshold_scores)
+        raise FlowError(f"metric {metric!r} has no threshold to search: {hint + ' ' if hint.startswith('did') else ''}Known: {', '.join(threshold_scores)}, ('fbeta', beta), a cost matrix [[tn, fp], [fn, tp]], or a function of (tp, fp, fn, tn)")
     if isinstance(metric, tuple) and len(metric) == 2 and metric[0] == 'fbeta': return FBeta(metric[1])
-    cost = np.asarray(metric, dtype=float)
-    if cost.shape != (2, 2): raise FlowError(f"metric {metric!r} is not known: a cost matrix is [[tn, fp], [fn, tp]]")
+    try: cost = np.asarray(metric, dtype=float)
+    except (TypeError, ValueError): cost = np.zeros(0)
+    if cost.shape != (2, 2): raise FlowError(f"metric {metric!r} is not known: use a name ({', '.join(threshold_scores)}), ('fbeta', beta), a cost matrix [[tn, fp], [fn, tp]], or a function of (tp, fp, fn, tn)")
     return Cost(cost)
 
 # %% ../nbs/07_thresholds.ipynb #ea18d5ca
@@ -79,12 +81,13 @@ def best_threshold(
     average=None, # `'micro'`: the thresholds that together are best for the F-beta of the pooled counts of all columns
 ):               # `(threshold, score)`, numbers or arrays `(T,)`; one score with `average='micro'`
     "The threshold that is best of all (`score > threshold` is yes), and its score; NaN, NaN without rows or where no rule meets the constraint"
-    x, y = np.asarray(scores), np.asarray(targets)
+    x, y = _array(scores), _array(targets)
     single = x.ndim == 1
     if x.shape != y.shape or x.ndim not in (1, 2): raise FlowError(f"scores {x.shape} and targets {y.shape} must have one shape, (N,) or (N, T)")
-    m = np.ones(x.shape, dtype=bool) if mask is None else np.asarray(mask) > 0
-    x, y, m = (a.reshape(len(a), -1) for a in (x if x.dtype == np.float64 else x.astype(np.float32, copy=False), y > .5, m))
-    if (bad := (np.isnan(x) & m).any(0)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN: a model that gives no numbers cannot be tuned, look at its training")
+    m = np.ones(x.shape, dtype=bool) if mask is None else _array(mask) > 0
+    if m.shape != x.shape: raise FlowError(f"mask {m.shape} must have the shape of the scores, {x.shape}")
+    x, y, m = (a[:,None] if single else a for a in (x if x.dtype == np.float64 else x.astype(np.float32, copy=False), y > .5, m))
+    if (bad := (~np.isfinite(x) & m).any(0)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN or infinite values: a model that gives no numbers cannot be tuned, look at its training")
     fn, limit = score_of_counts(metric), as_constraint(constraint)
     if average == 'micro':
         t, s = _pooled(x, y, m, fn, limit)
@@ -92,6 +95,11 @@ def best_threshold(
     if average is not None: raise FlowError(f"average={average!r} is not known: None for a threshold a column, or 'micro'")
     t, s = _search_all(x, y, m, fn, limit)
     return (float(t[0]), float(s[0])) if single else (t, s)
+
+def _array(x):
+    "NumPy's view of lists, arrays and tensors (half precision and gradients included)"
+    if hasattr(x, 'detach'): x = x.detach().cpu().float() if x.dtype.is_floating_point and x.element_size() < 4 else x.detach().cpu()
+    return np.asarray(x)
 
 def as_constraint(constraint):
     "`(metric, least)` as `(function of counts, least)`"
@@ -157,12 +165,12 @@ def cross_fit(
     scores, targets, # `(N,)` or `(N, T)`
     mask=None, metric='f1', constraint=None, average=None, # As for `best_threshold`
     start=.5,    # Threshold where the other folds find none, a number or (T,)
-    folds:int=5, # Into how many parts the rows are dealt
+    folds:int=5, # Into how many parts the rows are dealt, masked or not
     seed:int=0,  # How they are dealt
 ):
     "For each row the threshold that the other folds chose, in the shape of `scores`"
-    x = np.asarray(scores)
-    m = np.ones(x.shape, dtype=bool) if mask is None else np.asarray(mask) > 0
+    x = _array(scores)
+    m = np.ones(x.shape, dtype=bool) if mask is None else _array(mask) > 0
     fold, res = np.random.default_rng(seed).permutation(len(x)) % folds, np.empty(x.shape)
     for k in range(folds):
         ours = (fold != k).reshape(-1, *[1]*(x.ndim - 1))
@@ -171,7 +179,7 @@ def cross_fit(
     return res
 
 def gain(
-    fn,    # Function of the counts
+    fn,    # Function of `(tp, fp, fn, tn)`
     true,  # Truth, boolean (n,)
     ours,  # Decisions, boolean (n,)
     other, # What they are compared with, boolean (n,)
@@ -202,7 +210,7 @@ def threshold_curve(
 
 def _bins(scores, targets, points, n_boot, seed):
     "Cut-offs (K,), rows of each class between them `(2, K+1)`, and draws of these"
-    s, y = np.asarray(scores, dtype=np.float64), np.asarray(targets) > .5
+    s, y = _array(scores).astype(np.float64), _array(targets) > .5
     if not len(s): return np.zeros(0), np.zeros((2, 1)), np.zeros((n_boot, 2, 1))
     u = np.unique(s)
     lo, hi = _ends(u[0], u[-1])

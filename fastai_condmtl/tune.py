@@ -47,15 +47,18 @@ def as_aim(o, constraint=None) -> Aim:
 def aims(flow, metric='f1_score', constraint=None, gates='balanced_accuracy', tasks=None) -> dict:
     "Task path → `Aim`, parents before children, without the tasks that are left alone; wrong names are errors before anything is trained"
     if isinstance(metric, dict) and not set(metric) <= {'metric', 'constraint'}: metric, tasks = 'f1_score', {**metric, **(tasks or {})} # tune={task: metric}
+    if tasks is not None and not isinstance(tasks, dict): raise FlowError(f"tasks={tasks!r} must be a dict: task → metric, or None to leave it alone")
     own = {flow.path(t): m for t,m in (tasks or {}).items()}
-    if wrong := [p for p in own if not flow.tasks[p].thresholded]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) is decided without a threshold: leave it out of tasks=")
+    if wrong := [p for p in own if own[p] is not None and not flow.tasks[p].thresholded]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) is decided without a threshold: leave it out of tasks=")
     every, both = as_aim(metric, constraint), None if gates is None or constraint is not None else as_aim(gates)
     asked, res = {j for i in range(len(flow.paths)) for j in flow.plan.needs(i)}, {}
     for i in flow.plan.order:
         path, block = flow.paths[i], flow.plan.blocks[i]
         if not block.thresholded: continue
         told = own.get(path, getattr(block, 'tune', 'auto'))
-        if told is not None: res[path] = (both if i in asked and both else every) if isinstance(told, str) and told == 'auto' else as_aim(told)
+        try:
+            if told is not None: res[path] = (both if i in asked and both else every) if isinstance(told, str) and told == 'auto' else as_aim(told)
+        except FlowError as e: raise FlowError(f"task '{path}': {e}") from None
     return res
 
 # %% ../nbs/07b_tune.ipynb #2b3547e1
@@ -77,7 +80,8 @@ def _tune_one(p, y, aim, start, n_boot, min_support):
     "What was found for one task or label, on its rows that count"
     fn, n_pos = score_of_counts(aim.metric), int(y.sum())
     res = dict(threshold=start, score=np.nan, score_at_half=np.nan, cross_fit_score=np.nan, ci_low=np.nan, ci_high=np.nan, num_pos=n_pos, num_samples=len(y), note='')
-    if len(y): res['score'] = res['score_at_half'] = res['cross_fit_score'] = float(fn(*counts(p > start, y)))
+    if len(y): res['score'], res['score_at_half'] = [float(fn(*counts(p > t, y))) for t in (start, .5)]
+    res['cross_fit_score'] = res['score'] # of the rule in force
     if min(n_pos, len(y) - n_pos) < min_support: return res | dict(note=f'kept {start:g}: {n_pos} positive and {len(y) - n_pos} negative rows are too few')
     t, score = best_threshold(p, y, None, aim.metric, aim.constraint)
     if np.isnan(t): return res | dict(note=f'kept {start:g}: infeasible, no threshold has {aim.constraint[0]} >= {aim.constraint[1]:g}')
@@ -93,11 +97,12 @@ def _tune_pooled(p, y, m, aim, start, min_support):
     "The thresholds that together are best for the pooled counts"
     fn, n_pos, n = score_of_counts(aim.metric), (y & m).sum(0), m.sum(0)
     few = np.minimum(n_pos, n - n_pos) < min_support
-    m = m & ~few # the few are left alone, and do not speak for the rest
-    now = float(fn(*(c.sum() for c in counts(p > start, y, m)))) if m.any() else np.nan
-    rows = [dict(threshold=start[j], score=now, score_at_half=now, cross_fit_score=now, ci_low=np.nan, ci_high=np.nan, num_pos=int(n_pos[j]), num_samples=int(n[j]),
+    at = lambda t: float(fn(*(c.sum() for c in counts(p > t, y, m)))) if m.any() else np.nan
+    if not few.all(): m = m & ~few # the few are left alone, and do not speak for the rest
+    now, half = at(start), at(.5)
+    rows = [dict(threshold=start[j], score=now, score_at_half=half, cross_fit_score=now, ci_low=np.nan, ci_high=np.nan, num_pos=int(n_pos[j]), num_samples=int(n[j]),
                  note=f'kept {start[j]:g}: {n_pos[j]} positive and {n[j] - n_pos[j]} negative rows are too few' if few[j] else '') for j in range(len(n))]
-    if not m.any(): return start, rows
+    if few.all(): return start, rows
     t, score = best_threshold(p, y, m, aim.metric, None, aim.average)
     fitted = p > cross_fit(p, y, m, aim.metric, None, aim.average, start)
     better, se = gain(fn, y[m], fitted[m], (p > start)[m])
@@ -109,11 +114,11 @@ def _tune_pooled(p, y, m, aim, start, min_support):
 # %% ../nbs/07b_tune.ipynb #e73ded4b
 @dataclass
 class Tuned:
-    "How the thresholds in force came to be"
-    aims: dict     # Task path → `Aim`
-    start: dict    # Task path → thresholds before (W,)
-    found: dict    # Task path → thresholds put in force (W,)
-    rows: int      # Fingerprint of the labels that were used
+    "How the thresholds of a task came to be"
+    aim: Aim            # What was searched for
+    start: np.ndarray   # Thresholds before (W,)
+    found: np.ndarray   # Thresholds put in force (W,)
+    rows: int           # Fingerprint of the labels that were used
 
 def fingerprint(acc:Accumulator) -> int:
     "A number that tells these labelled rows, in whatever order, from others"
@@ -133,35 +138,34 @@ def _data(acc, path):
 
 def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_support=5) -> pd.DataFrame:
     "Search the thresholds of `wanted` (see `aims`), put them in force in `loss`; a row a task and label"
-    rows, start, found = [], {}, {}
+    rows, tuned, used = [], {}, fingerprint(acc)
     for path,aim in wanted.items():
         block = loss.flow.tasks[path]
-        start[path] = block.thresholds().numpy()
-        new, of_task = tune_task(*_data(acc, path), aim, start[path], n_boot, min_support)
-        found[path] = new.astype(np.float32)
+        start = block.thresholds().numpy()
+        new, of_task = tune_task(*_data(acc, path), aim, start, n_boot, min_support)
+        tuned[path] = Tuned(aim, start, new.astype(np.float32), used)
         names = block.vocab if hasattr(block, 'label_delim') and block.vocab else [None]*block.n_targets
         rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
-    loss.thresholds.update({p: torch.from_numpy(t.copy()) for p,t in found.items()})
-    loss.tuned = Tuned(wanted, start, found, fingerprint(acc))
+    loss.thresholds.update({p: torch.from_numpy(t.found.copy()) for p,t in tuned.items()}) # all or none: an error above changes nothing
+    loss.tuned.update(tuned)
     res = pd.DataFrame(rows, columns=COLUMNS)
     return res.assign(label=pd.Series([r['label'] for r in rows], dtype=object, index=res.index)) # a column of text would turn None into NaN
 
 def cross_fitted(loss:ConditionalLoss, acc:Accumulator) -> dict:
     "Thresholds to judge `acc` by: those in force, but row by row `(N, W)` by other folds for tasks whose thresholds were found on these very rows"
-    res, tuned = dict(loss.thresholds), loss.tuned
-    if tuned is None or tuned.rows != fingerprint(acc): return res
-    for path,aim in tuned.aims.items():
+    res, rows = dict(loss.thresholds), fingerprint(acc) if loss.tuned else None
+    for path,t in loss.tuned.items():
         now = in_force(loss, path)
-        moved = (now == tuned.found[path]) & (now != tuned.start[path]) # neither kept nor set by hand since
-        if not moved.any(): continue
+        moved = (now == t.found) & (now != t.start) # neither kept nor set by hand since
+        if t.rows != rows or not moved.any(): continue
         p, y, m = _data(acc, path)
-        t = np.tile(now, (len(p), 1))
-        if aim.average: t[:,moved] = cross_fit(p, y, m & moved, aim.metric, None, aim.average, tuned.start[path])[:,moved]
+        each = np.tile(now, (len(p), 1))
+        if t.aim.average: each[:,moved] = cross_fit(p, y, m & moved, t.aim.metric, None, t.aim.average, t.start)[:,moved]
         else:
             for j in np.flatnonzero(moved):
                 k = m[:,j]
-                t[k,j] = cross_fit(p[k,j], y[k,j], None, aim.metric, aim.constraint, start=tuned.start[path][j])
-        res[path] = t
+                each[k,j] = cross_fit(p[k,j], y[k,j], None, t.aim.metric, t.aim.constraint, start=t.start[j])
+        res[path] = each
     return res
 
 # %% ../nbs/07b_tune.ipynb #8f5c8b57
@@ -195,7 +199,7 @@ def plot_threshold(self:Learner,
     path = flow.path(task)
     block = flow.tasks[path]
     if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) is decided without a threshold: plot a binary or multi-label task")
-    aim = as_aim(metric) if metric is not None else loss.tuned.aims.get(path, Aim()) if loss.tuned else Aim()
+    aim = as_aim(metric) if metric is not None else loss.tuned[path].aim if path in loss.tuned else Aim()
     p, y, m = _data(collect(self, dl, ds_idx), path)
     names = block.vocab if hasattr(block, 'label_delim') else [path.rpartition('.')[2]]
     if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, names)}")
@@ -232,16 +236,21 @@ def load_thresholds(self:Learner,
     file, # Path of a JSON file that `save_thresholds` wrote
 ):
     "Put the thresholds (and temperatures) of a file in force; a task or label that the flow does not have is an error, and nothing is changed"
-    flow, data, res = flow_of(self), json.loads(Path(file).read_text()), {}
+    flow, res = flow_of(self), {}
+    try: data = json.loads(Path(file).read_text())
+    except ValueError as e: raise FlowError(f"{file} is no JSON file ({e}): write it with learn.save_thresholds") from None
+    if not (isinstance(data, dict) and isinstance(data.get('thresholds'), dict) and isinstance(data.get('temperatures', {}), dict)): raise FlowError(f"{file} holds no thresholds by task: write it with learn.save_thresholds")
     for path,t in data['thresholds'].items():
-        b = flow.find(path)
-        if not b.thresholded: raise FlowError(f"{file}: task '{path}' ({type(b).__name__}) is decided without a threshold")
-        if isinstance(t, list):
-            labels = [d['label'] for d in t]
-            if labels != [str(l) for l in getattr(b, 'vocab', None) or []]: raise FlowError(f"{file}: the labels {labels[:10]} of task '{path}' are not those of the flow, {list(getattr(b, 'vocab', None) or [])[:10]}: save the thresholds again from a learner of this flow")
-            t = [d['threshold'] for d in t]
-        v = torch.tensor(t, dtype=torch.float32).reshape(-1)
-        if not ((0 <= v) & (v <= 1)).all(): raise FlowError(f"{file}: threshold {t!r} of task '{path}' must be a probability from 0 to 1")
-        res[flow.path(path)] = v
+        path = flow.path(path)
+        b, labelled = flow.tasks[path], hasattr(flow.tasks[path], 'label_delim')
+        if not b.thresholded: raise FlowError(f"{file}: task '{path}' ({type(b).__name__}) is decided without a threshold: leave it out")
+        if labelled:
+            names = [str(l) for l in b.vocab or []]
+            if not (isinstance(t, list) and [d.get('label') if isinstance(d, dict) else None for d in t] == names):
+                raise FlowError(f"{file}: task '{path}' must list a label and a threshold for each of {names[:10]}, in this order: save the thresholds again from a learner of this flow")
+        values = [d.get('threshold') for d in t] if labelled else [t]
+        if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not -.001 <= v <= 1.001]: # a hair beyond 0 or 1 decides saturated probabilities
+            raise FlowError(f"{file}: threshold {bad[0]!r} of task '{path}' must be a probability from 0 to 1")
+        res[path] = torch.tensor(values or [.5], dtype=torch.float32)
     self.loss_func.temperatures = data.get('temperatures', {})
     self.loss_func.thresholds.update(res)

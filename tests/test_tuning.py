@@ -400,7 +400,7 @@ class Charges(Oracle):
     "Row by row: which ancestors may be charged (none of their own ancestors is wrong), who is missed, who is spurious"
     def __init__(self, spec):
         super().__init__(spec)
-        self.asked = {p: [(a, pre) for x in self.paths for q, a, pre in self.parents(x) if q == p] for p in self.paths}
+        self.asked = {p: [r for x in {p} | self.ancestors(p) for r in self.parents(x)] for p in self.paths} # on the way to p: task asked, atom, scope
     def parents(self, path): return [(oracle.resolve(a[1], pre, self.paths), a, pre) for c, pre in self.entries[path][2] for a in atoms(c)]
     def ancestors(self, path):
         seen = {p for p, *_ in self.parents(path)}
@@ -417,7 +417,7 @@ class Charges(Oracle):
                 if not kind: continue
                 r[kind] += 1
                 wrong = [q for q in self.ancestors(p) if reached[q] and mask[q] and
-                    any(self.evaluate(a, pre, lab) not in (None, self.evaluate(a, pre, pred)) for a, pre in self.asked[q])]
+                    any(self.evaluate(a, pre, lab) not in (None, self.evaluate(a, pre, pred)) for t, a, pre in self.asked[p] if t == q)]
                 first = [q for q in wrong if not self.ancestors(q) & set(wrong)]
                 assert first
                 for q in first:
