@@ -5,9 +5,11 @@ nbdev adds the reference of every exported symbol and drops what `#| hide` hides
 import base64, logging, os, posixpath, re, shutil, sys, yaml
 from pathlib import Path
 from fastcore.nbio import read_nb
+from latex2mathml.converter import convert as to_mathml
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
+import renderer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES, SITE = ROOT/'_docs', ROOT/'_site'
@@ -29,12 +31,17 @@ def output(out, stem, n):
         file = stem.with_name(f'{stem.name}_{n}.png')
         file.write_bytes(base64.b64decode(data['image/png']))
         return f'![]({file.name})'
-    if 'text/html' in data: return re.sub(r'<style.*?</style>|\n\s*(?=\n)', '', data['text/html'], flags=re.S)
+    if 'text/html' in data: return re.sub(r'<style scoped>.*?</style>|\n\s*(?=\n)', '', data['text/html'].replace('border="1" ', ''), flags=re.S) # pandas' own style; that of a `Styler` stays
     return data.get('text/markdown') or fence(data.get('text/plain', ''))
 
 def heading(m):
     "A symbol's heading, with the anchor that links to it name. Markdown would take `__or__` for bold: escaped in the text, hyphens in the anchor."
     return f'{m[1]} {m[2].replace("_", ESC)} {{#{anchor(m[2])}}}'
+
+def formulas(text):
+    "`$...$` and `$$...$$` outside of code as MathML, which browsers draw without a script"
+    def math(m): return to_mathml((m[1] or m[2]).strip(), display='block' if m[1] else 'inline') if m[1] or m[2] else m[0]
+    return re.sub(r'```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])', math, text, flags=re.S)
 
 def write_page(nb, processed):
     "Write the page of one notebook; returns `(path, title)`."
@@ -47,7 +54,7 @@ def write_page(nb, processed):
             meta = yaml.safe_load(cell.source.strip().strip('-')) or {}
             title = meta.get('title', title)
             parts += [f'# {title}', meta.get('description', '')]
-        elif cell.cell_type == 'markdown': parts.append(src)
+        elif cell.cell_type == 'markdown': parts.append(formulas(src))
         else:
             if src and '#| echo: false' not in cell.source: parts.append(fence(src, 'python'))
             outs = [output(o, stem, f'{len(parts)}_{i}') for i,o in enumerate(cell.get('outputs', []))]
@@ -62,6 +69,14 @@ def write_page(nb, processed):
     stem.with_suffix('.md').write_text(text+'\n', encoding='utf-8')
     return path.as_posix(), title
 
+def settle(pages):
+    "Links to symbols without a heading of their own (methods) lead to their page"
+    text = {p: (PAGES/p).read_text(encoding='utf-8') for p,_ in pages}
+    anchors = {p: set(re.findall(r'\{#([^}\s]+)\}', t)) for p,t in text.items()}
+    for p,t in text.items():
+        def known(m): return m[0] if m[2] in anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(p), m[1])), {m[2]}) else f']({m[1]})'
+        (PAGES/p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
+
 def navigation(pages):
     "The front page, tutorials, then the reference in reading order, a section a folder."
     front = [{'Home': p} for p,_ in pages if p == 'index.md']
@@ -75,8 +90,11 @@ def main():
     folder = get_config().nbs_path
     nbs = [o.relative_to(folder) for o in sorted(nbglob(folder, as_path=True))]
     if not nbs: sys.exit('no notebooks to make pages of')
-    processed = proc_nbs(n_workers=2, force=True)
+    renderer.use()
+    processed = proc_nbs(n_workers=0, force=True)
     pages = [write_page(o, processed/o) for o in nbs]
+    settle(pages)
+    shutil.copy(ROOT/'docs'/'extra.css', PAGES/'extra.css')
     if (folder/'images').is_dir(): shutil.copytree(folder/'images', PAGES/'images')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     from mkdocs.commands.build import build

@@ -133,6 +133,19 @@ def test_again_changes_nothing(done):
     np.testing.assert_allclose(again.temperature, table.temperature, rtol=1e-4)
     for k, v in learn.loss_func.thresholds.items(): np.testing.assert_allclose(v, old[k], atol=1e-5)
 
+def test_a_row_on_its_threshold():
+    "No decision changes, also of a row whose probability is the threshold."
+    learn, flips = make_learn(), []
+    col = learn.dls.flow.slices['a'].acts
+    p = quietly(learn, learn.get_preds)[0][:, col][:, 0]
+    decide = lambda: torch.as_tensor(quietly(learn, learn.get_preds, with_decoded=True)[2])[:, 0, 0]
+    for i in (6, 9, 13, 15):
+        learn.loss_func.temperatures, learn.loss_func.thresholds = {}, dict(a=float(p[i]))
+        before = decide()
+        quietly(learn, learn.calibrate, tasks=['a'])
+        if not torch.equal(before, decide()): flips.append(i)
+    assert not flips
+
 def test_kept(done, tmp_path):
     learn, table, *_ = done
     want = quietly(learn, learn.get_preds, with_decoded=True)

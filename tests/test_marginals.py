@@ -70,7 +70,7 @@ def check(spec, bound, logits):
     for i in range(len(logits)):
         numbers = {p: units(bound, p, float(vals[i, bound.slices[p].targets])) for p, (t, *_) in entries.items() if t['kind'] not in DISCRETE}
         want = enumerated(entries, {p: acts[i, bound.slices[p].acts].double().tolist() for p in entries}, numbers)
-        pred = FlowPrediction(bound, loss.decodes(acts)[i], activations=acts[i], logits=logits[i]).marginals
+        pred = FlowPrediction(bound, loss.decodes(acts)[i], activations=acts[i]).marginals
         assert list(pred) == list(entries)
         for j, (path, (t, *_)) in enumerate(entries.items()):
             reached, values = want[path]
@@ -94,12 +94,14 @@ HAND = dict(
     diamond=flow('f', B('a'), B('b', a), B('c', a), B('d', And(b, c)), B('e', Any(b, c)), B('g', Any(b, Not(c))), B('h', And(Not(b), Any(a, c)))),
     unknown_or=flow('f', B('a'), B('b', a), B('c'), B('d', Any(b, c)), B('e', Not(Any(b, c))), B('g', Not(And(b, c))), B('h', Any(Not(b), And(c, b)))),
     itself=flow('f', B('a'), B('b', a), B('never', And(b, Not(b))), B('either', Any(b, Not(b))), B('deep', Any(atom('never'), atom('either')))),
-    classes=flow('f', B('a'), K('k', a), B('c', Any(eq('u'), eq('v'))), B('d', And(eq('u'), eq('v'))), B('e', ne('w')), B('g', Not(isin(('u', 'w')))), B('h', And(ne('u'), ne('v'))), B('i', Any(ne('u'), a))),
+    classes=flow('f', B('a'), K('k', a), B('c', Any(eq('u'), eq('v'))), B('d', And(eq('u'), eq('v'))), B('e', ne('w')), B('g', Not(isin(('u', 'w')))),
+                 B('h', And(ne('u'), ne('v'))), B('i', Any(ne('u'), a))),
     labels=flow('f', B('a'), ML('m', Not(a)), B('c', has('hat')), B('d', any_has(('hat', 'scarf'))), B('e', all_has(('hat', 'scarf'))), B('g', Not(all_has(('hat', 'shoes')))),
                 B('h', And(has('hat'), Not(any_has(('scarf', 'shoes'))))), B('i', Any(has('shoes'), a))),
     numbers=flow('f', B('a'), R('r', a), B('b', atom('r', 'gt', 3.)), B('c', Not(atom('r', 'gt', 3.))), B('d', Any(atom('r', 'between', (2., 5.)), Not(a))), B('e', And(atom('r', 'le', 6.), b)),
                  R('s', atom('r', 'lt', 4.)), B('g', Any(atom('s', 'ge', 1.), atom('c')))),
-    nested=flow('f', K('k'), flow('g', B('a', eq('u')), flow('h', B('b', a), ML('m'), given=Any(a, eq('v'))), B('c', has('hat')), given=ne('w')), B('d', Any(b, c)), B('e', And(has('scarf'), Not(b)))),
+    nested=flow('f', K('k'), flow('g', B('a', eq('u')), flow('h', B('b', a), ML('m'), given=Any(a, eq('v'))), B('c', has('hat')), given=ne('w')),
+                B('d', Any(b, c)), B('e', And(has('scarf'), Not(b)))),
     backwards=flow('f', B('d', Any(b, Not(c))), B('c', b), B('b', a), B('a')))
 
 @pytest.mark.parametrize('name', HAND)
@@ -109,7 +111,7 @@ def test_flows_by_hand(name):
     logits[4], logits[5] = logits[4]*30, 0.                                # certain ones, and even odds
     check(HAND[name], bound, logits)
 
-@checks(150)
+@checks(90)
 @given(rngs)
 def test_random_flows(rng):
     spec = random_spec(rng, max_tasks=7)
@@ -118,7 +120,7 @@ def test_random_flows(rng):
     bound = bind(spec, rng)
     check(spec, bound, torch.randn(2, bound.c, generator=torch.Generator().manual_seed(rng.randrange(10**6)))*rng.choice([1., 2., 20.]))
 
-@checks(60)
+@checks(40)
 @given(rngs)
 def test_what_must_hold(rng):
     "Also of flows too large to enumerate: shares; classes that sum to P(reached); no child is likelier than what it is given."
@@ -175,7 +177,7 @@ def test_a_large_vocabulary():
 
 def test_too_many_nodes():
     "Every row and every column of a grid has a yes: exponential in any order of the tasks."
-    n = 12
+    n = 11
     x = [[BinaryBlock(f'x{i}_{j}') for j in range(n)] for i in range(n)]
     every = None
     for line in [*x, *zip(*x)]: every = any_of(*line) if every is None else every & any_of(*line)
