@@ -4,23 +4,28 @@
 
 # %% ../nbs/09c_audit.ipynb #32164fbb
 from __future__ import annotations
+import re
 from dataclasses import dataclass
+from functools import reduce
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .conditions import Atom, conjuncts, forced
+from .conditions import Atom, FlowError, conjuncts, forced
+from .base import near
 from .flow import Flow, infer
 from .plot import draw_flow
 from .target import BoundFlow, as_table
 
 # %% auto #0
-__all__ = ['Finding', 'Audit']
+__all__ = ['KINDS', 'Finding', 'Audit']
 
-# %% ../nbs/09c_audit.ipynb #fd8b25c1
+# %% ../nbs/09c_audit.ipynb #5f000c94
+KINDS = ('contradiction', 'none_of', 'no_rows', 'one_class', 'few', 'gap', 'idle')
+
 @dataclass(frozen=True)
 class Finding:
     "Something in the labels that deserves a look"
     task_path: str
-    kind: str  # `contradiction, none_of, no_rows, one_class, few, gap, inferred, idle`
+    kind: str  # One of `KINDS`
     text: str  # What was seen, and what to do
     rows: tuple = () # Positions of the rows
     serious: bool = True # Wrong, or only worth knowing?
@@ -35,15 +40,25 @@ class Audit:
     ) -> list:
         "Positions of the rows that the findings on a task are about"
         path = self.flow.path(task)
+        if kind not in (None, *KINDS): raise FlowError(f"no kind of finding {kind!r}: {near(kind, KINDS)}")
         return sorted({r for f in self.findings if f.task_path == path and kind in (None, f.kind) for r in f.rows})
     def __repr__(self):
         head = f"{self.flow.flow.name}: {self.n} rows, {len(self.table)} tasks; {sum(f.serious for f in self.findings)} findings to mend, {sum(not f.serious for f in self.findings)} to know"
-        return '\n'.join([head, *map(repr, self.findings), '', self.table.to_string(index=False)])
+        return '\n'.join([head, *self.told(), '', self.table.to_string(index=False)])
+    def told(self):
+        "The findings as lines; what is alike in several tasks is said once"
+        alike = {}
+        for f in self.findings: alike.setdefault((f.serious, f.kind, re.sub(r'\d+', '#', f.text)), []).append(f)
+        for fs in alike.values():
+            if len(fs) == 1: yield repr(fs[0]); continue
+            ns = [int(m[0]) for f in fs if (m := re.search(r'\d+', f.text))]
+            names = ', '.join(f.task_path.rpartition('.')[2] for f in fs[:4]) + (f' and {len(fs) - 4} more' if len(fs) > 4 else '')
+            yield f"{'!' if fs[0].serious else '·'} {names}: " + (re.sub(r'\d+', str(ns[0]) if min(ns) == max(ns) else f'{min(ns)} to {max(ns)}', fs[0].text, count=1) if ns else fs[0].text)
     def show(self,
         ax=None, # Matplotlib axes; by default a new figure that fits
     ):
         "Print the findings and draw the flow with counts: a bar at the foot is the share of rows that count; tasks with serious findings are red"
-        print('\n'.join(repr(self).split('\n')[:len(self.findings) + 1]))
+        print('\n'.join([repr(self).split('\n')[0], *self.told()]))
         t, bad = self.table.set_index('task_path'), {f.task_path for f in self.findings if f.serious}
         notes = {p: f'{r.masked} of {r.applicable} applicable rows labelled' + (f'; {r.balance}' if r.balance else '') for p,r in t.iterrows()}
         return draw_flow(self.flow.flow, self.flow.plan, notes, {p: '#fdecea' for p in bad}, {p: r.masked/max(self.n, 1) for p,r in t.iterrows()}, ax)
@@ -65,7 +80,10 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
     given = [k for _,k in data]
     vals, known, clash = [v for v,_ in data], given, [None]*len(data)
     if self.flow.infer_labels: vals, known, clash = infer(plan, vals, known)
-    states, n, rows, found = plan.states(lambda i: vals[i], lambda i: known[i]), len(df), [], []
+    states, n, rows, found, dead = plan.states(lambda i: vals[i], lambda i: known[i]), len(df), [], [], {}
+    for i in plan.order: # where a condition can never come true, whatever else is labelled: false itself, or that of a task it asks
+        asked = {plan.index[a.task] for g in plan.gates[i] for a,_ in forced(plan.conds[g])}
+        dead[i] = reduce(np.logical_or, [dead[j] for j in asked], np.zeros(n, dtype=bool) if states[i] is None else states[i][1])
     own = known if self.flow.infer_labels == 'train' else given
     for i,(path,block) in enumerate(zip(plan.paths, plan.blocks)):
         true, false = (np.ones(n, dtype=bool), np.zeros(n, dtype=bool)) if states[i] is None else states[i]
@@ -73,7 +91,7 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
         counts, mask = true & some, own[i] & true[:,None]
         rows.append(dict(task_path=path, kind=type(block).__name__.removesuffix('Block'), labelled=int(some.sum()), applicable=int(true.sum()), unknown=int((~true & ~false).sum()),
                          masked=int(counts.sum()), labelled_if_false=int((some & false).sum()), positive_if_false=int((says & false).sum()), balance=_balance(block, vals[i], mask)))
-        found += _findings(self, i, true, false, some, says, mask, vals[i], clash[i], few)
+        found += _findings(self, i, true, dead[i], some, says, mask, vals[i], clash[i], few)
     found += _none_of(self, vals, own, states)
     return Audit(self, pd.DataFrame(rows), sorted(found, key=lambda f: not f.serious), n)
 
@@ -104,7 +122,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     res, add = [], lambda *args, **kwargs: res.append(Finding(path, *args, **kwargs))
     where = lambda m: tuple(np.flatnonzero(m).tolist())
     unknown = ~true & ~false
-    if clash is not None and clash.any(): add('contradiction', f"{clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they are left as they stand; correct them", where(clash))
+    if clash is not None and clash.any(): add('contradiction', f"{clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they are left as they stand; correct them", where(clash), serious=bool(clash.mean() < .2))
     if (bad := says & false).any() and (block.thresholded or bad.sum() < .5*false.sum()):
         what = 'say yes' if block.thresholded and not hasattr(block, 'label_delim') else 'are labelled'
         add('contradiction', f"{bad.sum()} rows {what} where the condition `{conds}` is false: they do not count; correct them, or change the condition", where(bad))
@@ -135,8 +153,9 @@ def _none_of(flow, vals, known, states):
     plan, kids = flow.plan, {}
     for i,b in enumerate(plan.blocks):
         if b.ops == ('true',):
-            for c in {c for g in plan.gates[i] for c in conjuncts(plan.conds[g])}:
-                if isinstance(c, Atom) and c.op == 'true': kids.setdefault(plan.index[c.task], []).append(i)
+            own = {c for g in plan.gates[i] for c in conjuncts(plan.conds[g])}
+            for c in own:
+                if isinstance(c, Atom) and c.op == 'true' and len(own) == 1: kids.setdefault(plan.index[c.task], []).append(i)
     res = []
     for j,under in kids.items():
         if len(under) < 2: continue

@@ -57,12 +57,13 @@ def calibrate(self:Learner,
 ) -> pd.DataFrame:
     "Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds, metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path, temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"
     flow, loss = flow_of(self), self.loss_func
-    paths = [p for p,b in flow.tasks.items() if b.nll is not None] if tasks is None else [flow.path(t) for t in tasks]
+    if folds < 2: raise FlowError(f"folds={folds!r}: a temperature is judged by rows that did not choose it, which takes at least 2")
+    paths = [p for p,b in flow.tasks.items() if b.nll is not None] if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
     if wrong := [p for p in paths if flow.tasks[p].nll is None]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) has no probabilities to calibrate: leave it out of tasks=")
     raw, y = raw_preds(self, None, dl, ds_idx)
     if y is None: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
     raw, y = (torch.as_tensor(a).as_subclass(torch.Tensor).double().cpu() for a in (raw, y))
-    old, rows = loss.temperatures, []
+    old, rows = dict(loss.temperatures), []
     new = dict(old)
     for path in paths:
         block = flow.tasks[path]
@@ -72,7 +73,7 @@ def calibrate(self:Learner,
         before, after = (block.nll(x/k, t) for k in (1., temp))
         rows.append((path, temp, *(a.mean().item() if len(t) else np.nan for a in (before, after)), *(calibration_error(*_sure(block, x/k, t)) for k in (1., temp)), len(t), note))
     loss.temperatures = {p: t for p,t in new.items() if t != 1}
-    _move_thresholds(loss, old, new)
+    _move_thresholds(loss, old, new, raw)
     return pd.DataFrame(rows, columns=['task_path', 'temperature', 'nll_before', 'nll_after', 'ece_before', 'ece_after', 'num_samples', 'note'])
 
 def _temperature(block, x, y, min_support, folds, seed=0):
@@ -85,13 +86,18 @@ def _temperature(block, x, y, min_support, folds, seed=0):
         gain[fold == k] = (block.nll(x[~ours], y[~ours]) - block.nll(x[~ours]/t, y[~ours])).numpy()
     se = gain.std()/len(y)**.5
     if not gain.mean() > se: return 1., f'kept 1: cross-fit gain {gain.mean():.4f}, standard error {se:.4f}'
-    return fit_temperature(block, x, y), ''
+    t = fit_temperature(block, x, y)
+    return t, 'at the limit: these logits say next to nothing' if t > 49 else ''
 
-def _move_thresholds(loss, old, new):
-    "Thresholds in force, and those remembered of the search, on the new probabilities"
+def _move_thresholds(loss, old, new, raw):
+    "Thresholds in force, and those remembered of the search, on the new probabilities; on these rows no decision changes, not even by rounding"
     def moved(path, t):
-        t, k = torch.as_tensor(t, dtype=torch.float64), old.get(path, 1.)/new[path]
-        return ((t.log() - (1 - t).log())*k).sigmoid().float()
+        t, k = torch.as_tensor(t, dtype=torch.float64).reshape(-1), old.get(path, 1.)/new[path]
+        res, x = ((t.log() - (1 - t).log())*k).sigmoid().float(), raw[:,loss.flow.slices[path].logits].float()
+        yes, p = (x/old.get(path, 1.)).sigmoid() > t.float(), (x/new[path]).sigmoid()
+        lo, hi = torch.where(yes, -torch.inf, p).amax(0), torch.where(yes, p, torch.inf).amin(0) # highest no, lowest yes
+        res = torch.where(res < lo, lo, res)
+        return torch.where(res >= hi, torch.where(lo.isfinite(), lo, hi - 1e-6), res)
     for path in new:
         if not loss.flow.tasks[path].thresholded or old.get(path, 1.) == new[path]: continue
         loss.thresholds[path] = moved(path, loss.thresholds[path])

@@ -100,7 +100,8 @@ def tell_task(block, value, prob, logits, top_k):
         best = sorted(prob, key=prob.get, reverse=True)
         if value is None: text, note = '', [f'{l} {prob[l]:.2f}' for l in best[:max(top_k, 3)]]
         else: text, note = tell(value), [f'{prob[value]:.2f}' + ''.join(f'; {l} {prob[l]:.2f}' for l in best[:top_k] if l != value)]
-    else: text, note = '' if value is None else tell(value), [] if prob is None else [f'{prob:.2f}']
+    elif value is None: text, note = '', [] if prob is None else [f'P(yes) {prob:.2f}']
+    else: text, note = tell(value), [] if prob is None else [f"{prob if value in (True, (getattr(block, 'vocab', None) or (None, None))[-1]) else 1 - prob:.2f}"] # of the answer that is told
     if logits is not None:
         ls = [f'{x:.1f}' for x in logits.tolist()]
         note.append('logit ' + ls[0] if len(ls) == 1 else 'logits ' + ' '.join(ls[:10]) + (' …' if len(ls) > 10 else ''))

@@ -81,6 +81,7 @@ class ConditionalInterpretation:
         path = self.flow.path(task)
         block, (summary, true, mask, t) = self.flow.tasks[path], self.acc.task(path)
         names = block.vocab if hasattr(block, 'label_delim') else [None]
+        if label is not None and names == [None]: raise FlowError(f"task '{path}' ({type(block).__name__}) has no labels: leave label= out")
         if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, [n for n in names if n is not None])}")
         if label is None and len(names) > 1: raise FlowError(f"task '{path}' has several labels: say which with label=, one of {', '.join(map(repr, names[:10]))}")
         j = names.index(label) if label is not None else 0
@@ -88,9 +89,10 @@ class ConditionalInterpretation:
         return path, block, summary[mask[:,j], j], true[mask[:,j], j], None if t is None else float(np.broadcast_to(t, len(names))[j])
 
     def _classes(self, task, label):
+        path = self.flow.path(task)
+        if not self.flow.tasks[path].exact: raise FlowError(f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at plot_residuals('{path}')")
         path, block, summary, true, t = self._of(task, label)
         if block.thresholded: return path, [str(v) for v in (None if hasattr(block, 'label_delim') else block.vocab) or ('no', 'yes')], (true > .5).astype(int), (summary[:,0] > t).astype(int)
-        if not block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no classes to confuse: look at plot_residuals('{path}')")
         return path, [str(v) for v in block.vocab], true.astype(int), summary[:,0].astype(int)
 
     def confusion_matrix(self,
@@ -100,7 +102,7 @@ class ConditionalInterpretation:
         "Rows that count: true class down, decided class across"
         from sklearn.metrics import confusion_matrix
         _, names, true, pred = self._classes(task, label)
-        return confusion_matrix(true, pred, labels=range(len(names)))
+        return confusion_matrix(true, pred, labels=range(len(names))) if len(true) else np.zeros((len(names),)*2, dtype=int)
 
     def plot_confusion_matrix(self, task, label=None,
         normalize=False, # Shares of the true class instead of rows
@@ -132,7 +134,7 @@ class ConditionalInterpretation:
         from sklearn import metrics
         path = self.flow.path(task)
         block = self.flow.tasks[path]
-        if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and multi-label tasks")
+        if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and multi-label tasks; look at {'plot_confusion_matrix' if block.exact else 'plot_residuals'}('{path}')")
         if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
         drawn = 0
         for l in block.vocab if hasattr(block, 'label_delim') and label is None else [label]:
@@ -147,11 +149,13 @@ class ConditionalInterpretation:
     def plot_precision_recall(self, task, label=None, ax=None): "Precision over recall of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
 
     def residuals(self, task) -> pd.DataFrame:
-        "`truth`, `predicted` and `residual` of a regression in original units, a row each that counts; the index is its position"
-        path, block, summary, true, _ = self._of(task)
-        if block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no residuals: look at plot_confusion_matrix('{path}')")
+        "`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original units, a row each that counts; the index is its position"
+        path = self.flow.path(task)
+        block = self.flow.tasks[path]
+        if block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no residuals: look at plot_confusion_matrix('{path}'{', label=...' if hasattr(block, 'label_delim') else ''})")
+        _, _, summary, true, _ = self._of(task)
         t, p = (block.unscale(np.asarray(a, dtype=float)) for a in (true, summary[:,0]))
-        return pd.DataFrame(dict(truth=t, predicted=p, residual=p - t), index=np.flatnonzero(self.acc.task(path)[2][:,0]))
+        return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p), index=np.flatnonzero(self.acc.task(path)[2][:,0]))
     def plot_residuals(self, task,
         kind='actual_vs_predicted', # Or `residual_vs_predicted`
         ax=None, **kwargs # For scikit-learn's `PredictionErrorDisplay.from_predictions`

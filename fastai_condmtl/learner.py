@@ -81,6 +81,7 @@ def predict_df(self:Learner,
 def _index(items, what):
     "What the rows of `items` are called"
     if isinstance(items, pd.DataFrame): return items.index
+    if isinstance(items, pd.Series): raise FlowError(f"{what} takes a DataFrame or a list of items, not one row: write df.loc[[i]]")
     if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'): raise FlowError(f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
     return pd.RangeIndex(len(items))
 
@@ -114,7 +115,7 @@ def explain(self:Learner,
     max_n:int=20, # Items at most
     **kwargs      # For `dls.test_dl`
 ) -> FlowTree:
-    "A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached are left out; `tree[path]` is a node of a single item, `tree[(i, path)]` one of item number `i`"
+    "A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached are left out; `tree[(i, path)]` is a node of item number `i`"
     flow, loss, names = flow_of(self), self.loss_func, None
     if items is None:
         dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=_First(min(max_n, len(self.dls[1].dataset))))

@@ -4,6 +4,8 @@
 
 # %% ../nbs/04_losses.ipynb #6ea376c7
 from __future__ import annotations
+from collections.abc import Mapping
+from types import MappingProxyType
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -88,7 +90,7 @@ class ConditionalLoss(nn.Module):
     def _cells(self, pred, vals):
         "The loss of every cell `(bs, D)`, masked or not, in the order of the logits"
         parts = enumerate(zip(self.blocks, self._logits(pred), self._cols(vals)))
-        return torch.cat([b.loss(x, v, **self._params(k, pred)).reshape(len(pred), -1) for k,(b,x,v) in parts], 1)
+        return torch.cat([b.loss(x, v, **self._params(k, pred)).reshape(len(pred), self.sizes[k]) for k,(b,x,v) in parts], 1)
 
     def forward(self,
         pred, # Raw logits `(bs, C)`
@@ -127,7 +129,7 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
-        acts = [b.activate(x).reshape(len(pred), -1) for b,x in zip(self.blocks, self._logits(self.tempered(single(pred))))]
+        acts = [b.activate(x).reshape(len(pred), n) for b,x,n in zip(self.blocks, self._logits(self.tempered(single(pred))), self.logit_sizes)]
         return torch.cat(acts, 1).index_select(1, self.back.to(pred.device))
 
     def tempered(self, pred):
@@ -136,15 +138,16 @@ class ConditionalLoss(nn.Module):
 
     @property
     def temperatures(self):
-        "Task → temperature, of the tasks that were calibrated; set by assigning a dict"
-        return {} if self.heat is None else {p: t for p,s in self.flow.slices.items() if (t := self.heat[s.logits.start].item()) != 1 and self.flow.tasks[p].nll is not None}
+        "Task → temperature, of the tasks that were calibrated. Assign a dict to set them (thresholds in force stay where they are; `learn.calibrate` moves them along)"
+        return MappingProxyType({} if self.heat is None else {p: t for p,s in self.flow.slices.items() if (t := self.heat[s.logits.start].item()) != 1 and self.flow.tasks[p].nll is not None})
     @temperatures.setter
     def temperatures(self, temps):
         heat = torch.ones(self.flow.c)
+        if not isinstance(temps, Mapping): raise FlowError(f"temperatures={temps!r} must be a dict: task → positive number")
         for p,t in temps.items():
             p = self.flow.path(p)
             if self.flow.tasks[p].nll is None: raise FlowError(f"task '{p}' ({type(self.flow.tasks[p]).__name__}) has no probabilities to calibrate: leave it out")
-            if not 0 < t < float('inf'): raise FlowError(f"temperature {t!r} of task '{p}' must be a positive number")
+            if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < float('inf'): raise FlowError(f"temperature {t!r} of task '{p}' must be a positive number")
             heat[self.flow.slices[p].logits] = float(t)
         self.heat = heat.to(self.order.device) if temps else None
 
@@ -167,7 +170,7 @@ class ConditionalLoss(nn.Module):
     def decide(self, acts):
         "Decided values of each target column `(bs, D)` in flow order, on the loss scale; every task, reached or not"
         res = [b.decide(a, self.threshold_columns(k, a.device, a.dtype)) if b.thresholded else b.decide(a) for k,(b,a) in enumerate(zip(self.blocks, self.family_acts(acts)))]
-        return torch.cat([r.reshape(len(acts), -1) for r in res], 1).index_select(1, self.cols_back.to(acts.device))
+        return torch.cat([r.reshape(len(acts), n) for r,n in zip(res, self.sizes)], 1).index_select(1, self.cols_back.to(acts.device))
 
     def decodes(self,
         acts, # Activations `(bs, C)` in flow order

@@ -30,7 +30,9 @@ class Diagrams:
                     for v,_ in events[a][1]: self.variables.setdefault((i, v), len(self.variables))
         self.keys, self.events = list(self.variables), events
         for i in plan.order:
-            for g in plan.gates[i]: self.reached[i] = self._join(all, self.reached[i], self.truth(plan.conds[g], True))
+            try:
+                for g in plan.gates[i]: self.reached[i] = self._join(all, self.reached[i], self.truth(plan.conds[g], True))
+            except FlowError as e: raise FlowError(f"task '{plan.paths[i]}': {e}") from None
         self._prune()
 
     def _prune(self):
@@ -74,7 +76,7 @@ class Diagrams:
         if len(kids) == 1: return next(iter(kids))
         key = (var, tuple(kids.items()))
         if key not in self.ids:
-            if len(self.nodes) >= self.limit: raise FlowError(f"the conditions of flow '{self.flow.flow.name}' are too entangled for exact probabilities (more than {self.limit:,} cases): condition on fewer tasks at once")
+            if len(self.nodes) >= self.limit: raise FlowError(f"its conditions are too entangled with others for exact probabilities (more than {self.limit:,} cases in all): condition on fewer tasks at once")
             self.ids[key] = len(self.nodes)
             self.nodes.append((var, kids))
         return self.ids[key]

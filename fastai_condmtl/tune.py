@@ -228,7 +228,7 @@ def save_thresholds(self:Learner,
         if not b.thresholded: continue
         t = [float(v) for v in in_force(loss, path)]
         res[path] = [dict(label=str(l), threshold=v) for l,v in zip(b.vocab, t)] if hasattr(b, 'label_delim') else t[0]
-    Path(file).write_text(json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=loss.temperatures), indent=1))
+    Path(file).write_text(json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures)), indent=1))
     return Path(file)
 
 @patch
