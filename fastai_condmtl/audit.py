@@ -5,12 +5,11 @@
 # %% ../nbs/09c_audit.ipynb #32164fbb
 from __future__ import annotations
 import re
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .conditions import Atom, FlowError, conjuncts, forced
-from .base import near
+from .base import names_of, near
 from .flow import Flow, infer
 from .plot import draw_flow
 from .target import BoundFlow, as_table
@@ -27,7 +26,7 @@ class Finding:
     task_path: str
     kind: str  # One of `KINDS`
     text: str  # What was seen, and what to do
-    rows: tuple = () # Positions of the rows
+    rows: np.ndarray = field(default=(), compare=False) # Positions of the rows
     serious: bool = True # Wrong, or only worth knowing?
     def __repr__(self): return f"{'!' if self.serious else '·'} {self.task_path}: {self.text}"
 
@@ -41,7 +40,7 @@ class Audit:
         "Positions of the rows that the findings on a task are about"
         path = self.flow.path(task)
         if kind not in (None, *KINDS): raise FlowError(f"no kind of finding {kind!r}: {near(kind, KINDS)}")
-        return sorted({r for f in self.findings if f.task_path == path and kind in (None, f.kind) for r in f.rows})
+        return sorted({int(r) for f in self.findings if f.task_path == path and kind in (None, f.kind) for r in f.rows})
     def __repr__(self):
         head = f"{self.flow.flow.name}: {self.n} rows, {len(self.table)} tasks; {sum(f.serious for f in self.findings)} findings to mend, {sum(not f.serious for f in self.findings)} to know"
         return '\n'.join([head, *self.told(), '', self.table.to_string(index=False)])
@@ -80,10 +79,7 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
     given = [k for _,k in data]
     vals, known, clash = [v for v,_ in data], given, [None]*len(data)
     if self.flow.infer_labels: vals, known, clash = infer(plan, vals, known)
-    states, n, rows, found, dead = plan.states(lambda i: vals[i], lambda i: known[i]), len(df), [], [], {}
-    for i in plan.order: # where a condition can never come true, whatever else is labelled: false itself, or that of a task it asks
-        asked = {plan.index[a.task] for g in plan.gates[i] for a,_ in forced(plan.conds[g])}
-        dead[i] = reduce(np.logical_or, [dead[j] for j in asked], np.zeros(n, dtype=bool) if states[i] is None else states[i][1])
+    states, n, rows, found = plan.states(lambda i: vals[i], lambda i: known[i]), len(df), [], []
     own = known if self.flow.infer_labels == 'train' else given
     for i,(path,block) in enumerate(zip(plan.paths, plan.blocks)):
         true, false = (np.ones(n, dtype=bool), np.zeros(n, dtype=bool)) if states[i] is None else states[i]
@@ -91,7 +87,7 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
         counts, mask = true & some, own[i] & true[:,None]
         rows.append(dict(task_path=path, kind=type(block).__name__.removesuffix('Block'), labelled=int(some.sum()), applicable=int(true.sum()), unknown=int((~true & ~false).sum()),
                          masked=int(counts.sum()), labelled_if_false=int((some & false).sum()), positive_if_false=int((says & false).sum()), balance=_balance(block, vals[i], mask)))
-        found += _findings(self, i, true, dead[i], some, says, mask, vals[i], clash[i], few)
+        found += _findings(self, i, true, false, some, says, mask, vals[i], clash[i], few)
     found += _none_of(self, vals, own, states)
     return Audit(self, pd.DataFrame(rows), sorted(found, key=lambda f: not f.serious), n)
 
@@ -105,13 +101,13 @@ def _balance(block, vals, mask):
     if not m.any(): return ''
     if block.thresholded:
         share = (vals*mask).sum(0)/np.maximum(mask.sum(0), 1)
-        names = block.vocab if hasattr(block, 'label_delim') else ['yes' if block.vocab is None else block.vocab[1]]
+        names = names_of(block) if hasattr(block, 'label_delim') else names_of(block)[1:]
         order = np.argsort(-share, kind='stable')
         return ', '.join(f'{names[j]} {share[j]:.1%}' for j in order[:4]) + (' …' if len(names) > 4 else '')
-    if block.n_out > 1 or block.per_cell:
-        c = np.bincount(vals[m,0].astype(int), minlength=block.n_out)
+    if block.exact and block.n_out > 1:
+        c, names = np.bincount(vals[m,0].astype(int), minlength=block.n_out), names_of(block)
         order = np.argsort(-c, kind='stable')
-        return ', '.join(f'{block.vocab[j]} {c[j]/m.sum():.0%}' for j in order[:4]) + (' …' if (c > 0).sum() > 4 else '')
+        return ', '.join(f'{names[j]} {c[j]/m.sum():.0%}' for j in order[:4]) + (' …' if (c > 0).sum() > 4 else '')
     x = vals[m]
     return f'{x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}'
 
@@ -120,7 +116,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     plan, path, block = flow.plan, flow.paths[i], flow.plan.blocks[i]
     conds = ' & '.join(str(plan.conds[g]) for g in plan.gates[i])
     res, add = [], lambda *args, **kwargs: res.append(Finding(path, *args, **kwargs))
-    where = lambda m: tuple(np.flatnonzero(m).tolist())
+    where = lambda m: np.flatnonzero(m).astype(np.int32)
     unknown = ~true & ~false
     if clash is not None and clash.any(): add('contradiction', f"{clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they are left as they stand; correct them", where(clash), serious=bool(clash.mean() < .2))
     if (bad := says & false).any() and (block.thresholded or bad.sum() < .5*false.sum()):
@@ -136,10 +132,10 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
             pos, tot = int((vals[:,j]*mask[:,j]).sum()), int(mask[:,j].sum())
             if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn", serious=True) if tot else None
             elif min(pos, tot - pos) < few: add('few', f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy", serious=False)
-    elif block.per_cell or block.n_out > 1:
+    elif block.exact and block.per_cell:
         c = np.bincount(vals[mask[:,0],0].astype(int), minlength=block.n_out)
-        if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {block.vocab[int(c.argmax())]!r}: there is nothing to learn")
-        elif (rare := [block.vocab[j] for j in np.flatnonzero(c < few)]): add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
+        if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn")
+        elif (rare := [names_of(block)[j] for j in np.flatnonzero(c < few)]): add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
     elif mask.any() and np.ptp(vals[mask]) == 0: add('one_class', f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn")
     if (lost := some & unknown).any():
         can = any(plan.blocks[plan.index[a.task]].force(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))
@@ -163,5 +159,5 @@ def _none_of(flow, vals, known, states):
         told = yes & np.all([known[i][:,0] for i in under], 0)
         none = told & ~np.any([vals[i][:,0] > .5 for i in under], 0)
         if none.any() and none.sum() < .2*told.sum():
-            res.append(Finding(flow.paths[j], 'none_of', f"{none.sum()} rows say yes while all of {', '.join(flow.paths[i].rpartition('.')[2] for i in under[:6])}{' …' if len(under) > 6 else ''} say no, as {1 - none.sum()/told.sum():.0%} of such rows do not: is one of these labels missing, or one more task?", tuple(np.flatnonzero(none).tolist())))
+            res.append(Finding(flow.paths[j], 'none_of', f"{none.sum()} rows say yes while all of {', '.join(flow.paths[i].rpartition('.')[2] for i in under[:6])}{' …' if len(under) > 6 else ''} say no, as {1 - none.sum()/told.sum():.0%} of such rows do not: is one of these labels missing, or one more task?", np.flatnonzero(none).astype(np.int32)))
     return res

@@ -10,7 +10,8 @@ import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_vocab', 'near', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_vocab', 'names_of', 'near', 'factorise', 'distinct', 'take', 'look_up',
+           'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -106,6 +107,10 @@ def check_vocab(block, vocab):
 def _given(o, cond):
     try: return as_condition(cond)
     except FlowError as e: raise FlowError(f"`{o.name} | ...`: {e}") from None
+
+def names_of(block) -> list:
+    "What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers where a kind names nothing"
+    return list(getattr(block, 'vocab', None) or (('no', 'yes') if block.thresholded else range(block.n_out)))
 
 def near(word, words):
     "A hint for a misspelt `word`"

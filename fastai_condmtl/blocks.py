@@ -61,9 +61,9 @@ class _Sigmoid(ConditionalBlock):
         p = np.ones(self.n_targets) if name in ('f1_score', 'f1_micro', 'precision', 'recall') else constant > .5
         return np.broadcast_to(p.astype(float)[:,None], (*vals.shape, 1))
     def label_scores(self, name, summary, true, mask, threshold=None):
-        "The score of each label (n_targets,)"
+        "The score of each label whose columns are given (W,)"
         t, name = np.asarray(self.threshold if threshold is None else threshold, dtype=float), 'f1_score' if name == 'f1_micro' else name
-        if t.ndim < 2: t = np.broadcast_to(t, (self.n_targets,))
+        if t.ndim < 2: t = np.broadcast_to(t, mask.shape[1:])
         return np.array([binary_score(name, summary[m, j, 0], true[m, j], t[j] if t.ndim < 2 else t[m, j]) for j,m in enumerate(mask.T)])
 
 class BinaryBlock(_Sigmoid):

@@ -8,7 +8,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
-from .learner import flow_of, raw_preds
+from .learner import flow_of, loss_of, own_loss, raw_preds
+from .losses import move_threshold
 
 # %% auto #0
 __all__ = ['calibration_error', 'fit_temperature']
@@ -52,11 +53,11 @@ def fit_temperature(block, x, y) -> float:
 def calibrate(self:Learner,
     tasks=None,  # Paths or leaf names; by default all that have probabilities
     dl=None, ds_idx:int=1, # Labelled data; by default the validation set
-    min_support:int=50, # Tasks with fewer cells that count are left alone
+    min_support:int=50, # Tasks with fewer cells that count keep the temperature that is in force
     folds:int=5,
 ) -> pd.DataFrame:
     "Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds, metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path, temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"
-    flow, loss = flow_of(self), self.loss_func
+    flow, loss = flow_of(self), own_loss(self)
     if folds < 2: raise FlowError(f"folds={folds!r}: a temperature is judged by rows that did not choose it, which takes at least 2")
     paths = [p for p,b in flow.tasks.items() if b.nll is not None] if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
     if wrong := [p for p in paths if flow.tasks[p].nll is None]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) has no probabilities to calibrate: leave it out of tasks=")
@@ -68,17 +69,19 @@ def calibrate(self:Learner,
     for path in paths:
         block = flow.tasks[path]
         x, t = _cells(flow, path, raw, y.reshape(len(y), 2, -1))
-        temp, note = _temperature(block, x, t, min_support, folds)
+        temp, note = _temperature(block, x, t, min_support, folds, old.get(path, 1.))
         new[path] = temp
         before, after = (block.nll(x/k, t) for k in (1., temp))
         rows.append((path, temp, *(a.mean().item() if len(t) else np.nan for a in (before, after)), *(calibration_error(*_sure(block, x/k, t)) for k in (1., temp)), len(t), note))
+    raw = raw.float().to(loss.order.device)
+    before = loss.activation(raw).cpu()
     loss.temperatures = {p: t for p,t in new.items() if t != 1}
-    _move_thresholds(loss, old, new, raw)
+    _move_thresholds(loss, old, new, before, loss.activation(raw).cpu())
     return pd.DataFrame(rows, columns=['task_path', 'temperature', 'nll_before', 'nll_after', 'ece_before', 'ece_after', 'num_samples', 'note'])
 
-def _temperature(block, x, y, min_support, folds, seed=0):
+def _temperature(block, x, y, min_support, folds, now, seed=0):
     "The temperature to put in force, and why if it is 1"
-    if len(y) < min_support: return 1., f'kept 1: {len(y)} rows are too few'
+    if len(y) < min_support: return now, f'kept {now:.3g}: {len(y)} rows are too few'
     fold, gain = np.random.default_rng(seed).permutation(len(y)) % folds, np.zeros(len(y))
     for k in range(folds):
         ours = torch.from_numpy(fold != k)
@@ -89,18 +92,18 @@ def _temperature(block, x, y, min_support, folds, seed=0):
     t = fit_temperature(block, x, y)
     return t, 'at the limit: these logits say next to nothing' if t > 49 else ''
 
-def _move_thresholds(loss, old, new, raw):
-    "Thresholds in force, and those remembered of the search, on the new probabilities; on these rows no decision changes, not even by rounding"
+def _move_thresholds(loss, old, new, before, after):
+    "Thresholds in force, and those remembered of the search, on the new probabilities; on the rows of `before` and `after` (activations) no decision changes, not even by rounding"
     def moved(path, t):
-        t, k = torch.as_tensor(t, dtype=torch.float64).reshape(-1), old.get(path, 1.)/new[path]
-        res, x = ((t.log() - (1 - t).log())*k).sigmoid().float(), raw[:,loss.flow.slices[path].logits].float()
-        yes, p = (x/old.get(path, 1.)).sigmoid() > t.float(), (x/new[path]).sigmoid()
+        t = torch.as_tensor(t, dtype=torch.float32).clamp(0, 1)
+        res, s = move_threshold(t, old.get(path, 1.)/new[path]), loss.flow.slices[path].acts
+        yes, p = before[:,s] > t, after[:,s]
         lo, hi = torch.where(yes, -torch.inf, p).amax(0), torch.where(yes, p, torch.inf).amin(0) # highest no, lowest yes
-        res = torch.where(res < lo, lo, res)
-        return torch.where(res >= hi, torch.where(lo.isfinite(), lo, hi - 1e-6), res)
+        close = (res < lo + 1e-6) | (res > hi - 1e-6)
+        return torch.where(close & lo.isfinite() & hi.isfinite(), (lo + hi)/2, res).clamp(0, 1)
     for path in new:
         if not loss.flow.tasks[path].thresholded or old.get(path, 1.) == new[path]: continue
-        loss.thresholds[path] = moved(path, loss.thresholds[path])
+        loss.thresholds[path] = moved(path, loss.thresholds.get(path, loss.flow.tasks[path].thresholds()))
         if (t := loss.tuned.get(path)) is not None: t.found, t.start = moved(path, t.found).numpy(), moved(path, t.start).numpy()
 
 # %% ../nbs/08b_calibrate.ipynb #25e586dd
@@ -114,11 +117,12 @@ def plot_reliability(self:Learner,
     "How often what was predicted with a probability came true, of plain logits and with the temperature in force: of yes (labels pooled), or of the best class"
     import matplotlib.pyplot as plt
     from sklearn.calibration import calibration_curve
-    flow, loss = flow_of(self), self.loss_func
+    flow, loss = flow_of(self), loss_of(self)
     path = flow.path(task)
     block = flow.tasks[path]
     if block.nll is None: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probabilities: plot a binary, single- or multi-label task")
     raw, y = raw_preds(self, None, dl, ds_idx)
+    if y is None: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
     x, t = _cells(flow, path, *(torch.as_tensor(a).as_subclass(torch.Tensor).double().cpu() for a in (raw, y.reshape(len(y), 2, -1))))
     if not len(t): raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
     if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
@@ -128,6 +132,7 @@ def plot_reliability(self:Learner,
         conf, hit = _sure(block, x/temp, t)
         share, mean = calibration_curve(hit, conf, n_bins=bins)
         ax.plot(mean, share, style, label=f"{'plain' if temp == 1 else f'temperature {temp:.2f}'}: error {calibration_error(conf, hit):.3f}")
-    ax.set(xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'), ylabel='share that came true', title=f"{path.rpartition('.')[2]}, {len(t)} rows", xlim=(0,1), ylim=(0,1))
+    ax.set(xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'), ylabel='share that came true', xlim=(0,1), ylim=(0,1))
+    ax.set_title(f"{path.rpartition('.')[2]}, {len(t)} rows", parse_math=False)
     ax.legend(fontsize='small')
     return ax

@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import atoms
-from .learner import collect, flow_of
+from .learner import collect, flow_of, loss_of
 from .metrics import check_metrics, wanted_metrics
 from .tune import cross_fitted
 
@@ -69,7 +69,7 @@ def evaluate(self:Learner,
 def judged(learn, dl=None, ds_idx=1):
     "`collect`, with thresholds to judge by: cross-fit where these rows tuned them (`.cross_fit` names the tasks)"
     acc = collect(learn, dl, ds_idx)
-    acc.thresholds = cross_fitted(learn.loss_func, acc)
+    acc.thresholds = cross_fitted(loss_of(learn), acc)
     acc.cross_fit = [p for p,t in acc.thresholds.items() if np.ndim(t) == 2]
     return acc
 

@@ -120,5 +120,5 @@ def show(self:FlowPrediction,
 ):
     "Print the tree, or write it on `ctx`"
     if ctx is None: print(self.tree())
-    else: ctx.set_title('\n'.join(f"{p.rpartition('.')[2]}: {tell(v)}" for p,v in self.reached.items()), fontsize=8)
+    else: ctx.set_title('\n'.join(f"{p.rpartition('.')[2]}: {tell(v)}" for p,v in self.reached.items()), fontsize=8, parse_math=False)
     return ctx

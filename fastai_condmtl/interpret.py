@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import tensor
-from .base import near
+from .base import names_of, near
 from .conditions import FlowError
 from .evaluate import blame
 from .learner import collect, flow_of
@@ -22,7 +22,7 @@ class Losses(Accumulator):
     def accumulate(self, learn):
         n = len(self.parts)
         super().accumulate(learn)
-        if len(self.parts) > n: self.kept.append(learn.to_detach(self.flow.loss_func.per_sample(learn.pred, learn.yb[0])))
+        if len(self.parts) > n: self.kept.append(learn.to_detach(learn.loss_func.per_sample(learn.pred, learn.yb[0])))
     def losses(self): "`(N, T)`, unweighted, NaN where a row does not count"; return torch.cat(self.kept)
 
 class Picked:
@@ -92,8 +92,8 @@ class ConditionalInterpretation:
         path = self.flow.path(task)
         if not self.flow.tasks[path].exact: raise FlowError(f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at plot_residuals('{path}')")
         path, block, summary, true, t = self._of(task, label)
-        if block.thresholded: return path, [str(v) for v in (None if hasattr(block, 'label_delim') else block.vocab) or ('no', 'yes')], (true > .5).astype(int), (summary[:,0] > t).astype(int)
-        return path, [str(v) for v in block.vocab], true.astype(int), summary[:,0].astype(int)
+        if block.thresholded: return path, [str(v) for v in (('no', 'yes') if hasattr(block, 'label_delim') else names_of(block))], (true > .5).astype(int), (summary[:,0] > t).astype(int)
+        return path, [str(v) for v in names_of(block)], true.astype(int), summary[:,0].astype(int)
 
     def confusion_matrix(self,
         task,       # Binary or single-label task; a multi-label one with `label`
@@ -117,7 +117,7 @@ class ConditionalInterpretation:
         if ax is None: ax = plt.subplots(figsize=(size + .6, size), layout='constrained')[1]
         d = ConfusionMatrixDisplay.from_predictions(true, pred, labels=range(len(names)), display_labels=names, normalize='true' if normalize else None,
                                                     xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, ax=ax, colorbar=False, values_format='.2f' if normalize else None, **kwargs)
-        d.ax_.set(title=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows")
+        d.ax_.set_title(parse_math=False, label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows")
         return d.ax_
 
     def most_confused(self, task,
@@ -126,7 +126,8 @@ class ConditionalInterpretation:
         "Confusions of a single-label task, the most frequent first"
         path, names, _, _ = self._classes(task, None)
         cm = self.confusion_matrix(task)
-        vocab = self.flow.tasks[path].vocab or (False, True)
+        block = self.flow.tasks[path]
+        vocab = (False, True) if block.thresholded and not block.vocab else names_of(block)
         return sorted(((vocab[i], vocab[j], int(cm[i,j])) for i in range(len(names)) for j in range(len(names)) if i != j and cm[i,j] >= min_val), key=lambda r: -r[2])
 
     def _curves(self, task, label, display, ax, **kwargs):
@@ -143,7 +144,7 @@ class ConditionalInterpretation:
             getattr(metrics, display).from_predictions(true > .5, summary[:,0], name=path.rpartition('.')[2] if l is None else str(l), ax=ax, **kwargs)
             drawn += 1
         if not drawn: raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
-        ax.set_title(path.rpartition('.')[2])
+        ax.set_title(path.rpartition('.')[2], parse_math=False)
         return ax
     def plot_roc(self, task, label=None, ax=None): "ROC curves of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'RocCurveDisplay', ax, plot_chance_level=False)
     def plot_precision_recall(self, task, label=None, ax=None): "Precision over recall of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
@@ -167,7 +168,7 @@ class ConditionalInterpretation:
         if not len(r): raise FlowError(f"no row counts for task '{self.flow.path(task)}': there is nothing to plot")
         if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
         PredictionErrorDisplay.from_predictions(r.truth, r.predicted, kind=kind, ax=ax, **{'scatter_kwargs': dict(alpha=min(1., 30/len(r)**.5), s=12), **kwargs})
-        ax.set_title(f"{self.flow.path(task).rpartition('.')[2]}, {len(r)} rows")
+        ax.set_title(f"{self.flow.path(task).rpartition('.')[2]}, {len(r)} rows", parse_math=False)
         return ax
 
     def cascade_report(self) -> pd.DataFrame: "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"; return blame(self.acc)

@@ -7,17 +7,19 @@ from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback
-from fastai.callback.tracker import TrackerCallback
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
 from fastai.learner import Learner, Recorder
 import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
 from .target import BoundFlow, FlowPrediction
+from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .explain import FlowTree, grow
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'Collect', 'collect', 'raw_preds']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'Collect', 'collect', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(learn) -> BoundFlow:
@@ -25,6 +27,18 @@ def flow_of(learn) -> BoundFlow:
     flow = getattr(learn.dls, 'flow', None)
     if not isinstance(flow, BoundFlow): raise FlowError("this learner's data has no flow: build it with a flow (or a task) as target block, e.g. ConditionalDataLoaders.from_df(df, flow) or DataBlock(blocks=(ImageBlock, flow))")
     return flow
+
+def loss_of(learn) -> ConditionalLoss:
+    "The learner's loss, which holds thresholds and temperatures; an error where it is another one"
+    flow_of(learn)
+    if not isinstance(learn.loss_func, ConditionalLoss): raise FlowError(f"this learner's loss_func ({getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)}) is not the flow's: leave loss_func= out, so that it comes with the data")
+    return learn.loss_func
+
+def own_loss(learn) -> ConditionalLoss:
+    "`loss_of`, after making it the learner's own: what is tuned here must not change other learners on the same data"
+    loss = loss_of(learn)
+    if loss is learn.dls.flow.loss_func: learn.loss_func = loss.clone()
+    return learn.loss_func
 
 if not hasattr(Learner.predict, '_plain'):
     _plain = Learner.predict
@@ -53,10 +67,11 @@ def collect(
 ) -> Accumulator:
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
+    loss_of(learn)
     if dl is None: dl = learn.dls[ds_idx]
     dl = dl.new(shuffle=False, drop_last=False)
     if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
-    mute = [cb for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback))] # they would forget the training
+    mute = [cb for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
     for cb in mute: cb.run = False
     try:
         with learn.validation_context(cbs=[Collect(acc)]): learn._do_epoch_validate(dl=dl)
@@ -103,7 +118,9 @@ def to_frame(self:BoundFlow,
 # %% ../nbs/06b_learner.ipynb #f2a58b8e
 def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
     "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`; and packed labels `(n, 2, D)`, None without"
+    loss_of(learn)
     if items is not None: dl = learn.dls.test_dl(items, **kwargs)
+    if not len((learn.dls[ds_idx] if dl is None else dl).dataset): raise FlowError("there is nothing to predict: the data set is empty")
     with learn.no_bar(), learn.no_logging(): return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]
 
 @patch
@@ -116,8 +133,9 @@ def explain(self:Learner,
     **kwargs      # For `dls.test_dl`
 ) -> FlowTree:
     "A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached are left out; `tree[(i, path)]` is a node of item number `i`"
-    flow, loss, names = flow_of(self), self.loss_func, None
+    flow, loss, names = flow_of(self), loss_of(self), None
     if items is None:
+        if not len(self.dls[1].dataset): raise FlowError("there is no validation set to explain: hand over items")
         dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=_First(min(max_n, len(self.dls[1].dataset))))
         raw = raw_preds(self, None, dl)[0]
         names = [f'validation item {i}' for i in range(len(raw))]
@@ -146,15 +164,16 @@ def get_marginals(self:Learner,
     dl=None, ds_idx:int=1, # As for `get_preds`
     **kwargs    # For `dls.test_dl`
 ) -> pd.DataFrame:
-    "Columns `(task_path, what)`: P(reached) under `'reached'`, then P(value and reached) a class or label (of binary tasks both answers)"
-    flow, loss = flow_of(self), self.loss_func
+    "Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) a class or label (of binary tasks both answers)"
+    flow, loss = flow_of(self), loss_of(self)
     index = None if items is None else _index(items, 'get_marginals')
     acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
     reached, acts = flow.diagrams(acts, loss.decide(acts)), acts.double().cpu().numpy()
     res = {}
     for j,(p,b) in enumerate(flow.tasks.items()):
-        res[p, 'reached'], a = reached[:,j], acts[:,flow.slices[p].acts]
-        if b.thresholded and not hasattr(b, 'label_delim'): a = np.stack([1 - a[:,0], a[:,0]], 1)
-        if b.nll is not None: res.update({(p, v): reached[:,j]*a[:,k] for k,v in enumerate((getattr(b, 'vocab', None) or (False, True)))})
+        res[p, 'P(reached)'], a = reached[:,j], acts[:,flow.slices[p].acts]
+        vocab = getattr(b, 'vocab', None)
+        if b.thresholded and not hasattr(b, 'label_delim'): a, vocab = np.stack([1 - a[:,0], a[:,0]], 1), vocab or (False, True)
+        if b.nll is not None: res.update({(p, v): reached[:,j]*a[:,k] for k,v in enumerate(range(b.n_out) if vocab is None else vocab)})
     res = pd.DataFrame(res, index=index)
     return res.set_axis(pd.MultiIndex.from_tuples(res.columns, names=['task_path', 'value']), axis=1)

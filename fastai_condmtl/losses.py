@@ -4,6 +4,7 @@
 
 # %% ../nbs/04_losses.ipynb #6ea376c7
 from __future__ import annotations
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 import torch
@@ -14,7 +15,7 @@ from .base import near
 from .target import BoundFlow, TensorConditional, packed
 
 # %% auto #0
-__all__ = ['ConditionalLoss', 'single']
+__all__ = ['ConditionalLoss', 'single', 'move_threshold']
 
 # %% ../nbs/04_losses.ipynb #9072eafc
 class ConditionalLoss(nn.Module):
@@ -57,6 +58,12 @@ class ConditionalLoss(nn.Module):
         self.register_buffer('heat', None, persistent=False) # temperatures of all logits (C,), in their order; None: never calibrated
         self.tuned = {} # path -> how its thresholds were found: see `ThresholdSearch`
 
+    def clone(self):
+        "Another loss of the same flow, with its own thresholds and temperatures"
+        res = type(self)(self.flow, self.reduction)
+        res.thresholds, res.tuned, res.heat = dict(self.thresholds), dict(self.tuned), self.heat
+        return res.to(self.order.device)
+
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
     def _params(self, k, like): return {n: self._buffers[f'{n}_{k}'].to(like.device, like.dtype) for n in self.names[k]}
 
@@ -97,6 +104,7 @@ class ConditionalLoss(nn.Module):
         y,    # Packed targets `(bs, 2, D)` or `(bs, 2D)`
     ):
         "The total, weighted; reduced as `reduction` says"
+        if self.heat is not None and pred.requires_grad: self.cool()
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
         g = self._shares(mask)
@@ -135,6 +143,13 @@ class ConditionalLoss(nn.Module):
     def tempered(self, pred):
         "Logits over their temperatures: what probabilities are made of (the loss itself sees plain logits)"
         return pred if self.heat is None else pred / self.heat.to(pred.device, pred.dtype)
+
+    def cool(self):
+        "Training goes on: temperatures found for the weights before mean nothing any more"
+        for p,t in self.temperatures.items():
+            if self.flow.tasks[p].thresholded: self.thresholds[p] = move_threshold(self.thresholds[p], 1/t)
+        self.temperatures, self.tuned = {}, {}
+        warnings.warn("the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() once more when it is done")
 
     @property
     def temperatures(self):
@@ -194,6 +209,14 @@ def _same(pred, y):
     pred, y = single(pred), single(y)
     return pred, y if y.dtype == pred.dtype else y.to(pred.dtype)
 _half = (torch.float16, torch.bfloat16)
+
+def move_threshold(
+    t,     # Threshold(s)
+    ratio, # Temperature before over temperature after
+):
+    "Thresholds that decide logits over another temperature as `t` did before"
+    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+    return ((t.log() - (1 - t).log())*ratio).sigmoid().float()
 
 def _inverse(order):
     res = [0]*len(order)

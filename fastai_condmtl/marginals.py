@@ -4,6 +4,7 @@
 
 # %% ../nbs/04b_marginals.ipynb #420063df
 from __future__ import annotations
+from functools import reduce
 from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
@@ -55,16 +56,14 @@ class Diagrams:
                 d = self._leaf(self.variables[i, v], states, side)
                 res = d if res is None else self._join(how if side else {all: any, any: all}[how], res, d)
             return self._join(all, self.reached[i], res)
-        res = None
-        for a in cond.args:
-            d = self.truth(a, side)
-            res = d if res is None else self._join(all if isinstance(cond, And) == side else any, res, d)
-        return res
+        parts = sorted((self.truth(a, side) for a in cond.args), key=lambda d: self.nodes[d][0] if d > 1 else -1) # the diagram asked last is joined first, in whatever order it was written
+        return reduce(lambda a, b: self._join(all if isinstance(cond, And) == side else any, a, b), parts)
 
     def _leaf(self, var, states, side):
         n = self._states(var)
-        yes = [s for s in range(n) if (s in set(states)) == side]
-        return self._node(var, {1: yes, 0: [s for s in range(n) if s not in set(yes)]})
+        states = set(states)
+        yes, no = [s for s in range(n) if s in states], [s for s in range(n) if s not in states]
+        return self._node(var, {1: yes, 0: no} if side else {1: no, 0: yes})
     def _states(self, var):
         i, v = self.keys[var]
         n = self.flow.plan.blocks[i].n_out

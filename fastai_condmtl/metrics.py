@@ -30,13 +30,14 @@ class Accumulator:
         "Keep the batch that `learn` has just predicted, once, whoever asks"
         if self.seen is not None and self.seen() is learn.pred: return
         self.seen, self.data = weakref.ref(learn.pred), None
-        self.thresholds = learn.loss_func.thresholds if isinstance(learn.loss_func, ConditionalLoss) else {}
-        self.parts.append(learn.to_detach(self.pack(learn.pred, learn.yb[0])))
+        loss = learn.loss_func if isinstance(learn.loss_func, ConditionalLoss) else self.flow.loss_func
+        if not self.parts: self.thresholds = dict(loss.thresholds) # as they were when these rows were predicted
+        self.parts.append(learn.to_detach(self.pack(learn.pred, learn.yb[0], loss)))
 
     @torch.no_grad()
-    def pack(self, pred, y):
+    def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
-        loss, pred = self.flow.loss_func, single(pred)
+        loss, pred = loss or self.flow.loss_func, single(pred)
         vals, mask = loss._targets(single(y))
         parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss._logits(loss.tempered(pred)), loss._cols(vals))]
         return torch.cat([*parts, vals, mask], 1)
@@ -75,8 +76,9 @@ class TaskMetric(Metric):
         path:str,        # The task
         metric:str,      # Name of the score
         label=None,      # Of a multi-label task: this label only
+        shown:str=None,  # What the label is called in the metric's name
     ):
-        self.acc, self.path, self.metric, self.label = acc, path, metric, label
+        self.acc, self.path, self.metric, self.label, self.shown = acc, path, metric, label, shown
     def reset(self): self.acc.reset()
     def accumulate(self, learn): self.acc.accumulate(learn)
     @property
@@ -85,9 +87,11 @@ class TaskMetric(Metric):
         if data is None: return None
         block, (summary, true, mask, threshold) = self.acc.flow.tasks[self.path], data
         if self.label is None: return block.score(self.metric, summary, true, mask, threshold)
-        return float(block.label_scores(self.metric, summary, true, mask, threshold)[block.vocab.index(self.label)])
+        j = block.vocab.index(self.label)
+        t = block.threshold if threshold is None else threshold
+        return float(block.label_scores(self.metric, summary[:,[j]], true[:,[j]], mask[:,[j]], t if np.ndim(t) == 0 or len(t) == 1 else t[j])[0])
     @property
-    def name(self): return f"{self.path}{'' if self.label is None else '.' + _safe(str(self.label))}.{self.metric}"
+    def name(self): return f"{self.path}{'' if self.label is None else '.' + (self.shown or _safe(str(self.label)))}.{self.metric}"
 
 # %% ../nbs/05_metrics.ipynb #b06343ef
 def _safe(label): return re.sub('loss|error', lambda m: m[0][:2] + '-' + m[0][2:], re.sub('[.,]', '_', label)) # trackers read names: no label may turn them round
@@ -103,7 +107,10 @@ def metrics(self:BoundFlow,
     check_metrics(self, names)
     for path in self.paths if tasks is None else [self.path(t) for t in tasks]:
         block = self.tasks[path]
-        for m in wanted_metrics(block, names): res += [TaskMetric(acc, path, m, l) for l in (block.vocab if per_label and hasattr(block, 'label_delim') else [None])]
+        labels = block.vocab if per_label and hasattr(block, 'label_delim') else [None]
+        shown = [None if l is None else _safe(str(l)) for l in labels]
+        shown = [f'{s}_{j}' if s is not None and shown.count(s) > 1 else s for j,s in enumerate(shown)]
+        for m in wanted_metrics(block, names): res += [TaskMetric(acc, path, m, l, s) for l,s in zip(labels, shown)]
     return res
 
 def check_metrics(flow, names):

@@ -57,17 +57,17 @@ def draw_flow(
     ax.set(xlim=(0, total_w), ylim=(total_h, 0))
     ax.axis('off')
     y, at, spans = .3, {}, []
-    ax.text(.1, .16, flow.name + (f'  given {flow.given}' if flow.given is not None else '') + (f'   (the first {max_tasks} of {all_tasks} tasks)' if all_tasks > max_tasks else ''), weight='bold', va='center', fontsize=10)
+    ax.text(.1, .16, flow.name + (f'  given {flow.given}' if flow.given is not None else '') + (f'   (the first {max_tasks} of {all_tasks} tasks)' if all_tasks > max_tasks else ''), weight='bold', va='center', fontsize=10, parse_math=False)
     for (kind, key, o, level), text, h in zip(rows, texts, heights):
         x = .1 + left(kind, key)
         if kind == 'flow':
             spans.append((key, x, y, level))
-            ax.text(x + .06, y + h/2, '   '.join(text), weight='bold', style='italic', va='center', fontsize=8.5, color='#333')
+            ax.text(x + .06, y + h/2, '   '.join(text), weight='bold', style='italic', va='center', fontsize=8.5, color='#333', parse_math=False)
         else:
             path, box = plan.paths[key], (x, y + .05, width, h - .12)
             at[key] = box
             ax.add_patch(FancyBboxPatch(box[:2], *box[2:], boxstyle='round,pad=0,rounding_size=.06', fc=(colors or {}).get(path, '#eef3fb'), ec='#5a6b85', lw=.9, zorder=3))
-            for i,l in enumerate(text): ax.text(x + .1, box[1] + .05 + unit*(i + .5), l, fontsize=9 if i == 0 else 7.5, weight='bold' if i == 0 else 'normal', color='black' if i == 0 else '#444', va='center', zorder=4)
+            for i,l in enumerate(text): ax.text(x + .1, box[1] + .05 + unit*(i + .5), l, fontsize=9 if i == 0 else 7.5, weight='bold' if i == 0 else 'normal', color='black' if i == 0 else '#444', va='center', zorder=4, parse_math=False)
             if shares and path in shares: ax.add_patch(Rectangle((x + .04, box[1] + box[3] - .035), max(0., min(1., shares[path]))*(width - .08), .03, fc='#3b6fb5', zorder=4))
         y += h
     for key,x,top,level in spans: # a pale ground behind each inner flow

@@ -31,7 +31,7 @@ def youden(tp, fp, fn, tn): "Youden's J: recall of both classes, less 1"; return
 threshold_scores = {**count_scores, 'youden': youden}
 
 def score_of_counts(
-    metric, # A name of `threshold_scores`, `('fbeta', beta)`, a cost matrix `[[tn, fp], [fn, tp]]`, or a function of `(tp, fp, fn, tn)`
+    metric, # A name of `threshold_scores`, `('fbeta', beta)`, a cost matrix `[[tn, fp], [fn, tp]]`, or a function of arrays `(tp, fp, fn, tn)`
 ):
     "The function of counts that is maximised"
     if callable(metric): return metric
@@ -127,9 +127,8 @@ def _search(x, y, m, fn, limit):
         si = s[i, :n[i]]
         cuts = np.flatnonzero(np.concatenate([[True], si[1:] != si[:-1], [True]])) # not between equal scores
         v = val[i, cuts]
-        if limit is not None:
-            v = np.where(ok[i, cuts], v, -np.inf)
-            if not np.isfinite(v).any(): continue
+        v = np.where(np.isnan(v) | (limit is not None and ~ok[i, cuts]), -np.inf, v) # a metric of one's own may divide by 0
+        if not np.isfinite(v).any(): continue
         best = v.max()
         good = v >= best - 1e-12
         starts = np.flatnonzero(good & ~np.concatenate([[False], good[:-1]]))
@@ -215,7 +214,10 @@ def _bins(scores, targets, points, n_boot, seed):
     u = np.unique(s)
     lo, hi = _ends(u[0], u[-1])
     cuts = np.concatenate([[lo], (u[1:] + u[:-1])/2, [hi]])
-    if len(cuts) > points: cuts = np.unique(np.concatenate([cuts[[0, -1]], np.quantile(s, np.linspace(0, 1, points - 2), method='inverted_cdf')]))
+    if len(cuts) > points: # half of them where the scores of the rarer answer are: that is where the metric moves
+        few = s[y] if y.sum() <= len(y)/2 else s[~y]
+        parts = [np.quantile(x, np.linspace(0, 1, points//2 - 1), method='inverted_cdf') for x in (s, few) if len(x)]
+        cuts = np.unique(np.concatenate([cuts[[0, -1]], *parts]))
     k = np.searchsorted(cuts, s, side='left') # cut-offs below the score: by these it is a yes
     cells = np.stack([np.bincount(k[y == c], minlength=len(cuts) + 1) for c in (False, True)]).astype(float)
     return cuts, cells, np.random.default_rng(seed).multinomial(len(s), (cells/len(s)).reshape(-1), n_boot).reshape(n_boot, *cells.shape).astype(float)

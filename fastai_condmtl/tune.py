@@ -12,10 +12,10 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
 from .base import near
-from .learner import collect, flow_of
+from .learner import collect, flow_of, loss_of, own_loss
 from .losses import ConditionalLoss
 from .metrics import Accumulator
-from .scores import aliases, counts
+from .scores import aliases, binary_score, counts
 from .thresholds import as_constraint, best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval
 
 # %% auto #0
@@ -40,7 +40,9 @@ def as_aim(o, constraint=None) -> Aim:
         o, constraint = o.get('metric', 'f1_score'), o.get('constraint', constraint)
     as_constraint(constraint)
     name = aliases.get(o, o) if isinstance(o, str) else o
-    if isinstance(name, str) and name == 'f1_micro': return Aim('f1_score', constraint, 'micro')
+    if isinstance(name, str) and name == 'f1_micro':
+        if constraint is not None: raise FlowError("'f1_micro' is searched over all labels together and takes no constraint: leave constraint out, or tune a metric of single labels")
+        return Aim('f1_score', None, 'micro')
     score_of_counts(name)
     return Aim(name, constraint)
 
@@ -69,21 +71,30 @@ def tune_task(
     aim:Aim,  # What is searched for
     start,    # Thresholds to start with (W,)
     n_boot:int=0, min_support:int=5, # See `search_thresholds`
+    now=None, # Thresholds in force (W,), which stay where rows are too few; None: those to start with
 ):
     "Thresholds (W,) to put in force, and of each label what was found (a list of dicts)"
     start = np.asarray(start, dtype=float)
-    if aim.average: return _tune_pooled(p, y, m, aim, start, min_support)
-    rows = [_tune_one(p[k,j], y[k,j], aim, start[j], n_boot, min_support) for j,k in enumerate(m.T)]
+    now = start if now is None else np.asarray(now, dtype=float)
+    if aim.average: return _tune_pooled(p, y, m, aim, start, min_support, now)
+    rows = [_tune_one(p[k,j], y[k,j], aim, start[j], n_boot, min_support, now[j]) for j,k in enumerate(m.T)]
     return np.array([r['threshold'] for r in rows]), rows
 
-def _tune_one(p, y, aim, start, n_boot, min_support):
+def _few(n_pos, n, min_support): "Too few rows to choose by?"; return np.minimum(n_pos, n - n_pos) < max(min_support, 1)
+
+def _tune_one(p, y, aim, start, n_boot, min_support, now):
     "What was found for one task or label, on its rows that count"
     fn, n_pos = score_of_counts(aim.metric), int(y.sum())
+    few = bool(_few(n_pos, len(y), min_support))
+    if few: start = now
     res = dict(threshold=start, score=np.nan, score_at_half=np.nan, cross_fit_score=np.nan, ci_low=np.nan, ci_high=np.nan, num_pos=n_pos, num_samples=len(y), note='')
     if len(y): res['score'], res['score_at_half'] = [float(fn(*counts(p > t, y))) for t in (start, .5)]
     res['cross_fit_score'] = res['score'] # of the rule in force
-    if min(n_pos, len(y) - n_pos) < min_support: return res | dict(note=f'kept {start:g}: {n_pos} positive and {len(y) - n_pos} negative rows are too few')
+    if few: return res | dict(note=f'kept {start:g}: {n_pos} positive and {len(y) - n_pos} negative rows are too few')
     t, score = best_threshold(p, y, None, aim.metric, aim.constraint)
+    if not 0 <= t <= 1: # beyond a probability of exactly 0 or 1
+        t = float(np.clip(t, 0, 1))
+        score = float(fn(*counts(p > t, y)))
     if np.isnan(t): return res | dict(note=f'kept {start:g}: infeasible, no threshold has {aim.constraint[0]} >= {aim.constraint[1]:g}')
     if n_boot: res['ci_low'], res['ci_high'] = threshold_interval(p, y, aim.metric, aim.constraint, n_boot)
     fitted = p > cross_fit(p, y, None, aim.metric, aim.constraint, start=start)
@@ -93,10 +104,11 @@ def _tune_one(p, y, aim, start, n_boot, min_support):
         if not better > se: return res | dict(note=f'kept {start:g}: cross-fit gain {better:.3f}, standard error {se:.3f}')
     return res | dict(threshold=t, score=score, cross_fit_score=other)
 
-def _tune_pooled(p, y, m, aim, start, min_support):
+def _tune_pooled(p, y, m, aim, start, min_support, now):
     "The thresholds that together are best for the pooled counts"
     fn, n_pos, n = score_of_counts(aim.metric), (y & m).sum(0), m.sum(0)
-    few = np.minimum(n_pos, n - n_pos) < min_support
+    few = _few(n_pos, n, min_support)
+    start = np.where(few, now, start)
     at = lambda t: float(fn(*(c.sum() for c in counts(p > t, y, m)))) if m.any() else np.nan
     if not few.all(): m = m & ~few # the few are left alone, and do not speak for the rest
     now, half = at(start), at(.5)
@@ -104,6 +116,7 @@ def _tune_pooled(p, y, m, aim, start, min_support):
                  note=f'kept {start[j]:g}: {n_pos[j]} positive and {n[j] - n_pos[j]} negative rows are too few' if few[j] else '') for j in range(len(n))]
     if few.all(): return start, rows
     t, score = best_threshold(p, y, m, aim.metric, None, aim.average)
+    t = np.clip(t, 0, 1)
     fitted = p > cross_fit(p, y, m, aim.metric, None, aim.average, start)
     better, se = gain(fn, y[m], fitted[m], (p > start)[m])
     for j in np.flatnonzero(~few):
@@ -119,11 +132,14 @@ class Tuned:
     start: np.ndarray   # Thresholds before (W,)
     found: np.ndarray   # Thresholds put in force (W,)
     rows: int           # Fingerprint of the labels that were used
+    ranking: np.ndarray # How the predictions ranked them (W,): with the labels it tells these rows from others, and temperatures leave it alone
 
 def fingerprint(acc:Accumulator) -> int:
     "A number that tells these labelled rows, in whatever order, from others"
     y = acc.packed()[0].numpy().reshape(len(acc.task(acc.flow.paths[0])[1]), -1)
     return int(pd.util.hash_pandas_object(pd.DataFrame(y), index=False).to_numpy().sum())
+
+def _ranking(p, y, m): "Area under the ROC curve of each label (W,)"; return np.array([binary_score('roc_auc', p[k,j], y[k,j]) for j,k in enumerate(m.T)])
 
 def in_force(loss, path):
     "The thresholds of a task (W,)"
@@ -142,8 +158,9 @@ def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_sup
     for path,aim in wanted.items():
         block = loss.flow.tasks[path]
         start = block.thresholds().numpy()
-        new, of_task = tune_task(*_data(acc, path), aim, start, n_boot, min_support)
-        tuned[path] = Tuned(aim, start, new.astype(np.float32), used)
+        data = _data(acc, path)
+        new, of_task = tune_task(*data, aim, start, n_boot, min_support, in_force(loss, path))
+        tuned[path] = Tuned(aim, start, new.astype(np.float32), used, _ranking(*data))
         names = block.vocab if hasattr(block, 'label_delim') and block.vocab else [None]*block.n_targets
         rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
     loss.thresholds.update({p: torch.from_numpy(t.found.copy()) for p,t in tuned.items()}) # all or none: an error above changes nothing
@@ -159,6 +176,7 @@ def cross_fitted(loss:ConditionalLoss, acc:Accumulator) -> dict:
         moved = (now == t.found) & (now != t.start) # neither kept nor set by hand since
         if t.rows != rows or not moved.any(): continue
         p, y, m = _data(acc, path)
+        if not np.allclose(_ranking(p, y, m), t.ranking, atol=1e-4, equal_nan=True): continue # other rows with these labels, or another model since
         each = np.tile(now, (len(p), 1))
         if t.aim.average: each[:,moved] = cross_fit(p, y, m & moved, t.aim.metric, None, t.aim.average, t.start)[:,moved]
         else:
@@ -176,12 +194,12 @@ def search_thresholds(self:Learner,
     gates='balanced_accuracy', # What to maximise for tasks that others are conditioned on; None: `metric`, as with a constraint
     tasks:dict=None,   # Task (path or leaf name) → metric of its own (or dict of `metric` and `constraint`); None leaves it alone
     n_boot:int=0,      # Bootstrap draws for `ci_low` and `ci_high` of the threshold; 0: none
-    min_support:int=5, # Labels with fewer positive or negative rows are left alone
+    min_support:int=5, # Labels with fewer positive or negative rows keep the threshold that is in force
     dl=None, ds_idx:int=1, # Labelled data; by default that of `ds_idx`
 ) -> pd.DataFrame:
     "Search every binary task and label on its masked rows and put what pays in force in `loss_func.thresholds`; a row a task and label"
     wanted = aims(flow_of(self), metric, constraint, gates, tasks)
-    return search(self.loss_func, collect(self, dl, ds_idx), wanted, n_boot, min_support)
+    return search(own_loss(self), collect(self, dl, ds_idx), wanted, n_boot, min_support)
 
 # %% ../nbs/07b_tune.ipynb #e7644c53
 @patch
@@ -195,7 +213,7 @@ def plot_threshold(self:Learner,
 ):
     "The metric over the threshold with its bootstrap band, the threshold in force, and the one to start with"
     import matplotlib.pyplot as plt
-    flow, loss = flow_of(self), self.loss_func
+    flow, loss = flow_of(self), loss_of(self)
     path = flow.path(task)
     block = flow.tasks[path]
     if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) is decided without a threshold: plot a binary or multi-label task")
@@ -213,8 +231,9 @@ def plot_threshold(self:Learner,
         ax.plot(t, float(score_of_counts(aim.metric)(*counts(p[m[:,j],j] > t, y[m[:,j],j]))), 'o', color=line.get_color(), ms=7)
         ax.annotate(f'{t:.2f}', (t, v[np.abs(x - t).argmin()]), textcoords='offset points', xytext=(6,6))
     ax.axvline(float(np.mean(block.threshold)), color='gray', lw=1, ls=':')
-    ax.set(xlabel='threshold', ylabel=str(aim), title=path.rpartition('.')[2], xlim=(0,1))
-    ax.legend(fontsize='small')
+    ax.set(xlabel='threshold', ylabel=str(aim), xlim=(0,1))
+    ax.set_title(path.rpartition('.')[2], parse_math=False)
+    for text in ax.legend(fontsize='small').get_texts(): text.set_parse_math(False)
     return ax
 
 # %% ../nbs/07b_tune.ipynb #6a361e6e
@@ -223,7 +242,7 @@ def save_thresholds(self:Learner,
     file, # Path of a JSON file
 ):
     "Write the thresholds in force (and temperatures) as JSON"
-    loss, res = self.loss_func, {}
+    loss, res = loss_of(self), {}
     for path,b in flow_of(self).tasks.items():
         if not b.thresholded: continue
         t = [float(v) for v in in_force(loss, path)]
@@ -252,5 +271,6 @@ def load_thresholds(self:Learner,
         if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not -.001 <= v <= 1.001]: # a hair beyond 0 or 1 decides saturated probabilities
             raise FlowError(f"{file}: threshold {bad[0]!r} of task '{path}' must be a probability from 0 to 1")
         res[path] = torch.tensor(values or [.5], dtype=torch.float32)
-    self.loss_func.temperatures = data.get('temperatures', {})
-    self.loss_func.thresholds.update(res)
+    loss = own_loss(self)
+    loss.temperatures = data.get('temperatures', {})
+    loss.thresholds.update(res)

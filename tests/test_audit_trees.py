@@ -177,8 +177,8 @@ def truth(**row): return FlowPrediction(BOUND, torch.as_tensor(BOUND.encode(pd.D
 def lines(tree): return [re.sub('^[│├└─ ]*', '', l) for l in str(tree).splitlines() if l.strip()]
 
 def test_tree_text():
-    assert lines(prediction().tree()) == ['f', 'a: yes (0.95)', 'k: v (0.67)', 'g', 'm: hat 0.73', 'r: 4', 'inp 10: yes (0.73)', 'inp 2: no (0.12)', 'inp 1: yes (0.95)', 'late: open (0.62)']
-    assert [n.split(':')[0] for n in lines(prediction(k=(3, 0, 0)).tree())] == ['f', 'a', 'k'] and lines(prediction(a=-3.).tree()) == ['f', 'a: no (0.05)']
+    assert lines(prediction().tree()) == ['f', 'a: yes (0.95)', 'k: v (0.67)', 'g', 'm: hat 0.73', 'r: 4', 'inp 10: yes (0.73)', 'inp 2: no (0.88)', 'inp 1: yes (0.95)', 'late: open (0.62)']
+    assert [n.split(':')[0] for n in lines(prediction(k=(3, 0, 0)).tree())] == ['f', 'a', 'k'] and lines(prediction(a=-3.).tree()) == ['f', 'a: no (0.95)']
     assert 'late' in str(prediction(k=(0, 0, 3), m=(-1, 1)).tree()) and 'late' not in str(prediction(m=(-1, 1)).tree())
 
 def test_order_is_that_of_writing():
@@ -220,7 +220,7 @@ def test_labelled_but_not_reached():
         assert 'not reached' in tree[path].tag and f'truth {word}' in tree[path].tag and tree[path].data['wrong'] and tree[path].data['value'] is None
     assert tree['a'].data['wrong'] and not any('inp' in l for l in lines(tree))
     right = prediction(a=-3.).tree(truth=truth(a=False))
-    assert lines(right) == ['f', 'a: no (0.05)'] and not right['a'].data['wrong']
+    assert lines(right) == ['f', 'a: no (0.95)'] and not right['a'].data['wrong']
 
 # ---- pictures ---------------------------------------------------------------------------------------------------------
 W, H, SIZE = 32, 24, 24
@@ -329,7 +329,7 @@ def test_explain(pics, learn):
                 v = tree[(i, p)].data['value']
                 assert v == (pytest.approx(pred[p], rel=1e-3) if isinstance(pred[p], float) else pred[p]), (n, p)
             on = tree[(i, 'on')].tag
-            assert ('yes' if pred['on'] else 'no') in on and f'{pred.probabilities["on"]:.2f}' in on and 'logit' in on
+            assert ('yes' if pred['on'] else 'no') in on and f'{pred.probabilities["on"] if pred["on"] else 1 - pred.probabilities["on"]:.2f}' in on and 'logit' in on
     assert len(quietly(learn, learn.explain, df, max_n=2).children(tree.root)) == 2
     short = str(quietly(learn, learn.explain, df[:3], logits=False, probability=False, condition=False))
     assert 'logit' not in short and 'given' not in short and '(' not in short

@@ -122,7 +122,8 @@ def test_architectures(new, arch, make):
     size = dict(test_vit=160).get(arch, 32)
     dls = make_dls(new.df.iloc[:24], new.folder, item_tfms=Resize(size), bs=8, stratify=False)
     learn = new(arch, dls, make=make)
-    assert len(learn.splitter(learn.model)) >= 2 and learn.loss_func is dls.loss_func and isinstance(learn.loss_func, ConditionalLoss)
+    assert len(learn.splitter(learn.model)) >= 2 and isinstance(learn.loss_func, ConditionalLoss)
+    assert (learn.loss_func is dls.loss_func) == (make is vision_learner) and learn.loss_func.flow is dls.flow  # ours has its own thresholds
     with quiet(learn): learn.fine_tune(1)
     assert [len(v) for v in learn.recorder.values] == [2 + len(learn.metrics)] and np.isfinite(learn.recorder.losses).all()
     x = dls.one_batch()[0]
@@ -483,7 +484,7 @@ def test_thresholds_travel(new):
     assert learn.loss_func.thresholds['on'] == .123
     other = load_learner(new.path / 'x.pkl')
     assert float(other.loss_func.thresholds['on']) == pytest.approx(.123) and [float(v) for v in other.loss_func.thresholds['look.tags']] == pytest.approx([.2, .7])
-    assert other.loss_func is other.dls.loss_func
+    assert other.loss_func.flow is other.dls.flow
     pd.testing.assert_frame_equal(other.predict_df(new.df.iloc[:9]), learn.predict_df(new.df.iloc[:9]))
 
 @pytest.mark.parametrize('bad', [{'onn': .3}, {'look.tags': [.1, .2, .3]}, {'heat': .2}])

@@ -229,12 +229,12 @@ def rows_by_hand(learn, df):
     return res
 
 def check_frame(out, want):
-    assert list(out.columns) == [('a', 'reached'), ('a', 'no'), ('a', 'yes'), ('k', 'reached'), *(('k', v) for v in 'uvw'), ('g.m', 'reached'), *(('g.m', v) for v in ('hat', 'scarf', 'shoes')),
-                                 ('g.r', 'reached'), ('late', 'reached'), ('late', False), ('late', True)]
+    assert list(out.columns) == [('a', 'P(reached)'), ('a', 'no'), ('a', 'yes'), ('k', 'P(reached)'), *(('k', v) for v in 'uvw'), ('g.m', 'P(reached)'), *(('g.m', v) for v in ('hat', 'scarf', 'shoes')),
+                                 ('g.r', 'P(reached)'), ('late', 'P(reached)'), ('late', False), ('late', True)]
     assert len(out) == len(want)
     for (_, row), w in zip(out.iterrows(), want):
         for (path, v), x in row.items():
-            y = w[path][0] if v == 'reached' else w[path][1].get({'no': False, 'yes': True}.get(v, v), 0)
+            y = w[path][0] if v == 'P(reached)' else w[path][1].get({'no': False, 'yes': True}.get(v, v), 0)
             assert x == pytest.approx(y, abs=1e-5), (path, v)
 
 def quietly(learn, f, *args, **kwargs):
@@ -260,7 +260,7 @@ def test_temperatures_count_and_thresholds_do_not():
     want = 1/(1 + np.exp(-learn.df[f'z{col}'][20:].to_numpy()/3))
     after = quietly(learn, learn.get_marginals)
     np.testing.assert_allclose(after[('a', 'yes')], want, atol=1e-5)
-    np.testing.assert_allclose(after[('k', 'reached')], want, atol=1e-5)
+    np.testing.assert_allclose(after[('k', 'P(reached)')], want, atol=1e-5)
 
 def test_predictions_carry_marginals(learn):
     want = rows_by_hand(learn, learn.df[20:23])

@@ -4,11 +4,12 @@
 
 # %% ../../nbs/callback/00_thresholds.ipynb #a317238e
 from __future__ import annotations
+import warnings
 from fastai.callback.core import Callback
 from fastai.imports import noop
 from ..conditions import FlowError
-from ..learner import collect, flow_of
-from ..metrics import TaskMetric
+from ..learner import collect, flow_of, own_loss
+from ..metrics import Accumulator, TaskMetric
 from ..tune import aims, search
 
 # %% auto #0
@@ -28,25 +29,35 @@ class ThresholdSearch(Callback):
     ):
         if every not in ('fit', 'epoch'): raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
         self.metric, self.gates, self.every, self.verbose, self.constraint, self.tasks, self.n_boot, self.min_support = metric, gates, every, verbose, constraint, tasks, n_boot, min_support
-        self.result, self.seen = None, None
+        self.result, self.seen, self.active, self.trained = None, None, False, False
     def wanted(self, flow): "What each task of `flow` is tuned for; a wrong name is an error here"; return aims(flow, self.metric, self.constraint, self.gates, self.tasks)
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if self.run: self.aims, self.seen, self.trained = self.wanted(flow_of(self.learn)), None, False
+        self.active = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.trained, self.seen = False, None
+        if not self.active: return
+        self.aims = self.wanted(flow_of(self.learn))
+        metrics = [m.acc for m in self.learn.metrics if isinstance(m, TaskMetric)] if self.learn.recorder.valid_metrics else []
+        self.acc, self.shared = (metrics[0], True) if metrics else (Accumulator(flow_of(self.learn)), False)
     def before_train(self): self.trained = True # `learn.validate` is no fit either
+    def before_validate(self):
+        if self.active and not self.shared: self.acc.reset()
+    def after_batch(self):
+        if self.active and not self.shared and not self.training and len(self.yb): self.acc.accumulate(self.learn)
     def after_validate(self): self.seen = _weights(self.model)
     def after_epoch(self):
         if self.every == 'epoch': self._search()
     def after_fit(self):
         self._search()
-        if self.trained and self.result is not None and self.verbose and self.learn.logger is not noop: print(self.told())
+        if self.active and self.trained and self.result is not None and self.verbose and self.learn.logger is not noop: print(self.told())
+        if self.active and not self.shared: self.acc.reset()
 
     def _search(self):
-        if not self.aims or not self.trained or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return
-        acc = next((m.acc for m in self.learn.metrics if isinstance(m, TaskMetric)), None)
-        fresh = acc is not None and acc.parts and self.seen is not None and self.seen == _weights(self.model)
-        self.result = search(self.learn.loss_func, acc if fresh else collect(self.learn), self.aims, self.n_boot, self.min_support)
+        if not (self.active and self.trained and self.aims) or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return
+        fresh = self.acc.parts and self.seen is not None and self.seen == _weights(self.model)
+        loss = own_loss(self.learn)
+        try: self.result = search(loss, self.acc if fresh else collect(self.learn), self.aims, self.n_boot, self.min_support)
+        except FlowError as e: warnings.warn(f"thresholds were not searched, since {e}") # the training itself is done and must not be lost
 
     def told(self):
         "What the last search did, in a line"

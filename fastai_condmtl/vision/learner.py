@@ -8,7 +8,7 @@ from fastcore.all import delegates
 from fastai.learner import Learner, Metric
 from fastai.vision.learner import vision_learner
 from ..conditions import FlowError
-from ..learner import flow_of
+from ..learner import flow_of, own_loss
 from ..callback.thresholds import ThresholdSearch
 
 # %% auto #0
@@ -28,6 +28,7 @@ def conditional_vision_learner(
     if kwargs.get('y_range') is not None: raise FlowError("y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, y_range=(lo, hi))")
     learn = vision_learner(dls, arch, **kwargs)
     learn.metrics = flow_metrics(flow_of(learn), metrics)
+    if kwargs.get('loss_func') is None: own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
         search.wanted(learn.dls.flow) # wrong names are errors now, not after the training

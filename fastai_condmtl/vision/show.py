@@ -31,7 +31,7 @@ def draw_tree(
     for i,(text,(_,node)) in enumerate(zip(texts, lines)):
         wrong = node.data is not None and node.data.get('wrong')
         color = 'crimson' if wrong else 'gray' if node.data is not None and not node.data.get('known', True) else 'black'
-        ax.text(0, 1 - (i + .5)*1.35*size/h, ('✗ ' if wrong else '  ') + text, color=color, family='monospace', fontsize=size, va='center', transform=ax.transAxes)
+        ax.text(0, 1 - (i + .5)*1.35*size/h, ('✗ ' if wrong else '  ') + text, color=color, family='monospace', fontsize=size, va='center', transform=ax.transAxes, parse_math=False)
     return ax
 
 # %% ../../nbs/vision/02_show.ipynb #823738e5
@@ -66,7 +66,7 @@ def _pairs(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles=()
         s[0].show(ctx=ctxs[2*i], **kwargs)
         for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, s[0].shape[:-3:-1], color, ls)
         draw_tree(ctxs[2*i + 1], tree)
-        if i < len(titles): ctxs[2*i].set_title(titles[i], fontsize=8, loc='left')
+        if i < len(titles): ctxs[2*i].set_title(titles[i], fontsize=8, loc='left', parse_math=False)
     return ctxs
 
 @dispatch
