@@ -147,7 +147,7 @@ class ConditionalLoss(nn.Module):
     def cool(self):
         "Training goes on: temperatures found for the weights before mean nothing any more"
         for p,t in self.temperatures.items():
-            if self.flow.tasks[p].thresholded: self.thresholds[p] = move_threshold(self.thresholds[p], 1/t)
+            if self.flow.tasks[p].thresholded: self.thresholds[p] = move_threshold(self.thresholds[p], t)
         self.temperatures, self.tuned = {}, {}
         warnings.warn("the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() once more when it is done")
 
