@@ -4,25 +4,21 @@
 
 # %% ../nbs/13_app.ipynb #f3da585d
 from __future__ import annotations
-import argparse, base64, io, os, warnings
-from copy import copy
+import argparse, io, warnings
 from functools import partial
-from html import escape
 from pathlib import Path
 from threading import Lock
-import numpy as np, torch
+import torch
 from fastai.learner import load_learner
 from PIL import Image, ImageOps
 from .conditions import FlowError
-from .explain import givens, tell
 from .learner import flow_of
 from .losses import single
-from .target import FlowPrediction
-import fastai_condmtl.vision.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
+from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
+import fastai_condmtl.vision.data # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['CSS', 'read_picture', 'Viewer', 'cuts', 'decide', 'tree_html', 'picture_html', 'find_examples', 'knobs', 'make_app',
-           'load', 'parser', 'main']
+__all__ = ['CSS', 'read_picture', 'Viewer', 'find_examples', 'thumbnails', 'knobs', 'make_app', 'load', 'parser', 'main']
 
 # %% ../nbs/13_app.ipynb #85f76fa8
 def read_picture(
@@ -59,6 +55,7 @@ class Viewer:
         with self.lock:
             dl = self.learn.dls.test_dl([data.getvalue()], bs=1, num_workers=0)
             b = dl.one_batch()
+            if not (isinstance(b[0], torch.Tensor) and b[0].ndim == 4): raise FlowError("its input is no image") # `(1, c, h, w)`
             try:
                 with torch.no_grad(): raw = self.learn.model.eval()(*b)
             except RuntimeError as e: raise _SizeError(f"The model cannot take a picture of {im.width} × {im.height} pixels ({str(e).splitlines()[0]}): choose one of the size that it was trained on, or export a learner with item_tfms=Resize(...).") from e
@@ -72,159 +69,31 @@ def _picture(x):
     a = (x*(255 if x.max() <= 1 else 1)).clamp(0, 255).byte().permute(1,2,0).numpy()
     return Image.fromarray(a[...,0] if a.shape[2] == 1 else a[...,:3]).convert('RGB')
 
-def cuts(
-    loss, # `ConditionalLoss`
-) -> dict:
-    "Thresholds in force: task → one number a label (binary tasks have one)"
-    return {p: torch.as_tensor(loss.thresholds.get(p, b.thresholds())).detach().cpu().float().reshape(-1).expand(b.n_targets).tolist() for p,b in loss.flow.tasks.items() if b.thresholded}
-
-def decide(
-    loss,       # `ConditionalLoss`; its own thresholds stay as they are
-    logits,     # Raw logits `(C,)`
-    thresholds=None, # Task → thresholds to use instead, for the tasks that are named
-) -> FlowPrediction:
-    "What follows from logits under other thresholds"
-    mine = copy(loss)
-    mine.thresholds = {**loss.thresholds, **{p: torch.tensor(t) for p,t in (thresholds or {}).items()}}
-    acts = mine.activation(logits[None])
-    return FlowPrediction(loss.flow, mine.decodes(acts)[0], acts[0], logits.index_select(0, loss.back.to(logits.device)))
-
-# %% ../nbs/13_app.ipynb #798f8484
-def _num(p):
-    "A probability in two digits, three near the ends"
-    if p != p: return '?'
-    return f'{p:.0f}' if p in (0, 1) else '<0.001' if p < .0005 else '>0.999' if p > .9995 else f'{p:.2f}' if .01 <= p <= .99 else f'{p:.3f}'
-
-def _text(s):
-    "Escaped for HTML, and for the templates that Gradio fills HTML into"
-    return escape(str(s)).translate({ord(c): f'&#{ord(c)};' for c in '{}$`\\'})
-
-def _meter(what, p, cut=None):
-    "A bar of probability, with a tick where the threshold is"
-    told = _num(p) + ('' if cut is None else f', threshold {_num(cut)}')
-    share = lambda x: f'{100*min(max(float(np.nan_to_num(x)), 0), 1):.1f}%'
-    tick = '' if cut is None else f'<span class="cm-cut" style="left:{share(cut)}"></span>'
-    return (f'<span class="cm-meter" role="meter" aria-valuemin="0" aria-valuemax="1" aria-valuenow="{float(np.nan_to_num(p)):.4f}" aria-valuetext="{_text(told)}" aria-label="{_text(what)}">'
-            f'<span class="cm-fill" style="width:{share(p)}"></span>{tick}</span><span class="cm-num">{_text(_num(p))}</span>')
-
-def _options(name, value, prob, cut, top_k):
-    "The likeliest classes or labels, each with its bar; what was decided is always among them"
-    chosen = value if isinstance(value, list) else [value]
-    ts = dict(zip(prob, cut)) if cut is not None and len(cut) == len(prob) else {}
-    best = sorted(prob, key=prob.get, reverse=True)
-    shown = [k for i,k in enumerate(best) if i < top_k or k in chosen]
-    rows = [f'<li class="cm-option{" cm-chosen" if k in chosen else ""}"><span class="cm-label">{"✓ " if k in chosen else ""}{_text(k)}</span>{_meter(f"P({name} {k})", prob[k], ts.get(k))}</li>' for k in shown]
-    if len(best) > len(shown): rows.append(f'<li class="cm-note">and {len(best) - len(shown)} less likely</li>')
-    return f'<ul class="cm-options">{"".join(rows)}</ul>'
-
-def _node(pred, path, given, reached, cut, top_k):
-    "A task that is reached: what was decided, how likely that is, and why it was asked"
-    block, value, prob, name = pred.flow.tasks[path], pred[path], (pred.probabilities or {}).get(path), path.rpartition('.')[2]
-    row = f'<span class="cm-name">{_text(name)}</span> <strong class="cm-value">{_text(tell(value))}</strong>'
-    notes = [f'given <code>{_text(given)}</code>'] if given else []
-    if isinstance(prob, float):
-        row += _meter(f'P({name})', prob, None if cut is None else cut[0])
-        if cut is not None: notes.append(f'threshold {_text(_num(cut[0]))}')
-    if prob is None and block.describe(): notes.append(_text(block.describe()))
-    if reached is not None: notes.append(f'P(reached) {_text(_num(reached))}')
-    return (f'<li class="cm-task" data-task="{_text(path)}"><div class="cm-row">{row}</div>' + (f'<div class="cm-note">{" · ".join(notes)}</div>' if notes else '')
-            + (_options(name, value, prob, cut, top_k) if isinstance(prob, dict) else '') + '</li>')
-
-def tree_html(
-    pred:FlowPrediction, # With activations, as `decide` gives it
-    thresholds:dict=None, # Task → thresholds it was decided by, one a label; marked on the bars
-    top_k:int=3,         # Classes or labels to tell of a task, besides those decided
-) -> str:
-    "A prediction as nested lists: decisions, probabilities, conditions; what was not reached is folded away"
-    own, marginals, thresholds = givens(pred.flow.flow), pred.marginals or {}, thresholds or {}
-    def likely(p): return marginals[p].reached if p in marginals else None
-    def grow(flow, prefix):
-        res = ''
-        for t in flow.tasks:
-            path = prefix + t.name
-            if hasattr(t, 'tasks'):
-                inner = grow(t, path + '.')
-                note = f'<div class="cm-note">given <code>{_text(own[path])}</code></div>' if own[path] else ''
-                if inner: res += f'<li class="cm-flow"><div class="cm-row"><span class="cm-name">{_text(t.name)}</span></div>{note}<ul>{inner}</ul></li>'
-            elif pred[path] is not None: res += _node(pred, path, own[path], likely(path), thresholds.get(path), top_k)
-        return res
-    gone = [p for p,v in pred.items() if v is None]
-    folded = ''.join(f'<li><span class="cm-name">{_text(p)}</span> <span class="cm-note">needs <code>{_text(_needs(pred.flow, p))}</code>' + (f' · P(reached) {_text(_num(likely(p)))}' if p in marginals else '') + '</span></li>' for p in gone)
-    return (f'<section class="cm-tree" aria-label="Decisions"><h3>{_text(pred.flow.flow.name)}: {len(pred) - len(gone)} of {len(pred)} tasks asked</h3><ul>{grow(pred.flow.flow, "")}</ul>'
-            + (f'<details class="cm-gone"><summary>Not asked ({len(gone)})</summary><ul>{folded}</ul></details>' if gone else '') + '</section>')
-
-def _needs(flow, path):
-    "All conditions of a task, as written"
-    return ' & '.join(str(flow.plan.conds[g]) for g in flow.plan.gates[flow.paths.index(path)])
-
-# %% ../nbs/13_app.ipynb #70a09c28
-def picture_html(
-    im,   # Picture
-    pred:FlowPrediction=None, # Its shapes are drawn
-    caption:str='',           # What to write below
-) -> str:
-    "A picture with the boxes and points of a prediction"
-    im, (w, h), data = im.copy(), im.size, io.BytesIO()
-    im.thumbnail((720,720))
-    small = max(w, h) < 200
-    im.save(data, 'PNG' if small else 'JPEG', quality=88)
-    src = f'data:image/{"png" if small else "jpeg"};base64,' + base64.b64encode(data.getvalue()).decode()
-    drawn, names = '', []
-    for name,s in ({} if pred is None else pred.shapes()).items():
-        names.append(name)
-        at = [100*float(v) for v in s]
-        one = '<rect x="{:.2f}%" y="{:.2f}%" width="{:.2f}%" height="{:.2f}%"'.format(*at[:2], *(max(v, 0) for v in at[2:])) if len(s) == 4 else '<circle r="4" cx="{:.2f}%" cy="{:.2f}%"'.format(*at)
-        drawn += f'{one} class="cm-under"/>{one} class="cm-line"><title>{_text(name)}</title></{"rect" if len(s) == 4 else "circle"}>'
-    alt = caption + (f', with {", ".join(names)} drawn' if names else '')
-    return (f'<figure class="cm-picture"><div class="cm-frame{" cm-small" if small else ""}" style="aspect-ratio:{w}/{h};max-width:calc(60vh * {w/h:.4f})"><img src="{src}" alt="{_text(alt)}">'
-            + (f'<svg role="img" aria-label="{_text(", ".join(names))}">{drawn}</svg>' if drawn else '') + f'</div><figcaption>{_text(caption)}</figcaption></figure>')
-
-# %% ../nbs/13_app.ipynb #d11f20eb
-CSS = """
+# %% ../nbs/13_app.ipynb #958d0470
+CSS = PAGE_CSS + """
+.gradio-container{overflow:clip!important} /* hidden, which it is, would keep the tree from staying in view */
 .cm-page{display:grid;gap:16px;grid-template-columns:minmax(0,1fr);grid-template-areas:"in" "tree" "cuts";align-items:start}
 .cm-page>*{min-width:0!important}
 .cm-in{grid-area:in}.cm-out{grid-area:tree}.cm-cuts{grid-area:cuts}
-@media(min-width:900px){.cm-page{grid-template-columns:minmax(300px,2fr) minmax(0,3fr);grid-template-areas:"in tree" "cuts tree";grid-template-rows:auto 1fr}}
-.cm-tree,.cm-picture,.cm-bad,.cm-start{color:var(--body-text-color);overflow-wrap:anywhere}
-.cm-tree h3{margin:0 0 8px;font-size:1.05rem}
-.cm-tree ul{list-style:none;margin:0;padding:0}
-.cm-tree .cm-flow>ul{margin-left:8px;padding-left:12px;border-left:2px solid var(--border-color-primary)}
-.cm-tree li{margin:0}
-.cm-task,.cm-flow{padding:6px 0}
-.cm-row,.cm-option{display:flex;flex-wrap:wrap;align-items:center;gap:2px 10px}
-.cm-name{font-weight:600}
-.cm-value{padding:0 8px;border-radius:6px;border:1px solid var(--border-color-primary);background:var(--background-fill-secondary)}
-.cm-tree .cm-options{margin:4px 0 0 12px}
-.cm-label{flex:0 1 11em;color:var(--body-text-color-subdued)}
-.cm-chosen .cm-label{color:var(--body-text-color);font-weight:600}
-.cm-meter{position:relative;flex:1 1 90px;max-width:240px;height:10px;border-radius:5px;background:var(--border-color-primary)}
-.cm-fill{position:absolute;inset:0 auto 0 0;border-radius:5px;background:var(--color-accent)}
-.cm-cut{position:absolute;top:-3px;bottom:-3px;width:2px;margin-left:-1px;background:var(--body-text-color)}
-.cm-num{min-width:3.4em;font-variant-numeric:tabular-nums}
-.cm-note{font-size:.85rem;color:var(--body-text-color-subdued)}
-.cm-note code{background:none;border:0;padding:0;font-size:.95em;color:inherit}
-.cm-gone{margin-top:10px;color:var(--body-text-color-subdued)}
-.cm-gone summary{cursor:pointer}
-.cm-gone .cm-name{font-weight:400}
-.cm-gone li{padding:2px 0 2px 12px}
-.cm-picture{margin:0}
-.cm-frame{position:relative;width:100%}
-.cm-frame img,.cm-frame svg{position:absolute;inset:0;width:100%;height:100%;margin:0}
-.cm-frame svg{overflow:hidden}
-.cm-small img{image-rendering:pixelated}
-.cm-under{fill:none;stroke:#000;stroke-opacity:.6;stroke-width:4}
-.cm-line{fill:none;stroke:orange;stroke-width:2}
-.cm-picture figcaption{font-size:.85rem;color:var(--body-text-color-subdued)}
-.cm-bad{padding:10px 12px;border:1px solid;border-left-width:5px;border-color:#c0392b;border-radius:6px;background:var(--background-fill-secondary)}
+@media(min-width:900px){
+.cm-page{grid-template-columns:minmax(300px,2fr) minmax(0,3fr);grid-template-areas:"in tree" "cuts tree";grid-template-rows:auto 1fr}
+.cm-out{position:sticky;top:8px;max-height:calc(100vh - 16px);overflow:auto}}
+.cm-thumbs{display:flex;flex-wrap:wrap;gap:8px;max-height:232px;overflow-y:auto;padding:2px}
+.cm-thumb{width:72px;height:72px;padding:0;border:1px solid var(--border-color-primary);border-radius:6px;overflow:hidden;cursor:pointer}
+.cm-thumb:hover,.cm-thumb:focus-visible{outline:2px solid var(--color-accent)}
+.cm-thumb img{width:100%;height:100%;object-fit:cover;margin:0}
+.cm-bad,.cm-start{color:var(--body-text-color);overflow-wrap:anywhere}
+.cm-bad{padding:10px 12px;border:1px solid #c0392b;border-left-width:5px;border-radius:6px;background:var(--background-fill-secondary)}
 """
 _start = '<p class="cm-start">Drop a picture, or take an example: its tree unfolds here.</p>'
 
-def _bad(e): return f'<div class="cm-bad" role="alert">{_text(e)}</div>'
+def _bad(e): return f'<div class="cm-bad" role="alert">{escaped(e)}</div>'
 
 def find_examples(
-    examples, # Folder, list of files, or None
+    examples,   # Folder, list of files, or None
+    n:int=24,   # Pictures at most
 ) -> list:
-    "The pictures of a folder, in order of their names; or of a list"
+    "The pictures of a list, or of a folder in order of their names; where there are too many, evenly spread over them"
     if examples is None: return []
     if isinstance(examples, (str, Path)):
         if not Path(examples).is_dir(): raise FlowError(f"examples={str(examples)!r} is no folder: name one with pictures, or leave it out")
@@ -234,7 +103,18 @@ def find_examples(
     else:
         files = [Path(p) for p in examples]
         if gone := [p for p in files if not p.is_file()]: raise FlowError(f"there is no example {str(gone[0])!r}: name files that exist")
-    return files
+    return files if len(files) <= n else [files[i*len(files)//n] for i in range(n)]
+
+def thumbnails(
+    files, # Pictures
+) -> str:
+    "A button a picture; those that cannot be read are named in an error"
+    res = ''
+    for i,f in enumerate(files):
+        name = escaped(f.name)
+        res += f'<button type="button" class="cm-thumb" data-index="{i}" aria-label="Example {name}" title="{name}"><img alt="" src="{encode_picture(read_picture(f), 144)}"></button>'
+    return f'<div class="cm-thumbs" role="group" aria-label="Examples">{res}</div>'
+_clicked = "element.addEventListener('click', e => { const b = e.target.closest('[data-index]'); if (b) trigger('click', {index: b.dataset.index}) })"
 
 def knobs(
     flow, # Bound flow
@@ -248,7 +128,7 @@ def knobs(
 # %% ../nbs/13_app.ipynb #6d2b8b4a
 def make_app(
     learn,         # Learner whose data has a flow and pictures, most often from `load_learner`
-    examples=None, # Folder or list of pictures to offer
+    examples=None, # Folder or list of pictures to offer, of which 24 are shown
     max_sliders:int=60, # Sliders at most; tasks beyond keep their thresholds, and the page says so
 ):                 # `gr.Blocks`: `.launch()` opens it
     "A page that shows what a learner makes of a picture"
@@ -270,42 +150,43 @@ def make_app(
         if kept is None: return '', _start
         ts = chosen(values)
         pred = decide(loss, kept['logits'], ts)
-        return picture_html(kept['picture'], pred, kept['caption']), tree_html(pred, ts)
+        return picture_html(kept['src'], kept['size'], pred, kept['caption']), tree_html(pred, ts)
     def look(path, *values):
         "A picture is seen, once"
-        try:
-            im = read_picture(path)
-            logits, seen = viewer(im)
+        try: logits, seen = viewer(im := read_picture(path))
         except FlowError as e: return None, '', _bad(e)
-        what = f'{Path(path).name}, {im.width} × {im.height}' + (f', as the model sees it: {seen.width} × {seen.height}' if draws else '')
-        im.thumbnail((1440,1440))
-        kept = dict(logits=logits, picture=seen if draws else im, caption=what)
+        what = f'{Path(path).name}, {im.width} × {im.height}' + (f', as the model sees it: {seen.width} × {seen.height}' if draws and seen.size != im.size else '')
+        kept = dict(logits=logits, src=encode_picture(seen if draws else im, 720), size=(seen if draws else im).size, caption=what)
         return kept, *show(kept, values)
     def dropped(path, *values): return (None, *look(path, *values)) # the first clears the field, for the next picture
-    def taken(i, *values): return look(files[i], *values)
+    def taken(event, *values): return look(files[int(event.index) % len(files)], *values)
+    taken.__annotations__ = dict(event=gr.EventData) # as an object: Gradio could not look the name up
     def move(kept, *values): return show(kept, values)
-    def reset(kept): return [round(exact[p][j], 3) for p,j,_ in shown] + list(show(kept, []))
+    def reset(): return [round(exact[p][j], 3) for p,j,_ in shown] if len(shown) > 1 else round(exact[shown[0][0]][0], 3)
 
     with gr.Blocks(title=flow.flow.name, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         kept = gr.State(None, time_to_live=3600)
-        gr.HTML(f'<h1>{_text(flow.flow.name)}</h1><p class="cm-note">{len(flow.paths)} tasks. Bars are probabilities, ticks on them thresholds; P(reached) is how likely a task has meaning at all, whatever the thresholds.</p>')
+        gr.HTML(f'<h1>{escaped(flow.flow.name)}</h1><p class="cm-note">{len(flow.paths)} tasks. Bars are probabilities, ticks on them thresholds; '
+                'P(reached) is how likely a task has meaning at all, whatever the thresholds.</p>')
         with gr.Row(elem_classes='cm-page'):
             with gr.Column(elem_classes='cm-in'):
                 drop = gr.File(label='Picture', file_types=['image'], height=130, elem_id='cm-drop')
-                if files: taker = gr.Dataset(label='Examples', components=[gr.Image(type='filepath', visible=False)], samples=[[str(p)] for p in files], type='index', samples_per_page=12, elem_id='cm-examples')
+                if files: gallery = gr.HTML(thumbnails(files), js_on_load=_clicked, elem_id='cm-examples')
                 picture = gr.HTML('', elem_id='cm-picture')
             with gr.Column(elem_classes='cm-out'): tree = gr.HTML(_start, elem_id='cm-tree')
             with gr.Column(elem_classes='cm-cuts'):
                 with gr.Accordion('Thresholds', open=True, visible=bool(shown)):
                     if len(shown) < len(all_knobs): gr.HTML(f'<p class="cm-note">The first {len(shown)} of {len(all_knobs)}; the rest stay as the learner has them.</p>')
-                    sliders = [gr.Slider(0, 1, round(exact[p][j], 3), step=.001, label=name, container=False) for p,j,name in shown]
+                    sliders = [gr.Slider(0, 1, round(exact[p][j], 3), step=.001, label=name, elem_classes='cm-knob') for p,j,name in shown]
+                    for s in sliders: s.preprocess = lambda v: v # a number that is being typed is blank or too large for a while: `chosen` takes what makes sense
                     back = gr.Button('Back to the learner’s thresholds', size='sm')
         private = dict(api_visibility='private', show_progress='hidden')
-        drop.upload(dropped, [drop, *sliders], [drop, kept, picture, tree], concurrency_limit=1, **private)
-        if files: taker.click(taken, [taker, *sliders], [kept, picture, tree], concurrency_limit=1, **private)
+        seeing = dict(api_visibility='private', show_progress='minimal', show_progress_on=tree, concurrency_limit=1)
+        drop.upload(dropped, [drop, *sliders], [drop, kept, picture, tree], **seeing)
+        if files: gallery.click(taken, sliders, [kept, picture, tree], **seeing)
         if sliders:
-            gr.on([s.input for s in sliders], move, [kept, *sliders], [picture, tree], trigger_mode='always_last', concurrency_limit=None, **private)
-            back.click(reset, [kept], [*sliders, picture, tree], concurrency_limit=None, **private)
+            gr.on([s.change for s in sliders], move, [kept, *sliders], [picture, tree], trigger_mode='always_last', concurrency_limit=None, **private)
+            back.click(reset, None, sliders, concurrency_limit=None, **private) # which redraws
     fonts = dict(font=['ui-sans-serif', 'system-ui', 'sans-serif'], font_mono=['ui-monospace', 'Consolas', 'monospace']) # those of the visitor's machine
     app.launch = partial(app.launch, theme=gr.themes.Default(**fonts), css=CSS, footer_links=[], ssr_mode=False, max_file_size='50mb') # Gradio asks for these at launch
     return app
@@ -340,6 +221,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     try: app = make_app(load(args.model), args.examples)
     except (FlowError, ImportError) as e: p.error(str(e))
-    app.launch(server_name=args.host, server_port=args.port, share=args.share)
+    try: app.launch(server_name=args.host, server_port=args.port, share=args.share)
+    except OSError as e: p.error(str(e)) # the port is taken
 
 if __name__ == '__main__' and '__file__' in globals(): main()
