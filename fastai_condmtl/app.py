@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 import torch
-from fastai.learner import load_learner
+from fastai.learner import Learner, load_learner
 from PIL import Image, ImageOps
 from .conditions import FlowError
 from .learner import flow_of
@@ -197,12 +197,16 @@ def load(
 ):
     "`load_learner`, with errors that say what to do"
     if not Path(path).is_file(): raise FlowError(f"there is no file {str(path)!r}: export a learner with learn.export('model.pkl')")
+    no_learner = f"{str(path)!r} is not an exported learner: export one with learn.export('model.pkl')"
+    needs = f"{str(path)!r} needs code that is not here: install what it was trained with, keep functions of your own in a module that can be imported (not in a notebook or script), and export again"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'load_learner') # its advice about pickles is in --help
-            return load_learner(path)
-    except (AttributeError, ModuleNotFoundError) as e: raise FlowError(f"{str(path)!r} needs code that is not here ({e}): put functions that the learner uses in a module that can be imported, or install what is missing, and export again") from e
-    except Exception as e: raise FlowError(f"{str(path)!r} is not an exported learner ({type(e).__name__}: {e}): export one with learn.export('model.pkl')") from e
+            learn = load_learner(path)
+    except UnboundLocalError as e: raise FlowError(needs) from e # what becomes of an ImportError in fastai 2.8
+    except Exception as e: raise FlowError(f'{needs} ({e})' if 'not available in namespace' in str(e) else f'{no_learner} ({type(e).__name__}: {e})') from e
+    if not isinstance(learn, Learner): raise FlowError(no_learner)
+    return learn
 
 def parser():
     "What `condmtl_app` understands"
