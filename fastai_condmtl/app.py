@@ -78,7 +78,7 @@ CSS = PAGE_CSS + """
 @media(min-width:900px){
 .cm-page{grid-template-columns:minmax(300px,2fr) minmax(0,3fr);grid-template-areas:"in tree" "cuts tree";grid-template-rows:auto 1fr}
 .cm-out{position:sticky;top:8px;max-height:calc(100vh - 16px);overflow:auto}}
-.cm-thumbs{display:flex;flex-wrap:wrap;gap:8px;max-height:232px;overflow-y:auto;padding:2px}
+.cm-thumbs{display:flex;flex-wrap:wrap;gap:8px;max-height:244px;overflow-y:auto;padding:2px}
 .cm-thumb{width:72px;height:72px;padding:0;border:1px solid var(--border-color-primary);border-radius:6px;overflow:hidden;cursor:pointer}
 .cm-thumb:hover,.cm-thumb:focus-visible{outline:2px solid var(--color-accent)}
 .cm-thumb img{width:100%;height:100%;object-fit:cover;margin:0}
