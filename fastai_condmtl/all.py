@@ -11,3 +11,4 @@ from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
+from .table import Cleaner
