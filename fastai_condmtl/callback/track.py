@@ -279,6 +279,7 @@ class ConditionalWandb(ConditionalTracker):
         _need('wandb')
         super().__init__(**kwargs)
         self.brought = None
+        _mend()
     def open(self):
         import wandb
         from fastai.callback.wandb import WandbCallback
@@ -298,6 +299,13 @@ class ConditionalWandb(ConditionalTracker):
     def write_text(self, tag, text):
         import wandb
         self._log({tag: wandb.Html(f'<pre>{html.escape(text)}</pre>')})
+
+def _mend():
+    "fastai 2.8.12's `WandbCallback` stops at the first number of its configuration (github.com/fastai/fastai/issues/4173): where it does, let plain values pass"
+    from fastai.callback import wandb as fw
+    plain = fw._format_config_value
+    try: plain(0)
+    except TypeError: fw._format_config_value = lambda v: plain(v) if isinstance(v, list) or hasattr(v, '__dict__') else v
 
 # %% ../../nbs/callback/01_track.ipynb #b3a8d9d6
 @dispatch
