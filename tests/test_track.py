@@ -154,6 +154,13 @@ def test_looking_changes_nothing(tmp_path):
         return learn.passes.trained
     assert losses() == losses(ConditionalTensorBoard(tmp_path, every=1)) and len(losses()) == 12
 
+def test_mixed_precision(tmp_path):
+    learn = make_learn().to_bf16()
+    quietly(learn.fit, 3, cbs=ConditionalTensorBoard(tmp_path, every=1))
+    got, train = scalars(tmp_path), by_hand(learn, range(TRAIN))
+    for p in train: assert got[f'{p}/train_loss'][-1] == (12, pytest.approx(train[p].mean(), rel=.03))
+    assert [s.step for s in read(tmp_path).Images('a/threshold_curve')] == [4, 8, 12]
+
 def test_early_stopping_does_not_cut_the_last_epoch_off(tmp_path):
     learn = make_learn(EarlyStoppingCallback(monitor='valid_loss', patience=1))
     quietly(learn.fit, 9, cbs=ConditionalTensorBoard(tmp_path))
@@ -273,7 +280,12 @@ def wandb_rows(folder):
     for data in wandb_records(next(folder.glob('offline-run*/*.wandb')).read_bytes()):
         rec = pb.Record.FromString(data)
         if rec.WhichOneof('record_type') != 'history': continue
-        for i in rec.history.item: res.setdefault(i.key or '/'.join(i.nested_key), []).append((rec.history.step.num, json.loads(i.value_json)))
+        row = {}
+        for i in rec.history.item:
+            name, *inner = [i.key] if i.key else i.nested_key                   # of a picture: its type, path, size
+            if inner: row.setdefault(name, {})['.'.join(inner)] = json.loads(i.value_json)
+            else: row[name] = json.loads(i.value_json)
+        for k, v in row.items(): res.setdefault(k, []).append((rec.history.step.num, v))
     return res
 
 def test_the_same_in_weights_and_biases(tmp_path, monkeypatch):
@@ -286,7 +298,9 @@ def test_the_same_in_weights_and_biases(tmp_path, monkeypatch):
         quietly(learn.fit, 2, cbs=[ConditionalTensorBoard(tmp_path/'runs'), ConditionalWandb()])
         assert not hasattr(learn, 'wandb')                                  # what was brought along is taken away
         quietly(learn.fit, 1, cbs=[WandbCallback(n_preds=3), ConditionalWandb(tasks=['a'])])
-    finally: wandb.finish()
+    finally:
+        wandb.finish()
+        wandb.teardown()                                                    # what is still on its way is on disk then
     rows, events = wandb_rows(tmp_path/'wandb'), read(tmp_path/'runs')
     ours, tags = scalars(tmp_path/'runs'), events.Tags()
     for t in ours:

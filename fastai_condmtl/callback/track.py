@@ -5,7 +5,7 @@
 # %% ../../nbs/callback/01_track.ipynb #58bff844
 from __future__ import annotations
 import html, textwrap
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 import torch
 from fastcore.meta import delegates
@@ -23,7 +23,7 @@ from plum import dispatch
 
 # %% auto #0
 __all__ = ['Kept', 'task_weights', 'Tracked', 'ConditionalTracker', 'ConditionalTensorBoard', 'ConditionalWandb',
-           'tensorboard_log', 'wandb_process']
+           'tensorboard_log']
 
 # %% ../../nbs/callback/01_track.ipynb #06e9aedc
 class Kept(Losses):
@@ -279,7 +279,7 @@ class ConditionalWandb(ConditionalTracker):
         _need('wandb')
         super().__init__(**kwargs)
         self.brought = None
-        _mend()
+        _meet_fastai()
     def open(self):
         import wandb
         from fastai.callback.wandb import WandbCallback
@@ -300,12 +300,21 @@ class ConditionalWandb(ConditionalTracker):
         import wandb
         self._log({tag: wandb.Html(f'<pre>{html.escape(text)}</pre>')})
 
-def _mend():
-    "fastai 2.8.12's `WandbCallback` stops at the first number of its configuration (github.com/fastai/fastai/issues/4173): where it does, let plain values pass"
+@cache
+def _meet_fastai():
+    "Let fastai's `WandbCallback` show samples of a flow, and work"
     from fastai.callback import wandb as fw
+    @dispatch
+    def wandb_process(x:TensorImage, y:TensorConditional, samples, outs, preds): return _table(samples, outs, 'Input image', lambda x: fw.wandb.Image(x.permute(1,2,0)))
+    @dispatch
+    def wandb_process(x:TensorBase, y:TensorConditional, samples, outs, preds): return _table(samples, outs, 'Input', str)
     plain = fw._format_config_value
-    try: plain(0)
+    try: plain(0) # fastai 2.8.12 stops at the first number of the configuration: github.com/fastai/fastai/issues/4173
     except TypeError: fw._format_config_value = lambda v: plain(v) if isinstance(v, list) or hasattr(v, '__dict__') else v
+
+def _table(samples, outs, name, show):
+    import wandb
+    return {'Prediction_Samples': wandb.Table(columns=[name, 'Ground_Truth', 'Predictions'], data=[[show(s[0]), str(s[-1].tree()), str(o[0].tree(truth=s[-1]))] for s,o in zip(samples, outs)])}
 
 # %% ../../nbs/callback/01_track.ipynb #b3a8d9d6
 @dispatch
@@ -318,18 +327,3 @@ def tensorboard_log(x:TensorImage, y:TensorConditional, samples, outs, writer, s
 def tensorboard_log(x:TensorBase, y:TensorConditional, samples, outs, writer, step):
     "Trees of predictions, in fastai's `TensorBoardCallback`"
     writer.add_text('Sample results', '```\n' + '\n\n'.join(str(o[0].tree(truth=s[-1])) for s,o in zip(samples, outs)) + '\n```', step)
-
-@dispatch
-def wandb_process(x:TensorImage, y:TensorConditional, samples, outs, preds):
-    "A table of images, labels and predictions, in fastai's `WandbCallback`"
-    import wandb
-    return _table(samples, outs, 'Input image', lambda x: wandb.Image(x.permute(1,2,0)))
-
-@dispatch
-def wandb_process(x:TensorBase, y:TensorConditional, samples, outs, preds):
-    "A table of inputs, labels and predictions, in fastai's `WandbCallback`"
-    return _table(samples, outs, 'Input', str)
-
-def _table(samples, outs, name, show):
-    import wandb
-    return {'Prediction_Samples': wandb.Table(columns=[name, 'Ground_Truth', 'Predictions'], data=[[show(s[0]), str(s[-1].tree()), str(o[0].tree(truth=s[-1]))] for s,o in zip(samples, outs)])}
