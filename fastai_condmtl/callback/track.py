@@ -4,7 +4,7 @@
 
 # %% ../../nbs/callback/01_track.ipynb #58bff844
 from __future__ import annotations
-import html, textwrap
+import html, math, textwrap
 from functools import cache, cached_property
 from importlib.util import find_spec
 import torch
@@ -71,7 +71,8 @@ class Tracked:
         return {k: v for k,v in res.items() if v == v or k.startswith('_total/')} # a total that is NaN has to be seen
     def recorded(self):
         "The recorder's last row, metrics under their tasks"
-        rec, tags = self.learn.recorder, {m.name: f"{m.path}/{m.metric}{'' if m.label is None else f'_{m.label}'}" for m in self.learn.metrics if isinstance(m, TaskMetric)}
+        rec, mets = self.learn.recorder, [m for m in self.learn.metrics if isinstance(m, TaskMetric)]
+        tags = {m.name: f'{m.path}/{m.metric}' + ('' if m.label is None else f'_{m.label}') for m in mets}
         if getattr(rec, 'cancel_train', False) or getattr(rec, 'cancel_valid', False): return {} # fastai leaves numbers out then, names stay
         def tag(name):
             part, _, rest = name.partition('_') # `train_<name>` and `valid_<name>` with train_metrics=True
@@ -82,16 +83,18 @@ class Tracked:
     def thresholds(self) -> dict:
         "Tag → threshold in force, a label each for multi-label tasks"
         from fastai_condmtl.tune import in_force
-        flow = {p: b for p,b in self.flow.tasks.items() if b.thresholded}
-        return {f'{p}/threshold' + (f'_{b.vocab[j]}' if hasattr(b, 'label_delim') else ''): float(t) for p,b in flow.items() for j,t in enumerate(in_force(self.learn.loss_func, p))}
-
-    def flow_figure(self): "The tasks and what is asked when"; return self.flow.plot().get_figure()
+        res = {}
+        for p,b in self.flow.tasks.items():
+            names = [f'_{l}' for l in b.vocab] if hasattr(b, 'label_delim') else ['']
+            if b.thresholded: res.update((f'{p}/threshold{l}', float(t)) for l,t in zip(names, in_force(self.learn.loss_func, p)))
+        return res
 
     def figures(self):
         "Pairs of tag and figure: threshold curves, and where the input is an image its best and worst"
         if not self.some: return
         for p in self.tasks:
-            if self.flow.tasks[p].thresholded and self.acc.task(p)[2].any(): yield f'{p}/threshold_curve', self.learn.plot_threshold(p, acc=self.acc, n_boot=100).get_figure()
+            if not self.flow.tasks[p].thresholded or not self.acc.task(p)[2].any(): continue
+            yield f'{p}/threshold_curve', self.learn.plot_threshold(p, acc=self.acc, n_boot=100).get_figure()
         picks, images = self.picks, self.inputs
         if isinstance(next(iter(images.values()), None), TensorImage):
             for tag,rows in picks.items(): yield tag, self.strip(tag.rpartition('/')[0], rows, images)
@@ -103,8 +106,11 @@ class Tracked:
         picks, inputs = self.picks, self.inputs
         if isinstance(next(iter(inputs.values()), None), TensorImage): return
         for tag,rows in picks.items():
-            yield tag, '\n\n'.join('\n'.join(filter(None, [f'row {self.order[r]}, loss {l:.3g}', textwrap.shorten(inputs[r], 400) if isinstance(inputs.get(r), str) else '',
-                                   str(self.pred(r).tree(self.truth(r)))])) for l,r in rows)
+            yield tag, '\n\n'.join(self.row(r, f'loss {l:.3g}', inputs.get(r)) for l,r in rows)
+    def row(self, r, note, x=None):
+        "A row in words: where it stands, its input where that is a text, its tree beside the truth"
+        said = [textwrap.shorten(x, 400)] if isinstance(x, str) else []
+        return '\n'.join([f'row {self.order[r]}, {note}', *said, str(self.pred(r).tree(self.truth(r)))])
 
     def trees(self):
         "Trees of the first rows: decisions with probabilities, logits and conditions, beside the truth"
@@ -148,18 +154,22 @@ class Tracked:
         return {} if shown[0] is None else dict(zip(rows, (o[0] for its in shown for o in its)))
 
     def strip(self, path, rows, images):
-        "Rows of a task side by side: the image, what was decided, the truth and the loss above"
+        "Rows of a task in a grid: the image, what was decided, the truth and the loss above"
         import matplotlib.pyplot as plt
         from fastai_condmtl.vision.show import draw_shapes
-        fig, axs = plt.subplots(1, len(rows), figsize=(2.3*len(rows), 2.9), squeeze=False)
-        fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=.83, wspace=.03) # a layout to be solved would take longer than the drawing
+        c = math.ceil(len(rows)**.5)
+        r = -(-len(rows)//c)
+        fig, axs = plt.subplots(r, c, figsize=(2.3*c, 2.9*r), squeeze=False)
+        fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1 - .5/(2.9*r), wspace=.03, hspace=.25) # a layout to be solved would take longer than the drawing
+        for ax in axs.flat: ax.axis('off')
         say = lambda v: textwrap.shorten(tell(v), 28, placeholder=' …')
-        for ax,(l,r) in zip(axs[0], rows):
-            pred, truth = self.pred(r, True), self.truth(r)
-            right = self.packed[1][r][1, self.flow.slices[path].targets].any()
-            images[r].show(ctx=ax)
-            if self.flow.tasks[path].draws is not None: draw_shapes(ax, truth, images[r].shape[:-3:-1], 'white', '--'); draw_shapes(ax, pred, images[r].shape[:-3:-1], 'orange')
-            ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[r]})", fontsize=8)
+        for ax,(l,row) in zip(axs.flat, rows):
+            pred, truth = self.pred(row, True), self.truth(row)
+            right = self.packed[1][row][1, self.flow.slices[path].targets].any()
+            images[row].show(ctx=ax)
+            if self.flow.tasks[path].draws is not None:
+                for o,color,ls in ((truth, 'white', '--'), (pred, 'orange', '-')): draw_shapes(ax, o, images[row].shape[:-3:-1], color, ls)
+            ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[row]})", fontsize=8)
         return fig
 
 # %% ../../nbs/callback/01_track.ipynb #51ec6f91
@@ -183,7 +193,7 @@ class ConditionalTracker(Callback):
         self.acc, self.shared = Kept(flow, self.n), next((m.acc for m in self.learn.metrics if isinstance(m, TaskMetric) and m.acc.flow is flow), None)
     def before_train(self):
         self.sums = None
-        if not self.trained and rank_distrib() == 0 and self.writer is None: self.open()
+        if not self.trained and rank_distrib() == 0: self._begin()
         self.trained = True # `learn.validate` is no fit
     def before_validate(self):
         if not self.nested: self.acc.reset()
@@ -223,14 +233,18 @@ class ConditionalTracker(Callback):
             if share is not None: there = there*torch.as_tensor(share, device=x.device, dtype=x.dtype).reshape(-1, 1)
             new = torch.stack([(torch.where(there > 0, x, 0.)*there).sum(0), there.sum(0)])
             self.sums = new if self.sums is None else self.sums + new
+    def _begin(self):
+        if self.writer is None: self.open()
+        if self.said: return
+        self._draw('_flow/tasks', self.acc.flow.plot().get_figure())
+        self.write_text('_flow/text', str(self.acc.flow))
+        self.said = True # once, whatever the number of fits
     def _show(self):
         "Write what is dear to make"
         if rank_distrib() != 0: return
         import matplotlib.pyplot as plt
         t = Tracked(self.learn, self.acc, tasks=self.tasks, n=self.n)
         with no_random(), plt.ioff():
-            if not self.said: self._draw('_flow/tasks', t.flow_figure()); self.write_text('_flow/text', str(t.flow))
-            self.said = True
             self.write_scalars(t.thresholds())
             for tag,fig in t.figures(): self._draw(tag, fig)
             for tag,text in t.texts(): self.write_text(tag, text)
@@ -264,7 +278,9 @@ class ConditionalTensorBoard(ConditionalTracker):
     def after_batch(self):
         super().after_batch()
         if self.writer is None or not self.training or self.nested: return
-        for tag,v in {'_total/smooth_loss': self.smooth_loss, **{f'_hypers/{k}_{i}': h[k] for i,h in enumerate(self.opt.hypers) for k in ('lr', 'mom') if k in h}}.items(): self.writer.add_scalar(tag, v, self.batches)
+        self.writer.add_scalar('_total/smooth_loss', self.smooth_loss, self.batches)
+        for i,h in enumerate(self.opt.hypers):
+            for k in {'lr', 'mom'} & set(h): self.writer.add_scalar(f'_hypers/{k}_{i}', h[k], self.batches)
     def write_scalars(self, values):
         for tag,v in values.items(): self.writer.add_scalar(tag, v, self.batches)
         self.writer.flush()
@@ -305,7 +321,8 @@ def _meet_fastai():
     "Let fastai's `WandbCallback` show samples of a flow, and work"
     from fastai.callback import wandb as fw
     @dispatch
-    def wandb_process(x:TensorImage, y:TensorConditional, samples, outs, preds): return _table(samples, outs, 'Input image', lambda x: fw.wandb.Image(x.permute(1,2,0)))
+    def wandb_process(x:TensorImage, y:TensorConditional, samples, outs, preds):
+        return _table(samples, outs, 'Input image', lambda x: fw.wandb.Image(x.permute(1,2,0)))
     @dispatch
     def wandb_process(x:TensorBase, y:TensorConditional, samples, outs, preds): return _table(samples, outs, 'Input', str)
     plain = fw._format_config_value
@@ -314,7 +331,8 @@ def _meet_fastai():
 
 def _table(samples, outs, name, show):
     import wandb
-    return {'Prediction_Samples': wandb.Table(columns=[name, 'Ground_Truth', 'Predictions'], data=[[show(s[0]), str(s[-1].tree()), str(o[0].tree(truth=s[-1]))] for s,o in zip(samples, outs)])}
+    rows = [[show(s[0]), str(s[-1].tree()), str(o[0].tree(truth=s[-1]))] for s,o in zip(samples, outs)]
+    return {'Prediction_Samples': wandb.Table(columns=[name, 'Ground_Truth', 'Predictions'], data=rows)}
 
 # %% ../../nbs/callback/01_track.ipynb #b3a8d9d6
 @dispatch
