@@ -212,7 +212,7 @@ class FlowPrediction(Mapping):
         logits=None,      # Raw logits `(C,)` in flow order, where known
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
-        natural = flow.to_units(torch.as_tensor(decoded, dtype=torch.float64)) # float64: a class or a pixel reads back as it stood in the table
+        natural = flow.to_units(torch.as_tensor(decoded, dtype=torch.float64).detach()) # float64: a class or a pixel reads back as it stood in the table
         vals, mask = natural[0].cpu().numpy(), natural[1].cpu().numpy() > 0
         self._cells = {p: b.to_cell(np.where(mask[s.targets], vals[s.targets], 0.)) if mask[s.targets].any() else None for (p,s),b in zip(flow.slices.items(), flow.tasks.values())}
     def __getitem__(self, name): return self._cells[name] if name in self._cells else self._cells[self._path(name)]

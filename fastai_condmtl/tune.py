@@ -210,6 +210,7 @@ def plot_threshold(self:Learner,
     n_boot:int=200, # Bootstrap draws for the band (95 %); 0: none
     dl=None, ds_idx:int=1, # Labelled data
     ax=None,       # Matplotlib axes
+    acc=None,      # Predictions that were collected before, instead of `dl`
 ):
     "The metric over the threshold with its bootstrap band, the threshold in force, and the one to start with"
     import matplotlib.pyplot as plt
@@ -218,7 +219,7 @@ def plot_threshold(self:Learner,
     block = flow.tasks[path]
     if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) is decided without a threshold: plot a binary or multi-label task")
     aim = as_aim(metric) if metric is not None else loss.tuned[path].aim if path in loss.tuned else Aim()
-    p, y, m = _data(collect(self, dl, ds_idx), path)
+    p, y, m = _data(collect(self, dl, ds_idx) if acc is None else acc, path)
     names = block.vocab if hasattr(block, 'label_delim') else [path.rpartition('.')[2]]
     if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, names)}")
     if ax is None: ax = plt.subplots(figsize=(6,3.6), layout='constrained')[1]
