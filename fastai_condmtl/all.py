@@ -12,3 +12,4 @@ from .explain import FlowTree
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
 from .table import Cleaner
+from .callback.track import ConditionalTensorBoard, ConditionalWandb
