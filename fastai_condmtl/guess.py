@@ -212,7 +212,7 @@ class Guess:
     "What `guess_flow` saw: `.flow`, `.fn_col`, `.left_out` (column → why), `.why` (task → sentences)"
     def __init__(self, flow, fn_col, left_out, why): self.flow, self.fn_col, self.left_out, self.why = flow, fn_col, left_out, why
     def __repr__(self):
-        head = ([] if self.fn_col is None else [f"Image files: column '{self.fn_col}'"]) + [f"Left out: '{c}': {w}" for c,w in self.left_out.items()]
+        head = ([] if self.fn_col is None else [f"Image files: column '{self.fn_col}'"]) + [f"Left out: '{c}': {w}" for c,w in self.left_out.items()] + [n for n in self.flow.note if n.startswith('In ')]
         return '\n'.join([repr(self.flow), '', *[f'{n}: {w}' for n,w in self.why.items()], '', *head]).rstrip()
 
 def guess_flow(
