@@ -4,22 +4,24 @@
 
 # %% ../nbs/15_cli.ipynb #5888f62b
 from __future__ import annotations
-import argparse, contextlib, importlib, io, json, os, sys, warnings
+import argparse, contextlib, importlib, io, json, os, sys, textwrap, warnings
 from pathlib import Path
 import pandas as pd
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from . import __version__
 from .base import near
+from .blocks import BinaryBlock, BoundedRegressionBlock, UnboundedRegressionBlock
 from .conditions import FlowError
+from .data import leaves
 from .flow import Flow
 from .guess import guess_flow, guess_fn_col
 from .metrics import wanted_metrics
 import fastai_condmtl.flow_json # noqa: F401  Flow.from_json
 
 # %% auto #0
-__all__ = ['told', 'read_table', 'file_column', 'image_files', 'out_folder', 'status', 'make_parser', 'at_least',
-           'common_options', 'register', 'write_guess', 'find_arch', 'load_data', 'make_learner', 'quietly',
-           'NarrowProgress', 'fit', 'report', 'train', 'condmtl_train']
+__all__ = ['RUN_FILES', 'told', 'read_table', 'numbers_where_meant', 'file_column', 'image_files', 'out_folder', 'status',
+           'make_parser', 'at_least', 'common_options', 'register', 'write_guess', 'find_arch', 'load_data',
+           'make_learner', 'quietly', 'NarrowProgress', 'fit', 'report', 'train', 'condmtl_train']
 
 # %% ../nbs/15_cli.ipynb #db645378
 @contextlib.contextmanager
@@ -46,6 +48,15 @@ def read_table(path, only_blank=False):
     except FileNotFoundError: raise FlowError(f"there is no file '{path}': check the path") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise FlowError(f"'{path}' cannot be read as a CSV: {e}. It must be a table with commas and a first line of column names, in UTF-8") from None
     if not len(df): raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
+    return df
+
+def numbers_where_meant(df, blocks):
+    "`df` with numbers for the words of columns that should hold numbers, so that one wrong cell, which makes a CSV's whole column text, is the one that errors name"
+    for b in blocks:
+        if not isinstance(b, (BoundedRegressionBlock, UnboundedRegressionBlock)) and not (isinstance(b, BinaryBlock) and b.vocab is None): continue
+        for c in [c for c in b.cols if c in df.columns and not pd.api.types.is_numeric_dtype(df[c])]:
+            x = pd.to_numeric(df[c].where(df[c].map(lambda v: isinstance(v, str))), errors='coerce')
+            if x.notna().any(): df = df.assign(**{c: x.astype(object).where(x.notna(), df[c])})
     return df
 
 def file_column(df, fn_col, csv):
@@ -87,7 +98,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog): super().__init__(prog, max_help_position=30, width=120)
 
 def make_parser(prog, what, examples):
-    p = argparse.ArgumentParser(prog, description=what, epilog='examples:\n' + examples, formatter_class=_Help, allow_abbrev=False)
+    p = argparse.ArgumentParser(prog, description=textwrap.fill(what, 110), epilog='examples:\n' + examples, formatter_class=_Help, allow_abbrev=False)
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     return p
 
@@ -135,7 +146,7 @@ def find_arch(name:str):
     if name in ours: return getattr(tv, name)
     try: import timm
     except ImportError: raise FlowError(f"--arch {name} is no architecture of torchvision: {near(name, ours)} For the names of timm: pip install 'fastai_condmtl[timm]'") from None
-    if not timm.is_model(name): raise FlowError(f"--arch {name} is an architecture of neither torchvision nor timm: {near(name, ours + timm.list_models())}")
+    if not timm.is_model(name): raise FlowError(f"--arch {name} is an architecture of neither torchvision nor timm: {near(name, dict.fromkeys(ours + timm.list_models()))}")
     return name
 
 def load_data(a, df, flow, fn_col):
@@ -175,8 +186,8 @@ def fit(a, learn):
     log = learn.path/'history.csv'
     log.write_text('\n'.join(dict.fromkeys(log.read_text().splitlines())) + '\n') # a fine-tuning is two fits, and each wrote its header
 
-# %% ../nbs/15_cli.ipynb #799dbd1f
-_written = ('learner.pkl', 'flow.json', 'thresholds.json', 'evaluation.csv', 'cascade.csv', 'history.csv', 'valid.csv', 'audit.txt', 'flow.png', 'results.png', 'run.json')
+# %% ../nbs/15_cli.ipynb #ad230f18
+RUN_FILES = ('learner.pkl', 'flow.json', 'thresholds.json', 'evaluation.csv', 'cascade.csv', 'history.csv', 'valid.csv', 'audit.txt', 'flow.png', 'results.png', 'run.json')
 
 def _figure(path, draw):
     import matplotlib.pyplot as plt
@@ -204,7 +215,8 @@ def train(a):
     flow, df = Flow.from_json(Path(a.flow)), read_table(a.csv, a.only_blank_missing)
     fn_col, arch = file_column(df, a.fn_col, a.csv), find_arch(a.arch)
     image_files(df, fn_col, a.images, a.suff, a.skip_bad_images)
-    audit, out = flow.audit(df), out_folder(a.out, a.force, _written)
+    df = numbers_where_meant(df, [b for _,b in leaves(flow)])
+    audit, out = flow.audit(df), out_folder(a.out, a.force, ('learner.pkl',))
     from fastai.vision.all import set_seed
     set_seed(a.seed)
     dls = load_data(a, df, flow, fn_col)
@@ -223,15 +235,15 @@ def train(a):
     learn.export('learner.pkl')
     options = {k: v for k,v in vars(a).items() if k not in ('guess', 'ignore', 'force', 'quiet')}
     (out/'run.json').write_text(json.dumps({**options, 'fn_col': fn_col, 'images': str(Path(a.images).resolve()), 'version': __version__}, indent=1) + '\n', encoding='utf-8')
-    print(f"\n{out}/ holds {', '.join(_written)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain --run {out} IMAGE ...")
+    print(f"\n{out}/ holds {', '.join(RUN_FILES)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain --run {out} IMAGE ...")
 
 def condmtl_train(argv=None):
     "Train a network on a CSV, a flow and a folder of images; or guess a first flow"
     p = make_parser('condmtl_train', 'Train a network for a flow of tasks on a table of labels and a folder of images. Writes a run folder: learner, thresholds, scores beside trivial predictors, audit, pictures.', """\
   condmtl_train --guess labels.csv --images pictures      write a first flow.json by looking at the columns, with a reason for each guess
   condmtl_train --csv labels.csv --flow flow.json --images pictures --arch resnet18 --epochs 3 --out run
-  condmtl_train --csv labels.csv --flow flow.json --images pictures --arch convnext_tiny --size 128 --valid-col is_valid --out run2
-  condmtl_train --csv labels.csv --flow flow.json --images pictures --arch squeezenet1_1 --no-pretrained --epochs 20 --lr 5e-3 --out run3""")
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --size 128 --valid-col is_valid --out run2
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3""")
     p.add_argument('--guess', metavar='CSV', help='write a first flow to the file of --flow (default flow.json) and stop')
     p.add_argument('--ignore', metavar='COLUMN', nargs='+', default=[], help='with --guess: columns that are no tasks')
     p.add_argument('--csv', help='table of labels, a row an image')

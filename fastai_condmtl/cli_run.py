@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import pandas as pd
-from .cli import at_least, common_options, file_column, image_files, make_parser, out_folder, quietly, read_table, register, report, told
+from .cli import at_least, common_options, file_column, image_files, make_parser, out_folder, numbers_where_meant, quietly, read_table, register, report, told
 from .conditions import FlowError
 
 # %% auto #0
@@ -40,7 +40,7 @@ def rows_of(a, options):
 def evaluate(a):
     "`condmtl_evaluate`"
     learn, options = load_run(a)
-    df = rows_of(a, options)
+    df = numbers_where_meant(rows_of(a, options), learn.dls.flow.tasks.values())
     if a.thresholds: load_thresholds(learn, a.thresholds)
     a.bs = a.bs or options['bs']
     out = out_folder(a.out or Path(a.run)/'evaluate', a.force, ('evaluation.csv',))
