@@ -6,7 +6,6 @@
 from __future__ import annotations
 import json
 from pathlib import Path
-import pandas as pd
 from .cli import at_least, common_options, file_column, image_files, make_parser, out_folder, numbers_where_meant, quietly, read_table, register, report, told
 from .conditions import FlowError
 

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from .base import factorise
 from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock, sort_labels
 from .condition_text import plain, write_condition
-from .conditions import Condition, FlowError, any_of, as_condition, atoms, both, kleene, task
+from .conditions import FlowError, any_of, as_condition, atoms, both, kleene, task
 from .flow import Flow
 import fastai_condmtl.audit, fastai_condmtl.flow_json # noqa: F401  flow.audit, flow.to_json
 
