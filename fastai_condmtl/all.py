@@ -13,3 +13,5 @@ from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
 from .table import Cleaner
 from .callback.track import ConditionalTensorBoard, ConditionalWandb
+from .flow_json import register_block
+from .guess import guess_flow

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse, time
 from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt, torch
-from fastai.vision.all import ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed
+from fastai.vision.all import ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed, Resize
 from torch import nn
 from .synthetic import digits_flow, digits_table, save_pictures, save_scenes, security_flow
 from .vision.all import ConditionalDataLoaders, conditional_vision_learner
@@ -36,7 +36,7 @@ def make_learner(
     **kwargs # For `ConditionalDataLoaders.from_df`
 ) -> Learner:
     "A learner for small pictures, untrained"
-    dls = ConditionalDataLoaders.from_df(df, flow, path=path, fn_col='img', seed=0, stratify=True, num_workers=1, batch_tfms=Normalize.from_stats(*imagenet_stats), **kwargs)
+    dls = ConditionalDataLoaders.from_df(df, flow, path=path, fn_col='img', seed=0, stratify=True, num_workers=1, item_tfms=Resize(size), batch_tfms=Normalize.from_stats(*imagenet_stats), **kwargs)
     return conditional_vision_learner(dls, trunk, pretrained=False, normalize=False, custom_head=head(dls.c, size))
 
 # %% ../nbs/12_demo.ipynb #798c8f9e

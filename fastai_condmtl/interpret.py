@@ -41,7 +41,7 @@ class ConditionalInterpretation:
     ):
         "Predict once, keep what is needed"
         if dl is None: dl = learn.dls[ds_idx]
-        dl = dl.new(shuffle=False, drop_last=False)
+        dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset)))) # in the order of the table, also where texts are sorted by length
         with learn.no_bar(): return cls(learn, dl, collect(learn, dl, acc=Losses(flow_of(learn))))
 
     def losses(self, task=None):

@@ -383,7 +383,7 @@ def test_bad_block_tune():
         with pytest.raises(FlowError, match='leaf'): search(security(leaf=dict(tune=bad)))
 
 def test_plot(learn):
-    ax = quiet(learn, 'plot_threshold', 'leaf', n_boot=10)
+    ax = quiet(learn, 'plot_threshold', 'leaf', 'f1', n_boot=10)
     p, t = support(learn, 'leaf')
     lines = [l for l in ax.lines if len(l.get_xdata()) > 5]
     x, y = map(np.asarray, lines[0].get_data())
