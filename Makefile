@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## the notebooks, then pytest
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(SHELL) -c \
 	  'out=$$($(BIN)/nbdev-test {} --n-workers 0 --do-print 2>&1) || { echo "$$out"; exit 1; }'  # a process each: @patch of one notebook must not reach the next
 	@echo "notebooks: $$(find nbs -name '*.ipynb' -not -path '*/[_.]*' | wc -l) passed"
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save
