@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
+from fastprogress.fastprogress import progress_bar
 from fastcore.basics import patch
 from .conditions import Atom, FlowError, conjuncts, forced
 from .base import names_of, near
@@ -81,7 +82,8 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
     if self.flow.infer_labels: vals, known, clash = infer(plan, vals, known)
     states, n, rows, found = plan.states(lambda i: vals[i], lambda i: known[i]), len(df), [], []
     own = known if self.flow.infer_labels == 'train' else given
-    for i,(path,block) in enumerate(zip(plan.paths, plan.blocks)):
+    tasks = list(enumerate(zip(plan.paths, plan.blocks)))
+    for i,(path,block) in progress_bar(tasks, leave=False) if n*len(tasks) > 2e7 else tasks:
         true, false = (np.ones(n, dtype=bool), np.zeros(n, dtype=bool)) if states[i] is None else states[i]
         some, says = own[i].any(1), _says(block, vals[i], own[i])
         counts, mask = true & some, own[i] & true[:,None]

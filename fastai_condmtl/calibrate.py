@@ -8,7 +8,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
-from .learner import flow_of, loss_of, own_loss, raw_preds
+from .learner import flow_of, loss_of, own_loss, progress, raw_preds
 from .losses import move_threshold
 
 # %% auto #0
@@ -66,7 +66,7 @@ def calibrate(self:Learner,
     raw, y = (torch.as_tensor(a).as_subclass(torch.Tensor).double().cpu() for a in (raw, y))
     old, rows = dict(loss.temperatures), []
     new = dict(old)
-    for path in paths:
+    for path in progress(self, paths, 'temperatures'):
         block = flow.tasks[path]
         x, t = _cells(flow, path, raw, y.reshape(len(y), 2, -1))
         temp, note = _temperature(block, x, t, min_support, folds, old.get(path, 1.))

@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import atoms
-from .learner import collect, flow_of, loss_of
+from .learner import collect, flow_of, loss_of, progress
 from .metrics import check_metrics, wanted_metrics
 from .tune import cross_fitted
 
@@ -52,7 +52,7 @@ def evaluate(self:Learner,
     acc = judged(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []
-    for i,(path,block) in enumerate(flow.tasks.items()):
+    for i,(path,block) in progress(self if n_boot else None, enumerate(flow.tasks.items()), 'bootstrap'):
         summary, true, mask, threshold = acc.task(path)
         hit, counts = reached[:,i], mask.any(1)
         for name in wanted_metrics(block, metrics):

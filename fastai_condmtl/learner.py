@@ -10,6 +10,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
 from fastai.learner import Learner, Recorder
+from fastprogress.fastprogress import progress_bar
 import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
 from .target import BoundFlow, FlowPrediction
@@ -19,7 +20,7 @@ from .explain import FlowTree, grow
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'Collect', 'collect', 'raw_preds']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'Collect', 'collect', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(learn) -> BoundFlow:
@@ -39,6 +40,14 @@ def own_loss(learn) -> ConditionalLoss:
     loss = loss_of(learn)
     if loss is learn.dls.flow.loss_func: learn.loss_func = loss.clone()
     return learn.loss_func
+
+def progress(learn, items, comment=''):
+    "`items` one by one, under a progress bar where the learner shows them (`learn.no_bar()` silences it)"
+    items = list(items)
+    if not hasattr(learn, 'progress') or len(items) < 2: yield from items; return
+    bar = progress_bar(items, leave=False)
+    bar.comment = comment
+    yield from bar
 
 if not hasattr(Learner.predict, '_plain'):
     _plain = Learner.predict

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
 from .base import near
-from .learner import collect, flow_of, loss_of, own_loss
+from .learner import collect, flow_of, loss_of, own_loss, progress
 from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .scores import aliases, binary_score, counts
@@ -152,10 +152,10 @@ def _data(acc, path):
     if np.isnan(summary[...,0][mask]).any(): raise FlowError(f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be tuned, look at its training (a lower learning rate?)")
     return summary[...,0], true > .5, mask
 
-def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_support=5) -> pd.DataFrame:
+def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_support=5, learn=None) -> pd.DataFrame:
     "Search the thresholds of `wanted` (see `aims`), put them in force in `loss`; a row a task and label"
     rows, tuned, used = [], {}, fingerprint(acc)
-    for path,aim in wanted.items():
+    for path,aim in progress(learn, wanted.items(), 'thresholds'):
         block = loss.flow.tasks[path]
         start = block.thresholds().numpy()
         data = _data(acc, path)
@@ -199,7 +199,7 @@ def search_thresholds(self:Learner,
 ) -> pd.DataFrame:
     "Search every binary task and label on its masked rows and put what pays in force in `loss_func.thresholds`; a row a task and label"
     wanted = aims(flow_of(self), metric, constraint, gates, tasks)
-    return search(own_loss(self), collect(self, dl, ds_idx), wanted, n_boot, min_support)
+    return search(own_loss(self), collect(self, dl, ds_idx), wanted, n_boot, min_support, self)
 
 # %% ../nbs/07b_tune.ipynb #e7644c53
 @patch
