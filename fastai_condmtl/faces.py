@@ -26,9 +26,9 @@ class _Head:
     def __init__(self, rng, age, pose):
         child = np.clip(1 - age/18, 0, 1) # small, round, with large eyes that sit low
         self.yaw = (-64, -33, 0, 33, 64)[pose] + rng.uniform(-9, 9)
-        self.a = (74 - 14*child)*rng.uniform(.92, 1.08) # half width and half height
+        self.a = (74 - 14*child)*rng.uniform(.86, 1.08) # half width and half height
         self.b = self.a*(1.12 + .12*(1 - child) + .06*min(age, 90)/90)*rng.uniform(.97, 1.03)
-        self.x, self.y = 128 + rng.uniform(-20, 20), 126 + rng.uniform(-14, 14)
+        self.x, self.y = 128 + rng.uniform(-20, 20), 128 + rng.uniform(-22, 22)
         self.eyes, self.eye = -.12 + .18*child, (.13 + .05*child)*self.a # their height, their radius
     def at(self, azimuth, height, out=1.):
         "Where a point is in the picture, and whether it is seen"
