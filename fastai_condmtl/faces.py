@@ -69,7 +69,8 @@ def _lines(d, h, skin, age):
         p = [h.at(az, -.34 - .1*k + .015*(abs(az) > 15), .95)[:2] for az in range(-34, 35, 17)]
         d.line(p, fill=ink, width=3)
     for side in (-1, 1):
-        if old > 5 and h.at(34*side, .3)[2]: d.line([h.at(16*side, .2, .98)[:2], h.at(27*side, .34, .96)[:2], h.at(30*side, .5, .96)[:2]], fill=ink, width=3)
+        if old > 5 and h.at(34*side, .3)[2]:
+            d.line([h.at(16*side, .2, .98)[:2], h.at(27*side, .34, .96)[:2], h.at(30*side, .5, .96)[:2]], fill=ink, width=3)
         x, y, seen = h.at(27*side, h.eyes + .14, .95)
         if old > 20 and seen: d.arc((x - 1.3*h.eye, y - h.eye, x + 1.3*h.eye, y + .8*h.eye), 20, 160, fill=ink, width=3)
 
@@ -77,7 +78,8 @@ def _lines(d, h, skin, age):
 def _face(rng):
     "A face on 256 x 256 pixels; its labels, landmarks as shares of the picture (a guess where hidden); the hidden landmarks"
     pose, female, smile, glasses, tone = int(rng.choice(5, p=_ODDS)), rng.random() < .5, rng.random() < .5, rng.random() < .25, int(rng.integers(5))
-    age = int(np.clip(rng.choice([rng.uniform(0, 12), rng.normal(28, 8), rng.uniform(35, 65), rng.uniform(60, 100), rng.uniform(90, 117)], p=[.17, .38, .25, .17, .03]), 0, 116))
+    ages = [rng.uniform(0, 12), rng.normal(28, 8), rng.uniform(35, 65), rng.uniform(60, 100), rng.uniform(90, 117)]
+    age = int(np.clip(rng.choice(ages, p=[.17, .38, .25, .17, .03]), 0, 116))
     im = Image.new('RGB', (256,256), _tint(rng, (150,158,166), 60))
     d, h = ImageDraw.Draw(im), _Head(rng, age, pose)
     for _ in range(int(rng.integers(2, 6))): _oval(d, *rng.uniform(0, 256, 2), *rng.uniform(12, 60, 2), fill=_tint(rng, (150,158,166), 70))
@@ -107,7 +109,8 @@ def _face(rng):
         d.line([(h.at(-80, h.eyes)[0], yl), (h.at(80, h.eyes)[0], yr)], fill=(20,20,24), width=6)
         shift = rng.uniform(-.35, .35, 2)*h.eye # glasses do not sit right before the eyes
         for x,y,side in ((xl, yl, -1), (xr, yr, 1)):
-            if h.at(26*side, 0)[2]: _oval(d, x + shift[0], y + shift[1], r*max(.5, np.cos(np.deg2rad(26*side + h.yaw))), r, fill=(24,24,30), outline=(70,70,80), width=3)
+            thin = max(.5, np.cos(np.deg2rad(26*side + h.yaw)))
+            if h.at(26*side, 0)[2]: _oval(d, x + shift[0], y + shift[1], r*thin, r, fill=(24,24,30), outline=(70,70,80), width=3)
     *marks['nose'], _ = h.at(0, h.eyes + .38, 1.12)
     top, wing = h.at(-6, h.eyes + .08, 1.)[:2], h.at(12, h.eyes + .4, 1.02)[:2]
     d.line([top, marks['nose'], wing], fill=_mix(skin, (60,25,15), .5), width=6, joint='curve')
@@ -130,8 +133,8 @@ def _shot(seed, i, *sizes):
     rng = np.random.default_rng([seed, i])
     im, row, hidden = _face(rng)
     light, noise = rng.uniform(.84, 1.06), rng.uniform(2, 7)
-    ims = [(np.asarray(im.resize((s,s), Image.Resampling.BOX))*light + rng.standard_normal((s,s,1), np.float32)*noise).clip(0, 255).astype(np.uint8) for s in sizes]
-    return ims, row, hidden
+    def shoot(s): return (np.asarray(im.resize((s,s), Image.Resampling.BOX))*light + rng.standard_normal((s,s,1), np.float32)*noise).clip(0, 255).astype(np.uint8)
+    return [shoot(s) for s in sizes], row, hidden
 
 def _gap(rng, row, hidden, size, missing):
     "A row of the table: landmarks in pixels, blank where hidden, and blanks at random (a landmark as a whole)"
