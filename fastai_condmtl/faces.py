@@ -133,7 +133,9 @@ def _shot(seed, i, *sizes):
     rng = np.random.default_rng([seed, i])
     im, row, hidden = _face(rng)
     light, noise = rng.uniform(.84, 1.06), rng.uniform(2, 7)
-    def shoot(s): return (np.asarray(im.resize((s,s), Image.Resampling.BOX))*light + rng.standard_normal((s,s,1), np.float32)*noise).clip(0, 255).astype(np.uint8)
+    def shoot(s):
+        shot = np.asarray(im.resize((s,s), Image.Resampling.BOX))*light + rng.standard_normal((s,s,1), np.float32)*noise
+        return shot.clip(0, 255).astype(np.uint8)
     return [shoot(s) for s in sizes], row, hidden
 
 def _gap(rng, row, hidden, size, missing):
