@@ -24,6 +24,7 @@ test: $(VENV)/.dev  ## the notebooks, then pytest
 outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save
 	@$(BIN)/nbdev-clean
+	@$(BIN)/python docs/shrink.py
 
 bench: $(VENV)/.dev  ## run the benchmarks one after the other, write benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/run.py

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
 from PIL import Image, ImageDraw
+from .faces import faces, save_faces
 from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from .flow import Flow
 
 # %% auto #0
 __all__ = ['SCENES', 'SHIRTS', 'FACES', 'LABELS', 'DIGITS', 'CORNERS', 'security_scenes', 'save_pictures', 'save_scenes',
-           'security_flow', 'digits_table', 'digits_flow']
+           'security_flow', 'digits_table', 'digits_flow', 'faces', 'save_faces']
+
+# %% ../nbs/11_synthetic.ipynb #a0e0d601
+_all_ = ['faces', 'save_faces'] # drawn in a module of their own
 
 # %% ../nbs/11_synthetic.ipynb #911885b8
 SCENES = ('camera_covered', 'camera_sprayed', 'door_locked', 'door_unlocked', 'lock_hidden', 'nobody',
