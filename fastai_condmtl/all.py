@@ -6,7 +6,7 @@ from .target import FlowPrediction, TensorConditional
 from .losses import ConditionalLoss
 from .metrics import TaskMetric
 from .data import FlowTransform, StratifiedSplitter
-from .thresholds import best_threshold
+from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
 from .evaluate import Evaluation

@@ -19,6 +19,7 @@ class ConditionalBlock(Comparable):
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = draws = None # known once bound; what to draw of it
+    default_params, lower_is_better = {}, () # of `params`, where another task of the family has them; metrics of which less is more
     nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path
@@ -65,6 +66,13 @@ class ConditionalBlock(Comparable):
     def scale(self, x): "Natural values to the loss scale"; return x
     def unscale(self, x): "Loss scale to natural values"; return x
     def check(self, op, value): "`value` of an atom in natural values, after checking that the kind answers `op`"; check_op(op, self.ops, self.path or self.name, type(self).__name__); return value
+    def truth(self, op, value, vals, known, scaled=False): "Where an atom is true and where it is false, two boolean arrays (n,): of values and known `(n, W)`, NumPy arrays of labels or tensors of decisions"; raise NotImplementedError(f'{type(self).__name__}.truth')
+    def force(self, op, value, truth): "Natural values that an atom forces, `[(target column, value)]`"; return []
+    def loss(self, logits, targets, weight=None): "Loss of every cell; with `weight` their weighted sum"; raise NotImplementedError(f'{type(self).__name__}.loss')
+    def activate(self, logits): "What predictions are told as: probabilities, or values on the loss scale"; raise NotImplementedError(f'{type(self).__name__}.activate')
+    def decide(self, acts): "Decided values on the loss scale; thresholded kinds also take a threshold a column"; raise NotImplementedError(f'{type(self).__name__}.decide')
+    def summarise(self, acts, targets): "What scores need to know of each cell, in its last dimension `n_summary` numbers"; raise NotImplementedError(f'{type(self).__name__}.summarise')
+    def score(self, name, summary, true, mask, threshold=None): "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"; raise NotImplementedError(f'{type(self).__name__}.score')
     def decided(self, summary, threshold=None): "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"; return summary[..., 0]
     def constant(self, vals, mask): "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"; return None
     def trivial(self, name, constant, vals): "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"; return None
@@ -75,6 +83,7 @@ class ConditionalBlock(Comparable):
     def event(self, op, value):
         "An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the atom itself is a variable of two states"
         return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
+    def n_states(self, variable): "States that a variable of `event` can take"; return max(2, self.n_out)
     def chances(self, variable, acts, vals):
         "Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"
         t = self.truth(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]

@@ -261,7 +261,7 @@ class SingleLabelBlock(ConditionalBlock):
 class _Regression(ConditionalBlock):
     "What `BoundedRegressionBlock` and `UnboundedRegressionBlock` share"
     ops, exact = ('gt', 'ge', 'lt', 'le', 'between'), False
-    metrics = ('mae', 'rmse', 'r2')
+    metrics, lower_is_better = ('mae', 'rmse', 'r2'), ('mae', 'rmse')
     lo, span = 0., 1.
     def _set_loss(self, loss):
         if loss not in _regression_losses: raise FlowError(f"task '{self.name}': loss={loss!r} is not known: {near(loss, _regression_losses)}")

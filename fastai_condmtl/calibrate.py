@@ -133,6 +133,6 @@ def plot_reliability(self:Learner,
         share, mean = calibration_curve(hit, conf, n_bins=bins)
         ax.plot(mean, share, style, label=f"{'plain' if temp == 1 else f'temperature {temp:.2f}'}: error {calibration_error(conf, hit):.3f}")
     ax.set(xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'), ylabel='share that came true', xlim=(0,1), ylim=(0,1))
-    ax.set_title(f"{path.rpartition('.')[2]}, {len(t)} rows", parse_math=False)
+    ax.set_title(f"{path.rpartition('.')[2]}, {len(t)} {'labels' if block.n_targets > 1 else 'rows'}", parse_math=False)
     ax.legend(fontsize='small')
     return ax

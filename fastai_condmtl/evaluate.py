@@ -4,6 +4,7 @@
 
 # %% ../nbs/08_evaluate.ipynb #d95dd9e9
 from __future__ import annotations
+import hashlib
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
@@ -18,8 +19,8 @@ __all__ = ['Evaluation', 'judged', 'interval', 'blame']
 # %% ../nbs/08_evaluate.ipynb #dcfe4508
 class Evaluation(pd.DataFrame):
     "The table of `learn.evaluate`; `.show()` is its picture for a notebook"
-    _metadata = ['cross_fit'] # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds
-    cross_fit = ()
+    _metadata = ['cross_fit', 'lower'] # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds; metrics of which less is more
+    cross_fit, lower = (), ('mae', 'rmse')
     @property
     def _constructor(self): return Evaluation
     def show(self,
@@ -28,10 +29,10 @@ class Evaluation(pd.DataFrame):
         "A pandas `Styler`: scores better than the trivial predictor in green, worse in red; what parents' errors cost as bars"
         t, num = self.reset_index(drop=True), [c for c in self.columns if c in ('metric_res', 'ci_low', 'ci_high', 'baseline', 'cascade_res', 'missed', 'spurious')]
         def verdict(row):
-            sign = -1 if row.metric_name in ('mae', 'rmse') else 1
+            sign = -1 if row.metric_name in self.lower else 1
             d = sign*(row.metric_res - row.baseline)
             return [f"color: {'seagreen' if d > 0 else 'crimson'}; font-weight: bold" if c == 'metric_res' and d == d and d != 0 else '' for c in t.columns]
-        res = t.style.hide(axis='index').format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–').apply(verdict, axis=1)
+        res = t.style.set_uuid(hashlib.md5(t.to_csv().encode()).hexdigest()[:8]).hide(axis='index').format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–').apply(verdict, axis=1)
         for c in ('missed', 'spurious'):
             if c in t: res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
         first = ~t.task_path.duplicated() if 'task_path' in t else pd.Series(True, index=t.index)
@@ -63,7 +64,7 @@ def evaluate(self:Learner,
                          _share(counts & ~hit, counts), _share(hit & false[:,i], hit)))
             if n_boot: rows[-1] += interval(block, name, summary[counts], true[counts], mask[counts], threshold if np.ndim(threshold) < 2 else threshold[counts], n_boot)
     res = Evaluation(rows, columns=['task_path', 'metric_name', 'metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious'] + ['ci_low', 'ci_high']*bool(n_boot))
-    res.cross_fit = tuple(acc.cross_fit)
+    res.cross_fit, res.lower = tuple(acc.cross_fit), tuple({m for b in flow.tasks.values() for m in b.lower_is_better})
     return res
 
 def judged(learn, dl=None, ds_idx=1):

@@ -167,6 +167,8 @@ class Plan:
         def state(atom):
             i = self.index[atom.task]
             t, f = self.blocks[i].truth(atom.op, self.natural[atom], values(i), known(i), scaled)
+            for x in (t, f):
+                if not str(getattr(x, 'dtype', '')).endswith('bool'): raise FlowError(f"`truth` of {type(self.blocks[i]).__name__} (task '{self.paths[i]}') gives {getattr(x, 'dtype', type(x).__name__)}, not booleans: compare with operators (`vals[:,0] == v`), which NumPy arrays and tensors both know")
             return (t, f) if res[i] is None else (t & res[i][0], f & res[i][0])
         def all_of(gates):
             if gates not in cache:

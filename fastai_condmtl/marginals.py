@@ -66,8 +66,7 @@ class Diagrams:
         return self._node(var, {1: yes, 0: no} if side else {1: no, 0: yes})
     def _states(self, var):
         i, v = self.keys[var]
-        n = self.flow.plan.blocks[i].n_out
-        return n if n > 1 else 2
+        return self.flow.plan.blocks[i].n_states(v)
 
     def _node(self, var, kids):
         "The node that branches to `kids` {child: states}; equal nodes are one"
