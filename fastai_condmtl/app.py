@@ -10,7 +10,8 @@ from pathlib import Path
 from threading import Lock
 import torch
 from fastai.learner import Learner, load_learner
-from PIL import Image, ImageOps
+from PIL import Image
+from .cli import register
 from .conditions import FlowError
 from .learner import flow_of
 from .losses import single
@@ -18,21 +19,26 @@ from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html,
 import fastai_condmtl.vision.data # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['CSS', 'read_picture', 'Viewer', 'find_examples', 'thumbnails', 'knobs', 'make_app', 'load', 'parser', 'main']
+__all__ = ['FORMATS', 'CSS', 'read_picture', 'Viewer', 'find_examples', 'thumbnails', 'knobs', 'make_app', 'load', 'parser',
+           'main']
 
-# %% ../nbs/13_app.ipynb #85f76fa8
+# %% ../nbs/13_app.ipynb #d6a07435
+FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'BMP', 'TIFF')
+
 def read_picture(
     path,      # File
     name=None, # What to call it in messages; its own name by default
 ) -> Image.Image:
-    "The picture in a file, upright, as RGB; a `FlowError` in one sentence where there is none"
+    "The picture in a file as fastai reads it, as RGB; a `FlowError` in one sentence where there is none"
     path, name = Path(path), name or Path(path).name
     if not path.is_file(): raise FlowError(f"There is no file “{name}”: choose another one.")
     if not path.stat().st_size: raise FlowError(f"“{name}” is empty (0 bytes): choose another file, or copy it again.")
-    try: im = Image.open(path)
+    try:
+        im = Image.open(path, formats=FORMATS) # no other: some are programs, which a reader would run
+        if im.width*im.height > 40_000_000: raise Image.DecompressionBombError
     except Image.DecompressionBombError: raise FlowError(f"“{name}” has too many pixels for this page: make it smaller and try again.") from None
     except Exception: raise FlowError(f"“{name}” is not a picture that can be read here, whatever its name says: choose a PNG, JPEG, WebP, GIF, BMP or TIFF file.") from None # each format has errors of its own
-    try: return ImageOps.exif_transpose(im).convert('RGB')
+    try: return im.convert('RGB') # not turned by EXIF, since fastai does not turn it for the model either
     except Exception: raise FlowError(f"“{name}” is damaged or cut off, so that only a part of the {im.format} picture is there: copy or download it again.") from None
 
 # %% ../nbs/13_app.ipynb #fb6a977e
@@ -214,6 +220,7 @@ def parser():
         epilog='example:\n  condmtl_app demo_out/security.pkl --examples demo_out/scenes\n\nA learner is a pickle, which can run any code when it is opened: open only what you trust.', formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('model', metavar='MODEL', help='learner that learn.export wrote')
     p.add_argument('--examples', metavar='DIR', help='folder of pictures to offer')
+    p.add_argument('--register', action='append', default=[], metavar='MODULE', help='a module to import first, in which the learner has code of its own; may be given several times')
     p.add_argument('--host', help='address to listen on; by default this machine only, 0.0.0.0 for all that can reach it')
     p.add_argument('--port', type=int, help='by default the first that is free from 7860')
     p.add_argument('--share', action='store_true', help='make a public link for a week, through Gradio’s servers')
@@ -223,7 +230,9 @@ def main(argv=None):
     "Open the page of an exported learner"
     p = parser()
     args = p.parse_args(argv)
-    try: app = make_app(load(args.model), args.examples)
+    try:
+        register(args.register)
+        app = make_app(load(args.model), args.examples)
     except (FlowError, ImportError) as e: p.error(str(e))
     try: app.launch(server_name=args.host, server_port=args.port, share=args.share)
     except OSError as e: p.error(str(e)) # the port is taken

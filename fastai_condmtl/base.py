@@ -5,6 +5,7 @@
 # %% ../nbs/00c_base.ipynb #f26bd9c5
 from __future__ import annotations
 import difflib
+from collections import Counter
 from copy import copy
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
@@ -29,7 +30,8 @@ class ConditionalBlock(Comparable):
         weight:float=1., # Weight of the task's masked mean in the total loss
     ):
         check_name(name)
-        if not (isinstance(weight, (int, float)) and 0 <= weight < float('inf')): raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
+        if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300): raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
+        if col is not None and not isinstance(col, (str, int, float, tuple)): raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
         self.name, self.col, self.weight = name, col, float(weight)
         self.given = None if given is None else as_condition(given)
 
@@ -110,7 +112,9 @@ def check_vocab(block, vocab):
     if vocab is None: return None
     if isinstance(vocab, str) or not hasattr(vocab, '__iter__'): raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
     vocab = list(vocab)
-    if twice := [v for i,v in enumerate(vocab) if v in vocab[:i]]: raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
+    try: twice = [v for v,n in Counter(vocab).items() if n > 1]
+    except TypeError: twice = [v for i,v in enumerate(vocab) if v in vocab[:i]]
+    if twice: raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
     return vocab
 
 def _given(o, cond):

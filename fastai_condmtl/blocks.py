@@ -34,7 +34,8 @@ class _Sigmoid(ConditionalBlock):
     def _set_threshold(self, threshold):
         ok = np.ndim(threshold) == 0 or isinstance(self, MultiLabelBlock)
         try: t = np.asarray(threshold, dtype=float)
-        except (TypeError, ValueError): ok = False
+        except (TypeError, ValueError, OverflowError): ok = False
+        if isinstance(threshold, str): ok = False
         if not ok or not ((0 <= t) & (t <= 1)).all(): raise FlowError(f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1" + (", or one a label" if isinstance(self, MultiLabelBlock) else ''))
         self.threshold = threshold
     def thresholds(self): "The thresholds to start with (n_targets,)"; return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
@@ -167,8 +168,8 @@ class MultiLabelBlock(_Sigmoid):
     def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
     def to_columns(self, vals, known):
         if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known[:,j]) for j,c in enumerate(self.label_cols)}
-        join = list if any(self.label_delim in str(l) for l in self.vocab) else lambda ls: self.label_delim.join(map(str, ls))
-        return {self.cols[0]: pd.Series([join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
+        return {self.cols[0]: pd.Series([self.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
+    def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings or hold the delimiter"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l for l in self.vocab) else self.label_delim.join(labels)
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} labels'
 
@@ -315,7 +316,7 @@ class BoundedRegressionBlock(_Regression):
         super().__init__(name, col, **kwargs)
         self._set_loss(loss)
         try: self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
-        except (TypeError, ValueError): self.y_range = ()
+        except (TypeError, ValueError, OverflowError): self.y_range = ()
         if draws is not None and (draws.rpartition('.')[2] not in ('x','y','x1','y1','x2','y2','w','h') or y_range is None):
             raise FlowError(f"task '{name}': draws={draws!r} must be x, y, x1, y1, x2, y2, w or h (with a name before it: 'nose.x'), and y_range=(0, width or height of the picture) must be given")
         self.draws = draws

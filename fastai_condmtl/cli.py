@@ -6,7 +6,7 @@
 from __future__ import annotations
 import argparse, contextlib, importlib, io, json, os, sys, textwrap, warnings
 from pathlib import Path
-import pandas as pd
+import pandas as pd, torch
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from . import __version__
 from .base import near
@@ -14,7 +14,7 @@ from .blocks import BinaryBlock, BoundedRegressionBlock, UnboundedRegressionBloc
 from .conditions import FlowError
 from .data import leaves
 from .flow import Flow
-from .guess import guess_flow, guess_fn_col
+from .guess import _task_name, guess_flow, guess_fn_col
 from .metrics import wanted_metrics
 import fastai_condmtl.flow_json # noqa: F401  Flow.from_json
 
@@ -42,9 +42,9 @@ def told(
         print(f'{prog}: stopped', file=sys.stderr)
         sys.exit(130)
 
-def read_table(path, only_blank=False):
-    "A CSV as a table; what is wrong with the file is a `FlowError`"
-    try: df = pd.read_csv(path, keep_default_na=not only_blank, na_values=[''] if only_blank else None, low_memory=False)
+def read_table(path, only_blank=False, text=()):
+    "A CSV as a table, the columns of `text` as text; what is wrong with the file is a `FlowError`"
+    try: df = pd.read_csv(path, dtype={c: str for c in text}, keep_default_na=not only_blank, na_values=[''] if only_blank else None, low_memory=False)
     except FileNotFoundError: raise FlowError(f"there is no file '{path}': check the path") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise FlowError(f"'{path}' cannot be read as a CSV: {e}. It must be a table with commas and a first line of column names, in UTF-8") from None
     if not len(df): raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
@@ -66,14 +66,14 @@ def file_column(df, fn_col, csv):
     if (gaps := df[fn_col].isna()).any(): raise FlowError(f"column '{fn_col}' of '{csv}' is blank in {gaps.sum()} rows, the first in line {int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take these rows out")
     return fn_col
 
-def image_files(df, fn_col, images, suff='', skip=False):
+def image_files(df, fn_col, images, suff='', skip=False, can_skip=True):
     "The files of a table's rows; missing ones are an error unless `skip`"
     folder = Path(images)
     if not folder.is_dir(): raise FlowError(f"there is no folder '{images}': name the folder of the images with --images")
     files = [folder/f'{f}{suff}' for f in df[fn_col]]
     gone = [f for f in files if not f.is_file()]
     if gone and not (skip and len(gone) < len(files)):
-        raise FlowError(f"{len(gone)} of {len(files)} images are missing, such as {', '.join(repr(str(f)) for f in gone[:3])}: check --images, --fn-col (now '{fn_col}') and --suff" + ("" if len(gone) == len(files) else ", or leave such rows out with --skip-bad-images"))
+        raise FlowError(f"{len(gone)} of {len(files)} images are missing, such as {', '.join(repr(str(f)) for f in gone[:3])}: check --images{', --suff' if can_skip else ''} and --fn-col (now '{fn_col}')" + ("" if len(gone) == len(files) or not can_skip else ", or leave such rows out with --skip-bad-images"))
     return files
 
 def out_folder(path, force, names):
@@ -132,7 +132,7 @@ def write_guess(a):
     if out.exists() and not a.force: raise FlowError(f"'{out}' is there already: name another file with --flow, or write over it with --force")
     fn_col = None if a.fn_col is None else file_column(df, a.fn_col, a.guess)
     files = [f for f in image_files(df, file_column(df, fn_col, a.guess), a.images, a.suff, True) if f.is_file()] if a.images else []
-    guess = guess_flow(df, Path(a.guess).stem, fn_col, a.ignore, files)
+    guess = guess_flow(df, _task_name(Path(a.guess).stem, {})[0], fn_col, a.ignore, files)
     try: guess.flow.to_json(out)
     except OSError as e: raise FlowError(f"cannot write '{out}': {e.strerror}. Name another file with --flow") from None
     print(guess)
@@ -161,10 +161,14 @@ def load_data(a, df, flow, fn_col):
 def make_learner(a, dls, arch):
     "The network; weights that cannot be had are an error that says so"
     from fastai_condmtl.vision.learner import conditional_vision_learner
-    try: return conditional_vision_learner(dls, arch, pretrained=a.pretrained)
+    try:
+        learn = conditional_vision_learner(dls, arch, pretrained=False)
+        with torch.no_grad(): learn.model.eval()(torch.zeros(2, *dls.one_batch()[0].shape[1:]))
     except FlowError: raise
+    except Exception as e: raise FlowError(f"--arch {a.arch} does not take pictures of {a.size}×{a.size} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): try another architecture, such as resnet18, or a larger --size") from e
+    if not a.pretrained: return learn
+    try: return conditional_vision_learner(dls, arch, pretrained=True)
     except Exception as e:
-        if not a.pretrained: raise
         raise FlowError(f"the pretrained weights of {a.arch} could not be had ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): check the connection, or start from random weights with --no-pretrained") from e
 
 def quietly(learn, quiet=True):

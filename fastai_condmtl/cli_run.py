@@ -26,27 +26,29 @@ def load_run(a):
     except (ModuleNotFoundError, AttributeError) as e: raise FlowError(f"the learner of '{run}' uses code that is not here ({e}): install it, or name the module with --register") from None
     return learn, options
 
-def rows_of(a, options):
+def rows_of(a, options, learn):
     "The table to look at, image files as full paths under the column that the learner reads"
     own = a.csv is None
     csv = Path(a.run)/'valid.csv' if own else a.csv
-    df = read_table(csv, a.only_blank_missing or options['only_blank_missing'])
+    words = [c for b in learn.dls.flow.tasks.values() if (v := getattr(b, 'vocab', None)) and all(isinstance(l, str) for l in v) for c in (b.cols if len(b.cols) == 1 else [])]
+    df = read_table(csv, a.only_blank_missing or options['only_blank_missing'], words) # another file may hold only such words as look like numbers
     col = file_column(df, a.fn_col or (options['fn_col'] if own or options['fn_col'] in df.columns else None), csv)
-    files = image_files(df, col, a.images or options['images'], options['suff'])
+    files = image_files(df, col, a.images or options['images'], options['suff'], can_skip=False)
     suff = len(options['suff']) # the learner appends it again
-    return df.assign(**{options['fn_col']: [str(f.resolve())[:-suff or None] for f in files]})
+    return df.assign(**{options['fn_col']: [str(f.absolute())[:-suff or None] for f in files]}), df[col]
 
 def evaluate(a):
     "`condmtl_evaluate`"
     learn, options = load_run(a)
-    df = numbers_where_meant(rows_of(a, options), learn.dls.flow.tasks.values())
+    df, names = rows_of(a, options, learn)
+    df = numbers_where_meant(df, learn.dls.flow.tasks.values())
     if a.thresholds: load_thresholds(learn, a.thresholds)
     a.bs = a.bs or options['bs']
     out = out_folder(a.out or Path(a.run)/'evaluate', a.force, ('evaluation.csv',))
     dl = learn.dls.test_dl(df, with_labels=True, bs=a.bs, num_workers=a.workers)
     (out/'audit.txt').write_text(f'{learn.dls.flow.audit(df)}\n' if set(c for b in learn.dls.flow.tasks.values() for c in b.cols) <= set(df.columns) else 'Some columns of labels are missing.\n', encoding='utf-8')
     report(learn, out, dl, a.n_boot, a.quiet)
-    learn.predict_df(df, bs=a.bs, num_workers=a.workers).assign(**{options['fn_col']: df[options['fn_col']]}).to_csv(out/'predictions.csv', index=False)
+    learn.predict_df(df, bs=a.bs, num_workers=a.workers).assign(**{options['fn_col']: names}).to_csv(out/'predictions.csv', index=False)
     print(f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, results.png, audit.txt')
 
 def load_thresholds(learn, file):
@@ -100,7 +102,7 @@ def _picture(learn, file, path, **kwargs):
 def explain(a):
     "`condmtl_explain`"
     learn, options = load_run(a)
-    files = listed(a.image) + ([Path(f + options['suff']) for f in rows_of(a, options)[options['fn_col']]] if a.csv or not a.image else [])
+    files = listed(a.image) + ([Path(f + options['suff']) for f in rows_of(a, options, learn)[0][options['fn_col']]] if a.csv or not a.image else [])
     some = files[:a.max_n]
     tree = learn.explain(some, logits=a.logits, top_k=a.top_k, max_n=len(some), num_workers=a.workers)
     text = f'{tree}' + (f'\n… and {len(files) - len(some)} more (--max-n)' if len(files) > len(some) else '')

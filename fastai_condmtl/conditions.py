@@ -128,7 +128,7 @@ def _interval(o, lo, hi):
 
 def _number(v):
     try: f = float('nan') if isinstance(v, (str, bytes)) else float(v)
-    except (TypeError, ValueError): f = float('nan')
+    except (TypeError, ValueError, OverflowError): f = float('nan')
     if f != f: raise FlowError(f"{v!r} is not a number to compare with: compare a regression with a number in its original units")
     return v
 

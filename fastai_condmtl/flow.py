@@ -30,7 +30,7 @@ class Flow:
                 fix = "a condition is given to a block: `block | condition`" if isinstance(t, Condition) else "unpack the list: Flow(name, *tasks)" if isinstance(t, (list, tuple)) else \
                       "make an object of it, with a name" if isinstance(t, type) else "hand over blocks and flows"
                 raise FlowError(f"flow '{name}' holds {t!r} ({type(t).__name__}), which is neither a block nor a flow: {fix}")
-        if infer_labels not in (False, True, 'train'): raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
+        if not any(infer_labels is v for v in (False, True)) and infer_labels != 'train': raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
         self.name, self.tasks, self.given, self.infer_labels = name, tasks, None if given is None else as_condition(given), infer_labels
 
     def __or__(self, cond):

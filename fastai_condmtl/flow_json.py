@@ -4,6 +4,7 @@
 
 # %% ../nbs/02b_flow_json.ipynb #7273f304
 from __future__ import annotations
+from collections import Counter
 import datetime as dt, inspect, json
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -150,7 +151,7 @@ def _load(source):
 
 def _once(pairs):
     keys = [k for k,_ in pairs]
-    if twice := [k for i,k in enumerate(keys) if k in keys[:i]]: raise FlowError(f"{twice[0]!r} stands twice in {dict(pairs)!r}: keep one")
+    if twice := [k for k,n in Counter(keys).items() if n > 1]: raise FlowError(f"{twice[0]!r} stands twice in {dict(pairs)!r}: keep one")
     return dict(pairs)
 
 def _read_entry(d, path='', root=False):
@@ -186,7 +187,7 @@ def _read_block(d, name, given, here):
     if not hasattr(cls, 'config') and (wrong := [k for k in d if k not in known]): raise FlowError(f"task '{here}' ({cls.__name__}): {wrong[0]!r} is not known: {near(wrong[0], known)}")
     try: return cls(name, given=given, **{k: from_jsonable(v) for k,v in d.items()})
     except FlowError: raise
-    except (TypeError, ValueError, AttributeError) as e: raise FlowError(f"task '{here}' ({cls.__name__}) cannot be made of {d!r}: {e}. Compare it with what flow.to_json() writes") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as e: raise FlowError(f"task '{here}' ({cls.__name__}) cannot be made of {d!r}: {e}. Compare it with what flow.to_json() writes") from None
 
 @patch(cls_method=True)
 def from_json(cls:Flow,

@@ -118,6 +118,7 @@ class ConditionalInterpretation:
         if ax is None: ax = plt.subplots(figsize=(size + .6, size), layout='constrained')[1]
         d = ConfusionMatrixDisplay.from_predictions(true, pred, labels=range(len(names)), display_labels=names, normalize='true' if normalize else None,
                                                     xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, ax=ax, colorbar=False, values_format='.2f' if normalize else None, **kwargs)
+        for t in d.ax_.get_xticklabels() + d.ax_.get_yticklabels(): t.set_parse_math(False)
         d.ax_.set_title(parse_math=False, label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows")
         return d.ax_
 

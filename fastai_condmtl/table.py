@@ -15,9 +15,24 @@ from .learner import flow_of, loss_of, raw_preds
 from .target import FlowPrediction
 
 # %% auto #0
-__all__ = ['Cleaner']
+__all__ = ['put', 'Cleaner']
 
-# %% ../nbs/10b_table.ipynb #103f1ab5
+# %% ../nbs/10b_table.ipynb #8f7a423b
+def put(
+    old:pd.Series, # Column of a table
+    use,           # Rows to write to, boolean (n,)
+    new,           # What to write, as long as `old`
+) -> pd.Series:
+    "`old` with `new` in the rows of `use`, in the type of `old` if that can hold it"
+    plain = lambda v: v.item() if isinstance(v, np.generic) else v
+    if pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old): plain = lambda v, p=plain: int(p(v)) if isinstance(p(v), bool) else p(v)
+    want = [plain(v) for v in pd.Series(list(new), dtype=object)[use]]
+    res = old.astype(object).copy()
+    res[use] = pd.Series(want, index=res.index[use], dtype=object)
+    try: cast = res.astype(old.dtype)
+    except (TypeError, ValueError): return res if pd.api.types.is_string_dtype(old) else res.infer_objects()
+    return cast if all(pd.isna(a) is True and pd.isna(b) is True or a == b for a,b in zip(cast[use], want)) else res.infer_objects() # an integer column holds no fraction
+
 def _evidence(flow, acts, vals, y):
     "Activations and decided values where labels that count are certain"
     acts, vals = acts.clone(), vals.clone()
@@ -47,8 +62,8 @@ def fill_labels(self:Learner,
     flow, loss = flow_of(self), loss_of(self)
     paths = flow.paths if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
     if not 0 <= min_confidence <= 1: raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
-    acts = loss.activation(raw_preds(self, df, **kwargs)[0]).cpu()
-    y = flow.encode(df, missing_ok=True).as_subclass(torch.Tensor)
+    acts = loss.activation(raw_preds(self, df, **kwargs)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
+    y = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
     acts, vals = _evidence(flow, acts, loss.decide(acts), y)
     reached, sure = flow.reached(vals), torch.from_numpy(flow.diagrams(acts, vals)).float()
     fill, res, rows = torch.zeros_like(vals, dtype=torch.bool), df.copy(), []
@@ -57,6 +72,7 @@ def fill_labels(self:Learner,
         b, i = flow.tasks[p], flow.paths.index(p)
         blank = torch.from_numpy(np.stack([df[c].isna().to_numpy() if c in df else np.ones(len(df), dtype=bool) for c in b.cols], 1)) # (n, columns)
         conf = _sure(b, acts[:,s.acts], vals[:,s.targets])
+        if getattr(b, 'nan_is_empty', False): blank[:] = False # a blank is a label there
         if len(b.cols) == 1: conf = conf.prod(1, keepdim=True) # a cell of several labels is right as a whole
         mine = blank & reached[:,i:i + 1] & (conf*sure[:,i:i + 1] >= min_confidence)
         fill[:,s.targets] = mine.expand(-1, b.n_targets)
@@ -66,10 +82,7 @@ def fill_labels(self:Learner,
     for c in new:
         use = new[c].notna().to_numpy() & (df[c].isna().to_numpy() if c in df else True)
         if c not in res: res[c] = pd.Series(None, index=df.index, dtype=object)
-        if use.any():
-            old = res[c]
-            val = new[c].astype(float) if pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old) and new[c].dtype == 'boolean' else new[c]
-            res[c] = old.astype(object).where(~use, val.astype(object)).infer_objects()
+        if use.any(): res[c] = put(res[c], use, new[c])
         filled[c] = use
     return res, filled, pd.DataFrame(rows, columns=['task_path', 'blank', 'reached', 'filled'])
 
@@ -85,9 +98,11 @@ class Cleaner:
     ):
         if not df.index.is_unique: raise FlowError("the table's index has duplicates, so that corrections could not be told apart: df.reset_index(drop=True)")
         self.flow, self.df, self.learn, self.fixes = flow_of(learn), df, learn, {}
+        if not len(df): raise FlowError("the table is empty: there are no labels to look at")
         self.interp = ConditionalInterpretation.from_learner(learn, dl=learn.dls.test_dl(df, with_labels=True, **kwargs))
         paths = self.flow.paths if tasks is None else [self.flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
         y, dec = self.interp.acc.packed()
+        self.cols = [c for p in paths for c in self.flow.tasks[p].cols]
         rows = []
         for p in paths:
             losses, at = self.interp.top_losses(p, k)
@@ -108,7 +123,7 @@ class Cleaner:
         path = self.flow.path(task)
         b = self.flow.tasks[path]
         if len(b.cols) > 1: raise FlowError(f"task '{path}' has a column a label: correct the table's columns {b.cols[:5]} directly")
-        if row not in self.df.index: raise FlowError(f"the table has no row {row!r}: {near(row, self.df.index)}")
+        self._there(row, b)
         if value is None:
             mine = self.table[(self.table.task_path == path) & (self.table.row == row)]
             if not len(mine): raise FlowError(f"row {row!r} is not listed for task '{path}': say what is right with value=")
@@ -119,21 +134,21 @@ class Cleaner:
     def blank(self, row, task):
         "Note that a label is to be taken out"
         path = self.flow.path(task)
-        if row not in self.df.index: raise FlowError(f"the table has no row {row!r}: {near(row, self.df.index)}")
+        self._there(row, self.flow.tasks[path])
         self.fixes[row, path] = None
         return self
+    def _there(self, row, block):
+        if row not in self.df.index: raise FlowError(f"the table has no row {row!r}: {near(row, self.df.index)}")
+        if gone := [c for c in block.cols if c not in self.df]: raise FlowError(f"the table has no column '{gone[0]}' of task '{block.path}': {near(gone[0], self.df.columns)}")
     def apply(self) -> pd.DataFrame:
         "A copy of the table with all corrections"
         res = self.df.copy()
         for (row,path),v in self.fixes.items():
-            for c in self.flow.tasks[path].cols:
-                if isinstance(v, list): v = self.flow.tasks[path].label_delim.join(map(str, v))
-                if v is None or not pd.api.types.is_numeric_dtype(res[c]): res[c] = res[c].astype(object)
-                res.at[row, c] = float(v) if isinstance(v, bool) and pd.api.types.is_float_dtype(res[c]) else v
+            b = self.flow.tasks[path]
+            for c in b.cols: res[c] = put(res[c], (res.index == row), [b.join(v) if isinstance(v, list) else v]*len(res))
         return res
     def to_csv(self, file):
-        "Write the corrections, a row each: `row, task_path, old, new`"
-        pd.DataFrame([(row, path, *self._old(row, path), v if not isinstance(v, list) else self.flow.tasks[path].label_delim.join(map(str, v))) for (row,path),v in self.fixes.items()],
+        "Write the corrections, a row each: `row, task_path, old, new`; what is to be taken out is blank, a label list without a label is `[]`"
+        pd.DataFrame([(row, path, self.df.at[row, self.flow.tasks[path].cols[0]], '[]' if v == [] else self.flow.tasks[path].join(v) if isinstance(v, list) else v) for (row,path),v in self.fixes.items()],
                      columns=['row', 'task_path', 'old', 'new']).to_csv(file, index=False)
         return file
-    def _old(self, row, path): return [self.df.at[row, self.flow.tasks[path].cols[0]]]

@@ -131,6 +131,7 @@ def as_table(
 def encode(self:BoundFlow,
     df,                  # DataFrame or list of rows
     missing_ok=False,    # A column that is not there counts as all missing, with a warning; otherwise it is an error
+    inferred=False,      # With `infer_labels`: do labels that were inferred count for their own task as well?
 ) -> TensorConditional:  # `(N, 2, D)` float32
     "Labels of a table, packed. Raises `FlowError` with task, row and value where a label does not fit"
     plan, df = self.plan, as_table(df, self.plan.blocks)
@@ -149,7 +150,7 @@ def encode(self:BoundFlow,
         vals, known = zip(*map(read, range(len(plan.blocks))))
         vals2, known2, _ = infer(plan, vals, known)
         cols = dict(enumerate(zip(vals2, known2)))
-        if self.flow.infer_labels is True: own = known
+        if self.flow.infer_labels is True and not inferred: own = known
     ok = plan.applicable(lambda i: read(i)[0], lambda i: read(i)[1])
     for i,s in enumerate(self.target_slices):
         vals, known = read(i)

@@ -3,7 +3,7 @@ import importlib.util, io, json, os, random, re, runpy, shutil, struct, sys, thr
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, Learner, PILImageBW, RandomSplitter, Resize, TransformBlock, load_learner
+from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, Learner, PILImage, PILImageBW, RandomSplitter, Resize, TransformBlock, load_learner
 from PIL import Image
 from torch import nn
 from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, Flow, FlowError, MultiLabelBlock, SingleLabelBlock
@@ -165,15 +165,22 @@ def test_bad_file(scenes, tmp_path, name, says):
     with pytest.raises(FlowError, match=f'({says}).*: (choose|copy|make)') as e: read_picture(tmp_path/name)
     assert f'“{name}”' in str(e.value) and str(tmp_path) not in str(e.value) # where the server keeps files is nobody's business
 
-def test_upright(tmp_path):
-    "A photograph that was taken with the camera turned is seen as people see it."
+def test_as_the_model_was_trained(tmp_path):
+    "fastai does not turn a picture by its EXIF orientation, in training or in predict; so the page must not either."
     im = Image.new('RGB', (40,20), 'red')
     im.paste('blue', (0,0,20,20))
     exif = Image.Exif()
     exif[0x0112] = 6 # to be turned clockwise by a quarter
     im.save(tmp_path/'x.png', exif=exif)
-    res = read_picture(tmp_path/'x.png')
-    assert res.size == (20,40) and res.getpixel((10,5)) == (0,0,255) and res.getpixel((10,35)) == (255,0,0)
+    assert np.array_equal(np.asarray(read_picture(tmp_path/'x.png')), np.asarray(PILImage.create(tmp_path/'x.png')))
+
+def test_no_other_formats(tmp_path, monkeypatch):
+    "PostScript under a picture's name is not handed to an interpreter; a file that would need gigabytes is refused."
+    (tmp_path/'cat.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n')
+    monkeypatch.setattr('subprocess.check_call', lambda *a, **k: pytest.fail('something was run'))
+    with pytest.raises(FlowError, match='not a picture'): read_picture(tmp_path/'cat.png')
+    Image.new('L', (7000,7000)).save(tmp_path/'big.png')
+    with pytest.raises(FlowError, match='too many pixels'): read_picture(tmp_path/'big.png')
 
 def test_examples(scenes, tmp_path):
     "A folder in natural order, evenly thinned out; a list as it is; errors name what is wrong."

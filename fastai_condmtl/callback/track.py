@@ -114,6 +114,7 @@ class Tracked:
 
     def trees(self):
         "Trees of the first rows: decisions with probabilities, logits and conditions, beside the truth"
+        if not self.acc.logits: return []
         loss, raw = self.learn.loss_func, torch.cat(self.acc.logits)[:self.n]
         acts = loss.activation(raw)
         dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
@@ -169,7 +170,7 @@ class Tracked:
             images[row].show(ctx=ax)
             if self.flow.tasks[path].draws is not None:
                 for o,color,ls in ((truth, 'white', '--'), (pred, 'orange', '-')): draw_shapes(ax, o, images[row].shape[:-3:-1], color, ls)
-            ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[row]})", fontsize=8)
+            ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[row]})", fontsize=8, parse_math=False)
         return fig
 
 # %% ../../nbs/callback/01_track.ipynb #51ec6f91
