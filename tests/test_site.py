@@ -3,15 +3,20 @@ import functools, http.server, importlib.util, os, re, shutil, subprocess, sys, 
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlparse
 import pytest
+from filelock import FileLock # torch brings it
 
 CHROMIUM = os.environ.get('CHROMIUM') or next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('site'),
               pytest.mark.skipif(any(importlib.util.find_spec(m) is None for m in ('material', 'latex2mathml')), reason="building the site needs pip install 'fastai_condmtl[docs]'")]
 
 @pytest.fixture(scope='module')
-def site(root):
-    r = subprocess.run([sys.executable, '-W', 'ignore', root/'docs'/'build.py'], cwd=root, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+def site(root, tmp_path_factory):
+    built = tmp_path_factory.getbasetemp().parent/'site_built' if 'PYTEST_XDIST_WORKER' in os.environ else tmp_path_factory.getbasetemp()/'site_built'
+    with FileLock(f'{built}.lock'): # once, whichever worker comes first
+        if not built.exists():
+            r = subprocess.run([sys.executable, '-W', 'ignore', root/'docs'/'build.py'], cwd=root, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+            assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+            built.touch()
     return root/'_site'
 
 @pytest.fixture(scope='module')
