@@ -3,7 +3,7 @@ import tempfile, time
 from pathlib import Path
 import torch
 from torch import nn
-from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, IntToFloatTensor, Learner, Normalize, RandomSplitter, imagenet_stats, set_seed)
+from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, IntToFloatTensor, Learner, Normalize, RandomSplitter, Resize, imagenet_stats, set_seed)
 from fastai_condmtl.demo import head, make_learner, trunk
 from fastai_condmtl.synthetic import save_scenes, security_flow
 from timing import alternate
@@ -12,7 +12,7 @@ from timing import alternate
 def plain_learner(df, path, c):
     "Stock fastai over the same trunk, images and batch size: one label of many classes, its own loss, no metrics"
     dls = DataBlock(blocks=(ImageBlock, CategoryBlock), get_x=ColReader('img', pref=f'{path}/'), get_y=ColReader('scene'), splitter=RandomSplitter(seed=0),
-                    batch_tfms=Normalize.from_stats(*imagenet_stats)).dataloaders(df, bs=64, num_workers=1)
+                    item_tfms=Resize(64), batch_tfms=Normalize.from_stats(*imagenet_stats)).dataloaders(df, bs=64, num_workers=1)
     return Learner(dls, nn.Sequential(*list(trunk())[:-3], head(c, 64)), loss_func=CrossEntropyLossFlat())
 
 
