@@ -19,6 +19,7 @@ from ..blocks import BinaryBlock
 from ..data import StratifiedSplitter, as_flow, leaves
 from ..target import as_table
 from ..base import near
+import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
 __all__ = ['OpenImage', 'Readable', 'readable', 'ImageFile', 'ColumnSplitter', 'FixedSplits', 'keep_rows',
