@@ -191,9 +191,14 @@ class ConditionalLoss(nn.Module):
         acts, # Activations `(bs, C)` in flow order
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decisions, with *reached* in row 1"
-        vals = self.decide(single(acts))
+        return self.with_reached(self.decide(single(acts)))
+
+    def with_reached(self,
+        vals, # Decided values `(bs, D)` on the loss scale
+    ) -> TensorConditional:  # `(bs, 2, D)`
+        "Decided values packed with *reached* in row 1"
         reached = self.flow.reached(vals)
-        widths = torch.tensor([b.n_targets for b in self.flow.plan.blocks], device=acts.device)
+        widths = torch.tensor([b.n_targets for b in self.flow.plan.blocks], device=vals.device)
         return torch.stack([vals, reached.repeat_interleave(widths, 1).to(vals.dtype)], 1).as_subclass(TensorConditional)
 
     def __repr__(self): return f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.blocks)} families, reduction={self.reduction!r})"

@@ -124,8 +124,7 @@ class Tracked:
     def packed(self):
         "Packed labels, and decided values as packed predictions whose mask says *reached*"
         y, vals = self.acc.packed()
-        widths = torch.tensor([b.n_targets for b in self.flow.plan.blocks])
-        return y, torch.stack([vals, self.flow.reached(vals).repeat_interleave(widths, 1).to(vals.dtype)], 1)
+        return y, self.flow.loss_func.with_reached(vals.to(self.flow.loss_func.order.device)).as_subclass(torch.Tensor).cpu()
     def truth(self, i): "The labels of a row"; return FlowPrediction(self.flow, self.packed[0][i])
     def pred(self, i, all_=False):
         "What was decided on a row; `all_`: of every task, reached or not"
