@@ -9,6 +9,7 @@ from .data import FlowTransform, StratifiedSplitter
 from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
+from .equip import equip
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
 from .table import Cleaner

@@ -128,7 +128,7 @@ def knobs(
     "What has a threshold: `(path, number of the label, what to call it)`"
     leaf = [p.rpartition('.')[2] for p in flow.paths]
     name = lambda p: l if leaf.count(l := p.rpartition('.')[2]) == 1 else p
-    labels = lambda b: list(b.vocab) if hasattr(b, 'label_delim') else [None] if b.n_targets == 1 else list(getattr(b, 'vocab', None) or range(b.n_targets))
+    labels = lambda b: list(b.labels) if b.labels else [None] if b.n_targets == 1 else list(getattr(b, 'vocab', None) or range(b.n_targets))
     return [(p, j, name(p) if l is None else f'{name(p)}: {l}') for p,b in flow.tasks.items() if b.thresholded for j,l in enumerate(labels(b))]
 
 # %% ../nbs/13_app.ipynb #6d2b8b4a

@@ -103,7 +103,7 @@ def _balance(block, vals, mask):
     if not m.any(): return ''
     if block.thresholded:
         share = (vals*mask).sum(0)/np.maximum(mask.sum(0), 1)
-        names = names_of(block) if hasattr(block, 'label_delim') else names_of(block)[1:]
+        names = names_of(block) if block.labels is not None else names_of(block)[1:]
         order = np.argsort(-share, kind='stable')
         return ', '.join(f'{names[j]} {share[j]:.1%}' for j in order[:4]) + (' …' if len(names) > 4 else '')
     if block.exact and block.n_out > 1:
@@ -122,14 +122,14 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     unknown = ~true & ~false
     if clash is not None and clash.any(): add('contradiction', f"{clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they are left as they stand; correct them", where(clash), serious=bool(clash.mean() < .2))
     if (bad := says & false).any() and (block.thresholded or bad.sum() < .5*false.sum()):
-        what = 'say yes' if block.thresholded and not hasattr(block, 'label_delim') else 'are labelled'
+        what = 'say yes' if block.thresholded and block.labels is None else 'are labelled'
         add('contradiction', f"{bad.sum()} rows {what} where the condition `{conds}` is false: they do not count; correct them, or change the condition", where(bad))
     elif bad.any(): add('idle', f"{bad.sum()} rows are labelled where the condition `{conds}` is false: they do not count (a column filled throughout?)", where(bad), serious=False)
     if not mask.any():
         why = "no row is labelled" if not some.any() else f"its condition `{conds}` is never true" if not true.any() else f"no row that is labelled has its condition `{conds}` true"
         add('no_rows', f"no row counts, since {why}: label some, or leave the task out")
     elif block.thresholded:
-        names = [f" '{l}'" for l in block.vocab] if hasattr(block, 'label_delim') else ['']
+        names = [f" '{l}'" for l in block.vocab] if block.labels else ['']
         for j,name in enumerate(names):
             pos, tot = int((vals[:,j]*mask[:,j]).sum()), int(mask[:,j].sum())
             if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn", serious=True) if tot else None

@@ -20,6 +20,8 @@ class ConditionalBlock(Comparable):
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = draws = None # known once bound; what to draw of it
+    labels = None # names of the target columns, where each is an answer of its own (known once bound)
+    takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
     default_params, lower_is_better = {}, () # of `params`, where another task of the family has them; metrics of which less is more
     nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,

@@ -100,7 +100,7 @@ class BinaryBlock(_Sigmoid):
 # %% ../nbs/01_blocks.ipynb #fbd345ca
 class MultiLabelBlock(_Sigmoid):
     "Any number of labels a row: a list or delimited string, or one 0/1/NaN column a label"
-    ops = ('has', 'has_any', 'has_all')
+    ops, takes_lists = ('has', 'has_any', 'has_all'), True
     metrics = _Sigmoid.metrics + ('f1_micro',)
     def __init__(self, name, col=None, *,
         vocab=None,           # The labels; by default all that occur, sorted
@@ -124,7 +124,9 @@ class MultiLabelBlock(_Sigmoid):
     def cols(self): return super().cols if self.label_cols is None else self.label_cols
     @property
     def n_targets(self): return max(1, len(self.vocab)) # with no label in the whole table, a column that never counts
-    def labels(self, cell):
+    @property
+    def labels(self): return self.vocab
+    def split(self, cell):
         "The labels in one cell"
         if isinstance(cell, tuple): return list(cell)
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
@@ -132,7 +134,7 @@ class MultiLabelBlock(_Sigmoid):
     def cells(self, df):
         "`(codes (N,), lists of labels)` of the column"
         codes, uniq = distinct(self, df, self.cols[0], lists=True)
-        cells = [self.labels(u) for u in uniq]
+        cells = [self.split(u) for u in uniq]
         for j,ls in enumerate(cells):
             if any(l is None or l is pd.NA or l != l for l in ls): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled")
         return codes, cells

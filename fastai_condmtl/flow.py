@@ -194,7 +194,7 @@ def _asked_by(path, cond, f, *args):
 def _check_columns(paths, blocks):
     seen = {}
     for p,b in zip(paths, blocks):
-        if b.col is not None or getattr(b, 'label_cols', None) is not None: continue
+        if b.col is not None or b.cols != [b.name]: continue
         if b.name in seen: raise FlowError(f"tasks '{seen[b.name]}' and '{p}' both read column '{b.name}': say which columns are meant with col=")
         seen[b.name] = p
 
@@ -209,7 +209,7 @@ def infer(plan, vals, known):
             fill = asked & ~known[i] & ~torn[i]
             clash[i] = ((asked & known[i] & (vals[i] != want[i])) | (torn[i] & ~known[i])).any(1)
             vals[i], known[i] = np.where(fill, want[i], vals[i]), known[i] | fill
-        told = known[i] & (vals[i] > 0) if getattr(plan.blocks[i], 'nan_is_empty', False) else known[i] # a blank that is read as "none" tells nothing
+        told = known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i] # a blank that is read as "none" tells nothing
         held = told.any(1)
         for g in plan.gates[i]:
             for atom, truth in forced(plan.conds[g]):

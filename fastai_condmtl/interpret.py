@@ -80,7 +80,7 @@ class ConditionalInterpretation:
         "Path, block, and of the rows (or cells of one label) that count: summary `(n, K)`, truth `(n,)`, threshold"
         path = self.flow.path(task)
         block, (summary, true, mask, t) = self.flow.tasks[path], self.acc.task(path)
-        names = block.vocab if hasattr(block, 'label_delim') else [None]
+        names = block.labels or [None]
         if label is not None and names == [None]: raise FlowError(f"task '{path}' ({type(block).__name__}) has no labels: leave label= out")
         if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, [n for n in names if n is not None])}")
         if label is None and len(names) > 1: raise FlowError(f"task '{path}' has several labels: say which with label=, one of {', '.join(map(repr, names[:10]))}")
@@ -93,7 +93,7 @@ class ConditionalInterpretation:
         if not self.flow.tasks[path].exact: raise FlowError(f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at plot_residuals('{path}')")
         path, block, summary, true, t = self._of(task, label)
         if not block.thresholded and not block.per_cell: raise FlowError(f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the table")
-        if block.thresholded: return path, [str(v) for v in (('no', 'yes') if hasattr(block, 'label_delim') else names_of(block))], (true > .5).astype(int), (summary[:,0] > t).astype(int)
+        if block.thresholded: return path, [str(v) for v in (('no', 'yes') if block.labels is not None else names_of(block))], (true > .5).astype(int), (summary[:,0] > t).astype(int)
         return path, [str(v) for v in names_of(block)], true.astype(int), summary[:,0].astype(int)
 
     def confusion_matrix(self,
@@ -140,7 +140,7 @@ class ConditionalInterpretation:
         if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and multi-label tasks; look at {'plot_confusion_matrix' if block.exact else 'plot_residuals'}('{path}')")
         if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
         drawn = 0
-        for l in block.vocab if hasattr(block, 'label_delim') and label is None else [label]:
+        for l in (label is None and block.labels) or [label]:
             _, _, summary, true, _ = self._of(path, l)
             if not 0 < true.sum() < len(true): continue # one class only: no curve
             getattr(metrics, display).from_predictions(true > .5, summary[:,0], name=path.rpartition('.')[2] if l is None else str(l), ax=ax, **kwargs)
@@ -155,7 +155,7 @@ class ConditionalInterpretation:
         "`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original units, a row each that counts; the index is its position"
         path = self.flow.path(task)
         block = self.flow.tasks[path]
-        if block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no residuals: look at plot_confusion_matrix('{path}'{', label=...' if hasattr(block, 'label_delim') else ''})")
+        if block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no residuals: look at plot_confusion_matrix('{path}'{', label=...' if block.labels else ''})")
         _, _, summary, true, _ = self._of(task)
         t, p = (block.unscale(np.asarray(a, dtype=float)) for a in (true, summary[:,0]))
         return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p), index=np.flatnonzero(self.acc.task(path)[2][:,0]))

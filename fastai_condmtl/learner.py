@@ -23,9 +23,11 @@ import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an expor
 __all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'Collect', 'collect', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
-def flow_of(learn) -> BoundFlow:
+def flow_of(
+    learn, # `Learner` or `DataLoaders`
+) -> BoundFlow:
     "The bound flow of a learner's data; an error that says what to do where there is none"
-    flow = getattr(learn.dls, 'flow', None)
+    flow = getattr(getattr(learn, 'dls', learn), 'flow', None)
     if not isinstance(flow, BoundFlow): raise FlowError("this learner's data has no flow: build it with a flow (or a task) as target block, e.g. ConditionalDataLoaders.from_df(df, flow) or DataBlock(blocks=(ImageBlock, flow))")
     return flow
 
@@ -182,7 +184,7 @@ def get_marginals(self:Learner,
     for j,(p,b) in enumerate(flow.tasks.items()):
         res[p, 'P(reached)'], a = reached[:,j], acts[:,flow.slices[p].acts]
         vocab = getattr(b, 'vocab', None)
-        if b.thresholded and not hasattr(b, 'label_delim'): a, vocab = np.stack([1 - a[:,0], a[:,0]], 1), vocab or (False, True)
+        if b.thresholded and b.labels is None: a, vocab = np.stack([1 - a[:,0], a[:,0]], 1), vocab or (False, True)
         if b.nll is not None: res.update({(p, v): reached[:,j]*a[:,k] for k,v in enumerate(range(b.n_out) if vocab is None else vocab)})
     res = pd.DataFrame(res, index=index)
     return res.set_axis(pd.MultiIndex.from_tuples(res.columns, names=['task_path', 'value']), axis=1)

@@ -107,7 +107,7 @@ def metrics(self:BoundFlow,
     check_metrics(self, names)
     for path in self.paths if tasks is None else [self.path(t) for t in tasks]:
         block = self.tasks[path]
-        labels = block.vocab if per_label and hasattr(block, 'label_delim') else [None]
+        labels = (per_label and block.labels) or [None]
         shown = [None if l is None else _safe(str(l)) for l in labels]
         shown = [f'{s}_{j}' if s is not None and shown.count(s) > 1 else s for j,s in enumerate(shown)]
         for m in wanted_metrics(block, names): res += [TaskMetric(acc, path, m, l, s) for l,s in zip(labels, shown)]

@@ -120,7 +120,7 @@ def as_table(
     r = rows[0]
     if isinstance(r, pd.Series) or hasattr(r, 'keys'): return pd.DataFrame([dict(r) for r in rows])
     if hasattr(r, '_fields'): return pd.DataFrame([r._asdict() for r in rows])
-    if len(cols) == 1 and (hasattr(blocks[0], 'label_delim') or not (isinstance(r, (list, tuple)) and len(blocks) == 1 and len(r) == 1 and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows))):
+    if len(cols) == 1 and (blocks[0].takes_lists or not (isinstance(r, (list, tuple)) and len(blocks) == 1 and len(r) == 1 and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows))):
         return pd.DataFrame({cols[0]: pd.Series(rows, dtype=object).infer_objects()})
     if isinstance(r, (str, bytes)) or not hasattr(r, '__len__') or any(len(x) != len(cols) for x in rows):
         raise FlowError(f"row {r!r} does not fit the columns {cols}: hand over a DataFrame row, a dict, a named tuple, or a sequence with one value a column")

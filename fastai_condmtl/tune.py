@@ -161,7 +161,7 @@ def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_sup
         data = _data(acc, path)
         new, of_task = tune_task(*data, aim, start, n_boot, min_support, in_force(loss, path))
         tuned[path] = Tuned(aim, start, new.astype(np.float32), used, _ranking(*data))
-        names = block.vocab if hasattr(block, 'label_delim') and block.vocab else [None]*block.n_targets
+        names = block.vocab if block.labels else [None]*block.n_targets
         rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
     loss.thresholds.update({p: torch.from_numpy(t.found.copy()) for p,t in tuned.items()}) # all or none: an error above changes nothing
     loss.tuned.update(tuned)
@@ -220,7 +220,7 @@ def plot_threshold(self:Learner,
     if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) is decided without a threshold: plot a binary or multi-label task")
     aim = as_aim(metric) if metric is not None else loss.tuned[path].aim if path in loss.tuned else Aim()
     p, y, m = _data(collect(self, dl, ds_idx) if acc is None else acc, path)
-    names = block.vocab if hasattr(block, 'label_delim') else [path.rpartition('.')[2]]
+    names = block.labels or [path.rpartition('.')[2]]
     if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, names)}")
     if ax is None: ax = plt.subplots(figsize=(6,3.6), layout='constrained')[1]
     for j,name in enumerate(names):
@@ -247,7 +247,7 @@ def save_thresholds(self:Learner,
     for path,b in flow_of(self).tasks.items():
         if not b.thresholded: continue
         t = [float(v) for v in in_force(loss, path)]
-        res[path] = [dict(label=str(l), threshold=v) for l,v in zip(b.vocab, t)] if hasattr(b, 'label_delim') else t[0]
+        res[path] = [dict(label=str(l), threshold=v) for l,v in zip(b.vocab, t)] if b.labels else t[0]
     Path(file).write_text(json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures)), indent=1))
     return Path(file)
 
@@ -262,7 +262,7 @@ def load_thresholds(self:Learner,
     if not (isinstance(data, dict) and isinstance(data.get('thresholds'), dict) and isinstance(data.get('temperatures', {}), dict)): raise FlowError(f"{file} holds no thresholds by task: write it with learn.save_thresholds")
     for path,t in data['thresholds'].items():
         path = flow.path(path)
-        b, labelled = flow.tasks[path], hasattr(flow.tasks[path], 'label_delim')
+        b, labelled = flow.tasks[path], flow.tasks[path].labels
         if not b.thresholded: raise FlowError(f"{file}: task '{path}' ({type(b).__name__}) is decided without a threshold: leave it out")
         if labelled:
             names = [str(l) for l in b.vocab or []]

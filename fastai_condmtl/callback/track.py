@@ -85,7 +85,7 @@ class Tracked:
         from fastai_condmtl.tune import in_force
         res = {}
         for p,b in self.flow.tasks.items():
-            names = [f'_{l}' for l in b.vocab] if hasattr(b, 'label_delim') else ['']
+            names = [f'_{l}' for l in b.labels] if b.labels else ['']
             if b.thresholded: res.update((f'{p}/threshold{l}', float(t)) for l,t in zip(names, in_force(self.learn.loss_func, p)))
         return res
 

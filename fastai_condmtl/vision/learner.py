@@ -5,14 +5,12 @@
 # %% ../../nbs/vision/01_learner.ipynb #7bea67e5
 from __future__ import annotations
 from fastcore.all import delegates
-from fastai.learner import Learner, Metric
+from fastai.learner import Learner
 from fastai.vision.learner import vision_learner
-from ..conditions import FlowError
-from ..learner import flow_of, own_loss
-from ..callback.thresholds import ThresholdSearch
+from ..equip import equip, fit_for
 
 # %% auto #0
-__all__ = ['conditional_vision_learner', 'flow_metrics']
+__all__ = ['conditional_vision_learner']
 
 # %% ../../nbs/vision/01_learner.ipynb #797ca0e7
 @delegates(vision_learner)
@@ -25,19 +23,4 @@ def conditional_vision_learner(
     **kwargs
 ) -> Learner:
     "`vision_learner` for a flow"
-    if kwargs.get('y_range') is not None: raise FlowError("y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, y_range=(lo, hi))")
-    learn = vision_learner(dls, arch, **kwargs)
-    learn.metrics = flow_metrics(flow_of(learn), metrics)
-    if kwargs.get('loss_func') is None: own_loss(learn)
-    if tune is not None:
-        search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
-        search.wanted(learn.dls.flow) # wrong names are errors now, not after the training
-        learn.add_cb(search)
-    return learn
-
-def flow_metrics(flow, metrics):
-    "`metrics` of a learner: None for the headlines, names (for `flow.metrics`) and fastai metrics as they come"
-    if metrics is None: return flow.metrics()
-    metrics = list(metrics) if isinstance(metrics, (list, tuple)) or hasattr(metrics, 'map') else [metrics]
-    names = [m for m in metrics if isinstance(m, str)]
-    return (flow.metrics(*names) if names else []) + [m for m in metrics if not isinstance(m, str)]
+    return equip(vision_learner(dls, arch, **fit_for(dls, kwargs)), metrics, tune)
