@@ -14,6 +14,7 @@ from fastai_condmtl.synthetic import save_scenes, security_flow
 CHROMIUM = os.environ.get('CHROMIUM') or next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec('gradio') is None, reason="needs Gradio: pip install 'fastai_condmtl[app]'")
 needs_browser = pytest.mark.skipif(CHROMIUM is None or importlib.util.find_spec('playwright') is None, reason='needs Chromium and playwright')
+pytestmark = pytest.mark.xdist_group('app') # pages that open at the same time want the same port
 NASTY, NAME = '<img src=x onerror=alert(1)>', '<svg onload=alert(1)>' # a class or label; a task, whose name may not hold 'error'
 
 def tiny(dls, n_in=3):
@@ -251,7 +252,7 @@ def browser():
 
 def visit(browser, url, **kwargs):
     page = browser.new_context(**kwargs).new_page()
-    page.set_default_timeout(15000)
+    page.set_default_timeout(60_000)
     page.seen, page.trouble = [], []
     page.on('request', lambda r: page.seen.append(r.url))
     page.on('pageerror', lambda e: page.trouble.append(str(e)))
