@@ -18,7 +18,7 @@ from .target import packed
 
 # %% auto #0
 __all__ = ['Branch', 'as_branches', 'DeepHeads', 'Unit', 'Uses', 'ConditionalHead', 'NeededRows', 'RunNeeded', 'head_of',
-           'conditional_head']
+           'conditional_head', 'needs_heads', 'stock_logits']
 
 # %% ../nbs/06d_heads.ipynb #904d65e8
 class Branch:
@@ -229,11 +229,19 @@ def conditional_head(
     units, plan = {}, flow.plan
     for name in dict.fromkeys(plan.features):
         tasks = [i for i,f in enumerate(plan.features) if f == name]
-        neck, last = _split(stock, flow, tasks) if name is None else (branches[name].module, None)
+        neck, last = _split(stock, flow) if name is None else (branches[name].module, None)
         if isinstance(neck, int): neck = _default_neck(feats, neck, ps)
         neck, nf = _probe(neck, feats, name)
         units[name] = Unit(flow, tasks, neck, nf, last)
     return ConditionalHead(flow, units, [n for n,b in branches.items() if b.only_needed])
+
+def needs_heads(flow) -> bool:
+    "Does a task of the bound `flow` ask for more than a slice of one linear layer?"
+    return any(f is not None for f in flow.plan.features) or any(b.hidden for b in flow.plan.blocks) or any(flow.plan.uses)
+
+def stock_logits(flow) -> int:
+    "Logits of the tasks that the last layer of the stock head gives: neither a branch nor a hidden layer of their own"
+    return sum(s.logits.stop - s.logits.start for s,b,f in zip(flow.slices.values(), flow.plan.blocks, flow.plan.features) if f is None and not b.hidden)
 
 def _pool(nf): return [AdaptiveConcatPool2d(), Flatten()], 2*nf
 def _default_neck(feats, width, ps):
@@ -243,12 +251,11 @@ def _default_neck(feats, width, ps):
     apply_init(neck, nn.init.kaiming_normal_)
     return neck
 
-def _split(stock, flow, tasks):
+def _split(stock, flow):
     "The stock head's neck, and its last layer if that fits the tasks without a hidden layer"
     if stock is None: return None, None
-    n = sum(s.logits.stop - s.logits.start for i,s in enumerate(flow.slices.values()) if i in set(tasks) and not flow.plan.blocks[i].hidden)
     if not (isinstance(stock, nn.Sequential) and isinstance(stock[-1], nn.Linear)): raise FlowError(f"the stock head must be a Sequential that ends in nn.Linear, not {type(stock).__name__}: leave bn_final= and y_range= out")
-    return stock[:-1], stock[-1] if stock[-1].out_features == n else None
+    return stock[:-1], stock[-1] if stock[-1].out_features == stock_logits(flow) else None
 
 def _probe(neck, feats, name):
     "`neck`, followed by pooling where it gives a map, and the number of features that come out"
