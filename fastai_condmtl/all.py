@@ -10,6 +10,7 @@ from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
 from .equip import equip
+from .heads import Branch, ConditionalHead, conditional_head
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
 from .table import Cleaner

@@ -11,8 +11,8 @@ import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_vocab', 'names_of', 'near', 'factorise', 'distinct', 'take', 'look_up',
-           'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_vocab', 'names_of', 'near', 'factorise', 'distinct', 'take',
+           'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -30,8 +30,18 @@ class ConditionalBlock(Comparable):
         *,
         given=None,   # Condition under which the task has meaning; also written `block | condition`
         weight:float=1., # Weight of the task's masked mean in the total loss
+        features:str=None, # Name of the branch whose features the task reads, see `branches=`; by default as its flow says, else the stock head
+        hidden:int=None, # Width of a hidden layer of the task's own
+        uses=(),         # Tasks (or their names) whose activations the task's head reads beside the features
+        detach_uses:bool=False, # Do gradients stop at these activations?
     ):
         check_name(name)
+        check_features(name, features)
+        if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1): raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
+        uses = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
+        if bad := [u for u in uses if not isinstance(u, (str, ConditionalBlock))]: raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
+        self.features, self.hidden, self.detach_uses = features, hidden, bool(detach_uses)
+        self.uses = tuple(u if isinstance(u, str) else u.name for u in uses)
         if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300): raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
         if col is not None and not isinstance(col, (str, int, float, tuple)): raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
         self.name, self.col, self.weight = name, col, float(weight)
@@ -108,6 +118,10 @@ def check_name(name, what='task'):
         raise FlowError(f"{what} name {name!r} holds {bad[0]!r}: '.' joins the names of a path and ',' the columns of a log; rename it and keep the column with col={name!r}")
     if bad := [w for w in ('loss', 'error') if w in name]:
         raise FlowError(f"{what} name {name!r} is reserved: fastai's tracker callbacks minimise every metric with '{bad[0]}' in its name; rename it and keep the column with col={name!r}")
+
+def check_features(name, features):
+    "A branch is called by a word"
+    if features is not None and (not isinstance(features, str) or not features.isidentifier()): raise FlowError(f"'{name}': features={features!r} must be the name of a branch, such as 'face'")
 
 def check_vocab(block, vocab):
     "A vocabulary is a list of distinct values, not one string"

@@ -7,10 +7,10 @@ from __future__ import annotations
 from copy import copy
 import numpy as np
 from .conditions import (FlowError, Condition, Atom, Not, And, AnyOf, as_condition, both, conjuncts, atoms, kleene, forced, check_op)
-from .base import ConditionalBlock, check_name, near, _given
+from .base import ConditionalBlock, check_features, check_name, near, _given
 
 # %% auto #0
-__all__ = ['Flow', 'walk', 'Names', 'Plan', 'infer', 'FlowError']
+__all__ = ['Flow', 'walk', 'branch_names', 'Names', 'Plan', 'infer', 'FlowError']
 
 # %% ../nbs/02_flow.ipynb #d043484d
 _all_ = ['FlowError'] # users catch it by this module's name
@@ -22,9 +22,12 @@ class Flow:
         name:str,   # Name; part of the paths of all tasks inside, unless this is the outermost flow
         *tasks,     # Blocks and flows
         given=None, # Condition for all of them; also written `flow | condition`
+        features:str=None, # Branch whose features the tasks read (those inside that do not name their own), see `branches=`
         infer_labels=False, # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are conditioned on; 'train': filled labels also train their own task
     ):
         check_name(name, 'flow')
+        check_features(name, features)
+        self.features = features
         for t in tasks:
             if not isinstance(t, (ConditionalBlock, Flow)):
                 fix = "a condition is given to a block: `block | condition`" if isinstance(t, Condition) else "unpack the list: Flow(name, *tasks)" if isinstance(t, (list, tuple)) else \
@@ -61,6 +64,13 @@ def walk(flow, prefix='', gates=()):
             if t.infer_labels: raise FlowError(f"flow '{path}': infer_labels belongs to the outermost flow, which sees all labels: set it there")
             yield from walk(t, path + '.', gates)
         else: yield path, t, gates + (((t.given, prefix[:-1]),) if t.given is not None else ())
+
+def branch_names(flow, features=None):
+    "The branch that each task of `flow` reads, in order of writing: its own, else that of the innermost flow which names one; None: the stock head"
+    for t in flow.tasks:
+        own = t.features or features
+        if isinstance(t, Flow): yield from branch_names(t, own)
+        else: yield own
 
 class Names:
     "Finds tasks by name from within a flow"
@@ -99,7 +109,10 @@ class Plan:
             self.gates.append(tuple(dict.fromkeys(ids[g] for g in gates)))
         for (path,_,gates) in found:
             for c,scope in gates: self._check_given(path, c, scope)
-        self.order = self._sort()
+        self.order = self._sort([self.needs(i) for i in range(len(found))], "the conditions go round in a circle")
+        self.features = list(branch_names(flow, flow.features))
+        self.uses = [tuple(dict.fromkeys(self.index[self.names.find(u, p.rpartition('.')[0], f"'{p}' uses")] for u in b.uses)) for p,b in zip(self.paths, self.blocks)]
+        self.use_order = self._sort(self.uses, "the heads go round in a circle") # who is used comes first
 
     def resolve(self, cond, scope):
         "`cond` with paths for names"
@@ -138,8 +151,8 @@ class Plan:
         "The tasks that the conditions of task `i` ask"
         return {self.index[a.task] for g in self.gates[i] for a in atoms(self.conds[g])}
 
-    def _sort(self):
-        needs = [self.needs(i) for i in range(len(self.paths))]
+    def _sort(self, needs, what):
+        "Positions of the tasks in an order where those that a task needs come first"
         users, left = [[] for _ in needs], [len(n) for n in needs]
         for i,n in enumerate(needs):
             for j in n: users[j].append(i)
@@ -153,20 +166,21 @@ class Plan:
             chain = [i]
             while chain.count(chain[-1]) == 1: chain.append(next(j for j in needs[chain[-1]] if left[j]))
             names = [self.paths[j] for j in chain[chain.index(chain[-1]):]]
-            raise FlowError(f"the conditions go round in a circle: {' needs '.join(map(repr, names))}. Take one of these conditions away" +
-                            (", or name the task that was meant by its path, task('...')" if len(names) == 2 else ''))
+            raise FlowError(f"{what}: {' needs '.join(map(repr, names))}. Take one of these {'conditions' if 'conditions' in what else 'uses='} away" +
+                            (", or name the task that was meant by its path, task('...')" if len(names) == 2 and 'conditions' in what else ''))
         return order
 
     def states(self,
-        values, # Function from a task's index to its values (n, W)
+        values, # Function from a task's index to its values (n, W); None: not known yet, anything is possible
         known,  # Function from a task's index to the rows (and labels) that are known (n, W), boolean
         scaled=False, # Are values on the loss scale (packed targets), or natural (the table)?
-    ) -> list:  # For each task a pair of boolean arrays `(true, false)`, each (n,), or None: no condition
+    ) -> list:  # For each task a pair of boolean arrays `(true, false)`, each (n,), or None: no condition. Where values are not known yet: can it be true, can it be false
         "The state of each task's condition: the one rule, for labels and for predictions"
         res, cache = [None]*len(self.paths), {}
         def state(atom):
             i = self.index[atom.task]
-            t, f = self.blocks[i].truth(atom.op, self.natural[atom], values(i), known(i), scaled)
+            vals, rows = values(i), known(i)
+            t, f = (rows.all(1), rows.all(1)) if vals is None else self.blocks[i].truth(atom.op, self.natural[atom], vals, rows, scaled)
             for x in (t, f):
                 if not str(getattr(x, 'dtype', '')).endswith('bool'): raise FlowError(f"`truth` of {type(self.blocks[i]).__name__} (task '{self.paths[i]}') gives {getattr(x, 'dtype', type(x).__name__)}, not booleans: compare with operators (`vals[:,0] == v`), which NumPy arrays and tensors both know")
             return (t, f) if res[i] is None else (t & res[i][0], f & res[i][0])

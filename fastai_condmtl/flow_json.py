@@ -109,7 +109,8 @@ def _entry(t):
     note = {} if getattr(t, 'note', None) is None else dict(note=t.note)
     if isinstance(t, Flow):
         infer = {} if t.infer_labels is False else dict(infer_labels=t.infer_labels)
-        return dict(flow=t.name, **common, **infer, **note, tasks=[_entry(x) for x in t.tasks])
+        features = {} if t.features is None else dict(features=t.features)
+        return dict(flow=t.name, **common, **infer, **features, **note, tasks=[_entry(x) for x in t.tasks])
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
 def _written(t):
@@ -175,9 +176,9 @@ def _read_given(text, here):
 def _read_flow(d, name, given, here, root):
     tasks = d.pop('tasks', None)
     if not isinstance(tasks, list) or not tasks: raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
-    infer = d.pop('infer_labels', False)
-    if d: raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'note'])}")
-    return Flow(name, *[_read_entry(t, '' if root else here) for t in tasks], given=given, infer_labels=infer)
+    infer, features = d.pop('infer_labels', False), d.pop('features', None)
+    if d: raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'note'])}")
+    return Flow(name, *[_read_entry(t, '' if root else here) for t in tasks], given=given, infer_labels=infer, features=features)
 
 def _read_block(d, name, given, here):
     if 'block' not in d: raise FlowError(f"task '{here}' does not say what kind it is: add \"block\", such as \"BinaryBlock\"")

@@ -4,8 +4,9 @@
 
 # %% ../nbs/06b_learner.ipynb #b763c269
 from __future__ import annotations
+from contextlib import contextmanager
 import numpy as np, pandas as pd, torch
-from fastcore.basics import patch
+from fastcore.all import delegates, patch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
@@ -20,7 +21,7 @@ from .explain import FlowTree, grow
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'Collect', 'collect', 'raw_preds']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'every_row', 'Collect', 'collect', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(
@@ -51,15 +52,28 @@ def progress(learn, items, comment=''):
     bar.comment = comment
     yield from bar
 
+@contextmanager
+def every_row(learn):
+    "Branches run on every row, whether it needs them or not: for what asks of tasks that are not reached (see `Branch`)"
+    was, learn.all_rows = getattr(learn, 'all_rows', False), True
+    try: yield
+    finally: learn.all_rows = was
+
 if not hasattr(Learner.predict, '_plain'):
     _plain = Learner.predict
     @patch
     def predict(self:Learner, item, rm_type_tfms=None, with_input=False):
         "Prediction on `item`: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
-        res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
+        with every_row(self): res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
         if isinstance(res[-3], FlowPrediction): res[-3].activations = res[-1]
         return res
     Learner.predict._plain = _plain
+    _tta = Learner.tta
+    @patch
+    @delegates(_tta, but=('self',))
+    def tta(self:Learner, *args, **kwargs):
+        "`tta` of fastai; a task need not be reached in every view of an item, so branches run on every row"
+        with every_row(self): return _tta(self, *args, **kwargs)
 
 # %% ../nbs/06b_learner.ipynb #f3097dcf
 class Collect(Callback):
@@ -85,7 +99,7 @@ def collect(
     mute = [cb for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
     for cb in mute: cb.run = False
     try:
-        with learn.validation_context(cbs=[Collect(acc)]): learn._do_epoch_validate(dl=dl)
+        with learn.validation_context(cbs=[Collect(acc)]), every_row(learn): learn._do_epoch_validate(dl=dl)
     finally:
         for cb in mute: cb.run = True
     if not acc.parts: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
@@ -178,7 +192,7 @@ def get_marginals(self:Learner,
     "Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) a class or label (of binary tasks both answers)"
     flow, loss = flow_of(self), loss_of(self)
     index = None if items is None else _index(items, 'get_marginals')
-    acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
+    with every_row(self): acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
     reached, acts = flow.diagrams(acts, loss.decide(acts)), acts.double().cpu().numpy()
     res = {}
     for j,(p,b) in enumerate(flow.tasks.items()):

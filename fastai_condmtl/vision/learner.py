@@ -4,13 +4,17 @@
 
 # %% ../../nbs/vision/01_learner.ipynb #7bea67e5
 from __future__ import annotations
+import torch
 from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.vision.learner import vision_learner
+from ..conditions import FlowError
 from ..equip import equip, fit_for
+from ..heads import RunNeeded, as_branches, conditional_head, needs_heads, stock_logits
+from ..learner import flow_of
 
 # %% auto #0
-__all__ = ['conditional_vision_learner']
+__all__ = ['conditional_vision_learner', 'add_heads']
 
 # %% ../../nbs/vision/01_learner.ipynb #797ca0e7
 @delegates(vision_learner)
@@ -20,7 +24,29 @@ def conditional_vision_learner(
     *,
     metrics=None, # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
+    branches=None, # dict: name in `features=` of tasks and flows → a module from the body's feature map, an int (width of a default neck), or a `Branch`
     **kwargs
 ) -> Learner:
     "`vision_learner` for a flow"
-    return equip(vision_learner(dls, arch, **fit_for(dls, kwargs)), metrics, tune)
+    kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
+    if branches is None and not needs_heads(flow): return equip(vision_learner(dls, arch, **kwargs), metrics, tune)
+    if kwargs.get('custom_head') is not None: raise FlowError("custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the head alone, or branches=dict(name=module)")
+    as_branches(flow, branches) # wrong names are errors before the network is built
+    learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
+    return equip(add_heads(learn, branches), metrics, tune)
+
+def add_heads(
+    learn,         # A `vision_learner`, whose model is a body and a head
+    branches=None, # As for `conditional_vision_learner`
+) -> Learner:
+    "Replace the head of `learn` by a `ConditionalHead` around it; the body and its freeze groups stay"
+    frozen, p = learn.opt is not None, next(learn.model.parameters())
+    x = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0).one_batch()[0]
+    with torch.no_grad(): feats = learn.model[0].eval()(x.to(p.device, p.dtype).as_subclass(torch.Tensor))
+    stock = learn.model[1] if None in learn.dls.flow.plan.features else None
+    learn.model[1] = conditional_head(learn.dls.flow, feats.to('cpu'), branches, None if stock is None else stock.cpu()).to(p.device)
+    learn.model.train()
+    learn.opt = None
+    learn.add_cb(RunNeeded())
+    if frozen: learn.freeze()
+    return learn
