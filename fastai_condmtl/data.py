@@ -14,6 +14,7 @@ from fastai.data.transforms import ColReader
 from .base import ConditionalBlock, near
 from .conditions import FlowError
 from .flow import Flow
+from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
 import fastai_condmtl.losses
 
@@ -103,6 +104,7 @@ class FlowTransform(Transform):
 def as_flow(o):
     "A bare task as a flow of one"
     if isinstance(o, Flow): return o
+    if is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
     if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
     return Flow(o.name, o)
 def leaves(flow):
