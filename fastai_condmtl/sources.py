@@ -101,7 +101,8 @@ def _join(parts, sizes, col, check, lists):
     full = {n: s for n,s in parts.items() if s.notna().any()}
     kinds = {n: k for n,s in full.items() if (k := _kind(s)) is not None}
     have = set(kinds.values())
-    if have == {'yes/no', 'numbers'} and all(full[n].dropna().isin([0, 1]).all() for n,k in kinds.items() if k == 'numbers'): have = {'numbers'} # 1 and 0 say yes and no
+    binary = have == {'yes/no', 'numbers'} and all(full[n].dropna().isin([0, 1]).all() for n,k in kinds.items() if k == 'numbers') # 1 and 0 say yes and no
+    if binary: have = {'numbers'}
     fits = len(have) < 2 or have <= {'words', 'lists'} or lists and have <= {'words', 'lists', 'numbers'}
     if check and not fits: _disagree(full, kinds, col)
     x = pd.concat([parts[n].astype(object) if n in parts else pd.Series([None]*k, dtype=object) for n,k in sizes.items()], ignore_index=True)
@@ -110,8 +111,9 @@ def _join(parts, sizes, col, check, lists):
     if not fits or len(kinds) < len(full): return x
     gaps = bool(x.isna().any())
     if have == {'numbers'}:
-        whole = any(pd.api.types.is_integer_dtype(s) for s in full.values()) and all(_whole(s) for s in full.values()) # floats are integers with gaps, where another source has them as integers
-        return x.map(float if not whole else int, na_action='ignore').astype(float if not whole else 'Int64' if gaps else int)
+        whole = binary or any(pd.api.types.is_integer_dtype(s) for s in full.values()) and all(_whole(s) for s in full.values()) # floats are integers with gaps, where another source has them as integers
+        if not whole: return x.astype(float)
+        return pd.Series(pd.array([None if v is None else int(v) for v in x], dtype='Int64')).astype('Int64' if gaps else int)
     if have == {'yes/no'}: return x.astype('boolean' if gaps else bool)
     types = {s.dtype for s in full.values()}
     return x.astype(types.pop()) if len(types) == 1 else x
@@ -240,8 +242,9 @@ def _states(bound, cond, y):
 class Drawn:
     "Mixed into a `DataLoader`'s class: an epoch is drawn with replacement, by weights"
     def __init__(self, *args, wgts=None, draw_seed=None, **kwargs):
-        self.wgts, self.draws = np.asarray(wgts, dtype=float)/np.sum(wgts), np.random.default_rng(draw_seed) if draw_seed is not None else np.random
+        self.wgts, self.draws = wgts, np.random if draw_seed is None else np.random.default_rng(draw_seed)
         super().__init__(*args, **kwargs)
+        self.wgts = wgts # tabular loaders have weights of that name, which they set
     def get_idxs(self): return self.draws.choice(len(self.wgts), self.n, p=self.wgts).tolist() if self.shuffle and self.n else super().get_idxs()
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset=dataset, cls=cls or self.plain, **kwargs)
     def __reduce_ex__(self, protocol): return _blank, (self.plain,), self.__dict__
