@@ -9,6 +9,7 @@ from collections import Counter
 from copy import copy
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
+from .masks import is_mask, picture_hint
 
 # %% auto #0
 __all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_vocab', 'names_of', 'near', 'factorise', 'distinct', 'take',
@@ -109,7 +110,8 @@ class ConditionalBlock(Comparable):
         v = df[col].iloc[i]
         if isinstance(v, np.generic): v = v.item()
         row = f"row {i}" + ('' if repr(df.index[i]) == repr(i) or df.index[i] is i else f' (index {df.index[i]!r})')
-        return FlowError(f"task '{self.path or self.name}', {row}, column '{col}', value {v!r}: {why}")
+        shown = repr(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
+        return FlowError(f"task '{self.path or self.name}', {row}, column '{col}', value {shown}: {why}{picture_hint(v)}")
 
 def check_name(name, what='task'):
     "Names become parts of paths and of metric names, which callbacks read"
@@ -158,11 +160,13 @@ def factorise(s:pd.Series, lists=False):
 
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
-    try: return factorise(df[col], lists)
+    try: codes, uniq = factorise(df[col], lists)
     except TypeError:
         i = next(i for i,v in enumerate(df[col]) if not _hashable(v, lists))
-        fix = "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
+        fix = "use one value a row" if is_mask(df[col].iloc[i]) else "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
         raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
+    if (j := next((j for j,v in enumerate(uniq) if is_mask(v)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row") # tensors can be hashed
+    return codes, uniq
 
 def _hashable(v, lists):
     try: hash(tuple(v) if lists and isinstance(v, (list, set, frozenset, np.ndarray)) else v)
@@ -195,6 +199,7 @@ def numbers(block, df, col):
         known = s.notna().to_numpy()
         text = s.map(lambda v: isinstance(v, (str, bytes)), na_action='ignore').eq(True).to_numpy() & known
         if text.any(): raise block.bad(df, col, int(text.argmax()), "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric")
+        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number")
         try: s = s.astype(object).where(known, np.nan).astype(float)
         except (TypeError, ValueError): raise FlowError(f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric") from None
     x = s.to_numpy(dtype=np.float64, na_value=np.nan)

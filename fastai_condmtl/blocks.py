@@ -10,11 +10,12 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
 from .conditions import FlowError, as_condition
+from .masks import is_picture_file
 from .scores import binary_score, class_score, count_scores, counts, regression_score
 
 # %% auto #0
-__all__ = ['check_pos_weight', 'BinaryBlock', 'MultiLabelBlock', 'sort_labels', 'SingleLabelBlock', 'BoundedRegressionBlock',
-           'UnboundedRegressionBlock', 'ConditionalBlock']
+__all__ = ['check_pos_weight', 'BinaryBlock', 'MultiLabelBlock', 'no_picture_files', 'sort_labels', 'SingleLabelBlock',
+           'BoundedRegressionBlock', 'UnboundedRegressionBlock', 'ConditionalBlock']
 
 # %% ../nbs/01_blocks.ipynb #bd79ff19
 _all_ = ['ConditionalBlock'] # the base class belongs to the family that users see
@@ -139,7 +140,9 @@ class MultiLabelBlock(_Sigmoid):
             if any(l is None or l is pd.NA or l != l for l in ls): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled")
         return codes, cells
     def setup(self, df, train):
-        if self.vocab is None: self.vocab = sort_labels({l for ls in self.cells(df)[1] for l in ls})
+        if self.vocab is None:
+            self.vocab = sort_labels({l for ls in self.cells(df)[1] for l in ls})
+            no_picture_files(self, df, self.vocab)
         if np.ndim(self.threshold) and len(self.threshold) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.threshold)} thresholds for {len(self.vocab)} labels: give one value, or one a label")
         self.index = {l: i for i,l in enumerate(self.vocab)}
     def encode(self, df):
@@ -182,6 +185,10 @@ def _one_column(block, col):
     b.path = block.path
     return b
 
+def no_picture_files(block, df, labels):
+    "A column of files is no column of classes (with `vocab` given nothing is asked)"
+    if len(labels) > 1 and all(map(is_picture_file, labels)): raise block.bad(df, block.cols[0], int(df[block.cols[0]].notna().to_numpy().argmax()), "all labels are names of picture files. If they are classes, name them with vocab=")
+
 def sort_labels(labels):
     "Sorted, also where the types are mixed"
     try: return sorted(labels)
@@ -211,6 +218,7 @@ class SingleLabelBlock(ConditionalBlock):
             else:
                 uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(self, df, self.cols[0])[1]]
                 if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq): uniq = [int(u) for u in uniq] # integers with gaps arrive as floats
+                no_picture_files(self, df, uniq)
                 self.vocab = sort_labels(uniq)
         self.index = {l: i for i,l in enumerate(self.vocab)}
         if self.class_weights is not None and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")

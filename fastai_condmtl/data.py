@@ -4,7 +4,9 @@
 
 # %% ../nbs/06_data.ipynb #d505ef05
 from __future__ import annotations
+from heapq import heapify, heappop, heappush
 import numpy as np, pandas as pd, torch
+from scipy import sparse
 from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
 from fastai.data.core import TfmdLists
@@ -12,12 +14,13 @@ from fastai.data.transforms import ColReader
 from .base import ConditionalBlock, near
 from .conditions import FlowError
 from .flow import Flow
+from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
 import fastai_condmtl.losses
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'leaves', 'FreshTransform', 'StratifiedSplitter',
-           'stratify', 'repair']
+           'label_groups', 'stratify', 'spread', 'repair', 'stratified_folds']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -101,6 +104,7 @@ class FlowTransform(Transform):
 def as_flow(o):
     "A bare task as a flow of one"
     if isinstance(o, Flow): return o
+    if is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
     if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
     return Flow(o.name, o)
 def leaves(flow):
@@ -136,42 +140,84 @@ class StratifiedSplitter:
         "Positions of training and validation rows"
         if not isinstance(df, pd.DataFrame): raise FlowError(f"a stratified split reads the labels of a DataFrame, not of {type(df).__name__}: hand over a DataFrame, or pass a splitter of your own")
         bound = self.flow.bind(df)
-        valid = stratify(self.groups(bound, bound.encode(df)), self.valid_pct, np.random.default_rng(self.seed))
+        valid = stratify(label_groups(bound, bound.encode(df)), self.valid_pct, np.random.default_rng(self.seed))
         return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
-    def groups(self, bound, y):
-        "Boolean columns `(N, K)`: what should stand on both sides"
-        vals, mask = y[:,0].numpy(), y[:,1].numpy() > 0
-        res = []
-        for p,s in bound.slices.items():
-            b = bound.tasks[p]
-            for c in range(s.targets.start, s.targets.stop):
-                res.append(mask[:,c])
-                if b.thresholded: res += [mask[:,c] & (vals[:,c] == v) for v in (0, 1)]
-                elif b.n_out > 1: res += [mask[:,c] & (vals[:,c] == v) for v in range(b.n_out)]
-        return np.stack(res, 1)
+
+def label_groups(bound, y) -> sparse.csr_array:
+    "What should stand on both sides, boolean `(N, K)`: the rows where a target column counts, and those of each answer; sparse, since of a thousand classes a row has one"
+    vals, mask = y.as_subclass(torch.Tensor).numpy().transpose(1, 0, 2)
+    cols, rows, k = [], [], 0
+    def add(i, j, width):
+        nonlocal k
+        rows.append(i); cols.append(k + j); k += width
+    for p,s in bound.slices.items():
+        b = bound.tasks[p]
+        for c in range(s.targets.start, s.targets.stop):
+            i = np.flatnonzero(mask[:,c] > 0)
+            add(i, 0, 1)
+            if b.thresholded or b.n_out > 1: add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
+    rows, cols = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r,c in zip(rows, cols)])
+    return sparse.csr_array((np.ones(len(rows), dtype=bool), (rows, cols)), shape=(len(y), k))
 
 def stratify(groups, valid_pct, rng):
-    "Boolean (N,): validation rows, such that each column of `groups` (N, K) with two rows or more has some on both sides"
-    n, size = len(groups), groups.sum(0)
-    rarest = np.where(groups, size, n + 1).argmin(1) # the scarcest thing that a row can offer
-    order = np.lexsort((rng.random(n), rarest, size[rarest]))
-    valid = np.zeros(n, dtype=bool)
-    valid[order] = np.diff(np.floor(np.arange(n + 1)*valid_pct + rng.random())) > 0 # every 1/valid_pct-th along the groups
-    return repair(groups, valid, rng) if valid_pct > 0 else valid
+    "Boolean (N,): validation rows, such that each column of `groups` (N, K), dense or sparse, with two rows or more has some on both sides, and all near their share"
+    groups = sparse.csr_array(groups)
+    return repair(groups, spread(groups, valid_pct, rng), rng) if valid_pct > 0 else np.zeros(groups.shape[0], dtype=bool)
+
+def spread(groups, valid_pct, rng):
+    """Iterative stratification (Sechidis et al., 2011, https://doi.org/10.1007/978-3-642-23808-6_10) for two sides: the rows of the scarcest group go one by one to the side that lacks more of that group.
+    Other than in the paper, groups of two rows or more want one on each side at least, and the last row of a group follows the sizes of the sides"""
+    n, by_group, share = groups.shape[0], groups.tocsc(), np.array([1 - valid_pct, valid_pct])
+    left = np.diff(by_group.indptr)
+    want = np.where(left > 1, np.clip(left*valid_pct, 1, left - 1), left*valid_pct)
+    want, room, side = np.stack([left - want, want]), n*share, np.full(n, -1, dtype=np.int8)
+    heap = [(int(m), r, j) for j,(m,r) in enumerate(zip(left, rng.random(len(left)).tolist())) if m]
+    heapify(heap)
+    while heap:
+        m, r, j = heappop(heap)
+        if m > left[j]: # rows have left it since, for other groups
+            if left[j]: heappush(heap, (int(left[j]), r, j))
+            continue
+        rows = by_group.indices[by_group.indptr[j]:by_group.indptr[j+1]]
+        rows = rng.permutation(rows[side[rows] < 0])
+        for i in rows:
+            lack = want[1,j] - want[0,j]
+            s = int(room[1]/share[1] > room[0]/share[0]) if lack == 0 or len(rows) == 1 and abs(lack) < 1 else int(lack > 0)
+            g = groups.indices[groups.indptr[i]:groups.indptr[i+1]]
+            side[i] = s; want[s,g] -= 1; left[g] -= 1; room[s] -= 1
+    rest = rng.permutation(np.flatnonzero(side < 0))
+    side[rest] = np.arange(len(rest)) < round(room[1])
+    return side > 0
 
 def repair(groups, valid, rng, tries=30):
     "Flip few rows of `valid` (N,) until each column of `groups` with two rows or more has some on both sides (min-conflicts search)"
-    rows = [np.flatnonzero(g) for g in groups.T]
-    of_row = [np.flatnonzero(g) for g in groups]
-    on = np.stack([groups[~valid].sum(0), groups[valid].sum(0)]) # rows of each group on the training and the validation side
-    for _ in range(tries*groups.shape[1]):
+    by_row, by_group = sparse.csr_array(groups), sparse.csc_array(groups)
+    row, col = (lambda i: by_row.indices[by_row.indptr[i]:by_row.indptr[i+1]]), (lambda j: by_group.indices[by_group.indptr[j]:by_group.indptr[j+1]])
+    n_valid = by_row.T @ valid.astype(np.int64)
+    on = np.stack([np.diff(by_group.indptr) - n_valid, n_valid]) # rows of each group on the training and the validation side
+    for _ in range(tries*by_row.shape[1]):
         broken = np.flatnonzero((on.sum(0) > 1) & (on.min(0) == 0))
         if not len(broken): break
-        can = rows[rng.choice(broken)]
+        can = col(rng.choice(broken))
         side = valid[can].astype(int)
-        cost = [((on[s, g] == 1) & (on[1-s, g] > 0)).sum() - ((on[1-s, g] == 0) & (on[s, g] > 1)).sum() for r,s in zip(can, side) for g in (of_row[r],)]
+        cost = [((on[s, g] == 1) & (on[1-s, g] > 0)).sum() - ((on[1-s, g] == 0) & (on[s, g] > 1)).sum() for r,s in zip(can, side) for g in (row(r),)]
         r = rng.choice(can) if rng.random() < .05 else can[np.argmin(cost + rng.random(len(can))*.5)]
         s = int(valid[r])
-        on[s, of_row[r]] -= 1; on[1-s, of_row[r]] += 1
+        on[s, row(r)] -= 1; on[1-s, row(r)] += 1
         valid[r] = not valid[r]
     return valid
+
+def stratified_folds(
+    flow,          # Flow or task
+    df,            # DataFrame
+    n:int=5,       # Folds
+    seed:int=None, # For the same folds again
+) -> list: # `[(training positions, validation positions)]`, each row in one validation part
+    "Folds in which tasks, classes, labels and gates have near equal shares: one fold is split off after the other"
+    bound = as_flow(flow).bind(df)
+    if not 2 <= n <= len(df): raise FlowError(f"n={n!r} folds of {len(df)} rows: use from 2 to as many as there are rows")
+    groups, rng, fold, left = label_groups(bound, bound.encode(df)), np.random.default_rng(seed), np.zeros(len(df), dtype=int), np.arange(len(df))
+    for k in range(1, n):
+        valid = spread(groups[left], 1/(n - k + 1), rng)
+        fold[left[valid]], left = k, left[~valid]
+    return [(L(np.flatnonzero(fold != k).tolist()), L(np.flatnonzero(fold == k).tolist())) for k in range(n)]

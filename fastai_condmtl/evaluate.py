@@ -8,19 +8,21 @@ import hashlib
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
-from .conditions import atoms
+from .blocks import sort_labels
+from .conditions import FlowError, atoms
 from .learner import collect, flow_of, loss_of, progress
 from .metrics import check_metrics, wanted_metrics
+from .sources import labels_of_rows
 from .tune import cross_fitted
 
 # %% auto #0
-__all__ = ['Evaluation', 'judged', 'interval', 'blame']
+__all__ = ['SCORES', 'Evaluation', 'groups_by', 'judged', 'interval', 'blame']
 
 # %% ../nbs/08_evaluate.ipynb #dcfe4508
 class Evaluation(pd.DataFrame):
     "The table of `learn.evaluate`; `.show()` is its picture for a notebook"
-    _metadata = ['cross_fit', 'lower'] # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds; metrics of which less is more
-    cross_fit, lower = (), ('mae', 'rmse')
+    _metadata = ['cross_fit', 'lower', 'by'] # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds; metrics of which less is more; the column with groups of rows
+    cross_fit, lower, by = (), ('mae', 'rmse'), None
     @property
     def _constructor(self): return Evaluation
     def show(self,
@@ -28,6 +30,7 @@ class Evaluation(pd.DataFrame):
     ):
         "A pandas `Styler`: scores better than the trivial predictor in green, worse in red; what parents' errors cost as bars"
         t, num = self.reset_index(drop=True), [c for c in self.columns if c in ('metric_res', 'ci_low', 'ci_high', 'baseline', 'cascade_res', 'missed', 'spurious')]
+        if self.by in t: t[self.by] = t[self.by].map(lambda v: '–' if pd.isna(v) else v)
         def verdict(row):
             sign = -1 if row.metric_name in self.lower else 1
             d = sign*(row.metric_res - row.baseline)
@@ -37,7 +40,8 @@ class Evaluation(pd.DataFrame):
             if c in t: res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
         first = ~t.task_path.duplicated() if 'task_path' in t else pd.Series(True, index=t.index)
         res = res.apply(lambda s: ['' if f else 'color: transparent' for f in first], subset=['task_path'])
-        res = res.set_properties(subset=[c for c in t.columns if c not in ('task_path', 'metric_name')], **{'text-align': 'right'})
+        if self.by in t and {'task_path', 'metric_name'} <= set(t): res = res.apply(lambda s: ['color: transparent' if d else '' for d in t.duplicated(['task_path', 'metric_name'])], subset=['metric_name'])
+        res = res.set_properties(subset=[c for c in t.columns if c not in ('task_path', 'metric_name', self.by)], **{'text-align': 'right'})
         return res.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them") if self.cross_fit else res
 
 @patch
@@ -46,26 +50,41 @@ def evaluate(self:Learner,
     ds_idx=1,  # 0: training set, 1: validation set
     metrics='all', # Metric names, as for `flow.metrics`; None for one headline metric a task
     n_boot:int=0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
+    by=None,       # A row for each group of rows instead: a column of their table (`'source'`), or an array with a label a row
 ) -> pd.DataFrame:
-    "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`"
+    "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`; with `by` a column of that name after the metric's"
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics)
+    name, groups = (None, [(None, slice(None))]) if by is None else groups_by(self.dls[ds_idx] if dl is None else dl, by)
     acc = judged(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []
     for i,(path,block) in progress(self if n_boot else None, enumerate(flow.tasks.items()), 'bootstrap'):
-        summary, true, mask, threshold = acc.task(path)
-        hit, counts = reached[:,i], mask.any(1)
-        for name in wanted_metrics(block, metrics):
-            trivial = block.trivial(name, flow.constants[path], true)
-            rows.append((path, name, block.score(name, summary, true, mask, threshold), int(counts.sum()),
-                         np.nan if trivial is None else block.score(name, trivial, true, mask, .5),
-                         block.score(name, summary, true, mask & hit[:,None], threshold), int((counts & hit).sum()),
-                         _share(counts & ~hit, counts), _share(hit & false[:,i], hit)))
-            if n_boot: rows[-1] += interval(block, name, summary[counts], true[counts], mask[counts], threshold if np.ndim(threshold) < 2 else threshold[counts], n_boot)
-    res = Evaluation(rows, columns=['task_path', 'metric_name', 'metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious'] + ['ci_low', 'ci_high']*bool(n_boot))
-    res.cross_fit, res.lower = tuple(acc.cross_fit), tuple({m for b in flow.tasks.values() for m in b.lower_is_better})
+        summary, true, mask, t = acc.task(path)
+        for metric in wanted_metrics(block, metrics):
+            for group,k in groups: rows.append((path, metric, group, *_scores(block, metric, flow.constants[path], summary[k], true[k], mask[k], t if np.ndim(t) < 2 else t[k], reached[k,i], false[k,i], n_boot)))
+    res = Evaluation(rows, columns=['task_path', 'metric_name', name or 'group', *SCORES] + ['ci_low', 'ci_high']*bool(n_boot))
+    if by is None: res = res.drop(columns='group')
+    res.cross_fit, res.lower, res.by = tuple(acc.cross_fit), tuple({m for b in flow.tasks.values() for m in b.lower_is_better}), name
     return res
+
+SCORES = ['metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious']
+def _scores(block, name, constant, summary, true, mask, threshold, hit, false, n_boot):
+    "`SCORES` of one task and metric on some rows"
+    counts, trivial = mask.any(1), block.trivial(name, constant, true)
+    res = (block.score(name, summary, true, mask, threshold), int(counts.sum()), np.nan if trivial is None else block.score(name, trivial, true, mask, .5),
+           block.score(name, summary, true, mask & hit[:,None], threshold), int((counts & hit).sum()), _share(counts & ~hit, counts), _share(hit & false, hit))
+    return res + interval(block, name, summary[counts], true[counts], mask[counts], threshold if np.ndim(threshold) < 2 else threshold[counts], n_boot) if n_boot else res
+
+def groups_by(dl, by):
+    "What `by` is called, and the groups of a `DataLoader`'s rows as `[(label, positions)]`, in the order in which `collect` sees them; rows without a label come last, as None"
+    name = by if isinstance(by, str) else str(getattr(by, 'name', None) or 'group')
+    if name in ('task_path', 'metric_name', 'ci_low', 'ci_high', *SCORES): raise FlowError(f"by={name!r} is the name of a column of the result: hand over a Series with another name, e.g. by=df[{name!r}].rename('other')")
+    dl = dl.new(shuffle=False, drop_last=False)
+    codes, labels = pd.factorize(labels_of_rows(dl.dataset, by)[list(dl.get_idxs())])
+    labels = [l.item() if isinstance(l, np.generic) else l for l in labels]
+    res = [(l, np.flatnonzero(codes == labels.index(l))) for l in sort_labels(labels)] + [(None, np.flatnonzero(codes < 0))]
+    return name, [(l, k) for l,k in res if len(k)]
 
 def judged(learn, dl=None, ds_idx=1):
     "`collect`, with thresholds to judge by: cross-fit where these rows tuned them (`.cross_fit` names the tasks)"

@@ -8,6 +8,7 @@ from copy import copy
 import numpy as np
 from .conditions import (FlowError, Condition, Atom, Not, And, AnyOf, as_condition, both, conjuncts, atoms, kleene, forced, check_op)
 from .base import ConditionalBlock, check_features, check_name, near, _given
+from .masks import MASKS, is_mask_block
 
 # %% auto #0
 __all__ = ['Flow', 'walk', 'branch_names', 'Names', 'Plan', 'infer', 'FlowError']
@@ -30,7 +31,7 @@ class Flow:
         self.features = features
         for t in tasks:
             if not isinstance(t, (ConditionalBlock, Flow)):
-                fix = "a condition is given to a block: `block | condition`" if isinstance(t, Condition) else "unpack the list: Flow(name, *tasks)" if isinstance(t, (list, tuple)) else \
+                fix = MASKS if is_mask_block(t) else "a condition is given to a block: `block | condition`" if isinstance(t, Condition) else "unpack the list: Flow(name, *tasks)" if isinstance(t, (list, tuple)) else \
                       "make an object of it, with a name" if isinstance(t, type) else "hand over blocks and flows"
                 raise FlowError(f"flow '{name}' holds {t!r} ({type(t).__name__}), which is neither a block nor a flow: {fix}")
         if not any(infer_labels is v for v in (False, True)) and infer_labels != 'train': raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from .conditions import FlowError
+from .masks import MASKS
 from .base import near
 from .target import BoundFlow, TensorConditional, packed
 
@@ -102,8 +103,10 @@ class ConditionalLoss(nn.Module):
     def forward(self,
         pred, # Raw logits `(bs, C)`
         y,    # Packed targets `(bs, 2, D)` or `(bs, 2D)`
+        *others, # There are none: a flow is the only target
     ):
         "The total, weighted; reduced as `reduction` says"
+        if others: raise FlowError(f"the data has {1 + len(others)} targets, and a flow is the only one that its loss can train: put all tasks into one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if any(x.ndim == 3 and not x.is_floating_point() for x in (y, *others)) else ''))
         if self.heat is not None and pred.requires_grad: self.cool()
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)

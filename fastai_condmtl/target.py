@@ -15,7 +15,7 @@ from .base import near, numbers
 from .flow import Flow, Plan, infer
 
 # %% auto #0
-__all__ = ['TensorConditional', 'packed', 'Slices', 'Family', 'BoundFlow', 'as_table', 'FlowPrediction']
+__all__ = ['TensorConditional', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'as_table', 'FlowPrediction']
 
 # %% ../nbs/03_target.ipynb #6386770d
 class TensorConditional(TensorBase):
@@ -56,7 +56,7 @@ class BoundFlow:
         self.flow, plan = flow, Plan(flow)
         df = as_table(df, plan.blocks)
         if not len(df): raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
-        for p,b in zip(plan.paths, plan.blocks): _check_cols(p, b, df)
+        for p,b in zip(plan.paths, plan.blocks): _check_cols(p, b, df); check_lacks(p, b, df)
         df = df[list(dict.fromkeys(c for b in plan.blocks for c in b.cols))]
         try: train = df if train_idx is None else df.iloc[train_idx]
         except IndexError: raise FlowError(f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows") from None
@@ -101,6 +101,12 @@ def bind(self:Flow,
     return BoundFlow(self, df, train_idx)
 
 def _offsets(sizes): return [0, *np.cumsum(list(sizes)).tolist()]
+
+def check_lacks(path, block, df):
+    "Blanks of rows whose source has no such column (see `concat_sources`) say nothing"
+    if block.nan_is_empty and (no := [n for c in block.cols for n in df.attrs.get('lacks', {}).get(c, ())]):
+        raise FlowError(f"task '{path}' reads a blank in column '{block.cols[0]}' as \"none of the labels\" (nan_is_empty=True), and source {' and '.join(map(repr, no))} has no such column: its rows would all count as none. "
+                        f"Leave nan_is_empty out, and write what blanks of the other sources mean with concat_sources(..., empty=[{block.cols[0]!r}])")
 
 def _check_cols(path, block, df):
     for c in block.cols:

@@ -19,6 +19,7 @@ from ..blocks import BinaryBlock
 from ..data import StratifiedSplitter, as_flow, leaves
 from ..target import as_table
 from ..base import near
+import fastai_condmtl.sources # noqa: F401  dls.balanced
 import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
@@ -111,15 +112,16 @@ class ConditionalDataLoaders(DataLoaders):
         batch_tfms=None,   # Transforms a batch, such as `aug_transforms()`
         img_cls=PILImage,  # Class that opens the images
         bad_images:str='raise', # `raise`: an unreadable image is an error that names it; `skip`: look through the files first and leave such rows out
+        balance_by=None,   # Draw training rows so that groups come alike: `'source'`, a task, a list of tasks; see `dls.balanced`
         **kwargs
     ):
         "From a DataFrame"
         if isinstance(fn_col, str) and fn_col not in df.columns: raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
         get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path)/folder, suff)
-        return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, **kwargs)
+        return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs)
 
     @classmethod
-    def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', **kwargs):
+    def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', balance_by=None, **kwargs):
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if bad_images not in ('raise', 'skip'): raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
         if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
@@ -130,7 +132,8 @@ class ConditionalDataLoaders(DataLoaders):
             df, splitter = df[ok], FixedSplits(keep_rows(splitter(df), ok))
         image = TransformBlock(type_tfms=OpenImage(img_cls), batch_tfms=IntToFloatTensor)
         dblock = DataBlock(blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
-        return cls.from_dblock(dblock, df, path=path, **kwargs)
+        dls = cls.from_dblock(dblock, df, path=path, **kwargs)
+        return dls if balance_by is None else dls.balanced(balance_by, seed=seed)
 
     @classmethod
     def from_csv(cls,
