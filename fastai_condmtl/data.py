@@ -8,8 +8,9 @@ import numpy as np, pandas as pd, torch
 from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
 from fastai.data.core import TfmdLists
-from fastai.data.transforms import ColReader
+from fastai.data.transforms import ColReader, RandomSplitter
 from .base import ConditionalBlock, near
+from .blocks import BinaryBlock
 from .conditions import FlowError
 from .flow import Flow
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
@@ -17,7 +18,7 @@ import fastai_condmtl.losses
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'leaves', 'FreshTransform', 'StratifiedSplitter',
-           'stratify', 'repair']
+           'stratify', 'repair', 'ColumnSplitter', 'as_splitter']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -146,6 +147,7 @@ class StratifiedSplitter:
             b = bound.tasks[p]
             for c in range(s.targets.start, s.targets.stop):
                 res.append(mask[:,c])
+                if b.made: continue
                 if b.thresholded: res += [mask[:,c] & (vals[:,c] == v) for v in (0, 1)]
                 elif b.n_out > 1: res += [mask[:,c] & (vals[:,c] == v) for v in range(b.n_out)]
         return np.stack(res, 1)
@@ -175,3 +177,20 @@ def repair(groups, valid, rng, tries=30):
         on[s, of_row[r]] -= 1; on[1-s, of_row[r]] += 1
         valid[r] = not valid[r]
     return valid
+
+# %% ../nbs/06_data.ipynb #c01sp1it
+class ColumnSplitter:
+    "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
+    def __init__(self, col): self.col = col
+    def __call__(self, df):
+        if self.col not in df.columns: raise FlowError(f"valid_col={self.col!r} is not a column of the table: {near(self.col, df.columns)}")
+        vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
+        valid = (vals > .5)[:,0] & known[:,0]
+        if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")
+        return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
+
+def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None):
+    "The splitter that arguments of a `from_df` ask for"
+    if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
+    if splitter is not None: return splitter
+    return ColumnSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
