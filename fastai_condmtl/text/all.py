@@ -2,5 +2,6 @@
 from ..all import *
 from .data import ConditionalTextDataLoaders
 from .learner import conditional_text_learner
+from .lm import ConditionalTextModel, conditional_lm_learner
 from .masks import MaskedLMBlock, MaskTokens
 from .show import plot_top_losses, readable_text, show_batch, show_results

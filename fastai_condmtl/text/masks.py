@@ -33,9 +33,9 @@ class MaskedLMBlock(SingleLabelBlock):
         mask_prob:float=.15, # Probability of each word to be masked; at least one and at most `n_masks` are
         n_masks:int=10,      # Words asked of one text at most; with the vocabulary it sets the size of the output
         seed:int=0,          # Of the masks of validation rows, which stay the same
-        **kwargs             # `given`, `weight`, `label_smoothing`
+        **kwargs             # `given`, `weight`
     ):
-        if kwargs.get('class_weights') is not None: raise FlowError(f"task '{name}': masked words take no class_weights: leave them out")
+        if wrong := set(kwargs) - {'given', 'weight'}: raise FlowError(f"task '{name}': masked words take no {wrong.pop()}: leave it out")
         super().__init__(name, col, vocab=vocab, **kwargs)
         if isinstance(mask_prob, bool) or not isinstance(mask_prob, (int, float)) or not 0 < mask_prob <= 1: raise FlowError(f"task '{name}': mask_prob={mask_prob!r} must be a probability above 0, such as .15")
         if isinstance(n_masks, bool) or not isinstance(n_masks, int) or n_masks < 1: raise FlowError(f"task '{name}': n_masks={n_masks!r} must be a whole number, 1 or more")
@@ -43,7 +43,7 @@ class MaskedLMBlock(SingleLabelBlock):
     @property
     def n_targets(self): return self.n_masks
     @property
-    def family(self): return ('words', self.n_out, self.label_smoothing)
+    def family(self): return ('words', self.n_out)
     def setup(self, df, train):
         if self.vocab is None: raise FlowError(f"task '{self.path}' needs the words of the data: build it with ConditionalTextDataLoaders.from_df, or say them with vocab=")
         if MASK not in self.vocab: raise FlowError(f"task '{self.path}': vocab lacks {MASK!r}, which stands for a masked word: add it")
@@ -65,7 +65,7 @@ class MaskedLMBlock(SingleLabelBlock):
         if name == 'perplexity': return float(np.exp(s[:,2].astype(np.float64).mean())) if len(t) else float('nan')
         return class_score(name, s[:,0].astype(int), s[:,1], t)
     def to_cell(self, vals): "The words, in the order of the text; nothing where nothing was masked"; return [self.vocab[int(v)] for v in vals if self.asked[int(v)]]
-    def to_columns(self, vals, known): return {self.name: np.array([' '.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
+    def to_columns(self, vals, known): return {self.name: np.array([' '.join(self.to_cell(v)) or None if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
     def probability(self, acts, top=10):
         "Of each masked word the likeliest answers, `{word: probability}`"
         acts = acts.reshape(self.n_masks, -1)
@@ -138,10 +138,10 @@ def text_random(
 # %% ../../nbs/text/01_masks.ipynb #ba39ef15
 class MaskTokens(Transform):
     "Batch transform that masks words for the `MaskedLMBlock` of the data's flow, and says in the target which they were"
-    order, parameters = 0, ('words', 'can')
+    order = 0
     def __init__(self):
         super().__init__()
-        self.block = None
+        self.block = self.can = self.words = None
     def setup(self, items=None, train_setup=False):
         found = masked_task(items.flow)
         if found is None: raise FlowError("MaskTokens: the flow has no MaskedLMBlock: add one, or leave the transform out")
@@ -153,7 +153,8 @@ class MaskTokens(Transform):
 
     def __call__(self, b, split_idx=None, **kwargs):
         x = b[0].as_subclass(torch.Tensor)
-        pad, can, words = x == self.pad, self.can.to(x.device), self.words.to(x.device)
+        if self.can.device != x.device: self.can, self.words = self.can.to(x.device), self.words.to(x.device)
+        pad, can, words = x == self.pad, self.can, self.words
         if len(b) < 2: return (self._packed(b[0], x, x, x == self.mask), *b[1:])
         y, s = b[1].clone(), self.cols
         u, how, other = (torch.rand(x.shape, device=x.device, dtype=torch.float64) if split_idx == 0 else text_random(x, pad, 3*self.block.seed + k) for k in range(3))
