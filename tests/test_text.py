@@ -1,6 +1,6 @@
 """Texts as input: alignment where rows are sorted by length, masked words against torch's own cross entropy, what is shown, and bad input. Reference values are
 computed here by brute force, by torch, or by fastai's own pieces; never by the library's."""
-import contextlib, io, json, math, pickle, subprocess, sys, textwrap
+import contextlib, io, json, math, os, pickle, subprocess, sys, textwrap
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -16,6 +16,7 @@ from fastai_condmtl.text.masks import MASK, positions, unpack
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = awd_lstm_clas_config | dict(emb_sz=24, n_hid=48, n_layers=1)
+FILL = 'This lamp was a gift for my sister. It broke after two days. I want my xxmask back.'
 SPECIAL = {*defaults.text_spec_tok, MASK, 'xxfake'}
 
 def quietly(f, *args, **kwargs):
@@ -23,18 +24,18 @@ def quietly(f, *args, **kwargs):
 def texts_dls(df, flow, **kwargs): return ConditionalTextDataLoaders.from_df(df, flow, **(dict(seed=0, bs=32, num_workers=0) | kwargs))
 
 @pytest.fixture(scope='module')
-def df(): return reviews(400)
+def df(): return reviews(500)
 def both_flow():
     language = SingleLabelBlock('language')
-    return Flow('review', BinaryBlock('complaint'), language, MaskedLMBlock('word', n_masks=4, weight=.5) | language.eq('en'), UnboundedRegressionBlock('stars'))
+    return Flow('review', BinaryBlock('complaint'), language, MaskedLMBlock('word', n_masks=5, mask_prob=.2, weight=2.) | language.eq('en'), UnboundedRegressionBlock('stars'))
 @pytest.fixture(scope='module')
 def dls(df): return texts_dls(df, both_flow())
 @pytest.fixture(scope='module')
 def trained(df):
     "A transformer that has learnt the reviews and their words."
     set_seed(0, reproducible=True)
-    learn = conditional_lm_learner(texts_dls(df, both_flow()), d_model=64)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(8, 1e-2)
+    learn = conditional_lm_learner(texts_dls(df, both_flow()), d_model=64, n_layers=1, dropout=.05)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(16, 1e-2)
     return learn
 
 # ---- rows stay what they are, whatever order they are read in
@@ -148,50 +149,32 @@ def test_what_is_shown(trained, df):
     page = TextTrees(['a <b> c'], [p.tree()], ['loss <1>'])._repr_html_()
     assert 'a &lt;b&gt; c' in page and 'loss &lt;1&gt;' in page and '<b>' not in page
 
-@pytest.mark.parametrize('order', ['ours first', 'fastai first'])
-def test_order_of_imports(order):
-    lines = ['from fastai_condmtl.text.all import *', 'from fastai.text.all import *']
-    code = '\n'.join(lines if order == 'ours first' else lines[::-1]) + textwrap.dedent('''
-        from fastai_condmtl.reviews import reviews, review_flow
-        torch.set_num_threads(1)
-        dls = ConditionalTextDataLoaders.from_df(reviews(60), review_flow(), bs=8, num_workers=0)
-        learn = conditional_lm_learner(dls, d_model=16, n_layers=1)
-        dls.show_batch(max_n=2)
-        with learn.no_bar(): learn.show_results(max_n=2)
-        assert 'fastai.vision.all' not in __import__('sys').modules
-        ''')
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT)
-    assert res.returncode == 0, res.stderr[-2000:]
-    assert 'complaint: ' in res.stdout and 'language: ' in res.stdout
-
-def test_the_core_does_without_texts():
-    code = "import sys, fastai_condmtl.all, fastai_condmtl.vision.all, fastai_condmtl.callback.track; print([m for m in sys.modules if m.startswith('fastai.text')])"
-    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == '[]'
-
-def test_export_and_load_in_a_fresh_process(trained, df, tmp_path):
+def test_a_fresh_process(trained, df, tmp_path):
+    "The core does without texts; fastai imported after ours breaks nothing; what was exported predicts and shows the same."
     trained.export(tmp_path/'learn.pkl')
-    text = 'The parcel came two weeks xxmask . I want my xxmask back .'
-    with trained.no_bar(): want = trained.predict(text)
-    (tmp_path/'df.json').write_text(json.dumps(df.text[:20].tolist()))
-    code = f'''
-import json, torch, pandas as pd
-from pathlib import Path
-from fastai.learner import load_learner
-torch.set_num_threads(1)
-learn = load_learner(Path({str(tmp_path)!r})/'learn.pkl')
-texts = json.loads((Path({str(tmp_path)!r})/'df.json').read_text())
-with learn.no_bar():
-    p = learn.predict({text!r})
-    df = learn.predict_df(pd.DataFrame(dict(text=texts)))
-print(json.dumps([p[0]['word'], p[2].double().sum().item(), df.complaint.astype(bool).tolist(), df.stars.tolist()]))
-'''
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT)
+    with trained.no_bar(): want, here = trained.predict(FILL), trained.predict_df(df[:20])
+    df[:20].to_json(tmp_path/'df.json')
+    (tmp_path/'run.py').write_text(textwrap.dedent(f"""
+        import io, json, sys
+        import fastai_condmtl.all, fastai_condmtl.vision.all, fastai_condmtl.callback.track
+        early = [m for m in sys.modules if m.startswith('fastai.text')]
+        from fastai_condmtl.text.all import *
+        from fastai.text.all import *
+        torch.set_num_threads(1)
+        learn = load_learner(r'{tmp_path}/learn.pkl')
+        df = pd.read_json(r'{tmp_path}/df.json')
+        with learn.no_bar():
+            p, table, dl = learn.predict({FILL!r}), learn.predict_df(df), learn.dls.test_dl(df, with_labels=True)
+            dl.show_batch(max_n=2); learn.show_results(dl=dl, max_n=2)
+        print(json.dumps([early, p[0]['word'], p[2].double().sum().item(), table.complaint.astype(bool).tolist(), table.stars.tolist()]))
+        """))
+    res = subprocess.run([sys.executable, '-W', 'ignore', str(tmp_path/'run.py')], capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert res.returncode == 0, res.stderr[-2000:]
-    words, total, complaint, stars = json.loads(res.stdout.strip().split('\n')[-1])
-    with trained.no_bar(): here = trained.predict_df(df[:20])
-    assert words == want[0]['word'] and len(words) == 2 and math.isclose(total, want[2].double().sum().item(), rel_tol=1e-4)
+    early, words, total, complaint, stars = json.loads(res.stdout.strip().split('\n')[-1])
+    assert early == [] and words == want[0]['word'] and len(words) == 1 and math.isclose(total, want[2].double().sum().item(), rel_tol=1e-4)
     assert complaint == here.complaint.astype(bool).tolist()
     np.testing.assert_allclose(stars, here.stars, rtol=1e-4)
+    assert res.stdout.count('complaint: ') >= 2 and res.stdout.count('language: ') >= 2
 
 def test_tracked_with_texts(df, tmp_path):
     pytest.importorskip('tensorboard')
@@ -234,9 +217,9 @@ def test_loss_is_torchs_cross_entropy_over_masked_words(dls):
         want = F.cross_entropy(pred[:,s.logits].reshape(-1, V), target.reshape(-1), ignore_index=-100)
         only = y.clone(); only[:,1] = 0; only[:,1,s.targets] = y[:,1,s.targets]
         got = loss(pred, only)
-        torch.testing.assert_close(got, .5*want)                                                # its weight
+        torch.testing.assert_close(got, 2*want)                                                # its weight
         g = torch.autograd.grad(got, pred, retain_graph=True)[0]
-        torch.testing.assert_close(g, torch.autograd.grad(.5*want, pred)[0])
+        torch.testing.assert_close(g, torch.autograd.grad(2*want, pred)[0])
         torch.testing.assert_close(loss.per_task(pred, y)[flow.paths.index('word')], want)
         total = sum(t.weight*l for t,l in zip(flow.tasks.values(), loss.per_task(pred, y)))
         torch.testing.assert_close(loss(pred, y), total)
@@ -254,9 +237,9 @@ def test_masks_are_what_they_say(dls, df):
             y = b[1].as_subclass(torch.Tensor)
             n = asked.sum(1)
             assert not never[whole[asked]].any() and not (whole[asked] == 1).any() and not (shown[asked] == 1).any()
-            assert (n <= 4).all() and torch.equal(y[:,1,s].sum(1).long(), n)
+            assert (n <= 5).all() and torch.equal(y[:,1,s].sum(1).long(), n)
             for i in range(len(y)):                                                             # the words, in their order, by brute force
-                assert y[i,0,s][:n[i]].long().tolist() == whole[i][asked[i]].tolist() and y[i,1,s].tolist() == [1.]*int(n[i]) + [0.]*int(4 - n[i])
+                assert y[i,0,s][:n[i]].long().tolist() == whole[i][asked[i]].tolist() and y[i,1,s].tolist() == [1.]*int(n[i]) + [0.]*int(5 - n[i])
             assert torch.equal(shown[~asked], whole[~asked])
             lang = y[:, :, dls.flow.slices['language'].targets][..., 0]
             en = (lang[:,1] > 0) & (lang[:,0] == dls.flow.tasks['language'].vocab.index('en'))
@@ -305,7 +288,7 @@ def test_scores_of_masked_words(trained, df):
     hits, top5, nll, truth, n_rows = [], [], [], [], 0
     for b in dls.valid:
         with torch.no_grad(): p = trained.model(b[0])
-        p = p[:,s.logits].reshape(len(p), 4, -1)
+        p = p[:,s.logits].reshape(len(p), 5, -1)
         m = b[1].as_subclass(torch.Tensor)[:,1,s.targets] > 0
         t = b[1].as_subclass(torch.Tensor)[:,0,s.targets][m].long()
         hits.append(p[m].argmax(1) == t); top5.append((p[m].topk(5).indices == t[:,None]).any(1)); truth += t.tolist()
@@ -337,19 +320,27 @@ def test_other_tasks_are_judged_on_whole_texts(trained):
         assert (trained.model[1].pooled(*trained.model[0](shown)) - trained.model[1].pooled(out, pad)).abs().max() > 1e-3  # masks would have mattered
 
 def test_fill_in(trained):
+    vocab, s = trained.dls.vocab, trained.dls.flow.slices['word']
     with trained.no_bar():
-        p, dec, acts = trained.predict('I want my xxmask back .')
-        tree = trained.explain(['I want my xxmask back .'], top_k=3)
-        none = trained.predict('I want my money back .')[0]
-        table = trained.predict_df(pd.DataFrame(dict(text=['I want my xxmask back .', 'Great value .'], x=1)))
-    assert p['word'] == ['money'] and none['word'] == [] and table.word.tolist() == ['money', None]
-    best, = p.probabilities['word']
-    s = trained.dls.flow.slices['word'].acts
-    first = acts[s][:len(trained.dls.vocab)]
-    assert list(best)[0] == 'money' and math.isclose(best['money'], first.max(), rel_tol=1e-6)
+        p, dec, acts = trained.predict(FILL)
+        tree = trained.explain([FILL], top_k=3)
+        none = trained.predict(FILL.replace('xxmask', 'money'))[0]
+        table = trained.predict_df(pd.DataFrame(dict(text=[FILL, 'Great value.'], x=1)))
+        german = trained.predict('Schon wieder Kessel aus diesem Laden. Ich will mein xxmask zurück.')[0]
+    tokens = 'xxbos xxmaj this lamp was a gift for my sister . xxmaj it broke after two days . i want my xxmask back .'.split()
+    ids, at = torch.tensor([[vocab.index(t) for t in tokens]]), tokens.index(MASK)
+    with torch.no_grad():
+        out, _ = trained.model.eval()[0](ids)
+        want = trained.model[1].decoder(trained.model[1].words(out[0,at]))                      # the place of the mask, by hand
+    want[[w in SPECIAL for w in vocab]] = -torch.inf
+    best = want.softmax(0)
+    torch.testing.assert_close(acts[s.acts][:len(vocab)], best, atol=1e-5, rtol=1e-4)
+    word = vocab[int(best.argmax())]
+    assert p['word'] == [word] and none['word'] == [] and table.word[0] == word and table.word.isna().tolist() == [False, True]
+    (told,) = p.probabilities['word']
+    assert next(iter(told)) == word and math.isclose(told[word], best.max(), rel_tol=1e-4)
     said = tree[(0, 'word')].tag
-    assert said.startswith('word: money (') and said.count(';') == 2 and "given language.eq('en')" in said
-    with trained.no_bar(): german = trained.predict('Ich will mein xxmask zurück .')[0]
+    assert said.startswith(f'word: {word} ({best.max():.2f}; ') and said.count(';') == 2 and "given language.eq('en')" in said
     assert german['language'] == 'de' and german['word'] is None                                  # not reached
 
 def test_an_encoder_learns_from_words_alone_and_moves(df, tmp_path):

@@ -84,12 +84,12 @@ class ConditionalTextDataLoaders(DataLoaders):
         "From a DataFrame"
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         flow, get_x = as_flow(flow), TextColumns(text_columns(df, text_col))
-        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter)
         masked, tok = any(isinstance(b, MaskedLMBlock) for _,b in leaves(flow)), WordTokenizer() if tok_tfm is None else tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
         tokens = tokenize_texts(get_x.texts(df), n_workers=tok_workers, rules=rules, tok=tok)
         if (empty := [i for i,t in enumerate(tokens) if not len(t)]): raise FlowError(f"row {empty[0]}: nothing is left of the text {get_x(df.iloc[empty[0]])!r} once it is tokenized: leave such rows out, or keep fastai's rules, which begin each text with xxbos")
         vocab = _vocab(tokens, text_vocab, min_freq, max_vocab, masked)
         if masked: flow = with_words(flow, vocab, get_x.cols[0])
+        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter)
         block = TextBlock(Tokenizer(tok, rules=rules), vocab=vocab, seq_len=seq_len, backwards=backwards)
         table = df.assign(**{TOKENS: pd.Series(list(tokens), index=df.index, dtype=object)})
         dls = cls.from_dblock(DataBlock(blocks=(block, flow), get_x=get_x, splitter=splitter, batch_tfms=MaskTokens() if masked else None), table, path=path, **kwargs)
