@@ -100,7 +100,7 @@ def _says(block, vals, known):
 def _balance(block, vals, mask):
     "In a few words, what the labels that count say"
     m = mask.any(1)
-    if not m.any(): return ''
+    if not m.any() or block.made: return ''
     if block.thresholded:
         share = (vals*mask).sum(0)/np.maximum(mask.sum(0), 1)
         names = names_of(block) if block.labels is not None else names_of(block)[1:]
@@ -134,6 +134,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
             pos, tot = int((vals[:,j]*mask[:,j]).sum()), int(mask[:,j].sum())
             if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn", serious=True) if tot else None
             elif min(pos, tot - pos) < few: add('few', f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy", serious=False)
+    elif block.made: pass # what is asked is not in the table
     elif block.exact and block.per_cell:
         c = np.bincount(vals[mask[:,0],0].astype(int), minlength=block.n_out)
         if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn")

@@ -23,6 +23,8 @@ class ConditionalBlock(Comparable):
     path = draws = None # known once bound; what to draw of it
     labels = None # names of the target columns, where each is an answer of its own (known once bound)
     takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
+    pooled = False # of several target columns: is the loss the mean over all cells that count, or over rows of each row's mean?
+    made = False # are the labels made with each batch (masked words), instead of read from the table?
     default_params, lower_is_better = {}, () # of `params`, where another task of the family has them; metrics of which less is more
     nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,

@@ -10,8 +10,9 @@ from scipy import sparse
 from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
 from fastai.data.core import TfmdLists
-from fastai.data.transforms import ColReader
+from fastai.data.transforms import ColReader, RandomSplitter
 from .base import ConditionalBlock, near
+from .blocks import BinaryBlock
 from .conditions import FlowError
 from .flow import Flow
 from .masks import MASKS, is_mask_block
@@ -20,7 +21,7 @@ import fastai_condmtl.losses
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'leaves', 'FreshTransform', 'StratifiedSplitter',
-           'label_groups', 'stratify', 'spread', 'repair', 'stratified_folds']
+           'label_groups', 'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'as_splitter']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -155,7 +156,7 @@ def label_groups(bound, y) -> sparse.csr_array:
         for c in range(s.targets.start, s.targets.stop):
             i = np.flatnonzero(mask[:,c] > 0)
             add(i, 0, 1)
-            if b.thresholded or b.n_out > 1: add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
+            if not b.made and (b.thresholded or b.n_out > 1): add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
     rows, cols = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r,c in zip(rows, cols)])
     return sparse.csr_array((np.ones(len(rows), dtype=bool), (rows, cols)), shape=(len(y), k))
 
@@ -221,3 +222,20 @@ def stratified_folds(
         valid = spread(groups[left], 1/(n - k + 1), rng)
         fold[left[valid]], left = k, left[~valid]
     return [(L(np.flatnonzero(fold != k).tolist()), L(np.flatnonzero(fold == k).tolist())) for k in range(n)]
+
+# %% ../nbs/06_data.ipynb #c01sp1it
+class ColumnSplitter:
+    "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
+    def __init__(self, col): self.col = col
+    def __call__(self, df):
+        if self.col not in df.columns: raise FlowError(f"valid_col={self.col!r} is not a column of the table: {near(self.col, df.columns)}")
+        vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
+        valid = (vals > .5)[:,0] & known[:,0]
+        if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")
+        return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
+
+def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None):
+    "The splitter that arguments of a `from_df` ask for"
+    if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
+    if splitter is not None: return splitter
+    return ColumnSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)

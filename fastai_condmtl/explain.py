@@ -100,12 +100,17 @@ def tell_task(block, value, prob, logits, top_k):
         best = sorted(prob, key=prob.get, reverse=True)
         if value is None: text, note = '', [f'{l} {prob[l]:.2f}' for l in best[:max(top_k, 3)]]
         else: text, note = tell(value), [f'{prob[value]:.2f}' + ''.join(f'; {l} {prob[l]:.2f}' for l in best[:top_k] if l != value)]
+    elif isinstance(prob, list): text, note, logits = ', '.join(_word(p, top_k) for p in prob) or 'none', [], None # several answers, each with words to choose from
     elif value is None: text, note = '', [] if prob is None else [f'P(yes) {prob:.2f}']
     else: text, note = tell(value), [] if prob is None else [f"{prob if value in (True, (getattr(block, 'vocab', None) or (None, None))[-1]) else 1 - prob:.2f}"] # of the answer that is told
     if logits is not None:
         ls = [f'{x:.1f}' for x in logits.tolist()]
         note.append('logit ' + ls[0] if len(ls) == 1 else 'logits ' + ' '.join(ls[:10]) + (' …' if len(ls) > 10 else ''))
     return ' '.join(filter(None, [text, f"({', '.join(note)})" if note else '']))
+
+def _word(prob, top_k):
+    best = sorted(prob, key=prob.get, reverse=True)
+    return f"{best[0]} ({prob[best[0]]:.2f}" + ''.join(f'; {w} {prob[w]:.2f}' for w in best[1:top_k]) + ')'
 
 def tell(value):
     "A value in words"

@@ -92,7 +92,7 @@ class ConditionalInterpretation:
         path = self.flow.path(task)
         if not self.flow.tasks[path].exact: raise FlowError(f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at plot_residuals('{path}')")
         path, block, summary, true, t = self._of(task, label)
-        if not block.thresholded and not block.per_cell: raise FlowError(f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the table")
+        if not block.thresholded and (not block.per_cell or block.n_targets > 1): raise FlowError(f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the table")
         if block.thresholded: return path, [str(v) for v in (('no', 'yes') if block.labels is not None else names_of(block))], (true > .5).astype(int), (summary[:,0] > t).astype(int)
         return path, [str(v) for v in names_of(block)], true.astype(int), summary[:,0].astype(int)
 

@@ -35,16 +35,16 @@ class ConditionalLoss(nn.Module):
         self.blocks = [blocks[f.tasks[0]] for f in flow.families] # one speaks for its family
         self.sizes, self.logit_sizes = [len(f.columns) for f in flow.families], [len(f.columns)*f.n_out for f in flow.families]
         self.cells = [f.n_out if b.per_cell else 0 for f,b in zip(flow.families, self.blocks)] # logits a cell, where a family is seen cell by cell
-        runs = _runs([blocks[i].n_targets for i in self.tasks])
-        self.runs = [(f'weight_{k}', width, n) for k,(width,n) in enumerate(runs)] # stretches of tasks of one width
-        self.run_sizes = [width*n for width,n in runs]
+        runs = _runs([(blocks[i].n_targets, blocks[i].pooled) for i in self.tasks])
+        self.runs = [(f'weight_{k}', width, n, pooled) for k,((width,pooled),n) in enumerate(runs)] # stretches of tasks of one width
+        self.run_sizes = [width*n for (width,_),n in runs]
         self._buffer('order', order)                # logit order -> target columns
         self._buffer('back', _inverse(acts))        # flow order of activations -> logit order
         self._buffer('forth', acts)                 # logit order -> flow order of activations
         self._buffer('cols_back', _inverse(order))  # flow order of target columns -> logit order
         self._buffer('task_back', _inverse(self.tasks))
         task = 0
-        for name,width,n in self.runs:
+        for name,width,n,_ in self.runs:
             w = [blocks[i].weight for i in self.tasks[task:task + n]]
             self._buffer(name, w if width == 1 else [[x] for x in w], torch.float32)
             task += n
@@ -85,12 +85,13 @@ class ConditionalLoss(nn.Module):
 
     def _shares(self, mask):
         "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
-        for m, (name, width, n) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
+        for m, (name, width, n, pooled) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
             w = self._buffers[name]
             if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
             if width == 1: m.mul_(w / m.sum(0).clamp_(min=1))
             else:
                 m = m.view(-1, n, width)
+                if pooled: m.mul_(w / m.sum((0, 2))[:,None].clamp(min=1)); continue
                 labels = m.sum(2, keepdim=True)
                 m.mul_(w / labels.mul_(labels.sign().sum(0)).clamp_(min=1)) # labels of the row, rows with any
         return mask
@@ -126,7 +127,7 @@ class ConditionalLoss(nn.Module):
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
         cells, parts, col = self._cells(pred, vals)*mask, [], 0
-        for _,width,n in self.runs:
+        for _,width,n,_ in self.runs:
             c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
             parts.append(torch.where(m > 0, c/m.clamp(min=1), torch.nan))
             col += width*n
@@ -134,7 +135,10 @@ class ConditionalLoss(nn.Module):
 
     def per_task(self, pred, y):
         "Each task's unweighted masked mean `(T,)` in flow order, NaN where no row counts"
-        return self.per_sample(pred, y).nanmean(0)
+        x, pooled = self.per_sample(pred, y), [b.pooled for b in self.flow.plan.blocks]
+        if not any(pooled): return x.nanmean(0)
+        n = torch.stack([m.sum(1) if p else m.amax(1) for m,p in zip(packed(single(y))[:,1].split([b.n_targets for b in self.flow.plan.blocks], 1), pooled)], 1)
+        return torch.where(n > 0, x, 0.).mul(n).sum(0) / n.sum(0) # a row speaks for its cells where these are pooled
 
     def activation(self,
         pred, # Raw logits `(bs, C)`

@@ -38,6 +38,7 @@ def _evidence(flow, acts, vals, y):
     acts, vals = acts.clone(), vals.clone()
     for p,s in flow.slices.items():
         b, m = flow.tasks[p], y[:,1,s.targets] > 0
+        if b.made: continue
         if b.n_out > 1:
             hot = torch.nn.functional.one_hot(y[:,0,s.targets].long(), b.n_out).to(acts.dtype).flatten(1)
             acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), hot, acts[:,s.acts])
@@ -61,6 +62,7 @@ def fill_labels(self:Learner,
     "A copy of `df` with blank labels filled by predictions; a boolean table of the cells that were; and a row a task: `task_path, blank, reached, filled`"
     flow, loss = flow_of(self), loss_of(self)
     paths = flow.paths if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
+    paths = [p for p in paths if not flow.tasks[p].made] # their labels are no part of a table
     if not 0 <= min_confidence <= 1: raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
     acts = loss.activation(raw_preds(self, df, **kwargs)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
     y = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
@@ -77,7 +79,7 @@ def fill_labels(self:Learner,
         mine = blank & reached[:,i:i + 1] & (conf*sure[:,i:i + 1] >= min_confidence)
         fill[:,s.targets] = mine.expand(-1, b.n_targets)
         rows.append((p, int(blank.any(1).sum()), int((blank.any(1) & reached[:,i]).sum()), int(mine.any(1).sum())))
-    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1)).set_axis(df.index)
+    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1)).set_axis(df.index).drop(columns=[b.name for b in flow.tasks.values() if b.made])
     filled = pd.DataFrame(False, index=df.index, columns=list(new.columns))
     for c in new:
         use = new[c].notna().to_numpy() & (df[c].isna().to_numpy() if c in df else True)
@@ -101,6 +103,7 @@ class Cleaner:
         if not len(df): raise FlowError("the table is empty: there are no labels to look at")
         self.interp = ConditionalInterpretation.from_learner(learn, dl=learn.dls.test_dl(df, with_labels=True, **kwargs))
         paths = self.flow.paths if tasks is None else [self.flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
+        paths = [p for p in paths if not self.flow.tasks[p].made]
         y, dec = self.interp.acc.packed()
         self.cols = [c for p in paths for c in self.flow.tasks[p].cols]
         rows = []

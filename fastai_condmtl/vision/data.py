@@ -11,20 +11,18 @@ from fastcore.all import L, delegates, parallel
 from fasttransform import Transform
 from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.transforms import ColReader, RandomSplitter, IntToFloatTensor
+from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILImage
 from ..conditions import FlowError
-from ..blocks import BinaryBlock
-from ..data import StratifiedSplitter, as_flow, leaves
+from ..data import ColumnSplitter, as_flow, as_splitter, leaves
 from ..target import as_table
 from ..base import near
 import fastai_condmtl.sources # noqa: F401  dls.balanced
 import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
-__all__ = ['OpenImage', 'Readable', 'readable', 'ImageFile', 'ColumnSplitter', 'FixedSplits', 'keep_rows',
-           'ConditionalDataLoaders']
+__all__ = ['OpenImage', 'Readable', 'readable', 'ImageFile', 'FixedSplits', 'keep_rows', 'ConditionalDataLoaders']
 
 # %% ../../nbs/vision/00_data.ipynb #71b3e438
 class OpenImage(Transform):
@@ -71,16 +69,6 @@ class ImageFile(ColReader):
         self.folder, self.file_suff = Path(folder), suff
     def __call__(self, o, **kwargs): return str(self.folder/f'{self._do_one(o, self.cols[0])}{self.file_suff}')
 
-class ColumnSplitter:
-    "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
-    def __init__(self, col): self.col = col
-    def __call__(self, df):
-        if self.col not in df.columns: raise FlowError(f"valid_col={self.col!r} is not a column of the table: {near(self.col, df.columns)}")
-        vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
-        valid = (vals > .5)[:,0] & known[:,0]
-        if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")
-        return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
-
 class FixedSplits:
     "Splits that are known already"
     def __init__(self, splits): self.splits = splits
@@ -124,9 +112,7 @@ class ConditionalDataLoaders(DataLoaders):
     def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', balance_by=None, **kwargs):
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if bad_images not in ('raise', 'skip'): raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
-        if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
-        if splitter is None:
-            splitter = ColumnSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
+        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter)
         if bad_images == 'skip' and not (ok := readable(df, get_x, img_cls)).all():
             if not ok.any(): raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
             df, splitter = df[ok], FixedSplits(keep_rows(splitter(df), ok))
