@@ -3,4 +3,5 @@ from ..all import *
 from .core import ConditionalTabular, FillGaps
 from .data import ConditionalTabularDataLoaders
 from .learner import conditional_tabular_learner
-from .show import rows_table
+from .show import rows_table, show_batch, show_results
+from .rows import JoinedModel, RowModel, TabularRowBlock, TensorRow, conditional_image_tabular_learner

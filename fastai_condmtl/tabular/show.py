@@ -4,7 +4,8 @@
 
 # %% ../../nbs/tabular/03_show.ipynb #9084c9ee
 from __future__ import annotations
-import pandas as pd, torch
+import textwrap
+import pandas as pd
 import fastai.tabular.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from fastcore.imports import IN_NOTEBOOK
 from ..explain import tell
@@ -58,3 +59,32 @@ def show_batch(x:ConditionalTabular, y:None, its, ctxs=None, max_n=10, **kwargs)
 def show_results(x:ConditionalTabular, y:ConditionalTabular, samples, outs, ctxs=None, max_n=10, titles=(), **kwargs):
     "Inputs and predictions, a row each: wrong ones red with the truth behind, those without a label gray"
     display_table(*rows_table(x, y.packed(), max_n, titles))
+
+# %% ../../nbs/tabular/03_show.ipynb #9ecc4c53
+def _told(inputs): return ' | '.join(textwrap.shorten(str(o), 200) for o in inputs)
+
+def _several(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
+    from fastai.torch_core import TensorImage
+    from fastai_condmtl.vision.show import _grid, draw_shapes, draw_tree
+    trees, images = trees[:max_n], [next((o for o in s if isinstance(o, TensorImage)), None) for s in samples]
+    if images[0] is None: # in words
+        for i,(s,t) in enumerate(zip(samples, trees)): print('\n'.join([*titles[i:i + 1], _told(s[:-1]), str(t), '']))
+        return
+    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, True)
+    for i,(s,im,tree,drawn) in enumerate(zip(samples, images, trees, shapes)):
+        im.show(ctx=ctxs[2*i], **kwargs)
+        for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, im.shape[:-3:-1], color, ls)
+        draw_tree(ctxs[2*i + 1], tree)
+        ctxs[2*i + 1].set_title(textwrap.shorten(_told(o for o in s[:-1] if o is not im), 90, placeholder=' …'), fontsize=7, loc='left', parse_math=False)
+        if i < len(titles): ctxs[2*i].set_title(titles[i], fontsize=8, loc='left', parse_math=False)
+    return ctxs
+
+@dispatch
+def show_batch(x:tuple, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Several inputs beside the trees of their labels"
+    return _several(samples, [s[-1].tree() for s in samples], [[(s[-1], 'white', '-')] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+
+@dispatch
+def show_results(x:tuple, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
+    "Several inputs beside the trees of their predictions"
+    return _several(samples, [o[0].tree(truth=s[-1]) for s,o in zip(samples, outs)], [[(s[-1], 'white', '--'), (o[0], 'orange', '-')] for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
