@@ -38,12 +38,12 @@ def input_columns(
     rest = df[[c for c in df.columns if c not in {*taken, *(cat_names or ()), *(cont_names or ())}]]
     for c in rest:
         if pd.api.types.is_datetime64_any_dtype(rest[c]): raise FlowError(f"column {c!r} holds dates, which are neither numbers nor categories: df = add_datepart(df, {c!r}) first, or say which columns are inputs with cat_names= and cont_names=")
-    try: conts, cats = cont_cat_split(rest)
-    except TypeError: raise FlowError(f"a column of the table holds lists or other things that are neither numbers nor categories: say which columns are inputs with cat_names= and cont_names=, of {list(rest.columns)[:10]}") from None
+        try: kinds = 0 if pd.api.types.is_numeric_dtype(rest[c]) else rest[c].nunique()
+        except TypeError: raise FlowError(f"column {c!r} holds lists or other things that are neither numbers nor categories: take it out, or say which columns are inputs with cat_names= and cont_names=") from None
+        if cat_names is None and len(df) > 40 and kinds > len(df)/2: warnings.warn(f"column {c!r} has {kinds} different values in {len(df)} rows: if it names the rows, leave it out with cat_names=", stacklevel=4)
+    conts, cats = cont_cat_split(rest)
     if cat_names is not None: return list(cat_names), [c for c in rest if pd.api.types.is_numeric_dtype(rest[c]) and not pd.api.types.is_bool_dtype(rest[c])]
     if cont_names is not None: return cats, list(cont_names)
-    if ids := [c for c in cats if len(df) > 40 and rest[c].nunique() > len(df)/2]:
-        warnings.warn(f"column {ids[0]!r} has {rest[ids[0]].nunique()} different values in {len(df)} rows: if it names the rows, leave it out with cat_names=", stacklevel=4)
     return cats, conts
 
 def checked(

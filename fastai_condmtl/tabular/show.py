@@ -7,7 +7,8 @@ from __future__ import annotations
 import textwrap
 import pandas as pd
 import fastai.tabular.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
-from fastcore.imports import IN_NOTEBOOK
+from IPython import get_ipython
+from IPython.display import HTML, display
 from ..explain import tell
 from ..target import FlowPrediction, TensorConditional
 from .core import ConditionalTabular
@@ -46,14 +47,13 @@ def _cell(block, d, judged):
 
 def display_table(res, css):
     "Show `rows_table`: styled in a notebook, as text elsewhere"
-    if not IN_NOTEBOOK: print(res.to_string(index=False)); return res
-    from IPython.display import HTML, display
-    display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid('rows').to_html()))
+    if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'): print(res.to_string(index=False))
+    else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid('rows').to_html()))
 
 @dispatch
 def show_batch(x:ConditionalTabular, y:None, its, ctxs=None, max_n=10, **kwargs):
     "Inputs and labels, a row each"
-    display_table(*rows_table(x, max_n=max_n)) if x.labelled else display_table(x.inputs(max_n).map(_text), '')
+    display_table(*rows_table(x, max_n=max_n)) if x.labelled else display_table(t := x.inputs(max_n).map(_text), t.map(lambda v: ''))
 
 @dispatch
 def show_results(x:ConditionalTabular, y:ConditionalTabular, samples, outs, ctxs=None, max_n=10, titles=(), **kwargs):
