@@ -104,7 +104,7 @@ def test_pictures_stand_beside_trees_and_rows(learn):
     assert len(fig.axes) == 4 and sum(bool(ax.images) for ax in fig.axes) == 2 and any('shape:' in t for t in texts) and sum('town' in t and 'cents' in t and 'cents_na' not in t for t in titles) == 2
     plt.close('all')
     learn.dls.show_batch(max_n=3)
-    assert len(plt.gcf().axes) == 8 - 2*(len(plt.gcf().axes) == 6)
+    assert len([ax for ax in plt.gcf().axes if ax.images]) == 3
     import fastai.text.all  # noqa: F401  loosely typed methods that are registered later must not win
     with learn.no_bar(): learn.show_results(max_n=1)
 
@@ -132,7 +132,9 @@ def test_tracking_and_fine_tune(df, dls, tmp_path):
     acc = EventAccumulator(str(tmp_path)); acc.Reload()
     assert 'team/worst' in acc.Tags()['images']
 
-def test_a_learner_is_loaded_in_a_new_process(df, folder, learn, tmp_path):
+def test_a_learner_is_loaded_in_a_new_process(df, dls, tmp_path):
+    learn = conditional_image_tabular_learner(dls, 'test_resnet', pretrained=False, normalize=False, n_image=8, lin_ftrs=[])  # a tiny timm model
+    with muted(learn): learn.fit(1)
     learn.export(tmp_path/'l.pkl')
     df[:4].to_pickle(tmp_path/'rows.pkl')
     with muted(learn): learn.predict_df(df[:4]).to_pickle(tmp_path/'want.pkl')
