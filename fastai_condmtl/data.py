@@ -63,6 +63,10 @@ class FlowTransform(Transform):
         self.unbound, self.bound, self.getters = as_flow(flow), None, []
 
     def setup(self, items=None, train_setup=False):
+        if hasattr(items, 'y_names'): # a `TabularPandas`, not a `Datasets`
+            from fastai_condmtl.tabular.data import TableTransform
+            self.__class__ = TableTransform
+            return self.setup(items)
         self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop'] # they read raw rows; from now on rows are encoded
         items.tfms.fs.clear()
         table = self.table(items.items)

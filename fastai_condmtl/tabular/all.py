@@ -1,0 +1,7 @@
+"`from fastai_condmtl.tabular.all import *`, after `from fastai.tabular.all import *`"
+from ..all import *
+from .core import ConditionalTabular, FillGaps
+from .data import ConditionalTabularDataLoaders
+from .learner import conditional_tabular_learner
+from .show import rows_table, show_batch, show_results
+from .rows import JoinedModel, RowModel, TabularRowBlock, TensorRow, conditional_image_tabular_learner
