@@ -9,7 +9,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import atoms
-from .learner import collect, flow_of, loss_of, progress
+from .learner import collect, flow_of, learn_shapes, loss_of, progress
 from .metrics import check_metrics, wanted_metrics
 from .tune import cross_fitted
 
@@ -50,6 +50,7 @@ def evaluate(self:Learner,
     "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`"
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics)
+    learn_shapes(self)
     acc = judged(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []
