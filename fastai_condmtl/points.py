@@ -77,9 +77,9 @@ class _Coordinates(ConditionalBlock):
         if self.per_column: return np.stack([numbers(self, df, c) for c in self.cols], 1)
         col, rows = self.cols[0], []
         for i,v in enumerate(df[col]):
-            if v is None or v is pd.NA or (np.ndim(v) == 0 and v != v): rows.append(None); continue
+            if _missing(v): rows.append(None); continue
             if isinstance(v, (str, bytes)): raise self.bad(df, col, i, f"this is text: a cell holds {self.cell_holds}; parse it, or give each coordinate a column (cols=[...])")
-            try: rows.append(np.array([np.nan if x is None or x is pd.NA else float(x) for x in _flat(v)]))
+            try: rows.append(np.array([np.nan if _missing(x) else float(x) for x in _flat(v)]))
             except (TypeError, ValueError): raise self.bad(df, col, i, f"a cell holds {self.cell_holds}") from None
             if np.isinf(rows[-1]).any(): raise self.bad(df, col, i, "not a finite number: correct the cell or leave it blank")
         first = next((i for i,r in enumerate(rows) if r is not None), None)
@@ -109,13 +109,14 @@ class _Coordinates(ConditionalBlock):
         if len(known) > 8 and known.min() >= 0 and known.max() <= 1 and np.ptp(known) > 0:
             raise FlowError(f"task '{self.path}': all coordinates lie between 0 and 1: they look like shares, and are read as pixels of the original picture: multiply x by its width and y by its height")
 
+def _missing(v): return v is None or v is pd.NA or isinstance(v, (float, np.floating)) and v != v
 def _flat(v):
     "Numbers of a list, nested or not; in a nested one, a point that is missing as a whole is two numbers"
     v = list(v)
-    nested = any(np.ndim(x) for x in v)
+    nested = any(hasattr(x, '__len__') for x in v)
     for x in v:
-        if np.ndim(x): yield from x
-        elif nested and not (x is None or x is pd.NA or x != x): raise ValueError(x)
+        if hasattr(x, '__len__'): yield from x
+        elif nested and not _missing(x): raise ValueError(x)
         else: yield from (None, None) if nested else (x,)
 
 # %% ../nbs/01c_points.ipynb #7129cfdf
@@ -166,6 +167,8 @@ class KeypointsBlock(_Coordinates):
         return stems if all(stems) and len(set(stems)) == len(stems) else None
     @property
     def n_targets(self): return 2*(self.n_points or 1)
+    @property
+    def coordinates(self): return [f'{l}.{a}' for l in self.labels for a in 'xy']
     def columns_of(self, label): i = self.index[label]; return [2*i, 2*i + 1]
     def swaps(self): return [(self.index[a], self.index[b]) for a,b in self.flip_pairs]
     def config(self):
@@ -179,7 +182,7 @@ class KeypointsBlock(_Coordinates):
         self._shares(df, x)
     def encode(self, df):
         x = self.read(df, self.n_targets)
-        known = ~np.isnan(x).reshape(len(x), -1, 2).any(2).repeat(2, 1) # half a point is none
+        known = ~np.isnan(x).reshape(len(x), self.n_points, 2).any(2).repeat(2, 1) # half a point is none
         return np.where(known, x, 0.), known
     def to_cell(self, vals): return {l: None if np.isnan(p).any() else (float(p[0]), float(p[1])) for l,p in zip(self.labels, np.reshape(vals, (-1, 2)))}
     def to_columns(self, vals, known):
@@ -223,6 +226,7 @@ class BoxBlock(_Coordinates):
         if fmt not in _formats: raise FlowError(f"task '{name}': fmt={fmt!r} is not known: use 'xywh' or 'xyxy'")
         if self.per_column and len(cols) != 4: raise FlowError(f"task '{name}': cols names {len(cols)} columns: a box has four, {', '.join(_formats[fmt])}")
         self.fmt = fmt
+    coordinates = _formats['xyxy']
     @property
     def n_targets(self): return 4
     def config(self): return dict(cols=self.given_cols, fmt=self.fmt, loss=self.loss_name, weight=self.weight)
