@@ -15,6 +15,7 @@ from .cli import register
 from .conditions import FlowError
 from .learner import flow_of
 from .losses import single
+from .points import Frame
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
 import fastai_condmtl.vision.data # noqa: F401  what an exported learner may ask for
 
@@ -143,7 +144,7 @@ def make_app(
     viewer, files, loss = Viewer(learn), find_examples(examples), learn.loss_func
     flow, all_knobs, exact = viewer.flow, knobs(viewer.flow), cuts(learn.loss_func)
     shown = all_knobs[:max_sliders]
-    draws = any(b.draws is not None for b in flow.tasks.values())
+    draws = any(b.draws is not None or b.geometry for b in flow.tasks.values())
 
     def chosen(values):
         "Thresholds as the sliders stand; one that was not moved is the learner's own to the last digit"
@@ -155,7 +156,7 @@ def make_app(
         "Picture and tree"
         if kept is None: return '', _start
         ts = chosen(values)
-        pred = decide(loss, kept['logits'], ts)
+        pred = decide(loss, kept['logits'], ts, Frame.of_size(*kept['size']))
         return picture_html(kept['src'], kept['size'], pred, kept['caption']), tree_html(pred, ts)
     def look(path, *values):
         "A picture is seen, once"

@@ -110,7 +110,7 @@ def _balance(block, vals, mask):
         c, names = np.bincount(vals[m,0].astype(int), minlength=block.n_out), names_of(block)
         order = np.argsort(-c, kind='stable')
         return ', '.join(f'{names[j]} {c[j]/m.sum():.0%}' for j in order[:4]) + (' …' if (c > 0).sum() > 4 else '')
-    x = vals[m]
+    x = vals[mask]
     return f'{x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}'
 
 def _findings(flow, i, true, false, some, says, mask, vals, clash, few):

@@ -22,6 +22,8 @@ class ConditionalBlock(Comparable):
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = draws = None # known once bound; what to draw of it
     labels = None # names of the target columns, where each is an answer of its own (known once bound)
+    geometry = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
+    blank = 0. # what `to_cell` is handed for a column that is not known
     takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
     pooled = False # of several target columns: is the loss the mean over all cells that count, or over rows of each row's mean?
     made = False # are the labels made with each batch (masked words), instead of read from the table?
@@ -105,6 +107,8 @@ class ConditionalBlock(Comparable):
         "Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"
         t = self.truth(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
         return np.stack([~t, t], 1).astype(float)
+    def columns_of(self, label): "Target columns of one of `labels`"; return [list(self.labels).index(label)]
+    def told(self, x): "Loss scale to what plots tell: natural values"; return self.unscale(x)
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

@@ -29,17 +29,20 @@ class EncodedRows:
     def __init__(self,
         y,        # Packed labels of the whole table
         idx=None, # Positions of these rows in `y`; None: all
+        geo=None, # `Geometry` of flows with points or boxes: travels with each row
     ):
-        self.y = y.as_subclass(torch.Tensor)
+        self.y, self.geo = y.as_subclass(torch.Tensor), geo
         self.idx = range(len(y)) if idx is None else idx
     @property
     def iloc(self): return self
     def __len__(self): return len(self.idx)
     def __getitem__(self, i):
-        if isinstance(i, (list, slice, np.ndarray)): return EncodedRows(self.y, [self.idx[j] for j in i] if not isinstance(i, slice) else self.idx[i])
-        return self.y[self.idx[i]].as_subclass(TensorConditional)
+        if isinstance(i, (list, slice, np.ndarray)): return EncodedRows(self.y, [self.idx[j] for j in i] if not isinstance(i, slice) else self.idx[i], self.geo)
+        y = self.y[self.idx[i]].as_subclass(TensorConditional)
+        if self.geo is not None: y.geo = self.geo
+        return y
     def packed(self): "All rows as one tensor `(n, 2, D)`"; return self.y[torch.as_tensor(list(self.idx), dtype=torch.long)].as_subclass(TensorConditional)
-    def __getstate__(self): return dict(y=self.y[torch.as_tensor(list(self.idx), dtype=torch.long)], idx=range(len(self.idx))) # what is exported carries its own rows only
+    def __getstate__(self): return dict(y=self.y[torch.as_tensor(list(self.idx), dtype=torch.long)], idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
     def __repr__(self): return f'EncodedRows({len(self)} of {len(self.y)})'
 
 class ConditionalLists(TfmdLists):
@@ -47,7 +50,7 @@ class ConditionalLists(TfmdLists):
     def __init__(self, items, tfms, **kwargs):
         if not isinstance(items, EncodedRows):
             tfm = next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, FlowTransform))
-            items = EncodedRows(tfm.encode_rows(items))
+            items = EncodedRows(tfm.encode_rows(items), geo=tfm.bound.geometry)
         super().__init__(items, tfms, **kwargs)
     def __getitem__(self, i):
         if not is_indexer(i): return L([self[j] for j in (range(len(self))[i] if isinstance(i, slice) else mask2idxs(i))])
@@ -74,7 +77,7 @@ class FlowTransform(Transform):
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
         self.bound.learn_constants(y[torch.from_numpy(train)])
-        items.items, items.__class__ = EncodedRows(y), ConditionalLists
+        items.items, items.__class__ = EncodedRows(y, geo=self.bound.geometry), ConditionalLists
 
     def table(self, rows):
         "Raw rows, as the getters read them, as a DataFrame"
@@ -93,8 +96,8 @@ class FlowTransform(Transform):
         "Packed labels of raw rows; a column that is not there counts as missing, with a warning"
         return self.bound.encode(self.table(rows), missing_ok=True)
 
-    def __call__(self, x, **kwargs): return x if isinstance(x, TensorConditional) else self.encode_rows([x])[0]
-    def decode(self, x, **kwargs): return FlowPrediction(self.bound, x.reshape(2, -1)) if isinstance(x, TensorConditional) else x
+    def __call__(self, x, **kwargs): return x if isinstance(x, TensorConditional) else EncodedRows(self.encode_rows([x]), geo=self.bound.geometry)[0]
+    def decode(self, x, **kwargs): return FlowPrediction(self.bound, x.reshape(2, -1), frame=getattr(x, 'frame', None)) if isinstance(x, TensorConditional) else x
 
     def _of_bound(self, name):
         if self.bound is None: raise AttributeError(name)
@@ -130,6 +133,22 @@ class FreshTransform:
 def type_tfms(self:Flow): "For `DataBlock`"; return FreshTransform(self)
 @patch(as_prop=True)
 def type_tfms(self:ConditionalBlock): "For `DataBlock`: a bare task as target"; return FreshTransform(self)
+
+def _vision_tfms(o, kind):
+    "Transforms that points and boxes need; vision is only imported where a block has them"
+    blocks = [b for _,b in leaves(as_flow(o))]
+    if not any(b.geometry for b in blocks) and not any(b.draws for b in blocks): return []
+    from fastai_condmtl.vision.points import flow_tfms
+    return flow_tfms(blocks, kind)
+
+@patch(as_prop=True)
+def item_tfms(self:Flow): "For `DataBlock`: what scales points and boxes"; return _vision_tfms(self, 'item')
+@patch(as_prop=True)
+def item_tfms(self:ConditionalBlock): "For `DataBlock`"; return _vision_tfms(self, 'item')
+@patch(as_prop=True)
+def batch_tfms(self:Flow): "For `DataBlock`: what masks or clamps points that have left the picture"; return _vision_tfms(self, 'batch')
+@patch(as_prop=True)
+def batch_tfms(self:ConditionalBlock): "For `DataBlock`"; return _vision_tfms(self, 'batch')
 
 # %% ../nbs/06_data.ipynb #660eaca0
 class StratifiedSplitter:

@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from .blocks import sort_labels
 from .conditions import FlowError, atoms
-from .learner import collect, flow_of, loss_of, progress
+from .learner import collect, flow_of, learn_shapes, loss_of, progress
 from .metrics import check_metrics, wanted_metrics
 from .sources import labels_of_rows
 from .tune import cross_fitted
@@ -56,6 +56,7 @@ def evaluate(self:Learner,
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics)
     name, groups = (None, [(None, slice(None))]) if by is None else groups_by(self.dls[ds_idx] if dl is None else dl, by)
+    learn_shapes(self)
     acc = judged(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []

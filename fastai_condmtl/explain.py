@@ -81,7 +81,7 @@ def shapes(self:FlowPrediction) -> dict:
     "What blocks say is to be drawn: name → `(x, y)` of a point or `(x, y, width, height)` of a box, as shares of the picture; only what is reached as a whole"
     parts = {}
     for path,b in self.flow.tasks.items():
-        if b.draws is None: continue
+        if b.draws is None: continue # the blocks of geometry below tell their shapes themselves
         flow, (group, _, part) = path.rpartition('.')[0], b.draws.rpartition('.')
         parts.setdefault('.'.join(filter(None, (flow, group))), {})[part] = None if self[path] is None else (self[path] - b.lo)/b.span
     res = {}
@@ -90,6 +90,11 @@ def shapes(self:FlowPrediction) -> dict:
         if {'x1','y1','w','h'} <= set(p): res[name] = (p['x1'], p['y1'], p['w'], p['h'])
         elif {'x1','y1','x2','y2'} <= set(p): res[name] = (p['x1'], p['y1'], p['x2'] - p['x1'], p['y2'] - p['y1'])
         elif {'x','y'} <= set(p): res[name] = (p['x'], p['y'])
+    if self.frame is None: return res # pixels of a picture whose size is not known
+    vals, mask = self._natural
+    for path,s in self.flow.slices.items():
+        if self.flow.tasks[path].geometry is None or self[path] is None: continue
+        for name,shape in self.flow.tasks[path].shapes(self.frame.shares(vals[s.targets]), mask[s.targets]).items(): res['.'.join(filter(None, (path, name)))] = shape
     return res
 
 def tell_task(block, value, prob, logits, top_k):
@@ -116,6 +121,8 @@ def tell(value):
     "A value in words"
     if isinstance(value, bool): return 'yes' if value else 'no'
     if isinstance(value, list): return ', '.join(map(str, value)) or 'none'
+    if isinstance(value, tuple) and len(value) in (2, 4) and all(isinstance(v, float) for v in value): return ' '.join(f'{v:.3g}' for v in value) # a point, a box
+    if isinstance(value, dict): return ', '.join(f'{k} {tell(v)}' for k,v in value.items() if v is not None)
     return _short(value) if isinstance(value, float) else str(value)
 
 @patch

@@ -151,22 +151,28 @@ class ConditionalInterpretation:
     def plot_roc(self, task, label=None, ax=None): "ROC curves of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'RocCurveDisplay', ax, plot_chance_level=False)
     def plot_precision_recall(self, task, label=None, ax=None): "Precision over recall of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
 
-    def residuals(self, task) -> pd.DataFrame:
-        "`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original units, a row each that counts; the index is its position"
+    def residuals(self, task,
+        label=None, # One point of a `KeypointsBlock`
+    ) -> pd.DataFrame:
+        "`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original units, a row each that counts; the index is its position. Of points and boxes as shares of the picture, a row a `coordinate`"
         path = self.flow.path(task)
         block = self.flow.tasks[path]
         if block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no residuals: look at plot_confusion_matrix('{path}'{', label=...' if block.labels else ''})")
-        _, _, summary, true, _ = self._of(task)
-        t, p = (block.unscale(np.asarray(a, dtype=float)) for a in (true, summary[:,0]))
-        return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p), index=np.flatnonzero(self.acc.task(path)[2][:,0]))
+        if label is not None and label not in (block.labels or ()): raise FlowError(f"task '{path}' has no label {label!r}: " + (near(label, block.labels) if block.labels else "leave label= out"))
+        summary, true, mask, _ = self.acc.task(path)
+        cols = list(range(block.n_targets)) if label is None else block.columns_of(label)
+        at, col = np.nonzero(mask[:,cols])
+        t, p = (block.told(np.asarray(a, dtype=float)[:,cols][at, col]) for a in (true, summary[...,0]))
+        names = {} if block.geometry is None else dict(coordinate=np.array(block.coordinates, dtype=object)[np.array(cols)[col]])
+        return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p, **names), index=at)
     def plot_residuals(self, task,
         kind='actual_vs_predicted', # Or `residual_vs_predicted`
-        ax=None, **kwargs # For scikit-learn's `PredictionErrorDisplay.from_predictions`
+        ax=None, label=None, **kwargs # One point of a `KeypointsBlock`; for scikit-learn's `PredictionErrorDisplay.from_predictions`
     ):
-        "Predictions of a regression against the truth, in original units"
+        "Predictions of a regression against the truth, in original units (of points and boxes: shares of the picture)"
         import matplotlib.pyplot as plt
         from sklearn.metrics import PredictionErrorDisplay
-        r = self.residuals(task)
+        r = self.residuals(task, label)
         if not len(r): raise FlowError(f"no row counts for task '{self.flow.path(task)}': there is nothing to plot")
         if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
         PredictionErrorDisplay.from_predictions(r.truth, r.predicted, kind=kind, ax=ax, **{'scatter_kwargs': dict(alpha=min(1., 30/len(r)**.5), s=12), **kwargs})

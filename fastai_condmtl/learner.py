@@ -21,7 +21,8 @@ from .explain import FlowTree, grow
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'every_row', 'Collect', 'collect', 'raw_preds']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'every_row', 'frames_of', 'learn_shapes', 'Collect', 'collect',
+           'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(
@@ -65,8 +66,10 @@ if not hasattr(Learner.predict, '_plain'):
     def predict(self:Learner, item, rm_type_tfms=None, with_input=False):
         "Prediction on `item`: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
         with every_row(self): res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
-        if isinstance(res[-3], FlowPrediction): res[-3].activations = res[-1]
-        return res
+        if not isinstance(res[-3], FlowPrediction): return res
+        res[-3].activations = res[-1]
+        if (frames := frames_of(res[-3].flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))) is None: return res
+        return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
     Learner.predict._plain = _plain
     _tta = Learner.tta
     @patch
@@ -74,6 +77,43 @@ if not hasattr(Learner.predict, '_plain'):
     def tta(self:Learner, *args, **kwargs):
         "`tta` of fastai; a task need not be reached in every view of an item, so branches run on every row"
         with every_row(self): return _tta(self, *args, **kwargs)
+
+def frames_of(
+    flow, # Bound flow
+    dl,   # Its `DataLoader`, or one of inputs only
+) -> list:
+    "For each item, in order, the `Frame` that leads to pixels of its original picture; None for flows without points and boxes"
+    if flow.geometry is None: return None
+    from fastai_condmtl.vision.points import original_frames
+    return original_frames(dl)
+
+def learn_shapes(
+    learn,        # Learner whose data has a flow
+    max_n:int=500, # Training rows to look at, evenly spread
+):
+    "What the trivial predictor says of points and boxes: mean and median of training rows as a validation set would see them. Read once, when they are first asked for or exported, since it takes the pictures"
+    flow, ds = flow_of(learn), learn.dls.train_ds
+    todo = [p for p,b in flow.tasks.items() if b.geometry and flow.constants[p] is None] if len(ds) else []
+    if not todo: return
+    idxs = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
+    with ds.set_split_idx(1): y = torch.cat([b[-1].as_subclass(torch.Tensor).cpu() for b in learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=_Chosen(idxs), num_workers=0)])
+    vals, mask = y.numpy().transpose(1, 0, 2)
+    for p in todo: flow.constants[p] = flow.tasks[p].shape_constant(vals[:,flow.slices[p].targets], mask[:,flow.slices[p].targets])
+
+class _Chosen:
+    "These positions"
+    def __init__(self, idxs): self.idxs = idxs
+    def __call__(self): return self.idxs
+
+if not hasattr(Learner.export, '_plain'):
+    _plain_export = Learner.export
+    @patch
+    @delegates(_plain_export)
+    def export(self:Learner, fname='export.pkl', **kwargs):
+        "Export the content of `self` without the items and the optimizer state for inference"
+        if isinstance(getattr(self.dls, 'flow', None), BoundFlow): learn_shapes(self)
+        return _plain_export(self, fname, **kwargs)
+    Learner.export._plain = _plain_export
 
 # %% ../nbs/06b_learner.ipynb #f3097dcf
 class Collect(Callback):
@@ -115,8 +155,9 @@ def predict_df(self:Learner,
     flow, index = flow_of(self), _index(items, 'predict_df')
     cols = list(dict.fromkeys(c for b in flow.tasks.values() for c in b.cols))
     if not len(index): return pd.DataFrame(columns=cols, index=index)
-    with self.no_bar(), self.no_logging(): dec = self.get_preds(dl=self.dls.test_dl(items, **kwargs), with_decoded=True)[2]
-    return flow.to_frame(dec).set_axis(index)
+    dl = self.dls.test_dl(items, **kwargs)
+    with self.no_bar(), self.no_logging(): dec = self.get_preds(dl=dl, with_decoded=True)[2]
+    return flow.to_frame(dec, frames_of(flow, dl)).set_axis(index)
 
 def _index(items, what):
     "What the rows of `items` are called"
@@ -128,9 +169,13 @@ def _index(items, what):
 @patch
 def to_frame(self:BoundFlow,
     y, # Packed `(N, 2, D)`, labels or decoded predictions
+    frames=None, # For decisions of flows with points or boxes: a `Frame` a row. None: coordinates as they stand
 ) -> pd.DataFrame:
     "Packed rows in the table's own columns, blank where the mask is 0"
     natural = self.to_units(torch.as_tensor(y, dtype=torch.float64)).as_subclass(torch.Tensor).cpu().numpy()
+    if frames is not None and self.geometry is not None:
+        cols = list(self.geometry.cols)
+        for x,f in zip(natural, frames): x[0,cols] = f.pixels(x[0,cols])
     res, seen = {}, {}
     for p,s in self.slices.items():
         known = natural[:,1,s.targets] > 0
@@ -163,19 +208,21 @@ def explain(self:Learner,
         if not len(self.dls[1].dataset): raise FlowError("there is no validation set to explain: hand over items")
         dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=_First(min(max_n, len(self.dls[1].dataset))))
         raw = raw_preds(self, None, dl)[0]
+        frames = frames_of(flow, dl)
         names = [f'validation item {i}' for i in range(len(raw))]
     else:
         index = _index(items, 'explain')[:max_n]
         items = items[:max_n] if not isinstance(items, pd.DataFrame) else items.iloc[:max_n]
         names = [f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}' for i,o in zip(index, index if isinstance(items, pd.DataFrame) else items)]
-        raw = raw_preds(self, items, **kwargs)[0] if len(index) else torch.zeros(0, flow.c)
+        dl = self.dls.test_dl(items, **kwargs) if len(index) else None
+        raw, frames = (raw_preds(self, dl=dl)[0], frames_of(flow, dl)) if len(index) else (torch.zeros(0, flow.c), None)
     acts = loss.activation(raw)
     dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
     for i,(d,a,r) in enumerate(zip(dec, acts, raw)):
         tree.create_node(str(names[i]), i, parent='')
-        grow(tree, i, FlowPrediction(flow, d, a, r), decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
+        grow(tree, i, FlowPrediction(flow, d, a, r, frames and frames[i]), decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
     return tree
 
 class _First:

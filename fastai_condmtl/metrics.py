@@ -87,9 +87,9 @@ class TaskMetric(Metric):
         if data is None: return None
         block, (summary, true, mask, threshold) = self.acc.flow.tasks[self.path], data
         if self.label is None: return block.score(self.metric, summary, true, mask, threshold)
-        j = block.vocab.index(self.label)
-        t = block.threshold if threshold is None else threshold
-        return float(block.label_scores(self.metric, summary[:,[j]], true[:,[j]], mask[:,[j]], t if np.ndim(t) == 0 or len(t) == 1 else t[j])[0])
+        cols = block.columns_of(self.label)
+        t = getattr(block, 'threshold', None) if threshold is None else threshold
+        return float(block.label_scores(self.metric, summary[:,cols], true[:,cols], mask[:,cols], t if np.ndim(t) == 0 or len(t) == 1 else t[cols[0]])[0])
     @property
     def name(self): return f"{self.path}{'' if self.label is None else '.' + (self.shown or _safe(str(self.label)))}.{self.metric}"
 

@@ -27,12 +27,13 @@ def decide(
     loss,       # `ConditionalLoss`; its own thresholds stay as they are
     logits,     # Raw logits `(C,)`
     thresholds=None, # Task → thresholds to use instead, for the tasks that are named
+    frame=None,      # `Frame` of the picture in whose pixels points and boxes are told; None: shares
 ) -> FlowPrediction:
     "What follows from logits under other thresholds"
     mine = copy(loss)
     mine.thresholds = {**loss.thresholds, **{p: torch.tensor(t) for p,t in (thresholds or {}).items()}}
     acts = mine.activation(logits[None])
-    return FlowPrediction(loss.flow, mine.decodes(acts)[0], acts[0], logits.index_select(0, loss.back.to(logits.device)))
+    return FlowPrediction(loss.flow, mine.decodes(acts)[0], acts[0], logits.index_select(0, loss.back.to(logits.device)), frame)
 
 # %% ../nbs/12b_page.ipynb #eb2dfb8b
 def short(p):

@@ -11,7 +11,7 @@ from .base import near
 from .conditions import FlowError
 from .explain import tell
 from .interpret import ConditionalInterpretation
-from .learner import flow_of, loss_of, raw_preds
+from .learner import every_row, flow_of, frames_of, loss_of, raw_preds
 from .target import FlowPrediction
 
 # %% auto #0
@@ -64,7 +64,8 @@ def fill_labels(self:Learner,
     paths = flow.paths if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
     paths = [p for p in paths if not flow.tasks[p].made] # their labels are no part of a table
     if not 0 <= min_confidence <= 1: raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
-    acts = loss.activation(raw_preds(self, df, **kwargs)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
+    dl = self.dls.test_dl(df, **kwargs) if len(df) else None
+    with every_row(self): acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
     y = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
     acts, vals = _evidence(flow, acts, loss.decide(acts), y)
     reached, sure = flow.reached(vals), torch.from_numpy(flow.diagrams(acts, vals)).float()
@@ -79,7 +80,7 @@ def fill_labels(self:Learner,
         mine = blank & reached[:,i:i + 1] & (conf*sure[:,i:i + 1] >= min_confidence)
         fill[:,s.targets] = mine.expand(-1, b.n_targets)
         rows.append((p, int(blank.any(1).sum()), int((blank.any(1) & reached[:,i]).sum()), int(mine.any(1).sum())))
-    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1)).set_axis(df.index).drop(columns=[b.name for b in flow.tasks.values() if b.made])
+    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1), frames_of(flow, dl) if len(df) else None).set_axis(df.index).drop(columns=[b.name for b in flow.tasks.values() if b.made])
     filled = pd.DataFrame(False, index=df.index, columns=list(new.columns))
     for c in new:
         use = new[c].notna().to_numpy() & (df[c].isna().to_numpy() if c in df else True)
@@ -105,12 +106,13 @@ class Cleaner:
         paths = self.flow.paths if tasks is None else [self.flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
         paths = [p for p in paths if not self.flow.tasks[p].made]
         y, dec = self.interp.acc.packed()
+        frames = frames_of(self.flow, self.interp.dl)
         self.cols = [c for p in paths for c in self.flow.tasks[p].cols]
         rows = []
         for p in paths:
             losses, at = self.interp.top_losses(p, k)
             for l,i in zip(losses.tolist(), at.tolist()):
-                said, thought = (FlowPrediction(self.flow, torch.stack([v, y[i,1]]))[p] for v in (y[i,0], dec[i]))
+                said, thought = (FlowPrediction(self.flow, torch.stack([v, y[i,1]]), frame=frames and frames[i])[p] for v in (y[i,0], dec[i]))
                 if said != thought: rows.append((p, df.index[i], said, thought, l))
         self.table = pd.DataFrame(rows, columns=['task_path', 'row', 'label', 'predicted', 'loss'])
     def _repr_html_(self): return self.table.assign(label=self.table.label.map(tell), predicted=self.table.predicted.map(tell)).to_html(index=False, escape=True)

@@ -13,6 +13,7 @@ from fastai.torch_core import TensorBase
 from .conditions import FlowError
 from .base import near, numbers
 from .flow import Flow, Plan, infer
+from .points import Frame, Geometry
 
 # %% auto #0
 __all__ = ['TensorConditional', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'as_table', 'FlowPrediction']
@@ -79,6 +80,7 @@ class BoundFlow:
                 start = logit[i].stop
         self.slices = {p: Slices(slice(tgt[i], tgt[i+1]), logit[i], slice(act[i], act[i+1])) for i,p in enumerate(self.paths)}
         self.target_slices = [s.targets for s in self.slices.values()]
+        self.geometry = Geometry.of(bs, self.target_slices) # columns that follow the transforms of the picture; None without
         zero, one = (np.concatenate([np.full(b.n_targets, float(b.unscale(x))) for b in bs]) for x in (0., 1.))
         self._units = torch.tensor(zero), torch.tensor(one - zero)
 
@@ -217,11 +219,15 @@ class FlowPrediction(Mapping):
         decoded,          # Packed values `(2, D)` on the loss scale
         activations=None, # Probabilities and regressions on the loss scale `(C,)`, where known
         logits=None,      # Raw logits `(C,)` in flow order, where known
+        frame=None,       # Of flows with points or boxes: from coordinates -1 to 1 to pixels of a picture. None: decisions (with `activations`) are told as shares of the picture, labels as they stand
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
+        self.frame = None if flow.geometry is None else frame or (Frame.of_size(1, 1) if activations is not None else None)
         natural = flow.to_units(torch.as_tensor(decoded, dtype=torch.float64).detach()) # float64: a class or a pixel reads back as it stood in the table
         vals, mask = natural[0].cpu().numpy(), natural[1].cpu().numpy() > 0
-        self._cells = {p: b.to_cell(np.where(mask[s.targets], vals[s.targets], 0.)) if mask[s.targets].any() else None for (p,s),b in zip(flow.slices.items(), flow.tasks.values())}
+        if self.frame is not None: vals[list(flow.geometry.cols)] = self.frame.pixels(vals[list(flow.geometry.cols)])
+        self._natural = vals, mask
+        self._cells = {p: b.to_cell(np.where(mask[s.targets], vals[s.targets], b.blank)) if mask[s.targets].any() else None for (p,s),b in zip(flow.slices.items(), flow.tasks.values())}
     def __getitem__(self, name): return self._cells[name] if name in self._cells else self._cells[self._path(name)]
     def _path(self, name):
         try: return self.flow.path(name)
@@ -239,4 +245,7 @@ class FlowPrediction(Mapping):
         return {p: v for p,v in res.items() if v is not None}
     def __repr__(self): return f"FlowPrediction({', '.join(f'{p}={_short(v)}' for p,v in self.reached.items())})"
 
-def _short(v): return f'{v:.4g}' if isinstance(v, float) else f'{v!r}'
+def _short(v):
+    if isinstance(v, dict): return f"{{{', '.join(f'{k}: {_short(x)}' for k,x in v.items())}}}"
+    if isinstance(v, tuple) and len(v) > 1: return f"({', '.join(map(_short, v))})"
+    return f'{v:.4g}' if isinstance(v, float) else f'{v!r}'

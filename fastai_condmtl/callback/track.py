@@ -17,6 +17,7 @@ from ..explain import tell
 from ..interpret import ConditionalInterpretation, Losses, Picked
 from ..learner import collect, flow_of
 from ..metrics import TaskMetric
+from ..points import Frame
 from ..target import FlowPrediction, TensorConditional
 import fastai_condmtl.tune # learn.plot_threshold
 from plum import dispatch
@@ -125,11 +126,11 @@ class Tracked:
         "Packed labels, and decided values as packed predictions whose mask says *reached*"
         y, vals = self.acc.packed()
         return y, self.flow.loss_func.with_reached(vals.to(self.flow.loss_func.order.device)).as_subclass(torch.Tensor).cpu()
-    def truth(self, i): "The labels of a row"; return FlowPrediction(self.flow, self.packed[0][i])
+    def truth(self, i): "The labels of a row"; return FlowPrediction(self.flow, self.packed[0][i], frame=Frame.of_size(1, 1))
     def pred(self, i, all_=False):
         "What was decided on a row; `all_`: of every task, reached or not"
         d = self.packed[1][i]
-        return FlowPrediction(self.flow, torch.stack([d[0], torch.ones_like(d[1])]) if all_ else d)
+        return FlowPrediction(self.flow, torch.stack([d[0], torch.ones_like(d[1])]) if all_ else d, frame=Frame.of_size(1, 1)) # points and boxes as shares of the picture
 
     @cached_property
     def picks(self) -> dict:
@@ -167,7 +168,7 @@ class Tracked:
             pred, truth = self.pred(row, True), self.truth(row)
             right = self.packed[1][row][1, self.flow.slices[path].targets].any()
             images[row].show(ctx=ax)
-            if self.flow.tasks[path].draws is not None:
+            if self.flow.tasks[path].draws is not None or self.flow.tasks[path].geometry:
                 for o,color,ls in ((truth, 'white', '--'), (pred, 'orange', '-')): draw_shapes(ax, o, images[row].shape[:-3:-1], color, ls)
             ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[row]})", fontsize=8, parse_math=False)
         return fig
