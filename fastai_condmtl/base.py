@@ -20,6 +20,7 @@ class ConditionalBlock(Comparable):
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = draws = None # known once bound; what to draw of it
+    asked = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
     labels = None # names of the target columns, where each is an answer of its own (known once bound)
     takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
     default_params, lower_is_better = {}, () # of `params`, where another task of the family has them; metrics of which less is more
@@ -92,6 +93,9 @@ class ConditionalBlock(Comparable):
         "Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"
         t = self.truth(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
         return np.stack([~t, t], 1).astype(float)
+    def certain(self, vals):
+        "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
+        return vals if self.n_out == 1 else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.).flatten(1)
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

@@ -38,10 +38,7 @@ def _evidence(flow, acts, vals, y):
     acts, vals = acts.clone(), vals.clone()
     for p,s in flow.slices.items():
         b, m = flow.tasks[p], y[:,1,s.targets] > 0
-        if b.n_out > 1:
-            hot = torch.nn.functional.one_hot(y[:,0,s.targets].long(), b.n_out).to(acts.dtype).flatten(1)
-            acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), hot, acts[:,s.acts])
-        else: acts[:,s.acts] = torch.where(m, y[:,0,s.targets], acts[:,s.acts])
+        acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), b.certain(y[:,0,s.targets].to(acts.dtype)), acts[:,s.acts])
         vals[:,s.targets] = torch.where(m, y[:,0,s.targets], vals[:,s.targets])
     return acts, vals
 
