@@ -1,6 +1,6 @@
 """The main job on real faces (MTFL; the pictures do not come with the repository): five landmarks, gender, smile, glasses and pose, with gaps, from the
 published lists to an exported learner. Smile and landmarks of the mouth are asked of faces that look about ahead; the eyes' landmarks where no glasses hide them."""
-import contextlib, io, math
+import contextlib, io
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.vision.all import CSVLogger, Flatten, Resize, ResizeMethod, aug_transforms, load_learner, set_seed
