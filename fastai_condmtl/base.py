@@ -21,6 +21,7 @@ class ConditionalBlock(Comparable):
     ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path = draws = None # known once bound; what to draw of it
+    asked = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
     labels = None # names of the target columns, where each is an answer of its own (known once bound)
     geometry = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
     blank = 0. # what `to_cell` is handed for a column that is not known
@@ -109,6 +110,9 @@ class ConditionalBlock(Comparable):
         return np.stack([~t, t], 1).astype(float)
     def columns_of(self, label): "Target columns of one of `labels`"; return [list(self.labels).index(label)]
     def told(self, x): "Loss scale to what plots tell: natural values"; return self.unscale(x)
+    def certain(self, vals):
+        "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
+        return vals if self.n_out == 1 else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.).flatten(1)
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

@@ -9,13 +9,13 @@ from functools import reduce
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
-from .conditions import FlowError, as_condition
+from .conditions import FlowError, as_condition, _number
 from .masks import is_picture_file
 from .scores import binary_score, class_score, count_scores, counts, regression_score
 
 # %% auto #0
-__all__ = ['check_pos_weight', 'BinaryBlock', 'MultiLabelBlock', 'no_picture_files', 'sort_labels', 'SingleLabelBlock',
-           'BoundedRegressionBlock', 'UnboundedRegressionBlock', 'ConditionalBlock']
+__all__ = ['check_pos_weight', 'BinaryBlock', 'MultiLabelBlock', 'no_picture_files', 'sort_labels', 'found_classes',
+           'SingleLabelBlock', 'BoundedRegressionBlock', 'UnboundedRegressionBlock', 'ConditionalBlock']
 
 # %% ../nbs/01_blocks.ipynb #bd79ff19
 _all_ = ['ConditionalBlock'] # the base class belongs to the family that users see
@@ -195,9 +195,47 @@ def sort_labels(labels):
     except TypeError: return sorted(labels, key=lambda l: (type(l).__name__, str(l)))
 
 # %% ../nbs/01_blocks.ipynb #d6001a81
-class SingleLabelBlock(ConditionalBlock):
+class _Classes(ConditionalBlock):
+    "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
+    ops, vocab = ('eq', 'ne', 'isin'), None
+    def set_vocab(self, vocab): self.vocab, self.index = vocab, {l: i for i,l in enumerate(vocab)}
+    @property
+    def n_out(self): return max(1, len(self.vocab))
+    @property
+    def per_cell(self): return True # also where there is one class only
+    def encode(self, df):
+        return look_up(self, df, self.cols[0], self.index.get, lambda v: f"not in the vocabulary: {near(v, self.vocab)} Correct the cell or add the class to vocab=")
+    def check(self, op, value):
+        super().check(op, value)
+        vs = value if op == 'isin' else (value,)
+        if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
+        return [self.index[v] for v in vs]
+    def states(self, op, value):
+        "The classes for which an atom is true"
+        some = set(value)
+        return tuple(j for j in range(self.n_out) if (j in some) != (op == 'ne'))
+    def truth(self, op, value, vals, known, scaled=False):
+        t = _any([vals[:,0] == j for j in value])
+        if op == 'ne': t = ~t
+        return t & known[:,0], ~t & known[:,0]
+    def force(self, op, value, truth):
+        left = set(range(len(self.vocab))) - set(self.states(op, value)) if not truth else set(self.states(op, value))
+        return [(0, float(left.pop()))] if len(left) == 1 else []
+    def event(self, op, value): return all, [(0, self.states(op, value))]
+    def chances(self, variable, acts, vals): return acts
+    def to_cell(self, vals): return self.vocab[int(vals[0])] if self.vocab else None
+    def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
+
+def found_classes(block, df) -> list:
+    "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"
+    uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(block, df, block.cols[0])[1]]
+    if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq): uniq = [int(u) for u in uniq]
+    no_picture_files(block, df, uniq)
+    return sort_labels(uniq)
+
+class SingleLabelBlock(_Classes):
     "One of several classes: cells are any hashable"
-    ops, n_summary = ('eq', 'ne', 'isin'), 2
+    n_summary = 2
     metrics = ('accuracy', 'accuracy_3', 'accuracy_5', 'f1_score', 'precision', 'recall', 'balanced_accuracy')
     def __init__(self, name, col=None, *,
         vocab=None,         # The classes; by default all that occur, sorted (a categorical column keeps its own order)
@@ -214,45 +252,18 @@ class SingleLabelBlock(ConditionalBlock):
     def setup(self, df, train):
         if self.vocab is None:
             s = df[self.cols[0]]
-            if isinstance(s.dtype, pd.CategoricalDtype): self.vocab = list(s.cat.categories)
-            else:
-                uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(self, df, self.cols[0])[1]]
-                if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq): uniq = [int(u) for u in uniq] # integers with gaps arrive as floats
-                no_picture_files(self, df, uniq)
-                self.vocab = sort_labels(uniq)
-        self.index = {l: i for i,l in enumerate(self.vocab)}
+            self.vocab = list(s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else found_classes(self, df)
+        self.set_vocab(self.vocab)
         if self.class_weights is not None and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
-    @property
-    def n_out(self): return max(1, len(self.vocab))
-    @property
-    def per_cell(self): return True # also where there is one class only
     def family_params(self): return {} if self.class_weights is None else {'class_weights': self.class_weights}
     @property
     def family(self): return ('softmax', self.n_out, self.label_smoothing, self.class_weights)
-    def encode(self, df):
-        return look_up(self, df, self.cols[0], self.index.get, lambda v: f"not in the vocabulary: {near(v, self.vocab)} Correct the cell or add the class to vocab=")
-    def check(self, op, value):
-        super().check(op, value)
-        vs = value if op == 'isin' else (value,)
-        if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
-        return [self.index[v] for v in vs]
-    def truth(self, op, value, vals, known, scaled=False):
-        t = _any([vals[:,0] == j for j in value])
-        if op == 'ne': t = ~t
-        return t & known[:,0], ~t & known[:,0]
-    def force(self, op, value, truth):
-        left = value if (op == 'ne') != truth else [j for j in range(len(self.vocab)) if j not in value]
-        return [(0, float(left[0]))] if len(set(left)) == 1 else []
-    def to_cell(self, vals): return self.vocab[int(vals[0])] if self.vocab else None
-    def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} classes'
 
     def loss(self, logits, targets, weight=None, class_weights=None):
         res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
         return res if weight is None else res.dot(weight)
     def nll(self, logits, targets, smooth=0.): return F.cross_entropy(logits, targets.long(), label_smoothing=smooth, reduction='none')
-    def event(self, op, value): return all, [(0, tuple(j for j in range(self.n_out) if (j in value) != (op == 'ne')))]
-    def chances(self, variable, acts, vals): return acts
     def activate(self, logits): return logits.softmax(-1)
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
     def summarise(self, acts, targets):
@@ -287,7 +298,7 @@ class _Regression(ConditionalBlock):
     def unscale(self, x): return x*self.span + self.lo
     def check(self, op, value):
         super().check(op, value)
-        return [float(v) for v in (value if op == 'between' else (value,))]
+        return [float(_number(v)) for v in (value if op == 'between' else (value,))]
     def truth(self, op, value, vals, known, scaled=False):
         # on packed targets both sides are float32 of the same map, so that a label equal to the bound stays equal to it
         x, k = vals[:,0], known[:,0]
@@ -360,6 +371,6 @@ class UnboundedRegressionBlock(_Regression):
         x = x[~np.isnan(x)]
         self.mean, self.std = (float(x.mean()), float(x.std())) if len(x) else (0., 1.)
         if not np.isfinite([self.mean, self.std]).all(): raise FlowError(f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use another unit")
-        if not self.std > 0: self.std = 1.
+        if not self.std > 1e-12*max(abs(self.mean), 1e-300): self.std = 1. # a constant column, up to rounding
         self.lo, self.span = self.mean, self.std
     def describe(self): return f'mean {self.mean:.4g}, std {self.std:.4g}'

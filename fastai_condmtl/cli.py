@@ -14,6 +14,7 @@ from .blocks import BinaryBlock, BoundedRegressionBlock, UnboundedRegressionBloc
 from .conditions import FlowError
 from .data import leaves
 from .flow import Flow
+from .kinds import CountBlock, OrdinalBlock
 from .guess import _task_name, guess_flow, guess_fn_col
 from .metrics import wanted_metrics
 import fastai_condmtl.flow_json # noqa: F401  Flow.from_json
@@ -50,10 +51,15 @@ def read_table(path, only_blank=False, text=()):
     if not len(df): raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
     return df
 
+def _wants_numbers(b):
+    "Does a block read numbers from its columns?"
+    if isinstance(b, (BoundedRegressionBlock, UnboundedRegressionBlock, CountBlock)) or b.geometry and b.per_column: return True
+    return isinstance(b, BinaryBlock) and b.vocab is None or isinstance(b, OrdinalBlock) and not any(isinstance(v, str) for v in b.vocab or ())
+
 def numbers_where_meant(df, blocks):
     "`df` with numbers for the words of columns that should hold numbers, so that one wrong cell, which makes a CSV's whole column text, is the one that errors name"
     for b in blocks:
-        if not isinstance(b, (BoundedRegressionBlock, UnboundedRegressionBlock)) and not (b.geometry and b.per_column) and not (isinstance(b, BinaryBlock) and b.vocab is None): continue
+        if not _wants_numbers(b): continue
         for c in [c for c in b.cols if c in df.columns and not pd.api.types.is_numeric_dtype(df[c])]:
             x = pd.to_numeric(df[c].where(df[c].map(lambda v: isinstance(v, str))), errors='coerce')
             if x.notna().any(): df = df.assign(**{c: x.astype(object).where(x.notna(), df[c])})

@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_conditions.ipynb #39a5a3a2
 from __future__ import annotations
-import operator
+import numbers, operator
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -103,10 +103,10 @@ class Comparable:
     def has(self, label): "The labels include `label`"; return self._atom('has', _one('has', label, self, 'has_any'))
     def has_any(self, labels): "The labels include at least one of `labels`"; return self._atom('has_any', _values('has_any', labels))
     def has_all(self, labels): "The labels include all of `labels`"; return self._atom('has_all', _values('has_all', labels))
-    def gt(self, value): "The number, in original units, is above `value`"; return self._atom('gt', _number(value))
-    def ge(self, value): "The number, in original units, is `value` or above"; return self._atom('ge', _number(value))
-    def lt(self, value): "The number, in original units, is below `value`"; return self._atom('lt', _number(value))
-    def le(self, value): "The number, in original units, is `value` or below"; return self._atom('le', _number(value))
+    def gt(self, value): "The number, in original units, is above `value`; the class stands above it"; return self._atom('gt', _limit(self, value))
+    def ge(self, value): "The number, in original units, is `value` or above"; return self._atom('ge', _limit(self, value))
+    def lt(self, value): "The number, in original units, is below `value`"; return self._atom('lt', _limit(self, value))
+    def le(self, value): "The number, in original units, is `value` or below"; return self._atom('le', _limit(self, value))
     def between(self, lo, hi): "The number, in original units, is in the closed interval from `lo` to `hi`"; return self._atom('between', _interval(self, lo, hi))
     __gt__, __ge__, __lt__, __le__ = gt, ge, lt, le
 
@@ -123,8 +123,15 @@ def _one(op, v, o, several):
     return v
 
 def _interval(o, lo, hi):
-    if _number(lo) > _number(hi): raise FlowError(f"{o._name()}.between({lo!r}, {hi!r}) is never true: the lower bound comes first")
+    lo, hi = _limit(o, lo), _limit(o, hi)
+    if _is_number(lo) and _is_number(hi) and lo > hi: raise FlowError(f"{o._name()}.between({lo!r}, {hi!r}) is never true: the lower bound comes first")
     return lo, hi
+
+def _is_number(v): return isinstance(v, numbers.Real)
+def _limit(o, v):
+    "What to compare with: a number; of ordered classes (or a task that is not known yet) any class"
+    classes = o.ops is None or 'isin' in o.ops
+    return _one('gt', v, o, 'isin') if classes and v is not None and not _is_number(v) else _number(v)
 
 def _number(v):
     try: f = float('nan') if isinstance(v, (str, bytes)) else float(v)
@@ -133,8 +140,8 @@ def _number(v):
     return v
 
 # %% ../nbs/00_conditions.ipynb #f8b5900a
-_hints = {'true': "a binary task is a condition by itself", 'eq': "compare a single-label task by .eq .ne .isin", 'has': "ask a multi-label task by .has .has_any .has_all",
-          'gt': "compare a regression by > >= < <= or .between"}
+_hints = {'true': "a binary task is a condition by itself", 'isin': "compare classes by .eq .ne .isin", 'has': "ask a multi-label task by .has .has_any .has_all",
+          'gt': "compare by > >= < <= or .between"}
 def check_op(op, ops, name, kind):
     "Raise where a task of this `kind` does not answer `op`"
     if ops is None or op in ops: return

@@ -146,6 +146,7 @@ class Plan:
             for g in gates:
                 for a in atoms(self.conds[g]):
                     if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
+        for a,value in res.natural.items(): blocks[self.index[a.task]].asked += ((a.op, value),)
         return res
 
     def needs(self, i):

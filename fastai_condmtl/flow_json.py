@@ -14,6 +14,7 @@ from .blocks import BoundedRegressionBlock, MultiLabelBlock, UnboundedRegression
 from .condition_text import plain, read_condition, write_condition
 from .conditions import FlowError
 from .flow import Flow, Plan
+import fastai_condmtl.kinds # noqa: F401  blocks that files may name
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', 'arguments', 'block_config', 'to_jsonable',

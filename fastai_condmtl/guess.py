@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.stats import binom
 from .base import factorise
-from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock, sort_labels
+from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock, _Classes, sort_labels
+from .kinds import CountBlock, OrdinalBlock
 from .condition_text import plain, write_condition
 from .conditions import FlowError, any_of, as_condition, atoms, both, kleene, task
 from .flow import Flow
@@ -23,6 +24,9 @@ __all__ = ['guess_fn_col', 'guess_kind', 'guess_shapes', 'picture_size', 'Table'
 
 # %% ../nbs/14_guess.ipynb #85af1b14
 _no_yes = (('no', 'yes'), ('false', 'true'), ('n', 'y'), ('off', 'on'), ('absent', 'present'), ('closed', 'open'), ('negative', 'positive'), ('0', '1'))
+_orders = (('none', 'mild', 'moderate', 'severe'), ('very low', 'low', 'medium', 'high', 'very high'), ('small', 'medium', 'large'), ('never', 'rarely', 'sometimes', 'often', 'always'),
+           ('very poor', 'poor', 'fair', 'good', 'very good', 'excellent'), ('strongly disagree', 'disagree', 'neutral', 'agree', 'strongly agree'))
+_is_count, _is_rank = (re.compile(rf'(^|_)({w})(_|$)', re.I) for w in ('n|num|number|counts?', 'stars?|ratings?|rank|severity|grade|level'))
 _is_image = re.compile(r'\.(jpe?g|png|gif|bmp|tiff?|webp)$', re.I)
 _is_split = re.compile(r'(is_?)?(valid(ation)?|train|test)|split|fold|subset', re.I)
 
@@ -40,6 +44,7 @@ def guess_kind(
     known = s.dropna()
     if not len(known): return None, "no row is labelled"
     codes, vals = factorise(known, lists=True)
+    if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered and len(vals) > 2: return OrdinalBlock(name, vocab=[plain(v) for v in s.cat.categories], **kwargs), f"classes in an order: the column is an ordered categorical, {s.cat.categories[0]} to {s.cat.categories[-1]}"
     if any(isinstance(v, tuple) for v in vals): return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
     vals, count = [plain(v) for v in vals], np.bincount(codes)
     few = f"{len(vals)} different values in {len(known)} labelled rows"
@@ -54,13 +59,19 @@ def _number(known, vals, count, name, few, kwargs):
     whole, between = all(float(v).is_integer() for v in vals), f"numbers from {lo:g} to {hi:g}"
     if set(vals) <= {0, 1}: return BinaryBlock(name, **kwargs), "yes or no: its values are 0 and 1"
     if whole and len(vals) == len(known) >= 20 and (known.is_monotonic_increasing or re.search(r'(^|_)(id|idx|index|key)$', name, re.I)): return None, "its numbers only name the rows"
-    if whole and len(vals) <= 12 and len(known) >= 10*len(vals): return SingleLabelBlock(name, **kwargs), f"one of several classes: {few}, all whole numbers. If they count or measure something, take UnboundedRegressionBlock"
+    if whole and lo >= 0 and _is_count.search(name): return CountBlock(name, **kwargs), f"how many: whole {between}, and its name says that it counts. If they only number something, take SingleLabelBlock"
+    if whole and len(vals) <= 12 and len(known) >= 10*len(vals):
+        if len(vals) > 2 and _is_rank.search(name): return OrdinalBlock(name, **kwargs), f"classes in an order: {few}, whole {between}, and its name says so"
+        return SingleLabelBlock(name, **kwargs), f"one of several classes: {few}, all whole numbers. If their order means something, take OrdinalBlock; if they count something, CountBlock; if they measure, UnboundedRegressionBlock"
     if 0 <= lo and hi <= 1: return BoundedRegressionBlock(name, y_range=(0,1), **kwargs), f"a share: {between}"
     return UnboundedRegressionBlock(name, **kwargs), f"a number: {between}. If it cannot lie beyond known limits, take BoundedRegressionBlock with y_range=[lowest, highest]"
 
 def _words(known, vals, count, name, few, kwargs):
     low = {v.strip().lower(): v for v in vals}
     if len(vals) == 2 and (pair := next((p for p in _no_yes if set(p) == set(low)), None)): return BinaryBlock(name, vocab=tuple(low[w] for w in pair), **kwargs), f"yes or no: its words are {low[pair[0]]!r} and {low[pair[1]]!r}"
+    if len(low) == len(vals) > 2 and (order := next((o for o in _orders if set(low) <= set(o)), None)):
+        words = [low[w] for w in order if w in low]
+        return OrdinalBlock(name, vocab=words, **kwargs), f"classes in an order: its words are {' < '.join(words)}"
     for d in (',', ';', '|', ' '):
         cells = [[l for p in v.split(d) if (l := p.strip())] for v in vals]
         labels = Counter(l for c in cells for l in set(c))
@@ -143,7 +154,7 @@ class Table:
         b, q, k = self.blocks[i], task(self.names[i]), self.any[i] & rows
         if b.thresholded: return [(c, 1 if isinstance(b, BinaryBlock) else 3) for c in self.atoms(i)]
         if not k.any(): return []
-        if isinstance(b, SingleLabelBlock): return self._classes(b, q, self.vals[i][k,0].astype(int), labelled[k])
+        if isinstance(b, _Classes): return self._classes(b, q, self.vals[i][k,0].astype(int), labelled[k])
         x, l = self.vals[i][k,0], labelled[k]
         return [(q >= _neat(x[l].min()), 4), (q <= _neat(x[l].max()), 4)] if l.any() else []
 
@@ -169,7 +180,7 @@ class Table:
         b, q = self.blocks[i], task(self.names[i])
         if isinstance(b, BinaryBlock): return [as_condition(q), ~q]
         if isinstance(b, MultiLabelBlock): return [c for l in b.vocab[:50] for c in (q.has(l), ~q.has(l))]
-        return [q.eq(v) for v in b.vocab[:20]] if isinstance(b, SingleLabelBlock) else []
+        return [q.eq(v) for v in b.vocab[:20]] if isinstance(b, _Classes) else []
 
     def best(self, t, barred, rows):
         "The condition that explains best when task `t` is labelled within `rows` (N,), and those that explain it as well"

@@ -107,6 +107,7 @@ class ConditionalInterpretation:
 
     def plot_confusion_matrix(self, task, label=None,
         normalize=False, # Shares of the true class instead of rows
+        max_classes=40,  # Of more classes, those that are confused the most are drawn, and the title says so
         cmap='Blues', ax=None, **kwargs # For scikit-learn's `ConfusionMatrixDisplay.from_predictions`
     ):
         "Draw `confusion_matrix`"
@@ -114,23 +115,36 @@ class ConditionalInterpretation:
         from sklearn.metrics import ConfusionMatrixDisplay
         path, names, true, pred = self._classes(task, label)
         if not len(true): raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
+        of = len(names)
+        if of > max_classes:
+            often = [c for i,j,_ in self._confused(true, pred, of)[:max_classes] for c in (i, j)] + np.argsort(-np.bincount(true, minlength=of), kind='stable')[:max_classes].tolist()
+            some = sorted(list(dict.fromkeys(often))[:max_classes])
+            place = np.full(of, -1)
+            place[some] = np.arange(len(some))
+            kept = (place[true] >= 0) & (place[pred] >= 0) # rows between these classes
+            names, true, pred = [names[j] for j in some], place[true[kept]], place[pred[kept]]
         size = min(12, 2.2 + .5*len(names))
         if ax is None: ax = plt.subplots(figsize=(size + .6, size), layout='constrained')[1]
         d = ConfusionMatrixDisplay.from_predictions(true, pred, labels=range(len(names)), display_labels=names, normalize='true' if normalize else None,
                                                     xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, ax=ax, colorbar=False, values_format='.2f' if normalize else None, **kwargs)
         for t in d.ax_.get_xticklabels() + d.ax_.get_yticklabels(): t.set_parse_math(False)
-        d.ax_.set_title(parse_math=False, label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows")
+        d.ax_.set_title(parse_math=False, label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows" + (f" between {len(names)} of {of} classes" if of > len(names) else ''))
         return d.ax_
 
     def most_confused(self, task,
         min_val:int=1, # Rows at least
     ) -> list: # `(true, decided, rows)`
         "Confusions of a single-label task, the most frequent first"
-        path, names, _, _ = self._classes(task, None)
-        cm = self.confusion_matrix(task)
+        path, names, true, pred = self._classes(task, None)
         block = self.flow.tasks[path]
         vocab = (False, True) if block.thresholded and not block.vocab else names_of(block)
-        return sorted(((vocab[i], vocab[j], int(cm[i,j])) for i in range(len(names)) for j in range(len(names)) if i != j and cm[i,j] >= min_val), key=lambda r: -r[2])
+        return [(vocab[i], vocab[j], n) for i,j,n in self._confused(true, pred, len(names)) if n >= min_val]
+
+    def _confused(self, true, pred, of):
+        "Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first; only what occurs, since of 5,000 classes there are 25 million pairs"
+        pairs, n = np.unique((true*of + pred)[true != pred], return_counts=True)
+        order = np.argsort(-n, kind='stable')
+        return list(zip((pairs[order] // of).tolist(), (pairs[order] % of).tolist(), n[order].tolist()))
 
     def _curves(self, task, label, display, ax, **kwargs):
         import matplotlib.pyplot as plt

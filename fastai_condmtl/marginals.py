@@ -104,9 +104,9 @@ class Diagrams:
         vals, # Decided values on the loss scale `(n, D)`
     ):        # float64 `(n, T)`
         "P(reached) of every task"
-        acts, vals = (torch.as_tensor(a).detach().cpu().numpy().astype(np.float64) for a in (acts, vals))
+        acts, vals = (torch.as_tensor(a).detach().cpu().numpy() for a in (acts, vals))
         flow, slices = self.flow, list(self.flow.slices.values())
-        p = [flow.plan.blocks[i].chances(v, acts[:,slices[i].acts], vals[:,slices[i].targets].astype(np.float32)) for i,v in self.keys]
+        p = [flow.plan.blocks[i].chances(v, acts[:,slices[i].acts].astype(np.float64), vals[:,slices[i].targets].astype(np.float32)) for i,v in self.keys] # only what is asked: others may have thousands of classes
         of = [np.zeros(len(acts)), np.ones(len(acts))]
         for var,kids in self.nodes[2:]: of.append(sum(p[var][:,list(s)].sum(1)*of[k] for k,s in kids.items()))
         return np.clip(np.stack([of[r] for r in self.reached], 1), 0, 1)

@@ -29,7 +29,8 @@ count_scores = dict( # name -> function of (true positives, false positives, fal
     mcc = lambda tp, fp, fn, tn: _div(tp*tn - fp*fn, np.sqrt(np.maximum((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn), 0))),
 )
 aliases = dict(f1='f1_score', acc='accuracy', top_1_accuracy='accuracy', top_3_accuracy='accuracy_3', top_5_accuracy='accuracy_5', auc='roc_auc', ap='average_precision',
-               matthews_corrcoef='mcc', mean_absolute_error='mae', root_mean_squared_error='rmse', r2_score='r2')
+               matthews_corrcoef='mcc', mean_absolute_error='mae', root_mean_squared_error='rmse', r2_score='r2',
+               cohen_kappa='kappa', quadratic_weighted_kappa='kappa', poisson_deviance='deviance')
 
 # %% ../nbs/00b_scores.ipynb #f501a0ab
 def counts(

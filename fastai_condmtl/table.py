@@ -39,10 +39,7 @@ def _evidence(flow, acts, vals, y):
     for p,s in flow.slices.items():
         b, m = flow.tasks[p], y[:,1,s.targets] > 0
         if b.made: continue
-        if b.n_out > 1:
-            hot = torch.nn.functional.one_hot(y[:,0,s.targets].long(), b.n_out).to(acts.dtype).flatten(1)
-            acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), hot, acts[:,s.acts])
-        else: acts[:,s.acts] = torch.where(m, y[:,0,s.targets], acts[:,s.acts])
+        acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), b.certain(y[:,0,s.targets].to(acts.dtype)), acts[:,s.acts])
         vals[:,s.targets] = torch.where(m, y[:,0,s.targets], vals[:,s.targets])
     return acts, vals
 

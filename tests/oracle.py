@@ -1,6 +1,6 @@
 """A second implementation of the conditional rule, row by row in plain Python, and random flows and tables to hold the library to it.
 
-A *spec* is plain data. A task is a dict with `kind` (binary, single, multi, cols, bounded, unbounded), `name`, `given` and options; a flow is
+A *spec* is plain data. A task is a dict with `kind` (binary, single, ordinal, multi, cols, bounded, unbounded, count), `name`, `given` and options; a flow is
 `dict(kind='flow', name=..., items=[...], given=...)`. A condition is `('atom', name, op, arg)`, `('not', c)`, `('and', c, c, ...)` or
 `('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a list of True/False/None
 (cols), a number; None where missing. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a DataFrame in many dtypes).
@@ -75,7 +75,11 @@ class Oracle:
         name, op, arg = rest
         path = resolve(name, prefixes, self.paths)
         if not self.labelled(cells[path]) or not self.applicable(path, cells): return None
-        return holds(op, cells[path], arg)
+        task, value = self.entries[path][0], cells[path]
+        if task['kind'] == 'ordinal': # compared by place in the order
+            place = vocab_of(task).index
+            value, arg = place(value), tuple(map(place, arg)) if isinstance(arg, tuple) else place(arg)
+        return holds(op, value, arg)
 
     def applicable(self, path, cells):
         return all(self.evaluate(c, prefixes, cells) is True for c, prefixes in self.entries[path][2])
@@ -94,6 +98,14 @@ class Oracle:
             if task['kind'] == 'binary': yield path, None, sign
             elif task['kind'] == 'single':
                 left = [v for v in task['vocab'] if holds(op, v, arg) == sign]
+                if len(left) == 1: yield path, None, left[0]
+            elif task['kind'] == 'ordinal':
+                place = vocab_of(task).index
+                at = tuple(map(place, arg)) if isinstance(arg, tuple) else place(arg)
+                left = [v for v in task['vocab'] if holds(op, place(v), at) == sign]
+                if len(left) == 1: yield path, None, left[0]
+            elif task['kind'] == 'count':
+                left = [v for v in range(40) if holds(op, v, arg) == sign]
                 if len(left) == 1: yield path, None, left[0]
             elif op == 'has': yield path, arg, sign
             elif op == 'has_all' and sign or op == 'has_any' and not sign:
@@ -137,17 +149,17 @@ class Oracle:
 # ---- the same spec as the library's objects ---------------------------------------------------------------------------
 def block(task):
     "The library's block for `task`, without its condition."
-    from fastai_condmtl import blocks as B
+    from fastai_condmtl import blocks as B, kinds as K
     kw = dict(task.get('kw', {}))
     if task.get('col'): kw['col'] = task['col']
     kind, name = task['kind'], task['name']
     if kind == 'cols': return B.MultiLabelBlock(name, cols=list(task['vocab']), **kw)
-    if kind in ('single', 'multi') and task.get('vocab_given', True): kw['vocab'] = list(task['vocab'])
+    if kind in ('single', 'ordinal', 'multi') and task.get('vocab_given', True): kw['vocab'] = list(task['vocab'])
     if kind == 'binary' and task.get('vocab'): kw['vocab'] = tuple(task['vocab'])
     if kind == 'bounded' and task.get('y_range'): kw['y_range'] = task['y_range']
     if kind == 'multi': kw |= dict(nan_is_empty=task.get('nan_is_empty', False), label_delim=task.get('label_delim', ','))
     return dict(binary=B.BinaryBlock, single=B.SingleLabelBlock, multi=B.MultiLabelBlock, bounded=B.BoundedRegressionBlock,
-                unbounded=B.UnboundedRegressionBlock)[kind](name, **kw)
+                unbounded=B.UnboundedRegressionBlock, ordinal=K.OrdinalBlock, count=K.CountBlock)[kind](name, **kw)
 
 def condition(cond, thing):
     "The library's condition for `cond`; `thing(name)` gives the block or `task(...)` to write in it."

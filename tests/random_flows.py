@@ -9,7 +9,7 @@ def checks(n):
 
 VOCABS = [['red', 'green', 'blue'], ['kite', 'a b', 'Zebra', 'ünï'], [0, 1, 2], [7, -3, 12, 5], ['yes', 'no'], [False, True], [1, 2]]
 WORDS = [('no', 'yes'), ('closed', 'open')]
-KINDS = ['binary', 'single', 'multi', 'cols', 'bounded', 'unbounded']
+KINDS = ['binary', 'single', 'ordinal', 'multi', 'cols', 'bounded', 'unbounded', 'count']
 
 def random_task(rng, kind, name, col, losses=True):
     t = a_task(kind, name, col=col)
@@ -22,23 +22,33 @@ def random_task(rng, kind, name, col, losses=True):
         t['vocab'], t['vocab_given'] = rng.sample(v := rng.choice(VOCABS), len(v)), rng.random() < .5
         if losses:
             kw |= rng.choice([{}, dict(label_smoothing=.2)]) | rng.choice([{}, dict(class_weights=[.5 + i for i in range(len(v))])])
+    elif kind == 'ordinal':
+        v = rng.choice(VOCABS)
+        t['vocab'], t['vocab_given'] = rng.sample(v, len(v)), rng.random() < .5 or isinstance(v[0], str) # words have no order of their own
     elif kind == 'multi':
         t['vocab'], t['vocab_given'] = rng.sample(['hat', 'scarf', 'big shoes'], rng.randint(1, 3)), rng.random() < .5
         t |= dict(label_delim=rng.choice([',', ';', '|']), nan_is_empty=rng.random() < .2)
     elif kind == 'cols': t |= dict(vocab=[f'{col or name}_{i}' for i in rng.sample('abc', rng.randint(1, 3))], col=None)
-    else:
+    elif kind != 'count':
         if kind == 'bounded' and rng.random() < .5: t['y_range'] = (-8, 8)
         if losses: kw['loss'] = rng.choice(['mse', 'l1', 'huber'])
     return t
 
 def op_of(rng, task, forcing=False):
     "A random operator and argument that `task` has; `forcing`: one that a label can be inferred from, or a regression's."
-    kind, vocab = task['kind'], task['vocab'] if task['kind'] not in ('bounded', 'unbounded') else None
+    kind, vocab = task['kind'], vocab_of(task) if task['kind'] not in ('binary', 'bounded', 'unbounded', 'count') else None
     if kind == 'binary': return 'is', None
     some = lambda least: tuple(rng.sample(vocab, rng.randint(min(least, len(vocab)), len(vocab))))
     if kind == 'single':
         op = rng.choice(['eq', 'eq', 'ne', 'isin']) if not forcing or len(vocab) == 2 else 'eq'
         return op, some(1) if op == 'isin' and not forcing else rng.choice(vocab) if op != 'isin' else (rng.choice(vocab),)
+    if kind == 'ordinal' and (rng.random() < .4 or forcing):
+        op = rng.choice(['eq', 'ne', 'isin'])
+        return op, some(1) if op == 'isin' else rng.choice(vocab)
+    if kind == 'ordinal':
+        op, i = rng.choice(['gt', 'ge', 'lt', 'le', 'between']), rng.randrange(len(vocab))
+        return op, (vocab[i], vocab[rng.randrange(i, len(vocab))]) if op == 'between' else vocab[i]
+    if kind == 'count' and rng.random() < .4: return rng.choice(['eq', 'ne']), rng.randrange(8)
     if kind in ('multi', 'cols'):
         op = 'has' if len(vocab) == 1 else rng.choice(['has', 'has', 'has_any', 'has_all'])
         return op, rng.choice(vocab) if op == 'has' else some(2)
@@ -105,7 +115,8 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS):
 def random_value(rng, task):
     kind = task['kind']
     if kind == 'binary': return rng.random() < .6
-    if kind == 'single': return rng.choice(task['vocab'])
+    if kind in ('single', 'ordinal'): return rng.choice(task['vocab'])
+    if kind == 'count': return rng.randrange(8)
     if kind == 'multi': return [v for v in task['vocab'] if rng.random() < .6]
     if kind == 'cols': return [rng.random() < .6 for _ in task['vocab']]
     return rng.randint(-16, 16) / rng.choice([2, 2, 4])
@@ -120,7 +131,7 @@ def random_table(rng, spec, n=None, whole=True):
     for path, t, *_ in walk(spec):
         p = rng.choice([0, .2, .2, .5, 1])
         vs = table[path] = [blank(rng, t, random_value(rng, t), p) for _ in range(n)]
-        must = [] if not whole else vocab_of(t) if t['kind'] == 'single' and not t['vocab_given'] else \
+        must = [] if not whole else vocab_of(t) if t['kind'] in ('single', 'ordinal') and not t['vocab_given'] else \
             [t['vocab']] if t['kind'] == 'multi' and not t['vocab_given'] else \
             [-8, 8] if t['kind'] == 'bounded' and not t.get('y_range') else []
         for i, v in zip(rng.sample(range(n), len(must)), must): vs[i] = v

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 # ---- what encode must give --------------------------------------------------------------------------------------------
 def unit(t, b, value):
     "A label on the loss scale."
-    if t['kind'] == 'single': return vocab_of(t).index(value)
+    if t['kind'] in ('single', 'ordinal'): return vocab_of(t).index(value)
+    if t['kind'] == 'count': return value / b.span
     if t['kind'] == 'bounded':
         lo, hi = t.get('y_range') or (-8, 8)
         return (value - lo) / (hi - lo)

@@ -21,6 +21,10 @@ def one(t, z, v):
         k, eps, logp = int(v), kw.get('label_smoothing', 0.), z - z.logsumexp(0)
         w = torch.tensor(kw.get('class_weights', [1.] * len(z)), dtype=z.dtype)
         return -(1 - eps) * w[k] * logp[k] - eps / len(z) * (w * logp).sum()
+    if t['kind'] == 'ordinal':
+        above = [z[0] + x for x in z[1:]]
+        return sum((-F.logsigmoid(x if v > k else -x) for k, x in enumerate(above)), 0*z.sum())/max(1, len(above))
+    if t['kind'] == 'count': return z.exp() - v*z - (v - v*v.log() if v > 0 else 0)
     d = (z.sigmoid() if t['kind'] == 'bounded' else z) - v
     return {'mse': d * d, 'l1': d.abs(), 'huber': d * d / 2 if d.abs() <= 1 else d.abs() - .5}[kw.get('loss', 'mse')]
 
@@ -34,7 +38,7 @@ def by_hand(spec, bound, pred, y):
             if t['kind'] in ('multi', 'cols'):
                 ls = [one(t, z[j], v[j]) for j in range(len(m)) if m[j]]
                 out.append(sum(ls) / len(ls) if ls else None)
-            else: out.append(one(t, z if t['kind'] == 'single' else z[0], v[0]) if m[0] else None)
+            else: out.append(one(t, z if t['kind'] in ('single', 'ordinal') else z[0], v[0]) if m[0] else None)
         some = [x for x in out if x is not None]
         mean = sum(some) / len(some) if some else None
         if some: total = total + t.get('kw', {}).get('weight', 1.) * mean
@@ -57,7 +61,8 @@ def random_batch(rng, spec, bound, bs=None, hole=None):
         n = at.stop - at.start
         m = (torch.rand(bs, n, generator=gen) > (rng.choice([0, .3, .7, 1]) if hole is None else hole)).float()
         v = torch.randn(bs, n, generator=gen) * 2 if t['kind'] == 'unbounded' else torch.rand(bs, n, generator=gen)
-        if t['kind'] == 'single': v = (v * len(t['vocab'])).floor()
+        if t['kind'] in ('single', 'ordinal'): v = (v * len(t['vocab'])).floor()
+        elif t['kind'] == 'count': v = (v * 8).floor() / bound.tasks[p].span
         elif t['kind'] in ('binary', 'multi', 'cols'): v = v.round()
         y[:, 0, at], y[:, 1, at] = v * m, m
     return torch.randn(bs, bound.c, generator=gen) * rng.choice([1., 4.]), y

@@ -1,38 +1,26 @@
 """The main job on real faces (MTFL; the pictures do not come with the repository): five landmarks, gender, smile, glasses and pose, with gaps, from the
 published lists to an exported learner. Smile and landmarks of the mouth are asked of faces that look about ahead; the eyes' landmarks where no glasses hide them."""
-import contextlib, io, math
+import contextlib, io
 import numpy as np, pandas as pd, pytest, torch
-from PIL import Image
 from torch import nn
 from fastai.vision.all import CSVLogger, Flatten, Resize, ResizeMethod, aug_transforms, load_learner, set_seed
 from fastai_condmtl.vision.all import (BinaryBlock, BoundedRegressionBlock, ConditionalDataLoaders, Flow, FlowPrediction, SingleLabelBlock, conditional_vision_learner)
+from fastai_condmtl.faces import POSES
+from fastai_condmtl.readers import read_mtfl
 
 pytestmark = [pytest.mark.data, pytest.mark.filterwarnings('ignore')]
 POINTS = ['left_eye', 'right_eye', 'nose', 'left_mouth', 'right_mouth']
 AXES = [f'{p}_{a}' for p in POINTS for a in 'xy']
-POSES = {1: 'left profile', 2: 'left', 3: 'frontal', 4: 'right', 5: 'right profile'}
 SIZE = 40
-
-def parse(path):
-    "Annotation lines as published: a leading blank, back-slashes in training, CR at the end."
-    raw = [line.split() for line in path.read_bytes().decode('ascii').split('\n') if line.strip()]
-    assert all(len(r) == 15 for r in raw)
-    out = []
-    for name, *nums in raw:
-        name, nums = name.replace('\\', '/'), [float(v) for v in nums]
-        with Image.open(path.parent / name) as im: w, h = im.size
-        xy = [v for x, y in zip(nums[:5], nums[5:10]) for v in (x / w * SIZE, y / h * SIZE)]     # pixels of the picture once it is resized
-        out.append([name, *xy, *map(int, nums[10:])])
-    return pd.DataFrame(out, columns=['img', *AXES, 'gender', 'smile', 'glasses', 'pose'])
 
 def make_flow():
     point = lambda p: [BoundedRegressionBlock(f'{p}_{a}', y_range=(0, SIZE), weight=20.) for a in 'xy']
-    glasses = BinaryBlock('glasses', vocab=(2, 1))                                           # 1 is with, 2 without
-    pose = SingleLabelBlock('pose', vocab=list(POSES.values()))
+    glasses = BinaryBlock('glasses')
+    pose = SingleLabelBlock('pose', vocab=list(POSES))
     ahead = pose.isin(['left', 'frontal', 'right'])
     eyes = Flow('eyes', *point('left_eye'), *point('right_eye')) | ~glasses
-    mouth = Flow('mouth', *point('left_mouth'), *point('right_mouth'), BinaryBlock('smile', vocab=(2, 1))) | ahead
-    return Flow('face', BinaryBlock('gender', vocab=(2, 1)), glasses, pose, eyes, Flow('nose', *point('nose')), mouth)
+    mouth = Flow('mouth', *point('left_mouth'), *point('right_mouth'), BinaryBlock('smile')) | ahead
+    return Flow('face', BinaryBlock('gender', vocab=('female', 'male')), glasses, pose, eyes, Flow('nose', *point('nose')), mouth)
 
 EPOCHS = 20
 def tiny(pretrained=False):
@@ -52,9 +40,7 @@ def root(shared_data):
 @pytest.fixture(scope='module')
 def full(root):
     "400 rows of the training list, every third one of it."
-    df = parse(root / 'training.txt').iloc[::3].reset_index(drop=True)
-    df['pose'] = df.pose.map(POSES)
-    return df
+    return read_mtfl(root, 'train', SIZE).drop(columns='is_valid').iloc[::3].reset_index(drop=True)
 
 @pytest.fixture(scope='module')
 def df(full):
@@ -68,7 +54,7 @@ def by_hand(df):
     "path -> rows that count."
     known = df.notna()
     ahead = df.pose.isin(['left', 'frontal', 'right'])
-    bare = df.glasses.eq(2) & known.glasses
+    bare = df.glasses.eq(0) & known.glasses
     res = {c: known[c] for c in ('gender', 'glasses', 'pose')} | {f'nose.nose_{a}': known[f'nose_{a}'] for a in 'xy'}
     res |= {f'eyes.{p}_{a}': known[f'{p}_{a}'] & bare for p in POINTS[:2] for a in 'xy'}
     res |= {f'mouth.{p}_{a}': known[f'{p}_{a}'] & ahead for p in POINTS[3:] for a in 'xy'} | {'mouth.smile': known.smile & ahead}
@@ -85,10 +71,10 @@ def learn(root, df, tmp_path_factory):
     return learn
 
 def test_lists_are_read(root):
-    train, test = parse(root / 'training.txt'), parse(root / 'testing.txt')
+    train, test = read_mtfl(root, 'train', SIZE), read_mtfl(root, 'test', SIZE)
     assert (len(train), len(test)) == (1200, 400) and not train.img.str.contains(r'\\').any() and all((root / f).is_file() for f in [*train.img[:20], *test.img[:20]])
     for d in (train, test):
-        assert d[AXES].min().min() > 0 and d[AXES].max().max() < SIZE and set(d.pose) == {1, 2, 3, 4, 5} and all(set(d[c]) == {1, 2} for c in ('gender', 'smile', 'glasses'))
+        assert d[AXES].min().min() > 0 and d[AXES].max().max() < SIZE and set(d.pose) == set(POSES) and set(d.gender) == {'male', 'female'} and all(set(d[c]) == {0, 1} for c in ('smile', 'glasses'))
         assert (d.left_eye_x < d.right_eye_x).mean() > .99 and (d.nose_y > d.left_eye_y).mean() > .97
 
 def test_masks_of_real_rows(learn, df):
@@ -102,7 +88,7 @@ def test_masks_of_real_rows(learn, df):
         m = want[path]
         vals = y[:, 0, s.targets][:, 0].numpy()[m]
         if col in AXES: np.testing.assert_allclose(vals * SIZE, df[col].to_numpy(float)[m], atol=1e-4)
-        elif col != 'pose': assert np.array_equal(vals == 1, df[col].to_numpy()[m] == 1)
+        elif col != 'pose': assert np.array_equal(vals == 1, df[col].to_numpy()[m] == ('male' if col == 'gender' else 1))
         else: assert [bound.tasks['pose'].vocab[int(v)] for v in vals] == df.pose[m].tolist()
 
 def test_it_learns_faces(learn, df):
@@ -133,15 +119,15 @@ def test_metrics_and_log(learn):
     assert log.valid_loss.iloc[-1] < log.valid_loss.iloc[0] and np.isfinite(learn.last).all()
 
 def test_predictions(learn, root):
-    test = parse(root / 'testing.txt').iloc[:60]
+    test = read_mtfl(root, 'test', SIZE).iloc[:60]
     pred, dec, acts = learn.predict(root / test.img.iloc[0])
-    assert isinstance(pred, FlowPrediction) and set(pred) == set(learn.dls.flow.paths) and pred['gender'] in (1, 2) and pred['pose'] in POSES.values() and 0 <= pred['nose_x'] <= SIZE
-    assert (pred['left_eye_x'] is None) == (pred['glasses'] == 1) and (pred['smile'] is None) == ('profile' in pred['pose'])
+    assert isinstance(pred, FlowPrediction) and set(pred) == set(learn.dls.flow.paths) and pred['gender'] in ('male', 'female') and pred['pose'] in POSES and 0 <= pred['nose_x'] <= SIZE
+    assert (pred['left_eye_x'] is None) == (pred['glasses'] is True) and (pred['smile'] is None) == ('profile' in pred['pose'])
     assert sum(pred.probabilities['pose'].values()) == pytest.approx(1, abs=1e-4) and 0 <= pred.probabilities['gender'] <= 1
     out = learn.predict_df(test)
     assert list(out.columns) == ['gender', 'glasses', 'pose', *AXES[:4], *AXES[4:6], *AXES[6:], 'smile'] and out.index.equals(test.index)
-    assert out.nose_x.between(0, SIZE).all() and out.pose.isin(list(POSES.values())).all() and out.gender.isin([1, 2]).all()
-    assert (out.left_eye_x.isna() == out.glasses.eq(1)).all() and (out.smile.isna() == out.pose.str.contains('profile')).all()
+    assert out.nose_x.between(0, SIZE).all() and out.pose.isin(POSES).all() and out.gender.isin(['male', 'female']).all()
+    assert (out.left_eye_x.isna() == out.glasses.eq(True)).all() and (out.smile.isna() == out.pose.str.contains('profile')).all()
     y = torch.Tensor(learn.dls.flow.encode(out))                                             # predictions are labels of the same table
     dec = torch.Tensor(learn.get_preds(dl=learn.dls.test_dl(test), with_decoded=True)[2])
     torch.testing.assert_close(y[:, 1], dec[:, 1])
@@ -149,8 +135,7 @@ def test_predictions(learn, root):
 
 def test_labelled_test_rows(learn, root):
     "Other pictures of other sizes, grey ones among them, scored by `validate`."
-    test = parse(root / 'testing.txt').iloc[::4]
-    test['pose'] = test.pose.map(POSES)
+    test = read_mtfl(root, 'test', SIZE).iloc[::4]
     with quiet(learn): res = learn.validate(dl=learn.dls.test_dl(test, with_labels=True))
     assert np.isfinite(res).all() and len(res) == 1 + len(learn.metrics)
 
@@ -166,7 +151,7 @@ def test_pictures(learn):
 def test_export(learn, root):
     learn.export('faces.pkl')
     other = load_learner(learn.path / 'faces.pkl')
-    rows = parse(root / 'testing.txt').iloc[:12]
+    rows = read_mtfl(root, 'test', SIZE).iloc[:12]
     pd.testing.assert_frame_equal(other.predict_df(rows), learn.predict_df(rows), rtol=1e-3)
     assert str(other.predict(root / rows.img.iloc[3])[0].tree()) == str(learn.predict(root / rows.img.iloc[3])[0].tree())
 
