@@ -44,7 +44,7 @@ def reviews(
     for _ in range(n):
         lang, bad, cause, refund = 'de' if rng.random() < .25 else 'en', bool(rng.random() < .55), pick(CAUSES), bool(rng.random() < .45)
         w = _WORDS[lang]
-        said = [pick(w[cause])] + [pick(w['refund'] if refund else w['keep'])]*bool(rng.random() < .9 or refund) if bad else [pick(w['good']) for _ in range(rng.integers(1, 3))]
+        said = [w[cause][i] for i in rng.permutation(len(w[cause]))[:rng.integers(1, 3)]] + [pick(w['refund'] if refund else w['keep'])]*bool(rng.random() < .9 or refund) if bad else [pick(w['good']) for _ in range(rng.integers(1, 3))]
         stars = (1 if refund else int(rng.integers(2, 4))) if bad else int(rng.integers(4, 6))
         rows.append((' '.join([pick(w['start']).format(p=pick(w['product'])), *said]), bad, cause if bad else None, refund if bad else None, float(stars), lang))
     df = pd.DataFrame(rows, columns=['text', 'complaint', 'cause', 'refund', 'stars', 'language']).astype(dict(complaint=object, refund=object))
