@@ -120,6 +120,7 @@ class ConditionalHead(nn.Module):
     ):
         super().__init__()
         plan, self.flow, self.names, self.context, self.ran = flow.plan, flow, list(units), None, {}
+        self.only_needed = tuple(only_needed)
         self.units = nn.ModuleList(units.values())
         unit_of = [self.names.index(f) for f in plan.features]
         self.tasks = [[i for i,u in enumerate(unit_of) if u == k] for k in range(len(units))]
