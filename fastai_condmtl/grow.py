@@ -207,8 +207,8 @@ def regrown_data(dls, flow, df=None, splitter=None):
     if not isinstance(ds, Datasets) or len(ds.tls) < 2: raise FlowError(f"data of type {type(ds).__name__} cannot be read again: {how}")
     parts = [dl.dataset.tls[0].items for dl in dls.loaders[:2]]
     if df is None:
-        if not all(isinstance(p, pd.DataFrame) for p in parts): raise FlowError(f"the learner's rows are no table: hand over df=, or {how}")
         if not sum(map(len, parts)): raise FlowError("a loaded learner has no rows: hand over df= and splitter=")
+        if not all(isinstance(p, pd.DataFrame) for p in parts): raise FlowError(f"the learner's rows are no table: hand over df=, or {how}")
         df, n = pd.concat(parts), len(parts[0])
         splits = list(range(n)), list(range(n, len(df)))
     elif splitter is None:
@@ -218,7 +218,7 @@ def regrown_data(dls, flow, df=None, splitter=None):
         old = set(sides[0] + sides[1])
         splits = sides[0] + [i for i in range(len(df)) if i not in old], sides[1]
     if splitter is not None: splits = splitter(df)
-    inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False) for tl in ds.tls[:ds.n_inp]]
+    inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[:ds.n_inp]]
     new = Datasets(tls=[*inputs, TfmdLists(df, [FlowTransform(flow)], splits=splits)], n_inp=ds.n_inp)
     return type(dls)(*[dl.new(new.subset(i)) for i,dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
 
@@ -301,6 +301,7 @@ def change_flow(self:Learner,
     if isinstance(fresh, ConditionalHead) and not any(isinstance(cb, RunNeeded) for cb in self.cbs): self.add_cb(RunNeeded())
     frozen = getattr(self.opt, 'frozen_idx', 0)
     self.opt = None
+    self.model.zero_grad() # frozen weights with an old gradient would decay
     if frozen: self.freeze_to(frozen)
     rows = [(q, kept.get(q, ''), notes.get(q, 'new')) for q in flow.paths] + [('', p, 'gone') for p in old.paths if p not in kept.values()]
     return pd.DataFrame(rows, columns=['task_path', 'was', 'note'])

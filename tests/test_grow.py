@@ -223,7 +223,7 @@ def test_data_built_anew_and_other_rows():
     was, model, metrics = learn.dls, learn.model, list(learn.metrics)
     for f, text in [(lambda: learn.change_flow(flow_a(), table(20)), 'hand over splitter='), (lambda: learn.change_flow(3), 'takes a flow, or DataLoaders'), (lambda: learn.change_flow(learn.dls, table()), 'leave df= and splitter= out'),
                     (lambda: learn.change_flow(heads_flow()), "reads features='face'"), (lambda: learn.change_flow(flow_a(), renamed=dict(hui='hue')), "did you mean 'hue'"),
-                    (lambda: learn.change_flow(flow_a(), renamed=dict(on='hue')), "'on' is a BinaryBlock and 'hue' a SingleLabelBlock"), (lambda: learn.change_flow(flow_a(), renamed=dict(look='lok')), 'renamed=, '),
+                    (lambda: learn.change_flow(flow_a(), renamed=dict(on='hue')), "'on' is a BinaryBlock and 'hue' a SingleLabelBlock"), (lambda: learn.change_flow(flow_a(), renamed=dict(look='lok')), "renamed=: the new flow has no 'lok' with tasks of 'look'"),
                     (lambda: learn.change_flow(Flow('f', BinaryBlock('zzz'))), "reads column 'zzz'"), (lambda: learn.change_flow(flow_a(), branches=dict(x=3)), "no task reads the branch 'x'")]:
         with pytest.raises(FlowError) as e: f()
         assert text in str(e.value), str(e.value)
