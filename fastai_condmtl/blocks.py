@@ -76,9 +76,12 @@ class BinaryBlock(_Sigmoid):
         pos_weight:float=None, # Weight of positive rows, as in `BCEWithLogitsLoss`
         vocab=None,            # Words for no and yes, in this order
         tune='auto',           # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its own
+        whole_space=False,     # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold; `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
         **kwargs               # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
+        if not any(whole_space is v for v in (False, True)) and whole_space not in ('detach', 'both'): raise FlowError(f"task '{name}': whole_space={whole_space!r} must be False, True, 'detach' or 'both'")
+        self.whole_space = whole_space
         self._set_threshold(threshold)
         vocab = check_vocab(self, vocab)
         if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")

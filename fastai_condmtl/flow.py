@@ -152,6 +152,11 @@ class Plan:
     def needs(self, i):
         "The tasks that the conditions of task `i` ask"
         return {self.index[a.task] for g in self.gates[i] for a in atoms(self.conds[g])}
+    def above(self, i):
+        "The tasks that the conditions of task `i` ask, those that theirs ask, and so on"
+        res, left = set(), [i]
+        while left: left += (more := self.needs(left.pop()) - res); res |= more
+        return res
 
     def _sort(self, needs, what):
         "Positions of the tasks in an order where those that a task needs come first"

@@ -120,6 +120,7 @@ class ConditionalHead(nn.Module):
     ):
         super().__init__()
         plan, self.flow, self.names, self.context, self.ran = flow.plan, flow, list(units), None, {}
+        self.only_needed = tuple(only_needed)
         self.units = nn.ModuleList(units.values())
         unit_of = [self.names.index(f) for f in plan.features]
         self.tasks = [[i for i,u in enumerate(unit_of) if u == k] for k in range(len(units))]
@@ -130,6 +131,10 @@ class ConditionalHead(nn.Module):
                 if unit_of[i] in waits and unit_of[i] != unit_of[u.task]:
                     warnings.warn(f"task '{flow.paths[u.task]}' uses '{flow.paths[i]}', so branch '{self.names[unit_of[i]]}' runs on every row, only_needed or not")
                     waits.discard(unit_of[i])
+        for i,b in enumerate(plan.blocks):
+            if getattr(b, 'whole_space', False) and (all_ := waits & {unit_of[j] for j in plan.above(i) | {i}}):
+                warnings.warn(f"task '{flow.paths[i]}' is trained on the whole space, so branch '{self.names[min(all_)]}' runs on every row, only_needed or not")
+                waits -= all_
         self.always = [k for k in range(len(units)) if k not in waits]
         self.waits = _by_conditions(waits, {k: {unit_of[j] for i in self.tasks[k] for j in plan.needs(i)} for k in waits})
         self.uses_of = [[j for j,u in enumerate(self.uses) if unit_of[u.task] in group] for group in (self.always, *([k] for k in self.waits))]

@@ -14,6 +14,7 @@ from .conditions import FlowError
 from .masks import MASKS
 from .base import near
 from .target import BoundFlow, TensorConditional, packed
+from .whole_space import WholeSpace
 
 # %% auto #0
 __all__ = ['ConditionalLoss', 'single', 'move_threshold']
@@ -58,6 +59,7 @@ class ConditionalLoss(nn.Module):
         self.thresholds = {p: b.thresholds() for p,b in flow.tasks.items() if b.thresholded} # path -> one value, or one a label
         self.register_buffer('heat', None, persistent=False) # temperatures of all logits (C,), in their order; None: never calibrated
         self.tuned = {} # path -> how its thresholds were found: see `ThresholdSearch`
+        self.whole = WholeSpace(flow, order) if any(getattr(b, 'whole_space', False) for b in blocks) else None
 
     def clone(self):
         "Another loss of the same flow, with its own thresholds and temperatures"
@@ -96,10 +98,15 @@ class ConditionalLoss(nn.Module):
                 m.mul_(w / labels.mul_(labels.sign().sum(0)).clamp_(min=1)) # labels of the row, rows with any
         return mask
 
-    def _cells(self, pred, vals):
-        "The loss of every cell `(bs, D)`, masked or not, in the order of the logits"
+    def _whole(self, pred, vals, mask):
+        if self.whole.cols.device != pred.device: self.whole.to(pred.device)
+        return self.whole(pred, vals, mask)
+
+    def _cells(self, pred, vals, whole=None):
+        "The loss of every cell `(bs, D)`, masked or not, in the order of the logits; with what `whole_space=` tasks have instead"
         parts = enumerate(zip(self.blocks, self._logits(pred), self._cols(vals)))
-        return torch.cat([b.loss(x, v, **self._params(k, pred)).reshape(len(pred), self.sizes[k]) for k,(b,x,v) in parts], 1)
+        res = torch.cat([b.loss(x, v, **self._params(k, pred)).reshape(len(pred), self.sizes[k]) for k,(b,x,v) in parts], 1)
+        return res if whole is None else res.index_copy(1, self.whole.cols, whole)
 
     def forward(self,
         pred, # Raw logits `(bs, C)`
@@ -111,9 +118,13 @@ class ConditionalLoss(nn.Module):
         if self.heat is not None and pred.requires_grad: self.cool()
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
+        if self.whole is not None: cells, mask = self._whole(pred, vals, mask)
         g = self._shares(mask)
-        if self.reduction == 'none': return (self._cells(pred, vals) * g).sum(1) * len(pred)
+        if self.reduction == 'none': return (self._cells(pred, vals, None if self.whole is None else cells) * g).sum(1) * len(pred)
         total = None
+        if self.whole is not None:
+            total = (cells * g.index_select(1, self.whole.cols)).sum()
+            g = g.index_fill(1, self.whole.cols, 0.)
         for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), self._cols(vals), self._cols(g))):
             loss = b.loss(x, v, w, **self._params(k, pred)) if self.names[k] else b.loss(x, v, w)
             total = loss if total is None else total + loss
@@ -123,10 +134,12 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
         y,    # Packed targets
     ):        # `(bs, T)` in flow order
-        "Each row's unweighted loss for each task, NaN outside the gt mask: rank rows by this"
+        "Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows that train them): rank rows by this"
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
-        cells, parts, col = self._cells(pred, vals)*mask, [], 0
+        whole = None
+        if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
+        cells, parts, col = self._cells(pred, vals, whole)*mask, [], 0
         for _,width,n,_ in self.runs:
             c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
             parts.append(torch.where(m > 0, c/m.clamp(min=1), torch.nan))
