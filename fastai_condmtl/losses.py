@@ -59,9 +59,10 @@ class ConditionalLoss(nn.Module):
         self.tuned = {} # path -> how its thresholds were found: see `ThresholdSearch`
 
     def clone(self):
-        "Another loss of the same flow, with its own thresholds and temperatures"
+        "Another loss of the same flow, with its own thresholds, temperatures and weights of tasks"
         res = type(self)(self.flow, self.reduction)
         res.thresholds, res.tuned, res.heat = dict(self.thresholds), dict(self.tuned), self.heat
+        for name,*_ in self.runs: res._buffers[name].copy_(self._buffers[name])
         return res.to(self.order.device)
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
@@ -87,11 +88,11 @@ class ConditionalLoss(nn.Module):
         for m, (name, width, n) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
             w = self._buffers[name]
             if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
-            if width == 1: m.mul_(w / m.sum(0).clamp_(min=1))
+            if width == 1: m.mul_(w / _or_one(m.sum(0)))
             else:
                 m = m.view(-1, n, width)
-                labels = m.sum(2, keepdim=True)
-                m.mul_(w / labels.mul_(labels.sign().sum(0)).clamp_(min=1)) # labels of the row, rows with any
+                labels, rows = m.sign().sum(2, keepdim=True), m.amax(2, keepdim=True).sum(0) # labels of the row; rows with any, by their weight
+                m.mul_(w / _or_one(labels.mul_(rows)))
         return mask
 
     def _cells(self, pred, vals):
@@ -122,6 +123,7 @@ class ConditionalLoss(nn.Module):
         "Each row's unweighted loss for each task, NaN outside the gt mask: rank rows by this"
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
+        mask.sign_() # which cells count, whatever the weight of their row
         cells, parts, col = self._cells(pred, vals)*mask, [], 0
         for _,width,n in self.runs:
             c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
@@ -130,8 +132,10 @@ class ConditionalLoss(nn.Module):
         return torch.cat(parts, 1).index_select(1, self.task_back.to(pred.device))
 
     def per_task(self, pred, y):
-        "Each task's unweighted masked mean `(T,)` in flow order, NaN where no row counts"
-        return self.per_sample(pred, y).nanmean(0)
+        "Each task's masked mean `(T,)` in flow order, weighted by rows where they have weights, but not by task; NaN where no row counts"
+        x = self.per_sample(pred, y)
+        rows = torch.stack([m.amax(1) for m in packed(single(y))[:,1].split([b.n_targets for b in self.flow.plan.blocks], 1)], 1).to(x)
+        return torch.where(rows > 0, x, 0.).mul(rows).sum(0) / rows.sum(0)
 
     def activation(self,
         pred, # Raw logits `(bs, C)`
@@ -208,6 +212,8 @@ def single(x):
     "`x` as a plain tensor (fastai's subclasses would pass through every operation), at least in single precision (half knows neither class 301 nor small losses)"
     if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in _half else x
+
+def _or_one(n): "A divisor in place: 1 where there is nothing to divide"; return n.add_(n == 0)
 
 def _same(pred, y):
     "Plain tensors of one dtype"
