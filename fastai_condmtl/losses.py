@@ -95,6 +95,11 @@ class ConditionalLoss(nn.Module):
                 m.mul_(w / _or_one(labels.mul_(rows)))
         return mask
 
+    def weight_rows(self):
+        "Task → where its weight stands: name of a buffer and row"
+        at = [(name, j) for name,_,n in self.runs for j in range(n)]
+        return {p: at[i] for p,i in zip(self.flow.paths, _inverse(self.tasks))}
+
     def _cells(self, pred, vals):
         "The loss of every cell `(bs, D)`, masked or not, in the order of the logits"
         parts = enumerate(zip(self.blocks, self._logits(pred), self._cols(vals)))
