@@ -12,8 +12,8 @@ from .conditions import Comparable, FlowError, as_condition, both, check_op
 from .masks import is_mask, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_vocab', 'names_of', 'near', 'factorise', 'distinct', 'take',
-           'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'near', 'factorise',
+           'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -29,6 +29,7 @@ class ConditionalBlock(Comparable):
     pooled = False # of several target columns: is the loss the mean over all cells that count, or over rows of each row's mean?
     made = False # are the labels made with each batch (masked words), instead of read from the table?
     default_params, lower_is_better = {}, () # of `params`, where another task of the family has them; metrics of which less is more
+    weight_col, balanced, learnt = None, False, '' # the column with a weight a row; does the block want to `balance`, and what did it learn there, in words?
     nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path
@@ -40,9 +41,11 @@ class ConditionalBlock(Comparable):
         hidden:int=None, # Width of a hidden layer of the task's own
         uses=(),         # Tasks (or their names) whose activations the task's head reads beside the features
         detach_uses:bool=False, # Do gradients stop at these activations?
+        weight_col:str=None,    # Column with the weight of each row in this task's loss; by default as its flow says, else all rows weigh alike
     ):
         check_name(name)
         check_features(name, features)
+        self.weight_col = check_weight_col(name, weight_col)
         if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1): raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
         uses = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
         if bad := [u for u in uses if not isinstance(u, (str, ConditionalBlock))]: raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
@@ -82,6 +85,7 @@ class ConditionalBlock(Comparable):
         res.setup(df, df if train is None else train)
         return res
     def setup(self, df, train): "Learn from the whole table and its training rows (called on a copy)"
+    def balance(self, vals, mask): "Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows' weights, `(N, W)` (called on a bound copy that is `balanced`)"
     def encode(self, df): "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"; raise NotImplementedError(f'{type(self).__name__}.encode')
     def scale(self, x): "Natural values to the loss scale"; return x
     def unscale(self, x): "Loss scale to natural values"; return x
@@ -134,6 +138,11 @@ def check_name(name, what='task'):
 def check_features(name, features):
     "A branch is called by a word"
     if features is not None and (not isinstance(features, str) or not features.isidentifier()): raise FlowError(f"'{name}': features={features!r} must be the name of a branch, such as 'face'")
+
+def check_weight_col(name, col):
+    "Weights of rows stand in one column"
+    if col is not None and (isinstance(col, bool) or not isinstance(col, (str, int, float))): raise FlowError(f"'{name}': weight_col={col!r} must be the name of one column")
+    return col
 
 def check_vocab(block, vocab):
     "A vocabulary is a list of distinct values, not one string"

@@ -10,6 +10,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
 from .conditions import FlowError, as_condition, _number
+from .imbalance import balanced_classes, balanced_positives, check_loss, sigmoid_focal, softmax_focal
 from .masks import is_picture_file
 from .scores import binary_score, class_score, count_scores, counts, regression_score
 
@@ -22,16 +23,20 @@ _all_ = ['ConditionalBlock'] # the base class belongs to the family that users s
 
 # %% ../nbs/01_blocks.ipynb #d1ef2b49
 def check_pos_weight(block, w):
-    "A weight of positives is one positive number"
-    if w is not None and not (isinstance(w, (int, float)) and 0 < w < float('inf')): raise FlowError(f"task '{block.name}': pos_weight={w!r} must be one positive number")
-    return w
+    "A weight of positives is one positive number (of multi-label tasks also one a label), or `'balanced'`"
+    many = block.takes_lists and hasattr(w, '__len__') and not isinstance(w, str)
+    if many: w = [x.item() if hasattr(x, 'item') else x for x in w]
+    if w is None or isinstance(w, str) and w == 'balanced' or all(isinstance(x, (int, float)) and 0 < x < float('inf') for x in (w if many else [w])): return w
+    raise FlowError(f"task '{block.name}': pos_weight={w!r} must be one positive number{', or one a label' if block.takes_lists else ''}; or 'balanced', to count it from the training rows")
 
 class _Sigmoid(ConditionalBlock):
-    "What `BinaryBlock` and `MultiLabelBlock` share: binary cross entropy, `probability > threshold`"
+    "What `BinaryBlock` and `MultiLabelBlock` share: binary cross entropy or focal loss, `probability > threshold`"
     thresholded = True
     metrics = ('accuracy', 'balanced_accuracy', 'f1_score', 'precision', 'recall', 'roc_auc', 'average_precision', 'mcc')
-    family = ('sigmoid',)
-    threshold, pos_weight, tune = .5, None, 'auto'
+    threshold, pos_weight, tune, loss_name, gamma, alpha = .5, None, 'auto', 'bce', 2., None
+    @property
+    def family(self): return ('sigmoid',) if self.loss_name == 'bce' else ('sigmoid', self.gamma, self.alpha)
+    def _set_loss(self, loss, gamma, alpha): self.loss_name, self.gamma, self.alpha = check_loss(self, loss, 'bce', gamma, alpha), float(gamma), alpha
     def _set_threshold(self, threshold):
         ok = np.ndim(threshold) == 0 or isinstance(self, MultiLabelBlock)
         try: t = np.asarray(threshold, dtype=float)
@@ -40,10 +45,19 @@ class _Sigmoid(ConditionalBlock):
         if not ok or not ((0 <= t) & (t <= 1)).all(): raise FlowError(f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1" + (", or one a label" if isinstance(self, MultiLabelBlock) else ''))
         self.threshold = threshold
     def thresholds(self): "The thresholds to start with (n_targets,)"; return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
-    def params(self): return {} if self.pos_weight is None else {'pos_weight': [float(self.pos_weight)]*self.n_targets}
+    def params(self): return {} if self.pos_weight is None else {'pos_weight': np.broadcast_to(np.asarray(self.pos_weight, dtype=float), self.n_targets).tolist()}
+    @property
+    def balanced(self): return isinstance(self.pos_weight, str)
+    def balance(self, vals, mask):
+        w = balanced_positives((mask*(vals > .5)).sum(0), (mask*(vals <= .5)).sum(0))
+        self.pos_weight, self.learnt = w.tolist(), f"pos_weight {_span(w)}"
     default_params = {'pos_weight': 1.}
 
     def loss(self, logits, targets, weight=None, pos_weight=None):
+        if self.loss_name == 'focal':
+            res = sigmoid_focal(logits, targets, self.gamma, self.alpha)
+            if pos_weight is not None: res = res*((pos_weight - 1)*targets + 1)
+            return res if weight is None else (res*weight).sum()
         if weight is None: return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction='none')
         return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, pos_weight=pos_weight, reduction='sum')
     def nll(self, logits, targets, smooth=0.): return F.binary_cross_entropy_with_logits(logits, targets*(1 - smooth) + smooth/2, reduction='none')
@@ -73,8 +87,10 @@ class BinaryBlock(_Sigmoid):
     ops = ('true',)
     def __init__(self, name, col=None, *,
         threshold:float=.5,    # Decided yes where the probability is above
-        pos_weight:float=None, # Weight of positive rows, as in `BCEWithLogitsLoss`
+        pos_weight:float=None, # Weight of positive rows, as in `BCEWithLogitsLoss`; `'balanced'` counts it from the training rows
         vocab=None,            # Words for no and yes, in this order
+        loss:str='bce',        # `bce`, or `focal`: what is right already hardly counts
+        gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
         tune='auto',           # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its own
         whole_space=False,     # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold; `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
         **kwargs               # `given`, `weight`
@@ -83,6 +99,7 @@ class BinaryBlock(_Sigmoid):
         if not any(whole_space is v for v in (False, True)) and whole_space not in ('detach', 'both'): raise FlowError(f"task '{name}': whole_space={whole_space!r} must be False, True, 'detach' or 'both'")
         self.whole_space = whole_space
         self._set_threshold(threshold)
+        self._set_loss(loss, gamma, alpha)
         vocab = check_vocab(self, vocab)
         if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
         self.pos_weight, self.vocab, self.tune = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab), tune
@@ -99,7 +116,7 @@ class BinaryBlock(_Sigmoid):
         return {self.cols[0]: pd.arrays.BooleanArray(yes, ~known[:,0])}
     def event(self, op, value): return all, [(0, (1,))]
     def probability(self, acts): return float(acts[0])
-    def describe(self): return '' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}'
+    def describe(self): return ', '.join(filter(None, ['' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}', self.learnt]))
 
 # %% ../nbs/01_blocks.ipynb #fbd345ca
 class MultiLabelBlock(_Sigmoid):
@@ -111,9 +128,11 @@ class MultiLabelBlock(_Sigmoid):
         label_delim:str=',',  # What stands between the labels of a string
         cols:list=None,       # Instead of one column: one 0/1/NaN column a label
         threshold=.5,         # A label is decided where its probability is above; one value, or one a label
-        pos_weight=None,      # Weight of positives, as in `BCEWithLogitsLoss`
+        pos_weight=None,      # Weight of positives, as in `BCEWithLogitsLoss`; one value, or one a label; `'balanced'` counts them from the training rows
         nan_is_empty:bool=False, # Read a missing cell as "no label"
         tune='auto',          # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says, None keeps `threshold`
+        loss:str='bce',       # `bce`, or `focal`: what is right already hardly counts
+        gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
         **kwargs              # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
@@ -124,6 +143,7 @@ class MultiLabelBlock(_Sigmoid):
         self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty, self.tune = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty, tune
         self.vocab = self.label_cols if vocab is None else check_vocab(self, vocab)
         self._set_threshold(threshold)
+        self._set_loss(loss, gamma, alpha)
     @property
     def cols(self): return super().cols if self.label_cols is None else self.label_cols
     @property
@@ -147,6 +167,7 @@ class MultiLabelBlock(_Sigmoid):
             self.vocab = sort_labels({l for ls in self.cells(df)[1] for l in ls})
             no_picture_files(self, df, self.vocab)
         if np.ndim(self.threshold) and len(self.threshold) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.threshold)} thresholds for {len(self.vocab)} labels: give one value, or one a label")
+        if isinstance(self.pos_weight, list) and len(self.pos_weight) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.pos_weight)} values in pos_weight for {len(self.vocab)} labels: give one value, or one a label")
         self.index = {l: i for i,l in enumerate(self.vocab)}
     def encode(self, df):
         if self.label_cols is not None:
@@ -179,8 +200,9 @@ class MultiLabelBlock(_Sigmoid):
         return {self.cols[0]: pd.Series([self.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
     def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings or hold the delimiter"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l for l in self.vocab) else self.label_delim.join(labels)
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
-    def describe(self): return f'{len(self.vocab)} labels'
+    def describe(self): return f'{len(self.vocab)} labels' + (self.learnt and f', {self.learnt}')
 
+def _span(w): return f'{w.min():.3g}' if len(w) == 1 else f'{w.min():.3g} to {w.max():.3g}'
 def _any(xs): return reduce(operator.or_, xs)
 def _all(xs): return reduce(operator.and_, xs)
 def _one_column(block, col):
@@ -240,31 +262,43 @@ class SingleLabelBlock(_Classes):
     "One of several classes: cells are any hashable"
     n_summary = 2
     metrics = ('accuracy', 'accuracy_3', 'accuracy_5', 'f1_score', 'precision', 'recall', 'balanced_accuracy')
+    class_weights, label_smoothing, loss_name, gamma = None, 0., 'cross_entropy', 2.
     def __init__(self, name, col=None, *,
         vocab=None,         # The classes; by default all that occur, sorted (a categorical column keeps its own order)
-        class_weights=None, # One weight a class, as in `CrossEntropyLoss`; the mean stays over rows
+        class_weights=None, # One weight a class, as in `CrossEntropyLoss`; the mean stays over rows. `'balanced'` counts them from the training rows
         label_smoothing:float=0., # As in `CrossEntropyLoss`
+        loss:str='cross_entropy', # `cross_entropy`, or `focal`: what is right already hardly counts
+        gamma:float=2.,     # Of the focal loss, see `softmax_focal`
         **kwargs            # `given`, `weight`
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)
-        self.class_weights = None if class_weights is None else tuple(float(w) for w in class_weights)
-        if class_weights is not None and not all(0 <= w < float('inf') for w in self.class_weights): raise FlowError(f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class")
+        try: self.class_weights = class_weights if class_weights is None or isinstance(class_weights, str) else tuple(float(w) for w in class_weights)
+        except (TypeError, ValueError): self.class_weights = (-1,)
+        if class_weights is not None and not self.balanced and not (type(self.class_weights) is tuple and all(0 <= w < float('inf') for w in self.class_weights)):
+            raise FlowError(f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class; or 'balanced', to count them from the training rows")
         if not (isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1): raise FlowError(f"task '{name}': label_smoothing={label_smoothing!r} must be from 0 to below 1")
-        self.label_smoothing = float(label_smoothing)
+        self.label_smoothing, self.loss_name, self.gamma = float(label_smoothing), check_loss(self, loss, 'cross_entropy', gamma), float(gamma)
+        if label_smoothing and loss == 'focal': raise FlowError(f"task '{name}': label_smoothing= belongs to the cross entropy: leave it out, or leave loss='focal' out")
     def setup(self, df, train):
         if self.vocab is None:
             s = df[self.cols[0]]
             self.vocab = list(s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else found_classes(self, df)
         self.set_vocab(self.vocab)
-        if self.class_weights is not None and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
+        if self.class_weights is not None and not self.balanced and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
     def family_params(self): return {} if self.class_weights is None else {'class_weights': self.class_weights}
     @property
-    def family(self): return ('softmax', self.n_out, self.label_smoothing, self.class_weights)
-    def describe(self): return f'{len(self.vocab)} classes'
+    def family(self): return ('softmax', self.n_out, self.label_smoothing, self.class_weights) + ((self.gamma,) if self.loss_name == 'focal' else ())
+    @property
+    def balanced(self): return isinstance(self.class_weights, str) and self.class_weights == 'balanced'
+    def balance(self, vals, mask):
+        w = balanced_classes(np.bincount(vals[:,0].astype(int), mask[:,0], minlength=self.n_out))
+        self.class_weights, self.learnt = tuple(w.tolist()), f'class_weights {_span(w)}'
+    def describe(self): return f'{len(self.vocab)} classes' + (self.learnt and f', {self.learnt}')
 
     def loss(self, logits, targets, weight=None, class_weights=None):
-        res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
+        if self.loss_name == 'focal': res = softmax_focal(logits, targets.long(), self.gamma, class_weights)
+        else: res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
         return res if weight is None else res.dot(weight)
     def nll(self, logits, targets, smooth=0.): return F.cross_entropy(logits, targets.long(), label_smoothing=smooth, reduction='none')
     def activate(self, logits): return logits.softmax(-1)

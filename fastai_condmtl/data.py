@@ -14,7 +14,7 @@ from fastai.data.transforms import ColReader, RandomSplitter
 from .base import ConditionalBlock, near
 from .blocks import BinaryBlock
 from .conditions import FlowError
-from .flow import Flow
+from .flow import Flow, inherited
 from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
 import fastai_condmtl.losses
@@ -85,13 +85,16 @@ class FlowTransform(Transform):
         if isinstance(rows, pd.DataFrame) and len(self.getters) == 1 and _reads_columns(self.getters[0]):
             cols, need = list(self.getters[0].cols), [c for b in blocks for c in b.cols]
             if self.bound is None and (gone := [c for c in cols if c not in rows.columns]): raise FlowError(f"get_y reads column {gone[0]!r}, which the table does not have: {near(gone[0], rows.columns)}")
+            weights = rows[[c for c in self.weight_cols() if c in rows.columns and c not in cols]] # weights are no labels: get_y need not name them
             rows = rows[[c for c in cols if c in rows.columns]]
-            return rows if set(need) & set(cols) or len(need) != rows.shape[1] else rows.set_axis(need, axis=1)
+            rows = rows if set(need) & set(cols) or len(need) != rows.shape[1] else rows.set_axis(need, axis=1)
+            return rows if not weights.shape[1] else pd.concat([rows, weights], axis=1)
         if self.getters:
             rows = [rows.iloc[i] for i in range(len(rows))] if isinstance(rows, pd.DataFrame) else rows
             for f in self.getters: rows = [f(r) for r in rows]
         return as_table(rows, blocks)
 
+    def weight_cols(self): "The columns that hold weights of rows"; return [c for c in dict.fromkeys(inherited(self.unbound, 'weight_col', self.unbound.weight_col)) if c is not None]
     def encode_rows(self, rows):
         "Packed labels of raw rows; a column that is not there counts as missing, with a warning"
         return self.bound.encode(self.table(rows), missing_ok=True)

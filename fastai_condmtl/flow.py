@@ -7,11 +7,11 @@ from __future__ import annotations
 from copy import copy
 import numpy as np
 from .conditions import (FlowError, Condition, Atom, Not, And, AnyOf, as_condition, both, conjuncts, atoms, kleene, forced, check_op)
-from .base import ConditionalBlock, check_features, check_name, near, _given
+from .base import ConditionalBlock, check_features, check_name, check_weight_col, near, _given
 from .masks import MASKS, is_mask_block
 
 # %% auto #0
-__all__ = ['Flow', 'walk', 'branch_names', 'Names', 'Plan', 'infer', 'FlowError']
+__all__ = ['Flow', 'walk', 'inherited', 'branch_names', 'Names', 'Plan', 'infer', 'FlowError']
 
 # %% ../nbs/02_flow.ipynb #d043484d
 _all_ = ['FlowError'] # users catch it by this module's name
@@ -19,16 +19,18 @@ _all_ = ['FlowError'] # users catch it by this module's name
 # %% ../nbs/02_flow.ipynb #9071a38c
 class Flow:
     "Tasks and flows under one name. Use it as a block: `DataBlock(blocks=(ImageBlock, flow))`"
+    weight_col = None
     def __init__(self,
         name:str,   # Name; part of the paths of all tasks inside, unless this is the outermost flow
         *tasks,     # Blocks and flows
         given=None, # Condition for all of them; also written `flow | condition`
         features:str=None, # Branch whose features the tasks read (those inside that do not name their own), see `branches=`
+        weight_col:str=None, # Column with the weight of each row in the losses of the tasks (those inside that do not name their own): a row of weight 2 counts as two, of 0 not at all
         infer_labels=False, # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are conditioned on; 'train': filled labels also train their own task
     ):
         check_name(name, 'flow')
         check_features(name, features)
-        self.features = features
+        self.features, self.weight_col = features, check_weight_col(name, weight_col)
         for t in tasks:
             if not isinstance(t, (ConditionalBlock, Flow)):
                 fix = MASKS if is_mask_block(t) else "a condition is given to a block: `block | condition`" if isinstance(t, Condition) else "unpack the list: Flow(name, *tasks)" if isinstance(t, (list, tuple)) else \
@@ -66,12 +68,15 @@ def walk(flow, prefix='', gates=()):
             yield from walk(t, path + '.', gates)
         else: yield path, t, gates + (((t.given, prefix[:-1]),) if t.given is not None else ())
 
-def branch_names(flow, features=None):
-    "The branch that each task of `flow` reads, in order of writing: its own, else that of the innermost flow which names one; None: the stock head"
+def inherited(flow, what, value=None):
+    "What each task of `flow` names as `what`, in order of writing: its own, else that of the innermost flow which names one, else `value`"
     for t in flow.tasks:
-        own = t.features or features
-        if isinstance(t, Flow): yield from branch_names(t, own)
+        own = getattr(t, what)
+        if own is None: own = value
+        if isinstance(t, Flow): yield from inherited(t, what, own)
         else: yield own
+
+def branch_names(flow, features=None): "The branch that each task of `flow` reads, in order of writing; None: the stock head"; return inherited(flow, 'features', features)
 
 class Names:
     "Finds tasks by name from within a flow"
@@ -112,6 +117,7 @@ class Plan:
             for c,scope in gates: self._check_given(path, c, scope)
         self.order = self._sort([self.needs(i) for i in range(len(found))], "the conditions go round in a circle")
         self.features = list(branch_names(flow, flow.features))
+        self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.uses = [tuple(dict.fromkeys(self.index[self.names.find(u, p.rpartition('.')[0], f"'{p}' uses")] for u in b.uses)) for p,b in zip(self.paths, self.blocks)]
         self.use_order = self._sort(self.uses, "the heads go round in a circle") # who is used comes first
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .base import ConditionalBlock, near
-from .blocks import BoundedRegressionBlock, MultiLabelBlock, UnboundedRegressionBlock
+from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from .condition_text import plain, read_condition, write_condition
 from .conditions import FlowError
 from .flow import Flow, Plan
@@ -22,7 +22,8 @@ __all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', '
 
 # %% ../nbs/02b_flow_json.ipynb #9b5dccd6
 _registered = {}
-_kept_as = {BoundedRegressionBlock: dict(y_range='given_range', loss='loss_name'), UnboundedRegressionBlock: dict(loss='loss_name'), MultiLabelBlock: dict(cols='label_cols')}
+_kept_as = {BoundedRegressionBlock: dict(y_range='given_range', loss='loss_name'), UnboundedRegressionBlock: dict(loss='loss_name'),
+            BinaryBlock: dict(loss='loss_name'), SingleLabelBlock: dict(loss='loss_name'), MultiLabelBlock: dict(cols='label_cols', loss='loss_name')}
 _ours = ConditionalBlock.__module__.partition('.')[0] + '.'
 
 def register_block(
@@ -111,7 +112,8 @@ def _entry(t):
     if isinstance(t, Flow):
         infer = {} if t.infer_labels is False else dict(infer_labels=t.infer_labels)
         features = {} if t.features is None else dict(features=t.features)
-        return dict(flow=t.name, **common, **infer, **features, **note, tasks=[_entry(x) for x in t.tasks])
+        weights = {} if t.weight_col is None else dict(weight_col=t.weight_col)
+        return dict(flow=t.name, **common, **infer, **features, **weights, **note, tasks=[_entry(x) for x in t.tasks])
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
 def _written(t):
@@ -177,9 +179,9 @@ def _read_given(text, here):
 def _read_flow(d, name, given, here, root):
     tasks = d.pop('tasks', None)
     if not isinstance(tasks, list) or not tasks: raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
-    infer, features = d.pop('infer_labels', False), d.pop('features', None)
-    if d: raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'note'])}")
-    return Flow(name, *[_read_entry(t, '' if root else here) for t in tasks], given=given, infer_labels=infer, features=features)
+    infer, features, weight_col = d.pop('infer_labels', False), d.pop('features', None), d.pop('weight_col', None)
+    if d: raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'note'])}")
+    return Flow(name, *[_read_entry(t, '' if root else here) for t in tasks], given=given, infer_labels=infer, features=features, weight_col=weight_col)
 
 def _read_block(d, name, given, here):
     if 'block' not in d: raise FlowError(f"task '{here}' does not say what kind it is: add \"block\", such as \"BinaryBlock\"")

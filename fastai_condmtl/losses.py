@@ -62,9 +62,10 @@ class ConditionalLoss(nn.Module):
         self.whole = WholeSpace(flow, order) if any(getattr(b, 'whole_space', False) for b in blocks) else None
 
     def clone(self):
-        "Another loss of the same flow, with its own thresholds and temperatures"
+        "Another loss of the same flow, with its own thresholds, temperatures and weights of tasks"
         res = type(self)(self.flow, self.reduction)
         res.thresholds, res.tuned, res.heat = dict(self.thresholds), dict(self.tuned), self.heat
+        for name,*_ in self.runs: res._buffers[name].copy_(self._buffers[name])
         return res.to(self.order.device)
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
@@ -90,13 +91,18 @@ class ConditionalLoss(nn.Module):
         for m, (name, width, n, pooled) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
             w = self._buffers[name]
             if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
-            if width == 1: m.mul_(w / m.sum(0).clamp_(min=1))
+            if width == 1: m.mul_(w / _or_one(m.sum(0)))
             else:
                 m = m.view(-1, n, width)
-                if pooled: m.mul_(w / m.sum((0, 2))[:,None].clamp(min=1)); continue
-                labels = m.sum(2, keepdim=True)
-                m.mul_(w / labels.mul_(labels.sign().sum(0)).clamp_(min=1)) # labels of the row, rows with any
+                if pooled: m.mul_(w / _or_one(m.sum((0, 2)))[:,None]); continue
+                labels, rows = m.sign().sum(2, keepdim=True), m.amax(2, keepdim=True).sum(0) # labels of the row; rows with any, by their weight
+                m.mul_(w / _or_one(labels.mul_(rows)))
         return mask
+
+    def weight_rows(self):
+        "Task → where its weight stands: name of a buffer and row"
+        at = [(name, j) for name,_,n,_ in self.runs for j in range(n)]
+        return {p: at[i] for p,i in zip(self.flow.paths, _inverse(self.tasks))}
 
     def _whole(self, pred, vals, mask):
         if self.whole.cols.device != pred.device: self.whole.to(pred.device)
@@ -137,6 +143,7 @@ class ConditionalLoss(nn.Module):
         "Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows that train them): rank rows by this"
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
+        mask.sign_() # which cells count, whatever the weight of their row
         whole = None
         if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
         cells, parts, col = self._cells(pred, vals, whole)*mask, [], 0
@@ -147,11 +154,11 @@ class ConditionalLoss(nn.Module):
         return torch.cat(parts, 1).index_select(1, self.task_back.to(pred.device))
 
     def per_task(self, pred, y):
-        "Each task's unweighted masked mean `(T,)` in flow order, NaN where no row counts"
-        x, pooled = self.per_sample(pred, y), [b.pooled for b in self.flow.plan.blocks]
-        if not any(pooled): return x.nanmean(0)
-        n = torch.stack([m.sum(1) if p else m.amax(1) for m,p in zip(packed(single(y))[:,1].split([b.n_targets for b in self.flow.plan.blocks], 1), pooled)], 1)
-        return torch.where(n > 0, x, 0.).mul(n).sum(0) / n.sum(0) # a row speaks for its cells where these are pooled
+        "Each task's masked mean `(T,)` in flow order, weighted by rows where they have weights, but not by task; NaN where no row counts"
+        x, blocks = self.per_sample(pred, y), self.flow.plan.blocks
+        masks = zip(packed(single(y))[:,1].split([b.n_targets for b in blocks], 1), blocks)
+        rows = torch.stack([m.sum(1) if b.pooled else m.amax(1) for m,b in masks], 1).to(x) # a row speaks for all its cells where these are pooled
+        return torch.where(rows > 0, x, 0.).mul(rows).sum(0) / rows.sum(0)
 
     def activation(self,
         pred, # Raw logits `(bs, C)`
@@ -228,6 +235,8 @@ def single(x):
     "`x` as a plain tensor (fastai's subclasses would pass through every operation), at least in single precision (half knows neither class 301 nor small losses)"
     if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in _half else x
+
+def _or_one(n): "A divisor in place: 1 where there is nothing to divide"; return n.add_(n == 0)
 
 def _same(pred, y):
     "Plain tensors of one dtype"

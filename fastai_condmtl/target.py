@@ -24,7 +24,7 @@ class TensorConditional(TensorBase):
     @property
     def vals(self): "Values on the loss scale `(..., D)`, 0 where unknown"; return self[..., 0, :]
     @property
-    def mask(self): "1 where the value counts: the gt mask of labels, *reached* for predictions `(..., D)`"; return self[..., 1, :]
+    def mask(self): "Above 0 where the value counts, by the weight of its row (1 without `weight_col`): the gt mask of labels, *reached* for predictions `(..., D)`"; return self[..., 1, :]
 
 def packed(
     y, # Targets `(bs, 2, D)`, or flat `(bs, 2D)` as tabular batches have them
@@ -58,12 +58,18 @@ class BoundFlow:
         df = as_table(df, plan.blocks)
         if not len(df): raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
         for p,b in zip(plan.paths, plan.blocks): _check_cols(p, b, df); check_lacks(p, b, df)
-        df = df[list(dict.fromkeys(c for b in plan.blocks for c in b.cols))]
+        for p,c in zip(plan.paths, plan.weight_cols): _check_weights(p, c, df)
+        df = df[list(dict.fromkeys([c for b in plan.blocks for c in b.cols] + [c for c in plan.weight_cols if c is not None]))]
         try: train = df if train_idx is None else df.iloc[train_idx]
         except IndexError: raise FlowError(f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows") from None
         self.plan = plan.bind([b.bind(df, train, p) for p,b in zip(plan.paths, plan.blocks)])
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self._layout()
+        if any(b.balanced for b in self.plan.blocks):
+            vals, mask = self.encode(train).numpy().transpose(1, 0, 2)
+            for b,s in zip(self.plan.blocks, self.target_slices):
+                if b.balanced: b.balance(vals[:,s], mask[:,s])
+            self._layout() # weights are part of what tasks are grouped by
 
     def _layout(self):
         bs = self.plan.blocks
@@ -115,6 +121,11 @@ def _check_cols(path, block, df):
         if c not in df.columns: raise FlowError(f"task '{path}' reads column '{c}', which the table does not have: {near(c, df.columns)} Name the column with col=")
         if isinstance(df[c], pd.DataFrame): raise FlowError(f"task '{path}' reads column '{c}', which stands {df[c].shape[1]} times in the table: keep one")
 
+def _check_weights(path, col, df):
+    if col is None: return
+    if col not in df.columns: raise FlowError(f"task '{path}' reads the weights of its rows from column '{col}', which the table does not have: {near(col, df.columns)} Name the column with weight_col=")
+    if isinstance(df[col], pd.DataFrame): raise FlowError(f"task '{path}' reads the weights of its rows from column '{col}', which stands {df[col].shape[1]} times in the table: keep one")
+
 # %% ../nbs/03_target.ipynb #52210c19
 def as_table(
     rows,   # DataFrame; or a list of rows: Series, dicts, named tuples, sequences in task order, or bare values for a single task
@@ -146,6 +157,8 @@ def encode(self:BoundFlow,
     gone = [c for b in plan.blocks for c in b.cols if c not in df.columns] if missing_ok else []
     if gone: df = _fill_missing(df, gone)
     for p,b in self.tasks.items(): _check_cols(p, b, df)
+    weight_cols = [None if missing_ok and c not in df.columns else c for c in plan.weight_cols] # new rows weigh alike where nothing is said of it
+    for p,c in zip(self.paths, weight_cols): _check_weights(p, c, df)
     out = np.zeros((len(df), 2, self.n_targets), dtype=np.float32)
     cols, asked = {}, {j for i in plan.order for j in plan.needs(i)}
     def read(i): # natural values and known, kept only while needed
@@ -165,8 +178,16 @@ def encode(self:BoundFlow,
         if own is not None: known = own[i]
         np.multiply(plan.blocks[i].scale(vals), known, out=out[:,0,s], casting='unsafe')
         out[:,1,s] = known if ok[i] is None else known & ok[i][:,None]
+        if weight_cols[i] is not None: out[:,1,s] *= _row_weights(plan.blocks[i], df, weight_cols[i], out[:,1,s].any(1))[:,None]
         if i not in asked: cols.pop(i, None)
     return torch.from_numpy(out).as_subclass(TensorConditional)
+
+def _row_weights(block, df, col, counts):
+    "Weights of rows (N,); 0 where the row does not count anyway, and may be blank"
+    x = numbers(block, df, col)
+    bad = counts & ~((x >= 0) & (x < 3e38))
+    if bad.any(): raise block.bad(df, col, int(bad.argmax()), "the weight of a row must be a number that is not negative: correct the cell; 0 leaves the row out")
+    return np.where(counts, x, 0)
 
 def _fill_missing(df, gone):
     warnings.warn(f"no column {', '.join(map(repr, gone))} in the table: its labels count as missing", stacklevel=4)
@@ -179,6 +200,7 @@ def learn_constants(self:BoundFlow,
 ):
     "Learn what the trivial predictor says (kept through export), and warn of tasks without a single row that counts"
     vals, mask = y.numpy().transpose(1, 0, 2)
+    mask = (mask > 0).astype(vals.dtype) # scores count rows, whatever their weight
     self.constants = {p: b.constant(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
     empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
     if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", stacklevel=3)

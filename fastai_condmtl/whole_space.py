@@ -109,7 +109,7 @@ class WholeSpace(nn.Module):
         holds = self.truth.expand(len(v), -1, -1).gather(2, v.long().clamp(0, self.truth.shape[1] - 1)[..., None])[..., 0] 
         false = F.pad(m*(1 - holds), (0, 1)).index_select(1, self.index).view(-1, K, A).amax(2)
         mine, m = vals.index_select(1, self.cols), mask.index_select(1, self.cols)
-        t = mine*m
+        m_, t = m.sign(), mine*m.sign() # a mask carries the weight of its row
         cells = -(t*yes*self.pos_weight + (1 - t)*no)
-        if self.any_both: cells = cells - self.both*m*(t*own*self.pos_weight + (1 - t)*not_own)
+        if self.any_both: cells = cells - self.both*m_*(t*own*self.pos_weight + (1 - t)*not_own)
         return cells, mask.index_copy(1, self.cols, torch.maximum(m, false))
