@@ -97,6 +97,7 @@ class BinaryBlock(_Sigmoid):
     ):
         super().__init__(name, col, **kwargs)
         if not any(whole_space is v for v in (False, True)) and whole_space not in ('detach', 'both'): raise FlowError(f"task '{name}': whole_space={whole_space!r} must be False, True, 'detach' or 'both'")
+        if whole_space and loss == 'focal': raise FlowError(f"task '{name}': whole_space= trains a probability by cross entropy, loss='focal' another thing: leave one of them out")
         self.whole_space = whole_space
         self._set_threshold(threshold)
         self._set_loss(loss, gamma, alpha)

@@ -141,23 +141,26 @@ class ConditionalLoss(nn.Module):
         y,    # Packed targets
     ):        # `(bs, T)` in flow order
         "Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows that train them): rank rows by this"
+        return self._per_row(pred, y)[0]
+
+    def _per_row(self, pred, y):
+        "Each row's mean over its cells that count, for each task, and what the row weighs there, both `(bs, T)` in flow order"
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
-        mask.sign_() # which cells count, whatever the weight of their row
         whole = None
         if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
-        cells, parts, col = self._cells(pred, vals, whole)*mask, [], 0
-        for _,width,n,_ in self.runs:
-            c, m = (x[:, col:col + width*n].reshape(len(x), n, width).sum(2) for x in (cells, mask))
-            parts.append(torch.where(m > 0, c/m.clamp(min=1), torch.nan))
-            col += width*n
-        return torch.cat(parts, 1).index_select(1, self.task_back.to(pred.device))
+        counts, losses, rows, col = mask.sign(), [], [], 0
+        cells = self._cells(pred, vals, whole)*counts # whatever the weight of the row
+        for _,width,n,pooled in self.runs:
+            c, k, m = (x[:, col:col + width*n].reshape(len(x), n, width) for x in (cells, counts, mask))
+            c, k, col = c.sum(2), k.sum(2), col + width*n
+            losses.append(torch.where(k > 0, c/k.clamp(min=1), torch.nan))
+            rows.append(m.sum(2) if pooled else m.amax(2)) # a row speaks for all its cells where these are pooled
+        return [torch.cat(x, 1).index_select(1, self.task_back.to(pred.device)) for x in (losses, rows)]
 
     def per_task(self, pred, y):
         "Each task's masked mean `(T,)` in flow order, weighted by rows where they have weights, but not by task; NaN where no row counts"
-        x, blocks = self.per_sample(pred, y), self.flow.plan.blocks
-        masks = zip(packed(single(y))[:,1].split([b.n_targets for b in blocks], 1), blocks)
-        rows = torch.stack([m.sum(1) if b.pooled else m.amax(1) for m,b in masks], 1).to(x) # a row speaks for all its cells where these are pooled
+        x, rows = self._per_row(pred, y)
         return torch.where(rows > 0, x, 0.).mul(rows).sum(0) / rows.sum(0)
 
     def activation(self,

@@ -4,6 +4,7 @@
 
 # %% ../nbs/04c_whole_space.ipynb #0e390f4d
 from __future__ import annotations
+import numpy as np
 import torch, torch.nn.functional as F
 from torch import nn
 from .conditions import And, AnyOf, Atom, FlowError, Not
@@ -75,7 +76,7 @@ class WholeSpace(nn.Module):
         b('other', [[0. if k < len(l[2]) and k not in l[3] else self.none for k in range(W)] for l in many], torch.float32)
         b('truth', [[float(k in l[3]) for k in range(max(2, W))] for l in ones + many], torch.float32)
         b('own_logits', [flow.slices[flow.paths[i]].logits.start for i in self.tasks]); b('cols', [place[flow.target_slices[i].start] for i in self.tasks])
-        weights = [1. if x.pos_weight is None else float(x.pos_weight) for x in blocks]
+        weights = [1. if x.pos_weight is None else float(np.reshape(x.pos_weight, -1)[0]) for x in blocks]
         self.any_detach, self.any_both = any(x.whole_space == 'detach' for x in blocks), any(x.whole_space == 'both' for x in blocks)
         b('pos_weight', weights, torch.float32)
         b('flows', [[x.whole_space != 'detach'] for x in blocks], torch.bool); b('both', [float(x.whole_space == 'both') for x in blocks], torch.float32)
