@@ -140,9 +140,13 @@ class CountBlock(_Regression):
     def to_columns(self, vals, known): return {self.cols[0]: pd.arrays.IntegerArray(poisson_median(np.where(known[:,0], vals[:,0], 0.)).astype(np.int64), ~known[:,0])}
 
     def loss(self, logits, targets, weight=None):
-        res = self.activate(logits) - targets*(logits + 1) + torch.xlogy(targets, targets)
+        res = torch.addcmul(self.activate(logits) + (torch.xlogy(targets, targets) - targets), targets, logits, value=-1) # rate - t - t log(rate/t)
         return res if weight is None else (res*weight).sum()
-    def activate(self, logits): return logits.clamp(max=self.steep).exp()*(1 + (logits - self.steep).relu())
+    def activate(self, logits):
+        "Expected counts over the mean of the training rows"
+        z = logits.clamp(max=self.steep)
+        rate = z.exp()
+        return torch.addcmul(rate, rate, logits - z)
     def score(self, name, summary, true, mask, threshold=None):
         "`mae` of whole counts (the median errs least), the others of expected counts (the mean does)"
         m = mask[:,0]

@@ -321,3 +321,8 @@ def test_tools_of_thousands_of_classes():
     diagrams(torch.rand(2000, bound.c), torch.rand(2000, bound.n_targets))
     assert tracemalloc.get_traced_memory()[1] < 5e6                          # nothing asks the species
     tracemalloc.stop()
+
+def test_guess_of_bands():
+    x = pd.Series(np.random.default_rng(0).uniform(0, 9, 200))
+    b = guess_kind(pd.cut(x, [0, 3, 6, 9]), 'band')[0]
+    assert type(b) is OrdinalBlock and b.vocab is None and len(b.bind(pd.DataFrame(dict(band=pd.cut(x, [0, 3, 6, 9])))).vocab) == 3
