@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, check_vocab, near, distinct, take, look_up, numbers
-from .conditions import FlowError, as_condition, _number
+from .conditions import FlowError, as_condition, check_interval, _number
 from .imbalance import balanced_classes, balanced_positives, check_loss, sigmoid_focal, softmax_focal
 from .masks import is_picture_file
 from .scores import binary_score, class_score, count_scores, counts, regression_score
@@ -336,7 +336,9 @@ class _Regression(ConditionalBlock):
     def unscale(self, x): return x*self.span + self.lo
     def check(self, op, value):
         super().check(op, value)
-        return [float(_number(v)) for v in (value if op == 'between' else (value,))]
+        vs = [float(_number(v)) for v in (value if op == 'between' else (value,))]
+        check_interval(vs[0], vs[-1], self.path)
+        return vs
     def truth(self, op, value, vals, known, scaled=False):
         # on packed targets both sides are float32 of the same map, so that a label equal to the bound stays equal to it
         x, k = vals[:,0], known[:,0]

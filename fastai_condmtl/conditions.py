@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 # %% auto #0
-__all__ = ['FlowError', 'Condition', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition', 'Comparable', 'check_op', 'task',
-           'kleene', 'conjuncts', 'both', 'atoms', 'forced']
+__all__ = ['FlowError', 'Condition', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition', 'Comparable', 'check_interval',
+           'check_op', 'task', 'kleene', 'conjuncts', 'both', 'atoms', 'forced']
 
 # %% ../nbs/00_conditions.ipynb #1de259dd
 class FlowError(ValueError):
@@ -124,14 +124,18 @@ def _one(op, v, o, several):
 
 def _interval(o, lo, hi):
     lo, hi = _limit(o, lo), _limit(o, hi)
-    if _is_number(lo) and _is_number(hi) and lo > hi: raise FlowError(f"{o._name()}.between({lo!r}, {hi!r}) is never true: the lower bound comes first")
+    if not _has_classes(o): check_interval(lo, hi, o._name())
     return lo, hi
 
+def check_interval(lo, hi, name):
+    "Raise where no number lies from `lo` to `hi`"
+    if lo > hi: raise FlowError(f"{name}.between({lo!r}, {hi!r}) is never true: the lower bound comes first")
+
 def _is_number(v): return isinstance(v, numbers.Real)
+def _has_classes(o): return o.ops is None or 'isin' in o.ops # or may have: the task is not known yet
 def _limit(o, v):
-    "What to compare with: a number; of ordered classes (or a task that is not known yet) any class"
-    classes = o.ops is None or 'isin' in o.ops
-    return _one('gt', v, o, 'isin') if classes and v is not None and not _is_number(v) else _number(v)
+    "What to compare with: a number; of ordered classes any class"
+    return _one('gt', v, o, 'isin') if _has_classes(o) and v is not None and not _is_number(v) else _number(v)
 
 def _number(v):
     try: f = float('nan') if isinstance(v, (str, bytes)) else float(v)

@@ -43,8 +43,8 @@ def guess_kind(
     "`(block or None, why)`"
     known = s.dropna()
     if not len(known): return None, "no row is labelled"
+    if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered and known.nunique() > 2: return OrdinalBlock(name, **_plain_vocab(s.cat.categories), **kwargs), f"classes in an order: the column is an ordered categorical, {s.cat.categories[0]} to {s.cat.categories[-1]}"
     codes, vals = factorise(known, lists=True)
-    if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered and len(vals) > 2: return OrdinalBlock(name, vocab=[plain(v) for v in s.cat.categories], **kwargs), f"classes in an order: the column is an ordered categorical, {s.cat.categories[0]} to {s.cat.categories[-1]}"
     if any(isinstance(v, tuple) for v in vals): return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
     vals, count = [plain(v) for v in vals], np.bincount(codes)
     few = f"{len(vals)} different values in {len(known)} labelled rows"
@@ -53,6 +53,11 @@ def guess_kind(
     if all(isinstance(v, (bool, int, float)) for v in vals): return _number(known, vals, count, name, few, kwargs)
     if not all(isinstance(v, str) for v in vals): return (SingleLabelBlock(name, **kwargs), f"one of several classes: {few}") if len(vals) <= len(known)/2 else (None, f"{few}, of mixed types")
     return _words(known, vals, count, name, few, kwargs)
+
+def _plain_vocab(classes):
+    "The classes by name, for a file; bands that `pd.cut` made keep to their column"
+    try: return dict(vocab=[plain(v) for v in classes])
+    except TypeError: return {}
 
 def _number(known, vals, count, name, few, kwargs):
     lo, hi = min(vals), max(vals)

@@ -9,7 +9,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import check_vocab, near, numbers
 from .blocks import _Classes, _Regression, found_classes
-from .conditions import FlowError, _is_number, _number
+from .conditions import FlowError, _is_number
 from .scores import regression_score
 
 # %% auto #0
@@ -125,7 +125,7 @@ class CountBlock(_Regression):
     def describe(self): return f'counts, mean {self.span:.4g}'
     def check(self, op, value):
         "The least and the greatest count for which the question is answered yes (of `ne` no)"
-        vs = [float(_number(v)) for v in super(_Regression, self).check(op, value if op == 'between' else (value,))]
+        vs = super().check(op, value)
         if op in ('eq', 'ne') and (vs[0] < 0 or vs[0] % 1): raise FlowError(f"a condition asks whether the count '{self.path}' is {value!r}: counts are 0, 1, 2 …, compare by > or <")
         lo = {'gt': np.floor(vs[0]) + 1, 'lt': 0., 'le': 0.}.get(op, np.ceil(vs[0]))
         hi = {'lt': np.ceil(vs[0]) - 1, 'gt': np.inf, 'ge': np.inf}.get(op, np.floor(vs[-1]))
@@ -140,9 +140,13 @@ class CountBlock(_Regression):
     def to_columns(self, vals, known): return {self.cols[0]: pd.arrays.IntegerArray(poisson_median(np.where(known[:,0], vals[:,0], 0.)).astype(np.int64), ~known[:,0])}
 
     def loss(self, logits, targets, weight=None):
-        res = self.activate(logits) - targets*(logits + 1) + torch.xlogy(targets, targets)
+        res = torch.addcmul(self.activate(logits) + (torch.xlogy(targets, targets) - targets), targets, logits, value=-1) # rate - t - t log(rate/t)
         return res if weight is None else (res*weight).sum()
-    def activate(self, logits): return logits.clamp(max=self.steep).exp()*(1 + (logits - self.steep).relu())
+    def activate(self, logits):
+        "Expected counts over the mean of the training rows"
+        z = logits.clamp(max=self.steep)
+        rate = z.exp()
+        return torch.addcmul(rate, rate, logits - z)
     def score(self, name, summary, true, mask, threshold=None):
         "`mae` of whole counts (the median errs least), the others of expected counts (the mean does)"
         m = mask[:,0]

@@ -24,7 +24,8 @@ def random_task(rng, kind, name, col, losses=True):
             kw |= rng.choice([{}, dict(label_smoothing=.2)]) | rng.choice([{}, dict(class_weights=[.5 + i for i in range(len(v))])])
     elif kind == 'ordinal':
         v = rng.choice(VOCABS)
-        t['vocab'], t['vocab_given'] = rng.sample(v, len(v)), rng.random() < .5 or isinstance(v[0], str) # words have no order of their own
+        given = rng.random() < .5 or isinstance(v[0], str)                # words have no order of their own
+        t['vocab'], t['vocab_given'] = rng.sample(v, len(v)) if given else sorted(v), given
     elif kind == 'multi':
         t['vocab'], t['vocab_given'] = rng.sample(['hat', 'scarf', 'big shoes'], rng.randint(1, 3)), rng.random() < .5
         t |= dict(label_delim=rng.choice([',', ';', '|']), nan_is_empty=rng.random() < .2)

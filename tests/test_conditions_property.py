@@ -2,6 +2,7 @@
 import copy, math, pickle
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import assume, given
+from scipy.stats import poisson
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
@@ -60,11 +61,11 @@ def test_slices_tile_the_columns(rng):
     bound, width = fl.bind(df), lambda t: len(t['vocab']) if t['kind'] in ('multi', 'cols') else 1
     at = 0
     for p, t, *_ in walk(spec):
-        s, n_logits = bound.slices[p], len(t['vocab']) if t['kind'] == 'single' else width(t)
+        s, n_logits = bound.slices[p], len(t['vocab']) if t['kind'] in ('single', 'ordinal') else width(t)
         assert (s.targets.start, s.targets.stop) == (at, at + width(t))                       # in the order written
         assert s.logits.stop - s.logits.start == s.acts.stop - s.acts.start == n_logits
         at += width(t)
-        if t['kind'] in ('single', 'multi', 'cols'): assert list(bound.tasks[p].vocab) == vocab_of(t)
+        if t['kind'] in ('single', 'ordinal', 'multi', 'cols'): assert list(bound.tasks[p].vocab) == vocab_of(t)
     assert bound.n_targets == at
     for name in ('logits', 'acts'):
         spans = sorted((getattr(s, name).start, getattr(s, name).stop) for s in (bound.slices[p] for p in bound.paths))
@@ -128,7 +129,7 @@ def test_to_units_gives_the_raw_numbers_back(rng):
         at = bound.slices[p].targets
         for i in range(len(df)):
             if not y[i, 1, at].any(): continue
-            if t['kind'] in ('bounded', 'unbounded'): assert units[i, 0, at].item() == pytest.approx(table[p][i], abs=1e-4)
+            if t['kind'] in ('bounded', 'unbounded', 'count'): assert units[i, 0, at].item() == pytest.approx(table[p][i], abs=1e-4)
             else: assert torch.equal(units[i, 0, at], y[i, 0, at])
 
 def test_names_are_looked_up_from_the_inside_out():
@@ -163,7 +164,8 @@ def test_reached_equals_the_oracle(rng):
     cut = {}
     for p, t, *_ in walk(spec):
         at = bound.slices[p].acts
-        if t['kind'] == 'single': acts[:, at] = acts[:, at].softmax(1)
+        if t['kind'] in ('single', 'ordinal'): acts[:, at] = acts[:, at].softmax(1)
+        if t['kind'] == 'count': acts[:, at] = acts[:, at] * 3
         if t['kind'] == 'unbounded': acts[:, at] = acts[:, at] * 4 - 2
         if t['kind'] in ('binary', 'multi', 'cols'):
             cut[p] = rng.choice([[.5], [.25], [.8]]) if t['kind'] == 'binary' or rng.random() < .5 else [rng.choice([.1, .5, .9]) for _ in t['vocab']]
@@ -180,6 +182,8 @@ def test_reached_equals_the_oracle(rng):
             a, b = acts[i, bound.slices[p].acts], bound.tasks[p]
             if t['kind'] == 'binary': cells[p] = a.item() > cut[p][0]
             elif t['kind'] == 'single': cells[p] = vocab_of(t)[a.argmax()]
+            elif t['kind'] == 'ordinal': cells[p] = vocab_of(t)[sum(a[k:].sum() > .5 for k in range(1, len(a)))]
+            elif t['kind'] == 'count': cells[p] = int(poisson.median(a.double().item() * b.span))
             elif t['kind'] == 'bounded': cells[p] = (lambda lo, hi: lo + a.item() * (hi - lo))(*(t.get('y_range') or (-8, 8)))
             elif t['kind'] == 'unbounded': cells[p] = b.mean + a.item() * b.std
             else: cells[p] = dict(zip(vocab_of(t) if t['kind'] == 'multi' else t['vocab'], (a > torch.tensor(cut[p])).tolist()))
@@ -187,9 +191,10 @@ def test_reached_equals_the_oracle(rng):
             at, t = bound.slices[p].targets, o.entries[p][0]
             assert decoded[i, 1, at].tolist() == [float(want)] * (at.stop - at.start), (i, p, cells)
             assert reached[i, k].item() == want, (i, p)
-            if want and t['kind'] in ('bounded', 'unbounded'): assert units[i, 0, at].item() == pytest.approx(cells[p], abs=1e-3)
+            if want and t['kind'] == 'count': assert units[i, 0, at].item() == pytest.approx(acts[i, bound.slices[p].acts].item() * bound.tasks[p].span, rel=1e-4)
+            elif want and t['kind'] in ('bounded', 'unbounded'): assert units[i, 0, at].item() == pytest.approx(cells[p], abs=1e-3)
             elif want:
-                v = list(cells[p].values()) if isinstance(cells[p], dict) else [vocab_of(t).index(cells[p])] if t['kind'] == 'single' else [cells[p]]
+                v = list(cells[p].values()) if isinstance(cells[p], dict) else [vocab_of(t).index(cells[p])] if t['kind'] in ('single', 'ordinal') else [cells[p]]
                 assert units[i, 0, at].tolist() == [float(x) for x in v]
 
 @checks(60)
@@ -218,7 +223,7 @@ def consistent_table(rng, spec, n=6):
 @checks(100)
 @given(rngs)
 def test_infer_labels_equals_the_fixpoint(rng):
-    spec = random_spec(rng, infer=True, kinds=['binary', 'binary', 'single', 'multi', 'cols', 'unbounded'])
+    spec = random_spec(rng, infer=True, kinds=['binary', 'binary', 'single', 'ordinal', 'multi', 'cols', 'unbounded', 'count'])
     for _, t, *_ in walk(spec): t |= dict(vocab_given=True, nan_is_empty=False)
     table = consistent_table(rng, spec) if rng.random() < .7 else random_table(rng, spec)
     df = frame(spec, table, rng)
@@ -229,7 +234,7 @@ def test_infer_labels_equals_the_fixpoint(rng):
 @given(rngs)
 def test_infer_labels_only_opens_gates(rng):
     "Filled labels train nothing of their own, and no row of a consistent table is lost by filling."
-    spec = random_spec(rng, kinds=['binary', 'single', 'multi', 'cols'])
+    spec = random_spec(rng, kinds=['binary', 'single', 'ordinal', 'multi', 'cols'])
     for _, t, *_ in walk(spec): t['vocab_given'] = True
     table = consistent_table(rng, spec)
     df, y = frame(spec, table, rng), {}

@@ -193,6 +193,7 @@ def test_categoricals_bring_their_order():
     (lambda: OrdinalBlock('o', class_weights=[1]), 'class_weights'), (lambda: Flow('f', OrdinalBlock('o', vocab=PAIN), BinaryBlock('x') | (OrdinalBlock('o') > 'wurst')).bind(pd.DataFrame(dict(o=PAIN, x=1))), "compares task 'o' with 'wurst', which is not one of its classes: did you mean 'worst'"),
     (lambda: Flow('f', OrdinalBlock('o', vocab=PAIN), BinaryBlock('x') | (task('o') >= 2)).bind(pd.DataFrame(dict(o=PAIN, x=1))), "compares task 'o' with 2"),
     (lambda: Flow('f', OrdinalBlock('o', vocab=PAIN), BinaryBlock('x') | task('o').between('worst', 'none')).bind(pd.DataFrame(dict(o=PAIN, x=1))), 'is never true: the lower class comes first'),
+    (lambda: Flow('f', UnboundedRegressionBlock('o'), BinaryBlock('x') | task('o').between(3, 1)).bind(pd.DataFrame(dict(o=[1., 2.], x=1))), 'o.between(3.0, 1.0) is never true: the lower bound comes first'), (lambda: CountBlock('n').between(3, 1), 'lower bound comes first'),
     (lambda: OrdinalBlock('o') > None, 'not a number to compare with'), (lambda: OrdinalBlock('o') > [1], 'wants one value'),
     (lambda: BinaryBlock('x') | OrdinalBlock('o'), 'cannot be used bare as a condition: compare classes by .eq .ne .isin; compare by >'),
     (lambda: Flow('f', UnboundedRegressionBlock('o'), BinaryBlock('x') | (task('o') > 'mild')).bind(pd.DataFrame(dict(o=[1., 2.], x=1))), "'mild' is not a number to compare with"),
@@ -321,3 +322,15 @@ def test_tools_of_thousands_of_classes():
     diagrams(torch.rand(2000, bound.c), torch.rand(2000, bound.n_targets))
     assert tracemalloc.get_traced_memory()[1] < 5e6                          # nothing asks the species
     tracemalloc.stop()
+
+def test_guess_of_bands():
+    x = pd.Series(np.random.default_rng(0).uniform(0, 9, 200))
+    b = guess_kind(pd.cut(x, [0, 3, 6, 9]), 'band')[0]
+    assert type(b) is OrdinalBlock and b.vocab is None and len(b.bind(pd.DataFrame(dict(band=pd.cut(x, [0, 3, 6, 9])))).vocab) == 3
+
+def test_numbers_from_high_to_low():
+    "An order may fall: the first prize is the best."
+    b = OrdinalBlock('prize', vocab=[3, 2, 1])
+    flow = Flow('f', b, BinaryBlock('x') | b.between(2, 1), BinaryBlock('y') | (b > 3))
+    df = pd.DataFrame(dict(prize=[3, 2, 1], x=1, y=1))
+    for f in (flow, Flow.from_json(flow.to_json())): assert f.bind(df).encode(df)[:, 1].tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]

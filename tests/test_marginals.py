@@ -7,10 +7,11 @@ from hypothesis import assume, given
 from torch import nn
 from fastai_condmtl.all import *
 from oracle import And, Any, Not, a_task, atom, build, flow, frame, resolve, vocab_of, walk
-from random_flows import checks, random_spec, random_table, rngs
+from random_flows import KINDS, checks, random_spec, random_table, rngs
 
 pytestmark = pytest.mark.filterwarnings('ignore')
-DISCRETE = ('binary', 'single', 'multi', 'cols')
+DISCRETE = ('binary', 'single', 'ordinal', 'multi', 'cols')
+NO_COUNTS = [k for k in KINDS if k != 'count']                            # of those see test_kinds
 
 # ---- every draw, row by row -------------------------------------------------------------------------------------------
 def truth(cond, prefixes, draw, entries):
@@ -24,6 +25,9 @@ def truth(cond, prefixes, draw, entries):
     path, how, x = resolve(rest[0], prefixes, list(entries)), *rest[1:]
     if not is_reached(path, draw, entries): return None
     v = draw[path]
+    if entries[path][0]['kind'] == 'ordinal':
+        place = vocab_of(entries[path][0]).index
+        v, x = place(v), tuple(map(place, x)) if isinstance(x, tuple) else place(x)
     return dict(eq=lambda: v == x, ne=lambda: v != x, isin=lambda: v in x, has=lambda: x in v, has_any=lambda: any(o in v for o in x), has_all=lambda: all(o in v for o in x),
                 gt=lambda: v > x, ge=lambda: v >= x, lt=lambda: v < x, le=lambda: v <= x, between=lambda: x[0] <= v <= x[1], **{'is': lambda: v})[how]()
 
@@ -32,7 +36,7 @@ def is_reached(path, draw, entries): return all(truth(c, pre, draw, entries) is 
 def outcomes(task, p):
     "(value, probability) of one task by itself."
     if task['kind'] == 'binary': return [(False, 1 - p[0]), (True, p[0])]
-    if task['kind'] == 'single': return list(zip(vocab_of(task), p))
+    if task['kind'] in ('single', 'ordinal'): return list(zip(vocab_of(task), p))
     return [(tuple(v for v, b in zip(vocab_of(task), bits) if b), math.prod(q if b else 1 - q for b, q in zip(bits, p)))
             for bits in itertools.product([False, True], repeat=len(p))]
 
@@ -48,7 +52,7 @@ def enumerated(entries, acts, numbers):
             for v in row[path] if t['kind'] in ('multi', 'cols') else [row[path]] if t['kind'] in DISCRETE else []: res[path][1][v] = res[path][1].get(v, 0) + w
     return res
 
-def n_draws(entries): return math.prod(2 if t['kind'] == 'binary' else len(t['vocab']) if t['kind'] == 'single' else 2**len(t['vocab']) for t, *_ in entries.values() if t['kind'] in DISCRETE)
+def n_draws(entries): return math.prod(2 if t['kind'] == 'binary' else len(t['vocab']) if t['kind'] in ('single', 'ordinal') else 2**len(t['vocab']) for t, *_ in entries.values() if t['kind'] in DISCRETE)
 
 def entries_of(spec): return {path: (t, pre, conds) for path, t, pre, conds in walk(spec)}
 
@@ -114,7 +118,7 @@ def test_flows_by_hand(name):
 @checks(90)
 @given(rngs)
 def test_random_flows(rng):
-    spec = random_spec(rng, max_tasks=7)
+    spec = random_spec(rng, max_tasks=7, kinds=NO_COUNTS)
     entries = entries_of(spec)
     assume(n_draws(entries) <= 600)
     bound = bind(spec, rng)
@@ -124,7 +128,7 @@ def test_random_flows(rng):
 @given(rngs)
 def test_what_must_hold(rng):
     "Also of flows too large to enumerate: shares; classes that sum to P(reached); no child is likelier than what it is given."
-    spec = random_spec(rng, max_tasks=14)
+    spec = random_spec(rng, max_tasks=14, kinds=NO_COUNTS)
     entries, bound = entries_of(spec), bind(spec, rng)
     logits = torch.randn(3, bound.c, generator=torch.Generator().manual_seed(rng.randrange(10**6)))*2
     acts = bound.loss_func.activation(logits)
@@ -133,7 +137,7 @@ def test_what_must_hold(rng):
         for path, (t, pre, conds) in entries.items():
             mine, values = got[path]
             assert 0 <= mine <= 1 + 1e-9 and (conds or mine == 1)
-            if t['kind'] == 'single': assert sum(values.values()) == pytest.approx(mine, abs=1e-6)
+            if t['kind'] in ('single', 'ordinal'): assert sum(values.values()) == pytest.approx(mine, abs=1e-6)
             for v in values.values() if isinstance(values, dict) else [values] if values is not None else []: assert -1e-9 <= v <= mine + 1e-9
             parts = [(x, p) for cond, p in conds for x in (cond[1:] if cond[0] == 'and' else [cond])]
             for (op, *rest), p in parts:

@@ -26,9 +26,9 @@ def test_mtfl_lines(mtfl):
     assert df.columns.tolist() == ['img', *XY, 'gender', 'smile', 'glasses', 'pose', 'is_valid'] and df.is_valid.tolist() == [False]*3 + [True]
     assert df.img.tolist() == ['lfw_5590/Aaron_Peirsol_0001.jpg', 'lfw_5590/Aaron_Pena_0001.jpg', 'net_7876/0_0_0.jpg', 'AFLW/1.jpg']
     assert df[['gender', 'smile', 'glasses', 'pose']].to_numpy().tolist() == [['male', 1, 0, 'frontal'], ['male', 0, 0, 'frontal'], ['female', 0, 1, 'right profile'], ['female', 1, 0, 'left profile']]
-    assert df.left_eye_x[0] == pytest.approx(107.25*40/250) and df.nose_y[2] == pytest.approx(30*40/100) and df.right_mouth_x[2] == pytest.approx(58*40/80) and df.right_mouth_y[2] == pytest.approx(71*40/100)
+    assert df.left_eye_x[0] == pytest.approx(107.25*40/250) and df.nose_y[2] == pytest.approx(50*40/100) and df.right_mouth_x[2] == pytest.approx(58*40/80) and df.right_mouth_y[2] == pytest.approx(71*40/100)
     own = read_mtfl(mtfl, 'train', size=None)
-    assert own.left_eye_y[1] == 108.75 and len(own) == 3 and len(read_mtfl(mtfl, 'test')) == 1
+    assert own.left_eye_y[1] == 116.25 and len(own) == 3 and len(read_mtfl(mtfl, 'test')) == 1
     bound = mtfl_flow().bind(df)
     y = bound.encode(df)
     assert (y[:, 1, bound.slices['left_eye.x'].targets][:, 0] > 0).tolist() == [True, True, True, False] and (y[:, 1, bound.slices['right_mouth.y'].targets][:, 0] > 0).tolist() == [True, True, False, True]
