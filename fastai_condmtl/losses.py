@@ -39,6 +39,7 @@ class ConditionalLoss(nn.Module):
         runs = _runs([(blocks[i].n_targets, blocks[i].pooled) for i in self.tasks])
         self.runs = [(f'weight_{k}', width, n, pooled) for k,((width,pooled),n) in enumerate(runs)] # stretches of tasks of one width
         self.run_sizes = [width*n for (width,_),n in runs]
+        self.weighted = any(c is not None for c in flow.plan.weight_cols) # else the mask holds 0 and 1, which is quicker
         self._buffer('order', order)                # logit order -> target columns
         self._buffer('back', _inverse(acts))        # flow order of activations -> logit order
         self._buffer('forth', acts)                 # logit order -> flow order of activations
@@ -86,17 +87,19 @@ class ConditionalLoss(nn.Module):
         "Columns `(bs, D)` in the order of the logits, for each family: `(bs, n)`, or with several logits a column `(bs*n,)`"
         return [c.reshape(-1) if n else c for c,n in zip(x.split(self.sizes, 1), self.cells)]
 
+    def _or_one(self, n): "A divisor, in place: 1 where there is nothing to divide"; return n.add_(n == 0) if self.weighted else n.clamp_(min=1)
     def _shares(self, mask):
         "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
         for m, (name, width, n, pooled) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
             w = self._buffers[name]
             if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
-            if width == 1: m.mul_(w / _or_one(m.sum(0)))
+            if width == 1: m.mul_(w / self._or_one(m.sum(0)))
             else:
-                m = m.view(-1, n, width)
-                if pooled: m.mul_(w / _or_one(m.sum((0, 2)))[:,None]); continue
-                labels, rows = m.sign().sum(2, keepdim=True), m.amax(2, keepdim=True).sum(0) # labels of the row; rows with any, by their weight
-                m.mul_(w / _or_one(labels.mul_(rows)))
+                m = m.view(-1, n, width) # labels of the row, rows with any (by their weight)
+                if pooled: m.mul_(w / self._or_one(m.sum((0, 2)))[:,None]); continue
+                if self.weighted: labels, rows = m.sign().sum(2, keepdim=True), m.amax(2, keepdim=True).sum(0)
+                else: rows = (labels := m.sum(2, keepdim=True)).sign().sum(0)
+                m.mul_(w / self._or_one(labels.mul_(rows)))
         return mask
 
     def weight_rows(self):
@@ -238,8 +241,6 @@ def single(x):
     "`x` as a plain tensor (fastai's subclasses would pass through every operation), at least in single precision (half knows neither class 301 nor small losses)"
     if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in _half else x
-
-def _or_one(n): "A divisor in place: 1 where there is nothing to divide"; return n.add_(n == 0)
 
 def _same(pred, y):
     "Plain tensors of one dtype"

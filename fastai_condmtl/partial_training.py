@@ -35,7 +35,7 @@ def _select(flow, name):
     if len(found) > 1: raise FlowError(f"'{name}' could be {' or '.join(map(repr, sorted(found)[:5]))}: name one by its path")
     if found: return [p for p in flow.paths if p == found[0] or p.startswith(found[0] + '.')]
     found = [p for p,f in zip(flow.paths, flow.plan.features) if f == name]
-    if not found: raise FlowError(f"there is no task, flow or branch '{name}': {near(name, [*{e for k in known for e in (k, k.rpartition('.')[2])}, *(f for f in flow.plan.features if f)])}")
+    if not found: raise FlowError(f"there is no task, flow or branch '{name}': {near(name, sorted({e for k in known for e in (k, k.rpartition('.')[2])} | {f for f in flow.plan.features if f}))}")
     return found
 
 # %% ../nbs/06f_partial_training.ipynb #b93f0486
