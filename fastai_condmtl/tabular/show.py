@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tabular/03_show.ipynb #9084c9ee
 from __future__ import annotations
-import textwrap
+import hashlib, textwrap
 import pandas as pd
 import fastai.tabular.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from IPython import get_ipython
@@ -48,7 +48,7 @@ def _cell(block, d, judged):
 def display_table(res, css):
     "Show `rows_table`: styled in a notebook, as text elsewhere"
     if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'): print(res.to_string(index=False))
-    else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid('rows').to_html()))
+    else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid(hashlib.md5(res.to_csv().encode()).hexdigest()[:8]).to_html())) # the same table, the same text
 
 @dispatch
 def show_batch(x:ConditionalTabular, y:None, its, ctxs=None, max_n=10, **kwargs):
