@@ -38,7 +38,7 @@ def rows_table(
         css[name] = [('border-left: 1px solid gray;' if i == 0 else '') + ('' if d is None else 'color: crimson' if d['wrong'] else '' if d['known'] else 'color: gray') for d in nodes]
     return res, css
 
-def _text(v): return '' if v is None or v is pd.NA or v != v or v == '#na#' else tell(bool(v)) if str(v) in ('True', 'False') else f'{v:.4g}' if isinstance(v, float) else str(v)
+def _text(v): return '' if v is None or v is pd.NA or v != v else tell(bool(v)) if str(v) in ('True', 'False') else f'{v:.4g}' if isinstance(v, float) else str(v)
 def _cell(block, d, judged):
     "What a cell says: the decision, and the truth where they differ"
     said = '–' if d['value'] is None else tell(d['value'])
