@@ -216,6 +216,8 @@ def test_shown_rows_are_readable(df, learn, capsys):
     res, css = rows_table(x)
     assert res.country[0] == ('' if pd.isna(first.country) else first.country) and res.stops[0] == str(first.stops) and res.express[0] == ('yes' if first.express else 'no')
     assert res.late[0] == ('' if pd.isna(first.late) else first.late)
+    shown, rows = rows_table(x, max_n=64)[0], df.loc[learn.dls.valid_ds.items.index[:64]]
+    assert (shown.weight.eq('') == rows.weight.isna().to_numpy()).all() and rows.weight.isna().any()  # a gap that was filled is told as a gap
     y = x.packed().clone()
     y[:, 0, 0] = 1 - y[:, 0, 0]
     res, css = rows_table(x, y)

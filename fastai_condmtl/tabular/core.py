@@ -13,7 +13,7 @@ from ..data import FlowTransform, leaves
 from ..target import BoundFlow, TensorConditional
 
 # %% auto #0
-__all__ = ['ConditionalTabDL', 'ConditionalTabular', 'made_columns', 'label_columns', 'TableTransform', 'FillGaps']
+__all__ = ['ConditionalTabDL', 'ConditionalTabular', 'told_inputs', 'made_columns', 'label_columns', 'TableTransform', 'FillGaps']
 
 # %% ../../nbs/tabular/00_core.ipynb #59260c65
 class ConditionalTabDL(TabWeightedDL):
@@ -30,9 +30,16 @@ class ConditionalTabular(TabularPandas):
         if self.labelled: return torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32)).reshape(len(self), 2, -1).as_subclass(TensorConditional)
     def inputs(self, max_n:int=None) -> pd.DataFrame:
         "The first rows' inputs as they stood in the table"
-        to = self.new(self.items[list(self.x_names)].iloc[:max_n])
-        made = made_columns(to)
-        return to.decode().items[[n for n in self.x_names if n not in made]]
+        return told_inputs(self.new(self.items[list(self.x_names)].iloc[:max_n]))
+
+def told_inputs(to) -> pd.DataFrame:
+    "Inputs of prepared rows as they stood in the table, blank where they were filled or unknown"
+    made, df = made_columns(to), to.decode().items
+    res = df[[n for n in to.x_names if n not in made]].copy()
+    for n in res:
+        gap = df[f'{n}_na'].astype(str) == 'True' if f'{n}_na' in made else df[n].astype(object) == '#na#'
+        if gap.any(): res[n] = res[n].astype(object).where(~gap, None)
+    return res
 
 def made_columns(to) -> set: "Input columns that `FillMissing` has added"; return {f'{n}_na' for p in to.procs.fs if isinstance(p, FillMissing) and p.add_col for n in p.na_dict}
 

@@ -17,7 +17,7 @@ from ..conditions import FlowError
 from ..data import ConditionalLists, EncodedRows
 from ..equip import equip, fit_for
 from ..target import as_table
-from .core import FillGaps, made_columns
+from .core import FillGaps, told_inputs
 from .data import checked
 import fastai_condmtl.tabular.show # noqa: F401
 
@@ -84,8 +84,7 @@ class RowTransform(Transform):
     def decode(self, x, **kwargs):
         if not isinstance(x, TensorRow): return x
         to = self.to.new(pd.DataFrame([x.tolist()], columns=[*self.to.cat_names, *self.to.cont_names]))
-        made = made_columns(to)
-        return TableRow({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in to.decode().items.iloc[0].items() if k not in made})
+        return TableRow({k: '–' if v is None else f'{v:.4g}' if isinstance(v, float) else v for k,v in told_inputs(to).iloc[0].items()})
 
 class TabularRowBlock:
     "Columns of a table as an input: a block for `DataBlock(..., n_inp=2)`"

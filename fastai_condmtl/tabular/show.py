@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tabular/03_show.ipynb #9084c9ee
 from __future__ import annotations
-import textwrap
+import hashlib, textwrap
 import pandas as pd
 import fastai.tabular.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from IPython import get_ipython
@@ -38,7 +38,7 @@ def rows_table(
         css[name] = [('border-left: 1px solid gray;' if i == 0 else '') + ('' if d is None else 'color: crimson' if d['wrong'] else '' if d['known'] else 'color: gray') for d in nodes]
     return res, css
 
-def _text(v): return '' if v is None or v is pd.NA or v != v or v == '#na#' else tell(bool(v)) if str(v) in ('True', 'False') else f'{v:.4g}' if isinstance(v, float) else str(v)
+def _text(v): return '' if v is None or v is pd.NA or v != v else tell(bool(v)) if str(v) in ('True', 'False') else f'{v:.4g}' if isinstance(v, float) else str(v)
 def _cell(block, d, judged):
     "What a cell says: the decision, and the truth where they differ"
     said = '–' if d['value'] is None else tell(d['value'])
@@ -48,7 +48,7 @@ def _cell(block, d, judged):
 def display_table(res, css):
     "Show `rows_table`: styled in a notebook, as text elsewhere"
     if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'): print(res.to_string(index=False))
-    else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid('rows').to_html()))
+    else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid(hashlib.md5(res.to_csv().encode()).hexdigest()[:8]).to_html())) # the same table, the same text
 
 @dispatch
 def show_batch(x:ConditionalTabular, y:None, its, ctxs=None, max_n=10, **kwargs):
