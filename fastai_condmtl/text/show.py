@@ -10,6 +10,7 @@ from fastai.text.core import BOS, PAD
 from fastai.text.data import TensorText
 from fastai.text.learner import decode_spec_tokens
 from ..target import TensorConditional
+from .masks import MASK
 from .. import explain # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 
@@ -24,7 +25,7 @@ def readable_text(
     "A decoded text without special tokens"
     toks = [t for t in str(text).split(' ') if t not in (BOS, PAD)]
     cut = trunc_at is not None and len(toks) > trunc_at
-    return ' '.join(decode_spec_tokens(toks[:trunc_at] if cut else toks)) + ' …'*cut
+    return ' '.join(MASK if t.lower() == MASK else t for t in decode_spec_tokens(toks[:trunc_at] if cut else toks)) + ' …'*cut # a capital letter is hidden with its word
 
 def tree_html(tree) -> str:
     "A tree as HTML: wrong nodes red, those without a label gray"
