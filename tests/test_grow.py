@@ -297,3 +297,25 @@ def test_body_of_another_learner():
     with pytest.raises(FlowError, match="this body has no parameter '2.weight'"): a.body_from(b)
     with pytest.raises(FlowError, match="the other body has no parameter '2.weight'"): b.body_from(a)
     with pytest.raises(FlowError, match=r'no nn.Sequential\(body, head\)'): a.body_from(nn.Linear(3, 3))
+
+def test_stock_text_and_tabular_networks():
+    "The last layer of fastai's text classifier is changed in its place; that of its tabular network is found"
+    from fastai.tabular.model import TabularModel
+    from fastai.text.all import AWD_LSTM, TextBlock, text_classifier_learner
+    rng, a = np.random.default_rng(0), BinaryBlock('a')
+    b = SingleLabelBlock('b', vocab=['x', 'y']) | a
+    df = pd.DataFrame(dict(text=[' '.join(rng.choice(['red', 'kite', 'door', 'the'], 6)) for _ in range(24)], a=rng.random(24) < .5, b=rng.choice(['x', 'y'], 24), new=rng.random(24) < .5))
+    dls = DataBlock(blocks=(TextBlock.from_df('text', seq_len=6, min_freq=1), Flow('f', a, b)), get_x=ColReader('text'), splitter=RandomSplitter(seed=0)).dataloaders(df, bs=8, num_workers=0)
+    learn = equip(text_classifier_learner(dls, AWD_LSTM, pretrained=False, config=dict(copy.deepcopy(text_config()), emb_sz=8, n_hid=8, n_layers=2)))
+    with quiet(learn):
+        before = dict(zip('ab', learn.get_preds()[0].split([1, 2], 1)))
+        learn.change_flow(Flow('f', BinaryBlock('new'), b, a))
+        after = learn.get_preds()[0]
+        for p in 'ab': torch.testing.assert_close(after[:, flow_of(learn).slices[p].acts], before[p])
+        learn.fit(1)
+    bound = flow_of(learn)
+    net = TabularModel([], 3, bound.c, [8])
+    assert last_layer(net, bound) is [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+def text_config():
+    from fastai.text.all import awd_lstm_clas_config
+    return awd_lstm_clas_config

@@ -266,7 +266,7 @@ def test_blocks_and_flows_that_do_not_fit():
 
 def test_inner_names_win_and_paths_are_taken():
     "features= of the innermost flow that names one; a task's own beats it; uses= finds names from the inside outwards"
-    inner = Flow('in', BinaryBlock('x', 'x2'), BinaryBlock('y', uses='x'), BinaryBlock('z', features='own', uses='f.none' if False else 'x'), features='inner')
+    inner = Flow('in', BinaryBlock('x', 'x2'), BinaryBlock('y', uses='x'), BinaryBlock('z', features='own', uses='x'), features='inner')
     bound = Flow('f', BinaryBlock('x'), Flow('mid', inner, BinaryBlock('w', uses='mid.in.x'), features='mid')).bind(pd.DataFrame(dict(x=[0, 1], x2=[1, 0], y=[0, 1], z=[0, 1], w=[1, 1])))
     assert dict(zip(bound.paths, bound.plan.features)) == {'x': None, 'mid.in.x': 'inner', 'mid.in.y': 'inner', 'mid.in.z': 'own', 'mid.w': 'mid'}
     assert [[bound.paths[j] for j in u] for u in bound.plan.uses] == [[], [], ['mid.in.x'], ['mid.in.x'], ['mid.in.x']]
