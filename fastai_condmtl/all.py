@@ -1,16 +1,21 @@
 "Everything that does not depend on the kind of input: `from fastai_condmtl.all import *`, after fastai's"
 from .conditions import Condition, any_of, task
 from .blocks import *
+from .kinds import CountBlock, OrdinalBlock
+from .points import BoxBlock, Frame, KeypointsBlock
 from .flow import Flow, FlowError
 from .target import FlowPrediction, TensorConditional
 from .losses import ConditionalLoss
 from .metrics import TaskMetric
-from .data import FlowTransform, StratifiedSplitter
+from .data import FlowTransform, StratifiedSplitter, stratified_folds
+from .masks import SegmentationBlock, mask_facts
+from .sources import SourceTfms, balanced_weights, concat_sources
 from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
-from .equip import equip
 from .heads import Branch, ConditionalHead, conditional_head
+from .callback.schedule import TaskLR, WeightSchedule
+from .equip import equip
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
 from .table import Cleaner

@@ -2,4 +2,5 @@
 from ..all import *
 from .data import ConditionalDataLoaders
 from .learner import conditional_vision_learner
+from .points import KeepInside, ScalePoints
 from .show import draw_shapes, draw_tree, plot_top_losses, show_batch, show_results
