@@ -9,7 +9,7 @@ from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.text.learner import text_classifier_learner
 from fastai.text.models.awdlstm import AWD_LSTM
-from fastai.text.models.core import SentenceEncoder
+from fastai.text.models.core import SentenceEncoder, _pad_tensor
 from ..conditions import FlowError
 from ..equip import equip, fit_for
 from .masks import masked_task
@@ -19,12 +19,19 @@ __all__ = ['AnyOrder', 'conditional_text_learner']
 
 # %% ../../nbs/text/03_learner.ipynb #f41a97dd
 class AnyOrder(SentenceEncoder):
-    "A `SentenceEncoder` that takes the texts of a batch in any order"
+    "A `SentenceEncoder` that takes the texts of a batch in any order, and reads each to its end"
     def forward(self, input):
-        order = (input != self.pad_idx).sum(1).argsort(descending=True, stable=True)
-        back = order.argsort()
-        out, mask = super().forward(input[order])
-        return out[back], mask[back]
+        self.reset()
+        pad = input == self.pad_idx
+        start = (~pad).to(torch.uint8).argmax(1)
+        order = start.argsort(stable=True)
+        back, x, outs, masks = order.argsort(), input[order], [], []
+        for i in range(0, x.shape[1], self.bptt):
+            out = self.module(x[:(start < i + self.bptt).sum(), i:i + self.bptt])
+            if self.max_len is None or x.shape[1] - i <= self.max_len:
+                outs.append(_pad_tensor(out, len(x)))
+                masks.append(pad[:, i:i + self.bptt])
+        return torch.cat(outs, 1)[back], torch.cat(masks, 1)
 
 # %% ../../nbs/text/03_learner.ipynb #32076418
 @delegates(text_classifier_learner)
