@@ -82,7 +82,7 @@ class FAMO(Static):
     def __init__(self,
         lr:float=.025, # Learning rate of the logits
         wd:float=1e-3, # Their weight decay
-        every:int=4,   # Steps between looks at what a step has brought; 1: as published
+        every:int=5,   # Steps between looks at what a step has brought; 1: as published
     ):
         if not (isinstance(every, int) and every > 0): raise FlowError(f"every={every!r} must be a positive whole number")
         self.lr, self.wd, self.every = lr, wd, every
