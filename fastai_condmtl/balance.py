@@ -142,7 +142,8 @@ class Gramian(Static):
     def unit(self, n, solver=None):
         "What brings the weights of `n` unrelated gradients of one length to 1"
         if solver is not None: return n/solver(torch.eye(n, dtype=torch.float64)).sum()
-        if n not in self.units: self.units[n] = n/deepcopy(self.fresh)(torch.eye(n, dtype=torch.float64)).sum()
+        if n not in self.units:
+            with torch.random.fork_rng(devices=[]): self.units[n] = n/deepcopy(self.fresh)(torch.eye(n, dtype=torch.float64)).sum()
         return self.units[n]
     def solve(self, gram, there):
         "Factors `(T,)` of tasks whose gradients have the products `gram`"
