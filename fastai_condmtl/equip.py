@@ -9,6 +9,7 @@ from .conditions import FlowError
 from .learner import flow_of, own_loss
 from .losses import ConditionalLoss
 from .masks import MASKS
+from .callback.balance import TaskBalance
 from .callback.thresholds import ThresholdSearch
 
 # %% auto #0
@@ -19,14 +20,16 @@ def equip(
     learn:Learner,   # Any learner whose data has a flow
     metrics=None,    # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
+    balance=None,    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
 ) -> Learner:
-    "Give `learn` a metric a task, a loss of its own and a `ThresholdSearch`"
+    "Give `learn` a metric a task, a loss of its own, a `ThresholdSearch`, and a `TaskBalance` if asked"
     learn.metrics = flow_metrics(flow_of(learn), metrics)
     if isinstance(learn.loss_func, ConditionalLoss): own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
         search.wanted(learn.dls.flow) # wrong names are errors now, not after the training
         learn.add_cb(search)
+    if balance is not None: learn.add_cb(balance if isinstance(balance, TaskBalance) else TaskBalance(balance))
     return learn
 
 def flow_metrics(flow, metrics):

@@ -166,6 +166,29 @@ class ConditionalLoss(nn.Module):
         x, rows = self._per_row(pred, y)
         return torch.where(rows > 0, x, 0.).mul(rows).sum(0) / rows.sum(0)
 
+    def task_weights(self):
+        "The weights in force `(T,)` in flow order, where the loss lives"
+        return torch.cat([self._buffers[name].reshape(-1) for name,*_ in self.runs]).index_select(0, self.task_back)
+
+    def task_losses(self,
+        pred, # Raw logits `(bs, C)`
+        y,    # Packed targets
+        rows=None, # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
+    ):        # `(T,)` and `(T,)` in flow order
+        "Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight is not 0): differentiable, without waiting for the device"
+        pred, y = _same(pred, y)
+        vals, mask = self._targets(y)
+        there, w = self._by_task((mask > 0).any(0).to(mask.dtype)), self.task_weights().to(pred.device, pred.dtype)
+        g = self._shares(mask) # in place, so before `vals`, which shares its memory's version, is part of a graph
+        cells = self._cells(pred, vals)*g
+        if rows is not None: cells = cells*torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
+        return self._by_task(cells.sum(0))/torch.where(w > 0, w, 1.), (there > 0) & (w > 0)
+
+    def _by_task(self, x):
+        "Sum columns `(D,)`, in the order of the logits, over the columns of each task: `(T,)` in flow order"
+        parts = [p.view(n, width).sum(1) for p,(_,width,n) in zip(x.split(self.run_sizes), self.runs)]
+        return torch.cat(parts).index_select(0, self.task_back.to(x.device))
+
     def activation(self,
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order

@@ -23,8 +23,8 @@ import fastai_condmtl.tune # learn.plot_threshold
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['Kept', 'task_weights', 'Tracked', 'ConditionalTracker', 'ConditionalTensorBoard', 'ConditionalWandb',
-           'tensorboard_log']
+__all__ = ['Kept', 'task_weights', 'balanced_weights', 'Tracked', 'ConditionalTracker', 'ConditionalTensorBoard',
+           'ConditionalWandb', 'tensorboard_log']
 
 # %% ../../nbs/callback/01_track.ipynb #06e9aedc
 class Kept(Losses):
@@ -50,6 +50,11 @@ def task_weights(
     "The weights in force in a loss"
     return torch.cat([loss._buffers[name].reshape(-1) for name,*_ in loss.runs])[loss.task_back].cpu()
 
+def balanced_weights(learn, weights):
+    "The mean weights of the last epoch, where a `TaskBalance` sets them; else `weights`"
+    recent = getattr(getattr(learn, 'task_balance', None), 'recent', None)
+    return weights if recent is None else recent
+
 class Tracked:
     "What is worth seeing of a validation, by tag `<task path>/<what>`; made once, whoever writes it"
     def __init__(self,
@@ -66,7 +71,7 @@ class Tracked:
 
     def scalars(self) -> dict:
         "Tag → number: per task losses, weight, share of the training loss, and what the recorder has just recorded; NaN (no row counts) is left out"
-        weights, train, valid = task_weights(self.flow.loss_func), self.train, self.acc.losses().nanmean(0) if self.some else None
+        weights, train, valid = balanced_weights(self.learn, task_weights(self.flow.loss_func)), self.train, self.acc.losses().nanmean(0) if self.some else None
         cols = dict(weight=weights, train_loss=train, valid_loss=valid, loss_share=None if train is None else train*weights/(train*weights).nansum())
         res = {f'{p}/{k}': float(v[i]) for i,p in enumerate(self.flow.paths) for k,v in cols.items() if v is not None} | self.recorded()
         return {k: v for k,v in res.items() if v == v or k.startswith('_total/')} # a total that is NaN has to be seen

@@ -25,15 +25,16 @@ def conditional_vision_learner(
     metrics=None, # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
     branches=None, # dict: name in `features=` of tasks and flows → a module from the body's feature map, an int (width of a default neck), or a `Branch`
+    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
     **kwargs
 ) -> Learner:
     "`vision_learner` for a flow"
     kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
-    if branches is None and not needs_heads(flow): return equip(vision_learner(dls, arch, **kwargs), metrics, tune)
+    if branches is None and not needs_heads(flow): return equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance)
     if kwargs.get('custom_head') is not None: raise FlowError("custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the head alone, or branches=dict(name=module)")
     as_branches(flow, branches) # wrong names are errors before the network is built
     learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
-    return equip(add_heads(learn, branches), metrics, tune)
+    return equip(add_heads(learn, branches), metrics, tune, balance)
 
 def add_heads(
     learn,         # A `vision_learner`, whose model is a body and a head
