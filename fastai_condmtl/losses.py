@@ -178,15 +178,17 @@ class ConditionalLoss(nn.Module):
         "Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight is not 0): differentiable, without waiting for the device"
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
+        whole = None
+        if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
         there, w = self._by_task((mask > 0).any(0).to(mask.dtype)), self.task_weights().to(pred.device, pred.dtype)
         g = self._shares(mask) # in place, so before `vals`, which shares its memory's version, is part of a graph
-        cells = self._cells(pred, vals)*g
+        cells = self._cells(pred, vals, whole)*g
         if rows is not None: cells = cells*torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
         return self._by_task(cells.sum(0))/torch.where(w > 0, w, 1.), (there > 0) & (w > 0)
 
     def _by_task(self, x):
         "Sum columns `(D,)`, in the order of the logits, over the columns of each task: `(T,)` in flow order"
-        parts = [p.view(n, width).sum(1) for p,(_,width,n) in zip(x.split(self.run_sizes), self.runs)]
+        parts = [p.view(n, width).sum(1) for p,(_,width,n,_) in zip(x.split(self.run_sizes), self.runs)]
         return torch.cat(parts).index_select(0, self.task_back.to(x.device))
 
     def activation(self,
