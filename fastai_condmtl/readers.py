@@ -13,13 +13,17 @@ from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, Single
 from .conditions import FlowError
 from .faces import POINTS, POSES, XY
 from .flow import Flow
+from .points import KeypointsBlock
 
 # %% auto #0
 __all__ = ['RACES', 'read_mtfl', 'mtfl_flow', 'read_utkface', 'utkface_flow', 'read_pascal', 'pascal_flow', 'head_angles',
            'read_biwi', 'biwi_flow']
 
 # %% ../nbs/11e_readers.ipynb #54037da4
-def _point(name, w, h, **kwargs): return Flow(name, *[BoundedRegressionBlock(a, f'{name}_{a}', y_range=(0, end), draws=a, **kwargs) for a,end in (('x', w), ('y', h))])
+def _point(name, size, **kwargs):
+    "A point in pixels of its own picture; or, with `size`, of pictures squashed to that size"
+    if size is None: return KeypointsBlock(name, [f'{name}_x', f'{name}_y'], **kwargs)
+    return Flow(name, *[BoundedRegressionBlock(a, f'{name}_{a}', y_range=(0, size), draws=a, **kwargs) for a in 'xy'])
 
 def _listed(what, items, n=5):
     "A warning that lists what could not be read"
@@ -72,13 +76,13 @@ def _mtfl_row(parts, where):
     return file, *nums, ('male', 'female')[gender - 1], 2 - smile, 2 - glasses, POSES[pose - 1]
 
 def mtfl_flow(
-    size=40, # As for `read_mtfl`
+    size=40, # As for `read_mtfl`. None: each landmark a `KeypointsBlock`, which follows the transforms of the pictures
     weight=20., # Of each coordinate, whose squared error is small beside the losses of the attributes
 ) -> Flow:
     "Four attributes and five landmarks; those on the far side of a profile are not asked"
     pose = SingleLabelBlock('pose', vocab=list(POSES))
     far = {p: 'left profile' if p.startswith('left') else 'right profile' for p in POINTS if p != 'nose'}
-    points = [_point(p, size, size, weight=weight) for p in POINTS]
+    points = [_point(p, size, weight=weight) for p in POINTS]
     return Flow('mtfl', BinaryBlock('gender', vocab=('male', 'female')), BinaryBlock('smile'), BinaryBlock('glasses'), pose,
                 *[p | pose.ne(far[p.name]) if p.name in far else p for p in points])
 
@@ -171,8 +175,6 @@ def read_biwi(
     cols = ['head_x', 'head_y', 'depth', 'yaw', 'pitch', 'roll']
     return pd.DataFrame(rows, columns=['img', 'person', *cols, 'is_valid']).astype({c: float for c in cols})
 
-def biwi_flow(
-    size=(640, 480), # Width and height of the pictures
-) -> Flow:
+def biwi_flow() -> Flow:
     "Where the head is, how far away, and where it looks"
-    return Flow('biwi', _point('head', *size), UnboundedRegressionBlock('depth'), *[UnboundedRegressionBlock(a) for a in ('yaw', 'pitch', 'roll')])
+    return Flow('biwi', _point('head', None), UnboundedRegressionBlock('depth'), *[UnboundedRegressionBlock(a) for a in ('yaw', 'pitch', 'roll')])

@@ -35,6 +35,10 @@ def test_mtfl_lines(mtfl):
     dls = ConditionalDataLoaders.from_df(df, mtfl_flow(), path=mtfl, fn_col='img', valid_col='is_valid', bs=2, num_workers=0, item_tfms=Resize(40, method=ResizeMethod.Squish))
     x, y = dls.one_batch()
     assert x.shape[-2:] == (40, 40) and y.shape == (2, 2, 14)
+    free = ConditionalDataLoaders.from_df(read_mtfl(mtfl, size=None), mtfl_flow(None), path=mtfl, fn_col='img', valid_col='is_valid', bs=2, num_workers=0, item_tfms=Resize(40, method=ResizeMethod.Squish))
+    a, b = (d.train.do_item(1)[1] for d in (dls, free))                     # the same point by both ways
+    i, j = (d.flow.slices[p].targets.start for d,p in ((dls, 'nose.x'), (free, 'nose')))
+    np.testing.assert_allclose(a[0, i:i + 2]*2 - 1, b[0, j:j + 2], atol=1e-5)
 
 def test_mtfl_what_does_not_fit(mtfl):
     with pytest.raises(FlowError, match="no folder"): read_mtfl(mtfl/'x')
@@ -134,7 +138,9 @@ def test_biwi(biwi):
     np.testing.assert_allclose(df[['yaw', 'pitch', 'roll']], [[20, -10, 5], [-60, 45, -20], [0, 0, 0]], atol=1e-4)
     assert read_biwi(biwi, valid=['01', '13']).is_valid.all()
     dls = ConditionalDataLoaders.from_df(df, biwi_flow(), path=biwi, fn_col='img', valid_col='is_valid', bs=2, num_workers=0, item_tfms=Resize((48, 64), method=ResizeMethod.Squish))
-    assert dls.one_batch()[1].shape == (2, 2, 6) and set(dls.flow.paths) == {'head.x', 'head.y', 'depth', 'yaw', 'pitch', 'roll'}
+    assert dls.one_batch()[1].shape == (2, 2, 6) and set(dls.flow.paths) == {'head', 'depth', 'yaw', 'pitch', 'roll'}
+    x, y = dls.train_ds[0][1], dls.train.do_item(0)[1]                      # -1 to 1 of a picture of 640 x 480, whatever it is squashed to
+    np.testing.assert_allclose(y[0, :2], np.array([df.head_x[0], df.head_y[0]])/[320, 240] - 1, atol=1e-5)
 
 def test_biwi_what_cannot_be_read(biwi):
     (biwi/'01/frame_00003_pose.txt').unlink()
