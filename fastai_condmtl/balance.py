@@ -103,7 +103,7 @@ class FAMO(Static):
 class STCH(Static):
     "Smooth Tchebycheff scalarization (Lin et al. 2024): descends μ·log Σ exp(w·L/μ), losses over their means in the first epochs"
     def __init__(self,
-        mu:float=.1,  # The smaller, the nearer to the worst task alone
+        mu:float=.5,  # The smaller, the nearer to the worst task alone
         warmup:int=1, # Epochs of the plain sum, whose mean losses are the units from then on; 0: losses as they are
     ):
         if not mu > 0: raise FlowError(f"mu={mu!r} must be a positive number")

@@ -153,7 +153,8 @@ class TaskBalance(Callback):
         if ax is None: ax = plt.subplots(figsize=(7, 3.5), layout='constrained')[1]
         df = df.rename(columns=dict(zip(df.columns, short_names(df.columns)))).droplevel('epoch').rolling(smooth or max(1, len(df)//50), min_periods=1).mean()
         df.plot(ax=ax, cmap='tab20' if df.shape[1] > 10 else 'tab10', lw=1.2)
-        if (df > 0).where(df.notna(), True).all(axis=None): ax.set_yscale('log')
+        lo, hi = np.nanmin(df.to_numpy()), np.nanmax(df.to_numpy())
+        if lo > 0 and hi > 10*lo: ax.set_yscale('log')
         ax.set(xlabel='step', ylabel='weight')
         ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
         return ax

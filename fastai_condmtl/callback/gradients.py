@@ -36,6 +36,7 @@ class SharedFeatures:
         model,   # A network
         at=None, # Whose output they are: a module, or its name in the model; by default what the `ConditionalHead`, else the last module, is given
     ):
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)): model = model.module
         names = dict(model.named_modules())
         if isinstance(at, str) and at not in names: raise FlowError(f"features={at!r} is no module of the model: give the name of one, such as {', '.join(map(repr, [n for n in names if n][:5]))}, or the module itself")
         if at is not None and not isinstance(at, (str, nn.Module)): raise FlowError(f"features={at!r} must be a module of the model, or its name")
@@ -154,7 +155,7 @@ class GradientCosine(Callback):
         if k <= 20:
             for i in range(k):
                 for j in range(k):
-                    if i != j and np.isfinite(df.iloc[i, j]): ax.text(j, i, f'{df.iloc[i, j]:.1f}'.replace('-0.0', '0.0'), ha='center', va='center', fontsize=6)
+                    if i != j and abs(df.iloc[i, j]) >= .05: ax.text(j, i, f'{df.iloc[i, j]:.1f}', ha='center', va='center', fontsize=6)
         ax.figure.colorbar(im, ax=ax, shrink=.7, label='mean cosine of gradients')
         return ax
 
