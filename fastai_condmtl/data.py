@@ -115,9 +115,10 @@ class FlowTransform(Transform):
 def as_flow(o):
     "A bare task as a flow of one"
     if isinstance(o, Flow): return o
+    if isinstance(o, ConditionalBlock): return Flow(o.name, o)
     if is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
-    if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
-    return Flow(o.name, o)
+    raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
+
 def leaves(flow):
     "The blocks of a flow, as written: `(name, block)`"
     for t in flow.tasks:
