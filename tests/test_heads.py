@@ -91,7 +91,8 @@ class OneByOne(nn.Module):
                     j = b.paths.index(b.plan.names.find(u, p.rpartition('.')[0]))
                     block, a = b.plan.blocks[j], logits(j)
                     if b.plan.blocks[i].detach_uses: a = a.detach()
-                    acts.append(a.softmax(1) if isinstance(block, SingleLabelBlock) else a if isinstance(block, UnboundedRegressionBlock) else a.sigmoid())
+                    acts.append(a.softmax(1) if isinstance(block, SingleLabelBlock) else a if isinstance(block, UnboundedRegressionBlock) else
+                                a.sigmoid() if isinstance(block, (BinaryBlock, MultiLabelBlock, BoundedRegressionBlock)) else block.activate(a)) # other kinds have tests of their own
                 z = z + self.adds[p.replace('.', '/')](torch.cat(acts, 1))
             seen[i] = z
             return z
