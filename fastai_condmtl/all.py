@@ -14,6 +14,8 @@ from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
 from .heads import Branch, ConditionalHead, conditional_head
+from .callback.balance import TaskBalance
+from .callback.gradients import GradientCosine
 from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
 from .evaluate import Evaluation
