@@ -27,7 +27,7 @@ def draw_tree(
     fig = ax.get_figure()
     w, h = ax.get_position().width*fig.get_figwidth()*72, ax.get_position().height*fig.get_figheight()*72 # points
     texts = [t[4:] if len(lines) > 1 or t[:1] in '├└' else t for t,_ in lines]
-    size = max(3., min(9., h/(1.35*max(len(texts), 1)), max(4.5, w/(.62*max(map(len, texts))))))
+    size = max(3., min(9., h/(1.35*max(len(texts), 1)), max(6.5, w/(.62*max(map(len, texts))))))
     fits = max(20, int(w/(.62*size)) - 2)
     texts = [t if len(t) <= fits else t[:fits - 1] + '…' for t in texts] # many points in a row
     for i,(text,(_,node)) in enumerate(zip(texts, lines)):
