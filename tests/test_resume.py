@@ -34,8 +34,6 @@ def flow():
     a = BinaryBlock('a')
     return Flow('f', a, UnboundedRegressionBlock('b') | a, SingleLabelBlock('c'))
 
-def split(m): return [list(m[:2].parameters()), list(m[2:].parameters())]
-
 def make(seed=7, split_seed=1, bs=8, flow=flow, balance='uncertainty'):
     set_seed(seed)
     dls = DataBlock(blocks=(TransformBlock, flow()), get_x=Row(), splitter=RandomSplitter(seed=split_seed)).dataloaders(table(), bs=bs, num_workers=0, device='cpu')
@@ -51,22 +49,26 @@ def same(a, b):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), k
 
+class Fuse:
+    "A counter that no checkpoint brings back"
+    def __init__(self, n): self.n = n
+
 class Crash(Callback):
-    def __init__(self, n, event='after_step'): self.n, self.event = n, event
+    def __init__(self, n, event='after_step'): self.fuse, self.event = Fuse(n), event
     def _count(self, event):
         if event != self.event or not self.learn.training and event == 'after_step': return
-        self.n -= 1
-        if not self.n: raise KeyboardInterrupt
+        self.fuse.n -= 1
+        if not self.fuse.n: raise KeyboardInterrupt
     def after_step(self): self._count('after_step')
     def before_validate(self): self._count('before_validate')
     def after_epoch(self): self._count('after_epoch')
 
-def until_done(path, make=make, every=3, seed=0, mean=9, **kwargs):
+def until_done(path, make=make, every=3, seed=0, **kwargs):
     "Crash after a random number of steps, again and again"
-    rng, n = random.Random(seed), 0
+    rng, n, least = random.Random(seed), 0, every + 1 if isinstance(every, int) else 11 # some of it must be kept
     while True:
         learn = make()
-        at = rng.randint(every if isinstance(every, int) else 10, 2*mean)
+        at = rng.randint(least, least + 8)
         try: return learn, fine_tune(learn, Crash(at), Checkpoint(path, every=every, verbose=False), **kwargs), n
         except KeyboardInterrupt: n += 1
         assert n < 40
@@ -75,7 +77,7 @@ def until_done(path, make=make, every=3, seed=0, mean=9, **kwargs):
 def test_interrupted_at_random_ends_with_equal_weights(tmp_path, every):
     whole, broken = make(), None
     weights = fine_tune(whole)
-    broken, got, n = until_done(tmp_path/'last.pth', every=every, mean=9 if every != 'epoch' else 16)
+    broken, got, n = until_done(tmp_path/'last.pth', every=every)
     assert n >= 2
     same(got, weights)
     assert {p: t.tolist() for p,t in broken.loss_func.thresholds.items()} == {p: t.tolist() for p,t in whole.loss_func.thresholds.items()}
@@ -146,9 +148,12 @@ def test_lr_find_is_no_fit(tmp_path):
     learn = make()
     learn.add_cb(Checkpoint(tmp_path/'a.pth'))
     with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=8, show_plot=False)
-    assert not (tmp_path/'a.pth').exists()
-    learn.get_preds(); learn.validate()
-    assert not (tmp_path/'a.pth').exists()
+        learn.get_preds(); learn.validate()
+        assert not (tmp_path/'a.pth').exists()
+        learn.fit(1)
+        stamp = (tmp_path/'a.pth').stat().st_mtime_ns
+        learn.get_preds(); learn.validate()
+        assert (tmp_path/'a.pth').stat().st_mtime_ns == stamp
 
 @pytest.mark.parametrize('change, says', [
     (dict(split_seed=2), "training rows was '77, labels .*a split wants a seed"),

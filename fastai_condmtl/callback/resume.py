@@ -101,13 +101,14 @@ def _identity(learn):
     flow, res = getattr(learn.dls, 'flow', None), {}
     if isinstance(flow, BoundFlow):
         given = {p: ' | '.join(str(flow.plan.conds[g]) for g in gs) for p,gs in zip(flow.paths, flow.plan.gates)}
-        for p,b in flow.tasks.items(): res[f"task '{p}'"] = ', '.join(filter(None, [type(b).__name__, b.describe(), given[p] and f'given {given[p]}', zlib.crc32(repr(names_of(b)).encode()).to_bytes(4, 'big').hex()]))
+        for p,b in flow.tasks.items(): res[f"task '{p}'"] = ' | '.join(filter(None, [type(b).__name__, given[p]]))
     for name,dl in zip(('training rows', 'validation rows'), learn.dls.loaders):
         try: n = len(dl.dataset)
         except TypeError: continue
         items = getattr((getattr(dl.dataset, 'tls', None) or [None])[-1], 'items', None)
         res[name] = f'{n}' + (f", labels {zlib.crc32(items.packed().numpy().tobytes()):08x}" if isinstance(items, EncodedRows) else '')
         res[f'batches of {name}'] = f'{len(dl)} of {dl.bs}'
+    if isinstance(flow, BoundFlow): res |= {f"what task '{p}' learnt from the table": f"{b.describe()}, names {zlib.crc32(repr(names_of(b)).encode()):08x}" for p,b in flow.tasks.items()}
     return res
 
 # %% ../../nbs/callback/04_resume.ipynb #81593d21
@@ -145,17 +146,20 @@ class Checkpoint(Callback):
     def _tell(self, what):
         if self.verbose and not rank_distrib(): print(f'{self.file}: {what}')
 
+    def before_epoch(self): self.trained = False
     def before_train(self):
+        self.trained = True # `learn.validate` has an epoch too, without
         if self.active and self.every != 'epoch': self.start = _randoms(self.dls)
     def after_batch(self):
         if self.active and self.training and self.every != 'epoch' and (self.iter + 1) % self.every == 0: self.write(self.epoch, self.iter + 1)
     def after_epoch(self):
-        if self.active: self.write(self.epoch + 1, 0)
+        if self.active and self.trained: self.write(self.epoch + 1, 0)
     def after_fit(self):
         if self.skipped: # what others have done after a fit without epochs is undone
             self._restore(self.found)
             if self.fits == self.found['fit']: self.found = None
         elif self.active: self.write(self.n_epoch, 0, done=True)
+        self.active = False
 
     def state(self):
         "All that the training is now"
