@@ -147,7 +147,9 @@ def test_finished_training_is_not_repeated(tmp_path, capsys):
 def test_lr_find_is_no_fit(tmp_path):
     learn = make()
     learn.add_cb(Checkpoint(tmp_path/'a.pth'))
-    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=8, show_plot=False)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=8, show_plot=False)
+        assert not (tmp_path/'a.pth').exists()
         learn.get_preds(); learn.validate()
         assert not (tmp_path/'a.pth').exists()
         learn.fit(1)
