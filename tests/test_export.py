@@ -36,7 +36,7 @@ def table(n=48):
 
 def flow(features=None):
     a, kind, stars, x = BinaryBlock('a', threshold=.45), SingleLabelBlock('kind'), OrdinalBlock('stars'), BoundedRegressionBlock('x', y_range=(0, 64))
-    tags = MultiLabelBlock('tags', threshold=[.4, .5, .6], uses='kind' if features else ()) | kind.isin('cat', 'dog')
+    tags = MultiLabelBlock('tags', threshold=[.4, .5, .6], uses='kind' if features else ()) | kind.isin(['cat', 'dog'])
     return Flow('f', a, kind | a, Flow('more', tags, x, UnboundedRegressionBlock('z') | (x > 31), features=features), stars | any_of(~a, kind.ne('dog')), CountBlock('n') | stars.between(2, 4), BinaryBlock('deep', vocab=('no', 'yes')) | (tags.has('q') & (x < 40)))
 
 def body(pretrained=False): return nn.Sequential(ConvLayer(3, 8, stride=2), ConvLayer(8, 8, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))

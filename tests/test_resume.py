@@ -84,7 +84,9 @@ def test_interrupted_at_random_ends_with_equal_weights(tmp_path, every):
     assert broken.recorder.values == whole.recorder.values and broken.recorder.lrs == whole.recorder.lrs
     for s,t in zip(broken.opt.state_dict()['state'], whole.opt.state_dict()['state']):
         for k in t: assert torch.equal(torch.as_tensor(s[k]), torch.as_tensor(t[k])), k
-    assert list(broken.evaluate().metric_res) == list(whole.evaluate().metric_res)
+    scores = []
+    for learn in (broken, whole): set_seed(0); scores.append(list(learn.evaluate().metric_res)) # what is read is noisy
+    assert scores[0] == scores[1]
 
 @pytest.mark.parametrize('balance', ['dwa', 'famo', 'gradvac', 'upgrad'])
 def test_balancers_go_on(tmp_path, balance):
@@ -160,7 +162,7 @@ def test_lr_find_is_no_fit(tmp_path):
 @pytest.mark.parametrize('change, says', [
     (dict(split_seed=2), "training rows was '77, labels .*a split wants a seed"),
     (dict(bs=16), 'batches of training rows'),
-    (dict(flow=lambda: Flow('f', BinaryBlock('a'), UnboundedRegressionBlock('b'), SingleLabelBlock('c'))), "task 'b' was .*given a"),
+    (dict(flow=lambda: Flow('f', BinaryBlock('a'), UnboundedRegressionBlock('b'), SingleLabelBlock('c'))), "task 'b' was 'UnboundedRegressionBlock . a' and is 'UnboundedRegressionBlock'"),
 ])
 def test_another_training_is_an_error(tmp_path, change, says):
     fine_tune(make(), Checkpoint(tmp_path/'a.pth'))

@@ -26,8 +26,8 @@ from ..tune import Aim, Tuned
 # %% auto #0
 __all__ = ['VERSION', 'Checkpoint']
 
-# %% ../../nbs/callback/04_resume.ipynb #63fb2275
-_plain_types = (bool, int, float, str, bytes, type(None), np.generic, np.ndarray)
+# %% ../../nbs/callback/04_resume.ipynb #0a695eb6
+_plain_types = (bool, int, float, str, bytes, type(None), torch.dtype, np.generic, np.ndarray)
 
 def _is_plain(v, depth=0):
     "Is `v` data alone, which another process can be given?"
@@ -127,14 +127,14 @@ class Checkpoint(Callback):
         self.file, self.every, self.resume, self.verbose = Path(path), every, resume, verbose
         self.fits, self.found, self.start, self.identity, self.active, self.skipped = -1, None, None, None, False, False
 
-    def before_fit(self):
-        self.active = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.skipped = False
-        if not self.active: return
-        self.fits, self.identity = self.fits + 1, _identity(self.learn)
+    def before_fit(self): self.active = self.skipped = False # `learn.validate` begins a fit as well, without one
+    def begin(self):
+        "A fit begins: is it another one, one that was over, or the one to go on with?"
+        if hasattr(self.learn, 'lr_finder'): return False # that will be undone
+        self.active, self.fits, self.identity = True, self.fits + 1, _identity(self.learn)
         if self.fits == 0 and self.resume: self.found = self._read()
         s = self.found
-        if s is None: return
+        if s is None: return False
         self._check(s)
         if self.fits < s['fit'] or s['done']:
             self.skipped = True
@@ -142,7 +142,7 @@ class Checkpoint(Callback):
             if s['done'] and self.fits == s['fit']: self._tell("this training was finished; the learner is as it was at its end. To train anew, take the file away or write Checkpoint(..., resume=False)")
             raise CancelFitException()
         self._tell(f"going on in epoch {s['epoch']}" + (f" after {s['batch']} batches" if s['batch'] else '') + (f" of fit {s['fit']}" if s['fit'] else ''))
-        self.learn._resume = self
+        return True
     def _tell(self, what):
         if self.verbose and not rank_distrib(): print(f'{self.file}: {what}')
 
@@ -229,8 +229,8 @@ if not hasattr(Learner._do_fit, '_plain'):
     @patch
     def _do_fit(self:Learner):
         "The epochs; those that are left, where a `Checkpoint` goes on"
-        cb = self.__dict__.pop('_resume', None)
-        return _plain_do_fit(self) if cb is None else cb.go_on()
+        cb = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
+        return _plain_do_fit(self) if cb is None or not cb.begin() else cb.go_on()
     Learner._do_fit._plain = _plain_do_fit
 
 # %% ../../nbs/callback/04_resume.ipynb #e9a83a0d
