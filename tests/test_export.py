@@ -1,12 +1,10 @@
 "Graphs and safe files say what the learner says; a stranger's file does nothing but predict."
-import json, os, sys
+import json, os
 import numpy as np, pandas as pd, pytest, torch
-import torch.nn.functional as F
 from PIL import Image
 from fastai.data.block import DataBlock
 from fastai.data.transforms import Normalize, RandomSplitter
 from fastai.layers import ConvLayer
-from fastai.learner import Learner
 from fastai.vision.augment import Resize, RandomResizedCropGPU, aug_transforms
 from fastai.vision.data import ImageBlock
 from fastai.vision.core import imagenet_stats
@@ -14,7 +12,7 @@ from torch import nn
 from torchvision.models import squeezenet1_1
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import FlowError, any_of
-from fastai_condmtl.export import Deployed, columns_of
+import fastai_condmtl.export # noqa: F401  learn.to_onnx
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.heads import Branch
 from fastai_condmtl.kinds import CountBlock, OrdinalBlock
@@ -41,13 +39,13 @@ def flow(features=None):
 
 def body(pretrained=False): return nn.Sequential(ConvLayer(3, 8, stride=2), ConvLayer(8, 8, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
 
-def learner(features=None, arch=body, tfms=(), item_tfms=Resize(16), **kwargs):
+def learner(features=None, arch=body, tfms=(), item_tfms=Resize(16), noise=.3, **kwargs):
     dls = DataBlock(blocks=(ImageBlock, flow(features)), get_x=Picture(), splitter=RandomSplitter(seed=0), item_tfms=item_tfms, batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats, cuda=False)]).dataloaders(table(), bs=16, num_workers=0, device='cpu')
     learn = conditional_vision_learner(dls, arch, pretrained=False, normalize=False, **({'branches': {'neck': Branch(8, only_needed=True)}} if features else {}), **kwargs)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
     learn.loss_func.thresholds['a'] = torch.tensor([.52])
     learn.loss_func.temperatures = {'kind': 1.7, 'more.tags': .6, 'a': 1.3}
-    for n,p in learn.model[1].named_parameters(): p.data += torch.randn_like(p)*.3 # decisions of all kinds
+    for n,p in learn.model[1].named_parameters(): p.data += torch.randn_like(p)*noise # decisions of all kinds
     return learn
 
 @pytest.fixture(scope='module')
@@ -77,12 +75,12 @@ def agree(learn, got, want):
     "Equal, but on rows within 1e-6 of a decision"
     vals, acts, reached, near = want
     assert near.mean() < .01
-    np.testing.assert_allclose(got[1], acts, atol=2e-5)
+    np.testing.assert_allclose(got[1], acts, atol=2e-5, rtol=1e-4) # rates of counts are large
     ok, exact = ~near, np.concatenate([np.full(b.n_targets, b.exact) for b in learn.dls.flow.tasks.values()])
     np.testing.assert_array_equal(got[2][ok], reached[ok])
     np.testing.assert_array_equal(got[0][ok][:, exact], vals[ok][:, exact])
     np.testing.assert_allclose(got[0][:, ~exact], vals[:, ~exact], rtol=1e-4, atol=1e-3)
-    assert 0 < reached.mean(0).min() + 1 and (reached.mean(0) < 1).any() # conditions are asked
+    assert (reached.mean(0) < 1).any() # conditions are asked
 
 def test_onnxruntime_says_what_get_preds_says(both, tmp_path):
     ort = pytest.importorskip('onnxruntime')
@@ -121,7 +119,7 @@ def test_transforms_that_a_graph_does_not_know():
     with pytest.raises(FlowError, match='batch transform RandomResizedCropGPU runs on validation batches'): learner(tfms=[RandomResizedCropGPU(16)]).deployed()
     learn = learner(tfms=aug_transforms())
     got = [o.detach().numpy() for o in learn.deployed()(torch.from_numpy(IMAGES[:50].transpose(0, 3, 1, 2).copy()))]
-    np.testing.assert_allclose(got[1], reference(learn, 50)[1], atol=1e-4)
+    np.testing.assert_allclose(got[1], reference(learn, 50)[1], atol=1e-4, rtol=1e-4)
 
 def test_after_export_sizes_must_be_told(plain, tmp_path):
     from fastai.learner import load_learner
@@ -132,9 +130,10 @@ def test_after_export_sizes_must_be_told(plain, tmp_path):
     loaded.to_exported(example=torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 @pytest.mark.parametrize('backend', ['aot_eager', 'inductor'])
-def test_compiled_training_steps_have_equal_losses(plain, backend):
+def test_compiled_training_steps_have_equal_losses(backend):
     if backend == 'inductor' and not any(os.access(os.path.join(p, c), os.X_OK) for p in os.environ['PATH'].split(os.pathsep) for c in ('g++', 'clang++')): pytest.skip('inductor needs a C++ compiler')
     from copy import deepcopy
+    plain = learner(noise=0.)
     b = [plain.dls.train.one_batch() for _ in range(3)]
     def steps(compiled):
         model, loss = deepcopy(plain.model).train(), plain.dls.flow.loss_func
@@ -154,7 +153,6 @@ def test_compiled_training_steps_have_equal_losses(plain, backend):
 
 @pytest.fixture(scope='module')
 def named():
-    dls = None
     return learner('neck', squeezenet1_1, item_tfms=Resize(64))
 
 def test_predictor_says_what_the_learner_says(named, tmp_path):
@@ -192,7 +190,6 @@ def test_bound_flow_without_a_table():
     again = BoundFlow.from_dict(json.loads(json.dumps(bound.to_dict())))
     assert repr(again) == repr(bound)
     torch.testing.assert_close(again.encode(table()), bound.encode(table()))
-    for v in (dict(vocab=['no', 'yes']), 'x', None): pass
     d = bound.to_dict()
     for evil in ('encode', '__class__', 'truth', '_x', 'n_out', 'path', 'a-b'):
         with pytest.raises(FlowError, match='cannot have learnt'): BoundFlow.from_dict({**d, 'learnt': {**d['learnt'], 'kind': {evil: 1}}})
