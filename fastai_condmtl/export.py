@@ -66,7 +66,7 @@ def input_steps(
 
 def _spares_pictures(f):
     "Does `f` leave validation pictures as they are? Ours only follow them; those of `aug_transforms()` turn them by nothing, which changes no more than the last digit"
-    if isinstance(f, ToTensor) or type(f).__module__.startswith(__name__.partition('.')[0] + '.'): return True
+    if isinstance(f, ToTensor) or type(f).__module__.startswith(ConditionalBlock.__module__.partition('.')[0] + '.'): return True
     return [c.__name__ for c in type(f).__mro__ if c.__name__ == 'AffineCoordTfm'] != [] and f.size is None
 
 def raw_inputs(
