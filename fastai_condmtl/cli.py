@@ -13,6 +13,7 @@ from .base import near
 from .blocks import BinaryBlock, BoundedRegressionBlock, UnboundedRegressionBlock
 from .conditions import FlowError
 from .data import leaves
+from .files import write_csv, write_text
 from .flow import Flow
 from .kinds import CountBlock, OrdinalBlock
 from .guess import _task_name, guess_flow, guess_fn_col
@@ -194,7 +195,7 @@ def fit(a, learn):
         if a.pretrained: learn.fine_tune(a.epochs, a.lr or 2e-3, freeze_epochs=a.freeze_epochs, cbs=CSVLogger(append=True))
         else: learn.fit_one_cycle(a.epochs, a.lr or 3e-3, cbs=CSVLogger(append=True))
     log = learn.path/'history.csv'
-    log.write_text('\n'.join(dict.fromkeys(log.read_text().splitlines())) + '\n') # a fine-tuning is two fits, and each wrote its header
+    write_text(log, '\n'.join(dict.fromkeys(log.read_text().splitlines())) + '\n') # a fine-tuning is two fits, and each wrote its header
 
 # %% ../nbs/15_cli.ipynb #ad230f18
 RUN_FILES = ('learner.pkl', 'flow.json', 'thresholds.json', 'evaluation.csv', 'cascade.csv', 'history.csv', 'valid.csv', 'audit.txt', 'flow.png', 'results.png', 'run.json')
@@ -209,9 +210,9 @@ def report(learn, out, dl=None, n_boot=0, quiet=False):
     "Write evaluation.csv, cascade.csv and results.png; print a line a task"
     import fastai_condmtl.vision.show # noqa: F401  images beside their trees
     with quietly(learn, quiet): table = learn.evaluate(dl=dl, n_boot=n_boot)
-    table.to_csv(out/'evaluation.csv', index=False)
+    write_csv(table, out/'evaluation.csv', index=False)
     with quietly(learn):
-        learn.cascade_report(dl=dl).to_csv(out/'cascade.csv', index=False)
+        write_csv(learn.cascade_report(dl=dl), out/'cascade.csv', index=False)
         _figure(out/'results.png', lambda: learn.show_results(dl=dl, max_n=6))
     head = {p: wanted_metrics(b, [])[0] for p,b in learn.dls.flow.tasks.items()}
     short = table[[head[p] == m for p,m in zip(table.task_path, table.metric_name)]][['task_path', 'metric_name', 'metric_res', 'baseline', 'num_samples']]
@@ -233,18 +234,18 @@ def train(a):
     if not len(dls.train) or not len(dls.valid): raise FlowError(f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few for batches of {dls.bs}: add rows, or change --valid-pct or --bs")
     learn = make_learner(a, dls, arch)
     (out/'history.csv').unlink(missing_ok=True) # fastai's logger appends
-    (out/'audit.txt').write_text(f'{audit}\n', encoding='utf-8')
+    write_text(out/'audit.txt', f'{audit}\n')
     flow.to_json(out/'flow.json')
     _figure(out/'flow.png', flow.plot)
     learn.path = out
     print(f"{flow.name}: {len(dls.train_ds)} rows to learn from, {len(dls.valid_ds)} to judge by, {len(dls.flow.paths)} tasks; {sum(f.serious for f in audit.findings)} findings to mend, {sum(not f.serious for f in audit.findings)} to know, in {out/'audit.txt'}", flush=True)
     fit(a, learn)
     learn.save_thresholds(out/'thresholds.json')
-    dls.valid_ds.tls[0].items.to_csv(out/'valid.csv', index=False)
+    write_csv(dls.valid_ds.tls[0].items, out/'valid.csv', index=False)
     report(learn, out, n_boot=a.n_boot, quiet=a.quiet)
     learn.export('learner.pkl')
     options = {k: v for k,v in vars(a).items() if k not in ('guess', 'ignore', 'force', 'quiet')}
-    (out/'run.json').write_text(json.dumps({**options, 'fn_col': fn_col, 'images': str(Path(a.images).resolve()), 'version': __version__}, indent=1) + '\n', encoding='utf-8')
+    write_text(out/'run.json', json.dumps({**options, 'fn_col': fn_col, 'images': str(Path(a.images).resolve()), 'version': __version__}, indent=1) + '\n')
     print(f"\n{out}/ holds {', '.join(RUN_FILES)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain --run {out} IMAGE ...")
 
 def condmtl_train(argv=None):

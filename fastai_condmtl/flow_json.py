@@ -13,6 +13,7 @@ from .base import ConditionalBlock, near
 from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from .condition_text import plain, read_condition, write_condition
 from .conditions import FlowError
+from .files import write_text
 from .flow import Flow, Plan
 import fastai_condmtl.kinds # noqa: F401  blocks that files may name
 
@@ -135,8 +136,7 @@ def to_json(self:Flow,
     "This flow as JSON, a line a task: blocks, arguments that are not the default, conditions as text. The path if one is given, else the text"
     text = _render(dict(format=FORMAT, version=VERSION, **_entry(self))) + '\n'
     if path is None: return text
-    Path(path).write_text(text, encoding='utf-8')
-    return Path(path)
+    return write_text(path, text)
 
 # %% ../nbs/02b_flow_json.ipynb #4e6ece59
 def _load(source):

@@ -105,7 +105,7 @@ class Uses(nn.Module):
     def activations(self, logits):
         "What is read, of logits `(bs, C)`"
         xs = [logits[:, s] for s in self.read_cols]
-        xs = [(b.activate(x.reshape(-1, b.n_out)) if b.per_cell else b.activate(x)).reshape(len(logits), -1) for b,x in zip(self.blocks, xs)]
+        xs = [(b.activate(x.reshape(-1, b.n_out)) if b.per_cell else b.activate(x)).reshape(logits.shape[0], -1) for b,x in zip(self.blocks, xs)]
         return torch.cat(xs, 1)
     def forward(self, logits):
         return self.lin(self.activations(logits.detach() if self.detach else logits))

@@ -14,6 +14,7 @@ from fastai.learner import Learner, Recorder
 from fastprogress.fastprogress import progress_bar
 import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
+from .files import atomic_save
 from .target import BoundFlow, FlowPrediction
 from .losses import ConditionalLoss
 from .metrics import Accumulator
@@ -110,9 +111,14 @@ if not hasattr(Learner.export, '_plain'):
     @patch
     @delegates(_plain_export)
     def export(self:Learner, fname='export.pkl', **kwargs):
-        "Export the content of `self` without the items and the optimizer state for inference"
+        "Export the content of `self` without the items and the optimizer state for inference, whole or not at all"
         if isinstance(getattr(self.dls, 'flow', None), BoundFlow): learn_shapes(self)
-        return _plain_export(self, fname, **kwargs)
+        dls, opt = self.dls, self.opt
+        try:
+            with atomic_save(self.path/fname) as tmp: return _plain_export(self, tmp.absolute(), **kwargs)
+        finally:
+            self.dls = dls
+            if self.opt is None: self.opt = opt # what cannot be pickled leaves the learner as it was
     Learner.export._plain = _plain_export
 
 # %% ../nbs/06b_learner.ipynb #f3097dcf

@@ -195,7 +195,7 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
-        acts = [b.activate(x).reshape(len(pred), n) for b,x,n in zip(self.blocks, self._logits(self.tempered(single(pred))), self.logit_sizes)]
+        acts = [b.activate(x).reshape(pred.shape[0], n) for b,x,n in zip(self.blocks, self._logits(self.tempered(single(pred))), self.logit_sizes)]
         return torch.cat(acts, 1).index_select(1, self.back.to(pred.device))
 
     def tempered(self, pred):

@@ -219,8 +219,8 @@ def reached(self:BoundFlow,
 ):        # boolean `(bs, T)`
     "Where each task's condition is true on decoded predictions: the rule of `Plan`, an atom being unknown only where its task is not reached"
     vals = vals[:,0] if vals.ndim == 3 else vals
-    vals = vals.as_subclass(torch.Tensor)
-    all_ = torch.ones((len(vals), 1), dtype=torch.bool, device=vals.device)
+    if type(vals) is not torch.Tensor: vals = vals.as_subclass(torch.Tensor)
+    all_ = torch.ones((vals.shape[0], 1), dtype=torch.bool, device=vals.device) # `len` would fix the number of rows of an exported graph
     res = self.plan.applicable(lambda i: vals[:, self.target_slices[i]], lambda i: all_.expand(-1, self.plan.blocks[i].n_targets), scaled=True)
     return torch.stack([all_[:,0] if r is None else r for r in res], 1)
 

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
 from .base import near
+from .files import write_text
 from .learner import collect, flow_of, loss_of, own_loss, progress
 from .losses import ConditionalLoss
 from .metrics import Accumulator
@@ -248,8 +249,7 @@ def save_thresholds(self:Learner,
         if not b.thresholded: continue
         t = [float(v) for v in in_force(loss, path)]
         res[path] = [dict(label=str(l), threshold=v) for l,v in zip(b.vocab, t)] if b.labels else t[0]
-    Path(file).write_text(json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures)), indent=1))
-    return Path(file)
+    return write_text(file, json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures)), indent=1))
 
 @patch
 def load_thresholds(self:Learner,

@@ -34,6 +34,7 @@ def conditional_vision_learner(
     if kwargs.get('custom_head') is not None: raise FlowError("custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the head alone, or branches=dict(name=module)")
     as_branches(flow, branches) # wrong names are errors before the network is built
     learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
+    learn.branches = branches # see `save_safe`
     return equip(add_heads(learn, branches), metrics, tune, balance)
 
 def add_heads(
