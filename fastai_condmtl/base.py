@@ -7,13 +7,14 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from copy import copy
+from itertools import islice
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 from .masks import is_mask, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'near', 'factorise',
-           'distinct', 'take', 'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'shortly', 'near',
+           'factorise', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -124,7 +125,7 @@ class ConditionalBlock(Comparable):
         v = df[col].iloc[i]
         if isinstance(v, np.generic): v = v.item()
         row = f"row {i}" + ('' if repr(df.index[i]) == repr(i) or df.index[i] is i else f' (index {df.index[i]!r})')
-        shown = repr(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
+        shown = shortly(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
         return FlowError(f"task '{self.path or self.name}', {row}, column '{col}', value {shown}: {why}{picture_hint(v)}")
 
 def check_name(name, what='task'):
@@ -162,10 +163,16 @@ def names_of(block) -> list:
     "What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers where a kind names nothing"
     return list(getattr(block, 'vocab', None) or (('no', 'yes') if block.thresholded else range(block.n_out)))
 
+def shortly(v, n=200):
+    "`repr` of whatever stands in a cell, not without end"
+    try: s = repr(v)
+    except Exception: s = f'of type {type(v).__name__}' # integers of thousands of digits, for one
+    return s if len(s) <= n else f'{s[:n]} …'
+
 def near(word, words):
     "A hint for a misspelt `word`"
-    m = difflib.get_close_matches(str(word), [str(w) for w in words], n=3)
-    words = [str(w) for w in words]
+    words = [str(w)[:100] for w in islice(words, 10000)]
+    m = difflib.get_close_matches(str(word)[:100], words, n=3)
     return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10]))}{' …' if len(words) > 10 else ''}"
 
 # %% ../nbs/00c_base.ipynb #f61515e2
@@ -209,6 +216,11 @@ def look_up(block, df, col, fn, why):
         if v is None: raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))
     return take(np.array(vals, dtype=float), codes)
 
+def _is_float(v):
+    try: float(v)
+    except (TypeError, ValueError, OverflowError): return False
+    return True
+
 def numbers(block, df, col):
     "A column of numbers as float64, NaN where missing"
     s = df[col]
@@ -218,9 +230,11 @@ def numbers(block, df, col):
         known = s.notna().to_numpy()
         text = s.map(lambda v: isinstance(v, (str, bytes)), na_action='ignore').eq(True).to_numpy() & known
         if text.any(): raise block.bad(df, col, int(text.argmax()), "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric")
-        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number")
+        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
         try: s = s.astype(object).where(known, np.nan).astype(float)
-        except (TypeError, ValueError): raise FlowError(f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric") from None
+        except (TypeError, ValueError, OverflowError):
+            if (i := next((i for i,v in enumerate(s) if known[i] and not _is_float(v)), None)) is not None: raise block.bad(df, col, i, "not a number, or too large for one: correct the cell or leave it blank") from None
+            raise FlowError(f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric") from None
     x = s.to_numpy(dtype=np.float64, na_value=np.nan)
     if (inf := np.isinf(x)).any(): raise block.bad(df, col, int(inf.argmax()), "not a finite number: correct the cell or leave it blank")
     return x

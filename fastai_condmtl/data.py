@@ -115,7 +115,7 @@ class FlowTransform(Transform):
 def as_flow(o):
     "A bare task as a flow of one"
     if isinstance(o, Flow): return o
-    if is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
+    if not isinstance(o, ConditionalBlock) and is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
     if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
     return Flow(o.name, o)
 def leaves(flow):
