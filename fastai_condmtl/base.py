@@ -178,7 +178,7 @@ def near(word, words):
 # %% ../nbs/00c_base.ipynb #f61515e2
 def factorise(s:pd.Series, lists=False):
     "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
-    if lists and isinstance(s.dtype, pd.ArrowDtype): s = s.astype(object) # Arrow cannot tell lists apart
+    if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'): s = s.astype(object) # Arrow cannot tell lists apart, and counts NaN as a value
     if lists and s.dtype == object:
         s = s.map(lambda v: tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
     codes, uniq = pd.factorize(s)
@@ -228,7 +228,7 @@ def numbers(block, df, col):
         raise FlowError(f"task '{block.path}': column '{col}' holds {s.dtype}, not numbers: turn it into a number of known unit first")
     if not pd.api.types.is_numeric_dtype(s):
         known = s.notna().to_numpy()
-        text = s.map(lambda v: isinstance(v, (str, bytes)), na_action='ignore').eq(True).to_numpy() & known
+        text = s.map(lambda v: isinstance(v, (str, bytes, bytearray)), na_action='ignore').eq(True).to_numpy() & known
         if text.any(): raise block.bad(df, col, int(text.argmax()), "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric")
         if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
         try: s = s.astype(object).where(known, np.nan).astype(float)

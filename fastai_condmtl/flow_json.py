@@ -73,7 +73,7 @@ def block_config(block:ConditionalBlock) -> dict:
         if vals.get('cols') is not None and vals['vocab'] == vals['cols']: del vals['vocab'] # its default there
     res = {}
     for k,v in vals.items():
-        try: v = to_jsonable(v)
+        try: v = to_jsonable(v, top=k != 'col') # of columns with several levels a tuple is the name
         except TypeError as e: raise FlowError(f"{where}: {k}={e}") from None
         default = defaults.get(k, inspect.Parameter.empty)
         if default is inspect.Parameter.empty or v != to_jsonable(default) or isinstance(v, bool) != isinstance(default, bool): res[k] = v

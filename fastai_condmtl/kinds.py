@@ -120,7 +120,7 @@ class CountBlock(_Regression):
         self.span = float(x.mean()) if len(x) and x.mean() > 0 else 1.
     def encode(self, df):
         vals, known = super().encode(df)
-        if (bad := (vals < 0) | (vals % 1 != 0)).any(): raise self.bad(df, self.cols[0], int(bad[:,0].argmax()), "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in general there is UnboundedRegressionBlock")
+        if (bad := (vals < 0) | (vals % 1 != 0) | (vals > 2**53)).any(): raise self.bad(df, self.cols[0], int(bad[:,0].argmax()), "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in general there is UnboundedRegressionBlock")
         return vals, known
     def describe(self): return f'counts, mean {self.span:.4g}'
     def check(self, op, value):

@@ -42,7 +42,7 @@ def says_number(v, _=None):
     return x if math.isfinite(x) else BAD
 def says_count(v, _=None):
     x = says_number(v)
-    return x if x is BAD or x >= 0 and x % 1 == 0 else BAD
+    return x if x is BAD or 0 <= x <= 2**53 and x % 1 == 0 else BAD
 def says_class(v, vocab):
     if not hashable(v): return BAD
     return v if vocab is None else next((w for w in vocab if same(v, w)), BAD)
@@ -91,7 +91,7 @@ ODD = [float('inf'), -float('inf'), np.float32('inf'), Decimal('Infinity'), 1 + 
 TEXT = ['', ' ', 'nan', 'None', 'NA', '1', '0', 'True', 'yes', 'no', 'red', 'Red', ' red ', 'a,b', ',', ',,', ';', 'a|b', '\x00', 'a\x00b', '\ud800', '\U0001f600', '👩\u200d👩\u200d👧', 'שלום', 'ا\u0644', '\u202ered', 'e\u0301', '\xe9', '\ufeff', '\n', 'a\nb', "'", '"', '\\',
         '%s', '{x}', '{', '<b>', '=1+1', 'x.png', '../x', 'loss', 'a.b', 'a'*5000, '１', 'ﬁ', 'ß', 'İ', '\u2028', '$x_1$']
 CELLS = GAPS + NUMBERS + ODD + TEXT
-NAMES = ['x', 'a b', ' x', 'שם', '😀', 'e\u0301', 'é', "o'clock", 'a"b', 'a|b', '~a', 'a & b', 'any_of', 'task', 'x\x00y', '\ud800', '{0}', '%d', '<b>', 'a\\', 'a\tb', 'true', 'None', 'class', '1', '-', 'a'*300, '\u202ea', 'a;b', 'ﬁ', '$a$', 'a:b', '"', "'", 'a\u2028b', '(', 'not']
+NAMES = ['x', 'a b', ' x', 'שם', '😀', 'e\u0301', 'é', "o'clock", 'a"b', 'a|b', '~a', 'a & b', 'any_of', 'task', 'x\x00y', '{0}', '%d', '<b>', 'a\\', 'a\tb', 'true', 'None', 'class', '1', '-', 'a'*300, '\u202ea', 'a;b', 'ﬁ', '$a$', 'a:b', '"', "'", 'a\u2028b', '(', 'not']
 WORDS = ['red', 'Red', ' red', '', ' ', 'a b', 'a,b', 'a;b', 'a|b', '\x00', '\ud800', '😀', 'שלום', 'e\u0301', 'é', "'", '"', '\\', 'None', 'nan', 'True', '1', 1, 0, -1, 2.5, True, 2**80, 10**400, (1, 'a'), (), dt.date(2020, 1, 1), pd.Timestamp('2020-01-01'), Decimal('1.5'), b'x', 'x.png', 'a'*2000, 1e300, '{', '%s', float('inf'), frozenset({1}), np.float32(.1), np.int64(7), '\n', '1.0', 'no', 'yes']
 DTYPES = [object, object, 'category', 'string', 'str', 'Int64', 'Float64', 'boolean', 'float32', 'float16', 'int8', 'float64', 'bool', 'complex128', 'datetime64[ns]', 'string[pyarrow]', 'arrow', 'Sparse[float64]']
 
@@ -303,7 +303,7 @@ def around(flow, bound, df, y, spec):
     text, err = attempt(flow.to_json)
     if not err:
         again = Flow.from_json(text)
-        if repr(again) != repr(flow) or again.to_json() != text: raise Wrong(f"another flow out of its JSON: {again!r} instead of {flow!r}")
+        if again.to_json() != text or 'np.' not in repr(flow) and repr(again) != repr(flow): raise Wrong(f"another flow out of its JSON: {again!r} instead of {flow!r}")
         equal(again.bind(df).encode(df), y, 'through JSON')
         with tempfile.TemporaryDirectory() as d:
             _, err = attempt(lambda: flow.to_json(Path(d)/'f.json'))
@@ -336,6 +336,7 @@ def case_points(rng):
         r = rows[i] if in_cols else cells[i]
         if not in_cols and missing(r): return [None]*w
         if not in_cols and r is not rows[i]: return BAD if not isinstance(r, (list, tuple, np.ndarray, torch.Tensor)) or len(r) != w else EITHER
+        if not in_cols and any(isinstance(x, (np.ndarray, torch.Tensor)) for x in r): return EITHER
         r = [None if missing(x) else says_number(x) for x in r]
         return BAD if BAD in r else r
     want = [read(i) for i in range(n)]
@@ -490,7 +491,7 @@ def run(name, seed, seconds=20):
         except Wrong: raise
         except Hang as e: raise Wrong(f'hangs: {e}') from e
         except Exception as e: raise Wrong(f'{type(e).__name__}: {str(e)[:500]}') from e
-    if noise := [w for w in seen if issubclass(w.category, RuntimeWarning)]: raise Wrong(f'warns: {noise[0].message} ({Path(noise[0].filename).name}:{noise[0].lineno})')
+    if noise := [w for w in seen if issubclass(w.category, RuntimeWarning) and 'fastai_condmtl' in w.filename]: raise Wrong(f'warns: {noise[0].message} ({Path(noise[0].filename).name}:{noise[0].lineno})')
     return res
 
 def main():
