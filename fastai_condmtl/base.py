@@ -187,8 +187,9 @@ def factorise(s:pd.Series, lists=False):
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
     try: codes, uniq = factorise(df[col], lists)
-    except TypeError:
-        i = next(i for i,v in enumerate(df[col]) if not _hashable(v, lists))
+    except Exception as e: # `hash` and `==` of what stands in a cell may raise anything
+        i = next((i for i,v in enumerate(df[col]) if not _hashable(v, lists)), None)
+        if i is None: raise FlowError(f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart ({type(e).__name__}: {e}): use strings or numbers") from None
         fix = "use one value a row" if is_mask(df[col].iloc[i]) else "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
         raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
     if (j := next((j for j,v in enumerate(uniq) if is_mask(v)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row") # tensors can be hashed
@@ -196,7 +197,7 @@ def distinct(block, df, col, lists=False):
 
 def _hashable(v, lists):
     try: hash(tuple(v) if lists and isinstance(v, (list, set, frozenset, np.ndarray)) else v)
-    except TypeError: return False
+    except Exception: return False
     return True
 
 def take(values, codes):
