@@ -231,6 +231,8 @@ def numbers(block, df, col):
         known = s.notna().to_numpy()
         text = s.map(lambda v: isinstance(v, (str, bytes, bytearray)), na_action='ignore').eq(True).to_numpy() & known
         if text.any(): raise block.bad(df, col, int(text.argmax()), "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric")
+        dates = s.map(lambda v: isinstance(v, (np.datetime64, np.timedelta64, complex)), na_action='ignore').eq(True).to_numpy() & known # NumPy makes floats of them
+        if dates.any(): raise block.bad(df, col, int(dates.argmax()), "not a number: turn it into a number of known unit first, or leave the cell blank")
         if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
         try: s = s.astype(object).where(known, np.nan).astype(float)
         except (TypeError, ValueError, OverflowError):

@@ -64,7 +64,7 @@ class OrdinalBlock(_Classes):
         if op in ('eq', 'ne', 'isin'): return super().check(op, value)
         if op == 'between':
             lo, hi = self._edge(value[0], bisect_left), self._edge(value[1], bisect_right) - 1
-            if lo > hi: raise FlowError(f"{self.path}.between({value[0]!r}, {value[1]!r}) is never true: the lower class comes first")
+            if lo > hi: raise FlowError(f"{self.path}.between({value[0]!r}, {value[1]!r}) is never true: the lower class comes first, and some class must lie between")
             return [lo, hi]
         return [self._edge(value, bisect_right if op == 'gt' else bisect_left), self.n_out - 1] if op in ('gt', 'ge') else [0, self._edge(value, bisect_left if op == 'lt' else bisect_right) - 1]
     def states(self, op, value): return super().states(op, value) if op in ('eq', 'ne', 'isin') else tuple(range(value[0], value[1] + 1))

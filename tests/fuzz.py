@@ -160,7 +160,7 @@ def within(seconds):
     try: yield
     finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, old)
 
-FIXES = re.compile(r"correct|leave|use |name |give|write|hand over|add |convert|turn|make|rename|keep|check|replace|parse|say |label|fill|drop|take|compare|pick|unpack|put |install|set |must |multiply|there (is|are) |did you mean|look|holds", re.I)
+FIXES = re.compile(r"correct|leave|use |name |give|write|hand over|add |convert|turn|make|rename|keep|check|replace|parse|say |label|fill|drop|take|compare|pick|unpack|put |install|set |must |multiply|there (is|are) |did you mean|look|holds|call ", re.I)
 def clear(e, *names):
     "An error says where and what to do"
     text = str(e)
