@@ -41,7 +41,7 @@ class EncodedRows:
         y = self.y[self.idx[i] if isinstance(self.idx, range) else self.idx.item(i)].as_subclass(TensorConditional)
         if self.geo is not None: y.geo = self.geo
         return y
-    def _rows(self): return self.y if self.idx == range(len(self.y)) else self.y[torch.as_tensor(np.asarray(self.idx))]
+    def _rows(self): return self.y if isinstance(self.idx, range) and self.idx == range(len(self.y)) else self.y[torch.as_tensor(np.asarray(self.idx))]
     def packed(self): "All rows as one tensor `(n, 2, D)`"; return self._rows().as_subclass(TensorConditional)
     def __getstate__(self): return dict(y=self._rows(), idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
     def __repr__(self): return f'EncodedRows({len(self)} of {len(self.y)})'
