@@ -155,7 +155,7 @@ class MultiLabelBlock(_Sigmoid):
         "The labels in one cell"
         if isinstance(cell, tuple): return list(cell)
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
-        return [str(int(cell)) if isinstance(cell, (int, float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
+        return [str(int(cell)) if isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
     def cells(self, df):
         "`(codes (N,), lists of labels)` of the column"
         codes, uniq = distinct(self, df, self.cols[0], lists=True)
