@@ -7,13 +7,14 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from copy import copy
+from itertools import islice
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 from .masks import is_mask, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'near', 'factorise',
-           'distinct', 'take', 'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'shortly', 'near',
+           'factorise', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -124,7 +125,7 @@ class ConditionalBlock(Comparable):
         v = df[col].iloc[i]
         if isinstance(v, np.generic): v = v.item()
         row = f"row {i}" + ('' if repr(df.index[i]) == repr(i) or df.index[i] is i else f' (index {df.index[i]!r})')
-        shown = repr(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
+        shown = shortly(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
         return FlowError(f"task '{self.path or self.name}', {row}, column '{col}', value {shown}: {why}{picture_hint(v)}")
 
 def check_name(name, what='task'):
@@ -162,16 +163,22 @@ def names_of(block) -> list:
     "What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers where a kind names nothing"
     return list(getattr(block, 'vocab', None) or (('no', 'yes') if block.thresholded else range(block.n_out)))
 
+def shortly(v, n=200):
+    "`repr` of whatever stands in a cell, not without end"
+    try: s = repr(v)
+    except Exception: s = f'of type {type(v).__name__}' # integers of thousands of digits, for one
+    return s if len(s) <= n else f'{s[:n]} …'
+
 def near(word, words):
     "A hint for a misspelt `word`"
-    m = difflib.get_close_matches(str(word), [str(w) for w in words], n=3)
-    words = [str(w) for w in words]
+    words = [str(w)[:100] for w in islice(words, 10000)]
+    m = difflib.get_close_matches(str(word)[:100], words, n=3)
     return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10]))}{' …' if len(words) > 10 else ''}"
 
 # %% ../nbs/00c_base.ipynb #f61515e2
 def factorise(s:pd.Series, lists=False):
     "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
-    if lists and isinstance(s.dtype, pd.ArrowDtype): s = s.astype(object) # Arrow cannot tell lists apart
+    if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'): s = s.astype(object) # Arrow cannot tell lists apart, and counts NaN as a value
     if lists and s.dtype == object:
         s = s.map(lambda v: tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
     codes, uniq = pd.factorize(s)
@@ -180,8 +187,9 @@ def factorise(s:pd.Series, lists=False):
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
     try: codes, uniq = factorise(df[col], lists)
-    except TypeError:
-        i = next(i for i,v in enumerate(df[col]) if not _hashable(v, lists))
+    except Exception as e: # `hash` and `==` of what stands in a cell may raise anything
+        i = next((i for i,v in enumerate(df[col]) if not _hashable(v, lists)), None)
+        if i is None: raise FlowError(f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart ({type(e).__name__}: {e}): use strings or numbers") from None
         fix = "use one value a row" if is_mask(df[col].iloc[i]) else "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
         raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
     if (j := next((j for j,v in enumerate(uniq) if is_mask(v)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row") # tensors can be hashed
@@ -189,7 +197,7 @@ def distinct(block, df, col, lists=False):
 
 def _hashable(v, lists):
     try: hash(tuple(v) if lists and isinstance(v, (list, set, frozenset, np.ndarray)) else v)
-    except TypeError: return False
+    except Exception: return False
     return True
 
 def take(values, codes):
@@ -209,6 +217,11 @@ def look_up(block, df, col, fn, why):
         if v is None: raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))
     return take(np.array(vals, dtype=float), codes)
 
+def _is_float(v):
+    try: float(v)
+    except (TypeError, ValueError, OverflowError): return False
+    return True
+
 def numbers(block, df, col):
     "A column of numbers as float64, NaN where missing"
     s = df[col]
@@ -216,11 +229,15 @@ def numbers(block, df, col):
         raise FlowError(f"task '{block.path}': column '{col}' holds {s.dtype}, not numbers: turn it into a number of known unit first")
     if not pd.api.types.is_numeric_dtype(s):
         known = s.notna().to_numpy()
-        text = s.map(lambda v: isinstance(v, (str, bytes)), na_action='ignore').eq(True).to_numpy() & known
+        text = s.map(lambda v: isinstance(v, (str, bytes, bytearray)), na_action='ignore').eq(True).to_numpy() & known
         if text.any(): raise block.bad(df, col, int(text.argmax()), "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric")
-        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number")
+        dates = s.map(lambda v: isinstance(v, (np.datetime64, np.timedelta64, complex)), na_action='ignore').eq(True).to_numpy() & known # NumPy makes floats of them
+        if dates.any(): raise block.bad(df, col, int(dates.argmax()), "not a number: turn it into a number of known unit first, or leave the cell blank")
+        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
         try: s = s.astype(object).where(known, np.nan).astype(float)
-        except (TypeError, ValueError): raise FlowError(f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric") from None
+        except (TypeError, ValueError, OverflowError):
+            if (i := next((i for i,v in enumerate(s) if known[i] and not _is_float(v)), None)) is not None: raise block.bad(df, col, i, "not a number, or too large for one: correct the cell or leave it blank") from None
+            raise FlowError(f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric") from None
     x = s.to_numpy(dtype=np.float64, na_value=np.nan)
     if (inf := np.isinf(x)).any(): raise block.bad(df, col, int(inf.argmax()), "not a finite number: correct the cell or leave it blank")
     return x

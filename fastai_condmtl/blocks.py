@@ -155,7 +155,7 @@ class MultiLabelBlock(_Sigmoid):
         "The labels in one cell"
         if isinstance(cell, tuple): return list(cell)
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
-        return [str(int(cell)) if isinstance(cell, (int, float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
+        return [str(int(cell)) if isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
     def cells(self, df):
         "`(codes (N,), lists of labels)` of the column"
         codes, uniq = distinct(self, df, self.cols[0], lists=True)
@@ -199,7 +199,7 @@ class MultiLabelBlock(_Sigmoid):
     def to_columns(self, vals, known):
         if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known[:,j]) for j,c in enumerate(self.label_cols)}
         return {self.cols[0]: pd.Series([self.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
-    def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings or hold the delimiter"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l for l in self.vocab) else self.label_delim.join(labels)
+    def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the delimiter or begin or end with blanks"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l or not l or l != l.strip() for l in self.vocab) else self.label_delim.join(labels)
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} labels' + (self.learnt and f', {self.learnt}')
 

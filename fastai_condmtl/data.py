@@ -32,17 +32,18 @@ class EncodedRows:
         geo=None, # `Geometry` of flows with points or boxes: travels with each row
     ):
         self.y, self.geo = y.as_subclass(torch.Tensor), geo
-        self.idx = range(len(y)) if idx is None else idx
+        self.idx = range(len(y)) if idx is None else idx if isinstance(idx, range) else np.asarray(idx, dtype=np.int64) # a list would be an object a row, copied into every worker as it counts references
     @property
     def iloc(self): return self
     def __len__(self): return len(self.idx)
     def __getitem__(self, i):
-        if isinstance(i, (list, slice, np.ndarray)): return EncodedRows(self.y, [self.idx[j] for j in i] if not isinstance(i, slice) else self.idx[i], self.geo)
-        y = self.y[self.idx[i]].as_subclass(TensorConditional)
+        if isinstance(i, (list, slice, np.ndarray)): return EncodedRows(self.y, self.idx[i] if isinstance(i, slice) else np.asarray(self.idx, dtype=np.int64)[np.asarray(i, dtype=np.int64)], self.geo)
+        y = self.y[self.idx[i] if isinstance(self.idx, range) else self.idx.item(i)].as_subclass(TensorConditional)
         if self.geo is not None: y.geo = self.geo
         return y
-    def packed(self): "All rows as one tensor `(n, 2, D)`"; return self.y[torch.as_tensor(list(self.idx), dtype=torch.long)].as_subclass(TensorConditional)
-    def __getstate__(self): return dict(y=self.y[torch.as_tensor(list(self.idx), dtype=torch.long)], idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
+    def _rows(self): return self.y if isinstance(self.idx, range) and self.idx == range(len(self.y)) else self.y[torch.as_tensor(np.asarray(self.idx))]
+    def packed(self): "All rows as one tensor `(n, 2, D)`"; return self._rows().as_subclass(TensorConditional)
+    def __getstate__(self): return dict(y=self._rows(), idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
     def __repr__(self): return f'EncodedRows({len(self)} of {len(self.y)})'
 
 class ConditionalLists(TfmdLists):
@@ -115,10 +116,9 @@ class FlowTransform(Transform):
 def as_flow(o):
     "A bare task as a flow of one"
     if isinstance(o, Flow): return o
-    if isinstance(o, ConditionalBlock): return Flow(o.name, o)
-    if is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
-    raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
-
+    if not isinstance(o, ConditionalBlock) and is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
+    if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
+    return Flow(o.name, o)
 def leaves(flow):
     "The blocks of a flow, as written: `(name, block)`"
     for t in flow.tasks:

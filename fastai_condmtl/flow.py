@@ -102,19 +102,21 @@ class Names:
 class Plan:
     "A checked flow: `paths`, `blocks`, `gates` (per task, indices into `conds`) and `order`"
     def __init__(self, flow):
+        _check_depth(flow)
         found = list(walk(flow))
         self.paths, self.blocks = [p for p,_,_ in found], [b for _,b,_ in found]
         self.index = {p: i for i,p in enumerate(self.paths)}
         self.names, self.conds, ids = Names(self.paths), [], {}
         _check_columns(self.paths, self.blocks)
-        self.gates = []
+        self.gates, seen = [], {}
         for path,_,gates in found:
-            gates = [_asked_by(path, c, self.resolve, c, scope) for c,scope in gates]
-            for g in gates:
+            for c,scope in gates: # a flow's condition is one object for all tasks in it: resolved once
+                if (id(c), scope) in seen: continue
+                g = _asked_by(path, c, self.resolve, c, scope)
                 if g not in ids: ids[g] = len(ids); self.conds.append(g)
-            self.gates.append(tuple(dict.fromkeys(ids[g] for g in gates)))
-        for (path,_,gates) in found:
-            for c,scope in gates: self._check_given(path, c, scope)
+                seen[id(c), scope] = ids[g], path, c
+            self.gates.append(tuple(dict.fromkeys(seen[id(c), scope][0] for c,scope in gates)))
+        for (_,scope),(_,path,c) in seen.items(): self._check_given(path, c, scope)
         self.order = self._sort([self.needs(i) for i in range(len(found))], "the conditions go round in a circle")
         self.features = list(branch_names(flow, flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
@@ -148,10 +150,12 @@ class Plan:
         res = copy(self)
         res.blocks = blocks
         res.natural = {}
+        asked_by = {}
         for path,gates in zip(self.paths, self.gates):
-            for g in gates:
-                for a in atoms(self.conds[g]):
-                    if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
+            for g in gates: asked_by.setdefault(g, path)
+        for g,path in asked_by.items():
+            for a in atoms(self.conds[g]):
+                if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
         for a,value in res.natural.items(): blocks[self.index[a.task]].asked += ((a.op, value),)
         return res
 
@@ -212,6 +216,15 @@ class Plan:
     def applicable(self, values, known, scaled=False) -> list:
         "Where each task's condition is true: for each task a boolean (n,), or None: on every row. Arguments as for `states`"
         return [s if s is None else s[0] for s in self.states(values, known, scaled)]
+
+def _check_depth(flow, flows=200, conds=100):
+    "What is nested beyond all reason would end in Python's own limit, somewhere"
+    left = [(flow, 1)]
+    while left:
+        t, n = left.pop()
+        if n > (conds if isinstance(t, Condition) else flows): raise FlowError(f"flow '{flow.name}': {'conditions' if isinstance(t, Condition) else 'flows'} are nested more than {n - 1} deep: write it flatter")
+        if isinstance(t, (Flow, ConditionalBlock)) and t.given is not None: left.append((t.given, 1))
+        left += [(x, n + 1) for x in ((t.arg,) if isinstance(t, Not) else t.args if isinstance(t, (And, AnyOf)) else t.tasks if isinstance(t, Flow) else ())]
 
 def _asked_by(path, cond, f, *args):
     "`f(*args)`, whose error then says which task's condition is meant"

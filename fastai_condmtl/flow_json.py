@@ -5,7 +5,7 @@
 # %% ../nbs/02b_flow_json.ipynb #7273f304
 from __future__ import annotations
 from collections import Counter
-import datetime as dt, inspect, json
+import datetime as dt, inspect, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -74,7 +74,7 @@ def block_config(block:ConditionalBlock) -> dict:
         if vals.get('cols') is not None and vals['vocab'] == vals['cols']: del vals['vocab'] # its default there
     res = {}
     for k,v in vals.items():
-        try: v = to_jsonable(v)
+        try: v = to_jsonable(v, top=k != 'col') # of columns with several levels a tuple is the name
         except TypeError as e: raise FlowError(f"{where}: {k}={e}") from None
         default = defaults.get(k, inspect.Parameter.empty)
         if default is inspect.Parameter.empty or v != to_jsonable(default) or isinstance(v, bool) != isinstance(default, bool): res[k] = v
@@ -134,7 +134,7 @@ def to_json(self:Flow,
     path=None, # File to write; None: return the text
 ):
     "This flow as JSON, a line a task: blocks, arguments that are not the default, conditions as text. The path if one is given, else the text"
-    text = _render(dict(format=FORMAT, version=VERSION, **_entry(self))) + '\n'
+    text = re.sub('[\ud800-\udfff]', lambda m: f'\\u{ord(m[0]):04x}', _render(dict(format=FORMAT, version=VERSION, **_entry(self)))) + '\n' # halves of a pair cannot be written to a file as they are
     if path is None: return text
     return write_text(path, text)
 
@@ -149,7 +149,7 @@ def _load(source):
         except FileNotFoundError: raise FlowError(f"there is no file '{source}': check the path, or write one with flow.to_json('{source}')") from None
         except (OSError, UnicodeDecodeError) as e: raise FlowError(f"'{source}' cannot be read as text: {e}") from None
     try: return json.loads(text, object_pairs_hook=_once), what
-    except RecursionError: raise FlowError(f"{what} is nested too deeply for a flow") from None
+    except RecursionError: raise FlowError(f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes") from None
     except FlowError as e: raise FlowError(f"{what}: {e}") from None
     except ValueError as e: raise FlowError(f"{what} is no JSON: {e}. Compare it with what flow.to_json() writes") from None
 
@@ -208,6 +208,6 @@ def from_json(cls:Flow,
     try:
         res = _read_entry({k: x for k,x in d.items() if k not in ('format', 'version')}, root=True)
         if check: Plan(res)
-    except RecursionError: raise FlowError(f"{what} is nested too deeply for a flow") from None
+    except RecursionError: raise FlowError(f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes") from None
     except FlowError as e: raise FlowError(f"{what}: {e}") from None
     return res

@@ -33,7 +33,7 @@ _is_split = re.compile(r'(is_?)?(valid(ation)?|train|test)|split|fold|subset', r
 def guess_fn_col(df):
     "The column with the names of image files; None where there is none"
     text = {c: df[c].dropna() for c in df.columns if not pd.api.types.is_numeric_dtype(df[c])}
-    return next((c for c,s in text.items() if len(s) and s.map(lambda v: isinstance(v, (str, Path)) and bool(_is_image.search(str(v)))).mean() > .9), None)
+    return next((c for c,s in text.items() if len(s) and np.mean([isinstance(v, (str, Path)) and bool(_is_image.search(str(v))) for v in s]) > .9), None)
 
 def guess_kind(
     s:pd.Series, # Column of labels
@@ -44,9 +44,12 @@ def guess_kind(
     known = s.dropna()
     if not len(known): return None, "no row is labelled"
     if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered and known.nunique() > 2: return OrdinalBlock(name, **_plain_vocab(s.cat.categories), **kwargs), f"classes in an order: the column is an ordered categorical, {s.cat.categories[0]} to {s.cat.categories[-1]}"
-    codes, vals = factorise(known, lists=True)
+    try: codes, vals = factorise(known, lists=True)
+    except Exception: return None, "it holds values that cannot be compared, such as dicts or arrays" # their own `==` and `hash` raise all kinds
+    known, codes = known[codes >= 0], codes[codes >= 0]
     if any(isinstance(v, tuple) for v in vals): return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
-    vals, count = [plain(v) for v in vals], np.bincount(codes)
+    try: vals, count = [plain(v) for v in vals], np.bincount(codes)
+    except TypeError as e: return None, f"its values are no labels of a file: {e}"
     few = f"{len(vals)} different values in {len(known)} labelled rows"
     if len(vals) == 1: return None, f"it is {vals[0]!r} wherever it is labelled, so that there is nothing to learn. If blank means no here, fill the blanks with 0"
     if pd.api.types.is_datetime64_any_dtype(s): return None, "it holds dates: turn them into numbers of a known unit"
@@ -61,6 +64,7 @@ def _plain_vocab(classes):
 
 def _number(known, vals, count, name, few, kwargs):
     lo, hi = min(vals), max(vals)
+    if not -1e300 < lo <= hi < 1e300: return None, "it holds numbers that are not finite, or too large to count with"
     whole, between = all(float(v).is_integer() for v in vals), f"numbers from {lo:g} to {hi:g}"
     if set(vals) <= {0, 1}: return BinaryBlock(name, **kwargs), "yes or no: its values are 0 and 1"
     if whole and len(vals) == len(known) >= 20 and (known.is_monotonic_increasing or re.search(r'(^|_)(id|idx|index|key)$', name, re.I)): return None, "its numbers only name the rows"
@@ -116,8 +120,9 @@ def picture_size(files, n=50):
     sizes = set()
     for f in list(files)[:n]:
         try:
+            if not Path(f).is_file(): return None # to open a pipe would be to wait for ever
             with Image.open(f) as im: sizes.add(im.size)
-        except OSError: return None
+        except Exception: return None # readers of damaged files raise all kinds
     return sizes.pop() if len(sizes) == 1 else None
 
 # %% ../nbs/14_guess.ipynb #3dd93beb

@@ -64,7 +64,7 @@ class OrdinalBlock(_Classes):
         if op in ('eq', 'ne', 'isin'): return super().check(op, value)
         if op == 'between':
             lo, hi = self._edge(value[0], bisect_left), self._edge(value[1], bisect_right) - 1
-            if lo > hi: raise FlowError(f"{self.path}.between({value[0]!r}, {value[1]!r}) is never true: the lower class comes first")
+            if lo > hi: raise FlowError(f"{self.path}.between({value[0]!r}, {value[1]!r}) is never true: the lower class comes first, and some class must lie between")
             return [lo, hi]
         return [self._edge(value, bisect_right if op == 'gt' else bisect_left), self.n_out - 1] if op in ('gt', 'ge') else [0, self._edge(value, bisect_left if op == 'lt' else bisect_right) - 1]
     def states(self, op, value): return super().states(op, value) if op in ('eq', 'ne', 'isin') else tuple(range(value[0], value[1] + 1))
@@ -120,7 +120,7 @@ class CountBlock(_Regression):
         self.span = float(x.mean()) if len(x) and x.mean() > 0 else 1.
     def encode(self, df):
         vals, known = super().encode(df)
-        if (bad := (vals < 0) | (vals % 1 != 0)).any(): raise self.bad(df, self.cols[0], int(bad[:,0].argmax()), "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in general there is UnboundedRegressionBlock")
+        if (bad := (vals < 0) | (vals % 1 != 0) | (vals > 2**53)).any(): raise self.bad(df, self.cols[0], int(bad[:,0].argmax()), "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in general there is UnboundedRegressionBlock")
         return vals, known
     def describe(self): return f'counts, mean {self.span:.4g}'
     def check(self, op, value):

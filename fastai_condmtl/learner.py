@@ -23,7 +23,7 @@ import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an expor
 
 # %% auto #0
 __all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'every_row', 'frames_of', 'learn_shapes', 'Collect', 'collect',
-           'raw_preds']
+           'as_series', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(
@@ -172,6 +172,11 @@ def _index(items, what):
     if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'): raise FlowError(f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
     return pd.RangeIndex(len(items))
 
+def as_series(col):
+    "A column in the dtype that pandas takes for it"
+    try: return pd.Series(col)
+    except UnicodeEncodeError: return pd.Series(col, dtype=object) # halves of surrogate pairs, which Arrow's strings cannot hold
+
 @patch
 def to_frame(self:BoundFlow,
     y, # Packed `(N, 2, D)`, labels or decoded predictions
@@ -187,7 +192,7 @@ def to_frame(self:BoundFlow,
         known = natural[:,1,s.targets] > 0
         for j,(c,col) in enumerate(self.tasks[p].to_columns(natural[:,0,s.targets], known).items()):
             k = known[:,j] if len(self.tasks[p].cols) > 1 else known.any(1)
-            res[c] = pd.Series(col) if c not in res else res[c].where(seen[c], pd.Series(col)) # tasks may share a column: the first that is reached fills it
+            res[c] = as_series(col) if c not in res else res[c].where(seen[c], as_series(col)) # tasks may share a column: the first that is reached fills it
             seen[c] = k | seen.get(c, False)
     return pd.DataFrame(res)
 

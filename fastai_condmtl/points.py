@@ -79,8 +79,8 @@ class _Coordinates(ConditionalBlock):
         for i,v in enumerate(df[col]):
             if _missing(v): rows.append(None); continue
             if isinstance(v, (str, bytes)): raise self.bad(df, col, i, f"this is text: a cell holds {self.cell_holds}; parse it, or give each coordinate a column (cols=[...])")
-            try: rows.append(np.array([np.nan if _missing(x) else float(x) for x in _flat(v)]))
-            except (TypeError, ValueError): raise self.bad(df, col, i, f"a cell holds {self.cell_holds}") from None
+            try: rows.append(np.array([np.nan if _missing(x) else _coordinate(x) for x in _flat(v)]))
+            except (TypeError, ValueError, OverflowError): raise self.bad(df, col, i, f"a cell holds {self.cell_holds}: correct the cell or leave it blank") from None
             if np.isinf(rows[-1]).any(): raise self.bad(df, col, i, "not a finite number: correct the cell or leave it blank")
         first = next((i for i,r in enumerate(rows) if r is not None), None)
         if n is None: n = 0 if first is None else len(rows[first])
@@ -109,7 +109,10 @@ class _Coordinates(ConditionalBlock):
         if len(known) > 8 and known.min() >= 0 and known.max() <= 1 and np.ptp(known) > 0:
             raise FlowError(f"task '{self.path}': all coordinates lie between 0 and 1: they look like shares, and are read as pixels of the original picture: multiply x by its width and y by its height")
 
-def _missing(v): return v is None or v is pd.NA or isinstance(v, (float, np.floating)) and v != v
+def _missing(v): return v is None or v is pd.NA or isinstance(v, (float, np.floating)) and v != v or not hasattr(v, '__len__') and pd.isna(v) is True
+def _coordinate(x):
+    if isinstance(x, (str, bytes, bytearray)): raise ValueError(x) # float would read them
+    return float(x)
 def _flat(v):
     "Numbers of a list, nested or not; in a nested one, a point that is missing as a whole is two numbers"
     v = list(v)

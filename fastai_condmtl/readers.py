@@ -37,8 +37,9 @@ def _folder(path, file=None):
 
 def _size(file):
     try:
+        if not Path(file).is_file(): raise OSError(file) # to open a pipe would be to wait for ever
         with Image.open(file) as im: return im.size
-    except OSError: raise FlowError(f"picture '{file}' cannot be read, and its landmarks are told in pixels of its own size: unpack the pictures beside the lists, or keep these pixels with size=None") from None
+    except Exception: raise FlowError(f"picture '{file}' cannot be read, and its landmarks are told in pixels of its own size: unpack the pictures beside the lists, or keep these pixels with size=None") from None
 
 # %% ../nbs/11e_readers.ipynb #3a5074da
 _lists = dict(train='training.txt', test='testing.txt')

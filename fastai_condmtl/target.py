@@ -176,7 +176,8 @@ def encode(self:BoundFlow,
     for i,s in enumerate(self.target_slices):
         vals, known = read(i)
         if own is not None: known = own[i]
-        np.multiply(plan.blocks[i].scale(vals), known, out=out[:,0,s], casting='unsafe')
+        with np.errstate(over='ignore', invalid='ignore'): np.multiply(plan.blocks[i].scale(vals), known, out=out[:,0,s], casting='unsafe')
+        if not (fits := np.isfinite(out[:,0,s])).all(): raise plan.blocks[i].bad(df, plan.blocks[i].cols[0], int((~fits.all(1)).argmax()), "on the scale of the loss this is more than float32 holds: correct the cell, or use another unit")
         out[:,1,s] = known if ok[i] is None else known & ok[i][:,None]
         if weight_cols[i] is not None: out[:,1,s] *= _row_weights(plan.blocks[i], df, weight_cols[i], out[:,1,s].any(1))[:,None]
         if i not in asked: cols.pop(i, None)

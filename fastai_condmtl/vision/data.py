@@ -4,16 +4,17 @@
 
 # %% ../../nbs/vision/00_data.ipynb #2093ea84
 from __future__ import annotations
-import csv, warnings
+import csv, io, os, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, PIL
+from PIL import Image
 from fastcore.all import L, delegates, parallel
 from fasttransform import Transform
 from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.torch_core import Tensor
-from fastai.vision.core import PILImage
+from fastai.vision.core import PILBase, PILImage, load_image
 from ..conditions import FlowError
 from ..data import ColumnSplitter, as_flow, as_splitter, leaves
 from ..target import as_table
@@ -22,19 +23,33 @@ import fastai_condmtl.sources # noqa: F401  dls.balanced
 import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
-__all__ = ['OpenImage', 'Readable', 'readable', 'ImageFile', 'FixedSplits', 'keep_rows', 'ConditionalDataLoaders']
+__all__ = ['eight_bits', 'OpenImage', 'Readable', 'readable', 'ImageFile', 'FixedSplits', 'keep_rows', 'ConditionalDataLoaders']
 
 # %% ../../nbs/vision/00_data.ipynb #71b3e438
+def eight_bits(im):
+    "A gray picture of 16 bits a pixel, or of whole or floating-point numbers, with 8 bits: PIL's `convert` would make all above 255 white"
+    if im.mode[0] not in 'IF': return im
+    x = np.asarray(im)
+    lo, hi = x.min(), x.max()
+    if im.mode != 'F' and 0 <= lo and hi <= 65535: return Image.fromarray(np.round(x/257).astype(np.uint8)) if im.mode != 'I' or hi > 255 else im
+    if not (0 <= lo and hi <= 255 and (hi > 1 or hi == 0)): raise ValueError(f"its gray values are numbers from {lo:g} to {hi:g}, of which nobody can tell what is white; save it with 8 or 16 bits a pixel")
+    return im
+
 class OpenImage(Transform):
-    "Open an image with `cls.create`; an unreadable one is an error that names the file"
+    "Open an image as `cls.create` does, 16 bits a pixel as 8; an unreadable one is an error that names the file"
     input_types = (Path, str, Tensor, np.ndarray, bytes, PIL.Image.Image)
     def __init__(self, cls=PILImage):
         super().__init__()
         self.cls = cls
     def __call__(self, fn, **kwargs):
         try:
-            if isinstance(fn, PIL.Image.Image): fn = fn.convert(self.cls._open_args.get('mode', fn.mode)) # a copy, with its pixels read
-            return self.cls.create(fn)
+            mode = getattr(self.cls, '_open_args', {}).get('mode')
+            if isinstance(fn, (str, Path)) and not Path(fn).is_file(): # to open a pipe would be to wait for ever
+                if not os.path.lexists(fn): raise FileNotFoundError
+                raise OSError("it is a folder, a pipe or a link that leads nowhere, and no file")
+            if isinstance(fn, PIL.Image.Image): return self.cls.create(eight_bits(fn).convert(mode or fn.mode)) # a copy, with its pixels read
+            if mode not in ('RGB', 'L') or not isinstance(fn, (str, Path, bytes)) or getattr(self.cls.create, '__func__', None) is not PILBase.create.__func__: return self.cls.create(fn)
+            return self.cls(eight_bits(load_image(io.BytesIO(fn) if isinstance(fn, bytes) else fn)).convert(mode))
         except FileNotFoundError: raise FlowError(f"there is no image file '{fn}': check path=, folder=, suff= and the column with the file names, or leave such rows out with bad_images='skip'") from None
         except Exception as e: raise FlowError(f"cannot read image {_called(fn)}: {type(e).__name__}: {e}. Replace the file, or leave such rows out with bad_images='skip'") from e
     def decode(self, x, **kwargs): return x
@@ -45,8 +60,9 @@ class Readable:
     "Can the image in row `r` be read?"
     def __init__(self, get_x, img_cls): self.get_x, self.img_cls = get_x, img_cls
     def __call__(self, r):
-        try: return bool(self.img_cls.create(self.get_x(r)).load())
-        except Exception: return False # whatever is wrong with it, the row is named in a warning
+        try: OpenImage(self.img_cls)(self.get_x(r))
+        except FlowError: return False # whatever is wrong with it, the row is named in a warning
+        return True
 
 def readable(
     df,        # Table with a row an image
