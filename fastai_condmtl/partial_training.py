@@ -138,14 +138,14 @@ if not hasattr(Learner.freeze_to, '_plain'):
     @patch
     def freeze_to(self:Learner, n):
         "Freeze parameter groups up to `n`; ends `freeze_except`"
-        for cb in [cb for cb in self.cbs if isinstance(cb, PartialTraining)]:
+        for cb in self.cbs.filter(lambda cb: cb.name == 'partial_training'):
             for p in cb.off: p.requires_grad_(True)
             self.remove_cb(cb)
         _freeze_to(self, n)
     @patch
     def create_opt(self:Learner):
         "Create an optimizer with default hyper-parameters, of all parameters, also while `freeze_except` is in force (the stock splitter takes those that are trained)"
-        off = [p for cb in self.cbs if isinstance(cb, PartialTraining) for p in cb.off]
+        off = [p for cb in self.cbs if cb.name == 'partial_training' for p in cb.off]
         for p in off: p.requires_grad_(True)
         _create_opt(self)
         for p in off: p.requires_grad_(False)
