@@ -18,7 +18,7 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif', '.webp', '
 
 def is_mask(v): "Is a cell a picture: an opened image, or an array of two dimensions and more?"; return getattr(v, 'ndim', 0) >= 2 or hasattr(v, 'getpixel')
 def is_picture_file(v): "Is a cell the name of a picture's file?"; return isinstance(v, str) and v.lower().endswith(SUFFIXES) or type(v).__name__ in ('PosixPath', 'WindowsPath')
-def is_mask_block(o): "Is it fastai's `MaskBlock`, called or not?"; return getattr(o, '__name__', '') == 'MaskBlock' or any(type(t).__name__ == 'AddMaskCodes' for t in getattr(o, 'item_tfms', None) or ())
+def is_mask_block(o): "Is it fastai's `MaskBlock`, called or not?"; return getattr(o, '__name__', '') == 'MaskBlock' or not isinstance(o, type) and any(type(t).__name__ == 'AddMaskCodes' for t in getattr(o, 'item_tfms', None) or ())
 def picture_hint(v): "What to add to an error about the label `v`"; return f". Is it a mask? Then: {MASKS}" if is_mask(v) or is_picture_file(v) else ''
 
 class SegmentationBlock:
