@@ -16,6 +16,7 @@ from .explain import FlowTree
 from .heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.gradients import GradientCosine
+from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
 from .evaluate import Evaluation
@@ -24,3 +25,5 @@ from .table import Cleaner
 from .callback.track import ConditionalTensorBoard, ConditionalWandb
 from .flow_json import register_block
 from .guess import guess_flow
+from .export import Deployed
+from .safe import Predictor, load_safe
