@@ -47,6 +47,7 @@ def guess_kind(
     try: codes, vals = factorise(known, lists=True)
     except Exception: return None, "it holds values that cannot be compared, such as dicts or arrays" # their own `==` and `hash` raise all kinds
     known, codes = known[codes >= 0], codes[codes >= 0]
+    if not len(known): return None, "no row is labelled"
     if any(isinstance(v, tuple) for v in vals): return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
     try: vals, count = [plain(v) for v in vals], np.bincount(codes)
     except TypeError as e: return None, f"its values are no labels of a file: {e}"

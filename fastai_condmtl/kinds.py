@@ -135,7 +135,9 @@ class CountBlock(_Regression):
         t = (x >= value[0]) & (x <= value[1])
         if op == 'ne': t = ~t
         return t & known[:,0], ~t & known[:,0]
-    def force(self, op, value, truth): return [(0, value[0])] if value[0] == value[1] and truth == (op != 'ne') else []
+    def force(self, op, value, truth):
+        if truth == (op != 'ne'): return [(0, value[0])] if value[0] == value[1] else []
+        return [(0, 0.)] if value == [1, np.inf] else [] # not one or more: none
     def to_cell(self, vals): return int(poisson_median(np.float64(vals[0])))
     def to_columns(self, vals, known): return {self.cols[0]: pd.arrays.IntegerArray(poisson_median(np.where(known[:,0], vals[:,0], 0.)).astype(np.int64), ~known[:,0])}
 

@@ -84,6 +84,12 @@ def test_odd_columns_are_left_out_of_a_guess(values):
     g = guess_flow(df)
     assert [t.name for t in g.flow.tasks][-1] == 'y' and g.flow.bind(df) is not None
 
+def test_not_one_or_more_is_none():
+    df = pd.DataFrame(dict(n=[None, None, 3.], x=[1, 0, None]))
+    for cond in (~(task('n') >= .5), task('n') < 1, ~(task('n') > 0)):
+        y = Flow('f', CountBlock('n'), BinaryBlock('x') | cond, infer_labels='train').bind(df).encode(df)
+        assert y[:,1].tolist() == [[1, 1], [1, 1], [1, 0]] and y[:2,0,0].tolist() == [0, 0]
+
 def test_a_bare_task_is_a_target():
     assert as_flow(BinaryBlock('x')).name == 'x' and BinaryBlock('x').item_tfms == []
 
