@@ -18,13 +18,13 @@ from .base import ConditionalBlock, names_of, near
 from .conditions import FlowError
 from .data import FlowTransform, as_flow
 from .flow import Flow
-from .heads import Branch, ConditionalHead, RunNeeded, Unit, conditional_head, head_of, needs_heads, stock_logits
+from .heads import Branch, ConditionalHead, RunNeeded, Unit, conditional_head, head_of, last_layer, needs_heads, stock_logits
 from .learner import flow_of, loss_of
 from .metrics import TaskMetric
 from .callback.thresholds import ThresholdSearch
 
 # %% auto #0
-__all__ = ['kept_tasks', 'kept_logits', 'task_weights', 'copy_tasks', 'last_layer', 'new_layer', 'regrown_data']
+__all__ = ['kept_tasks', 'kept_logits', 'task_weights', 'copy_tasks', 'new_layer', 'regrown_data']
 
 # %% ../nbs/06g_grow.ipynb #a541f3e9
 def kept_tasks(
@@ -146,14 +146,6 @@ def _copy_uses(old_layer, old, new_layer, new, kept, notes):
             notes[q] = ', '.join(filter(None, [notes[q], f"no longer reads {', '.join(map(repr, lost))}"]))
 
 # %% ../nbs/06g_grow.ipynb #ae0456ec
-def last_layer(model, flow):
-    "The `ConditionalHead` of a network, or its last `nn.Linear`, which must give the logits of `flow`"
-    head = next((m for m in model.modules() if isinstance(m, ConditionalHead)), None)
-    if head is not None: return head
-    lins = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not lins or lins[-1].out_features != flow.c: raise FlowError(f"the network does not end in an nn.Linear with the {flow.c} logits of the flow" + (f", but in {lins[-1]}" if lins else '') + ": give it such a layer, or a conditional_head")
-    return lins[-1]
-
 def _linear(like, n_out, bias, init):
     "A fresh layer beside `like`"
     res = nn.Linear(like.in_features, n_out, bias=bias, device=like.weight.device, dtype=like.weight.dtype)

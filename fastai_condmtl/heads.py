@@ -18,7 +18,7 @@ from .target import packed
 
 # %% auto #0
 __all__ = ['Branch', 'as_branches', 'DeepHeads', 'Unit', 'Uses', 'ConditionalHead', 'NeededRows', 'RunNeeded', 'head_of',
-           'conditional_head', 'needs_heads', 'stock_logits']
+           'last_layer', 'conditional_head', 'needs_heads', 'stock_logits']
 
 # %% ../nbs/06d_heads.ipynb #904d65e8
 class Branch:
@@ -169,6 +169,7 @@ class ConditionalHead(nn.Module):
             u = self.uses[j]
             logits = torch.cat([logits[:, :u.cols.start], logits[:, u.cols] + u(logits).to(logits.dtype), logits[:, u.cols.stop:]], 1)
         return logits
+    def __getstate__(self): return {**self.__dict__, 'context': None} # rows of a batch that was broken off stay here
     def extra_repr(self): return f'{len(self.flow.paths)} tasks' + (f"; only where needed: {', '.join(str(self.names[k]) for k in self.waits)}" if self.waits else '')
 
 def _by_conditions(left, asks):
@@ -216,9 +217,18 @@ class RunNeeded(Callback):
     def after_pred(self): head_of(self.learn).context = None
     def after_cancel_batch(self): head_of(self.learn).context = None
 
-def head_of(learn) -> ConditionalHead:
-    "The `ConditionalHead` in a learner's network; None without"
-    return next((m for m in learn.model.modules() if isinstance(m, ConditionalHead)), None)
+def head_of(
+    learn, # `Learner`, or its network
+) -> ConditionalHead:
+    "The `ConditionalHead` in a network; None without"
+    return next((m for m in getattr(learn, 'model', learn).modules() if isinstance(m, ConditionalHead)), None)
+
+def last_layer(model, flow):
+    "Where the tasks' own parameters are: the `ConditionalHead` of a network, or its last `nn.Linear`, which must give the logits of the bound `flow`"
+    head, lin = head_of(model), next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    if head is not None: return head
+    if lin is None or lin.out_features != flow.c: raise FlowError(f"the last linear layer of this {type(model).__name__} has {'no' if lin is None else lin.out_features} outputs, and the flow has {flow.c} logits: tasks can be told apart where the network ends in nn.Linear(..., dls.c), as fastai's learners do, or in a conditional_head")
+    return lin
 
 # %% ../nbs/06d_heads.ipynb #338d5248
 def conditional_head(

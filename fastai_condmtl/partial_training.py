@@ -11,7 +11,7 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
 from .base import near
 from .conditions import FlowError
-from .heads import ConditionalHead, DeepHeads
+from .heads import DeepHeads, head_of, last_layer
 from .learner import flow_of
 from .target import BoundFlow
 
@@ -47,10 +47,9 @@ def task_params(
     "Parameters that belong to these tasks alone, as pairs of parameter and positions along its first dimension"
     cols, res = {c for p in paths for c in range(flow.slices[p].logits.start, flow.slices[p].logits.stop)}, []
     def add(params, rows): res.extend((p, torch.tensor(rows, device=p.device)) for p in params if p is not None and rows)
-    head = next((m for m in model.modules() if isinstance(m, ConditionalHead)), None)
-    if head is None:
-        lin = _last_linear(model, flow)
-        add((lin.weight, lin.bias), sorted(cols))
+    head = last_layer(model, flow)
+    if isinstance(head, nn.Linear):
+        add((head.weight, head.bias), sorted(cols))
         return res
     for unit in head.units:
         left = unit.cols
@@ -67,12 +66,6 @@ def task_params(
     for u in head.uses:
         if u.cols.start in cols: add((u.lin.weight,), list(range(u.lin.out_features)))
     return res
-
-def _last_linear(model, flow):
-    lin = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    if lin is None or lin.out_features != flow.c:
-        raise FlowError(f"the last linear layer of this {type(model).__name__} has {'no' if lin is None else lin.out_features} outputs, and the flow has {flow.c} logits: tasks can be told apart where the network ends in nn.Linear(..., dls.c), as fastai's learners do")
-    return lin
 
 # %% ../nbs/06f_partial_training.ipynb #9db72c70
 class PartialTraining(Callback):
@@ -108,11 +101,11 @@ class PartialTraining(Callback):
             if len(rest): self.still.append((p, rest))
     def _neck(self):
         "Parameters that the named tasks read through, and no longer the body"
-        flow, head = flow_of(self.learn), next((m for m in self.model.modules() if isinstance(m, ConditionalHead)), None)
+        flow, head = flow_of(self.learn), head_of(self.learn)
         if head is not None:
             read = {flow.plan.features[flow.paths.index(p)] for p in self.paths}
             return [p for n,u in zip(head.names, head.units) if n in read and u.neck is not None for p in u.neck.parameters()]
-        lin = _last_linear(self.model, flow)
+        lin = last_layer(self.model, flow)
         return [p for p in self.learn.opt.param_lists[-1] if p is not lin.weight and p is not lin.bias]
     def __getstate__(self): return {**self.__dict__, 'still': [], 'kept': []}
     def __repr__(self):

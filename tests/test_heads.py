@@ -1,6 +1,6 @@
 """Fused heads against one module a task, branches where they are needed against branches everywhere, and what a fastai user does with a learner that has
 them. The reference networks are built here, task by task, from the paths alone."""
-import contextlib, copy, io, pickle, subprocess, sys, textwrap, warnings
+import contextlib, copy, io, pickle, random, subprocess, sys, textwrap, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given
@@ -452,3 +452,10 @@ def test_two_processes_agree_with_one(tmp_path):
     for s in (slice(0, 20), slice(20, 40)): (bound.loss_func(head(x[s]), y[s])/2).backward()
     for r in range(2):
         for a, b in zip(torch.load(f"{tmp_path/'grads'}{r}"), head.parameters()): torch.testing.assert_close(a, b.grad)
+
+def test_rows_of_a_broken_batch_do_not_leave():
+    "A batch that fails between `before_batch` and `after_pred` leaves its rows on the head; copies and files do not take them along."
+    rng = random.Random(3)
+    head = make(random_heads(rng)[0], rng)
+    head.context = NeededRows(4, torch.ones(4, 2))
+    assert copy.deepcopy(head).context is None and head.context is not None

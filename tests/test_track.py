@@ -1,6 +1,6 @@
 """What TensorBoard and Weights & Biases are given, read back from their files, against pandas and numpy on a learner whose logits stand in its rows (a learning
 rate of 0 keeps them); which inputs are shown, by the colour of their pictures; that looking changes nothing."""
-import importlib.util, io, json, pickle, random, struct
+import copy, importlib.util, io, json, pickle, random, struct
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
@@ -8,7 +8,7 @@ from fastai.vision.all import (Callback, ColReader, CSVLogger, DataBlock, EarlyS
                                Transform, TransformBlock, load_learner)
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.callback import track
-from fastai_condmtl.callback.track import ConditionalTensorBoard, ConditionalWandb, Kept, Tracked, task_weights
+from fastai_condmtl.callback.track import ConditionalTensorBoard, ConditionalWandb, Kept, Tracked
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.skipif(importlib.util.find_spec('tensorboard') is None, reason="needs tensorboard: pip install 'fastai_condmtl[track]'")]
 N, TRAIN, KINDS = 96, 64, list('uvw')
@@ -366,6 +366,15 @@ def test_wrong_use(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'fastai_condmtl\[track\]'): ConditionalTensorBoard()
     with pytest.raises(ImportError, match='wandb'): ConditionalWandb()
 
+def test_weights_are_those_of_the_learners_own_loss(tmp_path):
+    "A learner given a loss of its own trains on that one's weights, and these are told."
+    learn = make_learn()
+    learn.loss_func = copy.deepcopy(learn.dls.flow.loss_func)
+    for w, (name, row) in zip((4., 3., 2., 1.), learn.loss_func.weight_rows().values()): learn.loss_func._buffers[name][row] = w
+    quietly(learn.fit, 1, cbs=ConditionalTensorBoard(tmp_path))
+    got = scalars(tmp_path)
+    assert [got[f'{p}/weight'][-1][1] for p in learn.loss_func.weight_rows()] == [4., 3., 2., 1.]
+
 def test_tracked_by_itself():
     "What the writers write can be had without them."
     learn = make_learn()
@@ -373,7 +382,7 @@ def test_tracked_by_itself():
     assert [tag for tag, _ in t.figures()] == ['a/threshold_curve'] and [tag for tag, _ in t.texts()] == ['_flow/trees', 'a/worst', 'a/best']
     want = by_hand(learn, range(TRAIN, N))['a']
     assert t.picks['a/worst'][0] == (pytest.approx(want.max(), rel=1e-4), want.idxmax() - TRAIN)
-    assert task_weights(learn.loss_func).tolist() == [1., 2., .5, 1.]
+    assert learn.loss_func.task_weights().tolist() == [1., 2., .5, 1.]
     with learn.no_bar(): assert Tracked(learn, tasks=['a']).picks['a/worst'][0] == t.picks['a/worst'][0]
 
 def collect_kept(learn):

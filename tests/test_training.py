@@ -18,7 +18,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from torchvision.ops import sigmoid_focal_loss
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.callback.schedule import TaskLR, WeightSchedule
-from fastai_condmtl.callback.track import task_weights
 from fastai_condmtl.conditions import FlowError
 from fastai_condmtl.equip import equip
 from fastai_condmtl.flow import Flow
@@ -353,13 +352,13 @@ def test_an_interrupted_fit_gives_weights_back():
     cb = WeightSchedule('look', SchedCos(0, 1))
     learn = Learner(dls, nn.Linear(6, dls.c), cbs=cb)
     with pytest.raises(KeyboardInterrupt): fit(learn, 2, cbs=Stop())
-    assert task_weights(learn.loss_func).tolist() != [1, 2, 2, 2, 2]
+    assert learn.loss_func.task_weights().tolist() != [1, 2, 2, 2, 2]
     with learn.no_bar(), learn.no_logging(): learn.validate()
-    assert task_weights(learn.loss_func).tolist() == [1, 2, 2, 2, 2] == task_weights(dls.loss_func).tolist()
+    assert learn.loss_func.task_weights().tolist() == [1, 2, 2, 2, 2] == dls.loss_func.task_weights().tolist()
     fit(learn, 1)
-    assert task_weights(learn.loss_func).tolist() == [1, 2, 2, 2, 2]
+    assert learn.loss_func.task_weights().tolist() == [1, 2, 2, 2, 2]
     with learn.no_bar(), learn.no_logging(): learn.lr_find(show_plot=False, num_it=5); learn.get_preds()
-    assert task_weights(learn.loss_func).tolist() == [1, 2, 2, 2, 2]
+    assert learn.loss_func.task_weights().tolist() == [1, 2, 2, 2, 2]
 
 def test_schedules_with_mixup_and_export(tmp_path):
     dls = data(flow_of_all())
@@ -367,9 +366,9 @@ def test_schedules_with_mixup_and_export(tmp_path):
     fit(learn, 2)
     w = learn.recorder.hps['weight of look']
     assert w[0] == 0 and w == sorted(w) and len(w) == 2*len(dls.train)
-    assert isinstance(learn.loss_func, ConditionalLoss) and task_weights(learn.loss_func).tolist() == [1]*5
+    assert isinstance(learn.loss_func, ConditionalLoss) and learn.loss_func.task_weights().tolist() == [1]*5
     learn.export('l.pkl')
-    assert task_weights(load_learner(tmp_path/'l.pkl').loss_func).tolist() == [1]*5
+    assert load_learner(tmp_path/'l.pkl').loss_func.task_weights().tolist() == [1]*5
 
 # ---- weights of rows --------------------------------------------------------------------------------------------------
 def weighted_by_hand(bound, z, y, w):
@@ -405,7 +404,7 @@ def test_row_weights_by_hand(scale):
     loss.backward(); want.backward()
     torch.testing.assert_close(z.grad.double(), z64.grad, rtol=1e-4, atol=1e-7)
     per = bound.loss_func.per_task(z.detach(), y)
-    torch.testing.assert_close((per*task_weights(bound.loss_func)).sum(), loss.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((per*bound.loss_func.task_weights()).sum(), loss.detach(), rtol=1e-5, atol=1e-6)
     rows = ConditionalLoss(bound, 'none')(z.detach(), y)
     torch.testing.assert_close(rows.mean(), loss.detach(), rtol=1e-5, atol=1e-6)
     sample, sample1 = (f.loss_func.per_sample(z.detach(), t) for f, t in ((bound, y), (plain, y1)))

@@ -15,7 +15,7 @@ from fastai.torch_core import TensorBase, TensorImage, no_random, num_distrib, r
 from .thresholds import _weights
 from ..explain import tell
 from ..interpret import ConditionalInterpretation, Losses, Picked
-from ..learner import collect, flow_of
+from ..learner import collect, flow_of, loss_of
 from ..metrics import TaskMetric
 from ..points import Frame
 from ..target import FlowPrediction, TensorConditional
@@ -23,8 +23,8 @@ import fastai_condmtl.tune # learn.plot_threshold
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['Kept', 'task_weights', 'balanced_weights', 'Tracked', 'ConditionalTracker', 'ConditionalTensorBoard',
-           'ConditionalWandb', 'tensorboard_log']
+__all__ = ['Kept', 'balanced_weights', 'Tracked', 'ConditionalTracker', 'ConditionalTensorBoard', 'ConditionalWandb',
+           'tensorboard_log']
 
 # %% ../../nbs/callback/01_track.ipynb #06e9aedc
 class Kept(Losses):
@@ -44,12 +44,6 @@ class Kept(Losses):
     def share(self, acc): "Take over the rows of the metrics' accumulator"; self.parts, self.data, self.thresholds = acc.parts, acc.data, acc.thresholds
 
 # %% ../../nbs/callback/01_track.ipynb #812629b5
-def task_weights(
-    loss, # `ConditionalLoss`
-):        # `(T,)` in flow order
-    "The weights in force in a loss"
-    return torch.cat([loss._buffers[name].reshape(-1) for name,*_ in loss.runs])[loss.task_back].cpu()
-
 def balanced_weights(learn, weights):
     "The mean weights of the last epoch, where a `TaskBalance` sets them; else `weights`"
     recent = getattr(getattr(learn, 'task_balance', None), 'recent', None)
@@ -71,7 +65,7 @@ class Tracked:
 
     def scalars(self) -> dict:
         "Tag → number: per task losses, weight, share of the training loss, and what the recorder has just recorded; NaN (no row counts) is left out"
-        weights, train, valid = balanced_weights(self.learn, task_weights(self.flow.loss_func)), self.train, self.acc.losses().nanmean(0) if self.some else None
+        weights, train, valid = balanced_weights(self.learn, loss_of(self.learn).task_weights().cpu()), self.train, self.acc.losses().nanmean(0) if self.some else None
         cols = dict(weight=weights, train_loss=train, valid_loss=valid, loss_share=None if train is None else train*weights/(train*weights).nansum())
         res = {f'{p}/{k}': float(v[i]) for i,p in enumerate(self.flow.paths) for k,v in cols.items() if v is not None} | self.recorded()
         return {k: v for k,v in res.items() if v == v or k.startswith('_total/')} # a total that is NaN has to be seen
