@@ -5,6 +5,7 @@
 # %% ../nbs/06_data.ipynb #d505ef05
 from __future__ import annotations
 from heapq import heapify, heappop, heappush
+from multiprocessing.context import get_spawning_popen
 import numpy as np, pandas as pd, torch
 from scipy import sparse
 from fastcore.all import patch, is_indexer, mask2idxs, L
@@ -43,7 +44,9 @@ class EncodedRows:
         return y
     def _rows(self): return self.y if isinstance(self.idx, range) and self.idx == range(len(self.y)) else self.y[torch.as_tensor(np.asarray(self.idx))]
     def packed(self): "All rows as one tensor `(n, 2, D)`"; return self._rows().as_subclass(TensorConditional)
-    def __getstate__(self): return dict(y=self._rows(), idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
+    def __getstate__(self):
+        if get_spawning_popen() is not None: return self.__dict__ # to a worker of a loader: torch hands it the table itself, in shared memory
+        return dict(y=self._rows(), idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
     def __repr__(self): return f'EncodedRows({len(self)} of {len(self.y)})'
 
 class ConditionalLists(TfmdLists):

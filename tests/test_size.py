@@ -1,5 +1,5 @@
 """Nothing grows faster than it must: operations are counted, not seconds; loader workers share the table of labels"""
-import sys
+import pickle, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.all import *
@@ -49,9 +49,18 @@ def test_workers_do_not_copy_the_labels():
     alone, lists = (max(u for u,_ in size.workers(n, as_list, batches=20)) for as_list in (False, True))
     assert alone < 45 and alone < lists, (alone, lists)
 
+def test_spawned_workers_share_the_labels():
+    "What a worker that is not forked is sent holds the table as shared memory, and the rows it reads are right"
+    y = torch.rand(1000, 2, 8)
+    rows = EncodedRows(y)[np.random.default_rng(0).permutation(1000)]
+    want = rows.packed().as_subclass(torch.Tensor).clone()
+    dl = torch.utils.data.DataLoader(size.Rows(rows), batch_size=64, num_workers=1, collate_fn=torch.stack, multiprocessing_context='spawn')
+    assert torch.equal(torch.cat(list(dl)).as_subclass(torch.Tensor), want)
+    assert rows.y.is_shared() and rows.y.data_ptr() == y.data_ptr()          # one table, whoever reads it
+    assert len(pickle.dumps(rows[:2])) < 2000                                # a file still carries its own rows only
+
 @pytest.mark.parametrize('depth', [50, 190])
 def test_deep_flows(depth):
-    import pickle
     flow = size.of_depth(depth)
     df = size.ones([f't{i}' for i in range(1, depth + 1)])
     df.loc[3, f't{depth//2}'] = 0
