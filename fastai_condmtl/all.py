@@ -1,8 +1,7 @@
 "Everything that does not depend on the kind of input: `from fastai_condmtl.all import *`, after fastai's"
 from .conditions import Condition, any_of, task
 from .blocks import *
-from .kinds import CountBlock, OrdinalBlock
-from .points import BoxBlock, Frame, KeypointsBlock
+from .points import Frame
 from .flow import Flow, FlowError
 from .target import FlowPrediction, TensorConditional
 from .losses import ConditionalLoss

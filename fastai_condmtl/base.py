@@ -4,17 +4,19 @@
 
 # %% ../nbs/00c_base.ipynb #f26bd9c5
 from __future__ import annotations
-import difflib
+import difflib, operator
 from collections import Counter
 from copy import copy
+from functools import reduce
 from itertools import islice
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
-from .masks import is_mask, picture_hint
+from .masks import is_mask, is_picture_file, picture_hint
 
 # %% auto #0
 __all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'shortly', 'near',
-           'factorise', 'distinct', 'take', 'look_up', 'numbers']
+           'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'distinct', 'take', 'look_up',
+           'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -176,6 +178,18 @@ def near(word, words):
     return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10]))}{' …' if len(words) > 10 else ''}"
 
 # %% ../nbs/00c_base.ipynb #f61515e2
+def no_picture_files(block, df, labels):
+    "A column of files is no column of classes (with `vocab` given nothing is asked)"
+    if len(labels) > 1 and all(map(is_picture_file, labels)): raise block.bad(df, block.cols[0], int(df[block.cols[0]].notna().to_numpy().argmax()), "all labels are names of picture files. If they are classes, name them with vocab=")
+
+def sort_labels(labels):
+    "Sorted, also where the types are mixed"
+    try: return sorted(labels)
+    except TypeError: return sorted(labels, key=lambda l: (type(l).__name__, str(l)))
+
+def any_true(masks): "Where any of some boolean arrays or tensors holds"; return reduce(operator.or_, masks)
+def all_true(masks): "Where all of some boolean arrays or tensors hold"; return reduce(operator.and_, masks)
+
 def factorise(s:pd.Series, lists=False):
     "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
     if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'): s = s.astype(object) # Arrow cannot tell lists apart, and counts NaN as a value

@@ -10,12 +10,11 @@ import pandas as pd, torch
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from . import __version__
 from .base import near
-from .blocks import BinaryBlock, BoundedRegressionBlock, UnboundedRegressionBlock
+from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, OrdinalBlock, UnboundedRegressionBlock
 from .conditions import FlowError
 from .data import leaves
 from .files import write_csv, write_text
 from .flow import Flow
-from .kinds import CountBlock, OrdinalBlock
 from .guess import _task_name, guess_flow, guess_fn_col
 from .metrics import wanted_metrics
 import fastai_condmtl.flow_json # noqa: F401  Flow.from_json

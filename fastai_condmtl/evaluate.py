@@ -8,7 +8,7 @@ import hashlib
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.learner import Learner
-from .blocks import sort_labels
+from .base import sort_labels
 from .conditions import FlowError, atoms
 from .learner import collect, flow_of, learn_shapes, loss_of, progress
 from .metrics import check_metrics, wanted_metrics

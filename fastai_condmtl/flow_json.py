@@ -15,7 +15,7 @@ from .condition_text import plain, read_condition, write_condition
 from .conditions import FlowError
 from .files import write_text
 from .flow import Flow, Plan
-import fastai_condmtl.kinds # noqa: F401  blocks that files may name
+
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', 'arguments', 'block_config', 'to_jsonable',
@@ -46,7 +46,7 @@ def _subclasses(cls):
 
 def block_class(name:str):
     "The class that files call `name`"
-    ours = {c.__name__: c for c in _subclasses(ConditionalBlock) if c.__module__.startswith(_ours) and c.__name__[0] != '_'}
+    ours = {c.__name__: c for c in _subclasses(ConditionalBlock) if c.__module__.startswith(_ours) and c.__name__.endswith('Block')} # `Classes` and their like are parts of kinds
     known = {**ours, **_registered}
     if isinstance(name, str) and name in known: return known[name]
     if isinstance(name, str) and '.' in name: raise FlowError(f"block {name!r} is not registered: a file may come from anyone, so nothing is imported by name. If you trust it, import the class and call register_block({name.rpartition('.')[2]}) first")

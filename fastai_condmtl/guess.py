@@ -11,9 +11,9 @@ from itertools import combinations
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.stats import binom
-from .base import factorise
-from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock, _Classes, sort_labels
-from .kinds import CountBlock, OrdinalBlock
+from .base import factorise, sort_labels
+from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock
+from .classes import Classes
 from .condition_text import plain, write_condition
 from .conditions import FlowError, any_of, as_condition, atoms, both, kleene, task
 from .flow import Flow
@@ -165,7 +165,7 @@ class Table:
         b, q, k = self.blocks[i], task(self.names[i]), self.any[i] & rows
         if b.thresholded: return [(c, 1 if isinstance(b, BinaryBlock) else 3) for c in self.atoms(i)]
         if not k.any(): return []
-        if isinstance(b, _Classes): return self._classes(b, q, self.vals[i][k,0].astype(int), labelled[k])
+        if isinstance(b, Classes): return self._classes(b, q, self.vals[i][k,0].astype(int), labelled[k])
         x, l = self.vals[i][k,0], labelled[k]
         return [(q >= _neat(x[l].min()), 4), (q <= _neat(x[l].max()), 4)] if l.any() else []
 
@@ -191,7 +191,7 @@ class Table:
         b, q = self.blocks[i], task(self.names[i])
         if isinstance(b, BinaryBlock): return [as_condition(q), ~q]
         if isinstance(b, MultiLabelBlock): return [c for l in b.vocab[:50] for c in (q.has(l), ~q.has(l))]
-        return [q.eq(v) for v in b.vocab[:20]] if isinstance(b, _Classes) else []
+        return [q.eq(v) for v in b.vocab[:20]] if isinstance(b, Classes) else []
 
     def best(self, t, barred, rows):
         "The condition that explains best when task `t` is labelled within `rows` (N,), and those that explain it as well"

@@ -10,7 +10,7 @@ from .base import near
 from .conditions import FlowError
 
 # %% auto #0
-__all__ = ['balanced_classes', 'balanced_positives', 'sigmoid_focal', 'softmax_focal', 'check_loss']
+__all__ = ['balanced_classes', 'balanced_positives', 'span_of', 'sigmoid_focal', 'softmax_focal', 'check_loss']
 
 # %% ../nbs/00e_imbalance.ipynb #89fb415c
 def balanced_classes(
@@ -27,6 +27,8 @@ def balanced_positives(
     "Weights of yes with which it weighs as much as no; 1 where one of them does not occur"
     pos, neg = np.asarray(pos, dtype=float), np.asarray(neg, dtype=float)
     return np.divide(neg, pos, out=np.ones_like(pos), where=(pos > 0) & (neg > 0))
+
+def span_of(w): "Weights in words, from the least to the greatest"; return f'{w.min():.3g}' if len(w) == 1 else f'{w.min():.3g} to {w.max():.3g}'
 
 # %% ../nbs/00e_imbalance.ipynb #a2094ea2
 def sigmoid_focal(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from .base import ConditionalBlock, near, numbers
-from .blocks import _regression_losses
+from .regression import regression_losses
 from .conditions import FlowError
 
 # %% auto #0
@@ -62,7 +62,7 @@ class _Coordinates(ConditionalBlock):
     lower_is_better = ('mae', 'rmse')
     def _set(self, cols, loss):
         "Columns as they are written: one a coordinate, or one with lists"
-        if loss not in _regression_losses: raise FlowError(f"task '{self.name}': loss={loss!r} is not known: {near(loss, _regression_losses)}")
+        if loss not in regression_losses: raise FlowError(f"task '{self.name}': loss={loss!r} is not known: {near(loss, regression_losses)}")
         self.loss_name, self.given_cols = loss, None if cols is None else cols if isinstance(cols, (str, int)) else list(cols)
         if isinstance(self.given_cols, list):
             if twice := [c for i,c in enumerate(cols) if c in cols[:i]]: raise FlowError(f"task '{self.name}': column {twice[0]!r} stands twice in cols: name each coordinate once")
@@ -88,7 +88,7 @@ class _Coordinates(ConditionalBlock):
             if r is not None and len(r) != n: raise self.bad(df, col, i, f"{len(r)} numbers instead of {n}: a cell holds {self.cell_holds}, as many in each row")
         return np.array([np.full(n, np.nan) if r is None else r for r in rows]).reshape(len(df), n)
     def loss(self, logits, targets, weight=None):
-        res = _regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
+        res = regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
         return res if weight is None else (res*weight).sum()
     def activate(self, logits): return 2*logits.sigmoid() - 1
     def decide(self, acts): return acts

@@ -12,8 +12,7 @@ from fastcore.basics import patch
 from fasttransform import Pipeline, Transform
 from fasttransform.transform import compose_tfms
 from fastai.data.core import DataLoaders
-from .base import ConditionalBlock, near
-from .blocks import sort_labels
+from .base import ConditionalBlock, near, sort_labels
 from .conditions import Comparable, Condition, FlowError, as_condition, kleene
 from .data import EncodedRows, as_flow
 from .flow import Plan

@@ -149,7 +149,7 @@ class Oracle:
 # ---- the same spec as the library's objects ---------------------------------------------------------------------------
 def block(task):
     "The library's block for `task`, without its condition."
-    from fastai_condmtl import blocks as B, kinds as K
+    from fastai_condmtl import blocks as B
     kw = dict(task.get('kw', {}))
     if task.get('col'): kw['col'] = task['col']
     kind, name = task['kind'], task['name']
@@ -159,7 +159,7 @@ def block(task):
     if kind == 'bounded' and task.get('y_range'): kw['y_range'] = task['y_range']
     if kind == 'multi': kw |= dict(nan_is_empty=task.get('nan_is_empty', False), label_delim=task.get('label_delim', ','))
     return dict(binary=B.BinaryBlock, single=B.SingleLabelBlock, multi=B.MultiLabelBlock, bounded=B.BoundedRegressionBlock,
-                unbounded=B.UnboundedRegressionBlock, ordinal=K.OrdinalBlock, count=K.CountBlock)[kind](name, **kw)
+                unbounded=B.UnboundedRegressionBlock, ordinal=B.OrdinalBlock, count=B.CountBlock)[kind](name, **kw)
 
 def condition(cond, thing):
     "The library's condition for `cond`; `thing(name)` gives the block or `task(...)` to write in it."

@@ -15,7 +15,7 @@ from fastai_condmtl.conditions import FlowError, any_of
 import fastai_condmtl.export # noqa: F401  learn.to_onnx
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.heads import Branch
-from fastai_condmtl.kinds import CountBlock, OrdinalBlock
+from fastai_condmtl.blocks import CountBlock, OrdinalBlock
 from fastai_condmtl.safe import FORMAT, load_safe, read_header
 from fastai_condmtl.target import BoundFlow
 from fastai_condmtl.vision.learner import conditional_vision_learner

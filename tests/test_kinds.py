@@ -11,7 +11,9 @@ from fastai.vision.all import DataBlock, IndexSplitter, Learner, Transform, Tran
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.flow import FlowError
 from fastai_condmtl.guess import guess_flow, guess_kind
-from fastai_condmtl.kinds import CountBlock, OrdinalBlock, ordinal_score, poisson_median
+from fastai_condmtl.blocks import CountBlock, OrdinalBlock
+from fastai_condmtl.classes import ordinal_score
+from fastai_condmtl.regression import poisson_median
 from fastai_condmtl.metrics import Accumulator
 
 pytestmark = pytest.mark.filterwarnings('ignore')
