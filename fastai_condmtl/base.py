@@ -14,9 +14,9 @@ from .conditions import Comparable, FlowError, as_condition, both, check_op
 from .masks import is_mask, is_picture_file, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'names_of', 'shortly', 'near',
-           'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'distinct', 'take', 'look_up',
-           'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved', 'names_of', 'shortly',
+           'near', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'distinct', 'take',
+           'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -133,6 +133,7 @@ class ConditionalBlock(Comparable):
 def check_name(name, what='task'):
     "Names become parts of paths and of metric names, which callbacks read"
     if not isinstance(name, str) or not name.strip(): raise FlowError(f"{what} name {name!r}: use a non-empty string")
+    if halved(name): raise FlowError(f"{what} name {name!r} holds half of a character (a surrogate), which no file can hold: rename it")
     if bad := [c for c in '.,\n' if c in name]:
         raise FlowError(f"{what} name {name!r} holds {bad[0]!r}: '.' joins the names of a path and ',' the columns of a log; rename it and keep the column with col={name!r}")
     if bad := [w for w in ('loss', 'error') if w in name]:
@@ -152,10 +153,18 @@ def check_vocab(block, vocab):
     if vocab is None: return None
     if isinstance(vocab, str) or not hasattr(vocab, '__iter__'): raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
     vocab = list(vocab)
+    if bad := [v for v in vocab if halved(v)]: raise FlowError(f"task '{block.name}': {bad[0]!r} in vocab holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
     try: twice = [v for v,n in Counter(vocab).items() if n > 1]
     except TypeError: twice = [v for i,v in enumerate(vocab) if v in vocab[:i]]
     if twice: raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
     return vocab
+
+def halved(v):
+    "Does a string hold half of a surrogate pair? These come of text read with a wrong encoding, and neither Arrow nor a file takes them"
+    if not isinstance(v, str) or v.isascii(): return False
+    try: v.encode()
+    except UnicodeEncodeError: return True
+    return False
 
 def _given(o, cond):
     try: return as_condition(cond)
@@ -185,7 +194,7 @@ def no_picture_files(block, df, labels):
 def sort_labels(labels):
     "Sorted, also where the types are mixed"
     try: return sorted(labels)
-    except TypeError: return sorted(labels, key=lambda l: (type(l).__name__, str(l)))
+    except Exception: return sorted(labels, key=lambda l: (type(l).__name__, str(l))) # `<` of what stands in a cell may raise anything
 
 def any_true(masks): "Where any of some boolean arrays or tensors holds"; return reduce(operator.or_, masks)
 def all_true(masks): "Where all of some boolean arrays or tensors hold"; return reduce(operator.and_, masks)
@@ -206,7 +215,8 @@ def distinct(block, df, col, lists=False):
         if i is None: raise FlowError(f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart ({type(e).__name__}: {e}): use strings or numbers") from None
         fix = "use one value a row" if is_mask(df[col].iloc[i]) else "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
         raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
-    if (j := next((j for j,v in enumerate(uniq) if is_mask(v)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row") # tensors can be hashed
+    if (j := next((j for j,v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row") # tensors can be hashed, and views of bytes
+    if (j := next((j for j,v in enumerate(uniq) if halved(v)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), "holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
     return codes, uniq
 
 def _hashable(v, lists):

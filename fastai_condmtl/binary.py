@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, look_up, near, no_picture_files, sort_labels, take
+from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, halved, look_up, near, no_picture_files, sort_labels, take
 from .conditions import FlowError
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .scores import binary_score, count_scores, counts
@@ -155,6 +155,7 @@ class MultiLabelBlock(Sigmoid):
         cells = [self.split(u) for u in uniq]
         for j,ls in enumerate(cells):
             if any(l is None or l is pd.NA or l != l for l in ls): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled")
+            if any(map(halved, ls)): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
         return codes, cells
     def setup(self, df, train):
         if self.vocab is None:

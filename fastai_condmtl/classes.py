@@ -144,7 +144,7 @@ class OrdinalBlock(Classes):
         if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered: return list(s.cat.categories)
         classes = found_classes(self, df)
         if all(map(_is_number, classes)): return classes
-        i = int(s.map(lambda v: not _is_number(v), na_action='ignore').eq(True).to_numpy().argmax())
+        i = next(i for i,(v,k) in enumerate(zip(s, s.notna())) if k and not _is_number(v))
         raise self.bad(df, self.cols[0], i, f"only numbers have an order of their own: {give}, or make the column an ordered categorical")
     @property
     def family(self): return ('ordinal', self.n_out)

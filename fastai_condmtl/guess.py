@@ -253,7 +253,7 @@ def guess_flow(
     for c in df.columns:
         if c == fn_col or c in ignore: continue
         tname, kwargs = _task_name(c, why)
-        if _is_split.fullmatch(str(c)) and df[c].map(str, na_action='ignore').nunique() <= 10: block, text = None, "it looks like a split into training and validation rows"
+        if _is_split.fullmatch(str(c)) and len(set(map(str, df[c].dropna()))) <= 10: block, text = None, "it looks like a split into training and validation rows"
         elif c in shapes and df[c].nunique() > 1: block, text = BoundedRegressionBlock(tname, **kwargs, **shapes[c][0]), shapes[c][1]
         else: block, text = guess_kind(df[c], tname, **kwargs)
         if block is None: left_out[c] = text

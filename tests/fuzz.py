@@ -160,7 +160,7 @@ def within(seconds):
     try: yield
     finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, old)
 
-FIXES = re.compile(r"correct|leave|use |name |give|write|hand over|add |convert|turn|make|rename|keep|check|replace|parse|say |label|fill|drop|take|compare|pick|unpack|put |install|set |must |multiply|there (is|are) |did you mean|look|holds|call ", re.I)
+FIXES = re.compile(r"correct|leave|use |name |give|write|hand over|add |convert|turn|make|rename|keep|check|replace|parse|say |label|fill|drop|take|compare|pick|unpack|put |install|set |must |multiply|there (is|are) |did you mean|look|holds|call |update|condition on ", re.I)
 def clear(e, *names):
     "An error says where and what to do"
     text = str(e)
@@ -234,31 +234,32 @@ def inferred(spec, raw, bound):
     for path,t,*_ in walk(spec):
         if t['kind'] not in ('single', 'ordinal', 'multi') or t.get('vocab_given', True): continue
         vocab, seen = list(bound.tasks[path].vocab), [l for v in raw[path] if v is not None for l in (v if t['kind'] == 'multi' else [v])]
-        if lost := [v for v in seen if not any(same(v, w) for w in vocab)]: raise Wrong(f"'{path}': {lost[0]!r} is not in the inferred vocabulary {vocab}")
+        if lost := [v for v in seen if not any(v is w or same(v, w) for w in vocab)]: raise Wrong(f"'{path}': {lost[0]!r} is not in the inferred vocabulary {vocab}")
         if t['kind'] == 'ordinal' and not isinstance(bound.tasks[path], str) and all(isinstance(v, (int, float)) for v in vocab) and vocab != sorted(vocab): raise Wrong(f"'{path}': order {vocab}")
         t['vocab'], t['vocab_given'] = vocab, True
 
-def index_in(vocab, v): return next((i for i,w in enumerate(vocab) if same(v, w)), None)
+def index_in(vocab, v): return next((i for i,w in enumerate(vocab) if v is w or same(v, w)), None)
 
 def expected(spec, raw, bound):
-    "Packed values (natural) and mask, row by row"
+    "Packed values (natural) and mask, row by row; and rows whose labels contradict each other, of which `infer_labels` promises nothing"
     o, n = Oracle(spec), len(next(iter(raw.values())))
-    vals, mask = np.zeros((n, bound.n_targets)), np.zeros((n, bound.n_targets), dtype=bool)
+    vals, mask, clash = np.zeros((n, bound.n_targets)), np.zeros((n, bound.n_targets), dtype=bool), np.zeros(n, dtype=bool)
     for i in range(n):
         for p,r in o.row({q: v[i] for q,v in raw.items()}).items():
+            clash[i] |= r['clash']
             t, s = o.entries[p][0], bound.slices[p].targets
             if len(r['mask']) != s.stop - s.start: continue # a vocabulary without labels has one column that never counts
             mask[i,s] = r['mask']
             for j,(v,m) in enumerate(zip(r['value'], r['mask'])):
                 if m: vals[i,s.start + j] = index_in(t['vocab'], v) if t['kind'] in ('single', 'ordinal') else float(v)
-    return vals, mask
+    return vals, mask, clash
 
 def may_refuse(text, spec, raw, df):
     "Errors that tables without a bad cell may end in: the flow asks for what the table does not hold, or cannot be scaled"
     if 'the condition `' in text: # asks for a class that an inferred vocabulary lacks
         return not all(t.get('vocab_given', True) for _,t,*_ in walk(spec)) or 'stands' in text
     if 'too large' in text or 'too far apart' in text: return any(v is not None and abs(v) > 1e30 for p,t,*_ in walk(spec) if t['kind'] in ('bounded', 'unbounded', 'count') for v in raw[p])
-    if 'names of picture files' in text or 'surrogates not allowed' in text: return True # halves of surrogate pairs are no text to Arrow
+    if 'names of picture files' in text or 'half of a character' in text: return True
     if 'only numbers have an order' in text: return any(t['kind'] == 'ordinal' for _,t,*_ in walk(spec))
     if 'not numbers' in text or 'does not hold numbers' in text: return any(df[t.get('col') or t['name']].dtype not in (object, float) for _,t,*_ in walk(spec) if t['kind'] in ('bounded', 'unbounded', 'count'))
     return False
@@ -282,12 +283,13 @@ def case_table(rng):
     if bad: raise Wrong(f"reads {df[bad[0][1]].iloc[bad[0][2]]!r} of dtype {df[bad[0][1]].dtype} as a label of '{bad[0][0]}' ({type(bound.tasks[bad[0][0]]).__name__})")
     if either: return 'read'
     inferred(spec, raw, bound)
-    try: vals, mask = expected(spec, raw, bound)
+    try: vals, mask, clash = expected(spec, raw, bound)
     except ValueError as e: # the oracle compares classes by place only; the library numbers also with numbers between them
         if 'is not in list' in str(e): return 'read'
         raise
     got = y.as_subclass(torch.Tensor).double().numpy()
     if not np.isfinite(got).all(): raise Wrong(f"values that are not finite: {got[~np.isfinite(got)][:3]}")
+    got, vals, mask = got[~clash], vals[~clash], mask[~clash]
     equal(got[:,1] > 0, mask, 'wrong mask')
     nat = bound.to_units(torch.from_numpy(got)).numpy()[:,0]
     slack = 1e-5*np.maximum(np.abs(vals), np.concatenate([[max(abs(b.unscale(0.)), abs(b.unscale(1.)))]*b.n_targets for b in bound.tasks.values()])) + 1e-300
@@ -298,7 +300,7 @@ def case_table(rng):
 def around(flow, bound, df, y, spec):
     "Round trips: table, JSON, pickle; what prints and what looks at the table"
     for o in (flow, bound, list(flow.tasks), bound.plan.conds): repr(o), str(o)
-    equal(pickle.loads(pickle.dumps(bound)).encode(df), y, 'pickled')
+    if pickle.loads(pickle.dumps(v := [getattr(b, 'vocab', None) for b in bound.tasks.values()])) == v: equal(pickle.loads(pickle.dumps(bound)).encode(df), y, 'pickled') # some classes equal nothing but themselves
     if not spec.get('infer_labels') and not any(t['kind'] in ('bounded', 'unbounded') for _,t,*_ in walk(spec)): # floats come back rounded to what float32 holds, which may move them across a limit that they stand on
         own = bound.to_frame(y)
         same_labels(bound.encode(own), y, 'through to_frame')
@@ -357,7 +359,7 @@ def case_points(rng):
         if kind == 'xywh' and None not in r: r = [r[0], r[1], r[0] + r[2], r[1] + r[3]]
         known = [all(x is not None for x in (r[j - j%2:j - j%2 + 2] if kind == 'points' else r)) for j in range(w)]
         equal(y[i,1,1:] > 0, [k and gate[i] is True for k in known], f'wrong mask of {kind}')
-        if gate[i] is True: np.testing.assert_allclose(y[i,0,1:], [x if m else 0 for x,m in zip(r, known)], rtol=1e-5)
+        if gate[i] is True: np.testing.assert_allclose(y[i,0,1:], [x if m else 0 for x,m in zip(r, known)], rtol=1e-5, atol=1e-37) # float32 has nothing smaller
     same_labels(out[0].encode(out[0].to_frame(out[1])), out[1], 'through to_frame') if kind != 'xywh' else out[0].to_frame(out[1])
     return 'right'
 

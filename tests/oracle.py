@@ -46,9 +46,9 @@ def holds(op, value, arg):
     if op == 'has': return value[arg]
     if op == 'has_any': return k_or(value[x] for x in arg)
     if op == 'has_all': return k_and(value[x] for x in arg)
-    return {'eq': lambda: value == arg, 'ne': lambda: value != arg, 'isin': lambda: value in arg, 'gt': lambda: value > arg,
+    return bool({'eq': lambda: value == arg, 'ne': lambda: value != arg, 'isin': lambda: value in arg, 'gt': lambda: value > arg,
             'ge': lambda: value >= arg, 'lt': lambda: value < arg, 'le': lambda: value <= arg,
-            'between': lambda: arg[0] <= value <= arg[1]}[op]()
+            'between': lambda: arg[0] <= value <= arg[1]}[op]()) # NumPy's booleans are not `True`
 
 class Oracle:
     "Evaluates `spec` on one row of labels at a time (`cells`: path -> value as `cell` gives it)."
@@ -78,7 +78,7 @@ class Oracle:
         task, value = self.entries[path][0], cells[path]
         if task['kind'] == 'ordinal': # compared by place in the order
             place = vocab_of(task).index
-            value, arg = place(value), tuple(map(place, arg)) if isinstance(arg, tuple) else place(arg)
+            value, arg = place(value), tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
         return holds(op, value, arg)
 
     def applicable(self, path, cells):
@@ -101,7 +101,7 @@ class Oracle:
                 if len(left) == 1: yield path, None, left[0]
             elif task['kind'] == 'ordinal':
                 place = vocab_of(task).index
-                at = tuple(map(place, arg)) if isinstance(arg, tuple) else place(arg)
+                at = tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
                 left = [v for v in task['vocab'] if holds(op, place(v), at) == sign]
                 if len(left) == 1: yield path, None, left[0]
             elif task['kind'] == 'count':

@@ -4,7 +4,7 @@ import re, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.data.all import DataBlock, TransformBlock
 import fastai_condmtl.data
-from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
+from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow, FlowError
 from fastai_condmtl.target import TensorConditional
@@ -204,3 +204,28 @@ def test_several_wrong_arguments():
     for bad in (lambda: BoundedRegressionBlock('v', y_range=(5, 5)), lambda: BoundedRegressionBlock('v', y_range=(5, 1)),
                 lambda: UnboundedRegressionBlock('v', loss='mape'), lambda: SingleLabelBlock('v', vocab=['p', 'p'])):
         refused(bad, r'\bv\b', df=pd.DataFrame(dict(v=[5, 5])))
+
+# ---- found by tests/fuzz.py -------------------------------------------------------------------------------------------
+HALF = 'caf\ud83d'
+@pytest.mark.parametrize('make, df, words', [
+    (lambda: BinaryBlock(HALF), DF, ['half of a character', 'rename']),
+    (lambda: Flow(HALF, A()), DF, ['half of a character', 'rename']),
+    (lambda: SingleLabelBlock('kind', vocab=['kite', HALF]), DF, ["task 'kind'", 'in vocab', 'half of a character', 'right encoding']),
+    (lambda: SingleLabelBlock('kind'), DF.assign(kind=pd.Series(['kite', 'ball', HALF, None], dtype=object)), ["task 'kind', row 2", 'half of a character', 'right encoding']),
+    (lambda: MultiLabelBlock('tags'), DF.assign(tags=pd.Series([['red'], ['red', HALF], None, []], dtype=object)), ["task 'tags', row 1", 'half of a character']),
+])
+def test_halves_of_characters_are_refused(make, df, words): refused(make, *words, df=df)
+
+def test_other_languages_are_not(): assert bound(SingleLabelBlock('kind'), df=DF.assign(kind=['é', '日本', '😀', None])).tasks['kind'].vocab == ['é', '日本', '😀']
+
+class OddOrder:
+    "Neither less nor more than anything; asking is an error of its own kind"
+    def __init__(self, s): self.s = s
+    def __lt__(self, o): raise RuntimeError('no order')
+    def __repr__(self): return f'odd {self.s}'
+def test_labels_without_an_order_are_sorted_by_their_names():
+    b, a = OddOrder('b'), OddOrder('a')
+    assert bound(SingleLabelBlock('kind'), df=DF.assign(kind=pd.Series([b, a, None, b], dtype=object))).tasks['kind'].vocab == [a, b]
+
+def test_an_ordinal_task_of_words_blames_a_row_that_has_one():
+    refused(lambda: OrdinalBlock('kind'), "row 2, column 'kind', value 'mild'", 'only numbers have an order', df=DF.assign(kind=pd.Series([pd.NA, None, 'mild', 3], dtype=object)))
