@@ -8,7 +8,8 @@ from .losses import ConditionalLoss
 from .metrics import TaskMetric
 from .data import FlowTransform, StratifiedSplitter, stratified_folds
 from .masks import SegmentationBlock, mask_facts
-from .sources import SourceTfms, balanced_weights, concat_sources
+from .draw import balanced_weights
+from .sources import SourceTfms, concat_sources
 from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree

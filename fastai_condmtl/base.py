@@ -212,6 +212,7 @@ def distinct(block, df, col, lists=False):
     try: codes, uniq = factorise(df[col], lists)
     except Exception as e: # `hash` and `==` of what stands in a cell may raise anything
         i = next((i for i,v in enumerate(df[col]) if not _hashable(v, lists)), None)
+        if isinstance(e, UnicodeEncodeError): raise FlowError(f"task '{block.path or block.name}': column '{col}' holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding") from None
         if i is None: raise FlowError(f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart ({type(e).__name__}: {e}): use strings or numbers") from None
         fix = "use one value a row" if is_mask(df[col].iloc[i]) else "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
         raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None

@@ -12,7 +12,7 @@ from .base import sort_labels
 from .conditions import FlowError, atoms
 from .learner import collect, flow_of, learn_shapes, loss_of, progress
 from .metrics import check_metrics, wanted_metrics
-from .sources import labels_of_rows
+from .draw import labels_of_rows
 from .tune import cross_fitted
 
 # %% auto #0

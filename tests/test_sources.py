@@ -8,7 +8,8 @@ from scipy import stats
 from sklearn.metrics import f1_score
 from torch import nn
 from fastai_condmtl.vision.all import *
-from fastai_condmtl.sources import SourceTfms, balanced_weights, concat_sources
+from fastai_condmtl.draw import balanced_weights
+from fastai_condmtl.sources import SourceTfms, concat_sources
 
 # ---- one table --------------------------------------------------------------------------------------------------------
 def tables(seed=0):

@@ -19,7 +19,7 @@ from ..conditions import FlowError
 from ..data import ColumnSplitter, as_flow, as_splitter, leaves
 from ..target import as_table
 from ..base import near
-import fastai_condmtl.sources # noqa: F401  dls.balanced
+import fastai_condmtl.draw # noqa: F401  dls.balanced
 import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
