@@ -119,7 +119,7 @@ if not hasattr(Learner.one_batch, '_plain'):
         if not (scattered(dl) and _has_flow(self.learn)) or not hasattr(self, 'preds'): return
         idx = _gathered(dl).argsort()
         for k in ('inputs', 'preds', 'targets', 'losses'):
-            if len(v := getattr(self, k, ())): setattr(self, k, nested_reorder(v, idx))
+            if (v := getattr(self, k, None)) is not None and len(v): setattr(self, k, nested_reorder(v, idx))
 
 def _gathered(dl):
     "Positions of the rows in the order in which they come when batches of all processes are put one after the other"
