@@ -2,7 +2,7 @@
 
     python train_many_gpus.py                                                # one process, on a GPU if there is one
     accelerate launch --multi_gpu --num_processes 4 train_many_gpus.py       # four GPUs
-    accelerate launch --cpu --num_processes 2 train_many_gpus.py             # two processes on the CPU, to try it
+    torchrun --nproc-per-node 2 train_many_gpus.py                           # two processes, on CPUs where there is no GPU
 """
 from argparse import ArgumentParser
 from pathlib import Path

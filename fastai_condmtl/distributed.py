@@ -19,7 +19,9 @@ __all__ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 
 # %% ../nbs/06h_distributed.ipynb #0867431e
 _all_ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'alone']
 
-# %% ../nbs/06h_distributed.ipynb #52ebe304
+# %% ../nbs/06h_distributed.ipynb #199aa742
+def _has_gpu(): return getattr(torch, 'accelerator', torch.cuda).is_available()
+
 if not hasattr(DistributedDL._broadcast, '_plain'):
     _plain = DistributedDL._broadcast
     @patch
@@ -30,7 +32,11 @@ if not hasattr(DistributedDL._broadcast, '_plain'):
         torch.distributed.broadcast(t, rank)
         return t.tolist()
     DistributedDL._broadcast._plain = _plain
-    _before_fit = DistributedTrainer.before_fit
+    _init, _before_fit = DistributedTrainer.__init__, DistributedTrainer.before_fit
+    @patch
+    def __init__(self:DistributedTrainer, sync_bn=True, **kwargs):
+        if not _has_gpu(): kwargs.setdefault('cpu', True) # else accelerate would leave the network as it is, and each process would train its own
+        _init(self, sync_bn, **kwargs)
     @patch
     def before_fit(self:DistributedTrainer):
         "Wrap the network and the data"

@@ -122,7 +122,7 @@ if not hasattr(Learner.export, '_plain'):
         if isinstance(getattr(self.dls, 'flow', None), BoundFlow): learn_shapes(self)
         dls, opt = self.dls, self.opt
         try:
-            with atomic_save(self.path/fname) as tmp: return _plain_export(self, tmp.absolute(), **kwargs)
+            with atomic_save(self.path/fname) as tmp, alone(self): return _plain_export(self, tmp.absolute(), **kwargs) # without what trains on several processes
         finally:
             self.dls = dls
             if self.opt is None: self.opt = opt # what cannot be pickled leaves the learner as it was

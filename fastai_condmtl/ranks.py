@@ -133,11 +133,9 @@ def alone(
     learn, # `Learner`
 ):
     "This process on its own: all rows are here, and no other is waited for, inside of `distrib_ctx` as well"
-    cbs, model = [cb for cb in learn.cbs if type(cb).__name__ == 'DistributedTrainer' and cb.run], learn.model
-    for cb in cbs: cb.run = False
+    cbs, model = [cb for cb in learn.cbs if type(cb).__name__ == 'DistributedTrainer'], learn.model
     if isinstance(model, torch.nn.parallel.DistributedDataParallel): learn.model = model.module
     try:
-        with _step(1): yield learn
+        with learn.removed_cbs(cbs), _step(1): yield learn
     finally:
-        for cb in cbs: cb.run = True
         if learn.model is getattr(model, 'module', None): learn.model = model

@@ -1,13 +1,11 @@
 "What tests/test_distributed.py runs: as a script one of several gloo processes on CPU, imported the one process that they are compared with."
-import os, random, sys, warnings
+import sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import SGD, DataBlock, IndexSplitter, Learner, TransformBlock, set_seed
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
-from fastai.callback.tracker import SaveModelCallback
 from fastai.torch_core import num_distrib, rank_distrib
 from fastai_condmtl.all import (BinaryBlock, Branch, Checkpoint, ConditionalInterpretation, Flow, GradientCosine, MultiLabelBlock, SingleLabelBlock,
                                 UnboundedRegressionBlock, conditional_head, equip)
@@ -17,7 +15,6 @@ from fastai_condmtl.interpret import Picked
 from fastai_condmtl.ranks import alone
 
 N, N_TRAIN, BS, RANKS = 76, 45, 8, 2 # 45 and 31 rows: neither divides by two, and the last batches are short
-FILE = 'ranks.csv'
 
 def table():
     "The first half of the training rows, which rank 0 is given, has no `deep` task"
@@ -43,12 +40,10 @@ class Row:
 
 class Dealt:
     "Rows of one process in the order in which `RANKS` processes see them, a batch of each side by side"
-    def __init__(self, n): 
+    def __init__(self, n):
         each = -(-n//RANKS)
         self.idxs = [r*each + k for i in range(0, each, BS) for r in range(RANKS) for k in range(i, min(i + BS, each)) if r*each + k < n]
     def __call__(self): return self.idxs
-
-class Same(ProgressCallback): pass
 
 def data(shuffle=False):
     "Batches of `BS` rows a process, or on one process of all these rows together"
@@ -67,7 +62,6 @@ def make(balance=None, cbs=(), shuffle=False, metrics='all', noise=0., **kwargs)
     return equip(learn, metrics=learn.dls.flow.metrics('all') if metrics == 'all' else metrics, balance=balance)
 
 def together(learn): return learn.distrib_ctx() if num_distrib() else nullcontext()
-def quiet(learn): return learn.no_bar(), learn.no_logging()
 def numbers(model): return {k: v.detach().clone() for k,v in model.state_dict().items()}
 def thresholds(learn): return {p: torch.as_tensor(t).clone() for p,t in learn.loss_func.thresholds.items()}
 
@@ -102,7 +96,12 @@ def judged(learn, inside):
         res['marginals'] = learn.get_marginals(df.iloc[50:53])
         res['explain'] = str(learn.explain(df.iloc[50:53]))
         res['losses'] = ConditionalInterpretation.from_learner(learn).losses('deep')
-        res['one'] = None if rank_distrib() else learn.predict(df.iloc[50])[2] # nobody waits
+        res['one'] = None
+        if not rank_distrib(): # nobody waits
+            res['one'] = learn.predict(df.iloc[50])[2]
+            with alone(learn):
+                pd.testing.assert_frame_equal(learn.evaluate(metrics=None), learn.evaluate(metrics=None))
+                assert len(learn.get_preds()[0]) == N - N_TRAIN
     return res
 
 def tuned():
@@ -161,7 +160,7 @@ def main(folder):
     res['inside'], res['outside'] = judged(learn, True), judged(learn, False)
     res['tuned'] = tuned()
     for m in METHODS: res[m] = balanced(m)
-    with together(learn): 
+    with together(learn):
         learn.save('saved', with_opt=False)
         learn.export('inside.pkl')
     learn.export('outside.pkl')
