@@ -14,7 +14,7 @@ def free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-def launch(*args, ranks=2, limit=100):
+def launch(*args, ranks=2, limit=240):
     "`python *args`, once for each rank; what each printed. None outlives the limit"
     env = os.environ | dict(WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
     ps = [subprocess.Popen([sys.executable, *map(str, args)], env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(ranks)]
