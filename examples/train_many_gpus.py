@@ -41,6 +41,7 @@ if __name__ == '__main__':
     if not rank_distrib():                          # one process writes and prints
         a.out.mkdir(parents=True, exist_ok=True)
         scores.to_csv(a.out/'scores.csv', index=False)
-        learn.save_thresholds(a.out/'thresholds.json')
+        learn.threshold_search.result.to_csv(a.out/'thresholds.csv', index=False)
         learn.export((a.out/'model.pkl').absolute())
+        print(f'trained by {max(1, num_distrib())} process(es)')
         print(scores[scores.metric_name.isin(['accuracy', 'mae'])][['task_path', 'metric_name', 'metric_res', 'num_samples']].to_string(index=False))

@@ -90,7 +90,7 @@ class ConditionalLoss(nn.Module):
 
     def _or_one(self, n): "A divisor, in place: 1 where there is nothing to divide"; return n.add_(n == 0) if self.weighted else n.clamp_(min=1)
     def _shares(self, mask):
-        "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
+        "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows (of all processes that share the batch), over the labels of the row"
         parts, ranks = mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), step_ranks()
         counts = [None]*len(parts) if ranks == 1 else total(*(self._rows(m, *run[1:]) for m,run in zip(parts, self.runs))) # rows of all processes
         for m, c, (name, width, n, pooled) in zip(parts, counts, self.runs):
