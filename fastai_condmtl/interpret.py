@@ -23,7 +23,7 @@ class Losses(Accumulator):
     def accumulate(self, learn):
         n = len(self.parts)
         super().accumulate(learn)
-        if len(self.parts) > n: self.kept.append(gather_rows(learn.dl, learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
+        if len(self.parts) > n: self.kept.append(gather_rows(getattr(learn, 'dl', None), learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
     def losses(self): "`(N, T)`, unweighted, NaN where a row does not count"; return in_order(self.kept, self.at)
 
 class Picked:

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .conditions import FlowError
 from .masks import MASKS
 from .base import near
-from .ranks import mean_value, step_ranks, total
+from .ranks import mean_value, rank_sums, step_ranks
 from .target import BoundFlow, TensorConditional, packed
 from .whole_space import WholeSpace
 
@@ -92,7 +92,7 @@ class ConditionalLoss(nn.Module):
     def _shares(self, mask):
         "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows (of all processes that share the batch), over the labels of the row"
         parts, ranks = mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), step_ranks()
-        counts = [None]*len(parts) if ranks == 1 else total(*(self._rows(m, *run[1:]) for m,run in zip(parts, self.runs))) # rows of all processes
+        counts = [None]*len(parts) if ranks == 1 else rank_sums(*(self._rows(m, *run[1:]) for m,run in zip(parts, self.runs))) # rows of all processes
         for m, c, (name, width, n, pooled) in zip(parts, counts, self.runs):
             w = self._buffers[name]
             if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
@@ -190,7 +190,7 @@ class ConditionalLoss(nn.Module):
         vals, mask = self._targets(y)
         whole = None
         if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
-        there, w = total(self._by_task((mask > 0).any(0).to(mask.dtype)))[0], self.task_weights().to(pred.device, pred.dtype)
+        there, w = rank_sums(self._by_task((mask > 0).any(0).to(mask.dtype)))[0], self.task_weights().to(pred.device, pred.dtype)
         g = self._shares(mask) # in place, so before `vals`, which shares its memory's version, is part of a graph
         cells = self._cells(pred, vals, whole)*g
         if rows is not None: cells = cells*torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)

@@ -33,7 +33,7 @@ class Accumulator:
         self.seen, self.data = weakref.ref(learn.pred), None
         loss = learn.loss_func if isinstance(learn.loss_func, ConditionalLoss) else self.flow.loss_func
         if not self.parts: self.thresholds = dict(loss.thresholds) # as they were when these rows were predicted
-        rows, at = gather_rows(learn.dl, self.pack(learn.pred, learn.yb[0], loss))
+        rows, at = gather_rows(getattr(learn, 'dl', None), self.pack(learn.pred, learn.yb[0], loss))
         self.parts.append(rows)
         if at is not None: self.at.append(at)
 

@@ -13,7 +13,7 @@ from fastai.torch_core import find_bs, maybe_gather, nested_reorder, rank_distri
 from .target import BoundFlow
 
 # %% auto #0
-__all__ = ['scattered', 'whole', 'gather_rows', 'in_order', 'step_ranks', 'total', 'mean_value', 'of_first', 'alone']
+__all__ = ['scattered', 'whole', 'gather_rows', 'in_order', 'step_ranks', 'rank_sums', 'mean_value', 'of_first', 'alone']
 
 # %% ../nbs/00g_ranks.ipynb #fbb0281a
 def scattered(
@@ -61,7 +61,7 @@ def _step(n):
     try: yield
     finally: _now = was
 
-def total(
+def rank_sums(
     *xs, # Tensors without gradient, of one dtype and device
 ) -> list:
     "Their sums over the processes that share this batch, sent as one"
@@ -76,7 +76,7 @@ def mean_value(
     "`x` with the value of its mean over the processes, and the gradient that it has here: what PyTorch will average"
     if _now == 1: return x
     own = x.detach()
-    return x + (total(own)[0]/_now - own)
+    return x + (rank_sums(own)[0]/_now - own)
 
 def of_first(
     x, # Tensor

@@ -38,12 +38,12 @@ class Kept(Losses):
         if len(self.parts) > n: self._first(learn)
     def beside(self, learn):
         "As `accumulate`, but leave rows to the accumulator of the metrics"
-        self.kept.append(gather_rows(learn.dl, self.flow.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
+        self.kept.append(gather_rows(getattr(learn, 'dl', None), self.flow.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
         self._first(learn)
     def _first(self, learn):
         done = sum(map(len, self.logits))
         if done >= self.n: return
-        x, at = gather_rows(learn.dl, learn.pred)
+        x, at = gather_rows(getattr(learn, 'dl', None), learn.pred)
         self.logits.append((x if at is None else x[at < self.n]).float())
         if at is not None: self.at_logits.append(at[at < self.n])
     def share(self, acc): "Take over the rows of the metrics' accumulator"; self.parts, self.at, self.data, self.thresholds = acc.parts, acc.at, acc.data, acc.thresholds
