@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from .conditions import FlowError
 from .base import near
+from .ranks import of_first
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'METHODS', 'share', 'Static', 'Uncertainty', 'DWA', 'FAMO', 'STCH', 'Gramian', 'balancer']
@@ -154,7 +155,7 @@ class Gramian(Static):
         pref = getattr(solver, 'pref_vector', None)
         if pref is not None: solver = deepcopy(solver); solver.pref_vector = pref.cpu().double()[idx] # a number a task: those of the tasks that are here
         b = solver(g*(n/g.diagonal().sum()))*self.unit(n, solver if pref is not None else None)
-        return res.index_put((idx.to(res.device),), b.to(res.device, res.dtype))
+        return of_first(res.index_put((idx.to(res.device),), b.to(res.device, res.dtype))) # a solver may draw lots
 
 def _torchjd(name, options):
     try: from torchjd import aggregation

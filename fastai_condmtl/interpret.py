@@ -11,6 +11,7 @@ from .conditions import FlowError
 from .evaluate import blame
 from .learner import collect, flow_of
 from .metrics import Accumulator
+from .ranks import gather_rows, in_order
 
 # %% auto #0
 __all__ = ['Losses', 'Picked', 'ConditionalInterpretation']
@@ -22,8 +23,8 @@ class Losses(Accumulator):
     def accumulate(self, learn):
         n = len(self.parts)
         super().accumulate(learn)
-        if len(self.parts) > n: self.kept.append(learn.to_detach(learn.loss_func.per_sample(learn.pred, learn.yb[0])))
-    def losses(self): "`(N, T)`, unweighted, NaN where a row does not count"; return torch.cat(self.kept)
+        if len(self.parts) > n: self.kept.append(gather_rows(getattr(learn, 'dl', None), learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
+    def losses(self): "`(N, T)`, unweighted, NaN where a row does not count"; return in_order(self.kept, self.at)
 
 class Picked:
     "Positions of a `DataLoader`'s rows, in this order"

@@ -18,6 +18,7 @@ from .files import atomic_save
 from .target import BoundFlow, FlowPrediction
 from .losses import ConditionalLoss
 from .metrics import Accumulator
+from .ranks import alone, whole
 from .explain import FlowTree, grow
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
@@ -66,12 +67,18 @@ if not hasattr(Learner.predict, '_plain'):
     @patch
     def predict(self:Learner, item, rm_type_tfms=None, with_input=False):
         "Prediction on `item`: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
-        with every_row(self): res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
+        with every_row(self), alone(self): res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
         if not isinstance(res[-3], FlowPrediction): return res
         res[-3].activations = res[-1]
         if (frames := frames_of(res[-3].flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))) is None: return res
         return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
     Learner.predict._plain = _plain
+    _show_results = Learner.show_results
+    @patch
+    @delegates(_show_results, but=('self',))
+    def show_results(self:Learner, *args, **kwargs):
+        "`show_results` of fastai; a batch is predicted by this process alone"
+        with alone(self): return _show_results(self, *args, **kwargs)
     _tta = Learner.tta
     @patch
     @delegates(_tta, but=('self',))
@@ -115,7 +122,7 @@ if not hasattr(Learner.export, '_plain'):
         if isinstance(getattr(self.dls, 'flow', None), BoundFlow): learn_shapes(self)
         dls, opt = self.dls, self.opt
         try:
-            with atomic_save(self.path/fname) as tmp: return _plain_export(self, tmp.absolute(), **kwargs)
+            with atomic_save(self.path/fname) as tmp, alone(self): return _plain_export(self, tmp.absolute(), **kwargs) # without what trains on several processes
         finally:
             self.dls = dls
             if self.opt is None: self.opt = opt # what cannot be pickled leaves the learner as it was
@@ -139,8 +146,7 @@ def collect(
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
     loss_of(learn)
-    if dl is None: dl = learn.dls[ds_idx]
-    dl = dl.new(shuffle=False, drop_last=False)
+    dl = whole(learn.dls[ds_idx] if dl is None else dl).new(shuffle=False, drop_last=False)
     if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
     mute = [cb for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
     for cb in mute: cb.run = False

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from .conditions import FlowError
 from .masks import MASKS
 from .base import near
+from .ranks import mean_value, rank_sums, step_ranks
 from .target import BoundFlow, TensorConditional, packed
 from .whole_space import WholeSpace
 
@@ -89,18 +90,27 @@ class ConditionalLoss(nn.Module):
 
     def _or_one(self, n): "A divisor, in place: 1 where there is nothing to divide"; return n.add_(n == 0) if self.weighted else n.clamp_(min=1)
     def _shares(self, mask):
-        "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows, over the labels of the row"
-        for m, (name, width, n, pooled) in zip(mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), self.runs):
+        "Turn the mask into the weight of each cell `(bs, D)`, in place: the task's weight, over its rows (of all processes that share the batch), over the labels of the row"
+        parts, ranks = mask.split(self.run_sizes, 1) if len(self.runs) > 1 else (mask,), step_ranks()
+        counts = [None]*len(parts) if ranks == 1 else rank_sums(*(self._rows(m, *run[1:]) for m,run in zip(parts, self.runs))) # rows of all processes
+        for m, c, (name, width, n, pooled) in zip(parts, counts, self.runs):
             w = self._buffers[name]
             if w.dtype != m.dtype or w.device != m.device: w = w.to(m.device, m.dtype)
-            if width == 1: m.mul_(w / self._or_one(m.sum(0)))
+            if ranks > 1: w = w*ranks # gradients are averaged over processes, and are to be added up
+            if width == 1: m.mul_(w / self._or_one(m.sum(0) if c is None else c))
             else:
                 m = m.view(-1, n, width) # labels of the row, rows with any (by their weight)
-                if pooled: m.mul_(w / self._or_one(m.sum((0, 2)))[:,None]); continue
-                if self.weighted: labels, rows = m.sign().sum(2, keepdim=True), m.amax(2, keepdim=True).sum(0)
-                else: rows = (labels := m.sum(2, keepdim=True)).sign().sum(0)
+                if pooled: m.mul_(w / self._or_one(m.sum((0, 2)) if c is None else c)[:,None]); continue
+                labels = (m.sign() if self.weighted else m).sum(2, keepdim=True)
+                rows = c if c is not None else m.amax(2, keepdim=True).sum(0) if self.weighted else labels.sign().sum(0)
                 m.mul_(w / self._or_one(labels.mul_(rows)))
         return mask
+
+    def _rows(self, m, width, n, pooled):
+        "What the cells of a stretch of tasks are divided by, before the labels of their row: the sum of the mask, or rows with any (by their weight)"
+        if width == 1: return m.sum(0)
+        m = m.view(-1, n, width)
+        return m.sum((0, 2)) if pooled else m.amax(2, keepdim=True).sum(0)
 
     def weight_rows(self):
         "Task → where its weight stands: name of a buffer and row"
@@ -130,14 +140,14 @@ class ConditionalLoss(nn.Module):
         if self.whole is not None: cells, mask = self._whole(pred, vals, mask)
         g = self._shares(mask)
         if self.reduction == 'none': return (self._cells(pred, vals, None if self.whole is None else cells) * g).sum(1) * len(pred)
-        total = None
+        res = None
         if self.whole is not None:
-            total = (cells * g.index_select(1, self.whole.cols)).sum()
+            res = (cells * g.index_select(1, self.whole.cols)).sum()
             g = g.index_fill(1, self.whole.cols, 0.)
         for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), self._cols(vals), self._cols(g))):
             loss = b.loss(x, v, w, **self._params(k, pred)) if self.names[k] else b.loss(x, v, w)
-            total = loss if total is None else total + loss
-        return total * len(pred) if self.reduction == 'sum' else total
+            res = loss if res is None else res + loss
+        return res * len(pred) * step_ranks() if self.reduction == 'sum' else res
 
     def per_sample(self,
         pred, # Raw logits `(bs, C)`
@@ -180,11 +190,11 @@ class ConditionalLoss(nn.Module):
         vals, mask = self._targets(y)
         whole = None
         if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
-        there, w = self._by_task((mask > 0).any(0).to(mask.dtype)), self.task_weights().to(pred.device, pred.dtype)
+        there, w = rank_sums(self._by_task((mask > 0).any(0).to(mask.dtype)))[0], self.task_weights().to(pred.device, pred.dtype)
         g = self._shares(mask) # in place, so before `vals`, which shares its memory's version, is part of a graph
         cells = self._cells(pred, vals, whole)*g
         if rows is not None: cells = cells*torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
-        return self._by_task(cells.sum(0))/torch.where(w > 0, w, 1.), (there > 0) & (w > 0)
+        return mean_value(self._by_task(cells.sum(0))/torch.where(w > 0, w, 1.)), (there > 0) & (w > 0)
 
     def _by_task(self, x):
         "Sum columns `(D,)`, in the order of the logits, over the columns of each task: `(T,)` in flow order"

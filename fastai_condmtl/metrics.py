@@ -13,6 +13,7 @@ from .base import near
 from .scores import aliases
 from .target import BoundFlow
 from .losses import ConditionalLoss, single
+from .ranks import gather_rows, in_order
 
 # %% auto #0
 __all__ = ['Accumulator', 'TaskMetric', 'check_metrics', 'wanted_metrics']
@@ -23,8 +24,8 @@ class Accumulator:
     def __init__(self, flow:BoundFlow):
         self.flow = flow
         self.reset()
-    def reset(self): self.parts, self.seen, self.data, self.thresholds = [], None, None, {}
-    def __getstate__(self): return dict(flow=self.flow, parts=[], seen=None, data=None, thresholds={}) # no rows leave with an export
+    def reset(self): self.parts, self.at, self.seen, self.data, self.thresholds = [], [], None, None, {}
+    def __getstate__(self): return dict(flow=self.flow, parts=[], at=[], seen=None, data=None, thresholds={}) # no rows leave with an export
 
     def accumulate(self, learn):
         "Keep the batch that `learn` has just predicted, once, whoever asks"
@@ -32,7 +33,9 @@ class Accumulator:
         self.seen, self.data = weakref.ref(learn.pred), None
         loss = learn.loss_func if isinstance(learn.loss_func, ConditionalLoss) else self.flow.loss_func
         if not self.parts: self.thresholds = dict(loss.thresholds) # as they were when these rows were predicted
-        self.parts.append(learn.to_detach(self.pack(learn.pred, learn.yb[0], loss)))
+        rows, at = gather_rows(getattr(learn, 'dl', None), self.pack(learn.pred, learn.yb[0], loss))
+        self.parts.append(rows)
+        if at is not None: self.at.append(at)
 
     @torch.no_grad()
     def pack(self, pred, y, loss=None):
@@ -46,7 +49,7 @@ class Accumulator:
         "Of one task: summary `(N, W, K)`, values `(N, W)`, gt mask `(N, W)`; and its thresholds, None for the block's own. None before anything was accumulated"
         if not self.parts: return None
         if self.data is None:
-            data, loss, self.data = torch.cat(self.parts).numpy(), self.flow.loss_func, {}
+            data, loss, self.data = in_order(self.parts, self.at).numpy(), self.flow.loss_func, {}
             D, S = sum(loss.sizes), data.shape[1] - 2*sum(loss.sizes)
             col, start = 0, 0
             for f,b in zip(self.flow.families, loss.blocks):

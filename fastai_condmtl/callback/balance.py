@@ -9,7 +9,6 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
-from fastai.torch_core import num_distrib
 from ..conditions import FlowError
 from ..balance import balancer
 from .gradients import SharedFeatures, grad_scale, short_names, task_losses
@@ -119,10 +118,6 @@ class TaskBalance(Callback):
     @torch.no_grad()
     def after_step(self):
         "An absent task's weight has not moved, whatever the optimizer's momentum; FAMO looks at what the step has brought"
-        if self.was and num_distrib() > 1: # absent here, but there elsewhere
-            seen = self.seen.float()
-            torch.distributed.all_reduce(seen)
-            self.seen = seen > 0
         for p,was in zip(self.learned, self.was): p.copy_(torch.where(self.seen, p, was))
         self.seen = None
         if not hasattr(self.method, 'update') or self.skipped: return

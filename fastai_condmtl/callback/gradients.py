@@ -11,6 +11,7 @@ from ..conditions import FlowError
 from ..heads import ConditionalHead
 from ..learner import flow_of, loss_of
 from ..losses import ConditionalLoss
+from ..ranks import rank_sums, step_ranks
 
 # %% auto #0
 __all__ = ['task_losses', 'SharedFeatures', 'grad_scale', 'GradientCosine', 'short_names']
@@ -62,9 +63,9 @@ class SharedFeatures:
         losses,   # `(T,)`, from predictions made of these features
         scale=1., # Multiply gradients by this on the way, against underflow in half precision
     ):            # `(T, T)`
-        "The products of the tasks' gradients, their Gramian"
+        "The products of the tasks' gradients, their Gramian; over the rows of all processes"
         j = self.jacobian(losses, scale)
-        return j@j.T/scale**2
+        return rank_sums(j@j.T/(scale*step_ranks())**2)[0]
     def jacobian(self,
         losses,   # `(T,)`, from predictions made of these features
         scale=1., # A factor

@@ -20,6 +20,7 @@ from ..data import EncodedRows
 from ..files import atomic_write
 from ..learner import own_loss
 from ..losses import ConditionalLoss
+from ..ranks import scattered, whole
 from ..target import BoundFlow
 from ..tune import Aim, Tuned
 
@@ -68,8 +69,15 @@ def _own(o, k):
 # %% ../../nbs/callback/04_resume.ipynb #305a1e45
 def _randoms(dls):
     "The state of all generators"
-    own = [{k: v.getstate() if isinstance(v, random.Random) else v.bit_generator.state for k,v in vars(dl).items() if isinstance(v, (random.Random, np.random.Generator))} for dl in dls.loaders]
+    own = [{k: v.getstate() if isinstance(v, random.Random) else v.bit_generator.state for k,v in vars(whole(dl)).items() if isinstance(v, (random.Random, np.random.Generator))} for dl in dls.loaders]
     return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], loaders=own)
+
+def _of_all(x, ranks):
+    "`x` of each process"
+    if ranks == 1: return [x]
+    res = [None]*ranks
+    torch.distributed.all_gather_object(res, x)
+    return res
 
 def _set_randoms(dls, s):
     random.setstate(s['python'])
@@ -78,7 +86,7 @@ def _set_randoms(dls, s):
     if s['cuda'] and len(s['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([x.cpu() for x in s['cuda']])
     for dl,own in zip(dls.loaders, s['loaders']):
         for k,v in own.items():
-            r = getattr(dl, k)
+            r = getattr(whole(dl), k)
             if isinstance(r, random.Random): r.setstate(v)
             else: r.bit_generator.state = v
 
@@ -112,7 +120,7 @@ def _identity(learn):
     return res
 
 # %% ../../nbs/callback/04_resume.ipynb #81593d21
-VERSION = 1
+VERSION = 2
 
 class Checkpoint(Callback):
     "Writes all that a training is to a file, whole or not at all; goes on from it when the same script is run again"
@@ -131,7 +139,8 @@ class Checkpoint(Callback):
     def begin(self):
         "A fit begins: is it another one, one that was over, or the one to go on with?"
         if hasattr(self.learn, 'lr_finder'): return False # that will be undone
-        self.active, self.fits, self.identity = True, self.fits + 1, _identity(self.learn)
+        self.ranks = max(dl.world_size if scattered(dl) else 1 for dl in self.dls.loaders)
+        self.active, self.fits, self.identity = True, self.fits + 1, {'number of processes': self.ranks} | _identity(self.learn)
         if self.fits == 0 and self.resume: self.found = self._read()
         s = self.found
         if s is None: return False
@@ -164,19 +173,23 @@ class Checkpoint(Callback):
     def state(self):
         "All that the training is now"
         learn, shared = self.learn, {id(o) for o in (self.learn.opt, *self.learn.model.modules())}
-        return dict(model=get_model(learn.model).state_dict(), opt=_opt_state(learn.opt), loss=_loss_state(learn.loss_func), random=_randoms(learn.dls),
+        return dict(model=get_model(learn.model).state_dict(), opt=_opt_state(learn.opt), loss=_loss_state(learn.loss_func),
                     learn={k: v for k in ('pct_train', 'train_iter', 'smooth_loss', 'final_record') if _is_plain(v := getattr(learn, k, None))},
                     callbacks=[(type(cb).__name__, _kept(cb, shared)) for cb in self._others()])
     def _others(self): return [cb for cb in self.learn.cbs.sorted('order') if cb is not self]
     def write(self, epoch, batch, done=False):
-        "Write the file"
+        "Write the file: the first process does, and it asks the others for the state of their generators"
+        each = _of_all((_randoms(self.dls), self.start if batch else None), self.ranks)
         if rank_distrib(): return
-        s = dict(version=VERSION, fit=self.fits, epoch=epoch, batch=batch, n_epoch=self.n_epoch, done=done, start=self.start if batch else None, identity=self.identity, **self.state())
+        s = dict(version=VERSION, fit=self.fits, epoch=epoch, batch=batch, n_epoch=self.n_epoch, done=done, each=each, identity=self.identity, **self.state())
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.file) as tmp: torch.save(s, tmp)
 
+    def _mine(self, s): "What this process needs of the generators"; return s['each'][rank_distrib() if len(s['each']) > 1 else 0]
     def _read(self):
-        if not self.file.exists(): return None
+        there = _of_all(self.file.exists(), self.ranks)
+        if len(set(there)) > 1: raise FlowError(f"'{self.file}' is there for some processes only ({', '.join(map(str, [i for i,t in enumerate(there) if t]))} of {len(there)}): put the checkpoint where all machines find it")
+        if not there[0]: return None
         try:
             with torch.serialization.safe_globals(_readable()): s = torch.load(self.file, map_location=None if torch.cuda.is_available() else 'cpu', weights_only=True)
         except Exception as e: raise FlowError(f"'{self.file}' is no checkpoint that can be read ({type(e).__name__}: {str(e).splitlines()[0]}): take it away, or write Checkpoint(..., resume=False)") from e
@@ -202,7 +215,7 @@ class Checkpoint(Callback):
             if at is not None: _give_back(cb, left.pop(at)[1])
         for k,v in s['learn'].items():
             if v is not None: setattr(learn, k, v)
-        _set_randoms(learn.dls, s['random'])
+        _set_randoms(learn.dls, self._mine(s)[0])
 
     def go_on(self):
         "The epochs that are left"
@@ -217,7 +230,7 @@ class Checkpoint(Callback):
         "The batches that are left of an epoch"
         learn = self.learn
         del learn.all_batches # once
-        self.start = s['start']
+        self.start = self._mine(s)[1]
         _set_randoms(learn.dls, self.start)
         learn.n_iter, batches = len(learn.dl), enumerate(learn.dl)
         for _ in range(s['batch']): next(batches)

@@ -11,13 +11,14 @@ import torch
 from fastcore.meta import delegates
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
-from fastai.torch_core import TensorBase, TensorImage, no_random, num_distrib, rank_distrib
+from fastai.torch_core import TensorBase, TensorImage, maybe_gather, no_random, rank_distrib
 from .thresholds import _weights
 from ..explain import tell
 from ..interpret import ConditionalInterpretation, Losses, Picked
 from ..learner import collect, flow_of, loss_of
 from ..metrics import TaskMetric
 from ..points import Frame
+from ..ranks import gather_rows, in_order, scattered, whole
 from ..target import FlowPrediction, TensorConditional
 import fastai_condmtl.tune # learn.plot_threshold
 from plum import dispatch
@@ -30,18 +31,22 @@ __all__ = ['Kept', 'balanced_weights', 'Tracked', 'ConditionalTracker', 'Conditi
 class Kept(Losses):
     "`Losses` that also keeps the logits of the first `n` rows, for example trees"
     def __init__(self, flow, n): self.n = n; super().__init__(flow)
-    def reset(self): super().reset(); self.logits = []
+    def reset(self): super().reset(); self.logits, self.at_logits = [], []
     def accumulate(self, learn):
         n = len(self.parts)
         super().accumulate(learn)
         if len(self.parts) > n: self._first(learn)
     def beside(self, learn):
         "As `accumulate`, but leave rows to the accumulator of the metrics"
-        self.kept.append(learn.to_detach(self.flow.loss_func.per_sample(learn.pred, learn.yb[0])))
+        self.kept.append(gather_rows(getattr(learn, 'dl', None), self.flow.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
         self._first(learn)
     def _first(self, learn):
-        if sum(map(len, self.logits)) < self.n: self.logits.append(learn.to_detach(learn.pred).float())
-    def share(self, acc): "Take over the rows of the metrics' accumulator"; self.parts, self.data, self.thresholds = acc.parts, acc.data, acc.thresholds
+        done = sum(map(len, self.logits))
+        if done >= self.n: return
+        x, at = gather_rows(getattr(learn, 'dl', None), learn.pred)
+        self.logits.append((x if at is None else x[at < self.n]).float())
+        if at is not None: self.at_logits.append(at[at < self.n])
+    def share(self, acc): "Take over the rows of the metrics' accumulator"; self.parts, self.at, self.data, self.thresholds = acc.parts, acc.at, acc.data, acc.thresholds
 
 # %% ../../nbs/callback/01_track.ipynb #812629b5
 def balanced_weights(learn, weights):
@@ -58,7 +63,7 @@ class Tracked:
         tasks=None, # Tasks to show inputs and curves of; by default the first 20
         n:int=4,    # Best and worst inputs a task, and example trees
     ):
-        self.learn, self.flow, self.train, self.n, self.dl = learn, flow_of(learn), train, n, learn.dls.valid
+        self.learn, self.flow, self.train, self.n, self.dl = learn, flow_of(learn), train, n, whole(learn.dls.valid)
         self.acc = collect(learn, acc=Kept(self.flow, n)) if acc is None else acc
         self.interp, self.some = ConditionalInterpretation(learn, self.dl, self.acc), bool(self.acc.parts)
         self.tasks = self.flow.paths[:20] if tasks is None else [self.flow.path(t) for t in tasks]
@@ -115,7 +120,7 @@ class Tracked:
     def trees(self):
         "Trees of the first rows: decisions with probabilities, logits and conditions, beside the truth"
         if not self.acc.logits: return []
-        loss, raw = self.learn.loss_func, torch.cat(self.acc.logits)[:self.n]
+        loss, raw = self.learn.loss_func, in_order(self.acc.logits, self.acc.at_logits)[:self.n]
         acts = loss.activation(raw)
         dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
         return [FlowPrediction(self.flow, d, a, r).tree(self.truth(i), logits=True, condition=True, top_k=3) for i,(d,a,r) in enumerate(zip(dec, acts, raw))]
@@ -143,7 +148,7 @@ class Tracked:
     @cached_property
     def order(self): "Positions in the validation set of the rows that were kept"; return range(len(self.packed[0])) if self.scattered else list(self.dl.get_idxs())
     @property
-    def scattered(self): "Whether it is not known which rows these are"; return num_distrib() > 1 or self.dl.shuffle or self.dl.n != len(self.packed[0])
+    def scattered(self): "Whether it is not known which rows these are"; return self.dl.shuffle or self.dl.n != len(self.packed[0])
     @cached_property
     def inputs(self) -> dict:
         "Position → decoded input of all that `picks` names; empty where the input has no picture or text of its own"
@@ -207,7 +212,7 @@ class ConditionalTracker(Callback):
         if self.shared is not None and self.acc.kept: self.shared.task(self.shared.flow.paths[0]); self.acc.share(self.shared)
         self.seen, train = _weights(self.model), None
         if self.sums is not None:
-            s, n = self.learn.to_detach(self.sums[None]).sum(0) # of all processes
+            s, n = maybe_gather(self.sums[None]).sum(0).cpu() if scattered(self.learn.dl) else self.sums.cpu() # of all processes
             train = torch.where(n > 0, s/n, torch.nan)
         if rank_distrib() == 0: self.write_scalars(Tracked(self.learn, self.acc, train).scalars())
     def after_epoch(self):
