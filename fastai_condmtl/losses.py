@@ -14,7 +14,7 @@ from fastai.torch_core import TensorBase
 from .conditions import FlowError
 from .masks import MASKS
 from .base import near
-from .target import BoundFlow, TensorConditional, packed
+from .target import BoundFlow, TensorConditional, doubles, packed
 from .whole_space import WholeSpace
 
 # %% auto #0
@@ -49,6 +49,7 @@ class ConditionalLoss(nn.Module):
         self._buffer('forth', acts)                 # logit order -> flow order of activations
         self._buffer('cols_back', _inverse(order))  # flow order of target columns -> logit order
         self._buffer('task_back', _inverse(self.tasks))
+        self._buffer('col_tasks', [i for i,b in enumerate(blocks) for _ in range(b.n_targets)]) # task of each target column
         task = 0
         for name,width,n,_ in self.runs:
             w = [blocks[i].weight for i in self.tasks[task:task + n]]
@@ -282,8 +283,7 @@ class ConditionalLoss(nn.Module):
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decided values packed with *reached* in row 1"
         reached = self.flow.reached(vals)
-        widths = torch.tensor([b.n_targets for b in self.flow.plan.blocks], device=vals.device)
-        return torch.stack([vals, reached.repeat_interleave(widths, 1).to(vals.dtype)], 1).as_subclass(TensorConditional)
+        return torch.stack([vals, reached.index_select(1, self.col_tasks.to(vals.device)).to(vals.dtype)], 1).as_subclass(TensorConditional)
 
     def __repr__(self): return f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.blocks)} families, reduction={self.reduction!r})"
 
@@ -306,7 +306,7 @@ def move_threshold(
     ratio, # Temperature before over temperature after
 ):
     "Thresholds that decide logits over another temperature as `t` did before"
-    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+    t = doubles(t).reshape(-1)
     return ((t.log() - (1 - t).log())*ratio).sigmoid().float()
 
 def _inverse(order):
