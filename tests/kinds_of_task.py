@@ -1,4 +1,5 @@
 "A flow with every kind of task and every variant of its loss, for tests of precision and devices."
+import importlib
 import numpy as np, pandas as pd, torch
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.flow import Flow
@@ -40,3 +41,28 @@ def bound_with_labels(kinds=KINDS, n=40, seed=0, df=None):
     return bound, y
 
 def logits(bound, n=40, scale=3., seed=0): return torch.randn(n, bound.c, generator=torch.Generator().manual_seed(seed))*scale
+
+def simulate_devices(monkeypatch, n=2):
+    """`DataParallel` on `n` devices without any: torch's own replicas, whose parameters and buffers are copies with a graph back to the network's, each
+    in a thread of its own. Returns a list that fills with what is gathered."""
+    from concurrent.futures import ThreadPoolExecutor
+    from torch.nn import DataParallel
+    rep = importlib.import_module('torch.nn.parallel.replicate') # the package has a function of that name
+    gathered = []
+    init = DataParallel.__init__
+    def started(self, module, device_ids=None, output_device=None, dim=0):
+        init(self, module, None)
+        self.module, self.device_ids, self.dim, self.output_device, self.src_device_obj = module, list(range(n)), dim, None, next(module.parameters()).device
+    def copies(tensors, devices, detach=False): return [[t.detach().clone() if detach or not t.is_floating_point() or not t.requires_grad else t*1. for t in tensors] for _ in devices]
+    def scatter(self, inputs, kwargs, ids): parts = list(zip(*[x.chunk(len(ids)) for x in inputs])); return parts, [kwargs]*len(parts)
+    def apply(self, replicas, inputs, kwargs):
+        grad, lower = torch.is_grad_enabled(), (torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu'))
+        def run(m, x, kw):
+            with torch.set_grad_enabled(grad), torch.autocast('cpu', dtype=lower[1], enabled=lower[0]): return m(*x, **kw)
+        with ThreadPoolExecutor(len(replicas)) as pool: return [f.result() for f in [pool.submit(run, *a) for a in zip(replicas, inputs, kwargs)]]
+    def gather(self, outputs, device): gathered.append(tuple(tuple(o.shape) for o in outputs)); return torch.cat(outputs)
+    monkeypatch.setattr(DataParallel, '__init__', started)
+    monkeypatch.setattr(rep, '_broadcast_coalesced_reshape', copies)
+    monkeypatch.setattr(rep, '_get_device_index', lambda x, *a: x)
+    for k, f in dict(scatter=scatter, parallel_apply=apply, gather=gather).items(): monkeypatch.setattr(DataParallel, k, f)
+    return gathered
