@@ -62,6 +62,7 @@ def simulate_devices(monkeypatch, n=2):
         with ThreadPoolExecutor(len(replicas)) as pool: return [f.result() for f in [pool.submit(run, *a) for a in zip(replicas, inputs, kwargs)]]
     def gather(self, outputs, device): gathered.append(tuple(tuple(o.shape) for o in outputs)); return torch.cat(outputs)
     monkeypatch.setattr(DataParallel, '__init__', started)
+    monkeypatch.setattr('fastai_condmtl.callback.parallel.on_gpu', lambda module: True)
     monkeypatch.setattr(rep, '_broadcast_coalesced_reshape', copies)
     monkeypatch.setattr(rep, '_get_device_index', lambda x, *a: x)
     for k, f in dict(scatter=scatter, parallel_apply=apply, gather=gather).items(): monkeypatch.setattr(DataParallel, k, f)

@@ -18,7 +18,7 @@ from ..losses import ConditionalLoss, TaskSums
 from ..target import packed
 
 # %% auto #0
-__all__ = ['BalancedParallel', 'ChunkedParallel', 'BalancedTrainer']
+__all__ = ['on_gpu', 'BalancedParallel', 'ChunkedParallel', 'BalancedTrainer']
 
 # %% ../../nbs/callback/05_parallel.ipynb #8dfe1c31
 class _Inside(nn.Module):
@@ -32,6 +32,8 @@ class _Inside(nn.Module):
         if head is not None and head.context is not None: head.context = NeededRows(len(y), packed(y)[:,1].as_subclass(torch.Tensor), head.context.loss) # each device has rows of its own
         return self.loss.sums(self.module(*xb, **kwargs), y)[None]
 
+def on_gpu(module): "Whether a network is where `DataParallel` deals to several"; return next(module.parameters()).is_cuda
+
 class BalancedParallel(nn.DataParallel):
     "`DataParallel` that takes the loss on each device: while there are targets, `TaskSums` come out instead of logits"
     def __init__(self,
@@ -39,7 +41,8 @@ class BalancedParallel(nn.DataParallel):
         asked,   # Function: loss and targets of the batch at hand, None to gather predictions as ever
         device_ids=None, # GPUs; None: all
     ):
-        super().__init__(module, device_ids=device_ids)
+        if on_gpu(module): super().__init__(module, device_ids=device_ids)
+        else: nn.Module.__init__(self); self.module, self.device_ids = module, [] # a network that is trained on the CPU stays there, GPUs or not
         self.asked = asked
     def forward(self, *inputs, **kwargs):
         if (now := self.asked()) is None: return super().forward(*inputs, **kwargs)
@@ -53,7 +56,7 @@ class BalancedParallel(nn.DataParallel):
 class ChunkedParallel(BalancedParallel):
     "The same on one device, part by part: shows what would be gathered, without a second GPU"
     def __init__(self, module, asked, chunks=2):
-        super().__init__(module, asked, device_ids=[0] if torch.cuda.is_available() else None)
+        super().__init__(module, asked)
         self.device_ids, self.dim, self.output_device, self.src_device_obj = list(range(chunks)), 0, None, next(module.parameters()).device
         self.gathered = {} # shape → bytes, of all that was gathered
     def scatter(self, inputs, kwargs, device_ids):
