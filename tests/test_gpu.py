@@ -12,7 +12,7 @@ from fastai.data.transforms import RandomSplitter
 from fastai.layers import ConvLayer
 from fastai.learner import Learner, load_learner
 from fastai.torch_core import TensorImage, set_seed
-from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, Branch, Checkpoint, CountBlock, Flow, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock, conditional_head, equip
+from fastai_condmtl.all import BinaryBlock, Branch, Checkpoint, CountBlock, Flow, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock, conditional_head, equip
 import fastai_condmtl.callback.parallel  # noqa: F401  learn.to_parallel(balance_memory=)
 from fastai_condmtl.heads import NeededRows, RunNeeded
 from fastai_condmtl.losses import TaskSums

@@ -1,9 +1,7 @@
 """`DataParallel` with the loss taken on each device: sums and counts of the parts make the total and the gradients of the whole batch, for every kind of task
 and any deal of the rows; a learner trains as on one device, and what is gathered is two numbers a task and device."""
-import math
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision  # noqa: F401
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import lr_find  # noqa: F401
@@ -16,12 +14,12 @@ from fastai.losses import MSELossFlat
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from hypothesis import given, settings, strategies as st
-from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, Branch, Checkpoint, Flow, FlowError, GradientCosine, MultiLabelBlock, SingleLabelBlock, TaskBalance, UnboundedRegressionBlock, conditional_head, equip
+from fastai_condmtl.all import BinaryBlock, Branch, Checkpoint, Flow, FlowError, GradientCosine, MultiLabelBlock, SingleLabelBlock, TaskBalance, UnboundedRegressionBlock, conditional_head, equip
 from fastai_condmtl.callback.parallel import BalancedParallel, BalancedTrainer, ChunkedParallel
 from fastai_condmtl.callback.track import ConditionalTracker
 from fastai_condmtl.heads import RunNeeded
 from fastai_condmtl.losses import TaskSums
-from kinds_of_task import KINDS, bound_with_labels, flow as every_flow, logits, simulate_devices, table as every_table
+from kinds_of_task import bound_with_labels, flow as every_flow, logits, simulate_devices, table as every_table
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

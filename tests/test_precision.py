@@ -10,11 +10,11 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.channelslast import ChannelsLast  # noqa: F401  learn.to_channelslast
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.transforms import IndexSplitter, RandomSplitter
+from fastai.data.transforms import RandomSplitter
 from fastai.layers import ConvLayer, Flatten
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, set_seed
-from fastai_condmtl.all import Branch, FlowPrediction, TaskBalance, conditional_head, equip
+from fastai_condmtl.all import Branch, FlowPrediction, conditional_head, equip
 from fastai_condmtl.balance import METHODS
 from fastai_condmtl.calibrate import fit_temperature  # noqa: F401  learn.calibrate
 from fastai_condmtl.heads import RunNeeded
@@ -61,7 +61,7 @@ def test_half_is_single_precision_of_the_same_numbers(every, dtype):
 def test_what_is_masked_is_never_seen(kind, dtype):
     "Rows that do not count may hold the largest numbers; a task of which none counts is worth 0"
     bound, y = bound_with_labels([kind])
-    s, t = bound.slices[f'all.{kind}'], bound.target_slices
+    s = bound.slices[f'all.{kind}']
     pred, top = logits(bound).to(dtype), min(torch.finfo(dtype).max, 1e18) # single precision holds its square
     mask = y[:, 1, s.targets].any(1)
     if kind in ('whole', 'detach', 'both'): mask = torch.from_numpy(np.asarray(~bound.loss_func.per_sample(pred.float(), y)[:, bound.paths.index(f'all.{kind}')].isnan()))
@@ -294,7 +294,7 @@ def test_no_double_on_a_device(every):
         z = m.mark(pred.clone().requires_grad_())
         loss.cool()
         loss(z, y).backward()
-        for name, method in METHODS.items():
+        for method in METHODS.values():
             w = method(); s = {k: m.mark(t) for k, t in w.state(len(bound.paths), torch.tensor([b.nll is not None for b in bound.plan.blocks])).items()}
             l, there = loss.task_losses(z, y)
             w.total(s, l, there, loss.task_weights()); w.note(s, l.detach(), there); w.epoch(s)
