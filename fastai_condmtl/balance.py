@@ -149,7 +149,7 @@ class Gramian(Static):
     def solve(self, gram, there):
         "Factors `(T,)` of tasks whose gradients have the products `gram`"
         idx = there.cpu().nonzero()[:,0]
-        g, res, n = gram.detach().double().cpu()[idx][:,idx], there.to(gram.dtype), len(idx)
+        g, res, n = gram.detach().cpu().double()[idx][:,idx], there.to(gram.dtype), len(idx)
         if n < 2 or not g.isfinite().all() or not g.diagonal().sum() > 0: return res # nothing to balance; or a step that mixed precision will drop
         solver = self.solver()
         pref = getattr(solver, 'pref_vector', None)

@@ -10,6 +10,7 @@ from fastai.learner import Learner
 from .conditions import FlowError
 from .learner import flow_of, loss_of, own_loss, progress, raw_preds
 from .losses import move_threshold
+from .target import doubles
 
 # %% auto #0
 __all__ = ['calibration_error', 'fit_temperature']
@@ -63,7 +64,7 @@ def calibrate(self:Learner,
     if wrong := [p for p in paths if flow.tasks[p].nll is None]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) has no probabilities to calibrate: leave it out of tasks=")
     raw, y = raw_preds(self, None, dl, ds_idx)
     if y is None: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
-    raw, y = (torch.as_tensor(a).as_subclass(torch.Tensor).double().cpu() for a in (raw, y))
+    raw, y = (doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y))
     old, rows = dict(loss.temperatures), []
     new = dict(old)
     for path in progress(self, paths, 'temperatures'):
@@ -95,7 +96,7 @@ def _temperature(block, x, y, min_support, folds, now, seed=0):
 def _move_thresholds(loss, old, new, before, after):
     "Thresholds in force, and those remembered of the search, on the new probabilities; on the rows of `before` and `after` (activations) no decision changes, not even by rounding"
     def moved(path, t):
-        t = torch.as_tensor(t, dtype=torch.float32).clamp(0, 1)
+        t = torch.as_tensor(t, dtype=torch.float32, device='cpu').clamp(0, 1)
         res, s = move_threshold(t, old.get(path, 1.)/new[path]), loss.flow.slices[path].acts
         yes, p = before[:,s] > t, after[:,s]
         lo, hi = torch.where(yes, -torch.inf, p).amax(0), torch.where(yes, p, torch.inf).amin(0) # highest no, lowest yes
@@ -123,7 +124,7 @@ def plot_reliability(self:Learner,
     if block.nll is None: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probabilities: plot a binary, single- or multi-label task")
     raw, y = raw_preds(self, None, dl, ds_idx)
     if y is None: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
-    x, t = _cells(flow, path, *(torch.as_tensor(a).as_subclass(torch.Tensor).double().cpu() for a in (raw, y.reshape(len(y), 2, -1))))
+    x, t = _cells(flow, path, *(doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y.reshape(len(y), 2, -1))))
     if not len(t): raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
     if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
     ax.plot([0,1], [0,1], color='gray', lw=1, ls=':')

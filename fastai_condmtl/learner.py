@@ -15,7 +15,7 @@ from fastprogress.fastprogress import progress_bar
 import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
 from .files import atomic_save
-from .target import BoundFlow, FlowPrediction
+from .target import BoundFlow, FlowPrediction, doubles
 from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .ranks import alone, whole
@@ -189,7 +189,7 @@ def to_frame(self:BoundFlow,
     frames=None, # For decisions of flows with points or boxes: a `Frame` a row. None: coordinates as they stand
 ) -> pd.DataFrame:
     "Packed rows in the table's own columns, blank where the mask is 0"
-    natural = self.to_units(torch.as_tensor(y, dtype=torch.float64)).as_subclass(torch.Tensor).cpu().numpy()
+    natural = self.to_units(doubles(y)).as_subclass(torch.Tensor).numpy()
     if frames is not None and self.geometry is not None:
         cols = list(self.geometry.cols)
         for x,f in zip(natural, frames): x[0,cols] = f.pixels(x[0,cols])
@@ -257,7 +257,7 @@ def get_marginals(self:Learner,
     flow, loss = flow_of(self), loss_of(self)
     index = None if items is None else _index(items, 'get_marginals')
     with every_row(self): acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
-    reached, acts = flow.diagrams(acts, loss.decide(acts)), acts.double().cpu().numpy()
+    reached, acts = flow.diagrams(acts, loss.decide(acts)), doubles(acts).numpy()
     res = {}
     for j,(p,b) in enumerate(flow.tasks.items()):
         res[p, 'P(reached)'], a = reached[:,j], acts[:,flow.slices[p].acts]

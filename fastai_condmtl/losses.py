@@ -10,17 +10,21 @@ from types import MappingProxyType
 import torch
 from torch import nn
 from fastcore.basics import patch
+from fastai.torch_core import TensorBase
 from .conditions import FlowError
 from .masks import MASKS
 from .base import near
 from .ranks import mean_value, rank_sums, step_ranks
-from .target import BoundFlow, TensorConditional, packed
+from .target import BoundFlow, TensorConditional, doubles, packed
 from .whole_space import WholeSpace
 
 # %% auto #0
-__all__ = ['ConditionalLoss', 'single', 'move_threshold']
+__all__ = ['TaskSums', 'ConditionalLoss', 'single', 'move_threshold']
 
 # %% ../nbs/04_losses.ipynb #9072eafc
+class TaskSums(TensorBase):
+    "In place of predictions, where these stay in parts: `ConditionalLoss.sums` of each part of a batch, `(parts, 2, T)`"
+
 class ConditionalLoss(nn.Module):
     "The masked loss of a flow, its activation and its decisions, in the form that fastai's `Learner` asks of a loss"
     y_int = True # MixUp and CutMix keep both targets, each with its own mask
@@ -46,6 +50,7 @@ class ConditionalLoss(nn.Module):
         self._buffer('forth', acts)                 # logit order -> flow order of activations
         self._buffer('cols_back', _inverse(order))  # flow order of target columns -> logit order
         self._buffer('task_back', _inverse(self.tasks))
+        self._buffer('col_tasks', [i for i,b in enumerate(blocks) for _ in range(b.n_targets)]) # task of each target column
         task = 0
         for name,width,n,_ in self.runs:
             w = [blocks[i].weight for i in self.tasks[task:task + n]]
@@ -133,6 +138,7 @@ class ConditionalLoss(nn.Module):
         *others, # There are none: a flow is the only target
     ):
         "The total, weighted; reduced as `reduction` says"
+        if isinstance(pred, TaskSums): return self.of_sums(pred)
         if others: raise FlowError(f"the data has {1 + len(others)} targets, and a flow is the only one that its loss can train: put all tasks into one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if any(x.ndim == 3 and not x.is_floating_point() for x in (y, *others)) else ''))
         if self.heat is not None and pred.requires_grad: self.cool()
         pred, y = _same(pred, y)
@@ -173,8 +179,26 @@ class ConditionalLoss(nn.Module):
 
     def per_task(self, pred, y):
         "Each task's masked mean `(T,)` in flow order, weighted by rows where they have weights, but not by task; NaN where no row counts"
+        losses, rows = self.sums(pred, y)
+        return losses / rows
+
+    def sums(self,
+        pred, # Raw logits `(bs, C)`
+        y,    # Packed targets
+    ):        # `(2, T)` in flow order
+        "What means can be made of wherever a batch is in several parts: each task's sum of losses over the rows that count, unweighted by task, and these rows (or their weights)"
         x, rows = self._per_row(pred, y)
-        return torch.where(rows > 0, x, 0.).mul(rows).sum(0) / rows.sum(0)
+        return torch.stack([torch.where(rows > 0, x, 0.).mul(rows).sum(0), rows.sum(0)])
+
+    def of_sums(self, parts):
+        "The total of the `sums` of the parts of a batch, `TaskSums`: what `forward` says of all rows at once"
+        if self.heat is not None and parts.requires_grad: self.cool()
+        losses, there = self._means(parts)
+        return (self.task_weights().to(losses.device, losses.dtype)*losses).sum()
+    def _means(self, parts):
+        "Means of `TaskSums` `(T,)`, 0 where there is none, and where there is one"
+        losses, rows = parts.as_subclass(torch.Tensor).sum(0)
+        return losses/torch.where(rows > 0, rows, 1.), rows > 0
 
     def task_weights(self):
         "The weights in force `(T,)` in flow order, where the loss lives"
@@ -186,6 +210,9 @@ class ConditionalLoss(nn.Module):
         rows=None, # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
     ):        # `(T,)` and `(T,)` in flow order
         "Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight is not 0): differentiable, without waiting for the device"
+        if isinstance(pred, TaskSums):
+            losses, there = self._means(pred)
+            return losses, there & (self.task_weights().to(losses.device) > 0)
         pred, y = _same(pred, y)
         vals, mask = self._targets(y)
         whole = None
@@ -266,15 +293,16 @@ class ConditionalLoss(nn.Module):
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decided values packed with *reached* in row 1"
         reached = self.flow.reached(vals)
-        widths = torch.tensor([b.n_targets for b in self.flow.plan.blocks], device=vals.device)
-        return torch.stack([vals, reached.repeat_interleave(widths, 1).to(vals.dtype)], 1).as_subclass(TensorConditional)
+        return torch.stack([vals, reached.index_select(1, self.col_tasks.to(vals.device)).to(vals.dtype)], 1).as_subclass(TensorConditional)
 
     def __repr__(self): return f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.blocks)} families, reduction={self.reduction!r})"
 
 # %% ../nbs/04_losses.ipynb #ffe72e7a
 def single(x):
     "`x` as a plain tensor (fastai's subclasses would pass through every operation), at least in single precision (half knows neither class 301 nor small losses)"
-    if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
+    if type(x) is not torch.Tensor:
+        if isinstance(x, TaskSums): raise FlowError("with balance_memory=True there are no predictions in training, only each task's sum of losses and its rows: leave balance_memory out, or the callback that asks for predictions")
+        x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in _half else x
 
 def _same(pred, y):
@@ -288,7 +316,7 @@ def move_threshold(
     ratio, # Temperature before over temperature after
 ):
     "Thresholds that decide logits over another temperature as `t` did before"
-    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+    t = doubles(t).reshape(-1)
     return ((t.log() - (1 - t).log())*ratio).sigmoid().float()
 
 def _inverse(order):

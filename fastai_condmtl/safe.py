@@ -21,7 +21,7 @@ from .heads import Branch, conditional_head, needs_heads, stock_logits
 from .learner import flow_of, loss_of
 from .losses import ConditionalLoss
 from .points import Frame
-from .target import BoundFlow, FlowPrediction
+from .target import BoundFlow, FlowPrediction, doubles
 import fastai_condmtl.flow_json # noqa: F401  Flow.to_json
 
 # %% auto #0
@@ -240,7 +240,7 @@ def save_safe(self:Learner,
     if config is not None and _sizes_of(make_network(config, flow).state_dict()) != _sizes_of(weights): config = None
     if config is None: warnings.warn("this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)", stacklevel=2)
     d = dict(format=FORMAT, version=VERSION, **flow.to_dict(), network=config, pictures=picture_config(self),
-             thresholds={p: torch.as_tensor(t).double().reshape(-1).tolist() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures))
+             thresholds={p: doubles(t).reshape(-1).tolist() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures))
     with atomic_write(path) as tmp: st.torch.save_file(weights, tmp, metadata={FORMAT: json.dumps(d, ensure_ascii=False)})
     return Path(path)
 

@@ -16,7 +16,7 @@ from .flow import Flow, Plan, infer
 from .points import Frame, Geometry
 
 # %% auto #0
-__all__ = ['TensorConditional', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'as_table', 'FlowPrediction']
+__all__ = ['TensorConditional', 'doubles', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'as_table', 'FlowPrediction']
 
 # %% ../nbs/03_target.ipynb #6386770d
 class TensorConditional(TensorBase):
@@ -25,6 +25,12 @@ class TensorConditional(TensorBase):
     def vals(self): "Values on the loss scale `(..., D)`, 0 where unknown"; return self[..., 0, :]
     @property
     def mask(self): "Above 0 where the value counts, by the weight of its row (1 without `weight_col`): the gt mask of labels, *reached* for predictions `(..., D)`"; return self[..., 1, :]
+
+def doubles(
+    x, # Tensor, array or numbers
+):
+    "`x` as a tensor in float64, on the CPU: not every device knows these (Apple's MPS does not)"
+    return x.detach().cpu().double() if isinstance(x, torch.Tensor) else torch.as_tensor(x, dtype=torch.float64, device='cpu')
 
 def packed(
     y, # Targets `(bs, 2, D)`, or flat `(bs, 2D)` as tabular batches have them
@@ -211,7 +217,7 @@ def to_units(self:BoundFlow,
     y, # Packed `(..., 2, D)` on the loss scale
 ):
     "`y` with values in original units (classes stay indices)"
-    lo, span = (u.to(y.device, y.dtype) for u in self._units)
+    lo, span = (u.to(y.dtype).to(y.device) for u in self._units) # these are float64, which stays on the CPU
     return torch.stack([y[..., 0, :]*span + lo, y[..., 1, :]], -2).as_subclass(type(y))
 
 @patch
@@ -246,8 +252,8 @@ class FlowPrediction(Mapping):
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
         self.frame = None if flow.geometry is None else frame or (Frame.of_size(1, 1) if activations is not None else None)
-        natural = flow.to_units(torch.as_tensor(decoded, dtype=torch.float64).detach()) # float64: a class or a pixel reads back as it stood in the table
-        vals, mask = natural[0].cpu().numpy(), natural[1].cpu().numpy() > 0
+        natural = flow.to_units(doubles(decoded)) # float64: a class or a pixel reads back as it stood in the table
+        vals, mask = natural[0].numpy(), natural[1].numpy() > 0
         if self.frame is not None: vals[list(flow.geometry.cols)] = self.frame.pixels(vals[list(flow.geometry.cols)])
         self._natural = vals, mask
         self._cells = {p: b.to_cell(np.where(mask[s.targets], vals[s.targets], b.blank)) if mask[s.targets].any() else None for (p,s),b in zip(flow.slices.items(), flow.tasks.values())}
@@ -263,7 +269,7 @@ class FlowPrediction(Mapping):
     def probabilities(self):
         "Task → probability of yes, or {class or label: probability}; regressions are left out. None when the activations are not known"
         if self.activations is None: return None
-        acts = np.asarray(self.activations, dtype=float)
+        acts = doubles(self.activations).numpy()
         res = {p: b.probability(acts[s.acts]) for (p,s),b in zip(self.flow.slices.items(), self.flow.tasks.values())}
         return {p: v for p,v in res.items() if v is not None}
     def __repr__(self): return f"FlowPrediction({', '.join(f'{p}={_short(v)}' for p,v in self.reached.items())})"

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.losses import ConditionalLoss
+from fastai_condmtl.losses import ConditionalLoss, TaskSums
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 T, N = True, None
@@ -129,3 +129,12 @@ def test_one_row_and_many_rows_agree():
     pred = torch.randn(6, bound.c, generator=torch.Generator().manual_seed(0))
     whole = bound.loss_func.per_sample(pred, y)
     torch.testing.assert_close(torch.cat([bound.loss_func.per_sample(pred[i:i + 1], y[i:i + 1]) for i in range(6)]), whole, equal_nan=True)
+
+def test_memory_balancing_keeps_the_mean():
+    "There losses are reduced on each device; here sums and counts are, so that the mean over valid rows is the whole batch's, however rows are dealt."
+    bound, y = encode(A, KIND, X | A, AGE)
+    pred = torch.randn(6, bound.c, generator=torch.Generator().manual_seed(0))
+    parts = torch.stack([bound.loss_func.sums(pred[s], y[s]) for s in (slice(0, 1), slice(1, 4), slice(4, 6))])
+    assert parts.numel() == 3*2*4
+    torch.testing.assert_close(parts[:, 0].sum(0) / parts[:, 1].sum(0), bound.loss_func.per_task(pred, y))
+    torch.testing.assert_close(bound.loss_func(parts.as_subclass(TaskSums), y), bound.loss_func(pred, y))

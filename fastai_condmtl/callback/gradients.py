@@ -37,6 +37,7 @@ class SharedFeatures:
         model,   # A network
         at=None, # Whose output they are: a module, or its name in the model; by default what the `ConditionalHead`, else the last module, is given
     ):
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1: raise FlowError("DataParallel shows each device a part of the batch, so nobody sees the tasks' gradients at the features: balance by losses ('uncertainty', 'dwa', 'famo', 'stch'), or train with learn.distrib_ctx()")
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)): model = model.module
         names = dict(model.named_modules())
         if isinstance(at, str) and at not in names: raise FlowError(f"features={at!r} is no module of the model: give the name of one, such as {', '.join(map(repr, [n for n in names if n][:5]))}, or the module itself")

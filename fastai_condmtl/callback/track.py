@@ -16,6 +16,7 @@ from .thresholds import _weights
 from ..explain import tell
 from ..interpret import ConditionalInterpretation, Losses, Picked
 from ..learner import collect, flow_of, loss_of
+from ..losses import TaskSums
 from ..metrics import TaskMetric
 from ..points import Frame
 from ..ranks import gather_rows, in_order, scattered, whole
@@ -231,6 +232,7 @@ class ConditionalTracker(Callback):
     def _add(self):
         "Add up each task's loss and rows `(2, T)`"
         mix, loss, pred = getattr(self.learn.loss_func, '__self__', None), self.acc.flow.loss_func, self.learn.pred.detach()
+        if isinstance(pred, TaskSums): self.sums = pred.as_subclass(torch.Tensor).sum(0) + (0. if self.sums is None else self.sums); return
         mixed = hasattr(mix, 'yb1') and hasattr(mix, 'lam') # fastai's MixUp and CutMix: two labels a row
         for y,share in [(self.learn.yb[0], mix.lam), (mix.yb1[0], 1 - mix.lam)] if mixed else [(self.learn.yb[0], None)]:
             x = loss.per_sample(pred, y)

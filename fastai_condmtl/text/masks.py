@@ -129,11 +129,11 @@ def text_random(
     ids,  # Tokens `(bs, L)`
     pad,  # Where they are padding `(bs, L)`
     salt, # A number for other draws
-):        # `(bs, L)` float64
+):        # `(bs, L)`
     "Uniform numbers in [0, 1) that depend on the text and the place in it alone"
     at = (~pad).cumsum(1)
     text = (_mixed(_mixed(ids + 1) + at*7919)*~pad).sum(1, keepdim=True) & 0xffffffff
-    return _mixed(_mixed(text + salt*104729) + at*15485863).double()/2**32
+    return (_mixed(_mixed(text + salt*104729) + at*15485863) >> 8).float()/2**24 # as many bits as single precision holds, on any device
 
 # %% ../../nbs/text/01_masks.ipynb #ba39ef15
 class MaskTokens(Transform):
@@ -152,16 +152,16 @@ class MaskTokens(Transform):
         self.words = self.can.nonzero()[:,0]
 
     def __call__(self, b, split_idx=None, **kwargs):
-        x = b[0].as_subclass(torch.Tensor)
+        x = b[0].as_subclass(torch.Tensor).long() # a word and what is shown instead make one number, beyond 32 bits in a large vocabulary
         if self.can.device != x.device: self.can, self.words = self.can.to(x.device), self.words.to(x.device)
         pad, can, words = x == self.pad, self.can, self.words
         if len(b) < 2: return (self._packed(b[0], x, x, x == self.mask), *b[1:])
         y, s = b[1].clone(), self.cols
-        u, how, other = (torch.rand(x.shape, device=x.device, dtype=torch.float64) if split_idx == 0 else text_random(x, pad, 3*self.block.seed + k) for k in range(3))
+        u, how, other = (torch.rand(x.shape, device=x.device) if split_idx == 0 else text_random(x, pad, 3*self.block.seed + k) for k in range(3))
         u = torch.where(can[x], u, 2.)
         rank = u.argsort(1).argsort(1)
         asked = (u < 2) & ((u < self.block.mask_prob) | (rank == 0)) & (rank < self.block.n_masks) & (y[..., 1, s.start:s.start+1].as_subclass(torch.Tensor) > 0)
-        shown = torch.where(how < .8, self.mask, torch.where(how < .9, words[(other*len(words)).long()], x))
+        shown = torch.where(how < .8, self.mask, torch.where(how < .9, words[(other*len(words)).long().clamp(max=len(words) - 1)], x))
         at, there = positions(asked, self.block.n_masks)
         y[..., 0, s] = (x.gather(1, at)*there).to(y.dtype)
         y[..., 1, s] = there.to(y.dtype)
