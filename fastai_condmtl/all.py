@@ -13,9 +13,11 @@ from .sources import SourceTfms, concat_sources
 from .thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .explain import FlowTree
+from .ranks import alone
 from .heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.gradients import GradientCosine
+from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
