@@ -1,10 +1,11 @@
 """What tests of mutants (`tests/mutate.py`) showed to be held by no other test: each case says what comes out by hand, by the definition or by a loop."""
-import itertools, math, random, re
+import collections, itertools, random, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import And, AnyOf, Atom, Comparable, FlowError, Not, any_of, as_condition, atoms, both, conjuncts, forced, kleene, task
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.kinds import OrdinalBlock
+from fastai_condmtl.target import FlowPrediction, TensorConditional, as_table, packed
 
 A, B, C = map(BinaryBlock, 'abc')
 LEVEL = OrdinalBlock('level')
@@ -102,3 +103,180 @@ def test_what_is_known_is_what_all_fillings_share(seed):
     for k,r in enumerate(rows):
         fills = {holds(c, dict(zip(names, w))) for w in itertools.product(*[[False, True] if v is None else [v] for v in r])}
         assert (t[k], f[k]) == (fills == {True}, fills == {False})
+
+# ---- target: tables ----------------------------------------------------------------------------------------------------------
+Pair = collections.namedtuple('Pair', 'a b')
+
+@pytest.mark.parametrize('rows', [
+    [dict(a=1, b=0), dict(a=0, b=1)], [pd.Series(dict(a=1, b=0)), pd.Series(dict(a=0, b=1))], [dict(b=0, a=1), pd.Series(dict(b=1, a=0))], [(1, 0), (0, 1)], [[1, 0], [0, 1]], np.array([[1, 0], [0, 1]]),
+    [Pair(1, 0), Pair(b=1, a=0)], iter([(1, 0), (0, 1)]), (np.array([1, 0]), [0, 1])])
+def test_rows_of_any_form_are_a_table(rows):
+    got = as_table(rows, [A, B])
+    assert sorted(got.columns) == ['a', 'b'] and got[['a', 'b']].astype(int).values.tolist() == [[1, 0], [0, 1]]
+
+def test_a_table_stays_and_a_row_is_a_table_of_one():
+    df = pd.DataFrame(dict(x=[1]))
+    assert as_table(df, [A, B]) is df
+    for row in (dict(a=1, b=0), pd.Series(dict(a=1, b=0))):
+        got = as_table(row, [A, B])
+        assert list(got.columns) == ['a', 'b'] and got.values.tolist() == [[1, 0]]
+    none = as_table([], [A, MultiLabelBlock('m', cols=['p', 'q'])])
+    assert len(none) == 0 and list(none.columns) == ['a', 'p', 'q']
+
+@pytest.mark.parametrize('rows, block, want', [
+    ([1, 0], A, [[1], [0]]), ([(1,), (0,)], A, [[1], [0]]), ([[1], [0]], A, [[1], [0]]), (['no', 'yes'], A, [['no'], ['yes']]), ([True, None], A, [[True], [None]]), ([(1,), 0], A, [[(1,)], [0]]), ([(1,), (0, 1)], A, [[(1,)], [(0, 1)]]),
+    ([(1, 0), (0, 1)], A, [[(1, 0)], [(0, 1)]]), ([['x'], ['y']], TAGS, [[['x']], [['y']]]), ([['x', 'y'], []], TAGS, [[['x', 'y']], [[]]]), ([(1, 0), (0, 1)], MultiLabelBlock('m', cols=['p', 'q']), [[1, 0], [0, 1]]),
+    ([(1,), (0,)], MultiLabelBlock('m', cols=['p']), [[(1,)], [(0,)]])])
+def test_rows_of_a_single_task(rows, block, want):
+    got = as_table(rows, [block])
+    assert list(got.columns) == block.cols and got.values.tolist() == want
+
+@pytest.mark.parametrize('rows, shown', [(['ab', 'cd'], "'ab'"), ([b'ab'], "b'ab'"), ([3, 4], '3'), ([(1, 2, 3)], '(1, 2, 3)'), ([(1, 2), (1,)], '(1, 2)')])
+def test_rows_that_do_not_fit(rows, shown): says(f"row {shown} does not fit the columns ['a', 'b']", as_table, rows, [A, B])
+
+# ---- target: binding -------------------------------------------------------------------------------------------------------
+WEIGHED = pd.DataFrame(dict(a=[1, 0, 1, None, 1], b=[1, 1, 0, 1, None], p=[1, 0, None, 1, 1], q=[0, 1, 1, None, 1], n=[1., 2., None, 4., 5.], w=[2., .5, 0., 3., 1.]))
+def weighed(**kw): return Flow('f', A, BinaryBlock('b') | A, MultiLabelBlock('m', cols=['p', 'q']), UnboundedRegressionBlock('n'), **{'weight_col': 'w', **kw})
+
+def test_what_cannot_be_bound():
+    f, df = weighed(), WEIGHED
+    says("flow 'f' met an empty table: hand over at least one row", f.bind, df[:0])
+    says("flow 'f': train_idx goes beyond the 5 rows", f.bind, df, [0, 5])
+    says("task 'a' reads column 'a', which the table does not have", f.bind, df.drop(columns='a'))
+    says("task 'm' reads column 'q', which stands 2 times in the table", f.bind, pd.concat([df, df[['q']]], axis=1))
+    says("task 'a' reads the weights of its rows from column 'w', which the table does not have", f.bind, df.drop(columns='w'))
+    says("task 'a' reads the weights of its rows from column 'w', which stands 2 times", f.bind, pd.concat([df, df[['w']]], axis=1))
+    says("task 'g.b' reads the weights of its rows from column 'v'", Flow('f', A, Flow('g', B, weight_col='v')).bind, df)
+    says("asked for task 'nope', which the flow does not have", f.bind(df).find, 'nope')
+
+def test_found_by_path_or_leaf():
+    bound = Flow('f', A, Flow('g', B, Flow('h', C))).bind(pd.DataFrame(dict(a=[1, 0], b=[1, 0], c=[0, 1])))
+    assert bound.find('c') is bound.tasks['g.h.c'] is bound.find('h.c') and bound.path('b') == 'g.b' and bound.path('g.b') == 'g.b'
+
+def test_blanks_of_a_source_without_the_column():
+    tags = MultiLabelBlock('tags', nan_is_empty=True)
+    df = pd.DataFrame(dict(tags=['x', None]))
+    df.attrs['lacks'] = {'tags': ['second', 'third'], 'other': ['first']}
+    says("task 'tags' reads a blank in column 'tags' as \"none of the labels\" (nan_is_empty=True), and source 'second' and 'third' has no such column", Flow('f', tags).bind, df)
+    assert Flow('f', MultiLabelBlock('tags')).bind(df).encode(df)[:, 1].tolist() == [[1], [0]]
+    df.attrs['lacks'] = {'other': ['first']}
+    assert Flow('f', tags).bind(df).encode(df)[:, 1].tolist() == [[1], [1]]
+
+def test_tasks_are_laid_out_by_family_wide_ones_first():
+    "Logits: sigmoid tasks first, of these those with many columns; activations and targets in the order written."
+    df = pd.DataFrame(dict(k=['x', 'y', 'z'], a=[1, 0, 1], n=[1., 2., 3.], p=[1, 0, 1], q=[1, 1, 0], b=[1, 0, 0]))
+    bound = Flow('f', SingleLabelBlock('k'), A, UnboundedRegressionBlock('n'), MultiLabelBlock('m', cols=['p', 'q']), B).bind(df)
+    assert [(f.tasks, f.columns, f.n_out) for f in bound.families] == [((3, 1, 4), (3, 4, 1, 5), 1), ((0,), (0,), 3), ((2,), (2,), 1)]
+    assert [(s.targets, s.logits, s.acts) for s in bound.slices.values()] == [(slice(0, 1), slice(4, 7), slice(0, 3)), (slice(1, 2), slice(2, 3), slice(3, 4)),
+        (slice(2, 3), slice(7, 8), slice(4, 5)), (slice(3, 5), slice(0, 2), slice(5, 7)), (slice(5, 6), slice(3, 4), slice(7, 8))]
+    assert (bound.n_targets, bound.c, bound.target_slices) == (6, 8, [s.targets for s in bound.slices.values()])
+
+def test_balanced_weights_are_counted_from_training_rows():
+    "Positives weigh as much as negatives, by rows that train (and by their weight); tasks of one weight stay one family."
+    df = pd.DataFrame(dict(a=[1, 0, 0, 0, 1, 1], k=['x', 'x', 'x', 'y', 'y', 'y'], w=[1., 1., 1., 3., 1., 1.]))
+    flow = lambda **kw: Flow('f', BinaryBlock('a', pos_weight='balanced'), SingleLabelBlock('k', class_weights='balanced'), **kw)
+    bound = flow().bind(df, [0, 1, 2, 3])
+    assert bound.tasks['a'].pos_weight == pytest.approx([3]) and np.divide(*bound.tasks['k'].class_weights) == pytest.approx(1/3)
+    assert bound.families[1].n_out == 2 and any(bound.tasks['k'].class_weights == part for part in bound.plan.blocks[1].family)
+    assert flow(weight_col='w').bind(df, [0, 1, 2, 3]).tasks['a'].pos_weight == pytest.approx([5])
+    assert BinaryBlock('a', pos_weight='balanced').pos_weight == 'balanced'
+
+# ---- target: encoding ------------------------------------------------------------------------------------------------------
+def test_weights_of_rows_are_in_the_mask():
+    "By hand: the weight where a label counts, 0 where it does not; b counts where a is 1."
+    y = weighed().bind(WEIGHED).encode(WEIGHED)
+    assert y.mask.tolist() == [[2, 2, 2, 2, 2], [.5, 0, .5, .5, .5], [0, 0, 0, 0, 0], [0, 0, 3, 0, 3], [1, 0, 1, 1, 1]] and y[:, 1].tolist() == y.mask.tolist()
+    assert y.vals[:, :4].tolist() == [[1, 1, 1, 0], [0, 1, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1]] and y.dtype == torch.float32
+    assert y.vals[:, 4].tolist() == pytest.approx([-2/2.5**.5, -1/2.5**.5, 0, 1/2.5**.5, 2/2.5**.5])
+
+def test_a_weight_may_be_blank_where_nothing_counts():
+    f, df = Flow('f', BinaryBlock('a'), weight_col='w'), WEIGHED[['a', 'w']].assign(w=[2., .5, 0., None, 1.])
+    assert f.bind(df).encode(df)[:, 1, 0].tolist() == [2, .5, 0, 0, 1]
+    for bad in (None, -.1, -3., 3.1e38):
+        wrong = df.assign(w=[2., .5, bad, 1., 1.])
+        with pytest.raises(FlowError, match=r"^task 'a', row 2, column 'w', value .*: the weight of a row must be a number that is not negative"): f.bind(df).encode(wrong)
+    far = df.assign(w=[0., .5, 2.9e38, 1., 1.])
+    assert f.bind(far).encode(far)[:, 1, 0].tolist() == [0, .5, np.float32(2.9e38), 0, 1]
+
+def test_columns_that_new_rows_lack():
+    df = WEIGHED.assign(tags=['x', None, 'y', None, 'x,y'])
+    bound = Flow('f', *weighed().tasks, MultiLabelBlock('tags', nan_is_empty=True), weight_col='w').bind(df)
+    whole = bound.encode(df)
+    for gone, cols, names in ((['a'], [0, 1], "'a'"), (['b', 'n'], [1, 4], "'b', 'n'"), (['q'], [3], "'q'"), (['tags'], [5, 6], "'tags'")):
+        with pytest.warns(UserWarning, match=f"^no column {names} in the table: its labels count as missing$"): y = bound.encode(df.drop(columns=gone), missing_ok=True)
+        kept = [c for c in range(7) if c not in cols]
+        assert torch.equal(y[..., kept], whole[..., kept]) and not y[:, 1, cols].any() and not y[:, 0, [c for c in cols if c != 1 or 'b' in gone]].any()
+        says(f"task '{'m' if gone == ['q'] else gone[0]}' reads column '{gone[0]}', which the table does not have", bound.encode, df.drop(columns=gone))
+    assert torch.equal(bound.encode(df.drop(columns='w'), missing_ok=True), bound.encode(df.assign(w=1.)))
+    says("task 'a' reads the weights of its rows from column 'w', which the table does not have", bound.encode, df.drop(columns='w'))
+    odd = Flow('f', BinaryBlock('a', col=7), B).bind(pd.DataFrame({7: [1, 0], 'b': [1, 0]}))
+    with pytest.warns(UserWarning, match='^no column 7 '): y = odd.encode(pd.DataFrame(dict(b=[1, 0]), index=[5, 5]), missing_ok=True)
+    assert y.tolist() == [[[0, 1], [0, 1]], [[0, 0], [0, 1]]]
+
+@pytest.mark.parametrize('mode, call, want', [(False, {}, [[0, 0], [1, 1]]), (True, {}, [[0, 1], [1, 1]]), (True, dict(inferred=True), [[1, 1], [1, 1]]), ('train', {}, [[1, 1], [1, 1]]), ('train', dict(inferred=True), [[1, 1], [1, 1]])])
+def test_a_label_implies_its_condition(mode, call, want):
+    df = pd.DataFrame(dict(a=[None, 1], b=[1, 0]))
+    y = Flow('f', A, BinaryBlock('b') | A, infer_labels=mode).bind(df).encode(df, **call)
+    assert y.mask.tolist() == want and y.vals[0].tolist() == [float(want[0][0]), 1]
+
+def test_what_float32_cannot_hold():
+    "A label that is a number, but none on the scale of the loss."
+    bound = Flow('f', Flow('g', UnboundedRegressionBlock('n'))).bind(pd.DataFrame(dict(n=[1., 2., 3.])))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(FlowError, match=r"^task 'g\.n', row 1, column 'n', value 1e\+200: on the scale of the loss this is more than float32 holds"): bound.encode(pd.DataFrame(dict(n=[None, 1e200, 3.])))
+
+def test_what_the_trivial_predictor_learns():
+    "Counted by rows, whatever their weight."
+    bound = weighed().bind(WEIGHED)
+    bound.learn_constants(bound.encode(WEIGHED))
+    assert set(bound.constants) == {'a', 'b', 'm', 'n'} and [bound.constants[p].tolist() for p in 'abm'] == [pytest.approx([2/3]), pytest.approx([1.]), pytest.approx([.75, 2/3])]
+    z = (np.array([1, 2, 4, 5]) - 3)/2.5**.5
+    assert bound.constants['n'] == pytest.approx((z.mean(), np.median(z)), abs=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        bound.learn_constants(bound.encode(WEIGHED[:1]))
+        with pytest.raises(UserWarning, match=r"^no training row counts for 'b', 'n' \(not labelled"): bound.learn_constants(bound.encode(WEIGHED.assign(n=[None]*5)[1:2]))
+
+# ---- target: reading ------------------------------------------------------------------------------------------------------
+def test_back_to_units():
+    df = pd.DataFrame(dict(k=['x', 'y', 'z'], r=[10., 15., 20.], n=[0., 0., 3.]))
+    bound = Flow('f', SingleLabelBlock('k'), BoundedRegressionBlock('r', y_range=(10, 30)), UnboundedRegressionBlock('n')).bind(df)
+    y = bound.encode(df)
+    back = bound.to_units(y)
+    assert type(back) is TensorConditional and back.shape == y.shape and np.allclose(back.vals, [[0, 10, 0], [1, 15, 0], [2, 20, 3]], atol=1e-6) and torch.equal(back.mask, y.mask) and y.vals[:, 1].tolist() == [0, .25, .5]
+    assert bound.to_units(y.double()).dtype == torch.float64 and np.allclose(bound.to_units(y[1]).vals, [1, 15, 0], atol=1e-6) and bound.to_units(y[None]).shape == (1, 3, 2, 3)
+
+def test_packed():
+    y = torch.arange(12.).reshape(3, 4)
+    assert torch.equal(packed(y), torch.stack([y[:, :2], y[:, 2:]], 1)) and packed(y.reshape(3, 2, 2)) is not None and torch.equal(packed(y.reshape(3, 2, 2)), y.reshape(3, 2, 2)) and packed(torch.zeros(0, 2, 2)).shape == (0, 2, 2)
+
+def test_reached_and_known_to_be_false():
+    "c counts where a and not b; a row by what is known of a and b."
+    df = pd.DataFrame(dict(a=[1, 1, 0, 0, None, None, 1], b=[0, 1, 0, None, 0, 1, None], c=[1]*7))
+    bound = Flow('f', A, B, BinaryBlock('c') | (A & ~B)).bind(df)
+    y = bound.encode(df)
+    assert bound.false_conditions(y).tolist() == [[False, False, v] for v in (False, True, True, True, False, True, False)]
+    assert y.mask[:, 2].tolist() == [1, 0, 0, 0, 0, 0, 0]
+    vals = torch.tensor([[1., 0, 0], [1, 1, 1], [0, 0, 1], [.6, .4, 0]])
+    want = [[True, True, v] for v in (True, False, False, True)]
+    for given in (vals, torch.stack([vals, torch.zeros_like(vals)], 1), TensorConditional(torch.stack([vals, torch.ones_like(vals)], 1)), TensorConditional(vals)):
+        got = bound.reached(given)
+        assert type(got) is torch.Tensor and got.dtype == torch.bool and got.tolist() == want
+    assert bound.reached(vals[:0]).shape == (0, 3) and bound.false_conditions(y[:0]).shape == (0, 3)
+    half = Flow('f', A, BinaryBlock('b') | A, weight_col='w').bind(df.assign(w=.5))
+    assert half.false_conditions(half.encode(df.assign(w=.5))).tolist() == [[False, v] for v in (False, False, True, True, False, False, False)]
+
+def test_a_prediction_reads_as_the_table():
+    df = pd.DataFrame(dict(a=[1, 0], k=['x', 'y'], n=[0., 2.], tags=['r', 'g']))
+    bound = Flow('f', A, Flow('g', SingleLabelBlock('k'), UnboundedRegressionBlock('n') | A), MultiLabelBlock('tags')).bind(df)
+    decoded, acts = torch.tensor([[0., 1., .25, 1., 0.], [1., 1., 0., 1., 1.]]), torch.tensor([.25, .125, .875, .5, .75, .0625])
+    pred = FlowPrediction(bound, decoded, acts)
+    assert dict(pred) == {'a': False, 'g.k': 'y', 'g.n': None, 'tags': ['g']} and (len(pred), list(pred), pred['k'], pred['g.k']) == (4, ['a', 'g.k', 'g.n', 'tags'], 'y', 'y')
+    assert pred.reached == {'a': False, 'g.k': 'y', 'tags': ['g']} and pred.probabilities == {'a': .25, 'g.k': {'x': .125, 'y': .875}, 'tags': {'g': .75, 'r': .0625}}
+    assert FlowPrediction(bound, decoded).probabilities is None and pred.activations is acts and pred.decoded is decoded and pred.logits is None and pred.flow is bound and FlowPrediction(bound, decoded, None, acts).logits is acts
+    with pytest.raises(KeyError, match="asked for task 'nope'"): pred['nope']
+    assert 'nope' not in pred and 'k' in pred and pred.get('nope', 3) == 3 and pred.frame is None
+    on = FlowPrediction(bound, torch.tensor([[1., 0., .25, 0., 0.], [.5, 2., .1, 1., 0.]]))
+    assert dict(on) == {'a': True, 'g.k': 'x', 'g.n': 1.25, 'tags': []}
+    assert repr(on) == "FlowPrediction(a=True, g.k='x', g.n=1.25, tags=[])" and repr(FlowPrediction(bound, torch.tensor([[1., 0., 1/3, 0., 0.], [0., 0., 1., 0., 0.]]))) == 'FlowPrediction(g.n=1.333)'
