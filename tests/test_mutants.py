@@ -6,6 +6,7 @@ from fastai_condmtl.conditions import And, AnyOf, Atom, Comparable, FlowError, N
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.kinds import OrdinalBlock
 from fastai_condmtl.target import FlowPrediction, TensorConditional, as_table, packed
+from fastai_condmtl.thresholds import best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval, threshold_scores
 
 A, B, C = map(BinaryBlock, 'abc')
 LEVEL = OrdinalBlock('level')
@@ -280,3 +281,110 @@ def test_a_prediction_reads_as_the_table():
     on = FlowPrediction(bound, torch.tensor([[1., 0., .25, 0., 0.], [.5, 2., .1, 1., 0.]]))
     assert dict(on) == {'a': True, 'g.k': 'x', 'g.n': 1.25, 'tags': []}
     assert repr(on) == "FlowPrediction(a=True, g.k='x', g.n=1.25, tags=[])" and repr(FlowPrediction(bound, torch.tensor([[1., 0., 1/3, 0., 0.], [0., 0., 1., 0., 0.]]))) == 'FlowPrediction(g.n=1.333)'
+
+# ---- thresholds -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('s, lo, hi', [([.2, .6], 0, 1), ([0., .6], -1e-6, 1), ([.2, 1.], 0, 1 + 1e-6), ([0., 1.], -1e-6, 1 + 1e-6), ([-3., 5.], -3 - 3e-6, 5 + 5e-6), ([.5, 1.5], .5 - 1e-6, 1.5 + 1.5e-6),
+    ([-.5, .5], -.5 - 1e-6, .5 + 1e-6), ([-5., -2.], -5 - 5e-6, -2 + 2e-6), ([.3, .3], 0, 1), ([1., 1.], 0, 1 + 1e-6), ([0., 0.], -1e-6, 1), ([1e3, 2e3], 1e3 - 1e-3, 2e3 + 2e-3)])
+def test_how_far_thresholds_may_go(s, lo, hi):
+    "To 0 and 1 where scores can be probabilities, else a millionth beyond the scores; a threshold that decides all alike is in the middle of that."
+    s = np.array(s)
+    cuts = threshold_curve(s, [0, 1])[0]
+    assert cuts.tolist() == pytest.approx([lo, *([s.mean()] if s[0] < s[1] else []), hi], rel=1e-14, abs=1e-20)
+    assert best_threshold(s, [1, 1], metric='accuracy') == (pytest.approx((lo + s[0])/2, rel=1e-12), 1) and best_threshold(s, [0, 0], metric='accuracy') == (pytest.approx((hi + s[1])/2, rel=1e-12), 1)
+
+def lower_quantiles(x, n): # the smallest score that at least a share of q reaches
+    return [sorted(x)[max(0, int(np.ceil(q*len(x) - 1e-9)) - 1)] for q in np.linspace(0, 1, n)]
+
+@pytest.mark.parametrize('rate', [.1, .5, .9])
+def test_a_long_curve_is_thinned_where_it_moves(rate):
+    "Half of the cut-offs are scores of the rarer answer, half of all; counted there one by one."
+    rng = np.random.default_rng(3)
+    s, y = rng.random(1000), np.arange(1000) < 1000*rate
+    few = s[y] if rate <= .5 else s[~y]
+    for points in (9, 40): assert threshold_curve(s, y, points=points)[0].tolist() == sorted({0., 1., *lower_quantiles(s, points//2 - 1), *lower_quantiles(few, points//2 - 1)})
+    cuts, vals, _ = threshold_curve(s, y, 'accuracy')
+    assert 300 < len(cuts) <= 512 and vals.tolist() == pytest.approx([((s > t) == y).mean() for t in cuts])
+    assert len(threshold_curve(s[:511], y[:511])[0]) == 512 and len(threshold_curve(s[:512], y[:512])[0]) < 512 and len(threshold_curve(s, y*0)[0]) < 512
+
+def test_curves_of_nothing_and_of_seeds():
+    cuts, vals, draws = threshold_curve([], [], n_boot=3)
+    assert (cuts.shape, vals.shape, draws.shape) == ((0,), (0,), (3, 0)) and np.isnan(threshold_interval([], [])).all()
+    rng = np.random.default_rng(0)
+    s, y = rng.random(50), rng.random(50) < .5
+    assert threshold_curve(s, y)[2].shape == (0, 51) and np.array_equal(threshold_curve(s, y, n_boot=4)[2], threshold_curve(s, y, 'f1', 512, 4, 0)[2]) and not np.array_equal(threshold_curve(s, y, n_boot=4)[2], threshold_curve(s, y, n_boot=4, seed=1)[2])
+    assert threshold_interval(s, y) == threshold_interval(s, y, 'f1', None, 200, .95, 0) != threshold_interval(s, y, seed=1)
+    low, high = threshold_interval(s, y, 'accuracy', level=1.)
+    assert all(isinstance(v, float) for v in (low, high)) and 0 <= low <= threshold_interval(s, y, 'accuracy')[0] <= high <= 1
+
+def test_an_interval_of_what_is_sure():
+    "Two groups far apart: any draw has its best thresholds between them, at the one cut-off that there is."
+    s, y = np.repeat([.2, .6], 50), np.repeat([0, 1], 50)
+    assert threshold_interval(s, y) == pytest.approx((.4, .4)) and threshold_interval(s, y, 'recall', ('precision', .99)) == pytest.approx((.4, .4)) and np.isnan(threshold_interval(s, y, 'f1', ('accuracy', 1.1))).all()
+    s4 = np.repeat([.1, .3, .5, .7, .9], 40) # equally good from .3 to .7: the middle one
+    assert threshold_interval(s4[[*range(40), *range(160, 200)]], np.repeat([0, 1], 40)) == pytest.approx((.5, .5))
+    assert threshold_interval(s4, np.repeat([0, 1, 1, 1, 1], 40), lambda tp, fp, fn, tn: np.minimum(tp, 40.)) == pytest.approx((.2, .4), abs=.2)
+
+def test_gain_counts_decisions():
+    "By hand: 4 rows, two right against one."
+    acc = lambda tp, fp, fn, tn: (tp + tn)/np.maximum(tp + fp + fn + tn, 1)
+    rec = lambda tp, fp, fn, tn: tp/np.maximum(tp + fn, 1)
+    true, ours, other = (np.array(v, dtype=bool) for v in ([1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]))
+    assert gain(acc, true, ours, other)[0] == .25 and gain(rec, true, ours, other)[0] == .5 and gain(lambda tp, fp, fn, tn: fp + 10*tn + 100*fn, true, ours, other)[0] == -100
+    assert gain(acc, true, ours, other) == gain(acc, true, ours, other, 400, 0) != gain(acc, true, ours, other, seed=1) and gain(acc, *[np.zeros(0, dtype=bool)]*3) == (0, 0)
+    assert gain(acc, true, ours, other, n_boot=3)[1] != gain(acc, true, ours, other)[1]
+
+def test_folds_and_starts():
+    rng = np.random.default_rng(5)
+    s, y = rng.random((40, 2)), rng.random((40, 2)) < .4
+    mask = np.ones((40, 2), dtype=bool)
+    fold = np.random.default_rng(7).permutation(40) % 4
+    got = cross_fit(s, y, folds=4, seed=7)
+    for k in range(4):
+        for j in range(2): assert got[fold == k, j] == pytest.approx(best_threshold(s[fold != k, j], y[fold != k, j])[0])
+    assert np.array_equal(cross_fit(s, y), cross_fit(s, y, None, 'f1', None, None, .5, 5, 0)) and np.array_equal(cross_fit(s, y), cross_fit(s, y, mask)) and cross_fit(s, y, average='micro').shape == (40, 2)
+    mask[:, 1] = False
+    assert (cross_fit(s, y, mask, start=np.array([.1, .3]))[:, 1] == .3).all() and (cross_fit(s, y, mask)[:, 1] == .5).all() and (cross_fit(s, y, mask*.5)[:, 1] == .5).all()
+
+def test_more_than_is_searched_at_once():
+    "Columns are searched some at a time; each is still its own."
+    rng = np.random.default_rng(0)
+    y = rng.random((600_000, 4)) < [.2, .4, .5, .7]
+    s = (y*[.1, .2, .4, .6] + rng.random(y.shape)).astype(np.float32)
+    t, score = best_threshold(s, y, metric='accuracy')
+    for j in (0, 3): assert (t[j], score[j]) == pytest.approx(best_threshold(s[:, j], y[:, j], metric='accuracy'))
+    assert score.tolist() == pytest.approx([((s[:, j] > t[j]) == y[:, j]).mean() for j in range(4)])
+
+def test_scores_of_any_number_type():
+    y = np.array([0, 1, 0, 1])
+    for dtype in (np.int64, np.int32, np.float16, np.uint8): assert best_threshold(np.array([1, 5, 3, 8]).astype(dtype), y) == (pytest.approx(4), 1)
+    assert best_threshold(np.array([-3, 1, -0., 2]).astype(np.float32), y)[0] == pytest.approx(.5) and best_threshold(np.array([0., 1, -0., 2], dtype=np.float32), y, np.array([.5, 2, 0, 1]))[1] == 1
+    fine = np.array([1, 1 + 1e-9, 1 + 2e-9, 1 + 3e-9]) # too close for single precision
+    assert best_threshold(torch.tensor(fine), np.array([0, 0, 1, 1]))[1] == 1
+
+@pytest.mark.parametrize('metric, text', [
+    ('f1_scor', "metric 'f1_scor' has no threshold to search: did you mean 'f1_score'? Known: "), ('zzz', "metric 'zzz' has no threshold to search: Known: "), (('fbeta', 1, 2), "metric ('fbeta', 1, 2) is not known"), (('beta', 2), "metric ('beta', 2) is not known"),
+    ([[1, 2]], "metric [[1, 2]] is not known"), (object, None)])
+def test_what_can_be_maximised(metric, text):
+    if text: says(text, score_of_counts, metric)
+    else: assert score_of_counts(metric) is metric
+
+def test_what_is_maximised():
+    tp, fp, fn, tn = 3., 2., 1., 4.
+    assert score_of_counts(('fbeta', 2))(tp, fp, fn, tn) == pytest.approx(15/(15 + 4*1 + 2)) and score_of_counts('f1')(tp, fp, fn, tn) == pytest.approx(6/9) == score_of_counts('f1_score')(tp, fp, fn, tn)
+    assert score_of_counts([[.5, 2], [5, 1]])(tp, fp, fn, tn) == pytest.approx(-(.5*4 + 2*2 + 5*1 + 1*3)/10) and score_of_counts(((0, 1), (1, 0)))(tp, fp, fn, tn) == pytest.approx(-.3)
+    assert score_of_counts('youden')(tp, fp, fn, tn) == pytest.approx(3/4 + 4/6 - 1) and 'youden' in threshold_scores and set(threshold_scores) > {'accuracy', 'f1_score', 'precision', 'recall', 'mcc', 'balanced_accuracy'}
+
+@pytest.mark.parametrize('kw, text', [
+    (dict(targets=[0, 1, 1]), "scores (2,) and targets (3,) must have one shape"), (dict(scores=np.ones((2, 1, 1)), targets=np.ones((2, 1, 1))), "scores (2, 1, 1) and targets (2, 1, 1) must have one shape, (N,) or (N, T)"), (dict(scores=.5, targets=1), "scores () and targets () must"),
+    (dict(mask=[True]), "mask (1,) must have the shape of the scores, (2,)"), (dict(scores=[[.1, .2], [.3, np.nan]], targets=[[0, 1], [0, 1]]), "scores of column 1 hold NaN or infinite values"), (dict(average='macro'), "average='macro' is not known: None for a threshold a column, or 'micro'"),
+    (dict(average='micro', metric='accuracy'), "average='micro' is for 'f1' and ('fbeta', beta), without a constraint"), (dict(average='micro', constraint=('recall', .5)), "average='micro' is for"),
+    (dict(constraint='precision'), "constraint='precision' must be a metric and the least it may be"), (dict(constraint=('recall', '.5')), "constraint=('recall', '.5') must be"), (dict(constraint=('recall', .5, .6)), "constraint=('recall', 0.5, 0.6) must be"), (dict(constraint=dict(recall=.5)), "constraint={'recall': 0.5} must be")])
+def test_a_search_that_is_refused(kw, text): says(text, lambda: best_threshold(**{'scores': [.2, .7], 'targets': [0, 1], **kw}))
+
+def test_constraints_of_any_form():
+    s, y = [.1, .3, .5, .7], [0, 1, 0, 1]
+    assert best_threshold(s, y, constraint=['precision', 1]) == (pytest.approx(.6), pytest.approx(2/3)) == best_threshold(s, y, constraint=('precision', .9)) and np.isnan(best_threshold(s, y, constraint=('precision', 1.01))).all()
+    assert best_threshold(s, y, metric='precision', constraint=('recall', 1)) == (pytest.approx(.2), pytest.approx(2/3)) and best_threshold(s, y, constraint=(lambda tp, fp, fn, tn: -fp, -1))[1] == pytest.approx(.8)
+    nan = lambda tp, fp, fn, tn: np.where(tp > 1, np.nan, tp)
+    assert best_threshold(s, y, metric=nan) == (pytest.approx(.5), 1) and np.isnan(best_threshold(s, y, metric=lambda *c: c[0]*np.nan)).all() and best_threshold(s, y, average='micro')[0] == pytest.approx(best_threshold(s, y)[0])
+    assert [v.shape for v in best_threshold(np.zeros((3, 0)), np.zeros((3, 0)))] == [(0,), (0,)]
