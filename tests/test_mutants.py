@@ -1,10 +1,13 @@
 """What tests of mutants (`tests/mutate.py`) showed to be held by no other test: each case says what comes out by hand, by the definition or by a loop."""
-import collections, itertools, random, warnings
+import collections, itertools, math, random, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import And, AnyOf, Atom, Comparable, FlowError, Not, any_of, as_condition, atoms, both, conjuncts, forced, kleene, task
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.kinds import OrdinalBlock
+from fastai_condmtl.losses import ConditionalLoss, move_threshold, single
+from fastai_condmtl.masks import MASKS
+from fastai_condmtl.points import KeypointsBlock
 from fastai_condmtl.target import FlowPrediction, TensorConditional, as_table, packed
 from fastai_condmtl.thresholds import best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval, threshold_scores
 
@@ -388,3 +391,221 @@ def test_constraints_of_any_form():
     nan = lambda tp, fp, fn, tn: np.where(tp > 1, np.nan, tp)
     assert best_threshold(s, y, metric=nan) == (pytest.approx(.5), 1) and np.isnan(best_threshold(s, y, metric=lambda *c: c[0]*np.nan)).all() and best_threshold(s, y, average='micro')[0] == pytest.approx(best_threshold(s, y)[0])
     assert [v.shape for v in best_threshold(np.zeros((3, 0)), np.zeros((3, 0)))] == [(0,), (0,)]
+
+# ---- losses ---------------------------------------------------------------------------------------------------------------
+ALL = pd.DataFrame(dict(k=['x', 'y', 'z', 'x'], a=[1, 0, 1, 1], n=[1., 2., 3., 9.], p=[1, 0, 1, 0], q=[1, 1, 0, 0], r=[0, 1, 1, 0], b=[1, 0, 0, 1], s=[0., 1., .5, 1.], x1=[1., 2., 3., 4.], y1=[4., 1., 2., 3.], l=['v', 'u', 'u', 'v'], w=[1., 2., .5, 0.]))
+class Pooled(MultiLabelBlock):
+    "The mean over all labels that count, not over rows of each row's mean"
+    pooled = True
+def all_kinds(pair=MultiLabelBlock, **kw):
+    "Tasks of each family, narrow and wide, in an order that is not that of the logits; of two weights in each family."
+    return Flow('f', SingleLabelBlock('k', weight=2.), A, UnboundedRegressionBlock('n', loss='l1'), MultiLabelBlock('m', cols=['p', 'q', 'r'], weight=3.), KeypointsBlock('face', cols=['x1', 'y1'], weight=.5), BinaryBlock('b', weight=5., pos_weight=4.),
+        pair('pair', cols=['p', 'q'], pos_weight=[2., 3.]), BoundedRegressionBlock('s', y_range=(0, 2)), SingleLabelBlock('l', class_weights=[2., 3.]), **kw)
+PATHS, TASK_WEIGHTS = ['k', 'a', 'n', 'm', 'face', 'b', 'pair', 's', 'l'], [2., 1, 1, 3, .5, 5, 1, 1, 1]
+
+def one_cell(path, z, v, j):
+    "Loss of one cell from its logits, by the formula."
+    bce = lambda z, v, pos=1.: pos*v*math.log1p(math.exp(-z)) + (1 - v)*math.log1p(math.exp(z))
+    if path == 'k': return math.log(sum(math.exp(x) for x in z)) - z[int(v)]
+    if path == 'l': return [2., 3.][int(v)]*(math.log(sum(math.exp(x) for x in z)) - z[int(v)])
+    if path in ('a', 'm'): return bce(z[0], v)
+    if path in ('b', 'pair'): return bce(z[0], v, 4. if path == 'b' else [2., 3.][j])
+    if path == 'n': return abs(z[0] - v)
+    share = 1/(1 + math.exp(-z[0]))
+    return (share - v)**2 if path == 's' else (2*share - 1 - v)**2
+
+def batch_of_all(bound, seed, weighted, bs=6):
+    g = torch.Generator().manual_seed(seed)
+    pred, y = torch.randn(bs, bound.c, generator=g, dtype=torch.float64)*2, torch.zeros(bs, 2, bound.n_targets, dtype=torch.float64)
+    w = torch.tensor([2., .5, 1, 3, 0, .25]) if weighted else torch.ones(bs)
+    y[:, 1] = (torch.rand(bs, bound.n_targets, generator=g) < .7)*w[:bs, None]
+    for p,s in bound.slices.items():
+        shape = (bs, s.targets.stop - s.targets.start)
+        y[:, 0, s.targets] = torch.randn(shape, generator=g, dtype=torch.float64) if p == 'n' else torch.rand(shape, generator=g, dtype=torch.float64)*2 - 1 if p == 'face' else torch.rand(shape, generator=g, dtype=torch.float64) if p == 's' else \
+            torch.randint(3 if p == 'k' else 2, shape, generator=g).double()
+    return pred, y
+
+def by_loop(bound, pred, y):
+    "(loss of a row and what the row weighs, a list of rows each) for each task: None where no cell of the row counts."
+    res = []
+    for p in PATHS:
+        s, rows = bound.slices[p], []
+        for z, (v, m) in zip(pred[:, s.logits].tolist(), y[:, :, s.targets].tolist()):
+            each = len(z)//len(v)
+            cells = [one_cell(p, z[j*each:(j + 1)*each], v[j], j) for j in range(len(v)) if m[j]]
+            rows.append((sum(cells)/len(cells), sum(m) if bound.tasks[p].pooled else max(m)) if cells else (None, 0.))
+        res.append(rows)
+    return res
+
+def task_mean(rows):
+    total = sum(w for _,w in rows)
+    return sum(l*w for l,w in rows if w)/total if total else None
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('pair', [MultiLabelBlock, Pooled])
+@pytest.mark.parametrize('seed', range(4))
+def test_the_loss_of_all_kinds_is_that_of_a_loop(seed, weighted, pair):
+    "Weights of tasks, of rows, of classes and of positives, gaps, tasks of several widths: total, rows, tasks."
+    bound = all_kinds(pair, **(dict(weight_col='w') if weighted else {})).bind(ALL)
+    pred, y = batch_of_all(bound, seed, weighted)
+    if seed == 3: y[:, 1, bound.slices['a'].targets] = y[:, 1, bound.slices['m'].targets] = 0. # two tasks without a row
+    if seed == 2: y[2:5, 1, bound.slices['m'].targets] = 0.
+    rows, loss = by_loop(bound, pred, y), bound.loss_func
+    means = [task_mean(r) for r in rows]
+    total = sum(w*m for w,m in zip(TASK_WEIGHTS, means) if m is not None)
+    close = lambda got, want: torch.testing.assert_close(got.double(), torch.as_tensor(want, dtype=torch.float64), rtol=1e-6, atol=1e-7, equal_nan=True)
+    nan = lambda xs: torch.tensor([float('nan') if x is None else x for x in xs], dtype=torch.float64)
+    before = pred.clone(), y.clone()
+    close(loss(pred, y), total)
+    close(loss(pred, y.flatten(1)), total)
+    close(ConditionalLoss(bound, 'sum')(pred, y), total*6)
+    each = ConditionalLoss(bound, reduction='none')(pred, y)
+    want = [sum(t*r[i][0]*r[i][1]/sum(w for _,w in r) for t,r in zip(TASK_WEIGHTS, rows) if r[i][1])*6 for i in range(6)]
+    close(each, want)
+    for target in (y, y.flatten(1)):
+        close(loss.per_sample(pred, target), torch.stack([nan([l for l,_ in r]) for r in rows], 1))
+        close(loss.per_task(pred, target), nan(means))
+        got, there = loss.task_losses(pred, target)
+        close(got, nan(means).nan_to_num(0.))
+        assert there.tolist() == [m is not None for m in means]
+    factor = torch.tensor([.5, 2., 0., 1., 3., 1.])
+    close(loss.task_losses(pred, y, factor)[0], [sum(l*w*f for (l,w),f in zip(r, factor.tolist()) if w)/max(sum(w for _,w in r), 1e-9) for r in rows])
+    close(loss.task_losses(pred, y, .25)[0], nan(means).nan_to_num(0.)*.25)
+    assert torch.equal(pred, before[0]) and torch.equal(y, before[1]) # in place on copies only
+    close(loss.task_weights(), TASK_WEIGHTS)
+    assert [loss._buffers[n].flatten()[j].item() for n,j in (loss.weight_rows()[p] for p in PATHS)] == TASK_WEIGHTS and list(loss.weight_rows()) == PATHS
+    assert loss(pred.float(), y).dtype == torch.float32 and loss(pred.half(), y.float()).dtype == torch.float32 and loss(pred, y.float()).dtype == torch.float64
+    torch.testing.assert_close(loss(pred.float(), y).double(), torch.tensor(total, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+
+def test_gradients_are_those_of_the_loop():
+    bound = all_kinds(weight_col='w').bind(ALL)
+    pred, y = batch_of_all(bound, 0, True)
+    grad, = torch.autograd.grad(bound.loss_func(pred.requires_grad_(), y), pred)
+    with torch.no_grad():
+        for i,c in itertools.product((0, 3), range(bound.c)):
+            step = torch.zeros_like(pred)
+            step[i, c] = 1e-5
+            up, down = (sum(w*m for w,m in zip(TASK_WEIGHTS, map(task_mean, by_loop(bound, p, y))) if m is not None) for p in (pred + step, pred - step))
+            assert grad[i, c].item() == pytest.approx((up - down)/2e-5, abs=1e-5)
+    parts, there = bound.loss_func.task_losses(pred, y)
+    assert there.all() and torch.autograd.grad((parts*torch.tensor(TASK_WEIGHTS)).sum(), pred)[0].allclose(grad)
+
+def test_activations_and_decisions_of_all_kinds():
+    bound = all_kinds().bind(ALL)
+    z, loss, s = batch_of_all(bound, 1, False)[0].float(), bound.loss_func, bound.slices
+    form = dict(k=lambda v: v.softmax(1), l=lambda v: v.softmax(1), n=lambda v: v, face=lambda v: v.sigmoid()*2 - 1)
+    acts, plain = loss.activation(z), loss.activation(TensorConditional(z))
+    assert type(plain) is torch.Tensor and torch.equal(acts, plain) and loss.activation(z.half()).dtype == torch.float32
+    for p in PATHS: torch.testing.assert_close(acts[:, s[p].acts], form.get(p, torch.sigmoid)(z[:, s[p].logits]))
+    loss.thresholds |= dict(a=.2, b=torch.tensor([.9]), m=[.1, .5, .95], pair=.7)
+    cut = dict(a=[.2], b=[.9], m=[.1, .5, .95], pair=[.7, .7])
+    got = loss.decodes(acts)
+    assert type(got) is TensorConditional and got.shape == (6, 2, bound.n_targets) and (got.mask == 1).all() and torch.equal(loss.with_reached(got.vals.as_subclass(torch.Tensor)), got)
+    for p in PATHS:
+        a, want = acts[:, s[p].acts], got.vals[:, s[p].targets].as_subclass(torch.Tensor)
+        assert torch.equal(want, (a > torch.tensor(cut[p])).float() if p in cut else a.argmax(1, keepdim=True).float() if p in 'kl' else a), p
+    assert [loss.threshold_columns(0).tolist(), loss.threshold_columns(0, 'cpu', torch.float64).dtype] == [pytest.approx([.1, .5, .95, .7, .7, .2, .9]), torch.float64]
+    del loss.thresholds['b'] # then what the block says
+    assert loss.threshold_columns(0).tolist() == pytest.approx([.1, .5, .95, .7, .7, .2, .5])
+    for wrong, text in ((dict(m=[.1, .2]), "thresholds['m'] has 2 values for 3 labels: give one value, or one a label"), (dict(aa=.5), "thresholds has no task 'aa' to use it for: did you mean 'a'?"), (dict(k=.5), "thresholds has no task 'k' to use it for")):
+        other = loss.clone()
+        other.thresholds |= wrong
+        says(text, other.decodes, acts)
+
+def test_reached_in_decisions():
+    df = pd.DataFrame(dict(a=[1, 0], p=[1, 0], q=[0, 1], n=[1., 2.]))
+    loss = Flow('f', MultiLabelBlock('m', cols=['p', 'q']) | A, A, UnboundedRegressionBlock('n') | task('m').has('q')).bind(df).loss_func
+    acts = torch.tensor([[.9, .9, .9, .3], [.9, .9, .1, .3], [.9, .1, .9, -.3]])
+    got = loss.decodes(acts)
+    assert got.mask.tolist() == [[1, 1, 1, 1], [0, 0, 1, 0], [1, 1, 1, 0]] and got.vals.tolist() == [[1, 1, 1, pytest.approx(.3)], [1, 1, 0, pytest.approx(.3)], [1, 0, 1, pytest.approx(-.3)]]
+    assert loss.decodes(acts.half()).dtype == torch.float32
+
+def test_a_clone_has_its_own():
+    bound = all_kinds().bind(ALL)
+    loss = ConditionalLoss(bound, 'sum')
+    loss.thresholds['a'], loss.tuned, loss.temperatures = .125, {'a': 'by hand'}, {'k': 2}
+    name, row = loss.weight_rows()['m']
+    loss._buffers[name][row] = 7.
+    twin = loss.clone()
+    assert twin is not loss and type(twin) is ConditionalLoss and twin.flow is bound and twin.reduction == 'sum' and dict(twin.temperatures) == {'k': 2} and twin.thresholds == loss.thresholds and twin.tuned == {'a': 'by hand'} and torch.equal(twin.task_weights(), loss.task_weights()) and 7 in twin.task_weights()
+    twin.thresholds['a'], twin.tuned['b'], twin.temperatures = .5, 1, {}
+    twin._buffers[name][row] = 1.
+    assert loss.thresholds['a'] == .125 and loss.tuned == {'a': 'by hand'} and dict(loss.temperatures) == {'k': 2} and loss.task_weights()[3] == 7
+    assert loss.y_int is True and ConditionalLoss(bound).reduction == 'mean' and bound.loss_func is bound.loss_func and bound.loss_func.tuned == {} and not loss.state_dict()
+
+def test_temperatures():
+    bound = all_kinds().bind(ALL)
+    loss, z = bound.loss_func, batch_of_all(all_kinds().bind(ALL), 2, False)[0]
+    plain = loss.activation(z)
+    assert dict(loss.temperatures) == {} and loss.tempered(z) is z
+    loss.temperatures = dict(k=2, b=.5, m=4., a=1)
+    assert dict(loss.temperatures) == dict(k=2., b=.5, m=4.) and set(map(type, loss.temperatures.values())) == {float}
+    heat = torch.ones(bound.c)
+    for p,t in dict(k=2., b=.5, m=4.).items(): heat[bound.slices[p].logits] = t
+    assert torch.equal(loss.tempered(z), z/heat) and not loss.activation(z).allclose(plain) and loss.activation(z*heat).allclose(plain)
+    with pytest.raises(TypeError): loss.temperatures['k'] = 3.
+    for bad, text in ((dict(n=2.), "task 'n' (UnboundedRegressionBlock) has no probabilities to calibrate: leave it out"), ([('k', 2.)], "temperatures=[('k', 2.0)] must be a dict"), (dict(kk=2.), "asked for task 'kk'"),
+            *((dict(k=t), f"temperature {t!r} of task 'k' must be a positive number") for t in (0, -1., True, '2', None, float('inf'), float('nan')))): says(text, setattr, loss, 'temperatures', bad)
+    assert dict(loss.temperatures) == dict(k=2., b=.5, m=4.)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        loss(z, batch_of_all(bound, 2, False)[1]) # no gradient, no training
+        loss.temperatures = dict(k=1e-3)
+        assert dict(loss.temperatures) == pytest.approx(dict(k=1e-3))
+        loss.temperatures = {}
+        assert loss.heat is None and dict(loss.temperatures) == {}
+        loss(z.clone().requires_grad_(), batch_of_all(bound, 2, False)[1])
+
+def test_training_drops_temperatures_and_keeps_decisions():
+    "What was decided by p > t of logits over a temperature is decided by plain logits at the threshold that moves along."
+    bound = all_kinds().bind(ALL)
+    loss, (z, y) = bound.loss_func, batch_of_all(bound, 2, False, bs=6)
+    loss.temperatures, loss.tuned = dict(b=.5, m=4., k=2.), dict(b='x')
+    loss.thresholds |= dict(b=.3, m=[.2, .5, .6], a=.4)
+    before = loss.decodes(loss.activation(z))
+    with pytest.warns(UserWarning, match='^the model is trained again: temperatures of the last calibration are dropped'): loss(z.clone().requires_grad_(), y)
+    assert dict(loss.temperatures) == {} and loss.tuned == {} and loss.heat is None and loss.thresholds['a'] == .4
+    logit = lambda p: math.log(p/(1 - p))
+    sigmoid = lambda v: 1/(1 + math.exp(-v))
+    assert loss.thresholds['b'].tolist() == pytest.approx([sigmoid(logit(.3)*.5)]) and loss.thresholds['m'].tolist() == pytest.approx([sigmoid(logit(p)*4) for p in (.2, .5, .6)])
+    assert torch.equal(loss.decodes(loss.activation(z)), before)
+    assert move_threshold(.3, 2.).tolist() == pytest.approx([sigmoid(logit(.3)*2)]) and move_threshold([0., 1.], 3.).tolist() == [0, 1] and move_threshold(.5, 9.).dtype == torch.float32
+
+def test_one_target_only():
+    bound = Flow('f', A).bind(ALL)
+    y = bound.encode(ALL)
+    says("the data has 3 targets, and a flow is the only one that its loss can train: put all tasks into one flow, or say with n_inp= which blocks are inputs", bound.loss_func, torch.zeros(4, 1), y, torch.zeros(4), torch.zeros(4))
+    with pytest.raises(FlowError) as e: bound.loss_func(torch.zeros(4, 1), y, torch.zeros(4, 8, 8, dtype=torch.long))
+    with pytest.raises(FlowError) as e2: bound.loss_func(torch.zeros(4, 1), y, torch.zeros(4, 8, 8))
+    with pytest.raises(FlowError) as e3: bound.loss_func(torch.zeros(4, 1), y, torch.zeros(4, dtype=torch.long))
+    assert MASKS in str(e.value) and 'has 2 targets' in str(e.value) and MASKS not in str(e2.value) and MASKS not in str(e3.value)
+
+def test_plain_and_single():
+    for x, dtype in ((torch.zeros(2, dtype=torch.float16), torch.float32), (torch.zeros(2, dtype=torch.bfloat16), torch.float32), (torch.zeros(2), torch.float32), (torch.zeros(2, dtype=torch.float64), torch.float64), (TensorConditional(torch.zeros(2)), torch.float32)):
+        got = single(x)
+        assert type(got) is torch.Tensor and got.dtype == dtype
+    same = torch.zeros(2)
+    assert single(same) is same
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('way', [True, 'detach', 'both'])
+def test_the_whole_space_is_the_chain_of_probabilities(way, weighted):
+    "b given a, trained on every row that tells it: P(a)P(b|a); by a loop, the other tasks as before."
+    df = pd.DataFrame(dict(n=[1., 2., 3., 4.], a=[1, 1, 0, None], b=[1, 0, 1, 1], w=[1., 2., 4., 1.]))
+    bound = Flow('f', UnboundedRegressionBlock('n'), A, BinaryBlock('b', whole_space=way, weight=3., pos_weight=2.) | A, **(dict(weight_col='w') if weighted else {})).bind(df)
+    y, z = bound.encode(df).double(), torch.tensor([[.3, -.5, 1.], [1.2, .4, -1.], [-.7, .1, .2], [.5, .5, .5]], dtype=torch.float64)
+    w, loss = df.w.tolist() if weighted else [1.]*4, bound.loss_func
+    sigmoid = lambda v: 1/(1 + math.exp(-v))
+    za, zb, zn = (z[:, bound.slices[p].logits.start].tolist() for p in 'abn')
+    rows = []
+    for i,(a,b) in enumerate([(1, 1), (1, 0), (0, None)]): # the fourth row tells nothing of b
+        pa, pb = sigmoid(za[i]), sigmoid(zb[i])
+        l = -2*math.log(pa*pb) if a and b else -math.log(1 - pa*pb)
+        if way == 'both' and a: l += -2*math.log(pb) if b else -math.log(1 - pb)
+        rows.append(l)
+    want_b = sum(l*v for l,v in zip(rows, w))/sum(w[:3])
+    want_a = sum(v*(-math.log(sigmoid(x) if a else 1 - sigmoid(x))) for v,x,a in zip(w, za, (1, 1, 0)))/sum(w[:3])
+    want_n = sum(v*(x - t)**2 for v,x,t in zip(w, zn, y[:, 0, bound.slices['n'].targets.start].tolist()))/sum(w)
+    assert loss(z, y).item() == pytest.approx(want_a + 3*want_b + want_n) and loss.per_task(z, y).tolist() == pytest.approx([want_n, want_a, want_b]) and loss.task_losses(z, y)[0].tolist() == pytest.approx([want_n, want_a, want_b])
+    assert loss.per_sample(z, y)[:, 2].tolist() == pytest.approx([*rows, float('nan')], nan_ok=True)
+    assert ConditionalLoss(bound, 'none')(z, y).mean().item() == pytest.approx(want_a + 3*want_b + want_n) and ConditionalLoss(bound, 'sum')(z, y).item() == pytest.approx(4*(want_a + 3*want_b + want_n))
