@@ -334,6 +334,7 @@ def test_gain_counts_decisions():
     true, ours, other = (np.array(v, dtype=bool) for v in ([1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]))
     assert gain(acc, true, ours, other)[0] == .25 and gain(rec, true, ours, other)[0] == .5 and gain(lambda tp, fp, fn, tn: fp + 10*tn + 100*fn, true, ours, other)[0] == -100
     assert gain(acc, true, ours, other) == gain(acc, true, ours, other, 400, 0) != gain(acc, true, ours, other, seed=1) and gain(acc, *[np.zeros(0, dtype=bool)]*3) == (0, 0)
+    assert gain(acc, *(np.array([v], dtype=bool) for v in (1, 1, 0))) == (1, 0) and gain(acc, *(np.array([v], dtype=bool) for v in (0, 1, 0))) == (-1, 0)
     assert gain(acc, true, ours, other, n_boot=3)[1] != gain(acc, true, ours, other)[1]
 
 def test_folds_and_starts():
@@ -344,7 +345,10 @@ def test_folds_and_starts():
     got = cross_fit(s, y, folds=4, seed=7)
     for k in range(4):
         for j in range(2): assert got[fold == k, j] == pytest.approx(best_threshold(s[fold != k, j], y[fold != k, j])[0])
-    assert np.array_equal(cross_fit(s, y), cross_fit(s, y, None, 'f1', None, None, .5, 5, 0)) and np.array_equal(cross_fit(s, y), cross_fit(s, y, mask)) and cross_fit(s, y, average='micro').shape == (40, 2)
+    assert np.array_equal(cross_fit(s, y), cross_fit(s, y, None, 'f1', None, None, .5, 5, 0)) and np.array_equal(cross_fit(s, y), cross_fit(s, y, mask))
+    micro = cross_fit(s, y, average='micro', folds=4, seed=7)
+    for k in range(4): assert np.allclose(micro[fold == k], best_threshold(s[fold != k], y[fold != k], average='micro')[0])
+    assert not np.allclose(micro, got)
     mask[:, 1] = False
     assert (cross_fit(s, y, mask, start=np.array([.1, .3]))[:, 1] == .3).all() and (cross_fit(s, y, mask)[:, 1] == .5).all() and (cross_fit(s, y, mask*.5)[:, 1] == .5).all()
 
@@ -388,6 +392,7 @@ def test_constraints_of_any_form():
     s, y = [.1, .3, .5, .7], [0, 1, 0, 1]
     assert best_threshold(s, y, constraint=['precision', 1]) == (pytest.approx(.6), pytest.approx(2/3)) == best_threshold(s, y, constraint=('precision', .9)) and np.isnan(best_threshold(s, y, constraint=('precision', 1.01))).all()
     assert best_threshold(s, y, metric='precision', constraint=('recall', 1)) == (pytest.approx(.2), pytest.approx(2/3)) and best_threshold(s, y, constraint=(lambda tp, fp, fn, tn: -fp, -1))[1] == pytest.approx(.8)
+    assert best_threshold(s, y, metric=lambda tp, fp, fn, tn: 1e9*(tp - 2*fp)) == (pytest.approx(.6), 1e9) # more than a difference of 1e-12 can be told in
     nan = lambda tp, fp, fn, tn: np.where(tp > 1, np.nan, tp)
     assert best_threshold(s, y, metric=nan) == (pytest.approx(.5), 1) and np.isnan(best_threshold(s, y, metric=lambda *c: c[0]*np.nan)).all() and best_threshold(s, y, average='micro')[0] == pytest.approx(best_threshold(s, y)[0])
     assert [v.shape for v in best_threshold(np.zeros((3, 0)), np.zeros((3, 0)))] == [(0,), (0,)]
