@@ -614,3 +614,17 @@ def test_the_whole_space_is_the_chain_of_probabilities(way, weighted):
     assert loss(z, y).item() == pytest.approx(want_a + 3*want_b + want_n) and loss.per_task(z, y).tolist() == pytest.approx([want_n, want_a, want_b]) and loss.task_losses(z, y)[0].tolist() == pytest.approx([want_n, want_a, want_b])
     assert loss.per_sample(z, y)[:, 2].tolist() == pytest.approx([*rows, float('nan')], nan_ok=True)
     assert ConditionalLoss(bound, 'none')(z, y).mean().item() == pytest.approx(want_a + 3*want_b + want_n) and ConditionalLoss(bound, 'sum')(z, y).item() == pytest.approx(4*(want_a + 3*want_b + want_n))
+
+# ---- devices: `meta` is one, on any machine ----------------------------------------------------------------------------------
+def chain_flow(): return Flow('f', UnboundedRegressionBlock('n'), A, BinaryBlock('b', whole_space=True) | A, BoundedRegressionBlock('s', y_range=(0, 2)) | SingleLabelBlock('k').eq('x'), SingleLabelBlock('k'), weight_col='w').bind(ALL)
+
+@pytest.mark.parametrize('make', [lambda: all_kinds().bind(ALL), lambda: all_kinds(Pooled, weight_col='w').bind(ALL), chain_flow])
+def test_all_goes_where_the_batch_is(make):
+    bound = make()
+    loss, pred, y = bound.loss_func, torch.zeros(4, bound.c, device='meta'), TensorConditional(torch.zeros(4, 2, bound.n_targets, device='meta'))
+    loss.temperatures = dict(k=2.)
+    n, D = len(bound.paths), bound.n_targets
+    for got, shape in ((loss(pred, y), ()), (ConditionalLoss(bound, 'none')(pred, y), (4,)), (loss.per_sample(pred, y), (4, n)), (loss.per_task(pred, y), (n,)), (loss.activation(pred), (4, bound.c)), (loss.tempered(pred), (4, bound.c)), (loss.decide(pred), (4, D)),
+        *((x, (n,)) for x in loss.task_losses(pred, y)), (loss.task_losses(pred, y, torch.ones(4))[0], (n,)), (bound.to_units(y), (4, 2, D)), (bound.reached(y), (4, n)), (bound.reached(y.vals), (4, n)), (bound.false_conditions(y), (4, n))):
+        assert got.device.type == 'meta' and tuple(got.shape) == shape
+    assert {b.device.type for name,b in loss.named_buffers() if 'whole' not in name} == {'cpu'} and loss.threshold_columns(0).device.type == 'cpu' and loss.threshold_columns(0, 'meta').device.type == 'meta'
