@@ -327,6 +327,22 @@ def test_an_interval_of_what_is_sure():
     assert threshold_interval(s4[[*range(40), *range(160, 200)]], np.repeat([0, 1], 40)) == pytest.approx((.5, .5))
     assert threshold_interval(s4, np.repeat([0, 1, 1, 1, 1], 40), lambda tp, fp, fn, tn: np.minimum(tp, 40.)) == pytest.approx((.2, .4), abs=.2)
 
+@pytest.mark.parametrize('constraint', [None, ('precision', .6)])
+def test_an_interval_is_that_of_each_draws_middle(constraint):
+    "The draws are those of the curve: of each the middle of its best cut-offs, of these the quantiles."
+    rng = np.random.default_rng(4)
+    y = rng.random(60) < .5
+    s = np.round((rng.random(60) + y*.4)/1.4, 1)
+    cuts, _, draws = threshold_curve(s, y, 'f1', 2048, 200, 9)
+    held = np.ones(draws.shape, dtype=bool) if constraint is None else threshold_curve(s, y, constraint[0], 2048, 200, 9)[2] >= constraint[1]
+    mids = []
+    for v, ok in zip(draws, held):
+        if not ok.any(): continue
+        at = [k for k in range(len(cuts)) if ok[k] and v[k] >= v[ok].max() - 1e-12]
+        mids.append(cuts[(at[0] + at[-1])//2])
+    assert threshold_interval(s, y, 'f1', constraint, seed=9) == pytest.approx(tuple(np.quantile(mids, [.025, .975]))) and len(set(mids)) > 2
+    assert threshold_interval(s, y, 'f1', constraint, 200, .5, 9) == pytest.approx(tuple(np.quantile(mids, [.25, .75])))
+
 def test_gain_counts_decisions():
     "By hand: 4 rows, two right against one."
     acc = lambda tp, fp, fn, tn: (tp + tn)/np.maximum(tp + fp + fn + tn, 1)
@@ -363,7 +379,7 @@ def test_more_than_is_searched_at_once():
 
 def test_scores_of_any_number_type():
     y = np.array([0, 1, 0, 1])
-    for dtype in (np.int64, np.int32, np.float16, np.uint8): assert best_threshold(np.array([1, 5, 3, 8]).astype(dtype), y) == (pytest.approx(4), 1)
+    for dtype in (np.int64, np.int32, np.float16, np.uint8): assert best_threshold(np.array([1, 5, 2, 8]).astype(dtype), y) == (pytest.approx(3.5), 1)
     assert best_threshold(np.array([-3, 1, -0., 2]).astype(np.float32), y)[0] == pytest.approx(.5) and best_threshold(np.array([0., 1, -0., 2], dtype=np.float32), y, np.array([.5, 2, 0, 1]))[1] == 1
     fine = np.array([1, 1 + 1e-9, 1 + 2e-9, 1 + 3e-9]) # too close for single precision
     assert best_threshold(torch.tensor(fine), np.array([0, 0, 1, 1]))[1] == 1
