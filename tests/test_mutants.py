@@ -128,7 +128,7 @@ def test_a_table_stays_and_a_row_is_a_table_of_one():
     assert len(none) == 0 and list(none.columns) == ['a', 'p', 'q']
 
 @pytest.mark.parametrize('rows, block, want', [
-    ([1, 0], A, [[1], [0]]), ([(1,), (0,)], A, [[1], [0]]), ([[1], [0]], A, [[1], [0]]), (['no', 'yes'], A, [['no'], ['yes']]), ([True, None], A, [[True], [None]]), ([(1,), 0], A, [[(1,)], [0]]), ([(1,), (0, 1)], A, [[(1,)], [(0, 1)]]),
+    ([1, 0], A, [[1], [0]]), ([1, None], A, [[1], [None]]), ([(1,), (0,)], A, [[1], [0]]), ([[1], [0]], A, [[1], [0]]), (['no', 'yes'], A, [['no'], ['yes']]), ([True, None], A, [[True], [None]]), ([(1,), 0], A, [[(1,)], [0]]), ([(1,), (0, 1)], A, [[(1,)], [(0, 1)]]),
     ([(1, 0), (0, 1)], A, [[(1, 0)], [(0, 1)]]), ([['x'], ['y']], TAGS, [[['x']], [['y']]]), ([['x', 'y'], []], TAGS, [[['x', 'y']], [[]]]), ([(1, 0), (0, 1)], MultiLabelBlock('m', cols=['p', 'q']), [[1, 0], [0, 1]]),
     ([(1,), (0,)], MultiLabelBlock('m', cols=['p']), [[(1,)], [(0,)]])])
 def test_rows_of_a_single_task(rows, block, want):
@@ -410,7 +410,9 @@ def test_constraints_of_any_form():
     assert best_threshold(s, y, metric='precision', constraint=('recall', 1)) == (pytest.approx(.2), pytest.approx(2/3)) and best_threshold(s, y, constraint=(lambda tp, fp, fn, tn: -fp, -1))[1] == pytest.approx(.8)
     assert best_threshold(s, y, metric=lambda tp, fp, fn, tn: 1e9*(tp - 2*fp)) == (pytest.approx(.6), 1e9) # more than a difference of 1e-12 can be told in
     nan = lambda tp, fp, fn, tn: np.where(tp > 1, np.nan, tp)
-    assert best_threshold(s, y, metric=nan) == (pytest.approx(.5), 1) and np.isnan(best_threshold(s, y, metric=lambda *c: c[0]*np.nan)).all() and best_threshold(s, y, average='micro')[0] == pytest.approx(best_threshold(s, y)[0])
+    assert best_threshold(s, y, metric=nan) == (pytest.approx(.5), 1) and np.isnan(best_threshold(s, y, metric=lambda *c: c[0]*np.nan)).all()
+    micro = best_threshold(s, y, average='micro')
+    assert micro == pytest.approx(best_threshold(s, y)) and type(micro[0]) is float is type(micro[1])
     assert [v.shape for v in best_threshold(np.zeros((3, 0)), np.zeros((3, 0)))] == [(0,), (0,)]
 
 # ---- losses ---------------------------------------------------------------------------------------------------------------
