@@ -128,7 +128,7 @@ def test_a_table_stays_and_a_row_is_a_table_of_one():
     assert len(none) == 0 and list(none.columns) == ['a', 'p', 'q']
 
 @pytest.mark.parametrize('rows, block, want', [
-    ([1, 0], A, [[1], [0]]), ([1, None], A, [[1], [None]]), ([(1,), (0,)], A, [[1], [0]]), ([[1], [0]], A, [[1], [0]]), (['no', 'yes'], A, [['no'], ['yes']]), ([True, None], A, [[True], [None]]), ([(1,), 0], A, [[(1,)], [0]]), ([(1,), (0, 1)], A, [[(1,)], [(0, 1)]]),
+    ([1, 0], A, [[1], [0]]), ([(1,), (0,)], A, [[1], [0]]), ([[1], [0]], A, [[1], [0]]), (['no', 'yes'], A, [['no'], ['yes']]), ([True, None], A, [[True], [None]]), ([(1,), 0], A, [[(1,)], [0]]), ([(1,), (0, 1)], A, [[(1,)], [(0, 1)]]),
     ([(1, 0), (0, 1)], A, [[(1, 0)], [(0, 1)]]), ([['x'], ['y']], TAGS, [[['x']], [['y']]]), ([['x', 'y'], []], TAGS, [[['x', 'y']], [[]]]), ([(1, 0), (0, 1)], MultiLabelBlock('m', cols=['p', 'q']), [[1, 0], [0, 1]]),
     ([(1,), (0,)], MultiLabelBlock('m', cols=['p']), [[(1,)], [(0,)]])])
 def test_rows_of_a_single_task(rows, block, want):
