@@ -1,6 +1,6 @@
 """What tests of mutants (`tests/mutate.py`) showed to be held by no other test: each case says what comes out by hand, by the definition or by a loop."""
 import collections, itertools, math, random, warnings
-import numpy as np, pandas as pd, pytest, torch
+import matplotlib.figure, numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import And, AnyOf, Atom, Comparable, FlowError, Not, any_of, as_condition, atoms, both, conjuncts, forced, kleene, task
 from fastai_condmtl.flow import Flow
@@ -271,7 +271,7 @@ def test_reached_and_known_to_be_false():
     half = Flow('f', A, BinaryBlock('b') | A, weight_col='w').bind(df.assign(w=.5))
     assert half.false_conditions(half.encode(df.assign(w=.5))).tolist() == [[False, v] for v in (False, False, True, True, False, False, False)]
 
-def test_a_prediction_reads_as_the_table():
+def test_a_prediction_reads_as_the_table(capsys):
     df = pd.DataFrame(dict(a=[1, 0], k=['x', 'y'], n=[0., 2.], tags=['r', 'g']))
     bound = Flow('f', A, Flow('g', SingleLabelBlock('k'), UnboundedRegressionBlock('n') | A), MultiLabelBlock('tags')).bind(df)
     decoded, acts = torch.tensor([[0., 1., .25, 1., 0.], [1., 1., 0., 1., 1.]]), torch.tensor([.25, .125, .875, .5, .75, .0625])
@@ -281,6 +281,9 @@ def test_a_prediction_reads_as_the_table():
     assert FlowPrediction(bound, decoded).probabilities is None and pred.activations is acts and pred.decoded is decoded and pred.logits is None and pred.flow is bound and FlowPrediction(bound, decoded, None, acts).logits is acts
     with pytest.raises(KeyError, match="asked for task 'nope'"): pred['nope']
     assert 'nope' not in pred and 'k' in pred and pred.get('nope', 3) == 3 and pred.frame is None
+    assert pred.show() is None and capsys.readouterr().out.strip() == str(pred.tree()).strip() != ''
+    ax = matplotlib.figure.Figure().subplots()
+    assert pred.show(ctx=ax) is ax and ax.get_title() == 'a: no\nk: y\ntags: g'
     on = FlowPrediction(bound, torch.tensor([[1., 0., .25, 0., 0.], [.5, 2., .1, 1., 0.]]))
     assert dict(on) == {'a': True, 'g.k': 'x', 'g.n': 1.25, 'tags': []}
     assert repr(on) == "FlowPrediction(a=True, g.k='x', g.n=1.25, tags=[])" and repr(FlowPrediction(bound, torch.tensor([[1., 0., 1/3, 0., 0.], [0., 0., 1., 0., 0.]]))) == 'FlowPrediction(g.n=1.333)'
