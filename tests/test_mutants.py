@@ -8,7 +8,7 @@ from fastai_condmtl.kinds import OrdinalBlock
 from fastai_condmtl.losses import ConditionalLoss, move_threshold, single
 from fastai_condmtl.masks import MASKS
 from fastai_condmtl.points import KeypointsBlock
-from fastai_condmtl.target import FlowPrediction, TensorConditional, as_table, packed
+from fastai_condmtl.target import FlowPrediction, TensorConditional, _short, as_table, packed
 from fastai_condmtl.thresholds import best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval, threshold_scores
 
 A, B, C = map(BinaryBlock, 'abc')
@@ -268,6 +268,8 @@ def test_reached_and_known_to_be_false():
         got = bound.reached(given)
         assert type(got) is torch.Tensor and got.dtype == torch.bool and got.tolist() == want
     assert bound.reached(vals[:0]).shape == (0, 3) and bound.false_conditions(y[:0]).shape == (0, 3)
+    scaled = Flow('f', BoundedRegressionBlock('a', y_range=(0, 10)), UnboundedRegressionBlock('b'), BinaryBlock('c') | ((task('a') >= 1) & (task('b') < 1))).bind(df) # asked in the table's units
+    assert scaled.false_conditions(scaled.encode(df))[:, 2].tolist() == [False, True, True, True, False, True, False]
     half = Flow('f', A, BinaryBlock('b') | A, weight_col='w').bind(df.assign(w=.5))
     assert half.false_conditions(half.encode(df.assign(w=.5))).tolist() == [[False, v] for v in (False, False, True, True, False, False, False)]
 
@@ -649,3 +651,9 @@ def test_all_goes_where_the_batch_is(make):
         *((x, (n,)) for x in loss.task_losses(pred, y)), (loss.task_losses(pred, y, torch.ones(4))[0], (n,)), (bound.to_units(y), (4, 2, D)), (bound.reached(y), (4, n)), (bound.reached(y.vals), (4, n)), (bound.false_conditions(y), (4, n))):
         assert got.device.type == 'meta' and tuple(got.shape) == shape
     assert {b.device.type for name,b in loss.named_buffers() if 'whole' not in name} == {'cpu'} and loss.threshold_columns(0).device.type == 'cpu' and loss.threshold_columns(0, 'meta').device.type == 'meta'
+
+def test_predictions_read_back_exactly_and_shortly():
+    bound = Flow('f', BoundedRegressionBlock('s', y_range=(0, 640)), SingleLabelBlock('k')).bind(pd.DataFrame(dict(s=[1., 2., 3.], k=pd.Series([(1,), (1, 2.5), (3, 'x')], dtype=object))))
+    pred = FlowPrediction(bound, torch.tensor([[.3, 0.], [1., 1.]]))
+    assert pred['s'] == pytest.approx(float(np.float32(.3))*640, rel=1e-13) and repr(pred) == 'FlowPrediction(s=192, k=(1,))' and repr(FlowPrediction(bound, torch.tensor([[.3, 1.], [0., 1.]]))) == 'FlowPrediction(k=(1, 2.5))'
+    assert _short({'a': (1., 2.), 'b': .123456, 'c': 'x'}) == "{a: (1, 2), b: 0.1235, c: 'x'}"
