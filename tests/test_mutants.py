@@ -51,6 +51,8 @@ def test_what_may_be_asked_must_have_a_name():
     (lambda: AGE.between(2, 1), "age.between(2, 1) is never true"), (lambda: any_of(), "any_of() of nothing is never true"), (lambda: AGE > '3', "'3' is not a number"), (lambda: AGE >= b'3', "b'3' is not a number"),
     (lambda: AGE < None, "None is not a number"), (lambda: AGE <= 10**400, f"{10**400} is not a number"), (lambda: AGE.between(float('nan'), 1), "nan is not a number"), (lambda: LEVEL > float('nan'), "nan is not a number"),
     (lambda: LEVEL > None, "None is not a number"), (lambda: as_condition(True), "True is not a condition. Was it written with `==`?"), (lambda: as_condition(np.bool_(False)), "False is not a condition. Was it written with `==`?"),
+    (lambda: as_condition(type('bool_', (), dict(__repr__=lambda self: 'True'))()), "True is not a condition. Was it written with `==`?"), # as NumPy 1 calls it
+   
     (lambda: as_condition(3), "3 (int) is not a condition"), (lambda: as_condition(Flow('f', A)), "Flow 'f' is not a condition"), (lambda: as_condition(KIND), "task 'kind' (SingleLabelBlock) cannot be used bare as a condition"),
     (lambda: True & as_condition(A), "True is not a condition"), (lambda: True & A, "True is not a condition"), (lambda: as_condition(A) | B, "`a | ...`"), (lambda: 3 | as_condition(A), "`3 | a`"), (lambda: KIND.has('x'), "task 'kind' (SingleLabelBlock) cannot be asked .has")])
 def test_a_wrong_question_is_refused(make, text): says(text, make)
@@ -428,13 +430,13 @@ class Pooled(MultiLabelBlock):
 def all_kinds(pair=MultiLabelBlock, **kw):
     "Tasks of each family, narrow and wide, in an order that is not that of the logits; of two weights in each family."
     return Flow('f', SingleLabelBlock('k', weight=2.), A, UnboundedRegressionBlock('n', loss='l1'), MultiLabelBlock('m', cols=['p', 'q', 'r'], weight=3.), KeypointsBlock('face', cols=['x1', 'y1'], weight=.5), BinaryBlock('b', weight=5., pos_weight=4.),
-        pair('pair', cols=['p', 'q'], pos_weight=[2., 3.]), BoundedRegressionBlock('s', y_range=(0, 2)), SingleLabelBlock('l', class_weights=[2., 3.]), **kw)
-PATHS, TASK_WEIGHTS = ['k', 'a', 'n', 'm', 'face', 'b', 'pair', 's', 'l'], [2., 1, 1, 3, .5, 5, 1, 1, 1]
+        pair('pair', cols=['p', 'q'], pos_weight=[2., 3.]), BoundedRegressionBlock('s', y_range=(0, 2)), SingleLabelBlock('l', class_weights=[2., 3.]), SingleLabelBlock('kk', col='k'), **kw)
+PATHS, TASK_WEIGHTS = ['k', 'a', 'n', 'm', 'face', 'b', 'pair', 's', 'l', 'kk'], [2., 1, 1, 3, .5, 5, 1, 1, 1, 1]
 
 def one_cell(path, z, v, j):
     "Loss of one cell from its logits, by the formula."
     bce = lambda z, v, pos=1.: pos*v*math.log1p(math.exp(-z)) + (1 - v)*math.log1p(math.exp(z))
-    if path == 'k': return math.log(sum(math.exp(x) for x in z)) - z[int(v)]
+    if path in ('k', 'kk'): return math.log(sum(math.exp(x) for x in z)) - z[int(v)]
     if path == 'l': return [2., 3.][int(v)]*(math.log(sum(math.exp(x) for x in z)) - z[int(v)])
     if path in ('a', 'm'): return bce(z[0], v)
     if path in ('b', 'pair'): return bce(z[0], v, 4. if path == 'b' else [2., 3.][j])
@@ -450,7 +452,7 @@ def batch_of_all(bound, seed, weighted, bs=6):
     for p,s in bound.slices.items():
         shape = (bs, s.targets.stop - s.targets.start)
         y[:, 0, s.targets] = torch.randn(shape, generator=g, dtype=torch.float64) if p == 'n' else torch.rand(shape, generator=g, dtype=torch.float64)*2 - 1 if p == 'face' else torch.rand(shape, generator=g, dtype=torch.float64) if p == 's' else \
-            torch.randint(3 if p == 'k' else 2, shape, generator=g).double()
+            torch.randint(3 if p in ('k', 'kk') else 2, shape, generator=g).double()
     return pred, y
 
 def by_loop(bound, pred, y):
@@ -521,7 +523,7 @@ def test_gradients_are_those_of_the_loop():
 def test_activations_and_decisions_of_all_kinds():
     bound = all_kinds().bind(ALL)
     z, loss, s = batch_of_all(bound, 1, False)[0].float(), bound.loss_func, bound.slices
-    form = dict(k=lambda v: v.softmax(1), l=lambda v: v.softmax(1), n=lambda v: v, face=lambda v: v.sigmoid()*2 - 1)
+    form = dict(k=lambda v: v.softmax(1), kk=lambda v: v.softmax(1), l=lambda v: v.softmax(1), n=lambda v: v, face=lambda v: v.sigmoid()*2 - 1)
     acts, plain = loss.activation(z), loss.activation(TensorConditional(z))
     assert type(plain) is torch.Tensor and torch.equal(acts, plain) and loss.activation(z.half()).dtype == torch.float32
     for p in PATHS: torch.testing.assert_close(acts[:, s[p].acts], form.get(p, torch.sigmoid)(z[:, s[p].logits]))
@@ -531,7 +533,7 @@ def test_activations_and_decisions_of_all_kinds():
     assert type(got) is TensorConditional and got.shape == (6, 2, bound.n_targets) and (got.mask == 1).all() and torch.equal(loss.with_reached(got.vals.as_subclass(torch.Tensor)), got)
     for p in PATHS:
         a, want = acts[:, s[p].acts], got.vals[:, s[p].targets].as_subclass(torch.Tensor)
-        assert torch.equal(want, (a > torch.tensor(cut[p])).float() if p in cut else a.argmax(1, keepdim=True).float() if p in 'kl' else a), p
+        assert torch.equal(want, (a > torch.tensor(cut[p])).float() if p in cut else a.argmax(1, keepdim=True).float() if p in ('k', 'l', 'kk') else a), p
     assert [loss.threshold_columns(0).tolist(), loss.threshold_columns(0, 'cpu', torch.float64).dtype] == [pytest.approx([.1, .5, .95, .7, .7, .2, .9]), torch.float64]
     del loss.thresholds['b'] # then what the block says
     assert loss.threshold_columns(0).tolist() == pytest.approx([.1, .5, .95, .7, .7, .2, .5])
