@@ -186,6 +186,8 @@ def test_balanced_weights_are_counted_from_training_rows():
     assert bound.families[1].n_out == 2 and any(bound.tasks['k'].class_weights == part for part in bound.plan.blocks[1].family)
     assert flow(weight_col='w').bind(df, [0, 1, 2, 3]).tasks['a'].pos_weight == pytest.approx([5])
     assert BinaryBlock('a', pos_weight='balanced').pos_weight == 'balanced'
+    n = Flow('f', UnboundedRegressionBlock('w')).bind(df, [0, 3]).tasks['w']
+    assert (n.mean, n.std) == pytest.approx((2, 1)) and Flow('f', UnboundedRegressionBlock('w')).bind(df).tasks['w'].mean == pytest.approx(8/6)
 
 # ---- target: encoding ------------------------------------------------------------------------------------------------------
 def test_weights_of_rows_are_in_the_mask():
@@ -574,7 +576,7 @@ def test_temperatures():
     for p,t in dict(k=2., b=.5, m=4.).items(): heat[bound.slices[p].logits] = t
     assert torch.equal(loss.tempered(z), z/heat) and not loss.activation(z).allclose(plain) and loss.activation(z*heat).allclose(plain)
     with pytest.raises(TypeError): loss.temperatures['k'] = 3.
-    for bad, text in ((dict(n=2.), "task 'n' (UnboundedRegressionBlock) has no probabilities to calibrate: leave it out"), ([('k', 2.)], "temperatures=[('k', 2.0)] must be a dict"), (dict(kk=2.), "asked for task 'kk'"),
+    for bad, text in ((dict(n=2.), "task 'n' (UnboundedRegressionBlock) has no probabilities to calibrate: leave it out"), ([('k', 2.)], "temperatures=[('k', 2.0)] must be a dict"), (dict(nope=2.), "asked for task 'nope'"),
             *((dict(k=t), f"temperature {t!r} of task 'k' must be a positive number") for t in (0, -1., True, '2', None, float('inf'), float('nan')))): says(text, setattr, loss, 'temperatures', bad)
     assert dict(loss.temperatures) == dict(k=2., b=.5, m=4.)
     with warnings.catch_warnings():
