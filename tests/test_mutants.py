@@ -252,7 +252,7 @@ def test_back_to_units():
     bound = Flow('f', SingleLabelBlock('k'), BoundedRegressionBlock('r', y_range=(10, 30)), UnboundedRegressionBlock('n')).bind(df)
     y = bound.encode(df)
     back = bound.to_units(y)
-    assert type(back) is TensorConditional and back.shape == y.shape and np.allclose(back.vals, [[0, 10, 0], [1, 15, 0], [2, 20, 3]], atol=1e-6) and torch.equal(back.mask, y.mask) and y.vals[:, 1].tolist() == [0, .25, .5]
+    assert type(back) is TensorConditional and back.dtype == torch.float32 and back.shape == y.shape and np.allclose(back.vals, [[0, 10, 0], [1, 15, 0], [2, 20, 3]], atol=1e-6) and torch.equal(back.mask, y.mask) and y.vals[:, 1].tolist() == [0, .25, .5]
     assert bound.to_units(y.double()).dtype == torch.float64 and np.allclose(bound.to_units(y[1]).vals, [1, 15, 0], atol=1e-6) and bound.to_units(y[None]).shape == (1, 3, 2, 3)
 
 def test_packed():
