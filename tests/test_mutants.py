@@ -69,6 +69,10 @@ def test_joining():
     assert both(None, None) is None and both(a, None) == a == both(None, a) and both(a, b) == And((a, b))
     assert list(atoms(None)) == [] and list(atoms(~(b & any_of(a, ~c)) & a)) == [b, a, c, a]
 
+def test_conditions_print_as_they_are_written():
+    for source in ('age > 3', 'age >= 3', 'age < 3', 'age <= 3', '~(age > 3)', '~(age <= 3)', '(age >= 3) & a', '~a & ~(a & b)', '~any_of(a, age < 3)', "kind.isin(['x', 'y'])", 'age.between(1, 2)', "~task('g.a')"):
+        assert repr(eval(source, dict(age=AGE, a=A, b=B, kind=KIND, any_of=any_of, task=task))) == source
+
 def random_formula(rng, names, depth=3):
     "Each name once"
     if len(names) == 1 or not depth:
