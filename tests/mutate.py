@@ -77,7 +77,7 @@ def find_mutants(path):
         for kind, op in ops:
             if not isinstance(n, kind) or decl or texts_only and op.__name__ == 'operator_arg_removal': continue
             for new in op(n):
-                if says and op.__name__ == 'operator_arg_removal' and any(is_text(a.value) for a in n.args) and len(new.args) and is_text(n.args[-1].value) and not (new.args[-1] is n.args[-1]): continue
+                if says and op.__name__ == 'operator_arg_removal' and any(is_text(a.value) for a in n.args) and len(new.args) and is_text(n.args[-1].value) and new.args[-1] is not n.args[-1]: continue # the text comes last
                 p = pos[n].start if n in pos else None
                 m = Mutant(module, n, new, p.line if p else line[0], stmt, where, body, op.__name__.replace('operator_', ''), 0)
                 k = seen[m.id] = seen.get(m.id, -1) + 1

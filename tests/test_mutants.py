@@ -109,7 +109,7 @@ def test_what_is_known_is_what_all_fillings_share(seed):
     names = list('abcd'[:rng.randint(1, 4)])
     c, rows = random_formula(rng, names), list(itertools.product([False, True, None], repeat=len(names)))
     cols = {n: np.array([r[i] for r in rows], dtype=object) for i,n in enumerate(names)}
-    t, f = kleene(c, lambda a: (cols[a.task] == True, cols[a.task] == False))
+    t, f = kleene(c, lambda a: tuple(np.array([v is truth for v in cols[a.task]]) for truth in (True, False)))
     for k,r in enumerate(rows):
         fills = {holds(c, dict(zip(names, w))) for w in itertools.product(*[[False, True] if v is None else [v] for v in r])}
         assert (t[k], f[k]) == (fills == {True}, fills == {False})
@@ -605,7 +605,7 @@ def test_training_drops_temperatures_and_keeps_decisions():
     sigmoid = lambda v: 1/(1 + math.exp(-v))
     assert loss.thresholds['b'].tolist() == pytest.approx([sigmoid(logit(.3)*.5)]) and loss.thresholds['m'].tolist() == pytest.approx([sigmoid(logit(p)*4) for p in (.2, .5, .6)])
     assert torch.equal(loss.decodes(loss.activation(z)), before)
-    assert move_threshold(.3, 2.).tolist() == pytest.approx([sigmoid(logit(.3)*2)]) and move_threshold([0., 1.], 3.).tolist() == [0, 1] and move_threshold(.5, 9.).dtype == torch.float32
+    assert move_threshold(.3, 2.).tolist() == pytest.approx([sigmoid(logit(.3)*2)]) and move_threshold([0., 1.], 3.).tolist() == [0, 1] and move_threshold(.5, 9.).dtype == torch.float32 and move_threshold(1 - 1e-9, .1).item() == pytest.approx(sigmoid(logit(1 - 1e-9)*.1))
 
 def test_one_target_only():
     bound = Flow('f', A).bind(ALL)
