@@ -1,8 +1,9 @@
 # Each target sets up what it needs in .venv; a second run is quick.
-#   make demo | test | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+#   make demo | test | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
+SAMPLE  ?= 150
 
 BIN  := $(VENV)/bin
 META := pyproject.toml settings.ini setup.py
@@ -10,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: demo test outputs bench docs install clean
+.PHONY: demo test coverage mutate outputs bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
 	@$(BIN)/python -W ignore -m fastai_condmtl.demo
@@ -20,6 +21,13 @@ test: $(VENV)/.dev  ## the notebooks, then pytest
 	  'out=$$($(BIN)/nbdev-test {} --n-workers 0 --do-print 2>&1) || { echo "$$out"; exit 1; }'  # a process each: @patch of one notebook must not reach the next
 	@echo "notebooks: $$(find nbs -name '*.ipynb' -not -path '*/[_.]*' | wc -l) passed"
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest runs
+	@rm -f .coverage .coverage.*
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --cov=fastai_condmtl --cov-config=.coveragerc --cov-report=term
+
+mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see tests/MUTATION.md; SAMPLE=100000 tries all
+	@for m in conditions target losses thresholds; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/mutate.py --module $$m --sample $(SAMPLE); done
 
 outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save
@@ -35,7 +43,7 @@ docs: $(VENV)/.docs  ## the site, in _site
 install: $(VENV)/.dev  ## the package, editable, with all that its developers need
 
 clean:  ## what the other targets made, but for $(VENV)
-	@rm -rf build dist *.egg-info _site _docs _proc demo_out .pytest_cache .hypothesis .ruff_cache
+	@rm -rf build dist *.egg-info _site _docs _proc demo_out .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # fastai brings the torch and torchvision that go together: one install, never torch first.

@@ -79,7 +79,7 @@ def as_condition(o) -> Condition:
     "`o` as a condition: a condition stays, a binary block or `task(...)` becomes its atom; all else is an error"
     if isinstance(o, Condition): return o
     if isinstance(o, Comparable): return o._atom('true')
-    if isinstance(o, bool) or type(o).__name__ == 'bool_':
+    if type(o).__name__ in ('bool', 'bool_'): # NumPy 1 calls its own `bool_`
         raise FlowError(f"{o} is not a condition. Was it written with `==`? Python compares objects there: write `task.eq(value)`")
     what = f"{type(o).__name__} '{o.name}'" if hasattr(o, 'name') else f'{o!r} ({type(o).__name__})'
     raise FlowError(f"{what} is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')")

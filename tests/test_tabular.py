@@ -365,3 +365,17 @@ def test_the_real_file_trains(shared_data):
         learn.fit_one_cycle(4, 1e-2)
         ev = learn.evaluate(metrics='average_precision').query("metric_name == 'average_precision'").set_index('task_path')
     assert (ev.metric_res > ev.baseline + .3).all()
+
+def test_decoded_tables_hold_the_labels_that_count(df):
+    "Inputs as fastai decodes them, labels in the table's words; blank where a label does not count."
+    dls = make_dls(df)
+    y, s = dls.valid_ds.packed(), dls.flow.slices
+    back = dls.valid_ds.decode() # as fastai has it: in place
+    at = back.items.index
+    assert list(back.y_names) == [c for b in dls.flow.tasks.values() for c in b.cols]
+    for p in ('late', 'why', 'days'):
+        path = dls.flow.path(p)
+        for i,row in enumerate(at):
+            got, counts = back.items.at[row, p], bool(y[i, 1, s[path].targets.start])
+            assert (got == pytest.approx(df.at[row, p], abs=1e-3) if p == 'days' else got == df.at[row, p] or got is True and df.at[row, p] == 'yes') if counts else pd.isna(got), (p, row, got)
+    assert set(back.items.country.dropna()) <= {'DE', 'FR', 'IT', '#na#'} and len(back) == len(dls.valid_ds)
