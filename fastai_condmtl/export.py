@@ -99,7 +99,7 @@ def to_exported(self:Learner,
 ) -> torch.export.ExportedProgram:
     "The graph of `learn.deployed()` by `torch.export`, for any number of rows"
     example = _example(self, example)
-    batch = torch.export.Dim('batch', min=1)
+    batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
     res = torch.export.export(self.deployed(), example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True)
     if path is None: return res
     with atomic_write(path) as tmp:
@@ -137,7 +137,7 @@ def to_onnx(self:Learner,
     except ImportError as e: raise ImportError(f"learn.to_onnx needs {e.name}: pip install 'fastai_condmtl[onnx]'") from None
     example, module = _example(self, example), self.deployed()
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
-    batch = torch.export.Dim('batch', min=1)
+    batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
     program = torch.export.export(module, example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True)
     res = torch.onnx.export(program, dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False).model_proto
     onnx.helper.set_model_props(res, dict(fastai_condmtl=json.dumps(columns_of(module.loss), ensure_ascii=False)))
