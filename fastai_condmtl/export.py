@@ -24,6 +24,10 @@ from .losses import ConditionalLoss
 __all__ = ['Deployed', 'input_steps', 'raw_inputs', 'columns_of']
 
 # %% ../nbs/16_export.ipynb #54ab1af4
+class _GlobalMax(nn.Module):
+    "`nn.AdaptiveMaxPool2d(1)` in an operator that ONNX has: the exporter of older PyTorch does not know that one"
+    def forward(self, x): return x.amax((2, 3))[:, :, None, None]
+
 class Deployed(nn.Module):
     "From inputs to `(values, probabilities, reached)` as plain tensors: what goes into a graph"
     def __init__(self,
@@ -35,6 +39,9 @@ class Deployed(nn.Module):
         super().__init__()
         self.model, self.loss, self.scale = model, loss.clone(), scale
         for head in [m for m in self.model.modules() if isinstance(m, ConditionalHead)]: head.context = None # every branch on every row
+        for m in list(self.model.modules()):
+            for n,c in m.named_children():
+                if isinstance(c, nn.AdaptiveMaxPool2d) and c.output_size in (1, (1, 1)) and not c.return_indices: setattr(m, n, _GlobalMax())
         for k,b in enumerate(self.loss.blocks): self.register_buffer(f'threshold_{k}', self.loss.threshold_columns(k) if b.thresholded else None)
         if self.loss.heat is not None: self.register_buffer('heat', self.loss.heat.clone())
         self.register_buffer('mean', mean); self.register_buffer('std', std)
