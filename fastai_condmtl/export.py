@@ -21,7 +21,7 @@ from .learner import flow_of, loss_of
 from .losses import ConditionalLoss
 
 # %% auto #0
-__all__ = ['ONNX_TORCH', 'Deployed', 'input_steps', 'raw_inputs', 'columns_of']
+__all__ = ['Deployed', 'input_steps', 'raw_inputs', 'columns_of']
 
 # %% ../nbs/16_export.ipynb #54ab1af4
 class _GlobalMax(nn.Module):
@@ -133,8 +133,6 @@ def columns_of(
 
 def _item(v): return v.item() if hasattr(v, 'item') else v
 
-ONNX_TORCH = 2, 7 # the first PyTorch whose exporter goes with today's onnxscript
-
 @patch
 def to_onnx(self:Learner,
     path,         # File to write, `.onnx`
@@ -144,7 +142,6 @@ def to_onnx(self:Learner,
     "One ONNX graph: inputs → `values`, `probabilities`, `reached` for any number of rows; its metadata tells what columns mean"
     try: import onnx, onnxscript # noqa: F401
     except ImportError as e: raise ImportError(f"learn.to_onnx needs {e.name}: pip install 'fastai_condmtl[onnx]'") from None
-    if tuple(map(int, torch.__version__.split('.')[:2])) < ONNX_TORCH: raise FlowError(f"learn.to_onnx needs PyTorch {'.'.join(map(str, ONNX_TORCH))} or newer, and this is {torch.__version__}, whose exporter does not go with today's onnxscript: install a newer one, or write learn.to_exported")
     example, module = _example(self, example), self.deployed()
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
     batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
