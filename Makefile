@@ -1,9 +1,10 @@
 # Each target sets up what it needs in .venv; a second run is quick.
-#   make demo | test | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+#   make demo | test | test-lowest | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 SAMPLE  ?= 150
+PINS    ?=
 
 BIN  := $(VENV)/bin
 META := pyproject.toml settings.ini setup.py
@@ -11,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: demo test coverage mutate outputs bench docs install clean
+.PHONY: demo test test-lowest coverage mutate outputs bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
 	@$(BIN)/python -W ignore -m fastai_condmtl.demo
@@ -28,6 +29,8 @@ coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest run
 
 mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see tests/MUTATION.md; SAMPLE=100000 tries all
 	@for m in conditions target losses thresholds; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/mutate.py --module $$m --sample $(SAMPLE); done
+test-lowest:  ## the same with the lowest versions that settings.ini allows, in .venv-lowest (PYTHON: 3.10 to 3.12, which they were built for)
+	@$(MAKE) test VENV=.venv-lowest PINS=tests/lowest.txt
 
 outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save
@@ -42,9 +45,9 @@ docs: $(VENV)/.docs  ## the site, in _site
 
 install: $(VENV)/.dev  ## the package, editable, with all that its developers need
 
-clean:  ## what the other targets made, but for $(VENV)
+clean:  ## what the other targets made, but for their environments
 	@rm -rf build dist *.egg-info _site _docs _proc demo_out .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './.venv*/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # fastai brings the torch and torchvision that go together: one install, never torch first.
 $(VENV)/.base: $(META) | $(BIN)/pip
@@ -52,9 +55,9 @@ $(VENV)/.base: $(META) | $(BIN)/pip
 	@$(BIN)/python -m pip install -qq -e .
 	@touch $@
 
-$(VENV)/.dev: $(META) | $(BIN)/pip
+$(VENV)/.dev: $(META) $(PINS) | $(BIN)/pip
 	@echo "Installing into $(VENV), with what tests need (the first time: some minutes, some GB) ..." >&2
-	@$(BIN)/python -m pip install -qq -e '.[dev]'
+	@$(BIN)/python -m pip install -qq -e '.[dev]' $(PINS:%=-c %)
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.docs: $(META) | $(BIN)/pip

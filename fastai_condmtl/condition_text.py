@@ -60,6 +60,7 @@ def read_condition(
     "The condition that `text` describes. Nothing is evaluated: whatever is not a name, a value or a question is an error"
     if not isinstance(text, str): raise FlowError(f"{text!r} is no condition: {_how}, as a string")
     if len(text) > 20_000 or len(re.findall(r'[~&.(\[+-]', text)) > 500: raise FlowError(f"the condition that begins {text[:40]!r} is too long to read: condition on a task that sums it up")
+    if '\0' in text: raise FlowError(f"{text!r} cannot be read (null bytes): {_how}") # another error in each Python
     try: return _cond(ast.parse(text.strip(), mode='eval').body)
     except (SyntaxError, RecursionError, MemoryError) as e: raise FlowError(f"{text!r} cannot be read ({getattr(e, 'msg', None) or 'nested too deeply'}): {_how}") from None
 

@@ -24,6 +24,10 @@ from .losses import ConditionalLoss
 __all__ = ['Deployed', 'input_steps', 'raw_inputs', 'columns_of']
 
 # %% ../nbs/16_export.ipynb #54ab1af4
+class _GlobalMax(nn.Module):
+    "`nn.AdaptiveMaxPool2d(1)` in an operator that ONNX has: the exporter of older PyTorch does not know that one"
+    def forward(self, x): return x.amax((2, 3))[:, :, None, None]
+
 class Deployed(nn.Module):
     "From inputs to `(values, probabilities, reached)` as plain tensors: what goes into a graph"
     def __init__(self,
@@ -35,6 +39,9 @@ class Deployed(nn.Module):
         super().__init__()
         self.model, self.loss, self.scale = model, loss.clone(), scale
         for head in [m for m in self.model.modules() if isinstance(m, ConditionalHead)]: head.context = None # every branch on every row
+        for m in list(self.model.modules()):
+            for n,c in m.named_children():
+                if isinstance(c, nn.AdaptiveMaxPool2d) and c.output_size in (1, (1, 1)) and not c.return_indices: setattr(m, n, _GlobalMax())
         for k,b in enumerate(self.loss.blocks): self.register_buffer(f'threshold_{k}', self.loss.threshold_columns(k) if b.thresholded else None)
         if self.loss.heat is not None: self.register_buffer('heat', self.loss.heat.clone())
         self.register_buffer('mean', mean); self.register_buffer('std', std)
@@ -99,7 +106,7 @@ def to_exported(self:Learner,
 ) -> torch.export.ExportedProgram:
     "The graph of `learn.deployed()` by `torch.export`, for any number of rows"
     example = _example(self, example)
-    batch = torch.export.Dim('batch', min=1)
+    batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
     res = torch.export.export(self.deployed(), example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True)
     if path is None: return res
     with atomic_write(path) as tmp:
@@ -137,7 +144,7 @@ def to_onnx(self:Learner,
     except ImportError as e: raise ImportError(f"learn.to_onnx needs {e.name}: pip install 'fastai_condmtl[onnx]'") from None
     example, module = _example(self, example), self.deployed()
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
-    batch = torch.export.Dim('batch', min=1)
+    batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
     program = torch.export.export(module, example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True)
     res = torch.onnx.export(program, dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False).model_proto
     onnx.helper.set_model_props(res, dict(fastai_condmtl=json.dumps(columns_of(module.loss), ensure_ascii=False)))

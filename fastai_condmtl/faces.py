@@ -113,7 +113,7 @@ def _face(rng):
             if h.at(26*side, 0)[2]: _oval(d, x + shift[0], y + shift[1], r*thin, r, fill=(24,24,30), outline=(70,70,80), width=3)
     *marks['nose'], _ = h.at(0, h.eyes + .38, 1.12)
     top, wing = h.at(-6, h.eyes + .08, 1.)[:2], h.at(12, h.eyes + .4, 1.02)[:2]
-    d.line([top, marks['nose'], wing], fill=_mix(skin, (60,25,15), .5), width=6, joint='curve')
+    d.line([top, tuple(marks['nose']), wing], fill=_mix(skin, (60,25,15), .5), width=6, joint='curve')
     corners = [h.at(az*(1.15 if smile else .9), .55 - .05*smile, .93) for az in (-24, 24)]
     for name,(x,y,seen) in zip(POINTS[3:], corners):
         marks[name] = [x, y]

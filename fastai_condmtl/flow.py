@@ -157,6 +157,8 @@ class Plan:
             for a in atoms(self.conds[g]):
                 if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
         for a,value in res.natural.items(): blocks[self.index[a.task]].asked += ((a.op, value),)
+        def asking(c): return Atom(c.task, c.op, res.natural[c]) if isinstance(c, Atom) else Not(asking(c.arg)) if isinstance(c, Not) else type(c)(tuple(map(asking, c.args)))
+        res.asking = [asking(c) for c in self.conds] # `conds` with natural values: `states` looks nothing up by condition, which PyTorch's tracer cannot before 2.7
         return res
 
     def needs(self, i):
@@ -197,13 +199,13 @@ class Plan:
         def state(atom):
             i = self.index[atom.task]
             vals, rows = values(i), known(i)
-            t, f = (rows.all(1), rows.all(1)) if vals is None else self.blocks[i].truth(atom.op, self.natural[atom], vals, rows, scaled)
+            t, f = (rows.all(1), rows.all(1)) if vals is None else self.blocks[i].truth(atom.op, atom.value, vals, rows, scaled)
             for x in (t, f):
                 if not str(getattr(x, 'dtype', '')).endswith('bool'): raise FlowError(f"`truth` of {type(self.blocks[i]).__name__} (task '{self.paths[i]}') gives {getattr(x, 'dtype', type(x).__name__)}, not booleans: compare with operators (`vals[:,0] == v`), which NumPy arrays and tensors both know")
             return (t, f) if res[i] is None else (t & res[i][0], f & res[i][0])
         def all_of(gates):
             if gates not in cache:
-                t, f = cache[gates[-1:]] if gates[-1:] in cache else kleene(self.conds[gates[-1]], state)
+                t, f = cache[gates[-1:]] if gates[-1:] in cache else kleene(self.asking[gates[-1]], state)
                 if len(gates) > 1:
                     t0, f0 = all_of(gates[:-1])
                     t, f = t & t0, f | f0

@@ -69,7 +69,7 @@ def test_classes_keep_their_share(seed, pct):
 
 def test_single_rows_are_spread_too():
     "A thousand classes of one row: a fifth of them is for validation"
-    valid = stratify(sparse.eye_array(1000, dtype=bool, format='csr'), .2, np.random.default_rng(0))
+    valid = stratify(sparse.csr_array(sparse.eye(1000, dtype=bool)), .2, np.random.default_rng(0))
     assert valid.sum() == 200
 
 def test_groups_of_every_kind_of_task():
