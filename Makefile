@@ -29,6 +29,7 @@ coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest run
 
 mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see tests/MUTATION.md; SAMPLE=100000 tries all
 	@for m in conditions target losses thresholds; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/mutate.py --module $$m --sample $(SAMPLE); done
+
 test-lowest:  ## the same with the lowest versions that settings.ini allows, in .venv-lowest (PYTHON: 3.10 to 3.12, which they were built for)
 	@$(MAKE) test VENV=.venv-lowest PINS=tests/lowest.txt
 
