@@ -1,4 +1,4 @@
-"What the benchmarks share: alternating measurements, one thread, medians of ratios"
+"What the benchmarks share: alternating measurements, medians of ratios"
 import os, platform, statistics, time
 import torch
 
