@@ -136,7 +136,7 @@ def ordinal_score(
 class OrdinalBlock(Classes):
     "One of several classes in an order: stars, severity, age bands. Scores count steps, decided is the median class"
     ops = ('eq', 'ne', 'isin', 'gt', 'ge', 'lt', 'le', 'between')
-    metrics, lower_is_better = ('mae', 'accuracy', 'kappa'), ('mae',)
+    n_summary, metrics, lower_is_better = 2, ('mae', 'accuracy', 'kappa'), ('mae',)
     def __init__(self, name, col=None, *,
         vocab=None, # The classes, lowest first; by default the numbers that occur, or the categories of an ordered categorical column
         **kwargs    # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
@@ -194,12 +194,11 @@ class OrdinalBlock(Classes):
         one = torch.ones_like(logits[..., :1])
         return (torch.cat([one, above], -1) - torch.cat([above, 0*one], -1)).clamp(min=0)
     def decide(self, acts): return (acts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > .5).sum(-1).to(acts.dtype)
-    def summarise(self, acts, targets): return torch.where(acts.isnan().any(-1), torch.nan, self.decide(acts))[..., None]
-    def decided(self, summary, threshold=None): return np.nan_to_num(summary[..., 0]) # the class that `decide` gives for NaN
+    def summarise(self, acts, targets): return torch.stack([self.decide(acts), 0*acts.sum(-1)], -1) # the class, and NaN where the probabilities are
     def trivial(self, name, constant, vals):
         "The median class for `mae`, else the commonest"
         c = np.searchsorted(constant.cumsum(), constant.sum()/2) if name == 'mae' else constant.argmax()
-        return np.full((*vals.shape, 1), float(c))
+        return np.stack([np.full(vals.shape, float(c)), np.zeros(vals.shape)], -1)
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
-        return ordinal_score(name, summary[m,0,0], true[m,0])
+        return ordinal_score(name, summary[m,0].sum(1), true[m,0])

@@ -71,7 +71,7 @@ def labels_of_rows(
         raise FlowError(f"an array of groups of shape {x.shape} does not fit {len(ds)} rows: hand over one label a row, in their order")
     df = ds if isinstance(ds, pd.DataFrame) else getattr(ds, 'items', None)
     if not isinstance(df, pd.DataFrame): raise FlowError(f"the rows' column {by!r} is not known, since the data was not made from a DataFrame: hand over an array with a label a row instead")
-    check_column(df, by, 'groups are asked of')
+    check_column(df, by, 'rows are told apart by')
     x = df[by].astype(object).to_numpy()
     if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}): x = np.array([*ds.classes[by]], dtype=object)[x.astype(int)] # tabular data keeps codes
     return x

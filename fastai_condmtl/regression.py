@@ -46,8 +46,9 @@ class Regression(ConditionalBlock):
         return vs
     def truth(self, op, value, vals, known, scaled=False):
         # both sides are float32 of the same map, for natural values too: what packed targets say is what the table says, and a label equal to the bound stays equal to it
-        single = lambda x: self.scale(np.asarray(x, dtype=np.float64)).astype(np.float32)
-        with np.errstate(over='ignore'): x, v, k = vals[:,0] if scaled else single(vals[:,0]), single(value).tolist(), known[:,0]
+        x, k, v = vals[:,0], known[:,0], [float(np.float32(self.scale(np.float64(v)))) for v in value]
+        if not scaled:
+            with np.errstate(over='ignore'): x = self.scale(x).astype(np.float32)
         t = (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
         return t & k, ~t & k
     def digits(self, x):
