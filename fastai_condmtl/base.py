@@ -9,31 +9,38 @@ from collections import Counter
 from copy import copy
 from functools import reduce
 from itertools import islice
+from typing import Any
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
 from .masks import is_mask, is_picture_file, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved', 'names_of', 'shortly',
-           'near', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'distinct', 'take',
-           'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved', 'given_by',
+           'names_of', 'shortly', 'plain_number', 'check_column', 'near', 'no_picture_files', 'sort_labels', 'any_true',
+           'all_true', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
     "Base class of all kinds of task: the name, its column, and when it has meaning"
-    ops, metrics, n_out, n_summary, thresholded = (), (), 1, 1, False
+    name: str
+    ops: tuple[str, ...] | None = ()
+    metrics: tuple[str, ...] = ()
+    n_out, n_summary, thresholded = 1, 1, False
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
-    path = draws = None # known once bound; what to draw of it
-    asked = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
-    labels = None # names of the target columns, where each is an answer of its own (known once bound)
-    geometry = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
+    path: str | None = None # known once bound
+    draws: str | None = None # what to draw of it
+    asked: tuple = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
+    labels: list | None = None # names of the target columns, where each is an answer of its own (known once bound)
+    geometry: str | None = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
     blank = 0. # what `to_cell` is handed for a column that is not known
     takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
     pooled = False # of several target columns: is the loss the mean over all cells that count, or over rows of each row's mean?
     made = False # are the labels made with each batch (masked words), instead of read from the table?
-    default_params, lower_is_better = {}, () # of `params`, where another task of the family has them; metrics of which less is more
-    weight_col, balanced, learnt = None, False, '' # the column with a weight a row; does the block want to `balance`, and what did it learn there, in words?
-    nll = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
+    default_params: dict = {} # of `params`, where another task of the family has them
+    lower_is_better: tuple[str, ...] = () # metrics of which less is more
+    weight_col: str | None = None # the column with a weight a row
+    balanced, learnt = False, '' # does the block want to `balance`, and what did it learn there, in words?
+    nll: Any = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path
         col:str=None, # Column of the table; `name` by default
@@ -49,11 +56,12 @@ class ConditionalBlock(Comparable):
         check_name(name)
         check_features(name, features)
         self.weight_col = check_weight_col(name, weight_col)
+        hidden, weight = plain_number(hidden), plain_number(weight)
         if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1): raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
-        uses = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
-        if bad := [u for u in uses if not isinstance(u, (str, ConditionalBlock))]: raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
+        named = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
+        if bad := [u for u in named if not isinstance(u, (str, ConditionalBlock))]: raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
         self.features, self.hidden, self.detach_uses = features, hidden, bool(detach_uses)
-        self.uses = tuple(u if isinstance(u, str) else u.name for u in uses)
+        self.uses = tuple(u if isinstance(u, str) else u.name for u in named)
         if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300): raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
         if col is not None and not isinstance(col, (str, int, float, tuple)): raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
         self.name, self.col, self.weight = name, col, float(weight)
@@ -61,7 +69,7 @@ class ConditionalBlock(Comparable):
 
     def __or__(self, cond):
         res = copy(self)
-        res.given = both(self.given, _given(self, cond))
+        res.given = both(self.given, given_by(self, cond))
         return res
     def _name(self): return self.name
     def __repr__(self): return f"{type(self).__name__}({self.name!r})" + (f' | {self.given}' if self.given is not None else '')
@@ -166,7 +174,8 @@ def halved(v):
     except UnicodeEncodeError: return True
     return False
 
-def _given(o, cond):
+def given_by(o, cond):
+    "`cond` as a condition that `o` is given"
     try: return as_condition(cond)
     except FlowError as e: raise FlowError(f"`{o.name} | ...`: {e}") from None
 
@@ -180,11 +189,20 @@ def shortly(v, n=200):
     except Exception: s = f'of type {type(v).__name__}' # integers of thousands of digits, for one
     return s if len(s) <= n else f'{s[:n]} …'
 
+def plain_number(x):
+    "What a NumPy scalar or a tensor without dimensions holds; all else stays"
+    return x.item() if getattr(x, 'ndim', None) == 0 and hasattr(x, 'item') else x
+
+def check_column(df, col, who, fix=''):
+    "Raise where a table does not have column `col`, or has it several times; `who` begins the error"
+    if col not in df.columns: raise FlowError(f"{who} column '{col}', which the table does not have: {near(col, df.columns)}{fix}")
+    if isinstance(df[col], pd.DataFrame): raise FlowError(f"{who} column '{col}', which stands {df[col].shape[1]} times in the table: keep one")
+
 def near(word, words):
     "A hint for a misspelt `word`"
     words = [str(w)[:100] for w in islice(words, 10000)]
     m = difflib.get_close_matches(str(word)[:100], words, n=3)
-    return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10]))}{' …' if len(words) > 10 else ''}"
+    return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10])) or 'none'}{' …' if len(words) > 10 else ''}"
 
 # %% ../nbs/00c_base.ipynb #f61515e2
 def no_picture_files(block, df, labels):

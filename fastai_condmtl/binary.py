@@ -6,36 +6,48 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, halved, look_up, near, no_picture_files, sort_labels, take
-from .conditions import FlowError
+from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, halved, look_up, near, no_picture_files, plain_number, sort_labels, take
+from .conditions import FlowError, is_number
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .scores import binary_score, count_scores, counts
+from .thresholds import score_of_counts
 
 # %% auto #0
-__all__ = ['check_pos_weight', 'Sigmoid', 'BinaryBlock', 'MultiLabelBlock']
+__all__ = ['check_pos_weight', 'check_tune', 'Sigmoid', 'BinaryBlock', 'MultiLabelBlock']
 
 # %% ../nbs/01_binary.ipynb #bc49df89
 def check_pos_weight(block, w):
     "A weight of positives is one positive number (of multi-label tasks also one a label), or `'balanced'`"
+    w = plain_number(w)
     many = block.takes_lists and hasattr(w, '__len__') and not isinstance(w, str)
-    if many: w = [x.item() if hasattr(x, 'item') else x for x in w]
+    if many: w = [plain_number(x) for x in w]
     if w is None or isinstance(w, str) and w == 'balanced' or all(isinstance(x, (int, float)) and 0 < x < float('inf') for x in (w if many else [w])): return w
     raise FlowError(f"task '{block.name}': pos_weight={w!r} must be one positive number{', or one a label' if block.takes_lists else ''}; or 'balanced', to count it from the training rows")
+
+def check_tune(block, tune):
+    "What a block's thresholds are searched for, as far as it is a name; functions, pairs and matrices are the search's own to check"
+    name, other = (tune.get('metric'), ('f1_micro',)) if isinstance(tune, dict) else (tune, ('auto', 'f1_micro'))
+    if isinstance(name, str) and name not in other:
+        try: score_of_counts(name)
+        except FlowError as e: raise FlowError(f"task '{block.name}': tune={tune!r}: {e}") from None
+    return tune
 
 class Sigmoid(ConditionalBlock):
     "What `BinaryBlock` and `MultiLabelBlock` share: binary cross entropy or focal loss, `probability > threshold`"
     thresholded = True
-    metrics = ('accuracy', 'balanced_accuracy', 'f1_score', 'precision', 'recall', 'roc_auc', 'average_precision', 'mcc')
+    metrics: tuple[str, ...] = ('accuracy', 'balanced_accuracy', 'f1_score', 'precision', 'recall', 'roc_auc', 'average_precision', 'mcc')
     threshold, pos_weight, tune, loss_name, gamma, alpha = .5, None, 'auto', 'bce', 2., None
     @property
     def family(self): return ('sigmoid',) if self.loss_name == 'bce' else ('sigmoid', self.gamma, self.alpha)
-    def _set_loss(self, loss, gamma, alpha): self.loss_name, self.gamma, self.alpha = check_loss(self, loss, 'bce', gamma, alpha), float(gamma), alpha
+    def _set_loss(self, loss, gamma, alpha):
+        gamma, alpha = plain_number(gamma), plain_number(alpha)
+        self.loss_name, self.gamma, self.alpha = check_loss(self, loss, 'bce', gamma, alpha), float(gamma), alpha
     def _set_threshold(self, threshold):
-        ok = np.ndim(threshold) == 0 or isinstance(self, MultiLabelBlock)
+        ok = np.ndim(threshold) == 0 or self.takes_lists
         try: t = np.asarray(threshold, dtype=float)
         except (TypeError, ValueError, OverflowError): ok = False
         if isinstance(threshold, str): ok = False
-        if not ok or not ((0 <= t) & (t <= 1)).all(): raise FlowError(f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1" + (", or one a label" if isinstance(self, MultiLabelBlock) else ''))
+        if not ok or not ((0 <= t) & (t <= 1)).all(): raise FlowError(f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1" + (", or one a label" if self.takes_lists else ''))
         self.threshold = threshold
     def thresholds(self): "The thresholds to start with (n_targets,)"; return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
     def params(self): return {} if self.pos_weight is None else {'pos_weight': np.broadcast_to(np.asarray(self.pos_weight, dtype=float), self.n_targets).tolist()}
@@ -61,9 +73,9 @@ class Sigmoid(ConditionalBlock):
     def decided(self, summary, threshold=None): return summary[..., 0] > (self.threshold if threshold is None else threshold)
     def score(self, name, summary, true, mask, threshold=None):
         "Mean over the labels that have rows; binary tasks are the case of one label"
-        if name == 'f1_micro': return float(count_scores['f1_score'](*counts(self.decided(summary, threshold)[mask], true[mask] > .5))) if mask.any() else float('nan')
+        if name == 'f1_micro': return float(count_scores['f1_score'](*counts(self.decided(summary, threshold)[mask], true[mask] > .5))) if mask.any() and not np.isnan(summary[mask]).any() else float('nan')
         res = self.label_scores(name, summary, true, mask, threshold)
-        return float(np.nanmean(res)) if not np.isnan(res).all() else float('nan')
+        return float(np.nanmean(res)) if not np.isnan(res).all() and not np.isnan(summary[mask]).any() else float('nan')
     def constant(self, vals, mask): return (vals*mask).sum(0) / np.maximum(mask.sum(0), 1)
     def trivial(self, name, constant, vals):
         "Always yes is the rule to beat for F1, precision and recall; for the rest the commoner answer"
@@ -86,7 +98,7 @@ class BinaryBlock(Sigmoid):
         gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
         tune='auto',           # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its own
         whole_space=False,     # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold; `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
-        **kwargs               # `given`, `weight`
+        **kwargs               # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         if not any(whole_space is v for v in (False, True)) and whole_space not in ('detach', 'both'): raise FlowError(f"task '{name}': whole_space={whole_space!r} must be False, True, 'detach' or 'both'")
@@ -96,13 +108,15 @@ class BinaryBlock(Sigmoid):
         self._set_loss(loss, gamma, alpha)
         vocab = check_vocab(self, vocab)
         if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
-        self.pos_weight, self.vocab, self.tune = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab), tune
+        self.pos_weight, self.vocab, self.tune = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab), check_tune(self, tune)
     def encode(self, df):
-        words = {0: 0, 1: 1} | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
-        fix = "use True/False or 1/0" + (", or name the two words with vocab=('no', 'yes')" if self.vocab is None else f", or a word of {self.vocab}")
-        return look_up(self, df, self.cols[0], words.get, lambda v: f"not a binary label: {fix}; leave the cell blank where it is unknown")
+        bits = self.vocab is None or not any(map(is_number, self.vocab)) # else 0 and 1 are words too, or none
+        words = ({0: 0, 1: 1} if bits else {}) | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
+        fixes = ["True/False or 1/0"]*bits + ([] if self.vocab is None else [f"a word of {self.vocab}"])
+        fix = ', or '.join(fixes) + (", or name the two words with vocab=('no', 'yes')" if self.vocab is None else '')
+        return look_up(self, df, self.cols[0], words.get, lambda v: f"not a binary label: use {fix}; leave the cell blank where it is unknown")
     def truth(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]
-    def force(self, op, value, truth): "Natural values that an atom forces, `[(target column, value)]`"; return [(0, float(truth))]
+    def force(self, op, value, truth): return [(0, float(truth))]
     def to_cell(self, vals): return bool(vals[0] > .5) if self.vocab is None else self.vocab[int(vals[0] > .5)]
     def to_columns(self, vals, known):
         yes = vals[:,0] > .5
@@ -127,14 +141,14 @@ class MultiLabelBlock(Sigmoid):
         tune='auto',          # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says, None keeps `threshold`
         loss:str='bce',       # `bce`, or `focal`: what is right already hardly counts
         gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
-        **kwargs              # `given`, `weight`
+        **kwargs              # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         if cols is not None and (isinstance(cols, str) or not len(cols) or len(set(cols)) < len(cols)): raise FlowError(f"task '{name}': cols={cols!r} must be a list of different columns, one a label")
         if cols is not None and (col is not None or nan_is_empty): raise FlowError(f"task '{name}': cols= goes with neither col= nor nan_is_empty=: leave them out, and fill the columns with 0 where a blank means no")
         if not isinstance(label_delim, str) or not label_delim: raise FlowError(f"task '{name}': label_delim={label_delim!r} must be what stands between labels, such as ','")
         if cols is not None and vocab is not None and len(vocab) != len(cols): raise FlowError(f"task '{name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or leave vocab out")
-        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty, self.tune = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty, tune
+        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty, self.tune = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty, check_tune(self, tune)
         self.vocab = self.label_cols if vocab is None else check_vocab(self, vocab)
         self._set_threshold(threshold)
         self._set_loss(loss, gamma, alpha)

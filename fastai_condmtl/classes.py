@@ -5,10 +5,11 @@
 # %% ../nbs/01a_classes.ipynb #05bddfbb
 from __future__ import annotations
 from bisect import bisect_left, bisect_right
+from typing import Any
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from .base import ConditionalBlock, any_true, check_vocab, distinct, look_up, near, no_picture_files, sort_labels
-from .conditions import FlowError, _is_number
+from .base import ConditionalBlock, any_true, check_vocab, distinct, look_up, near, no_picture_files, plain_number, sort_labels
+from .conditions import FlowError, is_number, never_true
 from .imbalance import balanced_classes, check_loss, softmax_focal, span_of
 from .scores import class_score, regression_score
 
@@ -18,7 +19,8 @@ __all__ = ['Classes', 'found_classes', 'SingleLabelBlock', 'ordinal_score', 'Ord
 # %% ../nbs/01a_classes.ipynb #7b34bff1
 class Classes(ConditionalBlock):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
-    ops, vocab = ('eq', 'ne', 'isin'), None
+    ops: tuple[str, ...] | None = ('eq', 'ne', 'isin')
+    vocab: Any = None
     def set_vocab(self, vocab): self.vocab, self.index = vocab, {l: i for i,l in enumerate(vocab)}
     @property
     def n_out(self): return max(1, len(self.vocab))
@@ -28,6 +30,7 @@ class Classes(ConditionalBlock):
         return look_up(self, df, self.cols[0], self.index.get, lambda v: f"not in the vocabulary: {near(v, self.vocab)} Correct the cell or add the class to vocab=")
     def check(self, op, value):
         super().check(op, value)
+        if not self.vocab: raise FlowError(f"a condition compares task '{self.path}', of which the table has no label: name its classes with vocab=")
         vs = value if op == 'isin' else (value,)
         if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
         return [self.index[v] for v in vs]
@@ -46,6 +49,7 @@ class Classes(ConditionalBlock):
     def chances(self, variable, acts, vals): return acts
     def to_cell(self, vals): return self.vocab[int(vals[0])] if self.vocab else None
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
+    def constant(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
 
 def found_classes(block, df) -> list:
     "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"
@@ -58,7 +62,7 @@ def found_classes(block, df) -> list:
 class SingleLabelBlock(Classes):
     "One of several classes: cells are any hashable"
     n_summary = 2
-    metrics = ('accuracy', 'accuracy_3', 'accuracy_5', 'f1_score', 'precision', 'recall', 'balanced_accuracy')
+    metrics: tuple[str, ...] = ('accuracy', 'accuracy_3', 'accuracy_5', 'f1_score', 'precision', 'recall', 'balanced_accuracy')
     class_weights, label_smoothing, loss_name, gamma = None, 0., 'cross_entropy', 2.
     def __init__(self, name, col=None, *,
         vocab=None,         # The classes; by default all that occur, sorted (a categorical column keeps its own order)
@@ -66,7 +70,7 @@ class SingleLabelBlock(Classes):
         label_smoothing:float=0., # As in `CrossEntropyLoss`
         loss:str='cross_entropy', # `cross_entropy`, or `focal`: what is right already hardly counts
         gamma:float=2.,     # Of the focal loss, see `softmax_focal`
-        **kwargs            # `given`, `weight`
+        **kwargs            # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)
@@ -74,6 +78,7 @@ class SingleLabelBlock(Classes):
         except (TypeError, ValueError): self.class_weights = (-1,)
         if class_weights is not None and not self.balanced and not (type(self.class_weights) is tuple and all(0 <= w < float('inf') for w in self.class_weights)):
             raise FlowError(f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class; or 'balanced', to count them from the training rows")
+        gamma, label_smoothing = plain_number(gamma), plain_number(label_smoothing)
         if not (isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1): raise FlowError(f"task '{name}': label_smoothing={label_smoothing!r} must be from 0 to below 1")
         self.label_smoothing, self.loss_name, self.gamma = float(label_smoothing), check_loss(self, loss, 'cross_entropy', gamma), float(gamma)
         if label_smoothing and loss == 'focal': raise FlowError(f"task '{name}': label_smoothing= belongs to the cross entropy: leave it out, or leave loss='focal' out")
@@ -102,8 +107,9 @@ class SingleLabelBlock(Classes):
     def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
     def summarise(self, acts, targets):
         own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out-1))
-        return torch.stack([acts.argmax(-1).to(acts.dtype), self.n_out - (acts <= own).sum(-1).to(acts.dtype)], -1) # a NaN gets the last rank, not the first
-    def constant(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
+        before = (acts < own) | (acts == own) & (torch.arange(self.n_out, device=acts.device) >= targets.long()[..., None]) # of equals the first is decided
+        rank = self.n_out - before.sum(-1).to(acts.dtype)
+        return torch.stack([acts.argmax(-1).to(acts.dtype), torch.where(own[..., 0].isnan(), torch.nan, rank)], -1)
     def trivial(self, name, constant, vals):
         "The commonest class; classes ranked by how common they are"
         ranks = np.empty(self.n_out)
@@ -119,9 +125,9 @@ def ordinal_score(
     pred,     # Decided classes (n,), as positions in the order
     true,     # True classes (n,)
 ) -> float:
-    "Score of one ordinal task; NaN without rows, `kappa` also where one class is all there is"
+    "Score of one ordinal task; NaN without rows, where a decision is NaN, and `kappa` also where one class is all there is"
     pred, true = np.asarray(pred, dtype=float), np.asarray(true, dtype=float)
-    if not len(true): return float('nan')
+    if not len(true) or np.isnan(pred).any(): return float('nan')
     if name == 'accuracy': return float((pred == true).mean())
     if name == 'mae': return regression_score('mae', pred, true)
     chance = pred.var() + true.var() + (pred.mean() - true.mean())**2 # the mean squared step between a decision and the truth of another row
@@ -130,10 +136,10 @@ def ordinal_score(
 class OrdinalBlock(Classes):
     "One of several classes in an order: stars, severity, age bands. Scores count steps, decided is the median class"
     ops = ('eq', 'ne', 'isin', 'gt', 'ge', 'lt', 'le', 'between')
-    metrics, lower_is_better = ('mae', 'accuracy', 'kappa'), ('mae',)
+    n_summary, metrics, lower_is_better = 2, ('mae', 'accuracy', 'kappa'), ('mae',)
     def __init__(self, name, col=None, *,
         vocab=None, # The classes, lowest first; by default the numbers that occur, or the categories of an ordered categorical column
-        **kwargs    # `given`, `weight`
+        **kwargs    # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)
@@ -143,8 +149,8 @@ class OrdinalBlock(Classes):
         s, give = df[self.cols[0]], "name the classes, lowest first: vocab=['low', 'medium', 'high']"
         if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered: return list(s.cat.categories)
         classes = found_classes(self, df)
-        if all(map(_is_number, classes)): return classes
-        i = next(i for i,(v,k) in enumerate(zip(s, s.notna())) if k and not _is_number(v))
+        if all(map(is_number, classes)): return classes
+        i = next(i for i,(v,k) in enumerate(zip(s, s.notna())) if k and not is_number(v))
         raise self.bad(df, self.cols[0], i, f"only numbers have an order of their own: {give}, or make the column an ordered categorical")
     @property
     def family(self): return ('ordinal', self.n_out)
@@ -155,16 +161,16 @@ class OrdinalBlock(Classes):
         try:
             if v in self.index: return self.index[v] + (side is bisect_right)
         except TypeError: pass
-        if _is_number(v) and v == v and all(map(_is_number, self.vocab)) and all(a < b for a,b in zip(self.vocab, self.vocab[1:])): return side(self.vocab, v)
+        if is_number(v) and v == v and all(map(is_number, self.vocab)) and all(a < b for a,b in zip(self.vocab, self.vocab[1:])): return side(self.vocab, v)
         raise FlowError(f"a condition compares task '{self.path}' with {v!r}, which is not one of its classes: {near(v, self.vocab)}")
     def check(self, op, value):
         "Positions of the classes asked for; of comparisons the first and the last"
-        if op in ('eq', 'ne', 'isin'): return super().check(op, value)
-        if op == 'between':
-            lo, hi = self._edge(value[0], bisect_left), self._edge(value[1], bisect_right) - 1
-            if lo > hi: raise FlowError(f"{self.path}.between({value[0]!r}, {value[1]!r}) is never true: the lower class comes first, and some class must lie between")
-            return [lo, hi]
-        return [self._edge(value, bisect_right if op == 'gt' else bisect_left), self.n_out - 1] if op in ('gt', 'ge') else [0, self._edge(value, bisect_left if op == 'lt' else bisect_right) - 1]
+        if op in ('eq', 'ne', 'isin') or not self.vocab: return super().check(op, value)
+        least, most = value if op == 'between' else (value, value)
+        lo = 0 if op in ('lt', 'le') else self._edge(least, bisect_right if op == 'gt' else bisect_left)
+        hi = self.n_out - 1 if op in ('gt', 'ge') else self._edge(most, bisect_left if op == 'lt' else bisect_right) - 1
+        if lo > hi: raise never_true(self.path, op, value, "the lower class comes first, and some class must lie between" if op == 'between' else f"the classes go from {self.vocab[0]!r} to {self.vocab[-1]!r}; name them all with vocab= where the table lacks some")
+        return [lo, hi]
     def states(self, op, value): return super().states(op, value) if op in ('eq', 'ne', 'isin') else tuple(range(value[0], value[1] + 1))
     def truth(self, op, value, vals, known, scaled=False):
         if op in ('eq', 'ne', 'isin'): return super().truth(op, value, vals, known, scaled)
@@ -188,12 +194,11 @@ class OrdinalBlock(Classes):
         one = torch.ones_like(logits[..., :1])
         return (torch.cat([one, above], -1) - torch.cat([above, 0*one], -1)).clamp(min=0)
     def decide(self, acts): return (acts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > .5).sum(-1).to(acts.dtype)
-    def summarise(self, acts, targets): return self.decide(acts)[..., None]
-    def constant(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
+    def summarise(self, acts, targets): return torch.stack([self.decide(acts), 0*acts.sum(-1)], -1) # the class, and NaN where the probabilities are
     def trivial(self, name, constant, vals):
         "The median class for `mae`, else the commonest"
         c = np.searchsorted(constant.cumsum(), constant.sum()/2) if name == 'mae' else constant.argmax()
-        return np.full((*vals.shape, 1), float(c))
+        return np.stack([np.full(vals.shape, float(c)), np.zeros(vals.shape)], -1)
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
-        return ordinal_score(name, summary[m,0,0], true[m,0])
+        return ordinal_score(name, summary[m,0].sum(1), true[m,0])

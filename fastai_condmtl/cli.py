@@ -12,9 +12,8 @@ from . import __version__
 from .base import near
 from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, OrdinalBlock, UnboundedRegressionBlock
 from .conditions import FlowError
-from .data import leaves
 from .files import write_csv, write_text
-from .flow import Flow
+from .flow import Flow, leaves
 from .guess import _task_name, guess_flow, guess_fn_col
 from .metrics import wanted_metrics
 import fastai_condmtl.flow_json # noqa: F401  Flow.from_json
@@ -225,7 +224,7 @@ def train(a):
     flow, df = Flow.from_json(Path(a.flow)), read_table(a.csv, a.only_blank_missing)
     fn_col, arch = file_column(df, a.fn_col, a.csv), find_arch(a.arch)
     image_files(df, fn_col, a.images, a.suff, a.skip_bad_images)
-    df = numbers_where_meant(df, [b for _,b in leaves(flow)])
+    df = numbers_where_meant(df, list(leaves(flow)))
     audit, out = flow.audit(df), out_folder(a.out, a.force, ('learner.pkl',))
     from fastai.vision.all import set_seed
     set_seed(a.seed)

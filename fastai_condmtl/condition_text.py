@@ -4,15 +4,14 @@
 
 # %% ../nbs/00d_condition_text.ipynb #b108e565
 from __future__ import annotations
-import ast, datetime as dt, keyword, re, unicodedata
+import ast, datetime as dt, re
 import numpy as np, pandas as pd
-from .conditions import And, AnyOf, Atom, Condition, FlowError, Not, any_of, as_condition, task
+from .conditions import Condition, FlowError, any_of, as_condition, task, written
 
 # %% auto #0
 __all__ = ['plain', 'write_condition', 'read_condition']
 
 # %% ../nbs/00d_condition_text.ipynb #a6f880b6
-_infix = dict(gt='>', ge='>=', lt='<', le='<=')
 _questions = ('eq', 'ne', 'isin', 'has', 'has_any', 'has_all', 'gt', 'ge', 'lt', 'le', 'between')
 
 def plain(v):
@@ -21,6 +20,7 @@ def plain(v):
     if v is None or isinstance(v, bool): return v
     for cls in (str, int, float):
         if isinstance(v, cls): return str.__str__(v) if cls is str else cls(v) # enumerations by their value
+    if v is pd.NaT or v is pd.NA: raise TypeError(f"{v!r} is a missing value: no class can be that")
     if isinstance(v, dt.datetime): return pd.Timestamp(v)
     if isinstance(v, dt.date): return v
     if isinstance(v, tuple): return tuple(plain(x) for x in v)
@@ -32,26 +32,15 @@ def _literal(v):
     if isinstance(v, pd.Timestamp): return f"timestamp('{v.isoformat()}')"
     return f"date('{v.isoformat()}')" if isinstance(v, dt.date) else repr(v)
 
-def _ref(name):
-    ok = name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize('NFKC', name) == name # Python's parser folds look-alikes
-    return name if ok else f'task({name!r})'
-
 def write_condition(c:Condition) -> str:
     "`c` as text that `read_condition` reads back"
-    paren = lambda a: f'({write_condition(a)})' if isinstance(a, And) or isinstance(a, Atom) and a.op in _infix else write_condition(a)
-    if isinstance(c, Not): return f'~{paren(c.arg)}'
-    if isinstance(c, And): return ' & '.join(map(paren, c.args))
-    if isinstance(c, AnyOf): return f"any_of({', '.join(map(write_condition, c.args))})"
-    if c.op == 'true': return _ref(c.task)
-    if c.op in _infix: return f'{_ref(c.task)} {_infix[c.op]} {_literal(c.value)}'
-    if c.op == 'between': return f"{_ref(c.task)}.between({', '.join(map(_literal, c.value))})"
-    several = c.op in ('isin', 'has_any', 'has_all')
-    return f"{_ref(c.task)}.{c.op}({'[' + ', '.join(map(_literal, c.value)) + ']' if several else _literal(c.value)})"
+    return written(c, _literal)
 
 # %% ../nbs/00d_condition_text.ipynb #d95da267
 _mirror = {ast.Gt: 'lt', ast.GtE: 'le', ast.Lt: 'gt', ast.LtE: 'ge'}
 _straight = {ast.Gt: 'gt', ast.GtE: 'ge', ast.Lt: 'lt', ast.LtE: 'le'}
 _calls = dict(timestamp=pd.Timestamp, date=dt.date.fromisoformat)
+_values_in = re.compile(r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|-?\b\d+(?:\.\d*)?(?:e[+-]?\d+)?""", re.S) # strings, closed or not, and numbers
 _how = "write names, `~a`, `a & b`, `any_of(a, b)`, `a > 3`, or `.eq .ne .isin .has .has_any .has_all .between` of values"
 
 def read_condition(
@@ -59,7 +48,8 @@ def read_condition(
 ) -> Condition:
     "The condition that `text` describes. Nothing is evaluated: whatever is not a name, a value or a question is an error"
     if not isinstance(text, str): raise FlowError(f"{text!r} is no condition: {_how}, as a string")
-    if len(text) > 20_000 or len(re.findall(r'[~&.(\[+-]', text)) > 500: raise FlowError(f"the condition that begins {text[:40]!r} is too long to read: condition on a task that sums it up")
+    bare = _values_in.sub('0', text) # a list of values may be long, what is built of them may not
+    if len(bare) > 20_000 or len(re.findall(r'[~&.(\[+-]', bare)) > 500: raise FlowError(f"the condition that begins {text[:40]!r} is too long to read: condition on a task that sums it up")
     if '\0' in text: raise FlowError(f"{text!r} cannot be read (null bytes): {_how}") # another error in each Python
     try: return _cond(ast.parse(text.strip(), mode='eval').body)
     except (SyntaxError, RecursionError, MemoryError) as e: raise FlowError(f"{text!r} cannot be read ({getattr(e, 'msg', None) or 'nested too deeply'}): {_how}") from None

@@ -4,13 +4,14 @@
 
 # %% ../nbs/00_conditions.ipynb #39a5a3a2
 from __future__ import annotations
-import numbers, operator
+import keyword, numbers, operator, unicodedata
 from dataclasses import dataclass, field
 from functools import reduce
 
 # %% auto #0
-__all__ = ['FlowError', 'Condition', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition', 'Comparable', 'check_interval',
-           'check_op', 'task', 'kleene', 'conjuncts', 'both', 'atoms', 'forced']
+__all__ = ['FlowError', 'Condition', 'written', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition', 'Comparable',
+           'check_interval', 'never_true', 'is_number', 'as_number', 'check_op', 'task', 'kleene', 'conjuncts', 'both',
+           'atoms', 'forced']
 
 # %% ../nbs/00_conditions.ipynb #1de259dd
 class FlowError(ValueError):
@@ -29,9 +30,27 @@ class Condition:
     def __ror__(self, o):
         raise FlowError(f"`{o!r} | {self}`: only a block or a flow can be given a condition, not {type(o).__name__}; write `block | condition`")
 
+    def __repr__(self): return written(self)
+
 def _flat(cls, args): return tuple(b for a in args for b in (a.args if isinstance(a, cls) else (a,)))
-def _paren(c): return f'({c})' if isinstance(c, And) or isinstance(c, Atom) and c.op in _infix else f'{c}'
-_infix = dict(gt='>', ge='>=', lt='<', le='<=')
+
+_infix, _several = dict(gt='>', ge='>=', lt='<', le='<='), ('isin', 'has_any', 'has_all')
+def written(
+    cond,         # Condition
+    literal=repr, # How values are written
+    inside=False, # Within `~` or `&`, which bind more tightly?
+) -> str:
+    "`cond` as Python, with the names of tasks for the tasks"
+    if inside and (isinstance(cond, And) or isinstance(cond, Atom) and cond.op in _infix): return f'({written(cond, literal)})'
+    if isinstance(cond, Not): return f'~{written(cond.arg, literal, True)}'
+    if isinstance(cond, And): return ' & '.join([written(c, literal, True) for c in cond.args])
+    if isinstance(cond, AnyOf): return f"any_of({', '.join([written(c, literal) for c in cond.args])})"
+    name, op, v = cond.task if _is_name(cond.task) else f'task({cond.task!r})', cond.op, cond.value
+    if op == 'true': return name
+    if op in _infix: return f'{name} {_infix[op]} {literal(v)}'
+    return f"{name}.{op}({', '.join(map(literal, v)) if op == 'between' else '[' + ', '.join(map(literal, v)) + ']' if op in _several else literal(v)})"
+
+def _is_name(s): return s.isidentifier() and not keyword.iskeyword(s) and unicodedata.normalize('NFKC', s) == s # Python's parser folds look-alikes
 
 # %% ../nbs/00_conditions.ipynb #7ed05fc1
 @dataclass(frozen=True, repr=False)
@@ -42,29 +61,21 @@ class Atom(Condition):
     value: object = None # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`
     given: Condition | None = field(default=None, compare=False) # The condition that the block carried when the atom was written: checked against the flow
     cols: tuple | None = field(default=None, compare=False) # The columns that the block reads: the task found by its name must be the same
-    def __repr__(self):
-        name = f"task({self.task!r})" if '.' in self.task else self.task
-        if self.op == 'true': return name
-        if self.op in _infix: return f'{name} {_infix[self.op]} {self.value!r}'
-        return f"{name}.{self.op}({', '.join(map(repr, self.value)) if self.op == 'between' else repr(list(self.value)) if isinstance(self.value, tuple) else repr(self.value)})"
 
 @dataclass(frozen=True, repr=False)
 class Not(Condition):
     "True where `arg` is false, false where it is true, unknown where it is unknown"
     arg: Condition
-    def __repr__(self): return f'~{_paren(self.arg)}'
 
 @dataclass(frozen=True, repr=False)
 class And(Condition):
     "False where any of `args` is false, else unknown where any is unknown, else true"
     args: tuple
-    def __repr__(self): return ' & '.join(map(_paren, self.args))
 
 @dataclass(frozen=True, repr=False)
 class AnyOf(Condition):
     "True where any of `args` is true, else unknown where any is unknown, else false"
     args: tuple
-    def __repr__(self): return f"any_of({', '.join(map(str, self.args))})"
 
 # %% ../nbs/00_conditions.ipynb #8b600eb4
 def any_of(
@@ -87,9 +98,10 @@ def as_condition(o) -> Condition:
 # %% ../nbs/00_conditions.ipynb #98e15abd
 class Comparable:
     "Something that conditions can ask about: a block, or `task(path)`"
-    ops = None # the questions this kind answers; None: not known yet
+    ops: tuple[str, ...] | None = None # the questions this kind answers; None: not known yet
     def _name(self): raise NotImplementedError(f'{type(self).__name__} must say which task it asks about')
-    given, cols = None, None # a block knows its own
+    given: Condition | None = None # a block knows its own
+    cols: list | None = None
     def _atom(self, op, value=None):
         check_op(op, self.ops, self._name(), type(self).__name__)
         return Atom(self._name(), op, value, self.given, None if self.cols is None else tuple(self.cols))
@@ -115,12 +127,20 @@ def _values(op, values):
     if not (values := tuple(values)): raise FlowError(f"{op}([]) asks about nothing: hand it at least one value")
     try: hash(values)
     except TypeError: raise FlowError(f"{op}({list(values)!r}): values must be hashable, as labels are") from None
+    for v in values: _no_gap(f'{op}({list(values)!r})', v)
     return values
 
 def _one(op, v, o, several):
     try: hash(v)
     except TypeError: raise FlowError(f"{o._name()}.{op}({v!r}) wants one value: for several write {o._name()}.{several}({v!r})") from None
+    _no_gap(f'{o._name()}.{op}({v!r})', v)
     return v
+
+def _no_gap(asked, v):
+    "NaN, NaT and NA are no classes"
+    try: gap = bool(v != v)
+    except Exception: gap = type(v).__name__ == 'NAType' # `!=` of what stands in a cell may raise anything
+    if gap: raise FlowError(f"{asked}: {v!r} is a missing value, and no class can be that. Conditions are unknown where a label is missing: leave it out")
 
 def _interval(o, lo, hi):
     lo, hi = _limit(o, lo), _limit(o, hi)
@@ -129,15 +149,18 @@ def _interval(o, lo, hi):
 
 def check_interval(lo, hi, name):
     "Raise where no number lies from `lo` to `hi`"
-    if lo > hi: raise FlowError(f"{name}.between({lo!r}, {hi!r}) is never true: the lower bound comes first")
+    if lo > hi: raise never_true(name, 'between', (lo, hi), "the lower bound comes first")
 
-def _is_number(v): return isinstance(v, numbers.Real)
+def never_true(name, op, value, why): "The error for an atom that no label can make true"; return FlowError(f"{written(Atom(name, op, value))} is never true: {why}")
+
+def is_number(v): "Has `v` an order among numbers?"; return isinstance(v, numbers.Real)
 def _has_classes(o): return o.ops is None or 'isin' in o.ops # or may have: the task is not known yet
 def _limit(o, v):
     "What to compare with: a number; of ordered classes any class"
-    return _one('gt', v, o, 'isin') if _has_classes(o) and v is not None and not _is_number(v) else _number(v)
+    return _one('gt', v, o, 'isin') if _has_classes(o) and v is not None and not is_number(v) else as_number(v)
 
-def _number(v):
+def as_number(v):
+    "`v`, after a check that it is a number to compare with"
     try: f = float('nan') if isinstance(v, (str, bytes)) else float(v)
     except (TypeError, ValueError, OverflowError): f = float('nan')
     if f != f: raise FlowError(f"{v!r} is not a number to compare with: compare a regression with a number in its original units")

@@ -12,17 +12,17 @@ from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
 from fastai.data.core import TfmdLists
 from fastai.data.transforms import ColReader, RandomSplitter
-from .base import ConditionalBlock, near
+from .base import ConditionalBlock, check_column
 from .blocks import BinaryBlock
 from .conditions import FlowError
-from .flow import Flow, inherited
+from .flow import Flow, inherited, leaves
 from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
 import fastai_condmtl.losses
 
 # %% auto #0
-__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'leaves', 'FreshTransform', 'StratifiedSplitter',
-           'label_groups', 'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'as_splitter']
+__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'StratifiedSplitter', 'label_groups',
+           'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'as_splitter']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -85,10 +85,11 @@ class FlowTransform(Transform):
 
     def table(self, rows):
         "Raw rows, as the getters read them, as a DataFrame"
-        blocks = self.bound.plan.blocks if self.bound else [b for _,b in leaves(self.unbound)]
+        blocks = self.bound.plan.blocks if self.bound else list(leaves(self.unbound))
         if isinstance(rows, pd.DataFrame) and len(self.getters) == 1 and _reads_columns(self.getters[0]):
             cols, need = list(self.getters[0].cols), [c for b in blocks for c in b.cols]
-            if self.bound is None and (gone := [c for c in cols if c not in rows.columns]): raise FlowError(f"get_y reads column {gone[0]!r}, which the table does not have: {near(gone[0], rows.columns)}")
+            if self.bound is None:
+                for c in cols: check_column(rows, c, 'get_y reads')
             weights = rows[[c for c in self.weight_cols() if c in rows.columns and c not in cols]] # weights are no labels: get_y need not name them
             rows = rows[[c for c in cols if c in rows.columns]]
             rows = rows if set(need) & set(cols) or len(need) != rows.shape[1] else rows.set_axis(need, axis=1)
@@ -122,11 +123,6 @@ def as_flow(o):
     if not isinstance(o, ConditionalBlock) and is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
     if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
     return Flow(o.name, o)
-def leaves(flow):
-    "The blocks of a flow, as written: `(name, block)`"
-    for t in flow.tasks:
-        if isinstance(t, Flow): yield from leaves(t)
-        else: yield t.name, t
 def _reads_columns(f): return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) for c in f.cols)
 
 # %% ../nbs/06_data.ipynb #9537abc5
@@ -143,7 +139,7 @@ def type_tfms(self:ConditionalBlock): "For `DataBlock`: a bare task as target"; 
 
 def _vision_tfms(o, kind):
     "Transforms that points and boxes need; vision is only imported where a block has them"
-    blocks = [b for _,b in leaves(as_flow(o))]
+    blocks = list(leaves(as_flow(o)))
     if not any(b.geometry for b in blocks) and not any(b.draws for b in blocks): return []
     from fastai_condmtl.vision.points import flow_tfms
     return flow_tfms(blocks, kind)
@@ -187,8 +183,8 @@ def label_groups(bound, y) -> sparse.csr_array:
             i = np.flatnonzero(mask[:,c] > 0)
             add(i, 0, 1)
             if not b.made and (b.thresholded or b.n_out > 1): add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
-    rows, cols = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r,c in zip(rows, cols)])
-    return sparse.csr_array((np.ones(len(rows), dtype=bool), (rows, cols)), shape=(len(y), k))
+    i, j = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r,c in zip(rows, cols)])
+    return sparse.csr_array((np.ones(len(i), dtype=bool), (i, j)), shape=(len(y), k))
 
 def stratify(groups, valid_pct, rng):
     "Boolean (N,): validation rows, such that each column of `groups` (N, K), dense or sparse, with two rows or more has some on both sides, and all near their share"
@@ -258,7 +254,7 @@ class ColumnSplitter:
     "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
     def __init__(self, col): self.col = col
     def __call__(self, df):
-        if self.col not in df.columns: raise FlowError(f"valid_col={self.col!r} is not a column of the table: {near(self.col, df.columns)}")
+        check_column(df, self.col, 'valid_col= names')
         vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
         valid = (vals > .5)[:,0] & known[:,0]
         if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")

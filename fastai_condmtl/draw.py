@@ -5,10 +5,11 @@
 # %% ../nbs/06c_draw.ipynb #958ad000
 from __future__ import annotations
 from functools import lru_cache
+from typing import Any, NoReturn
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
-from .base import ConditionalBlock, near
+from .base import ConditionalBlock, check_column, near
 from .conditions import Comparable, Condition, FlowError, as_condition, kleene
 from .data import EncodedRows, as_flow
 from .target import BoundFlow, packed
@@ -35,13 +36,14 @@ def group_rows(data, by, flow=None) -> dict:
     if isinstance(by, (np.ndarray, pd.Series, pd.Categorical, pd.Index)): return _positions(labels_of_rows(ds, by))
     bound, y = _labelled(ds, data, flow) if not isinstance(by, str) or flow is not None or not isinstance(data, pd.DataFrame) else (None, None)
     if isinstance(by, (list, tuple)):
-        if bound is None: _no_flow(by)
+        if bound is None or y is None: _no_flow(by)
         paths = [bound.path(b.name if isinstance(b, ConditionalBlock) else b) for b in by]
         res = {p: np.flatnonzero((y[:,1,bound.slices[p].targets] > 0).any(1)) for p in paths}
         if bare := [p for p,i in res.items() if not len(i)]: raise FlowError(f"balance by tasks: no training row counts for '{bare[0]}': leave it out")
         return res
-    if isinstance(by, Condition) or type(by).__name__ == 'task' or isinstance(by, Comparable) and not isinstance(by, ConditionalBlock):
+    if isinstance(by, Condition) or isinstance(by, Comparable) and not isinstance(by, ConditionalBlock):
         if bound is None: _no_flow(by)
+        if isinstance(ds, pd.DataFrame): y = bound.encode(ds, inferred=True, weighted=False).as_subclass(torch.Tensor) # as conditions of the flow itself are read
         t, f = _states(bound, as_condition(by), y)
         return {k: i for k,m in (('true', t), ('false', f)) if len(i := np.flatnonzero(m))}
     name = by.name if isinstance(by, ConditionalBlock) else by
@@ -49,7 +51,7 @@ def group_rows(data, by, flow=None) -> dict:
     path = None if bound is None else _task(bound, name, ds)
     return _positions(labels_of_rows(ds, name)) if path is None else _answers(bound, path, y)
 
-def _no_flow(by): raise FlowError(f"balance by {by!r}: tasks and conditions need the flow, flow=")
+def _no_flow(by) -> NoReturn: raise FlowError(f"balance by {by!r}: tasks and conditions need the flow, flow=")
 def _n_rows(data): return len(data) if isinstance(data, pd.DataFrame) else len(dataset_of(data))
 
 def dataset_of(o):
@@ -69,8 +71,7 @@ def labels_of_rows(
         raise FlowError(f"an array of groups of shape {x.shape} does not fit {len(ds)} rows: hand over one label a row, in their order")
     df = ds if isinstance(ds, pd.DataFrame) else getattr(ds, 'items', None)
     if not isinstance(df, pd.DataFrame): raise FlowError(f"the rows' column {by!r} is not known, since the data was not made from a DataFrame: hand over an array with a label a row instead")
-    if by not in df.columns: raise FlowError(f"the table of these rows has no column {by!r}: {near(by, df.columns)}")
-    if isinstance(df[by], pd.DataFrame): raise FlowError(f"column {by!r} stands {df[by].shape[1]} times in the table: keep one")
+    check_column(df, by, 'rows are told apart by')
     x = df[by].astype(object).to_numpy()
     if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}): x = np.array([*ds.classes[by]], dtype=object)[x.astype(int)] # tabular data keeps codes
     return x
@@ -140,6 +141,6 @@ def balanced(self:DataLoaders,
 ) -> DataLoaders:
     "These data, with an epoch's training rows drawn so that groups come alike"
     dl = self.train
-    cls = getattr(type(dl), 'plain', type(dl)) # balanced again: by the last word
+    cls: Any = getattr(type(dl), 'plain', type(dl)) # balanced again: by the last word
     train = dl.new(cls=drawn(cls), wgts=balanced_weights(dl, by), draw_seed=seed, n=n or len(dl.dataset), shuffle=True)
     return type(self)(train, *self.loaders[1:], path=self.path, device=self.device)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from treelib import Tree
 from fastcore.basics import patch
-from .target import FlowPrediction, _short
+from .target import FlowPrediction, shortened
 
 # %% auto #0
 __all__ = ['FlowTree', 'givens', 'grow', 'tell_task', 'tell']
@@ -123,7 +123,7 @@ def tell(value):
     if isinstance(value, list): return ', '.join(map(str, value)) or 'none'
     if isinstance(value, tuple) and len(value) in (2, 4) and all(isinstance(v, float) for v in value): return ' '.join(f'{v:.3g}' for v in value) # a point, a box
     if isinstance(value, dict): return ', '.join(f'{k} {tell(v)}' for k,v in value.items() if v is not None)
-    return _short(value) if isinstance(value, float) else str(value)
+    return shortened(value) if isinstance(value, float) else str(value)
 
 @patch
 def show(self:FlowPrediction,

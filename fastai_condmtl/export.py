@@ -45,7 +45,7 @@ class Deployed(nn.Module):
         for k,b in enumerate(self.loss.blocks): self.register_buffer(f'threshold_{k}', self.loss.threshold_columns(k) if b.thresholded else None)
         if self.loss.heat is not None: self.register_buffer('heat', self.loss.heat.clone())
         self.register_buffer('mean', mean); self.register_buffer('std', std)
-        lo, span = loss.flow._units
+        lo, span = loss.flow.units
         self.register_buffer('lo', lo.float()); self.register_buffer('span', span.float())
     def forward(self, *inputs):
         if self.scale is not None: inputs = (inputs[0].float()/self.scale, *inputs[1:])

@@ -7,11 +7,11 @@ from __future__ import annotations
 from copy import copy
 import numpy as np
 from .conditions import (FlowError, Condition, Atom, Not, And, AnyOf, as_condition, both, conjuncts, atoms, kleene, forced, check_op)
-from .base import ConditionalBlock, check_features, check_name, check_weight_col, near, _given
+from .base import ConditionalBlock, check_features, check_name, check_weight_col, given_by, near
 from .masks import MASKS, is_mask_block
 
 # %% auto #0
-__all__ = ['Flow', 'walk', 'inherited', 'branch_names', 'Names', 'Plan', 'infer', 'FlowError']
+__all__ = ['Flow', 'walk', 'inherited', 'leaves', 'Names', 'Plan', 'infer', 'FlowError']
 
 # %% ../nbs/02_flow.ipynb #d043484d
 _all_ = ['FlowError'] # users catch it by this module's name
@@ -41,7 +41,7 @@ class Flow:
 
     def __or__(self, cond):
         res = copy(self)
-        res.given = both(self.given, _given(self, cond))
+        res.given = both(self.given, given_by(self, cond))
         return res
     def __repr__(self): return '\n'.join(self._lines())
     def _lines(self):
@@ -76,7 +76,11 @@ def inherited(flow, what, value=None):
         if isinstance(t, Flow): yield from inherited(t, what, own)
         else: yield own
 
-def branch_names(flow, features=None): "The branch that each task of `flow` reads, in order of writing; None: the stock head"; return inherited(flow, 'features', features)
+def leaves(flow):
+    "The blocks of a flow, as written"
+    for t in flow.tasks:
+        if isinstance(t, Flow): yield from leaves(t)
+        else: yield t
 
 class Names:
     "Finds tasks by name from within a flow"
@@ -118,7 +122,7 @@ class Plan:
             self.gates.append(tuple(dict.fromkeys(seen[id(c), scope][0] for c,scope in gates)))
         for (_,scope),(_,path,c) in seen.items(): self._check_given(path, c, scope)
         self.order = self._sort([self.needs(i) for i in range(len(found))], "the conditions go round in a circle")
-        self.features = list(branch_names(flow, flow.features))
+        self.features = list(inherited(flow, 'features', flow.features)) # the branch that each task reads; None: the stock head
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.uses = [tuple(dict.fromkeys(self.index[self.names.find(u, p.rpartition('.')[0], f"'{p}' uses")] for u in b.uses)) for p,b in zip(self.paths, self.blocks)]
         self.use_order = self._sort(self.uses, "the heads go round in a circle") # who is used comes first

@@ -9,7 +9,7 @@ import datetime as dt, inspect, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .base import ConditionalBlock, near
+from .base import ConditionalBlock, near, shortly
 from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from .condition_text import plain, read_condition, write_condition
 from .conditions import FlowError
@@ -66,7 +66,7 @@ def arguments(cls) -> dict:
 def block_config(block:ConditionalBlock) -> dict:
     "Arguments that make `block` again, but for name and condition, as JSON values"
     defaults, where = arguments(type(block)), f"task '{block.name}'"
-    if hasattr(block, 'config'): vals = dict(block.config())
+    if hasattr(block, 'config'): vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | block.config()
     else:
         kept = {k: a for c in reversed(type(block).__mro__) for k,a in _kept_as.get(c, {}).items()}
         if lost := [k for k in defaults if not hasattr(block, kept.get(k, k))]: raise FlowError(f"{where} ({type(block).__name__}) does not keep its argument {lost[0]!r}: set self.{lost[0]} in __init__, or return the arguments from a method `config`")
@@ -118,8 +118,11 @@ def _entry(t):
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
 def _written(t):
-    try: return write_condition(t.given)
-    except TypeError as e: raise FlowError(f"the condition `{t.given}` of '{t.name}': {e}") from None
+    try:
+        text = write_condition(t.given)
+        read_condition(text) # what cannot be read back is an error now, not when the file is needed
+        return text
+    except (TypeError, FlowError, RecursionError) as e: raise FlowError(f"the condition `{shortly(t.given)}` of '{t.name}': {e}") from None
 
 def _render(d, pad=''):
     "JSON with a line a task"

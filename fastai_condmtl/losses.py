@@ -78,18 +78,18 @@ class ConditionalLoss(nn.Module):
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
     def _params(self, k, like): return {n: self._buffers[f'{n}_{k}'].to(like.device, like.dtype) for n in self.names[k]}
 
-    def _targets(self, y):
+    def targets_of(self, y):
         "Values and gt mask `(bs, D)` in the order of the logits, as copies that may be changed"
         if y.ndim != 3: y = packed(y)
         order = self._buffers['order']
         if order.device != y.device: order = order.to(y.device) # predictions that were gathered on another device
         return y.index_select(2, order).unbind(1)
 
-    def _logits(self, pred):
+    def logits_of(self, pred):
         "The logits of each family: `(bs, n)`, or with several a column `(bs*n, n_out)`"
         return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x,n in zip(pred.split(self.logit_sizes, 1), self.cells)]
 
-    def _cols(self, x):
+    def cols_of(self, x):
         "Columns `(bs, D)` in the order of the logits, for each family: `(bs, n)`, or with several logits a column `(bs*n,)`"
         return [c.reshape(-1) if n else c for c,n in zip(x.split(self.sizes, 1), self.cells)]
 
@@ -128,7 +128,7 @@ class ConditionalLoss(nn.Module):
 
     def _cells(self, pred, vals, whole=None):
         "The loss of every cell `(bs, D)`, masked or not, in the order of the logits; with what `whole_space=` tasks have instead"
-        parts = enumerate(zip(self.blocks, self._logits(pred), self._cols(vals)))
+        parts = enumerate(zip(self.blocks, self.logits_of(pred), self.cols_of(vals)))
         res = torch.cat([b.loss(x, v, **self._params(k, pred)).reshape(len(pred), self.sizes[k]) for k,(b,x,v) in parts], 1)
         return res if whole is None else res.index_copy(1, self.whole.cols, whole)
 
@@ -142,7 +142,7 @@ class ConditionalLoss(nn.Module):
         if others: raise FlowError(f"the data has {1 + len(others)} targets, and a flow is the only one that its loss can train: put all tasks into one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if any(x.ndim == 3 and not x.is_floating_point() for x in (y, *others)) else ''))
         if self.heat is not None and pred.requires_grad: self.cool()
         pred, y = _same(pred, y)
-        vals, mask = self._targets(y)
+        vals, mask = self.targets_of(y)
         if self.whole is not None: cells, mask = self._whole(pred, vals, mask)
         g = self._shares(mask)
         if self.reduction == 'none': return (self._cells(pred, vals, None if self.whole is None else cells) * g).sum(1) * len(pred)
@@ -150,7 +150,7 @@ class ConditionalLoss(nn.Module):
         if self.whole is not None:
             res = (cells * g.index_select(1, self.whole.cols)).sum()
             g = g.index_fill(1, self.whole.cols, 0.)
-        for k,(b,x,v,w) in enumerate(zip(self.blocks, self._logits(pred), self._cols(vals), self._cols(g))):
+        for k,(b,x,v,w) in enumerate(zip(self.blocks, self.logits_of(pred), self.cols_of(vals), self.cols_of(g))):
             loss = b.loss(x, v, w, **self._params(k, pred)) if self.names[k] else b.loss(x, v, w)
             res = loss if res is None else res + loss
         return res * len(pred) * step_ranks() if self.reduction == 'sum' else res
@@ -165,7 +165,7 @@ class ConditionalLoss(nn.Module):
     def _per_row(self, pred, y):
         "Each row's mean over its cells that count, for each task, and what the row weighs there, both `(bs, T)` in flow order"
         pred, y = _same(pred, y)
-        vals, mask = self._targets(y)
+        vals, mask = self.targets_of(y)
         whole = None
         if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
         counts, losses, rows, col = mask.sign(), [], [], 0
@@ -214,7 +214,7 @@ class ConditionalLoss(nn.Module):
             losses, there = self._means(pred)
             return losses, there & (self.task_weights().to(losses.device) > 0)
         pred, y = _same(pred, y)
-        vals, mask = self._targets(y)
+        vals, mask = self.targets_of(y)
         whole = None
         if self.whole is not None: whole, mask = self._whole(pred, vals, mask)
         there, w = rank_sums(self._by_task((mask > 0).any(0).to(mask.dtype)))[0], self.task_weights().to(pred.device, pred.dtype)
@@ -232,7 +232,7 @@ class ConditionalLoss(nn.Module):
         pred, # Raw logits `(bs, C)`
     ):        # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
-        acts = [b.activate(x).reshape(pred.shape[0], n) for b,x,n in zip(self.blocks, self._logits(self.tempered(single(pred))), self.logit_sizes)]
+        acts = [b.activate(x).reshape(pred.shape[0], n) for b,x,n in zip(self.blocks, self.logits_of(self.tempered(single(pred))), self.logit_sizes)]
         return torch.cat(acts, 1).index_select(1, self.back.to(pred.device))
 
     def tempered(self, pred):
@@ -262,8 +262,8 @@ class ConditionalLoss(nn.Module):
         self.heat = heat.to(self.order.device) if temps else None
 
     def family_acts(self, acts):
-        "The activations (flow order) of each family, shaped as `_logits`"
-        return self._logits(acts.index_select(1, self.forth.to(acts.device)))
+        "The activations (flow order) of each family, shaped as `logits_of`"
+        return self.logits_of(acts.index_select(1, self.forth.to(acts.device)))
 
     def threshold_columns(self, k, device=None, dtype=None):
         "The thresholds in force, one a column of family `k`"

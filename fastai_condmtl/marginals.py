@@ -128,5 +128,5 @@ def marginals(self:FlowPrediction):
     "Task → `Marginal`; None when the activations are not known (labels, or decoded without them)"
     if self.activations is None: return None
     reached = self.flow.diagrams(torch.as_tensor(self.activations)[None], torch.as_tensor(self.decoded)[None,0])[0]
-    times = lambda r, v: None if v is None else {k: r*x for k,x in v.items()} if isinstance(v, dict) else [times(r, x) for x in v] if isinstance(v, list) else r*v
+    def times(r, v): return None if v is None else {k: r*x for k,x in v.items()} if isinstance(v, dict) else [times(r, x) for x in v] if isinstance(v, list) else r*v
     return {p: Marginal(float(r), times(float(r), self.probabilities.get(p))) for p,r in zip(self.flow.paths, reached)}

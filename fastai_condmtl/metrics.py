@@ -41,8 +41,8 @@ class Accumulator:
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
         loss, pred = loss or self.flow.loss_func, single(pred)
-        vals, mask = loss._targets(single(y))
-        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss._logits(loss.tempered(pred)), loss._cols(vals))]
+        vals, mask = loss.targets_of(single(y))
+        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss.logits_of(loss.tempered(pred)), loss.cols_of(vals))]
         return torch.cat([*parts, vals, mask], 1)
 
     def task(self, path):

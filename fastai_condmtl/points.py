@@ -6,8 +6,8 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
-from .base import ConditionalBlock, near, numbers
-from .regression import regression_losses
+from .base import ConditionalBlock, near, numbers, plain_number
+from .regression import Regression, regression_loss
 from .conditions import FlowError
 
 # %% auto #0
@@ -62,14 +62,14 @@ class _Coordinates(ConditionalBlock):
     lower_is_better = ('mae', 'rmse')
     def _set(self, cols, loss):
         "Columns as they are written: one a coordinate, or one with lists"
-        if loss not in regression_losses: raise FlowError(f"task '{self.name}': loss={loss!r} is not known: {near(loss, regression_losses)}")
-        self.loss_name, self.given_cols = loss, None if cols is None else cols if isinstance(cols, (str, int)) else list(cols)
+        if cols is not None and self.col is not None: raise FlowError(f"task '{self.name}': cols={cols!r} and col={self.col!r} both name its columns: leave one out")
+        self.loss_name, self.given_cols = regression_loss(self, loss), None if cols is None else cols if isinstance(cols, (str, int)) else list(cols)
         if isinstance(self.given_cols, list):
             if twice := [c for i,c in enumerate(cols) if c in cols[:i]]: raise FlowError(f"task '{self.name}': column {twice[0]!r} stands twice in cols: name each coordinate once")
     @property
     def per_column(self): "Does each coordinate have a column of its own?"; return isinstance(self.given_cols, list)
     @property
-    def cols(self): return list(self.given_cols) if self.per_column else [self.name if self.given_cols is None else self.given_cols]
+    def cols(self): return list(self.given_cols) if self.per_column else super().cols if self.given_cols is None else [self.given_cols]
     @property
     def family(self): return ('points', self.loss_name)
     def read(self, df, n=None):
@@ -87,9 +87,7 @@ class _Coordinates(ConditionalBlock):
         for i,r in enumerate(rows):
             if r is not None and len(r) != n: raise self.bad(df, col, i, f"{len(r)} numbers instead of {n}: a cell holds {self.cell_holds}, as many in each row")
         return np.array([np.full(n, np.nan) if r is None else r for r in rows]).reshape(len(df), n)
-    def loss(self, logits, targets, weight=None):
-        res = regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
-        return res if weight is None else (res*weight).sum()
+    loss = Regression.loss
     def activate(self, logits): return 2*logits.sigmoid() - 1
     def decide(self, acts): return acts
     def summarise(self, acts, targets): return acts[..., None]
@@ -136,12 +134,13 @@ class KeypointsBlock(_Coordinates):
         outside:str='mask', # Points that leave the picture: `mask` or `clamp` (moved to the edge)
         flip_pairs=(),     # Pairs of points that change places in a mirrored picture: `[('left_eye', 'right_eye')]`
         loss:str='mse',    # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs           # `given`, `weight`
+        **kwargs           # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)
         err = lambda why: FlowError(f"task '{name}': {why}")
         if outside not in ('mask', 'clamp'): raise err(f"outside={outside!r} is not known: use 'mask' or 'clamp'")
+        n_points = plain_number(n_points)
         if n_points is not None and not (isinstance(n_points, int) and n_points > 0): raise err(f"n_points={n_points!r} must be a positive integer")
         if self.per_column:
             if len(cols) % 2 or not cols: raise err(f"cols names {len(cols)} columns: points need an x and a y each, in the order x, y, x, y, ...")
@@ -175,7 +174,7 @@ class KeypointsBlock(_Coordinates):
     def columns_of(self, label): i = self.index[label]; return [2*i, 2*i + 1]
     def swaps(self): return [(self.index[a], self.index[b]) for a,b in self.flip_pairs]
     def config(self):
-        return dict(cols=self.given_cols, n_points=self.given_n, points=self.names, outside=self.outside, flip_pairs=[list(p) for p in self.flip_pairs], loss=self.loss_name, weight=self.weight)
+        return dict(cols=self.given_cols, n_points=self.given_n, points=self.names, outside=self.outside, flip_pairs=[list(p) for p in self.flip_pairs], loss=self.loss_name)
     def setup(self, df, train):
         x = self.read(df, None if self.n_points is None else 2*self.n_points)
         if self.n_points is None:
@@ -222,7 +221,7 @@ class BoxBlock(_Coordinates):
         *,
         fmt:str='xywh',    # `xywh`: left, top, width, height; `xyxy`: left, top, right, bottom
         loss:str='mse',    # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs           # `given`, `weight`
+        **kwargs           # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)
@@ -232,7 +231,7 @@ class BoxBlock(_Coordinates):
     coordinates = _formats['xyxy']
     @property
     def n_targets(self): return 4
-    def config(self): return dict(cols=self.given_cols, fmt=self.fmt, loss=self.loss_name, weight=self.weight)
+    def config(self): return dict(cols=self.given_cols, fmt=self.fmt, loss=self.loss_name)
     def setup(self, df, train): self._shares(df, self.encode(df)[0])
     def encode(self, df):
         x = self.read(df, 4)

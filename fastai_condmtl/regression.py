@@ -4,28 +4,33 @@
 
 # %% ../nbs/01b_regression.ipynb #16337bbb
 from __future__ import annotations
+from typing import Any
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, near, numbers
-from .conditions import FlowError, check_interval, _number
+from .conditions import FlowError, as_number, check_interval, never_true
 from .scores import regression_score
 
 # %% auto #0
-__all__ = ['regression_losses', 'Regression', 'BoundedRegressionBlock', 'UnboundedRegressionBlock', 'poisson_median',
-           'CountBlock']
+__all__ = ['regression_losses', 'regression_loss', 'Regression', 'BoundedRegressionBlock', 'UnboundedRegressionBlock',
+           'poisson_median', 'CountBlock']
 
 # %% ../nbs/01b_regression.ipynb #2681e930
 regression_losses = dict(mse=F.mse_loss, l1=F.l1_loss, huber=F.huber_loss)
 _compare = dict(gt=lambda x, v: x > v, ge=lambda x, v: x >= v, lt=lambda x, v: x < v, le=lambda x, v: x <= v)
 
+def regression_loss(block, loss):
+    "The name of a regression's loss, checked"
+    if loss not in regression_losses: raise FlowError(f"task '{block.name}': loss={loss!r} is not known: {near(loss, regression_losses)}")
+    return loss
+
 class Regression(ConditionalBlock):
     "What `BoundedRegressionBlock` and `UnboundedRegressionBlock` share"
-    ops, exact = ('gt', 'ge', 'lt', 'le', 'between'), False
-    metrics, lower_is_better = ('mae', 'rmse', 'r2'), ('mae', 'rmse')
+    ops: tuple[str, ...] | None = ('gt', 'ge', 'lt', 'le', 'between')
+    metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
+    lower_is_better: tuple[str, ...] = ('mae', 'rmse')
+    exact = False
     lo, span = 0., 1.
-    def _set_loss(self, loss):
-        if loss not in regression_losses: raise FlowError(f"task '{self.name}': loss={loss!r} is not known: {near(loss, regression_losses)}")
-        self.loss_name = loss
     @property
     def family(self): return ('regression', self.bounded, self.loss_name)
     def encode(self, df):
@@ -36,18 +41,24 @@ class Regression(ConditionalBlock):
     def unscale(self, x): return x*self.span + self.lo
     def check(self, op, value):
         super().check(op, value)
-        vs = [float(_number(v)) for v in (value if op == 'between' else (value,))]
+        vs = [float(as_number(v)) for v in (value if op == 'between' else (value,))]
         check_interval(vs[0], vs[-1], self.path)
         return vs
     def truth(self, op, value, vals, known, scaled=False):
-        # on packed targets both sides are float32 of the same map, so that a label equal to the bound stays equal to it
-        x, k = vals[:,0], known[:,0]
-        v = [float(np.float32(self.scale(np.float64(v)))) for v in value] if scaled else value
+        # both sides are float32 of the same map, for natural values too: what packed targets say is what the table says, and a label equal to the bound stays equal to it
+        x, k, v = vals[:,0], known[:,0], [float(np.float32(self.scale(np.float64(v)))) for v in value]
+        if not scaled:
+            with np.errstate(over='ignore'): x = self.scale(x).astype(np.float32)
         t = (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
         return t & k, ~t & k
-    def force(self, op, value, truth): return []
-    def to_cell(self, vals): return float(vals[0])
-    def to_columns(self, vals, known): return {self.cols[0]: np.where(known[:,0], vals[:,0], np.nan)}
+    def digits(self, x):
+        "Natural values with the decimals that are known of them: on the loss scale they were single precision"
+        s = self.scale(np.asarray(x, dtype=np.float64)).astype(np.float32)
+        step = np.maximum(np.abs(self.unscale(np.spacing(np.abs(s)).astype(np.float64)) - self.unscale(0.)), 4*np.spacing(np.abs(x)))
+        ten = 10.**np.floor(-np.log10(step)).clip(-300, 300)
+        return np.where(ten > 1e22, x, np.where(ten >= 1, np.round(x*ten)/ten, np.round(x*ten)*np.round(1/ten))) # powers up to 22 are exact
+    def to_cell(self, vals): return float(self.digits(vals[0]))
+    def to_columns(self, vals, known): return {self.cols[0]: np.where(known[:,0], self.digits(vals[:,0]), np.nan)}
     def loss(self, logits, targets, weight=None):
         res = regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
         return res if weight is None else (res*weight).sum()
@@ -70,10 +81,11 @@ class BoundedRegressionBlock(Regression):
         y_range=None,     # (lowest, highest) in original units; by default of the labels in the whole table
         loss:str='mse',   # `mse`, `l1` or `huber`, on the scale where the range is [0,1]
         draws:str=None,   # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2 y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
-        **kwargs          # `given`, `weight`
+        **kwargs          # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
-        self._set_loss(loss)
+        self.loss_name = regression_loss(self, loss)
+        self.y_range: Any
         try: self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
         except (TypeError, ValueError, OverflowError): self.y_range = ()
         if draws is not None and (draws.rpartition('.')[2] not in ('x','y','x1','y1','x2','y2','w','h') or y_range is None):
@@ -93,6 +105,12 @@ class BoundedRegressionBlock(Regression):
             out = known & ((vals < self.y_range[0] - slack) | (vals > self.y_range[1] + slack))
             if out.any(): raise self.bad(df, self.cols[0], int(out[:,0].argmax()), f"outside y_range={self.given_range}: correct the cell or widen the range")
         return vals, known
+    def check(self, op, value):
+        vs = super().check(op, value)
+        if self.given_range is not None:
+            lo, hi = self.given_range
+            if dict(gt=vs[0] >= hi, lt=vs[0] <= lo, ge=vs[0] > hi, le=vs[0] < lo, between=vs[0] > hi or vs[-1] < lo)[op]: raise never_true(self.path, op, value, f"y_range={self.given_range}: compare with a number in it")
+        return vs
     def describe(self): return f'{self.y_range[0]:g} to {self.y_range[1]:g}'
 
 class UnboundedRegressionBlock(Regression):
@@ -100,10 +118,10 @@ class UnboundedRegressionBlock(Regression):
     bounded = False
     def __init__(self, name, col=None, *,
         loss:str='mse', # `mse`, `l1` or `huber`, on the standardised scale
-        **kwargs        # `given`, `weight`
+        **kwargs        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
-        self._set_loss(loss)
+        self.loss_name = regression_loss(self, loss)
     def setup(self, df, train):
         x = numbers(self, train, self.cols[0])
         x = x[~np.isnan(x)]
@@ -142,7 +160,9 @@ class CountBlock(Regression):
         if op in ('eq', 'ne') and (vs[0] < 0 or vs[0] % 1): raise FlowError(f"a condition asks whether the count '{self.path}' is {value!r}: counts are 0, 1, 2 …, compare by > or <")
         lo = {'gt': np.floor(vs[0]) + 1, 'lt': 0., 'le': 0.}.get(op, np.ceil(vs[0]))
         hi = {'lt': np.ceil(vs[0]) - 1, 'gt': np.inf, 'ge': np.inf}.get(op, np.floor(vs[-1]))
-        return [float(max(lo, 0)), float(hi)]
+        lo = max(lo, 0)
+        if lo > hi: raise never_true(self.path, op, value, "counts are 0, 1, 2 …")
+        return [float(lo), float(hi)]
     def truth(self, op, value, vals, known, scaled=False):
         x = poisson_median(vals[:,0]*self.span) if scaled else vals[:,0] # of a label this is the label
         t = (x >= value[0]) & (x <= value[1])

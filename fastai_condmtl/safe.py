@@ -93,7 +93,7 @@ def from_dict(cls:BoundFlow,
         res.plan = plan.bind([give_learnt(b, state[p], p) for p,b in zip(plan.paths, plan.blocks)])
         res.paths, res.tasks = plan.paths, dict(zip(plan.paths, res.plan.blocks))
         if (n := sum(b.n_targets*b.n_out for b in res.plan.blocks)) > 10**7: raise FlowError(f"{n} logits")
-        res._layout()
+        res.lay_out()
     except FlowError: raise
     except Exception as e: raise FlowError(f"what the tasks of flow '{flow.name}' have learnt does not fit together ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
     res.constants = {p: None for p in res.paths} # the trivial predictor stays with the learner

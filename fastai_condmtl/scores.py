@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['count_scores', 'aliases', 'counts', 'binary_score', 'class_score', 'regression_score']
+__all__ = ['count_scores', 'aliases', 'div0', 'counts', 'binary_score', 'class_score', 'regression_score']
 
 # %% ../nbs/00b_scores.ipynb #b613902b
-def _div(a, b):
+def div0(a, b):
     "`a/b`, 0 where `b` is 0"
     b = np.asarray(b, dtype=float)
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b != 0)
@@ -18,15 +18,15 @@ def _div(a, b):
 def _balanced(tp, fp, fn, tn):
     "Mean recall of the classes that are there"
     pos, neg = (tp + fn) > 0, (tn + fp) > 0
-    return (_div(tp, tp + fn) + _div(tn, tn + fp)) / np.maximum(pos + 1*neg, 1)
+    return (div0(tp, tp + fn) + div0(tn, tn + fp)) / np.maximum(pos + 1*neg, 1)
 
 count_scores = dict( # name -> function of (true positives, false positives, false negatives, true negatives)
-    accuracy = lambda tp, fp, fn, tn: _div(tp + tn, tp + fp + fn + tn),
+    accuracy = lambda tp, fp, fn, tn: div0(tp + tn, tp + fp + fn + tn),
     balanced_accuracy = _balanced,
-    f1_score = lambda tp, fp, fn, tn: _div(2*tp, 2*tp + fp + fn),
-    precision = lambda tp, fp, fn, tn: _div(tp, tp + fp),
-    recall = lambda tp, fp, fn, tn: _div(tp, tp + fn),
-    mcc = lambda tp, fp, fn, tn: _div(tp*tn - fp*fn, np.sqrt(np.maximum((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn), 0))),
+    f1_score = lambda tp, fp, fn, tn: div0(2*tp, 2*tp + fp + fn),
+    precision = lambda tp, fp, fn, tn: div0(tp, tp + fp),
+    recall = lambda tp, fp, fn, tn: div0(tp, tp + fn),
+    mcc = lambda tp, fp, fn, tn: div0(tp*tn - fp*fn, np.sqrt(np.maximum((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn), 0))),
 )
 aliases = dict(f1='f1_score', acc='accuracy', top_1_accuracy='accuracy', top_3_accuracy='accuracy_3', top_5_accuracy='accuracy_5', auc='roc_auc', ap='average_precision',
                matthews_corrcoef='mcc', mean_absolute_error='mae', root_mean_squared_error='rmse', r2_score='r2',
@@ -49,11 +49,11 @@ def binary_score(
     true,         # Truth 0/1 (n,)
     threshold=.5, # Decision: `prob > threshold`
 ) -> float:
-    "Score of one binary task or label; NaN without rows, and for ranking scores without both classes"
+    "Score of one binary task or label; NaN without rows, where a prediction is NaN, and for ranking scores without both classes"
     prob, true = np.asarray(prob), np.asarray(true) > .5
-    if not len(true): return float('nan')
+    if not len(true) or np.isnan(prob).any(): return float('nan')
     if name in count_scores: return float(count_scores[name](*counts(prob > threshold, true)))
-    if true.all() or not true.any() or np.isnan(prob).any(): return float('nan')
+    if true.all() or not true.any(): return float('nan')
     from sklearn import metrics
     return float(dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)[name](true, prob))
 
@@ -61,11 +61,11 @@ def binary_score(
 def class_score(
     name:str, # `accuracy`, `accuracy_k` for any k, or macro `f1_score precision recall balanced_accuracy`
     best,     # Best class of each row (n,)
-    rank,     # Rank of the true class, 0 is best (n,)
+    rank,     # Rank of the true class, 0 is best, NaN where the prediction is (n,)
     true,     # True class (n,)
 ) -> float:
-    "Score of one single-label task; NaN without rows"
-    if not len(true): return float('nan')
+    "Score of one single-label task; NaN without rows, and where a prediction is NaN"
+    if not len(true) or np.isnan(rank).any(): return float('nan')
     if name == 'accuracy': return float(np.mean(np.asarray(best) == true))
     if name.startswith('accuracy_'): return float(np.mean(np.asarray(rank) < int(name[9:])))
     from sklearn.metrics import precision_recall_fscore_support as prf, balanced_accuracy_score
@@ -83,5 +83,4 @@ def regression_score(
     if name == 'mae': return float(np.abs(pred - true).mean())
     se = ((pred - true)**2).mean()
     if name == 'rmse': return float(np.sqrt(se))
-    var = true.var()
-    return float(1 - se/var) if var > 0 else float('nan')
+    return float(1 - se/true.var()) if np.ptp(true) > 0 else float('nan') # the variance of a constant is not quite 0

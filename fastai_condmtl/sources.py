@@ -109,7 +109,8 @@ def _join(parts, sizes, col, check, lists):
     if have == {'numbers'}:
         whole = binary or any(pd.api.types.is_integer_dtype(s) for s in full.values()) and all(_whole(s) for s in full.values()) # floats are integers with gaps, where another source has them as integers
         if not whole: return x.astype(float)
-        return pd.Series(pd.array([None if v is None else int(v) for v in x], dtype='Int64')).astype('Int64' if gaps else int)
+        try: return pd.Series(pd.array([None if v is None else int(v) for v in x], dtype='Int64')).astype('Int64' if gaps else int)
+        except OverflowError: return x # of more than 63 bits: as they are
     if have == {'yes/no'}: return x.astype('boolean' if gaps else bool)
     types = {s.dtype for s in full.values()}
     return x.astype(types.pop()) if len(types) == 1 else x

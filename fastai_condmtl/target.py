@@ -11,12 +11,13 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
 from .conditions import FlowError
-from .base import near, numbers
+from .base import check_column, near, numbers
 from .flow import Flow, Plan, infer
 from .points import Frame, Geometry
 
 # %% auto #0
-__all__ = ['TensorConditional', 'doubles', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'as_table', 'FlowPrediction']
+__all__ = ['TensorConditional', 'doubles', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'check_cols',
+           'check_weights', 'as_table', 'row_weights', 'FlowPrediction', 'shortened']
 
 # %% ../nbs/03_target.ipynb #6386770d
 class TensorConditional(TensorBase):
@@ -24,7 +25,7 @@ class TensorConditional(TensorBase):
     @property
     def vals(self): "Values on the loss scale `(..., D)`, 0 where unknown"; return self[..., 0, :]
     @property
-    def mask(self): "Above 0 where the value counts, by the weight of its row (1 without `weight_col`): the gt mask of labels, *reached* for predictions `(..., D)`"; return self[..., 1, :]
+    def mask(self): "Above 0 where the value counts, by the weight of its row (1 without `weight_col`; a row of weight 0 counts as unlabelled): the gt mask of labels, *reached* for predictions `(..., D)`"; return self[..., 1, :]
 
 def doubles(
     x, # Tensor, array or numbers
@@ -63,21 +64,22 @@ class BoundFlow:
         self.flow, plan = flow, Plan(flow)
         df = as_table(df, plan.blocks)
         if not len(df): raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
-        for p,b in zip(plan.paths, plan.blocks): _check_cols(p, b, df); check_lacks(p, b, df)
-        for p,c in zip(plan.paths, plan.weight_cols): _check_weights(p, c, df)
+        for p,b in zip(plan.paths, plan.blocks): check_cols(p, b, df); check_lacks(p, b, df)
+        for p,c in zip(plan.paths, plan.weight_cols): check_weights(p, c, df)
         df = df[list(dict.fromkeys([c for b in plan.blocks for c in b.cols] + [c for c in plan.weight_cols if c is not None]))]
         try: train = df if train_idx is None else df.iloc[train_idx]
         except IndexError: raise FlowError(f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows") from None
         self.plan = plan.bind([b.bind(df, train, p) for p,b in zip(plan.paths, plan.blocks)])
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
-        self._layout()
+        self.lay_out()
         if any(b.balanced for b in self.plan.blocks):
             vals, mask = self.encode(train).numpy().transpose(1, 0, 2)
             for b,s in zip(self.plan.blocks, self.target_slices):
                 if b.balanced: b.balance(vals[:,s], mask[:,s])
-            self._layout() # weights are part of what tasks are grouped by
+            self.lay_out() # weights are part of what tasks are grouped by
 
-    def _layout(self):
+    def lay_out(self):
+        "Where each task's columns are, and which tasks are computed together"
         bs = self.plan.blocks
         tgt, act = _offsets(b.n_targets for b in bs), _offsets(b.n_targets*b.n_out for b in bs)
         self.n_targets, self.c = tgt[-1], act[-1]
@@ -94,7 +96,7 @@ class BoundFlow:
         self.target_slices = [s.targets for s in self.slices.values()]
         self.geometry = Geometry.of(bs, self.target_slices) # columns that follow the transforms of the picture; None without
         zero, one = (np.concatenate([np.full(b.n_targets, float(b.unscale(x))) for b in bs]) for x in (0., 1.))
-        self._units = torch.tensor(zero), torch.tensor(one - zero)
+        self.units = torch.tensor(zero), torch.tensor(one - zero)
 
     def find(self, name):
         "The bound block called `name`, a path or an unambiguous leaf name"
@@ -122,15 +124,13 @@ def check_lacks(path, block, df):
         raise FlowError(f"task '{path}' reads a blank in column '{block.cols[0]}' as \"none of the labels\" (nan_is_empty=True), and source {' and '.join(map(repr, no))} has no such column: its rows would all count as none. "
                         f"Leave nan_is_empty out, and write what blanks of the other sources mean with concat_sources(..., empty=[{block.cols[0]!r}])")
 
-def _check_cols(path, block, df):
-    for c in block.cols:
-        if c not in df.columns: raise FlowError(f"task '{path}' reads column '{c}', which the table does not have: {near(c, df.columns)} Name the column with col=")
-        if isinstance(df[c], pd.DataFrame): raise FlowError(f"task '{path}' reads column '{c}', which stands {df[c].shape[1]} times in the table: keep one")
+def check_cols(path, block, df):
+    "Raise where the table lacks the columns of a task"
+    for c in block.cols: check_column(df, c, f"task '{path}' reads", " Name the column with col=")
 
-def _check_weights(path, col, df):
-    if col is None: return
-    if col not in df.columns: raise FlowError(f"task '{path}' reads the weights of its rows from column '{col}', which the table does not have: {near(col, df.columns)} Name the column with weight_col=")
-    if isinstance(df[col], pd.DataFrame): raise FlowError(f"task '{path}' reads the weights of its rows from column '{col}', which stands {df[col].shape[1]} times in the table: keep one")
+def check_weights(path, col, df):
+    "Raise where the table lacks the column with the weights of a task's rows"
+    if col is not None: check_column(df, col, f"task '{path}' reads the weights of its rows from", " Name the column with weight_col=")
 
 # %% ../nbs/03_target.ipynb #52210c19
 def as_table(
@@ -157,14 +157,15 @@ def encode(self:BoundFlow,
     df,                  # DataFrame or list of rows
     missing_ok=False,    # A column that is not there counts as all missing, with a warning; otherwise it is an error
     inferred=False,      # With `infer_labels`: do labels that were inferred count for their own task as well?
+    weighted=True,       # False: where a label counts the mask is 1, whatever the weight of its row
 ) -> TensorConditional:  # `(N, 2, D)` float32
     "Labels of a table, packed. Raises `FlowError` with task, row and value where a label does not fit"
     plan, df = self.plan, as_table(df, self.plan.blocks)
     gone = [c for b in plan.blocks for c in b.cols if c not in df.columns] if missing_ok else []
     if gone: df = _fill_missing(df, gone)
-    for p,b in self.tasks.items(): _check_cols(p, b, df)
+    for p,b in self.tasks.items(): check_cols(p, b, df)
     weight_cols = [None if missing_ok and c not in df.columns else c for c in plan.weight_cols] # new rows weigh alike where nothing is said of it
-    for p,c in zip(self.paths, weight_cols): _check_weights(p, c, df)
+    for p,c in zip(self.paths, weight_cols): check_weights(p, c, df)
     out = np.zeros((len(df), 2, self.n_targets), dtype=np.float32)
     cols, asked = {}, {j for i in plan.order for j in plan.needs(i)}
     def read(i): # natural values and known, kept only while needed
@@ -185,11 +186,11 @@ def encode(self:BoundFlow,
         with np.errstate(over='ignore', invalid='ignore'): np.multiply(plan.blocks[i].scale(vals), known, out=out[:,0,s], casting='unsafe')
         if not (fits := np.isfinite(out[:,0,s])).all(): raise plan.blocks[i].bad(df, plan.blocks[i].cols[0], int((~fits.all(1)).argmax()), "on the scale of the loss this is more than float32 holds: correct the cell, or use another unit")
         out[:,1,s] = known if ok[i] is None else known & ok[i][:,None]
-        if weight_cols[i] is not None: out[:,1,s] *= _row_weights(plan.blocks[i], df, weight_cols[i], out[:,1,s].any(1))[:,None]
+        if weighted and weight_cols[i] is not None: out[:,1,s] *= row_weights(plan.blocks[i], df, weight_cols[i], out[:,1,s].any(1))[:,None]
         if i not in asked: cols.pop(i, None)
     return torch.from_numpy(out).as_subclass(TensorConditional)
 
-def _row_weights(block, df, col, counts):
+def row_weights(block, df, col, counts):
     "Weights of rows (N,); 0 where the row does not count anyway, and may be blank"
     x = numbers(block, df, col)
     bad = counts & ~((x >= 0) & (x < 3e38))
@@ -217,7 +218,7 @@ def to_units(self:BoundFlow,
     y, # Packed `(..., 2, D)` on the loss scale
 ):
     "`y` with values in original units (classes stay indices)"
-    lo, span = (u.to(y.dtype).to(y.device) for u in self._units) # these are float64, which stays on the CPU
+    lo, span = (u.to(y.dtype).to(y.device) for u in self.units) # these are float64, which stays on the CPU
     return torch.stack([y[..., 0, :]*span + lo, y[..., 1, :]], -2).as_subclass(type(y))
 
 @patch
@@ -235,7 +236,7 @@ def reached(self:BoundFlow,
 def false_conditions(self:BoundFlow,
     y, # Packed labels `(N, 2, D)`
 ):     # boolean `(N, T)`
-    "Where each task's condition is known to be false by the labels (neither true nor unknown); labels that were only inferred are not seen here"
+    "Where each task's condition is known to be false by the labels (neither true nor unknown); labels that were only inferred, or are of a row of weight 0, are not seen here"
     vals, mask = y.as_subclass(torch.Tensor).unbind(1)
     res = self.plan.states(lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True)
     return torch.stack([torch.zeros(len(y), dtype=torch.bool, device=y.device) if r is None else r[1] for r in res], 1)
@@ -252,7 +253,7 @@ class FlowPrediction(Mapping):
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
         self.frame = None if flow.geometry is None else frame or (Frame.of_size(1, 1) if activations is not None else None)
-        natural = flow.to_units(doubles(decoded)) # float64: a class or a pixel reads back as it stood in the table
+        natural = flow.to_units(doubles(decoded)) # float64: labels read back as they stood in the table
         vals, mask = natural[0].numpy(), natural[1].numpy() > 0
         if self.frame is not None: vals[list(flow.geometry.cols)] = self.frame.pixels(vals[list(flow.geometry.cols)])
         self._natural = vals, mask
@@ -272,9 +273,10 @@ class FlowPrediction(Mapping):
         acts = doubles(self.activations).numpy()
         res = {p: b.probability(acts[s.acts]) for (p,s),b in zip(self.flow.slices.items(), self.flow.tasks.values())}
         return {p: v for p,v in res.items() if v is not None}
-    def __repr__(self): return f"FlowPrediction({', '.join(f'{p}={_short(v)}' for p,v in self.reached.items())})"
+    def __repr__(self): return f"FlowPrediction({', '.join(f'{p}={shortened(v)}' for p,v in self.reached.items())})"
 
-def _short(v):
-    if isinstance(v, dict): return f"{{{', '.join(f'{k}: {_short(x)}' for k,x in v.items())}}}"
-    if isinstance(v, tuple) and len(v) > 1: return f"({', '.join(map(_short, v))})"
+def shortened(v):
+    "A value in few characters"
+    if isinstance(v, dict): return f"{{{', '.join(f'{k}: {shortened(x)}' for k,x in v.items())}}}"
+    if isinstance(v, tuple) and len(v) > 1: return f"({', '.join(map(shortened, v))})"
     return f'{v:.4g}' if isinstance(v, float) else f'{v!r}'

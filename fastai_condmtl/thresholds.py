@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from .conditions import FlowError
 from .base import near
-from .scores import _div, aliases, count_scores
+from .scores import div0, aliases, count_scores
 
 # %% auto #0
 __all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'best_threshold', 'as_constraint', 'cross_fit',
@@ -17,16 +17,16 @@ __all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'be
 class FBeta:
     "F-beta of counts"
     def __init__(self, beta): self.b2 = float(beta)**2
-    def __call__(self, tp, fp, fn, tn): return _div((1 + self.b2)*tp, (1 + self.b2)*tp + self.b2*fn + fp)
+    def __call__(self, tp, fp, fn, tn): return div0((1 + self.b2)*tp, (1 + self.b2)*tp + self.b2*fn + fp)
 
 class Cost:
     "Negative mean cost a row, of a matrix `[[tn, fp], [fn, tp]]`"
     def __init__(self, cost): self.cost = cost
     def __call__(self, tp, fp, fn, tn):
         c = self.cost
-        return -_div(tn*c[0,0] + fp*c[0,1] + fn*c[1,0] + tp*c[1,1], tp + fp + fn + tn)
+        return -div0(tn*c[0,0] + fp*c[0,1] + fn*c[1,0] + tp*c[1,1], tp + fp + fn + tn)
 
-def youden(tp, fp, fn, tn): "Youden's J: recall of both classes, less 1"; return _div(tp, tp + fn) + _div(tn, tn + fp) - 1
+def youden(tp, fp, fn, tn): "Youden's J: recall of both classes, less 1"; return div0(tp, tp + fn) + div0(tn, tn + fp) - 1
 
 threshold_scores = {**count_scores, 'youden': youden}
 
@@ -146,7 +146,7 @@ class _Part:
     def __init__(self, b2, lam): self.b2, self.lam = b2, lam
     def __call__(self, tp, fp, fn, tn):
         n = (1 + self.b2)*tp
-        return _div(n - self.lam*(n + self.b2*fn + fp), tp + fp + fn + tn)
+        return div0(n - self.lam*(n + self.b2*fn + fp), tp + fp + fn + tn)
 
 def _pooled(x, y, m, fn, limit):
     if fn is count_scores['f1_score']: fn = FBeta(1)

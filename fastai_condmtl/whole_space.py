@@ -42,14 +42,14 @@ def _atom(flow, atom, truth, no):
     i = flow.plan.index[atom.task]
     b, s, v = flow.plan.blocks[i], flow.slices[atom.task], flow.plan.natural[atom]
     t, z = s.targets.start, s.logits.start
-    if atom.op == 'true': yield i, (t, False, (z,), (int(truth),))
-    elif atom.op in ('eq', 'ne', 'isin'):
+    if atom.op == 'true' and b.family[0] == 'sigmoid': yield i, (t, False, (z,), (int(truth),))
+    elif atom.op in ('eq', 'ne', 'isin') and b.family[0] == 'softmax':
         yes = tuple(k for k in range(b.n_out) if (k in v) == ((atom.op != 'ne') == truth))
         if not yes: no('is never true')
         yield i, (t, True, tuple(range(z, z + b.n_out)), yes)
     elif atom.op in ('has', 'has_any', 'has_all') and (len(v) == 1 or truth == (atom.op == 'has_all')):
         for j in v: yield i, (t + j, False, (z + j,), (int(truth),))
-    else: no('is true in several ways' if atom.op.startswith('has') else f"asks a number, of which '{atom.task}' gives no probability")
+    else: no('is true in several ways' if atom.op.startswith('has') else f"asks '{atom.task}' ({type(b).__name__}), whose logits are no yes, no or softmax")
 
 # %% ../nbs/04c_whole_space.ipynb #22f7f800
 class WholeSpace(nn.Module):

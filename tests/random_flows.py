@@ -48,6 +48,7 @@ def op_of(rng, task, forcing=False):
         return op, some(1) if op == 'isin' else rng.choice(vocab)
     if kind == 'ordinal':
         op, i = rng.choice(['gt', 'ge', 'lt', 'le', 'between']), rng.randrange(len(vocab))
+        if op == 'gt' and i == len(vocab) - 1 or op == 'lt' and i == 0: op = op[0] + 'e' # above the last class is never true, which is an error
         return op, (vocab[i], vocab[rng.randrange(i, len(vocab))]) if op == 'between' else vocab[i]
     if kind == 'count' and rng.random() < .4: return rng.choice(['eq', 'ne']), rng.randrange(8)
     if kind in ('multi', 'cols'):
@@ -55,6 +56,7 @@ def op_of(rng, task, forcing=False):
         return op, rng.choice(vocab) if op == 'has' else some(2)
     op = rng.choice(['gt', 'ge', 'lt', 'le', 'between'])
     at = rng.randint(-8, 6) / 2
+    if kind == 'count': at = max(at, dict(lt=.5, le=0, between=-3).get(op, at)) # some count must answer yes
     return op, (at - .25, at + 3.25) if op == 'between' else at
 
 def names_for(target, prefixes, paths, inside=''):

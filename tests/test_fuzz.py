@@ -70,9 +70,10 @@ def test_text_is_no_coordinate():
     with pytest.raises(FlowError, match=r"row 0, column 'x'.*a list of four numbers"): bind(BoxBlock('x'), [['1', '2', 'nan', '4']], dtype=object)
 
 def test_columns_of_several_levels_and_halves_of_pairs_in_files(tmp_path):
-    flow = Flow('f', SingleLabelBlock('x', col=(1, 'x'), vocab=['a', '\ud800']))
+    flow = Flow('f', x := SingleLabelBlock('x', col=(1, 'x')), BinaryBlock('y') | x.eq('\ud800'))
     assert Flow.from_json(flow.to_json(tmp_path/'f.json')).tasks[0].col == (1, 'x')
-    assert Flow.from_json(tmp_path/'f.json').tasks[0].vocab == ['a', '\ud800']
+    assert Flow.from_json(tmp_path/'f.json').tasks[1].given == flow.tasks[1].given
+    with pytest.raises(FlowError, match='half of a character'): SingleLabelBlock('x', vocab=['a', '\ud800'])
 
 def test_a_long_value_is_cut():
     with pytest.raises(FlowError) as e: bind(BinaryBlock('x'), ['a'*100000], dtype=object)

@@ -263,7 +263,7 @@ def test_what_cannot_be_balanced():
     with pytest.raises(FlowError, match="'q'"): dls.balanced(['a', 'q'])
     with pytest.raises(FlowError, match=r'shape \(5,\) does not fit 1000 rows'): dls.balanced(np.zeros(5))
     with pytest.raises(FlowError, match='need the flow, flow='): balanced_weights(df, ['a'])
-    with pytest.raises(FlowError, match="no column 'sauce'.*source"): balanced_weights(df, 'sauce')
+    with pytest.raises(FlowError, match="column 'sauce', which the table does not have.*source"): balanced_weights(df, 'sauce')
     with pytest.warns(UserWarning): never = plain(df.assign(r=np.nan))
     with pytest.raises(FlowError, match="no training row counts for 'r'"): never.balanced(['a', 'r'])
     lists = DataBlock(blocks=(TransformBlock, BinaryBlock('a')), get_x=Number(), splitter=IndexSplitter([0])).dataloaders([dict(x=i, a=i % 2) for i in range(9)], bs=4, num_workers=0)
@@ -358,7 +358,7 @@ def test_wrong_source_transforms(folder):
         (lambda: SourceTfms([Resize(8)], default=()), 'takes a dict, source → transforms'),
         (lambda: SourceTfms(dict(left=LEFT), default='lefd'), "default='lefd' is none of the sources: did you mean 'left'"),
         (lambda: stock(folder, df, item_tfms=SourceTfms(dict(left=LEFT, rigth=RIGHT), default='left')), "source 'rigth', and no training row is of it: did you mean 'right'"),
-        (lambda: stock(folder, df, item_tfms=own(get='sauce')), "no column 'sauce': did you mean 'source'"),
+        (lambda: stock(folder, df, item_tfms=own(get='sauce')), "column 'sauce', which the table does not have: did you mean 'source'"),
         (lambda: DataBlock(blocks=(TransformBlock, two_tasks()), get_x=ColReader('img'), item_tfms=own()).dataloaders(df, bs=4, num_workers=0).one_batch(), 'cannot mark an input of type str'),
     ]:
         with pytest.raises(FlowError, match=says): call()
@@ -452,7 +452,7 @@ def test_sorted_texts_keep_their_groups():
     assert (table.metric_res == df.iloc[:40].groupby('group').long.first().astype(float)[table.index]).all() and table.metric_res.nunique() == 2
 
 def test_groups_that_are_not_known(judge):
-    for by, says in {'sauce': "no column 'sauce': did you mean 'source'", 'z9': "no column 'z9'"}.items():
+    for by, says in {'sauce': "column 'sauce', which the table does not have: did you mean 'source'", 'z9': "column 'z9', which the table does not have"}.items():
         with pytest.raises(FlowError, match=says): quietly(judge, by=by)
     with pytest.raises(FlowError, match=r'shape \(4,\) does not fit 300 rows'): quietly(judge, by=np.zeros(4))
     with pytest.raises(FlowError, match="'baseline' is the name of a column of the result"): quietly(judge, by=pd.Series(np.zeros(300), name='baseline'))

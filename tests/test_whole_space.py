@@ -217,7 +217,7 @@ def test_mixup_keeps_both_targets():
     torch.testing.assert_close(a.mean(), bound.loss_func(z, y))
 
 @pytest.mark.parametrize('cond, text', [
-    (lambda a, b, n, m: any_of(a, b), '`any_of(a, b)` is true in several ways'), (lambda a, b, n, m: ~(a & b), 'is true in several ways'), (lambda a, b, n, m: n > 1, "asks a number, of which 'n' gives no probability"),
+    (lambda a, b, n, m: any_of(a, b), '`any_of(a, b)` is true in several ways'), (lambda a, b, n, m: ~(a & b), 'is true in several ways'), (lambda a, b, n, m: n > 1, "asks 'n' (BoundedRegressionBlock), whose logits are no yes, no or softmax"),
     (lambda a, b, n, m: m.has_any(['x', 'y']), 'is true in several ways'), (lambda a, b, n, m: ~m.has_all(['x', 'y']), 'is true in several ways'), (lambda a, b, n, m: a & ~a, "never applicable: its conditions exclude each other at 'a'")])
 def test_conditions_that_are_no_chain(cond, text):
     a, b, n, m = BinaryBlock('a'), BinaryBlock('b'), BoundedRegressionBlock('n', y_range=(0, 2)), MultiLabelBlock('m', vocab=['x', 'y'])

@@ -9,7 +9,8 @@ from fastcore.all import L
 from fastai.tabular.core import FillMissing, FillStrategy, TabularPandas, TabWeightedDL
 from ..base import near
 from ..conditions import FlowError
-from ..data import FlowTransform, leaves
+from ..data import FlowTransform
+from ..flow import leaves
 from ..target import BoundFlow, TensorConditional
 
 # %% auto #0
@@ -47,7 +48,7 @@ def label_columns(
     flow, # `Flow`
 ) -> list:
     "The columns that the tasks of a flow read"
-    return list(dict.fromkeys(c for _,b in leaves(flow) for c in b.cols))
+    return list(dict.fromkeys(c for b in leaves(flow) for c in b.cols))
 
 # %% ../../nbs/tabular/00_core.ipynb #56a75cc8
 class TableTransform(FlowTransform):

@@ -16,7 +16,8 @@ from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defa
 from fastai.text.data import TextBlock, make_vocab
 from ..base import near
 from ..conditions import FlowError
-from ..data import as_flow, as_splitter, leaves
+from ..data import as_flow, as_splitter
+from ..flow import leaves
 from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_words
 import fastai_condmtl.text.show # noqa: F401  a learner that is loaded in a new process can show its results
 
@@ -84,7 +85,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         "From a DataFrame"
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         flow, get_x = as_flow(flow), TextColumns(text_columns(df, text_col))
-        masked, tok = any(isinstance(b, MaskedLMBlock) for _,b in leaves(flow)), WordTokenizer() if tok_tfm is None else tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
+        masked, tok = any(isinstance(b, MaskedLMBlock) for b in leaves(flow)), WordTokenizer() if tok_tfm is None else tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
         tokens = tokenize_texts(get_x.texts(df), n_workers=tok_workers, rules=rules, tok=tok)
         if (empty := [i for i,t in enumerate(tokens) if not len(t)]): raise FlowError(f"row {empty[0]}: nothing is left of the text {get_x(df.iloc[empty[0]])!r} once it is tokenized: leave such rows out, or keep fastai's rules, which begin each text with xxbos")
         vocab = _vocab(tokens, text_vocab, min_freq, max_vocab, masked)

@@ -26,14 +26,15 @@ TOKENS = '_tokens_' # column with what was tokenized beforehand
 
 class MaskedLMBlock(SingleLabelBlock):
     "Guess masked words of the text: no labels needed. For `ConditionalTextDataLoaders` and `conditional_lm_learner`"
-    ops, n_summary, pooled, made, nll = (), 3, True, True, None
+    ops, n_summary, pooled, made = (), 3, True, True
+    nll = None # type: ignore[assignment] # masked words are not calibrated
     metrics, lower_is_better = ('accuracy', 'accuracy_3', 'accuracy_5', 'perplexity'), ('perplexity',)
     def __init__(self, name, col=None, *,
         vocab:list=None,     # The words; by default those of the data
         mask_prob:float=.15, # Probability of each word to be masked; at least one and at most `n_masks` are
         n_masks:int=10,      # Words asked of one text at most; with the vocabulary it sets the size of the output
         seed:int=0,          # Of the masks of validation rows, which stay the same
-        **kwargs             # `given`, `weight`
+        **kwargs             # `given` and `weight`
     ):
         if wrong := set(kwargs) - {'given', 'weight'}: raise FlowError(f"task '{name}': masked words take no {wrong.pop()}: leave it out")
         super().__init__(name, col, vocab=vocab, **kwargs)

@@ -16,7 +16,8 @@ from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILBase, PILImage, load_image
 from ..conditions import FlowError
-from ..data import ColumnSplitter, as_flow, as_splitter, leaves
+from ..data import ColumnSplitter, as_flow, as_splitter
+from ..flow import leaves
 from ..target import as_table
 from ..base import near
 import fastai_condmtl.draw # noqa: F401  dls.balanced
@@ -162,7 +163,7 @@ class ConditionalDataLoaders(DataLoaders):
     ):
         "From files and one function that tells the labels of a file"
         fnames = [Path(f) for f in fnames]
-        df = as_table([label_func(f) for f in fnames], [b for _,b in leaves(as_flow(flow))])
+        df = as_table([label_func(f) for f in fnames], list(leaves(as_flow(flow))))
         return cls._from_files(df, fnames, flow, path, **kwargs)
 
     @classmethod
