@@ -11,7 +11,7 @@ import fastai_condmtl.grow
 from fastai_condmtl.all import *
 from fastai_condmtl.conditions import FlowError
 from fastai_condmtl.equip import equip
-from fastai_condmtl.grow import kept_logits, kept_tasks, task_weights
+from fastai_condmtl.carry import copy_tasks, kept_tasks
 from fastai_condmtl.heads import last_layer
 from fastai_condmtl.heads import RunNeeded, head_of
 from fastai_condmtl.learner import flow_of
@@ -199,7 +199,6 @@ def test_random_flows_shuffled(rng):
     old = build(spec, rng).bind(df)
     def shuffled(node): return node | dict(items=rng.sample([shuffled(x) if x['kind'] == 'flow' else x for x in node['items']], len(node['items'])))
     new = build(shuffled(spec), rng).bind(df)
-    from fastai_condmtl.grow import copy_tasks
     kept, a, b = kept_tasks(old, new), nn.Linear(4, old.c), nn.Linear(4, new.c)
     assert kept == {p: p for p in paths}
     notes = copy_tasks(a, old, b, new, kept)
@@ -269,8 +268,8 @@ def test_export_load_and_grow_again(tmp_path):
 def test_vocab_rules():
     df = pd.DataFrame(dict(a=[0, 1]))
     b = lambda **kw: BinaryBlock('a', **kw).bind(df)
-    assert kept_logits(b(), b()) == kept_logits(b(vocab=('n', 'y')), b()) == [(0, 0)]
-    assert kept_logits(b(vocab=('n', 'y')), b(vocab=('y', 'n'))) == [] # no and yes exchanged
+    assert b().kept_logits(b()) == b(vocab=("n", "y")).kept_logits(b()) == [(0, 0)]
+    assert b(vocab=("n", "y")).kept_logits(b(vocab=("y", "n"))) == [] # no and yes exchanged
     with pytest.raises(FlowError, match="cannot both be 'c'"): kept_tasks(Flow('f', BinaryBlock('a'), BinaryBlock('b')).bind(df.assign(b=1)), Flow('f', BinaryBlock('c')).bind(df.assign(c=1)), dict(a='c', b='c'))
 
 def test_networks_without_a_last_layer():
