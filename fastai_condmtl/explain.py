@@ -84,7 +84,7 @@ def shapes(self:FlowPrediction) -> dict:
         if b.draws is None: continue # the blocks of geometry below tell their shapes themselves
         flow, (group, _, part) = path.rpartition('.')[0], b.draws.rpartition('.')
         parts.setdefault('.'.join(filter(None, (flow, group))), {})[part] = None if self[path] is None else (self[path] - b.lo)/b.span
-    res = {}
+    res: dict[str, tuple] = {}
     for name,p in parts.items():
         if any(v is None for v in p.values()): continue
         if {'x1','y1','w','h'} <= set(p): res[name] = (p['x1'], p['y1'], p['w'], p['h'])

@@ -124,9 +124,10 @@ class ConditionalHead(nn.Module):
         self.units = nn.ModuleList(units.values())
         unit_of = [self.names.index(f) for f in plan.features]
         self.tasks = [[i for i,u in enumerate(unit_of) if u == k] for k in range(len(units))]
-        self.uses = nn.ModuleList([Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]])
+        uses = [Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]]
+        self.uses = nn.ModuleList(uses)
         waits = {k for k,n in enumerate(self.names) if n in only_needed}
-        for u in self.uses:
+        for u in uses:
             for i in u.read:
                 if unit_of[i] in waits and unit_of[i] != unit_of[u.task]:
                     warnings.warn(f"task '{flow.paths[u.task]}' uses '{flow.paths[i]}', so branch '{self.names[unit_of[i]]}' runs on every row, only_needed or not")
@@ -138,7 +139,7 @@ class ConditionalHead(nn.Module):
                 waits -= all_
         self.always = [k for k in range(len(units)) if k not in waits]
         self.waits = _by_conditions(waits, {k: {unit_of[j] for i in self.tasks[k] for j in plan.needs(i)} for k in waits})
-        self.uses_of = [[j for j,u in enumerate(self.uses) if unit_of[u.task] in group] for group in (self.always, *([k] for k in self.waits))]
+        self.uses_of = [[j for j,u in enumerate(uses) if unit_of[u.task] in group] for group in (self.always, *([k] for k in self.waits))]
         for k,u in enumerate(units.values()): self.register_buffer(f'cols_{k}', torch.tensor(u.cols), persistent=False)
         back = torch.empty(flow.c, dtype=torch.long)
         back[[c for u in units.values() for c in u.cols]] = torch.arange(flow.c)

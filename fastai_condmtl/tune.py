@@ -170,7 +170,7 @@ def in_force(loss, path):
     b = loss.flow.tasks[path]
     return np.broadcast_to(torch.as_tensor(loss.thresholds.get(path, b.thresholds())).detach().cpu().numpy().astype(np.float32).reshape(-1), (b.n_targets,))
 
-def _data(acc, path):
+def _data(acc, path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Probabilities, truth and gt mask of a thresholded task, each `(N, W)`"
     summary, true, mask, _ = acc.task(path)
     if np.isnan(summary[...,0][mask]).any(): raise FlowError(f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be tuned, look at its training (a lower learning rate?)")
