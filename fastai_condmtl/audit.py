@@ -12,8 +12,8 @@ from fastcore.basics import patch
 from .conditions import Atom, FlowError, conjuncts, forced
 from .base import names_of, near
 from .flow import Flow, infer
-from .plot import draw_flow
-from .target import BoundFlow, as_table
+from .plot import draw_flow, short_names
+from .target import BoundFlow, _check_cols, _check_weights, _row_weights, as_table
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'Audit']
@@ -27,7 +27,7 @@ class Finding:
     task_path: str
     kind: str  # One of `KINDS`
     text: str  # What was seen, and what to do
-    rows: np.ndarray = field(default=(), compare=False) # Positions of the rows
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), compare=False) # Positions of the rows
     serious: bool = True # Wrong, or only worth knowing?
     def __repr__(self): return f"{'!' if self.serious else '·'} {self.task_path}: {self.text}"
 
@@ -46,14 +46,14 @@ class Audit:
         head = f"{self.flow.flow.name}: {self.n} rows, {len(self.table)} tasks; {sum(f.serious for f in self.findings)} findings to mend, {sum(not f.serious for f in self.findings)} to know"
         return '\n'.join([head, *self.told(), '', self.table.to_string(index=False)])
     def told(self):
-        "The findings as lines; what is alike in several tasks is said once"
+        "The findings as lines; what is alike in several tasks, but for the number it begins with, is said once"
         alike = {}
-        for f in self.findings: alike.setdefault((f.serious, f.kind, re.sub(r'\d+', '#', f.text)), []).append(f)
+        for f in self.findings: alike.setdefault((f.serious, f.kind, re.sub(r'^\d+', '', f.text)), []).append(f)
         for fs in alike.values():
             if len(fs) == 1: yield repr(fs[0]); continue
-            ns = [int(m[0]) for f in fs if (m := re.search(r'\d+', f.text))]
-            names = ', '.join(f.task_path.rpartition('.')[2] for f in fs[:4]) + (f' and {len(fs) - 4} more' if len(fs) > 4 else '')
-            yield f"{'!' if fs[0].serious else '·'} {names}: " + (re.sub(r'\d+', str(ns[0]) if min(ns) == max(ns) else f'{min(ns)} to {max(ns)}', fs[0].text, count=1) if ns else fs[0].text)
+            ns, names = [int(m[0]) for f in fs if (m := re.match(r'\d+', f.text))], short_names(list(dict.fromkeys(f.task_path for f in fs)))
+            text = fs[0].text if len(set(ns)) < 2 else re.sub(r'^\d+', f'{min(ns)} to {max(ns)}', fs[0].text)
+            yield f"{'!' if fs[0].serious else '·'} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {text}"
     def show(self,
         ax=None, # Matplotlib axes; by default a new figure that fits
     ):
@@ -76,6 +76,7 @@ def audit(self:Flow,
 def audit(self:BoundFlow, df, few:int=20) -> Audit:
     "`Flow.audit` with the vocabularies and scales of this bound flow"
     plan, df = self.plan, as_table(df, self.plan.blocks)
+    for p,b,c in zip(plan.paths, plan.blocks, plan.weight_cols): _check_cols(p, b, df); _check_weights(p, c, df)
     data = [b.encode(df) for b in plan.blocks]
     given = [k for _,k in data]
     vals, known, clash = [v for v,_ in data], given, [None]*len(data)
@@ -86,9 +87,10 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
     for i,(path,block) in progress_bar(tasks, leave=False) if n*len(tasks) > 2e7 else tasks:
         true, false = (np.ones(n, dtype=bool), np.zeros(n, dtype=bool)) if states[i] is None else states[i]
         some, says = own[i].any(1), _says(block, vals[i], own[i])
-        counts, mask = true & some, own[i] & true[:,None]
+        mask = own[i] & true[:,None]
+        if plan.weight_cols[i] is not None: mask &= _row_weights(block, df, plan.weight_cols[i], mask.any(1))[:,None] > 0 # as in `encode`
         rows.append(dict(task_path=path, kind=type(block).__name__.removesuffix('Block'), labelled=int(some.sum()), applicable=int(true.sum()), unknown=int((~true & ~false).sum()),
-                         masked=int(counts.sum()), labelled_if_false=int((some & false).sum()), positive_if_false=int((says & false).sum()), balance=_balance(block, vals[i], mask)))
+                         masked=int(mask.any(1).sum()), labelled_if_false=int((some & false).sum()), positive_if_false=int((says & false).sum()), balance=_balance(block, vals[i], mask)))
         found += _findings(self, i, true, false, some, says, mask, vals[i], clash[i], few)
     found += _none_of(self, vals, own, states)
     return Audit(self, pd.DataFrame(rows), sorted(found, key=lambda f: not f.serious), n)
@@ -126,7 +128,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
         add('contradiction', f"{bad.sum()} rows {what} where the condition `{conds}` is false: they do not count; correct them, or change the condition", where(bad))
     elif bad.any(): add('idle', f"{bad.sum()} rows are labelled where the condition `{conds}` is false: they do not count (a column filled throughout?)", where(bad), serious=False)
     if not mask.any():
-        why = "no row is labelled" if not some.any() else f"its condition `{conds}` is never true" if not true.any() else f"no row that is labelled has its condition `{conds}` true"
+        why = "no row is labelled" if not some.any() else f"its condition `{conds}` is never true" if not true.any() else "the rows that could have weight 0" if (some & true).any() else f"no row that is labelled has its condition `{conds}` true"
         add('no_rows', f"no row counts, since {why}: label some, or leave the task out")
     elif block.thresholded:
         names = [f" '{l}'" for l in block.vocab] if block.labels else ['']

@@ -128,6 +128,13 @@ class ConditionalBlock(Comparable):
     def certain(self, vals):
         "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
         return vals if self.n_out == 1 else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.).flatten(1)
+    def kept_acts(self, new):
+        "Pairs (position among the activations, position among those of `new`, a bound block of the same kind) that mean the same. Classes and labels are known by their names; a binary task whose two words are exchanged, or a kind of another width without names, has none in common"
+        a, b = ([(type(v), v) for v in names_of(x)] for x in (self, new))
+        n, m = self.n_targets*self.n_out, new.n_targets*new.n_out
+        if len(a) == n and len(b) == m: return [(i, b.index(v)) for i,v in enumerate(a) if v in b]
+        return [(i, i) for i in range(n)] if n == m and not (len(a) == len(b) and a != b and a == b[::-1]) else []
+    def kept_logits(self, new): "`kept_acts` of logits: what a task that goes on with another flow keeps"; return self.kept_acts(new)
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

@@ -8,9 +8,9 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
-from .learner import flow_of, loss_of, own_loss, progress, raw_preds
+from .learner import check_labelled, flow_of, loss_of, own_loss, progress, raw_preds
 from .losses import move_threshold
-from .target import doubles
+from .target import doubles, packed
 
 # %% auto #0
 __all__ = ['calibration_error', 'fit_temperature']
@@ -27,6 +27,13 @@ def calibration_error(
     k = np.minimum((conf*bins).astype(int), bins - 1)
     gap = np.bincount(k, hit - conf, minlength=bins)
     return float(np.abs(gap).sum()/len(conf))
+
+def _labelled(learn, dl, ds_idx):
+    "Raw logits `(N, C)` and packed labels `(N, 2, D)`, in double precision"
+    raw, y = raw_preds(learn, None, dl, ds_idx)
+    check_labelled(y is not None)
+    raw, y = (doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y))
+    return raw, packed(y)
 
 def _cells(flow, path, raw, y):
     "Logits and targets of the cells of a task that count: `(n, n_out)` or `(n,)`, and `(n,)`"
@@ -60,28 +67,26 @@ def calibrate(self:Learner,
     "Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds, metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path, temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"
     flow, loss = flow_of(self), own_loss(self)
     if folds < 2: raise FlowError(f"folds={folds!r}: a temperature is judged by rows that did not choose it, which takes at least 2")
-    paths = [p for p,b in flow.tasks.items() if b.nll is not None] if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
+    paths = [p for p,b in flow.tasks.items() if b.nll is not None] if tasks is None else flow.named(tasks)
     if wrong := [p for p in paths if flow.tasks[p].nll is None]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) has no probabilities to calibrate: leave it out of tasks=")
-    raw, y = raw_preds(self, None, dl, ds_idx)
-    if y is None: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
-    raw, y = (doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y))
+    raw, y = _labelled(self, dl, ds_idx)
     old, rows = dict(loss.temperatures), []
     new = dict(old)
     for path in progress(self, paths, 'temperatures'):
         block = flow.tasks[path]
-        x, t = _cells(flow, path, raw, y.reshape(len(y), 2, -1))
+        x, t = _cells(flow, path, raw, y)
         temp, note = _temperature(block, x, t, min_support, folds, old.get(path, 1.))
         new[path] = temp
         before, after = (block.nll(x/k, t) for k in (1., temp))
         rows.append((path, temp, *(a.mean().item() if len(t) else np.nan for a in (before, after)), *(calibration_error(*_sure(block, x/k, t)) for k in (1., temp)), len(t), note))
-    raw = raw.float().to(loss.order.device)
+    raw = raw.float().to(loss.order.device) # type: ignore[arg-type] # a buffer
     before = loss.activation(raw).cpu()
     loss.temperatures = {p: t for p,t in new.items() if t != 1}
     _move_thresholds(loss, old, new, before, loss.activation(raw).cpu())
     return pd.DataFrame(rows, columns=['task_path', 'temperature', 'nll_before', 'nll_after', 'ece_before', 'ece_after', 'num_samples', 'note'])
 
 def _temperature(block, x, y, min_support, folds, now, seed=0):
-    "The temperature to put in force, and why if it is 1"
+    "The temperature to put in force, and a note: why none was sought or found, or that it is at the limit"
     if len(y) < min_support: return now, f'kept {now:.3g}: {len(y)} rows are too few'
     fold, gain = np.random.default_rng(seed).permutation(len(y)) % folds, np.zeros(len(y))
     for k in range(folds):
@@ -122,9 +127,7 @@ def plot_reliability(self:Learner,
     path = flow.path(task)
     block = flow.tasks[path]
     if block.nll is None: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probabilities: plot a binary, single- or multi-label task")
-    raw, y = raw_preds(self, None, dl, ds_idx)
-    if y is None: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
-    x, t = _cells(flow, path, *(doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y.reshape(len(y), 2, -1))))
+    x, t = _cells(flow, path, *_labelled(self, dl, ds_idx))
     if not len(t): raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
     if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
     ax.plot([0,1], [0,1], color='gray', lw=1, ls=':')

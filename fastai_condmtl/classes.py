@@ -177,6 +177,10 @@ class OrdinalBlock(Classes):
         t = (vals[:,0] >= value[0]) & (vals[:,0] <= value[1])
         return t & known[:,0], ~t & known[:,0]
 
+    def kept_logits(self, new):
+        "The first logit moves all classes, logit k + 1 is the edge above class k"
+        edges = [(i + 1, new.vocab.index(v) + 1) for i,v in enumerate(self.vocab[:-1]) if v in new.vocab[:-1]]
+        return [(0, 0), *edges] if edges or self.vocab == new.vocab else []
     def _above(self, logits): "Logits of P(above class k), k = 0 … K-2"; return logits[..., 1:] + logits[..., :1]
     def _events(self, targets, like): "Is the target above class k? `(n, K-1)`"; return (targets[:,None] > torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
     def loss(self, logits, targets, weight=None):

@@ -20,7 +20,7 @@ def equip(
     learn:Learner,   # Any learner whose data has a flow
     metrics=None,    # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
-    balance=None,    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
+    balance=None,    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static' (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
 ) -> Learner:
     "Give `learn` a metric a task, a loss of its own, a `ThresholdSearch`, and a `TaskBalance` if asked"
     learn.metrics = flow_metrics(flow_of(learn), metrics)

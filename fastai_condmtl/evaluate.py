@@ -11,12 +11,12 @@ from fastai.learner import Learner
 from .base import sort_labels
 from .conditions import FlowError, atoms
 from .learner import collect, flow_of, learn_shapes, loss_of, progress
-from .metrics import check_metrics, wanted_metrics
+from .metrics import Accumulator, check_metrics, wanted_metrics
 from .draw import labels_of_rows
 from .tune import cross_fitted
 
 # %% auto #0
-__all__ = ['SCORES', 'Evaluation', 'groups_by', 'judged', 'interval', 'blame']
+__all__ = ['SCORES', 'Evaluation', 'groups_by', 'judged', 'judge', 'interval', 'blame']
 
 # %% ../nbs/08_evaluate.ipynb #dcfe4508
 class Evaluation(pd.DataFrame):
@@ -35,11 +35,11 @@ class Evaluation(pd.DataFrame):
             sign = -1 if row.metric_name in self.lower else 1
             d = sign*(row.metric_res - row.baseline)
             return [f"color: {'seagreen' if d > 0 else 'crimson'}; font-weight: bold" if c == 'metric_res' and d == d and d != 0 else '' for c in t.columns]
-        res = t.style.set_uuid(hashlib.md5(t.to_csv().encode()).hexdigest()[:8]).hide(axis='index').format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–').apply(verdict, axis=1)
+        res = t.style.set_uuid(hashlib.md5(t.to_csv().encode()).hexdigest()[:8]).hide(axis='index').format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–')
+        if {'metric_name', 'metric_res', 'baseline'} <= set(t): res = res.apply(verdict, axis=1)
         for c in ('missed', 'spurious'):
             if c in t: res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
-        first = ~t.task_path.duplicated() if 'task_path' in t else pd.Series(True, index=t.index)
-        res = res.apply(lambda s: ['' if f else 'color: transparent' for f in first], subset=['task_path'])
+        if 'task_path' in t: res = res.apply(lambda s: ['color: transparent' if d else '' for d in t.task_path.duplicated()], subset=['task_path'])
         if self.by in t and {'task_path', 'metric_name'} <= set(t): res = res.apply(lambda s: ['color: transparent' if d else '' for d in t.duplicated(['task_path', 'metric_name'])], subset=['metric_name'])
         res = res.set_properties(subset=[c for c in t.columns if c not in ('task_path', 'metric_name', self.by)], **{'text-align': 'right'})
         return res.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them") if self.cross_fit else res
@@ -88,11 +88,19 @@ def groups_by(dl, by):
     return name, [(l, k) for l,k in res if len(k)]
 
 def judged(learn, dl=None, ds_idx=1):
-    "`collect`, with thresholds to judge by: cross-fit where these rows tuned them (`.cross_fit` names the tasks)"
-    acc = collect(learn, dl, ds_idx)
-    acc.thresholds = cross_fitted(loss_of(learn), acc)
-    acc.cross_fit = [p for p,t in acc.thresholds.items() if np.ndim(t) == 2]
-    return acc
+    "`collect`, with thresholds to judge by"
+    return judge(loss_of(learn), collect(learn, dl, ds_idx))
+
+def judge(
+    loss, # `ConditionalLoss` with the thresholds in force
+    acc,  # Collected predictions
+) -> Accumulator: # Another view of the same rows
+    "`acc` with thresholds to judge by: cross-fit where these rows tuned them (`.cross_fit` names the tasks)"
+    res = object.__new__(type(acc)) # `copy` would leave the rows behind
+    res.__dict__.update(acc.__dict__)
+    res.thresholds = cross_fitted(loss, acc)
+    res.cross_fit = [p for p,t in res.thresholds.items() if np.ndim(t) == 2]
+    return res
 
 def interval(block, name, summary, true, mask, threshold, n_boot, level=.95, seed=0):
     "Bootstrap interval of a score: rows drawn with replacement"

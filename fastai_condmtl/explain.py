@@ -9,12 +9,12 @@ from fastcore.basics import patch
 from .target import FlowPrediction, shortened
 
 # %% auto #0
-__all__ = ['FlowTree', 'givens', 'grow', 'tell_task', 'tell']
+__all__ = ['FlowTree', 'givens', 'add_nodes', 'tell_task', 'tell']
 
 # %% ../nbs/09_explain.ipynb #2aee3fc3
 class FlowTree(Tree):
     "A `treelib.Tree` that keeps the order of writing; `print` shows it; `tree[path]` is the node of a task or flow"
-    def __getitem__(self, key): return super().__getitem__((self.root, key) if isinstance(key, str) and (self.root, key) in self._nodes else key)
+    def __getitem__(self, key): return super().__getitem__((self.root, key) if isinstance(key, str) and self.contains((self.root, key)) else key)
     def __str__(self): return self.show(stdout=False, sorting=False).rstrip()
     __repr__ = __str__
     def lines(self):
@@ -30,7 +30,7 @@ def givens(flow, prefix=''):
         if hasattr(t, 'tasks'): res.update(givens(t, prefix + t.name + '.'))
     return res
 
-def grow(
+def add_nodes(
     tree:FlowTree,       # What to grow on
     parent,              # Its node for the outermost flow
     pred:FlowPrediction, # Prediction (or labels)
@@ -49,7 +49,7 @@ def grow(
         if value is None and true is None: continue
         told = [tell_task(block, value if decoded else None, probs.get(path), pred.logits[pred.flow.slices[path].acts] if logits and pred.logits is not None else None, top_k)]
         wrong = False
-        if true is not None:
+        if truth is not None and true is not None:
             s = pred.flow.slices[path].targets
             differs = ((pred.decoded[0,s] != truth.decoded[0,s]) & (truth.decoded[1,s] > 0)).any().item() # labels that are not known are neither right nor wrong
             wrong = value is None or block.exact and differs
@@ -59,22 +59,22 @@ def grow(
         at = parent
         for k,f in enumerate(flows):
             node = (parent, '.'.join(flows[:k + 1]))
-            if not tree.contains(node): tree.create_node(f + opened(node[1]), node, parent=at)
+            if not tree.contains(node): tree.create_node(f + opened(node[1]), node, parent=at) # type: ignore[arg-type] # treelib takes whatever can be hashed
             at = node
-        told = ', '.join(filter(None, told))
-        tree.create_node(name + (f': {told}' if told else '') + opened(path), (parent, path), parent=at,
+        text = ', '.join(filter(None, told))
+        tree.create_node(name + (f': {text}' if text else '') + opened(path), (parent, path), parent=at, # type: ignore[arg-type]
                          data=dict(path=path, value=value, truth=true, known=truth is None or true is not None, wrong=wrong))
     return tree
 
 @patch
 def tree(self:FlowPrediction,
     truth:FlowPrediction=None, # Labels to set beside: nodes tell what would have been right
-    **kwargs                   # `decoded`, `probability`, `logits`, `condition`, `top_k`: what nodes tell, see `grow`
+    **kwargs                   # `decoded`, `probability`, `logits`, `condition`, `top_k`: what nodes tell, see `add_nodes`
 ) -> FlowTree:
     "The prediction as a tree; a node's `data` holds `path`, `value`, and with `truth` also `truth`, `known` and `wrong`; `tree[path]` is a task's node"
     res = FlowTree()
     res.create_node(self.flow.flow.name, '')
-    return grow(res, '', self, truth, **kwargs)
+    return add_nodes(res, '', self, truth, **kwargs)
 
 @patch
 def shapes(self:FlowPrediction) -> dict:
@@ -84,7 +84,7 @@ def shapes(self:FlowPrediction) -> dict:
         if b.draws is None: continue # the blocks of geometry below tell their shapes themselves
         flow, (group, _, part) = path.rpartition('.')[0], b.draws.rpartition('.')
         parts.setdefault('.'.join(filter(None, (flow, group))), {})[part] = None if self[path] is None else (self[path] - b.lo)/b.span
-    res = {}
+    res: dict[str, tuple] = {}
     for name,p in parts.items():
         if any(v is None for v in p.values()): continue
         if {'x1','y1','w','h'} <= set(p): res[name] = (p['x1'], p['y1'], p['w'], p['h'])
@@ -99,15 +99,18 @@ def shapes(self:FlowPrediction) -> dict:
 
 def tell_task(block, value, prob, logits, top_k):
     "What a node says of a task: `blue (0.93; red 0.05)`; any of `value`, `prob` and `logits` may be None"
+    note: list[str] = []
     if isinstance(prob, dict) and isinstance(value, list): # several labels: each with its own probability
-        text, note = ', '.join(f'{l} {prob[l]:.2f}' for l in value) or 'none', []
+        text = ', '.join(f'{l} {prob[l]:.2f}' for l in value) or 'none'
     elif isinstance(prob, dict):
         best = sorted(prob, key=prob.get, reverse=True)
         if value is None: text, note = '', [f'{l} {prob[l]:.2f}' for l in best[:max(top_k, 3)]]
         else: text, note = tell(value), [f'{prob[value]:.2f}' + ''.join(f'; {l} {prob[l]:.2f}' for l in best[:top_k] if l != value)]
-    elif isinstance(prob, list): text, note, logits = ', '.join(_word(p, top_k) for p in prob) or 'none', [], None # several answers, each with words to choose from
+    elif isinstance(prob, list): text, logits = ', '.join(_word(p, top_k) for p in prob) or 'none', None # several answers, each with words to choose from
     elif value is None: text, note = '', [] if prob is None else [f'P(yes) {prob:.2f}']
-    else: text, note = tell(value), [] if prob is None else [f"{prob if value in (True, (getattr(block, 'vocab', None) or (None, None))[-1]) else 1 - prob:.2f}"] # of the answer that is told
+    else:
+        yes, text = (getattr(block, 'vocab', None) or (False, True))[1], tell(value)
+        note = [] if prob is None else [f'{prob if value == yes else 1 - prob:.2f}'] # of the answer that is told
     if logits is not None:
         ls = [f'{x:.1f}' for x in logits.tolist()]
         note.append('logit ' + ls[0] if len(ls) == 1 else 'logits ' + ' '.join(ls[:10]) + (' …' if len(ls) > 10 else ''))

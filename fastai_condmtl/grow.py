@@ -4,9 +4,7 @@
 
 # %% ../nbs/06g_grow.ipynb #3a437614
 from __future__ import annotations
-import warnings
 from copy import deepcopy
-from collections import Counter
 import pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
@@ -14,136 +12,18 @@ from fastai.data.core import Datasets, DataLoaders, TfmdLists
 from fastai.data.transforms import Normalize
 from fastai.layers import apply_init
 from fastai.learner import Learner
-from .base import ConditionalBlock, names_of, near
+from .base import ConditionalBlock
+from .carry import copy_tasks, kept_tasks, needs_bias
 from .conditions import FlowError
 from .data import FlowTransform, as_flow
 from .flow import Flow
-from .heads import Branch, ConditionalHead, RunNeeded, Unit, conditional_head, head_of, last_layer, needs_heads, stock_logits
+from .heads import Branch, ConditionalHead, RunNeeded, conditional_head, last_layer, needs_heads, stock_logits
 from .learner import flow_of, loss_of
 from .metrics import TaskMetric
 from .callback.thresholds import ThresholdSearch
 
 # %% auto #0
-__all__ = ['kept_tasks', 'kept_logits', 'task_weights', 'copy_tasks', 'new_layer', 'regrown_data']
-
-# %% ../nbs/06g_grow.ipynb #a541f3e9
-def kept_tasks(
-    old,          # Bound flow
-    new,          # Bound flow
-    renamed=None, # dict: task or flow in `old` → what it is called in `new`
-) -> dict:        # path in `new` → path in `old`
-    "Which tasks of `new` go on with what a task of `old` has learnt"
-    res, taken = {}, set()
-    def keep(p, q):
-        if type(old.tasks[p]) is not type(new.tasks[q]): return False # another kind starts anew
-        if q in res or p in taken: raise FlowError(f"renamed=: '{p}' and '{res.get(q, p)}' cannot both be '{q}': name each task once")
-        res[q] = p; taken.add(p)
-        return True
-    for a,b in (renamed or {}).items():
-        inside = [p for p in old.paths if p.startswith(a + '.')] if a not in old.tasks else []
-        pairs = [(p, b + p[len(a):]) for p in inside if b + p[len(a):] in new.tasks] if inside else [(_path(old, a, 'the old'), _path(new, b, 'the new'))]
-        if not pairs: raise FlowError(f"renamed=: the new flow has no '{b}' with tasks of '{a}': {near(b, new.paths)}")
-        for p,q in pairs:
-            if not keep(p, q): raise FlowError(f"renamed=: '{p}' is a {type(old.tasks[p]).__name__} and '{q}' a {type(new.tasks[q]).__name__}, which cannot go on with its weights: leave it out, and it starts anew")
-    for p in old.paths:
-        if p in new.tasks and p not in res and p not in taken: keep(p, p)
-    key = lambda flow, p: (type(flow.tasks[p]), p.rpartition('.')[2], tuple(flow.tasks[p].cols))
-    free = [[p for p in f.paths if p not in t] for f,t in ((old, taken), (new, res))]
-    seen = [Counter(key(f, p) for p in ps) for f,ps in zip((old, new), free)]
-    where = {key(old, p): p for p in free[0]}
-    for q in free[1]:
-        k = key(new, q)
-        if k in where and seen[0][k] == seen[1][k] == 1: keep(where[k], q)
-    return res
-
-def _path(flow, name, which):
-    try: return flow.path(name)
-    except FlowError as e: raise FlowError(f"renamed=, {which} flow: {e}") from None
-
-def kept_logits(
-    old, # Bound block
-    new, # Bound block of the same kind
-) -> list: # Pairs (logit of `old`, logit of `new`), counted within the task
-    "Classes and labels are known by their names; a binary task whose two words are exchanged, or a kind of another width without names, has none in common"
-    a, b = ([(type(v), v) for v in names_of(x)] for x in (old, new))
-    n, m = old.n_targets*old.n_out, new.n_targets*new.n_out
-    if len(a) == n and len(b) == m: return [(i, b.index(v)) for i,v in enumerate(a) if v in b]
-    return [(i, i) for i in range(n)] if n == m and not (len(a) == len(b) and a != b and a == b[::-1]) else []
-
-# %% ../nbs/06g_grow.ipynb #354e44d2
-def task_weights(
-    layer, # The network's `ConditionalHead`, or its last `nn.Linear`
-    flow,  # Bound flow
-    path,  # Task
-):
-    "`(what it reads, its own hidden layer, its rows)`, the latter two as dicts of views into the parameters"
-    s = flow.slices[path].logits
-    width = s.stop - s.start
-    if isinstance(layer, nn.Linear): return ('linear', layer.in_features), {}, _rows(layer, s.start, width)
-    for name,u in zip(layer.names, layer.units):
-        at = 0
-        for h in u.heads:
-            n = h.out_features if isinstance(h, nn.Linear) else h.weight.shape[0]*h.weight.shape[1]
-            if s.start in (cols := u.cols[at:at + n]):
-                k = cols.index(s.start)
-                if isinstance(h, nn.Linear): return ('linear', name, h.in_features), {}, _rows(h, k, width)
-                t, H = k//width, h.shape[1]
-                return ('deep', name, h.first.in_features, H), _rows(h.first, t*H, H, 'first_'), {n: getattr(h, n).data[t] for n in ('weight', 'bias')}
-            at += n
-
-def _rows(lin, start, n, prefix=''): return {prefix + k: p.data[start:start + n] for k,p in lin.named_parameters()}
-
-def copy_tasks(
-    old_layer, old,  # `ConditionalHead` or last `nn.Linear` of the network as it was, and its bound flow
-    new_layer, new,  # The same of the network as it will be
-    kept,            # As `kept_tasks` tells
-) -> dict:           # path in `new` → note
-    "Copy what kept tasks have learnt; what was newly made stays where there is nothing to copy"
-    notes = {}
-    with torch.no_grad():
-        for q,p in kept.items():
-            a, b = old.tasks[p], new.tasks[q]
-            (was, own, rows), (now, own2, rows2), pairs = task_weights(old_layer, old, p), task_weights(new_layer, new, q), kept_logits(a, b)
-            if isinstance(old_layer, nn.Linear) and not isinstance(new_layer, nn.Linear): was = ('linear', None, was[1])
-            if was != now or not pairs: notes[q] = 'starts anew: ' + ('reads other features, or has another hidden layer' if was != now else 'no class or label in common'); continue
-            i, j = map(list, zip(*pairs))
-            for k,v in own2.items(): v.copy_(own[k])
-            for k,v in rows2.items():
-                if k in rows: v[j] = rows[k][i]
-                else: v[j] = 0. # a bias where there was none
-            notes[q] = _rescale(a, b, rows2)
-            lost, more = [n for n,m in zip(('lost', 'new'), (a.n_targets*a.n_out - len(pairs), b.n_targets*b.n_out - len(pairs))) if m], b.n_targets*b.n_out - len(pairs)
-            if lost: notes[q] = f"{len(pairs)} of {b.n_targets*b.n_out} rows kept" + (f', {more} start anew' if more else '')
-        if isinstance(new_layer, ConditionalHead): _copy_uses(old_layer, old, new_layer, new, kept, notes)
-    return notes
-
-def _rescale(a, b, rows):
-    "Standardised anew: the last layer gives the same numbers in original units"
-    lo, span = getattr(a, 'lo', None), getattr(a, 'span', None)
-    if lo is None or (lo, span) == (b.lo, b.span): return ''
-    if getattr(a, 'bounded', True): return f'range was {lo:g} to {lo + span:g}: predictions are off until trained'
-    for v in rows.values(): v.mul_(span/b.span)
-    rows['bias'].add_((lo - b.lo)/b.span)
-    return 'standardised anew, same predictions'
-
-def _copy_uses(old_layer, old, new_layer, new, kept, notes):
-    "What tasks read of tasks; a kept task begins to read a new one with zeros, so that it predicts as before"
-    before = {old.paths[u.task]: u for u in getattr(old_layer, 'uses', ())}
-    for u in new_layer.uses:
-        q = new.paths[u.task]
-        if q not in kept or notes[q].startswith('starts anew'): continue
-        u.lin.weight.zero_()
-        rows, b, at = kept_logits(old.tasks[kept[q]], new.tasks[q]), before.get(kept[q]), 0
-        for i,s in zip(u.read, u.read_cols):
-            r = new.paths[i]
-            if b is not None and r in kept and (k := old.paths.index(kept[r])) in b.read:
-                start = sum(c.stop - c.start for c in b.read_cols[:b.read.index(k)])
-                for (y, y2) in rows:
-                    for (x, x2) in kept_logits(old.tasks[kept[r]], new.tasks[r]): u.lin.weight[y2, at + x2] = b.lin.weight[y, start + x]
-            at += s.stop - s.start
-    for q,p in kept.items():
-        if p in before and (lost := [old.paths[k] for k in before[p].read if old.paths[k] not in {kept.get(new.paths[i]) for u in new_layer.uses if new.paths[u.task] == q for i in u.read}]):
-            notes[q] = ', '.join(filter(None, [notes[q], f"no longer reads {', '.join(map(repr, lost))}"]))
+__all__ = ['new_layer', 'regrown_data']
 
 # %% ../nbs/06g_grow.ipynb #ae0456ec
 def _linear(like, n_out, bias, init):
@@ -229,7 +109,7 @@ def _grown_loss(old_loss, new, kept, notes):
         if notes[q].startswith('starts anew'): continue
         if p in old_loss.temperatures: temps[q] = old_loss.temperatures[p]
         if not b.thresholded: continue
-        pairs, t, mine = kept_logits(a, b), torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets), b.thresholds().clone()
+        pairs, t, mine = a.kept_acts(b), torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets), b.thresholds().clone()
         for i,j in pairs: mine[j] = t[i]
         loss.thresholds[q] = mine
         if p in old_loss.tuned and pairs == [(i, i) for i in range(a.n_targets)] and a.n_targets == b.n_targets: loss.tuned[q] = old_loss.tuned[p]
@@ -277,7 +157,7 @@ def change_flow(self:Learner,
     else: raise FlowError(f"change_flow takes a flow, or DataLoaders with one, not {type(new).__name__}")
     flow = flow_of(dls)
     kept = kept_tasks(old, flow, renamed)
-    bias = any(_needs_bias(old.tasks[p], flow.tasks[q]) for q,p in kept.items())
+    bias = any(needs_bias(old.tasks[p], flow.tasks[q]) for q,p in kept.items())
     _same_norm(self.dls, dls)
     before, self.dls = self.dls, dls
     try:
@@ -297,8 +177,6 @@ def change_flow(self:Learner,
     if frozen: self.freeze_to(frozen)
     rows = [(q, kept.get(q, ''), notes.get(q, 'new')) for q in flow.paths] + [('', p, 'gone') for p in old.paths if p not in kept.values()]
     return pd.DataFrame(rows, columns=['task_path', 'was', 'note'])
-
-def _needs_bias(a, b): return getattr(a, 'bounded', True) is False and (a.lo, a.span) != (b.lo, b.span)
 
 # %% ../nbs/06g_grow.ipynb #5fe84805
 @patch

@@ -124,23 +124,25 @@ class ConditionalHead(nn.Module):
         self.units = nn.ModuleList(units.values())
         unit_of = [self.names.index(f) for f in plan.features]
         self.tasks = [[i for i,u in enumerate(unit_of) if u == k] for k in range(len(units))]
-        self.uses = nn.ModuleList([Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]])
+        uses = [Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]]
+        self.uses = nn.ModuleList(uses)
         waits = {k for k,n in enumerate(self.names) if n in only_needed}
-        for u in self.uses:
+        for u in uses:
             for i in u.read:
                 if unit_of[i] in waits and unit_of[i] != unit_of[u.task]:
                     warnings.warn(f"task '{flow.paths[u.task]}' uses '{flow.paths[i]}', so branch '{self.names[unit_of[i]]}' runs on every row, only_needed or not")
                     waits.discard(unit_of[i])
         for i,b in enumerate(plan.blocks):
             if getattr(b, 'whole_space', False) and (all_ := waits & {unit_of[j] for j in plan.above(i) | {i}}):
-                warnings.warn(f"task '{flow.paths[i]}' is trained on the whole space, so branch '{self.names[min(all_)]}' runs on every row, only_needed or not")
+                names = ' and '.join(f"'{self.names[k]}'" for k in sorted(all_))
+                warnings.warn(f"task '{flow.paths[i]}' is trained on the whole space, so {f'branches {names} run' if len(all_) > 1 else f'branch {names} runs'} on every row, only_needed or not")
                 waits -= all_
         self.always = [k for k in range(len(units)) if k not in waits]
         self.waits = _by_conditions(waits, {k: {unit_of[j] for i in self.tasks[k] for j in plan.needs(i)} for k in waits})
-        self.uses_of = [[j for j,u in enumerate(self.uses) if unit_of[u.task] in group] for group in (self.always, *([k] for k in self.waits))]
-        for k,u in enumerate(self.units): self.register_buffer(f'cols_{k}', torch.tensor(u.cols), persistent=False)
+        self.uses_of = [[j for j,u in enumerate(uses) if unit_of[u.task] in group] for group in (self.always, *([k] for k in self.waits))]
+        for k,u in enumerate(units.values()): self.register_buffer(f'cols_{k}', torch.tensor(u.cols), persistent=False)
         back = torch.empty(flow.c, dtype=torch.long)
-        back[[c for u in self.units for c in u.cols]] = torch.arange(flow.c)
+        back[[c for u in units.values() for c in u.cols]] = torch.arange(flow.c)
         self.register_buffer('back', back, persistent=False) # units' outputs, one after the other -> logits
 
     def forward(self, x):
@@ -219,7 +221,7 @@ class RunNeeded(Callback):
 
 def head_of(
     learn, # `Learner`, or its network
-) -> ConditionalHead:
+) -> ConditionalHead | None:
     "The `ConditionalHead` in a network; None without"
     return next((m for m in getattr(learn, 'model', learn).modules() if isinstance(m, ConditionalHead)), None)
 

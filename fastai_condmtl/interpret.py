@@ -5,16 +5,15 @@
 # %% ../nbs/10_interpret.ipynb #f717dc5f
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
-from fastai.torch_core import tensor
 from .base import names_of, near
 from .conditions import FlowError
-from .evaluate import blame
-from .learner import collect, flow_of
+from .evaluate import blame, judge
+from .learner import Picked, collect, flow_of, loss_of
 from .metrics import Accumulator
 from .ranks import gather_rows, in_order
 
 # %% auto #0
-__all__ = ['Losses', 'Picked', 'ConditionalInterpretation']
+__all__ = ['Losses', 'ConditionalInterpretation']
 
 # %% ../nbs/10_interpret.ipynb #f2d83f15
 class Losses(Accumulator):
@@ -25,11 +24,6 @@ class Losses(Accumulator):
         super().accumulate(learn)
         if len(self.parts) > n: self.kept.append(gather_rows(getattr(learn, 'dl', None), learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
     def losses(self): "`(N, T)`, unweighted, NaN where a row does not count"; return in_order(self.kept, self.at)
-
-class Picked:
-    "Positions of a `DataLoader`'s rows, in this order"
-    def __init__(self, idxs): self.idxs = [int(i) for i in idxs]
-    def __call__(self): return self.idxs
 
 class ConditionalInterpretation:
     "Predictions of a learner on labelled data, task by task: `ConditionalInterpretation.from_learner(learn)`"
@@ -46,11 +40,11 @@ class ConditionalInterpretation:
         with learn.no_bar(): return cls(learn, dl, collect(learn, dl, acc=Losses(flow_of(learn))))
 
     def losses(self, task=None):
-        "Losses `(N,)` of a task, NaN where a row does not count; of None the weighted sum over tasks"
+        "Losses `(N,)` of a task, NaN where a row does not count; of None the sum over tasks, by the weights in force"
         all_ = self.acc.losses()
         if task is not None: return all_[:, self.flow.paths.index(self.flow.path(task))]
         some = ~all_.isnan().all(1)
-        return torch.where(some, (all_*torch.tensor([b.weight for b in self.flow.tasks.values()])).nansum(1), torch.nan)
+        return torch.where(some, (all_*loss_of(self.learn).task_weights().to(all_)).nansum(1), torch.nan)
     def top_losses(self,
         task=None,    # Path or leaf name; None: the total
         k:int=None,   # How many; None: all
@@ -134,11 +128,12 @@ class ConditionalInterpretation:
 
     def most_confused(self, task,
         min_val:int=1, # Rows at least
+        label=None,    # One label of a multi-label task
     ) -> list: # `(true, decided, rows)`
-        "Confusions of a single-label task, the most frequent first"
-        path, names, true, pred = self._classes(task, None)
+        "Confusions of a task with classes, or of one label, the most frequent first"
+        path, names, true, pred = self._classes(task, label)
         block = self.flow.tasks[path]
-        vocab = (False, True) if block.thresholded and not block.vocab else names_of(block)
+        vocab = (False, True) if block.thresholded and (block.labels is not None or not block.vocab) else names_of(block)
         return [(vocab[i], vocab[j], n) for i,j,n in self._confused(true, pred, len(names)) if n >= min_val]
 
     def _confused(self, true, pred, of):
@@ -194,4 +189,4 @@ class ConditionalInterpretation:
         ax.set_title(f"{self.flow.path(task).rpartition('.')[2]}, {len(r)} rows", parse_math=False)
         return ax
 
-    def cascade_report(self) -> pd.DataFrame: "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"; return blame(self.acc)
+    def cascade_report(self) -> pd.DataFrame: "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"; return blame(judge(loss_of(self.learn), self.acc))

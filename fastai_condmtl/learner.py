@@ -19,12 +19,12 @@ from .target import BoundFlow, FlowPrediction, doubles
 from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .ranks import alone, whole
-from .explain import FlowTree, grow
+from .explain import FlowTree, add_nodes
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'every_row', 'frames_of', 'learn_shapes', 'Collect', 'collect',
-           'as_series', 'raw_preds']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'Picked', 'every_row', 'frames_of', 'learn_shapes', 'tries', 'predicts',
+           'trains', 'mixed', 'check_labelled', 'Collect', 'collect', 'as_series', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(
@@ -54,6 +54,11 @@ def progress(learn, items, comment=''):
     bar = progress_bar(items, leave=False)
     bar.comment = comment
     yield from bar
+
+class Picked:
+    "Positions of a `DataLoader`'s rows, in this order: its `get_idxs`"
+    def __init__(self, idxs): self.idxs = [int(i) for i in idxs]
+    def __call__(self): return self.idxs
 
 @contextmanager
 def every_row(learn):
@@ -89,7 +94,7 @@ if not hasattr(Learner.predict, '_plain'):
 def frames_of(
     flow, # Bound flow
     dl,   # Its `DataLoader`, or one of inputs only
-) -> list:
+) -> list | None:
     "For each item, in order, the `Frame` that leads to pixels of its original picture; None for flows without points and boxes"
     if flow.geometry is None: return None
     from fastai_condmtl.vision.points import original_frames
@@ -104,14 +109,9 @@ def learn_shapes(
     todo = [p for p,b in flow.tasks.items() if b.geometry and flow.constants[p] is None] if len(ds) else []
     if not todo: return
     idxs = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
-    with ds.set_split_idx(1): y = torch.cat([b[-1].as_subclass(torch.Tensor).cpu() for b in learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=_Chosen(idxs), num_workers=0)])
+    with ds.set_split_idx(1): y = torch.cat([b[-1].as_subclass(torch.Tensor).cpu() for b in learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(idxs), num_workers=0)])
     vals, mask = y.numpy().transpose(1, 0, 2)
     for p in todo: flow.constants[p] = flow.tasks[p].shape_constant(vals[:,flow.slices[p].targets], mask[:,flow.slices[p].targets])
-
-class _Chosen:
-    "These positions"
-    def __init__(self, idxs): self.idxs = idxs
-    def __call__(self): return self.idxs
 
 if not hasattr(Learner.export, '_plain'):
     _plain_export = Learner.export
@@ -129,9 +129,22 @@ if not hasattr(Learner.export, '_plain'):
     Learner.export._plain = _plain_export
 
 # %% ../nbs/06b_learner.ipynb #f3097dcf
+def tries(learn) -> bool: "Is this `lr_find`, whose steps will be undone?"; return hasattr(learn, 'lr_finder')
+def predicts(learn) -> bool: "Are these predictions that somebody asked for, such as `get_preds`?"; return hasattr(learn, 'gather_preds')
+def trains(learn) -> bool: "Is this a fit (or a validation) for good, and neither `lr_find` nor predictions?"; return not tries(learn) and not predicts(learn)
+
+def mixed(learn):
+    "fastai's MixUp or CutMix where it has taken the place of the loss in this step: `yb1` are the other labels of each row, `lam` the shares of the first; None without"
+    mix = getattr(learn.loss_func, '__self__', None)
+    return mix if hasattr(mix, 'yb1') and hasattr(mix, 'lam') else None
+
+def check_labelled(there):
+    "Rows without labels can be compared with nothing"
+    if not there: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+
 class Collect(Callback):
     "Hands each validation batch to an `Accumulator`"
-    run_train, name = False, 'gather_preds' # by this name trackers, loggers and `ThresholdSearch` know that it is no fit
+    run_train, name = False, 'gather_preds' # by this name trackers, loggers and `trains` know that it is no fit
     def __init__(self, acc): self.acc = acc
     def before_validate(self): self.acc.reset()
     def after_batch(self):
@@ -148,13 +161,13 @@ def collect(
     loss_of(learn)
     dl = whole(learn.dls[ds_idx] if dl is None else dl).new(shuffle=False, drop_last=False)
     if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
-    mute = [cb for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
-    for cb in mute: cb.run = False
+    mute = [(cb, cb.run) for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
+    for cb,_ in mute: cb.run = False
     try:
         with learn.validation_context(cbs=[Collect(acc)]), every_row(learn): learn._do_epoch_validate(dl=dl)
     finally:
-        for cb in mute: cb.run = True
-    if not acc.parts: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+        for cb,was in mute: cb.run = was
+    check_labelled(acc.parts)
     return acc
 
 # %% ../nbs/06b_learner.ipynb #455773fd
@@ -220,10 +233,11 @@ def explain(self:Learner,
     **kwargs      # For `dls.test_dl`
 ) -> FlowTree:
     "A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached are left out; `tree[(i, path)]` is a node of item number `i`"
-    flow, loss, names = flow_of(self), loss_of(self), None
+    flow, loss = flow_of(self), loss_of(self)
+    if isinstance(max_n, bool) or not isinstance(max_n, (int, np.integer)) or max_n < 1: raise FlowError(f"max_n={max_n!r} must be a positive whole number: how many items to explain at most")
     if items is None:
         if not len(self.dls[1].dataset): raise FlowError("there is no validation set to explain: hand over items")
-        dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=_First(min(max_n, len(self.dls[1].dataset))))
+        dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=Picked(range(min(max_n, len(self.dls[1].dataset)))))
         raw = raw_preds(self, None, dl)[0]
         frames = frames_of(flow, dl)
         names = [f'validation item {i}' for i in range(len(raw))]
@@ -238,14 +252,9 @@ def explain(self:Learner,
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
     for i,(d,a,r) in enumerate(zip(dec, acts, raw)):
-        tree.create_node(str(names[i]), i, parent='')
-        grow(tree, i, FlowPrediction(flow, d, a, r, frames and frames[i]), decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
+        tree.create_node(str(names[i]), i, parent='') # type: ignore[arg-type] # treelib takes whatever can be hashed
+        add_nodes(tree, i, FlowPrediction(flow, d, a, r, frames and frames[i]), decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
     return tree
-
-class _First:
-    "The first `n` positions"
-    def __init__(self, n): self.n = n
-    def __call__(self): return list(range(self.n))
 
 @patch
 def get_marginals(self:Learner,

@@ -72,7 +72,7 @@ class ConditionalLoss(nn.Module):
         "Another loss of the same flow, with its own thresholds, temperatures and weights of tasks"
         res = type(self)(self.flow, self.reduction)
         res.thresholds, res.tuned, res.heat = dict(self.thresholds), dict(self.tuned), self.heat
-        for name,*_ in self.runs: res._buffers[name].copy_(self._buffers[name])
+        res.set_weights(self.task_weights())
         return res.to(self.order.device)
 
     def _buffer(self, name, data, dtype=torch.long): self.register_buffer(name, torch.tensor(data, dtype=dtype), persistent=False)
@@ -116,11 +116,6 @@ class ConditionalLoss(nn.Module):
         if width == 1: return m.sum(0)
         m = m.view(-1, n, width)
         return m.sum((0, 2)) if pooled else m.amax(2, keepdim=True).sum(0)
-
-    def weight_rows(self):
-        "Task → where its weight stands: name of a buffer and row"
-        at = [(name, j) for name,_,n,_ in self.runs for j in range(n)]
-        return {p: at[i] for p,i in zip(self.flow.paths, _inverse(self.tasks))}
 
     def _whole(self, pred, vals, mask):
         if self.whole.cols.device != pred.device: self.whole.to(pred.device)
@@ -203,6 +198,13 @@ class ConditionalLoss(nn.Module):
     def task_weights(self):
         "The weights in force `(T,)` in flow order, where the loss lives"
         return torch.cat([self._buffers[name].reshape(-1) for name,*_ in self.runs]).index_select(0, self.task_back)
+
+    def set_weights(self,
+        weights, # `(T,)` in flow order
+    ):
+        "Put weights of tasks in force, without waiting for the device"
+        weights = weights.to(self.task_back.device).index_select(0, self.task_back.argsort())
+        for (name,_,n,_),w in zip(self.runs, weights.split([n for *_,n,_ in self.runs])): self._buffers[name].copy_(w.view_as(self._buffers[name]))
 
     def task_losses(self,
         pred, # Raw logits `(bs, C)`

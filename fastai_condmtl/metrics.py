@@ -108,7 +108,7 @@ def metrics(self:BoundFlow,
     "fastai metrics of the tasks of this flow, sharing one accumulator. Tracker callbacks maximise what is not called a loss or an error: with `mae` and `rmse` hand them `comp=np.less`"
     acc, res = Accumulator(self), []
     check_metrics(self, names)
-    for path in self.paths if tasks is None else [self.path(t) for t in tasks]:
+    for path in self.named(tasks):
         block = self.tasks[path]
         labels = (per_label and block.labels) or [None]
         shown = [None if l is None else _safe(str(l)) for l in labels]

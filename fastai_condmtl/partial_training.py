@@ -78,8 +78,9 @@ class PartialTraining(Callback):
 
     def before_fit(self): self.apply()
     def before_train(self):
+        inside = self._inside() if self.neck else set()
         for m in self.model.modules():
-            if isinstance(m, nn.modules.batchnorm._NormBase) and not any(p.requires_grad for p in m.parameters()): m.eval()
+            if isinstance(m, nn.modules.batchnorm._NormBase) and id(m) not in inside and not any(p.requires_grad for p in m.parameters()): m.eval()
     def after_backward(self):
         for p,rows in self.still:
             if p.grad is not None: p.grad.index_fill_(0, rows, 0.)
@@ -107,6 +108,10 @@ class PartialTraining(Callback):
             return [p for n,u in zip(head.names, head.units) if n in read and u.neck is not None for p in u.neck.parameters()]
         lin = last_layer(self.model, flow)
         return [p for p in self.learn.opt.param_lists[-1] if p is not lin.weight and p is not lin.bias]
+    def _inside(self):
+        "Modules (by id) that stand where all that can be trained is trained: normalisation without parameters of its own takes part there"
+        mine = {id(p) for p in self._neck()} | {id(p) for p,_ in task_params(self.model, flow_of(self.learn), self.paths)}
+        return {id(n) for m in self.model.modules() if (ps := {id(p) for p in m.parameters()}) and ps <= mine for n in m.modules()}
     def __getstate__(self): return {**self.__dict__, 'still': [], 'kept': []}
     def __repr__(self):
         n, still = sum(p.numel() for p in self.model.parameters() if p.requires_grad), sum(p[0].numel()*len(rows) for p,rows in self.still)

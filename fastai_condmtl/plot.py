@@ -10,9 +10,14 @@ from .flow import Flow, Plan
 from .target import BoundFlow
 
 # %% auto #0
-__all__ = ['draw_flow']
+__all__ = ['short_names', 'draw_flow']
 
 # %% ../nbs/09b_plot.ipynb #83cb27e0
+def short_names(paths):
+    "Last names, where these tell the tasks apart"
+    last = [p.rpartition('.')[2] for p in paths]
+    return [l if last.count(l) == 1 else p for l,p in zip(last, paths)]
+
 def _depths(plan):
     "Longest way of conditions to each task"
     res = {}
@@ -53,7 +58,7 @@ def draw_flow(
     total_w, total_h = max(wide) + .3, sum(heights) + .3
     if ax is None:
         fig = plt.figure(figsize=(total_w, total_h))
-        ax = fig.add_axes([0, 0, 1, 1])
+        ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, total_w), ylim=(total_h, 0))
     ax.axis('off')
     y, at, spans = .3, {}, []

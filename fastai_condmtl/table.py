@@ -24,8 +24,10 @@ def put(
     new,           # What to write, as long as `old`
 ) -> pd.Series:
     "`old` with `new` in the rows of `use`, in the type of `old` if that can hold it"
-    plain = lambda v: v.item() if isinstance(v, np.generic) else v
-    if pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old): plain = lambda v, p=plain: int(p(v)) if isinstance(p(v), bool) else p(v)
+    number = pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old)
+    def plain(v):
+        v = v.item() if isinstance(v, np.generic) else v
+        return int(v) if number and isinstance(v, bool) else v
     want = [plain(v) for v in pd.Series(list(new), dtype=object)[use]]
     res = old.astype(object).copy()
     res[use] = pd.Series(want, index=res.index[use], dtype=object)
@@ -58,8 +60,7 @@ def fill_labels(self:Learner,
 ) -> tuple: # `(table, filled, report)`
     "A copy of `df` with blank labels filled by predictions; a boolean table of the cells that were; and a row a task: `task_path, blank, reached, filled`"
     flow, loss = flow_of(self), loss_of(self)
-    paths = flow.paths if tasks is None else [flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
-    paths = [p for p in paths if not flow.tasks[p].made] # their labels are no part of a table
+    paths = [p for p in flow.named(tasks) if not flow.tasks[p].made] # labels that are made are no part of a table
     if not 0 <= min_confidence <= 1: raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
     dl = self.dls.test_dl(df, **kwargs) if len(df) else None
     with every_row(self): acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
@@ -72,7 +73,7 @@ def fill_labels(self:Learner,
         b, i = flow.tasks[p], flow.paths.index(p)
         blank = torch.from_numpy(np.stack([df[c].isna().to_numpy() if c in df else np.ones(len(df), dtype=bool) for c in b.cols], 1)) # (n, columns)
         conf = _sure(b, acts[:,s.acts], vals[:,s.targets])
-        if getattr(b, 'nan_is_empty', False): blank[:] = False # a blank is a label there
+        if b.nan_is_empty: blank[:] = False # a blank is a label there
         if len(b.cols) == 1: conf = conf.prod(1, keepdim=True) # a cell of several labels is right as a whole
         mine = blank & reached[:,i:i + 1] & (conf*sure[:,i:i + 1] >= min_confidence)
         fill[:,s.targets] = mine.expand(-1, b.n_targets)
@@ -100,11 +101,9 @@ class Cleaner:
         self.flow, self.df, self.learn, self.fixes = flow_of(learn), df, learn, {}
         if not len(df): raise FlowError("the table is empty: there are no labels to look at")
         self.interp = ConditionalInterpretation.from_learner(learn, dl=learn.dls.test_dl(df, with_labels=True, **kwargs))
-        paths = self.flow.paths if tasks is None else [self.flow.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
-        paths = [p for p in paths if not self.flow.tasks[p].made]
+        paths = [p for p in self.flow.named(tasks) if not self.flow.tasks[p].made]
         y, dec = self.interp.acc.packed()
         frames = frames_of(self.flow, self.interp.dl)
-        self.cols = [c for p in paths for c in self.flow.tasks[p].cols]
         rows = []
         for p in paths:
             losses, at = self.interp.top_losses(p, k)

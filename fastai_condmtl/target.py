@@ -102,6 +102,11 @@ class BoundFlow:
         "The bound block called `name`, a path or an unambiguous leaf name"
         return self.tasks[self.path(name)]
     def path(self, name): "The path of the task called `name`"; return self.plan.names.find(name, '', 'asked for')
+    def named(self,
+        tasks=None, # A path or leaf name, or several; None: all
+    ) -> list:
+        "Paths of the tasks that are meant"
+        return list(self.paths) if tasks is None else [self.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
     def __repr__(self):
         by_path = {p: ' | '.join(str(self.plan.conds[g]) for g in gs) for p,gs in zip(self.paths, self.plan.gates)}
         rows = [(p, type(b).__name__, b.describe(), f'given {by_path[p]}' if by_path[p] else '') for p,b in self.tasks.items()]

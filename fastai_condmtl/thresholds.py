@@ -4,7 +4,7 @@
 
 # %% ../nbs/07_thresholds.ipynb #85a19300
 from __future__ import annotations
-import numpy as np
+import numpy as np, pandas as pd
 from .conditions import FlowError
 from .base import near
 from .scores import div0, aliases, count_scores
@@ -82,10 +82,8 @@ def best_threshold(
 ):               # `(threshold, score)`, numbers or arrays `(T,)`; one score with `average='micro'`
     "The threshold that is best of all (`score > threshold` is yes), and its score; NaN, NaN without rows or where no rule meets the constraint"
     x, y = _array(scores), _array(targets)
+    m = _counts(x, y, mask)
     single = x.ndim == 1
-    if x.shape != y.shape or x.ndim not in (1, 2): raise FlowError(f"scores {x.shape} and targets {y.shape} must have one shape, (N,) or (N, T)")
-    m = np.ones(x.shape, dtype=bool) if mask is None else _array(mask) > 0
-    if m.shape != x.shape: raise FlowError(f"mask {m.shape} must have the shape of the scores, {x.shape}")
     x, y, m = (a[:,None] if single else a for a in (x if x.dtype == np.float64 else x.astype(np.float32, copy=False), y > .5, m))
     if (bad := (~np.isfinite(x) & m).any(0)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN or infinite values: a model that gives no numbers cannot be tuned, look at its training")
     fn, limit = score_of_counts(metric), as_constraint(constraint)
@@ -95,6 +93,14 @@ def best_threshold(
     if average is not None: raise FlowError(f"average={average!r} is not known: None for a threshold a column, or 'micro'")
     t, s = _search_all(x, y, m, fn, limit)
     return (float(t[0]), float(s[0])) if single else (t, s)
+
+def _counts(x, y, mask):
+    "What counts `(N,)` or `(N, T)`, after checking that scores, targets and mask fit"
+    if x.shape != y.shape or x.ndim not in (1, 2): raise FlowError(f"scores {x.shape} and targets {y.shape} must have one shape, (N,) or (N, T)")
+    m = np.ones(x.shape, dtype=bool) if mask is None else _array(mask) > 0
+    if m.shape != x.shape: raise FlowError(f"mask {m.shape} must have the shape of the scores, {x.shape}")
+    if (unknown := pd.isna(y) & m).any(): raise FlowError(f"targets hold NaN, {unknown.sum()} of them where they count: leave these rows out with mask=")
+    return m
 
 def _array(x):
     "NumPy's view of lists, arrays and tensors (half precision and gradients included)"
@@ -169,7 +175,8 @@ def cross_fit(
 ):
     "For each row the threshold that the other folds chose, in the shape of `scores`"
     x = _array(scores)
-    m = np.ones(x.shape, dtype=bool) if mask is None else _array(mask) > 0
+    m = _counts(x, _array(targets), mask)
+    if folds < 2: raise FlowError(f"folds={folds!r}: a threshold is judged by rows that did not choose it, which takes at least 2")
     fold, res = np.random.default_rng(seed).permutation(len(x)) % folds, np.empty(x.shape)
     for k in range(folds):
         ours = (fold != k).reshape(-1, *[1]*(x.ndim - 1))

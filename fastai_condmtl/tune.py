@@ -20,7 +20,8 @@ from .scores import aliases, binary_score, counts
 from .thresholds import as_constraint, best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval
 
 # %% auto #0
-__all__ = ['COLUMNS', 'Aim', 'as_aim', 'aims', 'tune_task', 'Tuned', 'fingerprint', 'in_force', 'search', 'cross_fitted']
+__all__ = ['COLUMNS', 'SAMPLE', 'Aim', 'as_aim', 'aims', 'tune_task', 'Tuned', 'label_hashes', 'in_force', 'search',
+           'cross_fitted']
 
 # %% ../nbs/07b_tune.ipynb #c16474cd
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def _tune_one(p, y, aim, start, n_boot, min_support, now):
     res['cross_fit_score'] = res['score'] # of the rule in force
     if few: return res | dict(note=f'kept {start:g}: {n_pos} positive and {len(y) - n_pos} negative rows are too few')
     t, score = best_threshold(p, y, None, aim.metric, aim.constraint)
+    if np.isnan(t) and aim.constraint is None: return res | dict(note=f'kept {start:g}: the metric is NaN at every threshold')
     if not 0 <= t <= 1: # beyond a probability of exactly 0 or 1
         t = float(np.clip(t, 0, 1))
         score = float(fn(*counts(p > t, y)))
@@ -100,7 +102,8 @@ def _tune_one(p, y, aim, start, n_boot, min_support, now):
     if n_boot: res['ci_low'], res['ci_high'] = threshold_interval(p, y, aim.metric, aim.constraint, n_boot)
     fitted = p > cross_fit(p, y, None, aim.metric, aim.constraint, start=start)
     other = float(fn(*counts(fitted, y)))
-    if aim.constraint is None:
+    limit = as_constraint(aim.constraint)
+    if limit is None or limit[0](*counts(p > start, y)) >= limit[1] - 1e-12: # what may stay moves only where that pays
         better, se = gain(fn, y, fitted, p > start)
         if not better > se: return res | dict(note=f'kept {start:g}: cross-fit gain {better:.3f}, standard error {se:.3f}')
     return res | dict(threshold=t, score=score, cross_fit_score=other)
@@ -134,11 +137,31 @@ class Tuned:
     found: np.ndarray   # Thresholds put in force (W,)
     rows: int           # Fingerprint of the labels that were used
     ranking: np.ndarray # How the predictions ranked them (W,): with the labels it tells these rows from others, and temperatures leave it alone
+    seen: np.ndarray | None = None # What tells the rows one by one: hashes, ascending, of all or of a sample
+    alike: float = 0. # Share of the rows that cannot be told from another
 
-def fingerprint(acc:Accumulator) -> int:
-    "A number that tells these labelled rows, in whatever order, from others"
-    y = acc.packed()[0].numpy().reshape(len(acc.task(acc.flow.paths[0])[1]), -1)
-    return int(pd.util.hash_pandas_object(pd.DataFrame(y), index=False).to_numpy().sum())
+def label_hashes(acc:Accumulator) -> np.ndarray:
+    "A number for each row, of all its labels; their sum tells these rows, in whatever order, from others"
+    return _hashes(acc.packed()[0].numpy().reshape(len(acc.task(acc.flow.paths[0])[1]), -1))
+def _hashes(table, **more): return pd.util.hash_pandas_object(pd.DataFrame(table).assign(**more), index=False).to_numpy()
+
+SAMPLE = 2048 # hashes of rows to keep a task
+def _row_hashes(p, m, labels, temperature):
+    "A number for each row that counts for a task: of `label_hashes`, and of what the task is predicted without its temperature, to four decimals"
+    from scipy.special import expit, logit
+    rows = m.any(1)
+    return _hashes(np.where(m, expit(temperature*logit(p.astype(float))), 0).round(4)[rows], labels=labels[rows])
+
+def _remembered(hashes) -> dict:
+    "What `Tuned` keeps of them: the smallest, which of any rows are the same sample"
+    each, n = np.unique(hashes, return_counts=True)
+    return dict(seen=each[:SAMPLE], alike=float(n[n > 1].sum()/max(n.sum(), 1)))
+
+def _mostly(hashes, t:Tuned) -> bool:
+    "Are most of these rows among those that were tuned on? More than chance would have it where rows are alike"
+    if t.seen is None or not len(t.seen): return False
+    some = hashes if len(t.seen) < SAMPLE else hashes[hashes <= t.seen[-1]]
+    return len(some) > 0 and bool(np.isin(some, t.seen).mean() > (1 + t.alike)/2)
 
 def _ranking(p, y, m): "Area under the ROC curve of each label (W,)"; return np.array([binary_score('roc_auc', p[k,j], y[k,j]) for j,k in enumerate(m.T)])
 
@@ -147,7 +170,7 @@ def in_force(loss, path):
     b = loss.flow.tasks[path]
     return np.broadcast_to(torch.as_tensor(loss.thresholds.get(path, b.thresholds())).detach().cpu().numpy().astype(np.float32).reshape(-1), (b.n_targets,))
 
-def _data(acc, path):
+def _data(acc, path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Probabilities, truth and gt mask of a thresholded task, each `(N, W)`"
     summary, true, mask, _ = acc.task(path)
     if np.isnan(summary[...,0][mask]).any(): raise FlowError(f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be tuned, look at its training (a lower learning rate?)")
@@ -155,13 +178,13 @@ def _data(acc, path):
 
 def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_support=5, learn=None) -> pd.DataFrame:
     "Search the thresholds of `wanted` (see `aims`), put them in force in `loss`; a row a task and label"
-    rows, tuned, used = [], {}, fingerprint(acc)
+    rows, tuned, labels, temps = [], {}, label_hashes(acc), dict(loss.temperatures)
     for path,aim in progress(learn, wanted.items(), 'thresholds'):
         block = loss.flow.tasks[path]
         start = block.thresholds().numpy()
         data = _data(acc, path)
         new, of_task = tune_task(*data, aim, start, n_boot, min_support, in_force(loss, path))
-        tuned[path] = Tuned(aim, start, new.astype(np.float32), used, _ranking(*data))
+        tuned[path] = Tuned(aim, start, new.astype(np.float32), int(labels.sum()), _ranking(*data), **_remembered(_row_hashes(data[0], data[2], labels, temps.get(path, 1.))))
         names = block.vocab if block.labels else [None]*block.n_targets
         rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
     loss.thresholds.update({p: torch.from_numpy(t.found.copy()) for p,t in tuned.items()}) # all or none: an error above changes nothing
@@ -170,14 +193,17 @@ def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_sup
     return res.assign(label=pd.Series([r['label'] for r in rows], dtype=object, index=res.index)) # a column of text would turn None into NaN
 
 def cross_fitted(loss:ConditionalLoss, acc:Accumulator) -> dict:
-    "Thresholds to judge `acc` by: those in force, but row by row `(N, W)` by other folds for tasks whose thresholds were found on these very rows"
-    res, rows = dict(loss.thresholds), fingerprint(acc) if loss.tuned else None
+    "Thresholds to judge `acc` by: those in force, but row by row `(N, W)` by other folds for tasks whose thresholds were found on these very rows, or on most of them"
+    res, temps = dict(loss.thresholds), dict(loss.temperatures)
+    if not loss.tuned: return res
+    labels = label_hashes(acc)
     for path,t in loss.tuned.items():
         now = in_force(loss, path)
         moved = (now == t.found) & (now != t.start) # neither kept nor set by hand since
-        if t.rows != rows or not moved.any(): continue
+        if not moved.any(): continue
         p, y, m = _data(acc, path)
-        if not np.allclose(_ranking(p, y, m), t.ranking, atol=1e-4, equal_nan=True): continue # other rows with these labels, or another model since
+        same = t.rows == int(labels.sum()) and np.allclose(_ranking(p, y, m), t.ranking, atol=1e-4, equal_nan=True) # however exactly they were predicted
+        if not (same or _mostly(_row_hashes(p, m, labels, temps.get(path, 1.)), t)): continue # other rows with these labels, or another model since
         each = np.tile(now, (len(p), 1))
         if t.aim.average: each[:,moved] = cross_fit(p, y, m & moved, t.aim.metric, None, t.aim.average, t.start)[:,moved]
         else:

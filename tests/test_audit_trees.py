@@ -359,3 +359,39 @@ def test_explain_shows_the_way(pics, learn):
     finally: learn.loss_func.thresholds = dict(on=.5)
     assert text.count('given on') == 2 and text.index('inp 2:') < text.index('inp 10:')
     assert text.count('face') == 2
+
+# ---- what a review found ----------------------------------------------------------------------------------------------
+def test_findings_are_merged_only_where_they_are_alike():
+    "By hand: 'a' has 5 yes and 7 no, 'b' 40 and 3, of 'tags' c1 is in 55 of 58 rows and c2 in 53"
+    nan = [None]
+    df = pd.DataFrame(dict(a=[1]*5 + [0]*7 + nan*48, b=[1]*40 + [0]*3 + nan*17, tags=['c1']*5 + ['c2']*3 + ['c1,c2']*50 + nan*2), dtype=object)
+    told = list(Flow('f', BinaryBlock('a'), BinaryBlock('b'), MultiLabelBlock('tags')).audit(df).told())
+    assert told == ["· a: label has 5 yes and 7 no in the rows that count: scores will be noisy", "· b: label has 40 yes and 3 no in the rows that count: scores will be noisy",
+                    "· tags: label 'c1' has 55 yes and 3 no in the rows that count: scores will be noisy", "· tags: label 'c2' has 53 yes and 5 no in the rows that count: scores will be noisy"]
+    a = BinaryBlock('a')
+    df = pd.DataFrame(dict(a=[0]*50 + [1]*50, b=[1]*2 + [0]*98, c=[1]*3 + [0]*97))
+    told = [t for t in Flow('f', a, Flow('x', BinaryBlock('b')) | a, Flow('y', BinaryBlock('b2', 'b')) | a, BinaryBlock('c') | a).audit(df).told() if 'say yes' in t]
+    assert told == ['! b, b2, c: 2 to 3 rows say yes where the condition `a` is false: they do not count; correct them, or change the condition']
+
+def test_rows_of_weight_0_do_not_count_in_an_audit():
+    df = pd.DataFrame(dict(a=[1, 0]*20 + [1]*60, b=[1.]*99 + [5.], w=[0.]*40 + [1.]*59 + [0.]))
+    flow = Flow('f', BinaryBlock('a', weight_col='w'), UnboundedRegressionBlock('b', weight_col='w'))
+    audit = flow.audit(df)
+    assert audit.table.masked.tolist() == [59, 59] == (flow.bind(df).encode(df).mask > 0).sum(0).tolist() and audit.table.labelled.tolist() == [100, 100]
+    assert audit.table.balance.tolist() == ['yes 100.0%', '1 to 1, mean 1'] and [f.kind for f in audit.findings] == ['one_class', 'one_class']
+    none = flow.audit(df.assign(w=0.))
+    assert none.table.masked.tolist() == [0, 0] and all('weight 0' in f.text for f in none.findings)
+
+def test_a_table_that_lacks_a_column_is_not_audited():
+    df = pd.DataFrame(dict(a=[1, 0], b=[0, 1], w=[1., 2.]))
+    flow = Flow('f', BinaryBlock('a'), BinaryBlock('b', weight_col='w')).bind(df)
+    for c in 'bw':
+        with pytest.raises(FlowError, match=f"task 'b' reads.*column '{c}', which the table does not have"): flow.audit(df.drop(columns=c))
+
+@pytest.mark.parametrize('words', [(1, 2), (0, 1), (True, False), (2., 1.), ('n', 'y'), None])
+def test_a_no_is_told_with_its_own_probability(words):
+    "P(yes) is .1: beside a no stands .90, and .10 beside a yes, whatever the words are"
+    words_ = words or (False, True)
+    flow = Flow('f', BinaryBlock('a', vocab=words)).bind(pd.DataFrame(dict(a=list(words_))))
+    no, yes = (FlowPrediction(flow, torch.tensor([[v], [1.]]), torch.tensor([.1])).tree()['a'].tag for v in (0., 1.))
+    assert no.endswith('(0.90)') and yes.endswith('(0.10)'), (no, yes)

@@ -487,7 +487,7 @@ def test_switching_the_method_takes_the_old_one_out():
     fit(learn, 1)
 
 def test_tensorboard_sees_the_weights_in_force():
-    from fastai_condmtl.callback.track import Tracked
+    from fastai_condmtl.callback.tracked import Tracked
     learn = fit(make('famo'), 2, 1e-2)
     with learn.no_bar(): t = Tracked(learn).scalars()
     for p, w in zip(learn.dls.flow.paths, learn.task_balance.recent): assert t[f'{p}/weight'] == pytest.approx(float(w), rel=1e-5)

@@ -11,7 +11,7 @@ import fastai_condmtl.grow
 from fastai_condmtl.all import *
 from fastai_condmtl.conditions import FlowError
 from fastai_condmtl.equip import equip
-from fastai_condmtl.grow import kept_logits, kept_tasks, task_weights
+from fastai_condmtl.carry import copy_tasks, kept_tasks
 from fastai_condmtl.heads import last_layer
 from fastai_condmtl.heads import RunNeeded, head_of
 from fastai_condmtl.learner import flow_of
@@ -199,7 +199,6 @@ def test_random_flows_shuffled(rng):
     old = build(spec, rng).bind(df)
     def shuffled(node): return node | dict(items=rng.sample([shuffled(x) if x['kind'] == 'flow' else x for x in node['items']], len(node['items'])))
     new = build(shuffled(spec), rng).bind(df)
-    from fastai_condmtl.grow import copy_tasks
     kept, a, b = kept_tasks(old, new), nn.Linear(4, old.c), nn.Linear(4, new.c)
     assert kept == {p: p for p in paths}
     notes = copy_tasks(a, old, b, new, kept)
@@ -269,8 +268,8 @@ def test_export_load_and_grow_again(tmp_path):
 def test_vocab_rules():
     df = pd.DataFrame(dict(a=[0, 1]))
     b = lambda **kw: BinaryBlock('a', **kw).bind(df)
-    assert kept_logits(b(), b()) == kept_logits(b(vocab=('n', 'y')), b()) == [(0, 0)]
-    assert kept_logits(b(vocab=('n', 'y')), b(vocab=('y', 'n'))) == [] # no and yes exchanged
+    assert b().kept_logits(b()) == b(vocab=("n", "y")).kept_logits(b()) == [(0, 0)]
+    assert b(vocab=("n", "y")).kept_logits(b(vocab=("y", "n"))) == [] # no and yes exchanged
     with pytest.raises(FlowError, match="cannot both be 'c'"): kept_tasks(Flow('f', BinaryBlock('a'), BinaryBlock('b')).bind(df.assign(b=1)), Flow('f', BinaryBlock('c')).bind(df.assign(c=1)), dict(a='c', b='c'))
 
 def test_networks_without_a_last_layer():
@@ -320,3 +319,55 @@ def test_stock_text_and_tabular_networks():
 def text_config():
     from fastai.text.all import awd_lstm_clas_config
     return awd_lstm_clas_config
+
+# ---- what a review found ----------------------------------------------------------------------------------------------
+def stars_table(): return table().assign(stars=lambda df: np.clip(np.round(df.p + 2.5), 1, 4).astype(int))
+
+@pytest.mark.parametrize('new', [[2, 3, 4], [1, 2, 3], [1, 3, 4]])
+def test_the_edges_between_ordered_classes_are_kept(new):
+    "P(above a class) is what an ordinal task has learnt; classes that go take their own edge along, and no other"
+    df = stars_table()
+    learn = learner(Flow('f', OrdinalBlock('stars', vocab=[1, 2, 3, 4])), df)
+    with torch.no_grad(): learn.model[1][-1].bias.copy_(torch.tensor([.3, 2., .5, -1.])) # edges that stand in their order
+    before = units(learn, df)['stars']
+    df = df[df.stars.isin(new)]
+    learn.change_flow(Flow('f', OrdinalBlock('stars', vocab=new)), df, IndexSplitter([0, 1, 2]))
+    after = units(learn, df)['stars']
+    above = lambda p, vocab, v: p[:, vocab.index(v) + 1:].sum(1)
+    kept = [v for v in new[:-1]]
+    for v in kept: torch.testing.assert_close(above(after, new, v), above(before, [1, 2, 3, 4], v)[df.index], rtol=1e-4, atol=1e-6)
+
+def test_ordinal_logits_by_hand():
+    b = lambda *vocab: OrdinalBlock('s', vocab=list(vocab)).bind(pd.DataFrame(dict(s=[])))
+    assert b(1, 2, 3, 4).kept_logits(b(2, 3, 4)) == [(0, 0), (2, 1), (3, 2)] and b(1, 2, 3).kept_logits(b(0, 1, 2, 3)) == [(0, 0), (1, 2), (2, 3)]
+    assert b('a', 'b').kept_logits(b('c', 'd')) == [] and b('a').kept_logits(b('a')) == [(0, 0)]
+    assert b(1, 2, 3, 4).kept_acts(b(2, 3, 4)) == [(1, 0), (2, 1), (3, 2)] # what other tasks read: a probability a class
+
+def test_points_are_known_by_their_names():
+    df = pd.DataFrame({f'{p}_{a}': np.arange(12.)*k for k, (p, a) in enumerate([(p, a) for p in 'abc' for a in 'xy'], 1)})
+    b = lambda names, **kw: KeypointsBlock('p', [f'{p}_{a}' for p in names for a in 'xy'], **kw).bind(df)
+    assert b('abc').kept_logits(b('ba')) == [(0, 2), (1, 3), (2, 0), (3, 1)] and b('ab').kept_logits(b('c')) == []
+    assert b('ab').kept_logits(b('ab')) == [(i, i) for i in range(4)]
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_counts_go_on_where_their_mean_is_another(bias):
+    "The logit is a logarithm: a new unit moves it"
+    df = table().assign(k=np.arange(N) % 5)
+    learn = learner(Flow('f', CountBlock('k')), df, bias=bias)
+    before = units(learn, df)
+    t = learn.change_flow(Flow('f', CountBlock('k')), pd.concat([df, df.assign(k=9)], ignore_index=True))
+    assert t.note.tolist() == ['standardised anew, same predictions'] and learn.dls.flow.find('k').span > 3
+    torch.testing.assert_close(units(learn, df)['k'], before['k'], rtol=1e-4, atol=1e-5)
+
+def test_what_is_read_of_tasks_is_rescaled_too():
+    "A task reads a yes, two numbers and a count that are all standardised anew, and is itself: predictions stay, in original units"
+    df = table().assign(k=np.arange(N) % 5)
+    def flow(): return Flow('f', BinaryBlock('on'), UnboundedRegressionBlock('level'), BoundedRegressionBlock('part', 'level'), CountBlock('k'), UnboundedRegressionBlock('heat', uses=('on', 'level', 'part', 'k')), BinaryBlock('new', uses='heat', hidden=3), CountBlock('k2', 'k', uses='k'))
+    learn = learner(flow(), df, deep=True)
+    with torch.no_grad():
+        for u in head_of(learn).uses: u.lin.weight.copy_(torch.linspace(.3, 1., u.lin.weight.numel()).view_as(u.lin.weight))
+    before = units(learn, df)
+    t = learn.change_flow(flow(), pd.concat([df, df.assign(heat=df.heat*3 + 50, level=df.level*2, k=df.k + 4)], ignore_index=True))
+    after = units(learn, df)
+    assert t.set_index('task_path').note.to_dict() == {p: '' for p in ('on', 'new')} | {p: 'standardised anew, same predictions' for p in ('level', 'k', 'k2', 'heat')} | {'part': t.set_index('task_path').note['part']}
+    for p in ('on', 'level', 'heat', 'new', 'k', 'k2'): torch.testing.assert_close(after[p], before[p], rtol=1e-4, atol=1e-3, msg=lambda m: f'{p}: {m}')

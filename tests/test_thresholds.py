@@ -319,3 +319,12 @@ def test_infinite_scores(s):
     "No threshold tells an infinite score from the others on both sides; where it does not count it may stand."
     with pytest.raises(FlowError, match='infinite'): best_threshold(np.array(s), np.array([1, 0]), metric='accuracy')
     assert best_threshold(np.array(s), np.array([1, 1]), np.array([0, 1]), metric='accuracy')[1] == 1
+
+def test_targets_that_are_not_known():
+    "NaN is neither yes nor no: left out by the mask, or an error"
+    p, y = np.array([.1, .2, .8, .9]), np.array([0, 0, 1, np.nan])
+    for f in (best_threshold, cross_fit):
+        with pytest.raises(FlowError, match='targets hold NaN, 1 of them.*mask='): f(p, y)
+        f(p, y, ~np.isnan(y))
+    assert best_threshold(p, y, ~np.isnan(y)) == best_threshold(p[:3], y[:3])
+    with pytest.raises(FlowError, match='folds=1'): cross_fit(p, [0, 0, 1, 1], folds=1)

@@ -8,7 +8,8 @@ from fastai.vision.all import (Callback, ColReader, CSVLogger, DataBlock, EarlyS
                                Transform, TransformBlock, load_learner)
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.callback import track
-from fastai_condmtl.callback.track import ConditionalTensorBoard, ConditionalWandb, Kept, Tracked
+from fastai_condmtl.callback.track import ConditionalTensorBoard, ConditionalWandb
+from fastai_condmtl.callback.tracked import Kept, Tracked
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.skipif(importlib.util.find_spec('tensorboard') is None, reason="needs tensorboard: pip install 'fastai_condmtl[track]'")]
 N, TRAIN, KINDS = 96, 64, list('uvw')
@@ -370,10 +371,10 @@ def test_weights_are_those_of_the_learners_own_loss(tmp_path):
     "A learner given a loss of its own trains on that one's weights, and these are told."
     learn = make_learn()
     learn.loss_func = copy.deepcopy(learn.dls.flow.loss_func)
-    for w, (name, row) in zip((4., 3., 2., 1.), learn.loss_func.weight_rows().values()): learn.loss_func._buffers[name][row] = w
+    learn.loss_func.set_weights(torch.tensor([4., 3., 2., 1.]))
     quietly(learn.fit, 1, cbs=ConditionalTensorBoard(tmp_path))
     got = scalars(tmp_path)
-    assert [got[f'{p}/weight'][-1][1] for p in learn.loss_func.weight_rows()] == [4., 3., 2., 1.]
+    assert [got[f'{p}/weight'][-1][1] for p in learn.dls.flow.paths] == [4., 3., 2., 1.]
 
 def test_tracked_by_itself():
     "What the writers write can be had without them."

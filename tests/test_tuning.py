@@ -118,14 +118,23 @@ def test_other_rows(learn):
     assert by_name(search(learn, dl=learn.dls.test_dl(some, with_labels=True)))['free'].num_samples == some.free.notna().sum()
 
 def test_constraint_moves_or_is_infeasible(learn):
+    seen = set()
     for name, row in by_name(search(learn, constraint=('precision', .85))).items():
         p, t = support(learn, name)
         if name == 'rare':
             assert 'too few' in row.note
             continue
-        assert (row.note, row.threshold, row.score) == ('', *map(pytest.approx, best_threshold(p, t, metric='f1_score', constraint=('precision', .85))))
-        assert skm.precision_score(t, p > row.threshold) >= .85 and row.cross_fit_score == pytest.approx(skm.f1_score(t, p > np.asarray(cross_fit(p, t, None,
-            'f1', ('precision', .85)))))
+        assert skm.precision_score(t, p > row.threshold) >= .85
+        fitted = p > np.asarray(cross_fit(p, t, None, 'f1', ('precision', .85)))
+        better, se = gain(FNS['f1_score'], t, fitted, p > .5)
+        if skm.precision_score(t, p > .5) >= .85 and better <= se: # .5 will do, and moving does not pay
+            assert row.note.startswith('kept 0.5: cross-fit gain') and row.threshold == .5 and row.score == row.cross_fit_score == row.score_at_half
+            seen.add('kept')
+        else:
+            assert (row.note, row.threshold, row.score) == ('', *map(pytest.approx, best_threshold(p, t, metric='f1_score', constraint=('precision', .85))))
+            assert row.cross_fit_score == pytest.approx(skm.f1_score(t, fitted))
+            seen.add('moved')
+    assert seen == {'kept', 'moved'}
     for row in search(learn, constraint=('precision', 1.01)).itertuples(): assert row.threshold == .5 and ('infeasible' in row.note or 'too few' in row.note)
 
 def test_precedence():
@@ -243,20 +252,67 @@ def test_evaluate_on_the_rows_that_tuned(learn, metric, constraint):
 
 def test_other_rows_are_not_cross_fit(learn):
     search(learn, constraint=('precision', .8))
-    for kw in (dict(ds_idx=0), dict(dl=learn.dls.test_dl(learn.rows.iloc[:150], with_labels=True))):
-        assert quiet(learn, 'evaluate', **kw).cross_fit == ()
+    assert quiet(learn, 'evaluate', ds_idx=0).cross_fit == ()
     same = quiet(learn, 'evaluate', dl=learn.dls.test_dl(learn.rows, with_labels=True))
     pd.testing.assert_frame_equal(same, quiet(learn, 'evaluate'), check_exact=False)
     learn.loss_func.thresholds['free'] = torch.tensor([.9])                      # set by hand since: no longer found on these rows
     ev, (p, t) = quiet(learn, 'evaluate'), support(learn, 'free')
     assert 'free' not in ev.cross_fit and ev.set_index(['task_path', 'metric_name']).metric_res['free', 'recall'] == pytest.approx(skm.recall_score(t, p > .9))
 
+@pytest.mark.parametrize('calibrated', [False, True])
+def test_part_of_the_rows_that_tuned_is_cross_fit(learn, calibrated):
+    "Rows left out, in another order, or with some others among them; rows of which most are others are judged by what is in force"
+    search(learn, constraint=('precision', .8))
+    if calibrated: quiet(learn, 'calibrate')
+    of = lambda rows: quiet(learn, 'evaluate', dl=learn.dls.test_dl(rows, with_labels=True))
+    whole = quiet(learn, 'evaluate').cross_fit
+    fresh = learn.rows.assign(**{c: learn.rows[c] + np.random.default_rng(1).normal(size=len(learn.rows)) for c in learn.rows if c.startswith('z_')})
+    assert 'free' in whole
+    for rows in (learn.rows.iloc[1:], learn.rows.iloc[::-1].iloc[:150], pd.concat([learn.rows, fresh.iloc[:100]])): assert of(rows).cross_fit == whole
+    for rows in (fresh, fresh.iloc[:50], pd.concat([learn.rows.iloc[:100], fresh])): assert of(rows).cross_fit == ()
+    part = learn.rows.iloc[:-1]
+    k = part.free.notna().to_numpy()
+    z = torch.from_numpy(learn.z[:-1][k, learn.dls.flow.slices['free'].logits.start])
+    p, t = (z/learn.loss_func.temperatures.get('free', 1.)).sigmoid().numpy(), part.free[k].astype(bool).to_numpy()
+    start = float(learn.loss_func.tuned['free'].start[0])
+    honest = np.where(k, 0., np.nan)
+    honest[k] = cross_fit(p, t, None, 'f1', ('precision', .8), start=start)
+    assert of(part).set_index(['task_path', 'metric_name']).metric_res['free', 'f1_score'] == pytest.approx(skm.f1_score(t, p > honest[k]))
+
+def test_rows_that_are_alike_are_not_recognised():
+    "One task and a score of two values: any other rows look the same, and only the very rows are cross-fit"
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(a=rng.random(600) < .5)).astype(object)
+    z = np.where(df.a.astype(bool) ^ (rng.random(600) < .2), -2., -3.)[:,None]
+    learn = make(Flow('f', BinaryBlock('a')), df, lambda s, c: z, n_train=100)
+    search(learn)
+    assert learn.loss_func.tuned['a'].alike == 1 and quiet(learn, 'evaluate').cross_fit == ('a',)
+    assert quiet(learn, 'evaluate', dl=learn.dls.test_dl(learn.df.iloc[:100], with_labels=True)).cross_fit == ()
+
+def test_a_sample_of_many_rows_is_kept(monkeypatch):
+    "What is remembered does not grow with the rows"
+    from fastai_condmtl import tune
+    monkeypatch.setattr(tune, 'SAMPLE', 64)
+    learn = security(n=900)
+    search(learn)
+    assert all(len(t.seen) <= 64 for t in learn.loss_func.tuned.values()) and len(learn.loss_func.tuned['free'].seen) == 64
+    whole = quiet(learn, 'evaluate').cross_fit
+    assert whole and quiet(learn, 'evaluate', dl=learn.dls.test_dl(learn.rows.iloc[200:], with_labels=True)).cross_fit == whole
+
+def test_a_metric_that_is_never_a_number_changes_nothing():
+    "Neither an error after a fit, which would lose it, nor a threshold"
+    learn = security(cbs=ThresholdSearch(lambda tp, fp, fn, tn: tp*np.nan, gates=None, verbose=False))
+    quiet(learn, 'fit', 1, lr=0.)
+    t = learn.threshold_search.result
+    assert set(t.threshold) == {.5} and set(t.note[t.num_samples > 20]) <= {'kept 0.5: the metric is NaN at every threshold'} | {n for n in t.note if 'too few' in n}
+    assert t.note.str.contains('NaN').any()
+
 def test_which_rows_tuned_what(learn):
     search(learn)
     assert 'sub.tags' in quiet(learn, 'evaluate').cross_fit
     search(learn, tasks=dict(tags=None))                                          # not searched anew: still found on these rows
     assert 'sub.tags' in quiet(learn, 'evaluate').cross_fit
-    search(learn, ds_idx=0, constraint=('recall', .5), min_support=1)
+    search(learn, ds_idx=0, constraint=('recall', 1.), min_support=1)      # which .5 does not meet
     assert 'sub.tags' in quiet(learn, 'evaluate', ds_idx=0).cross_fit and quiet(learn, 'evaluate').cross_fit == ()
 
 def test_evaluate_intervals(learn):

@@ -11,9 +11,10 @@ from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from ..conditions import FlowError
 from ..balance import balancer
-from .gradients import SharedFeatures, grad_scale, short_names, task_losses
+from .gradients import SharedFeatures, grad_scale, task_losses
 from ..heads import head_of
-from ..learner import flow_of, loss_of
+from ..learner import flow_of, loss_of, tries
+from ..plot import short_names
 
 # %% auto #0
 __all__ = ['TaskBalance']
@@ -25,7 +26,7 @@ class TaskBalance(Callback):
     _stateattrs = ('shared', 'seen', 'was', 'place', 'losses', 'there')
     shared = seen = was = place = losses = there = host = None
     def __init__(self,
-        method='uncertainty', # `uncertainty`, `dwa`, `famo`, `stch`; from gradients `upgrad`, `mgda`, `pcgrad`, `cagrad`, `gradvac`, `imtl_g`, `aligned_mtl`, `dual_proj`, `fairgrad`; or a weighting of TorchJD
+        method='uncertainty', # `static` (the weights of the blocks, as without a `TaskBalance`), `uncertainty`, `dwa`, `famo`, `stch`; from gradients `upgrad`, `mgda`, `pcgrad`, `cagrad`, `gradvac`, `imtl_g`, `aligned_mtl`, `dual_proj`, `fairgrad`; or a weighting of TorchJD
         *,
         features=None,  # For those from gradients: the module (or its name) whose output all tasks share; by default what the head is given
         log_every:int=1, # Keep the weights of every so many steps
@@ -89,10 +90,8 @@ class TaskBalance(Callback):
         self._stop()
         self.method.epoch(self.state)
         if self.new: self.log.append(self._epoch())
-        self.new, self.n_epochs = [], self.n_epochs + (not self.tries)
+        self.new, self.n_epochs = [], self.n_epochs + (not tries(self.learn))
     def after_fit(self): self._stop()
-    @property
-    def tries(self): "Whether this is `lr_find`, which will be undone"; return hasattr(self.learn, 'lr_finder')
     def _epoch(self): return self.n_epochs, [i for i,_ in self.new], torch.stack([w for _,w in self.new]).cpu()
     def _stop(self):
         if self.shared is not None: self.shared.stop()
@@ -109,7 +108,7 @@ class TaskBalance(Callback):
         self.losses, self.there = losses.detach(), there
         with torch.no_grad(): self.method.note(state, self.losses, there)
         self.seen = there if self.seen is None else self.seen | there
-        if self.tries: return
+        if tries(self.learn): return
         if self.n_steps % self.log_every == 0: self.new.append((self.n_steps, torch.where(there, w*b, torch.nan)))
         self.n_steps += 1
 

@@ -4,17 +4,18 @@
 
 # %% ../../nbs/callback/02_gradients.ipynb #6ee55054
 from __future__ import annotations
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from torch import nn
 from fastai.callback.core import Callback
 from ..conditions import FlowError
 from ..heads import ConditionalHead
-from ..learner import flow_of, loss_of
+from ..learner import flow_of, loss_of, mixed, tries
 from ..losses import ConditionalLoss
+from ..plot import short_names
 from ..ranks import rank_sums, step_ranks
 
 # %% auto #0
-__all__ = ['task_losses', 'SharedFeatures', 'grad_scale', 'GradientCosine', 'short_names']
+__all__ = ['task_losses', 'SharedFeatures', 'grad_scale', 'GradientCosine']
 
 # %% ../../nbs/callback/02_gradients.ipynb #4a7eb7aa
 def task_losses(
@@ -25,8 +26,7 @@ def task_losses(
     "Losses of the tasks `(T,)` with gradient, and which are there; under fastai's MixUp or CutMix of both labels of each row"
     now = learn.loss_func
     if isinstance(now, ConditionalLoss): return loss.task_losses(pred, *learn.yb)
-    mix = getattr(now, '__self__', None)
-    if not (hasattr(mix, 'yb1') and hasattr(mix, 'lam')): raise FlowError(f"tasks cannot be balanced: another callback has replaced the learner's loss_func by {getattr(now, '__name__', type(now).__name__)}; leave one of them out")
+    if (mix := mixed(learn)) is None: raise FlowError(f"tasks cannot be balanced: another callback has replaced the learner's loss_func by {getattr(now, '__name__', type(now).__name__)}; leave one of them out")
     (a, in_a), (b, in_b) = loss.task_losses(pred, *learn.yb, rows=mix.lam), loss.task_losses(pred, *mix.yb1, rows=1 - mix.lam)
     return a + b, in_a | in_b
 
@@ -121,7 +121,7 @@ class GradientCosine(Callback):
         if self.shared is not None: self.shared.stop()
         self.shared = None
     def before_batch(self):
-        if hasattr(self.learn, 'lr_finder'): return
+        if tries(self.learn): return
         if self.n % self.every == 0: self.shared.listen()
         self.n += 1
     def after_loss(self):
@@ -160,8 +160,3 @@ class GradientCosine(Callback):
                     if i != j and abs(df.iloc[i, j]) >= .05: ax.text(j, i, f'{df.iloc[i, j]:.1f}', ha='center', va='center', fontsize=6)
         ax.figure.colorbar(im, ax=ax, shrink=.7, label='mean cosine of gradients')
         return ax
-
-def short_names(paths):
-    "Last names, where these tell the tasks apart"
-    last = [p.rpartition('.')[2] for p in paths]
-    return [l if last.count(l) == 1 else p for l,p in zip(last, paths)]

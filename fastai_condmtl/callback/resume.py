@@ -18,7 +18,7 @@ from ..base import names_of
 from ..conditions import FlowError
 from ..data import EncodedRows
 from ..files import atomic_write
-from ..learner import own_loss
+from ..learner import own_loss, tries
 from ..losses import ConditionalLoss
 from ..ranks import scattered, whole
 from ..target import BoundFlow
@@ -94,14 +94,14 @@ def _set_randoms(dls, s):
 def _loss_state(loss):
     if not isinstance(loss, ConditionalLoss): return None
     tuned = {p: vars(t) | dict(aim=vars(t.aim)) for p,t in loss.tuned.items() if isinstance(t.aim.metric, str)}
-    return dict(thresholds={p: torch.as_tensor(t).clone() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures), tuned=tuned, weights={n: loss._buffers[n].clone() for n,*_ in loss.runs})
+    return dict(thresholds={p: torch.as_tensor(t).clone() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures), tuned=tuned, weights=loss.task_weights())
 
 def _set_loss(learn, s):
     if s is None: return
     loss = own_loss(learn)
     loss.thresholds, loss.temperatures = dict(s['thresholds']), s['temperatures']
     loss.tuned = {p: Tuned(**{**t, 'aim': Aim(**t['aim'])}) for p,t in s['tuned'].items()}
-    for n,w in s['weights'].items(): loss._buffers[n].copy_(w)
+    loss.set_weights(s['weights'])
 
 # %% ../../nbs/callback/04_resume.ipynb #a602540a
 def _identity(learn):
@@ -120,7 +120,7 @@ def _identity(learn):
     return res
 
 # %% ../../nbs/callback/04_resume.ipynb #81593d21
-VERSION = 2
+VERSION = 3
 
 class Checkpoint(Callback):
     "Writes all that a training is to a file, whole or not at all; goes on from it when the same script is run again"
@@ -138,7 +138,7 @@ class Checkpoint(Callback):
     def before_fit(self): self.active = self.skipped = False # `learn.validate` begins a fit as well, without one
     def begin(self):
         "A fit begins: is it another one, one that was over, or the one to go on with?"
-        if hasattr(self.learn, 'lr_finder'): return False # that will be undone
+        if tries(self.learn): return False # that will be undone
         self.ranks = max(dl.world_size if scattered(dl) else 1 for dl in self.dls.loaders)
         self.active, self.fits, self.identity = True, self.fits + 1, {'number of processes': self.ranks} | _identity(self.learn)
         if self.fits == 0 and self.resume: self.found = self._read()

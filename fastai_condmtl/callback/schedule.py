@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Lookahead
 from ..conditions import FlowError
-from ..learner import flow_of, own_loss
+from ..learner import flow_of, own_loss, trains
 from ..partial_training import task_params
 from ..target import BoundFlow
 
@@ -60,27 +60,29 @@ class WeightSchedule(Callback):
     def __init__(self,
         tasks,      # Name of a task, flow or branch; or a dict of names → schedules
         sched=None, # Function of the share of training done (0 to 1), such as `SchedCos(0, 1)`: the weight of each of these tasks
-    ): self.tasks, self.loss, self.own = tasks if isinstance(tasks, Mapping) else {tasks: sched}, None, {}
+    ): self.tasks, self.loss, self.own = tasks if isinstance(tasks, Mapping) else {tasks: sched}, None, None
 
     def before_fit(self):
         self._back() # the last fit was interrupted
-        self.active = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.active = trains(self.learn)
         if not self.active: return
         for n,f in self.tasks.items():
             if not callable(f): raise FlowError(f"WeightSchedule of '{n}': {f!r} must be a function of the share of training done, such as SchedCos(0, 1)")
         meant, self.loss = meant_by(flow_of(self.learn), self.tasks), own_loss(self.learn)
-        self.hps, self.parts = {f'weight of {n}': [] for n in self.tasks}, []
-        for path,(name,row) in self.loss.weight_rows().items():
-            if path in meant: self.parts.append((meant[path], name, row))
-        self.parts = [(n, name, torch.tensor([r for m,b,r in self.parts if (m, b) == (n, name)])) for n,name in dict.fromkeys(p[:2] for p in self.parts)]
-    def before_train(self): self.own = {name: self.loss._buffers[name].clone() for _,name,_ in self.parts} if self.active else {}
+        self.hps, paths = {f'weight of {n}': [] for n in self.tasks}, self.loss.flow.paths
+        self.rows = {n: torch.tensor([i for i,p in enumerate(paths) if meant.get(p) == n], dtype=torch.long) for n in self.tasks}
+    def before_train(self):
+        if not self.active: return
+        self.own = self.loss.task_weights()
+        self.rows = {n: r.to(self.own.device) for n,r in self.rows.items()}
     def before_batch(self):
         if not self.active or not self.training: return
         now = {n: self._weight(n, f) for n,f in self.tasks.items()}
-        for n,name,rows in self.parts:
-            buf = self.loss._buffers[name]
-            buf.index_fill_(0, rows.to(buf.device), now[n])
-        for n,w in now.items(): self.hps[f'weight of {n}'].append(w)
+        weights = self.own.clone()
+        for n,w in now.items():
+            weights.index_fill_(0, self.rows[n], w)
+            self.hps[f'weight of {n}'].append(w)
+        self.loss.set_weights(weights)
     def after_train(self): self._back()
     def before_validate(self): self._back()
     def after_fit(self):
@@ -93,6 +95,6 @@ class WeightSchedule(Callback):
         if not 0 <= w < math.inf: raise FlowError(f"WeightSchedule of '{name}' gives {w} at {self.pct_train:.0%} of the training: a weight is a number that is not negative")
         return w
     def _back(self):
-        for name,w in self.own.items(): self.loss._buffers[name].copy_(w)
-        self.own = {}
-    def __getstate__(self): return {**self.__dict__, 'loss': None, 'own': {}, 'parts': []}
+        if self.own is not None: self.loss.set_weights(self.own)
+        self.own = None
+    def __getstate__(self): return {**self.__dict__, 'loss': None, 'own': None, 'rows': {}}

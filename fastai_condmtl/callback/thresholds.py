@@ -8,12 +8,12 @@ import warnings
 from fastai.callback.core import Callback
 from fastai.imports import noop
 from ..conditions import FlowError
-from ..learner import collect, flow_of, own_loss
+from ..learner import collect, flow_of, own_loss, trains
 from ..metrics import Accumulator, TaskMetric
 from ..tune import aims, search
 
 # %% auto #0
-__all__ = ['ThresholdSearch']
+__all__ = ['ThresholdSearch', 'versions']
 
 # %% ../../nbs/callback/00_thresholds.ipynb #64af87f0
 class ThresholdSearch(Callback):
@@ -33,7 +33,7 @@ class ThresholdSearch(Callback):
     def wanted(self, flow): "What each task of `flow` is tuned for; a wrong name is an error here"; return aims(flow, self.metric, self.constraint, self.gates, self.tasks)
 
     def before_fit(self):
-        self.active = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.active = trains(self.learn)
         self.trained, self.seen = False, None
         if not self.active: return
         self.aims = self.wanted(flow_of(self.learn))
@@ -44,7 +44,7 @@ class ThresholdSearch(Callback):
         if self.active and not self.shared: self.acc.reset()
     def after_batch(self):
         if self.active and not self.shared and not self.training and len(self.yb): self.acc.accumulate(self.learn)
-    def after_validate(self): self.seen = _weights(self.model)
+    def after_validate(self): self.seen = versions(self.model)
     def after_epoch(self):
         if self.every == 'epoch': self._search()
     def after_fit(self):
@@ -54,7 +54,7 @@ class ThresholdSearch(Callback):
 
     def _search(self):
         if not (self.active and self.trained and self.aims) or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return
-        fresh = self.acc.parts and self.seen is not None and self.seen == _weights(self.model)
+        fresh = self.acc.parts and self.seen is not None and self.seen == versions(self.model)
         loss = own_loss(self.learn)
         try: self.result = search(loss, self.acc if fresh else collect(self.learn), self.aims, self.n_boot, self.min_support)
         except FlowError as e: warnings.warn(f"thresholds were not searched, since {e}") # the training itself is done and must not be lost
@@ -67,6 +67,6 @@ class ThresholdSearch(Callback):
         kept = f"{len(t) - len(moved)} kept" if len(t) > len(moved) else ''
         return 'thresholds: ' + '; '.join(filter(None, [', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else ''), kept])) + ' (learn.threshold_search.result)'
 
-def _weights(model):
+def versions(model):
     "Changes whenever parameters or buffers are written in place or replaced"
     return tuple((p.data_ptr(), p._version) for ps in (model.parameters(), model.buffers()) for p in ps)

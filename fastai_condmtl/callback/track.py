@@ -4,179 +4,24 @@
 
 # %% ../../nbs/callback/01_track.ipynb #58bff844
 from __future__ import annotations
-import html, math, textwrap
-from functools import cache, cached_property
+import html
+from functools import cache
 from importlib.util import find_spec
 import torch
 from fastcore.meta import delegates
 from fastai.callback.core import Callback
-from fastai.learner import Recorder
 from fastai.torch_core import TensorBase, TensorImage, maybe_gather, no_random, rank_distrib
-from .thresholds import _weights
-from ..explain import tell
-from ..interpret import ConditionalInterpretation, Losses, Picked
-from ..learner import collect, flow_of, loss_of
+from .thresholds import versions
+from .tracked import Kept, Tracked
+from ..learner import collect, flow_of, mixed, predicts, trains
 from ..losses import TaskSums
 from ..metrics import TaskMetric
-from ..points import Frame
-from ..ranks import gather_rows, in_order, scattered, whole
-from ..target import FlowPrediction, TensorConditional
-import fastai_condmtl.tune # learn.plot_threshold
+from ..ranks import scattered
+from ..target import TensorConditional
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['Kept', 'balanced_weights', 'Tracked', 'ConditionalTracker', 'ConditionalTensorBoard', 'ConditionalWandb',
-           'tensorboard_log']
-
-# %% ../../nbs/callback/01_track.ipynb #06e9aedc
-class Kept(Losses):
-    "`Losses` that also keeps the logits of the first `n` rows, for example trees"
-    def __init__(self, flow, n): self.n = n; super().__init__(flow)
-    def reset(self): super().reset(); self.logits, self.at_logits = [], []
-    def accumulate(self, learn):
-        n = len(self.parts)
-        super().accumulate(learn)
-        if len(self.parts) > n: self._first(learn)
-    def beside(self, learn):
-        "As `accumulate`, but leave rows to the accumulator of the metrics"
-        self.kept.append(gather_rows(getattr(learn, 'dl', None), self.flow.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
-        self._first(learn)
-    def _first(self, learn):
-        done = sum(map(len, self.logits))
-        if done >= self.n: return
-        x, at = gather_rows(getattr(learn, 'dl', None), learn.pred)
-        self.logits.append((x if at is None else x[at < self.n]).float())
-        if at is not None: self.at_logits.append(at[at < self.n])
-    def share(self, acc): "Take over the rows of the metrics' accumulator"; self.parts, self.at, self.data, self.thresholds = acc.parts, acc.at, acc.data, acc.thresholds
-
-# %% ../../nbs/callback/01_track.ipynb #812629b5
-def balanced_weights(learn, weights):
-    "The mean weights of the last epoch, where a `TaskBalance` sets them; else `weights`"
-    recent = getattr(getattr(learn, 'task_balance', None), 'recent', None)
-    return weights if recent is None else recent
-
-class Tracked:
-    "What is worth seeing of a validation, by tag `<task path>/<what>`; made once, whoever writes it"
-    def __init__(self,
-        learn,      # Learner whose data has a flow
-        acc=None,   # `Kept` rows of the validation set; None: validate now
-        train=None, # Mean training loss of each task `(T,)`, where known
-        tasks=None, # Tasks to show inputs and curves of; by default the first 20
-        n:int=4,    # Best and worst inputs a task, and example trees
-    ):
-        self.learn, self.flow, self.train, self.n, self.dl = learn, flow_of(learn), train, n, whole(learn.dls.valid)
-        self.acc = collect(learn, acc=Kept(self.flow, n)) if acc is None else acc
-        self.interp, self.some = ConditionalInterpretation(learn, self.dl, self.acc), bool(self.acc.parts)
-        self.tasks = self.flow.paths[:20] if tasks is None else [self.flow.path(t) for t in tasks]
-
-    def scalars(self) -> dict:
-        "Tag → number: per task losses, weight, share of the training loss, and what the recorder has just recorded; NaN (no row counts) is left out"
-        weights, train, valid = balanced_weights(self.learn, loss_of(self.learn).task_weights().cpu()), self.train, self.acc.losses().nanmean(0) if self.some else None
-        cols = dict(weight=weights, train_loss=train, valid_loss=valid, loss_share=None if train is None else train*weights/(train*weights).nansum())
-        res = {f'{p}/{k}': float(v[i]) for i,p in enumerate(self.flow.paths) for k,v in cols.items() if v is not None} | self.recorded()
-        return {k: v for k,v in res.items() if v == v or k.startswith('_total/')} # a total that is NaN has to be seen
-    def recorded(self):
-        "The recorder's last row, metrics under their tasks"
-        rec, mets = self.learn.recorder, [m for m in self.learn.metrics if isinstance(m, TaskMetric)]
-        tags = {m.name: f'{m.path}/{m.metric}' + ('' if m.label is None else f'_{m.label}') for m in mets}
-        if getattr(rec, 'cancel_train', False) or getattr(rec, 'cancel_valid', False): return {} # fastai leaves numbers out then, names stay
-        def tag(name):
-            part, _, rest = name.partition('_') # `train_<name>` and `valid_<name>` with train_metrics=True
-            if name in tags: return tags[name]
-            return f"{tags[rest]}_{part}" if rest in tags else f'_total/{name}'
-        return {tag(k): float(v) for k,v in zip(rec.metric_names, rec.log) if k not in ('epoch', 'time') and v is not None}
-
-    def thresholds(self) -> dict:
-        "Tag → threshold in force, a label each for multi-label tasks"
-        from fastai_condmtl.tune import in_force
-        res = {}
-        for p,b in self.flow.tasks.items():
-            names = [f'_{l}' for l in b.labels] if b.labels else ['']
-            if b.thresholded: res.update((f'{p}/threshold{l}', float(t)) for l,t in zip(names, in_force(self.learn.loss_func, p)))
-        return res
-
-    def figures(self):
-        "Pairs of tag and figure: threshold curves, and where the input is an image its best and worst"
-        if not self.some: return
-        for p in self.tasks:
-            if not self.flow.tasks[p].thresholded or not self.acc.task(p)[2].any(): continue
-            yield f'{p}/threshold_curve', self.learn.plot_threshold(p, acc=self.acc, n_boot=100).get_figure()
-        picks, images = self.picks, self.inputs
-        if isinstance(next(iter(images.values()), None), TensorImage):
-            for tag,rows in picks.items(): yield tag, self.strip(tag.rpartition('/')[0], rows, images)
-
-    def texts(self):
-        "Pairs of tag and text: example trees, and where the input is no image the trees of the best and worst"
-        if not self.some: return
-        yield '_flow/trees', '\n\n'.join(f'validation row {i}\n{t}' for i,t in enumerate(self.trees()))
-        picks, inputs = self.picks, self.inputs
-        if isinstance(next(iter(inputs.values()), None), TensorImage): return
-        for tag,rows in picks.items():
-            yield tag, '\n\n'.join(self.row(r, f'loss {l:.3g}', inputs.get(r)) for l,r in rows)
-    def row(self, r, note, x=None):
-        "A row in words: where it stands, its input where that is a text, its tree beside the truth"
-        said = [textwrap.shorten(x, 400)] if isinstance(x, str) else []
-        return '\n'.join([f'row {self.order[r]}, {note}', *said, str(self.pred(r).tree(self.truth(r)))])
-
-    def trees(self):
-        "Trees of the first rows: decisions with probabilities, logits and conditions, beside the truth"
-        if not self.acc.logits: return []
-        loss, raw = self.learn.loss_func, in_order(self.acc.logits, self.acc.at_logits)[:self.n]
-        acts = loss.activation(raw)
-        dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
-        return [FlowPrediction(self.flow, d, a, r).tree(self.truth(i), logits=True, condition=True, top_k=3) for i,(d,a,r) in enumerate(zip(dec, acts, raw))]
-
-    @cached_property
-    def packed(self):
-        "Packed labels, and decided values as packed predictions whose mask says *reached*"
-        y, vals = self.acc.packed()
-        return y, self.flow.loss_func.with_reached(vals.to(self.flow.loss_func.order.device)).as_subclass(torch.Tensor).cpu()
-    def truth(self, i): "The labels of a row"; return FlowPrediction(self.flow, self.packed[0][i], frame=Frame.of_size(1, 1))
-    def pred(self, i, all_=False):
-        "What was decided on a row; `all_`: of every task, reached or not"
-        d = self.packed[1][i]
-        return FlowPrediction(self.flow, torch.stack([d[0], torch.ones_like(d[1])]) if all_ else d, frame=Frame.of_size(1, 1)) # points and boxes as shares of the picture
-
-    @cached_property
-    def picks(self) -> dict:
-        "Tag → the `n` worst and best rows of a task, as pairs of loss and position"
-        res = {}
-        for p in self.tasks:
-            for what in ('worst', 'best'):
-                losses, rows = self.interp.top_losses(p, self.n, what == 'worst')
-                if len(rows): res[f'{p}/{what}'] = list(zip(losses.tolist(), rows.tolist()))
-        return res
-    @cached_property
-    def order(self): "Positions in the validation set of the rows that were kept"; return range(len(self.packed[0])) if self.scattered else list(self.dl.get_idxs())
-    @property
-    def scattered(self): "Whether it is not known which rows these are"; return self.dl.shuffle or self.dl.n != len(self.packed[0])
-    @cached_property
-    def inputs(self) -> dict:
-        "Position → decoded input of all that `picks` names; empty where the input has no picture or text of its own"
-        rows = sorted({r for rows in self.picks.values() for _,r in rows})
-        if self.scattered or not rows: return {}
-        dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked([self.order[r] for r in rows]), bs=64, num_workers=0)
-        shown = [dl.show_batch(b, max_n=64, show=False)[2] for b in dl]
-        return {} if shown[0] is None else dict(zip(rows, (o[0] for its in shown for o in its)))
-
-    def strip(self, path, rows, images):
-        "Rows of a task in a grid: the image, what was decided, the truth and the loss above"
-        import matplotlib.pyplot as plt
-        from fastai_condmtl.vision.show import draw_shapes
-        c = math.ceil(len(rows)**.5)
-        r = -(-len(rows)//c)
-        fig, axs = plt.subplots(r, c, figsize=(2.3*c, 2.9*r), squeeze=False)
-        fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1 - .5/(2.9*r), wspace=.03, hspace=.25) # a layout to be solved would take longer than the drawing
-        for ax in axs.flat: ax.axis('off')
-        say = lambda v: textwrap.shorten(tell(v), 28, placeholder=' …')
-        for ax,(l,row) in zip(axs.flat, rows):
-            pred, truth = self.pred(row, True), self.truth(row)
-            right = self.packed[1][row][1, self.flow.slices[path].targets].any()
-            images[row].show(ctx=ax)
-            if self.flow.tasks[path].draws is not None or self.flow.tasks[path].geometry:
-                for o,color,ls in ((truth, 'white', '--'), (pred, 'orange', '-')): draw_shapes(ax, o, images[row].shape[:-3:-1], color, ls)
-            ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[row]})", fontsize=8, parse_math=False)
-        return fig
+__all__ = ['ConditionalTracker', 'ConditionalTensorBoard', 'ConditionalWandb', 'tensorboard_log']
 
 # %% ../../nbs/callback/01_track.ipynb #51ec6f91
 class ConditionalTracker(Callback):
@@ -192,7 +37,7 @@ class ConditionalTracker(Callback):
         self.every, self.tasks, self.n, self.batches, self.trained, self.said = every, tasks, n, 0, False, False
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.run = trains(self.learn)
         if not self.run: return
         flow, self.trained = flow_of(self.learn), False
         Tracked(self.learn, Kept(flow, self.n), tasks=self.tasks) # a wrong name is an error now
@@ -202,16 +47,16 @@ class ConditionalTracker(Callback):
         if not self.trained and rank_distrib() == 0: self._begin()
         self.trained = True # `learn.validate` is no fit
     def before_validate(self):
-        if not self.nested: self.acc.reset()
+        if not predicts(self.learn): self.acc.reset()
     def after_batch(self):
-        if self.nested or not len(self.learn.yb): return
+        if predicts(self.learn) or not len(self.learn.yb): return
         if self.training: self._add(); self.batches += 1
         elif self.shared is None: self.acc.accumulate(self.learn)
         else: self.acc.beside(self.learn)
     def after_validate(self):
-        if self.nested or not self.trained: return
+        if predicts(self.learn) or not self.trained: return
         if self.shared is not None and self.acc.kept: self.shared.task(self.shared.flow.paths[0]); self.acc.share(self.shared)
-        self.seen, train = _weights(self.model), None
+        self.seen, train = versions(self.model), None
         if self.sums is not None:
             s, n = maybe_gather(self.sums[None]).sum(0).cpu() if scattered(self.learn.dl) else self.sums.cpu() # of all processes
             train = torch.where(n > 0, s/n, torch.nan)
@@ -221,20 +66,17 @@ class ConditionalTracker(Callback):
     def after_fit(self):
         if not self.trained: return
         self.trained = False
-        if self.acc.parts and self.seen != _weights(self.model): self.acc = collect(self.learn, acc=Kept(self.acc.flow, self.n)) # the best weights are back
+        if self.acc.parts and self.seen != versions(self.model): self.acc = collect(self.learn, acc=Kept(self.acc.flow, self.n)) # the best weights are back
         self._show()
         if rank_distrib() == 0: self.close()
         self.acc = self.sums = None
 
-    @property
-    def nested(self): "Whether these are predictions that another callback asked for"; return hasattr(self.learn, 'gather_preds')
     @torch.no_grad()
     def _add(self):
         "Add up each task's loss and rows `(2, T)`"
-        mix, loss, pred = getattr(self.learn.loss_func, '__self__', None), self.acc.flow.loss_func, self.learn.pred.detach()
+        mix, loss, pred = mixed(self.learn), self.acc.flow.loss_func, self.learn.pred.detach()
         if isinstance(pred, TaskSums): self.sums = pred.as_subclass(torch.Tensor).sum(0) + (0. if self.sums is None else self.sums); return
-        mixed = hasattr(mix, 'yb1') and hasattr(mix, 'lam') # fastai's MixUp and CutMix: two labels a row
-        for y,share in [(self.learn.yb[0], mix.lam), (mix.yb1[0], 1 - mix.lam)] if mixed else [(self.learn.yb[0], None)]:
+        for y,share in [(self.learn.yb[0], None)] if mix is None else [(self.learn.yb[0], mix.lam), (mix.yb1[0], 1 - mix.lam)]: # two labels a row
             x = loss.per_sample(pred, y)
             there = (~x.isnan()).to(x.dtype)
             if share is not None: there = there*torch.as_tensor(share, device=x.device, dtype=x.dtype).reshape(-1, 1)
@@ -284,7 +126,7 @@ class ConditionalTensorBoard(ConditionalTracker):
     def close(self): self.writer.close(); self.writer = None
     def after_batch(self):
         super().after_batch()
-        if self.writer is None or not self.training or self.nested: return
+        if self.writer is None or not self.training or predicts(self.learn): return
         self.writer.add_scalar('_total/smooth_loss', self.smooth_loss, self.batches)
         for i,h in enumerate(self.opt.hypers):
             for k in {'lr', 'mom'} & set(h): self.writer.add_scalar(f'_hypers/{k}_{i}', h[k], self.batches)
