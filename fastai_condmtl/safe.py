@@ -11,8 +11,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from .base import near
-from .conditions import FlowError
+from .conditions import FlowError, FlowWarning
 from .export import input_steps
 from .files import atomic_write
 from .flow import Flow, Plan
@@ -238,7 +237,7 @@ def save_safe(self:Learner,
     config = network_config(self)
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
     if config is not None and _sizes_of(make_network(config, flow).state_dict()) != _sizes_of(weights): config = None
-    if config is None: warnings.warn("this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)", stacklevel=2)
+    if config is None: warnings.warn("this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)", FlowWarning, stacklevel=2)
     d = dict(format=FORMAT, version=VERSION, **flow.to_dict(), network=config, pictures=picture_config(self),
              thresholds={p: doubles(t).reshape(-1).tolist() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures))
     with atomic_write(path) as tmp: st.torch.save_file(weights, tmp, metadata={FORMAT: json.dumps(d, ensure_ascii=False)})
