@@ -64,8 +64,8 @@ def every_row(learn):
 
 def _as_item(ds, item):
     "A dict is a row of the table, where the data was built from one; what else holds several things is none"
-    def fits(o): return all(any(isinstance(o, tuple(t) if isinstance(t, list) else t) for t in tl.types) for tl in getattr(ds, 'tls', ())[:getattr(ds, 'n_inp', 1)])
-    if not isinstance(item, (dict, tuple)) or fits(item): return item
+    def fits(o, n=None): return all(any(isinstance(o, tuple(t) if isinstance(t, list) else t) for t in tl.types[:n]) for tl in getattr(ds, 'tls', ())[:getattr(ds, 'n_inp', 1)])
+    if not isinstance(item, (dict, tuple)) or fits(item, 1 if isinstance(item, tuple) else None): return item # of a tuple, transforms further on take each part by itself
     if isinstance(item, dict) and fits(row := pd.Series(item)): return row
     raise FlowError(f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table (df.iloc[0], or a dict where rows were the items), a file, a text")
 
