@@ -1,5 +1,5 @@
 "Everything that does not depend on the kind of input: `from fastai_condmtl.all import *`, after fastai's"
-from .conditions import Condition, any_of, task
+from .conditions import Condition, FlowWarning, any_of, task
 from .blocks import *
 from .points import Frame
 from .flow import Flow, FlowError

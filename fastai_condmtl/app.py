@@ -13,7 +13,8 @@ from fastai.learner import Learner, load_learner
 from PIL import Image
 from .cli import register
 from .conditions import FlowError
-from .learner import flow_of
+from .files import IMAGES
+from .learner import flow_of, loss_of
 from .losses import single
 from .points import Frame
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
@@ -104,8 +105,7 @@ def find_examples(
     if examples is None: return []
     if isinstance(examples, (str, Path)):
         if not Path(examples).is_dir(): raise FlowError(f"examples={str(examples)!r} is no folder: name one with pictures, or leave it out")
-        exts = set(Image.registered_extensions())
-        files = sorted((p for p in Path(examples).iterdir() if p.suffix.lower() in exts and p.is_file()), key=lambda p: (len(p.name), p.name))
+        files = sorted((p for p in Path(examples).iterdir() if p.suffix.lower() in IMAGES and p.is_file()), key=lambda p: (len(p.name), p.name))
         if not files: raise FlowError(f"there is no picture in {str(examples)!r}: put some there, or leave examples out")
     else:
         files = [Path(p) for p in examples]
@@ -141,8 +141,8 @@ def make_app(
     "A page that shows what a learner makes of a picture"
     try: import gradio as gr
     except ImportError as e: raise ImportError("the page needs Gradio: pip install 'fastai_condmtl[app]'") from e
-    viewer, files, loss = Viewer(learn), find_examples(examples), learn.loss_func
-    flow, all_knobs, exact = viewer.flow, knobs(viewer.flow), cuts(learn.loss_func)
+    viewer, files, loss = Viewer(learn), find_examples(examples), loss_of(learn)
+    flow, all_knobs, exact = viewer.flow, knobs(viewer.flow), cuts(loss)
     shown = all_knobs[:max_sliders]
     draws = any(b.draws is not None or b.geometry for b in flow.tasks.values())
 

@@ -15,9 +15,9 @@ from .conditions import Comparable, FlowError, as_condition, both, check_op
 from .masks import is_mask, is_picture_file, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved', 'given_by',
-           'names_of', 'shortly', 'plain_number', 'check_column', 'near', 'no_picture_files', 'sort_labels', 'any_true',
-           'all_true', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
+__all__ = ['ConditionalBlock', 'row_name', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved',
+           'given_by', 'names_of', 'shortly', 'plain_number', 'check_column', 'near', 'no_picture_files', 'sort_labels',
+           'any_true', 'all_true', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -141,9 +141,14 @@ class ConditionalBlock(Comparable):
         "The error for a bad label: task, row and value, and what to do"
         v = df[col].iloc[i]
         if isinstance(v, np.generic): v = v.item()
-        row = f"row {i}" + ('' if repr(df.index[i]) == repr(i) or df.index[i] is i else f' (index {df.index[i]!r})')
         shown = shortly(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
-        return FlowError(f"task '{self.path or self.name}', {row}, column '{col}', value {shown}: {why}{picture_hint(v)}")
+        return FlowError(f"task '{self.path or self.name}', {row_name(df, i)}, column '{col}', value {shown}: {why}{picture_hint(v)}")
+
+def row_name(df, i):
+    "What errors call row `i` of a table: its position, and its index where that is another"
+    at = df.index[i]
+    at = at.item() if isinstance(at, np.generic) else at
+    return f'row {i}' if repr(at) == repr(i) else f'row {i} (index {at!r})'
 
 def check_name(name, what='task'):
     "Names become parts of paths and of metric names, which callbacks read"

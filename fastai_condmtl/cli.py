@@ -11,10 +11,11 @@ from fastai.callback.progress import CSVLogger, ProgressCallback
 from . import __version__
 from .base import near
 from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, OrdinalBlock, UnboundedRegressionBlock
-from .conditions import FlowError
+from .conditions import FlowError, FlowWarning
+from .data import read_labels
 from .files import write_csv, write_text
 from .flow import Flow, leaves
-from .guess import _task_name, guess_flow, guess_fn_col
+from .guess import guess_flow, guess_fn_col, task_name
 from .metrics import wanted_metrics
 import fastai_condmtl.flow_json # noqa: F401  Flow.from_json
 
@@ -32,7 +33,7 @@ def told(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            warnings.filterwarnings('always', category=UserWarning, message='(no column .* in the table|left out .* rows whose image)')
+            warnings.filterwarnings('always', category=FlowWarning)
             warnings.showwarning = lambda message, *_, **__: print(f'{prog}: note: {message}', file=sys.stderr)
             yield
     except FlowError as e:
@@ -44,7 +45,7 @@ def told(
 
 def read_table(path, only_blank=False, text=()):
     "A CSV as a table, the columns of `text` as text; what is wrong with the file is a `FlowError`"
-    try: df = pd.read_csv(path, dtype={c: str for c in text}, keep_default_na=not only_blank, na_values=[''] if only_blank else None, low_memory=False)
+    try: df = read_labels(path, not only_blank, dtype={c: str for c in text}, low_memory=False)
     except FileNotFoundError: raise FlowError(f"there is no file '{path}': check the path") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise FlowError(f"'{path}' cannot be read as a CSV: {e}. It must be a table with commas and a first line of column names, in UTF-8") from None
     if not len(df): raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
@@ -137,7 +138,7 @@ def write_guess(a):
     if out.exists() and not a.force: raise FlowError(f"'{out}' is there already: name another file with --flow, or write over it with --force")
     fn_col = None if a.fn_col is None else file_column(df, a.fn_col, a.guess)
     files = [f for f in image_files(df, file_column(df, fn_col, a.guess), a.images, a.suff, True) if f.is_file()] if a.images else []
-    guess = guess_flow(df, _task_name(Path(a.guess).stem, {})[0], fn_col, a.ignore, files)
+    guess = guess_flow(df, task_name(Path(a.guess).stem, {})[0], fn_col, a.ignore, files)
     try: guess.flow.to_json(out)
     except OSError as e: raise FlowError(f"cannot write '{out}': {e.strerror}. Name another file with --flow") from None
     print(guess)
@@ -160,8 +161,10 @@ def load_data(a, df, flow, fn_col):
     from fastai_condmtl.vision.data import ConditionalDataLoaders
     tfms = dict(none=lambda: [], light=lambda: aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0), full=aug_transforms)[a.augment]()
     split = dict(valid_col=a.valid_col) if a.valid_col else dict(valid_pct=a.valid_pct, seed=a.seed, stratify=not a.random_split)
-    return ConditionalDataLoaders.from_df(df, flow, path=Path(a.images).resolve(), fn_col=fn_col, suff=a.suff, bs=min(a.bs, max(2, int(len(df)*(1 - a.valid_pct)))), num_workers=a.workers,
+    dls = ConditionalDataLoaders.from_df(df, flow, path=Path(a.images).resolve(), fn_col=fn_col, suff=a.suff, bs=a.bs, num_workers=a.workers,
         item_tfms=Resize(a.size, method='squish'), batch_tfms=tfms, bad_images='skip' if a.skip_bad_images else 'raise', **split) # squished, so that boxes stay where they are
+    dls.train.bs = min(a.bs, max(2, len(dls.train_ds))) # few rows are one batch
+    return dls
 
 def make_learner(a, dls, arch):
     "The network; weights that cannot be had are an error that says so"

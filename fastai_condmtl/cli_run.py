@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from .cli import at_least, common_options, file_column, image_files, make_parser, out_folder, numbers_where_meant, quietly, read_table, register, report, told
 from .conditions import FlowError
+from .files import IMAGES
 
 # %% auto #0
 __all__ = ['load_run', 'rows_of', 'evaluate', 'load_thresholds', 'condmtl_evaluate', 'listed', 'explain', 'condmtl_explain']
@@ -73,15 +74,13 @@ def condmtl_evaluate(argv=None):
     with told(p.prog): evaluate(a)
 
 # %% ../nbs/15b_cli_run.ipynb #c31daee6
-_suffixes = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
-
 def listed(images):
     "Files, and the image files of folders, in order of their names"
     res = []
     for o in map(Path, images):
         if not o.exists(): raise FlowError(f"there is no file or folder '{o}': check the path")
         if not o.is_dir(): res.append(o); continue
-        if not (found := sorted(f for f in o.iterdir() if f.suffix.lower() in _suffixes)): raise FlowError(f"folder '{o}' holds no images ({' '.join(_suffixes)})")
+        if not (found := sorted(f for f in o.iterdir() if f.suffix.lower() in IMAGES)): raise FlowError(f"folder '{o}' holds no images ({' '.join(IMAGES)})")
         res += found
     return res
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 # %% auto #0
-__all__ = ['FlowError', 'Condition', 'written', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition', 'Comparable',
-           'check_interval', 'never_true', 'is_number', 'as_number', 'check_op', 'task', 'kleene', 'conjuncts', 'both',
-           'atoms', 'forced']
+__all__ = ['FlowError', 'FlowWarning', 'Condition', 'written', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition',
+           'Comparable', 'check_interval', 'never_true', 'is_number', 'as_number', 'check_op', 'task', 'kleene',
+           'conjuncts', 'both', 'atoms', 'forced']
 
 # %% ../nbs/00_conditions.ipynb #1de259dd
 class FlowError(ValueError):
     "A flow that is wrong, or labels that do not fit it; the message names the task and ends with the fix"
+
+class FlowWarning(UserWarning):
+    "What is worth knowing of a flow or its labels, and stops nothing"
 
 # %% ../nbs/00_conditions.ipynb #056c8635
 class Condition:

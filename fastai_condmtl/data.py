@@ -4,8 +4,10 @@
 
 # %% ../nbs/06_data.ipynb #d505ef05
 from __future__ import annotations
+import warnings
 from heapq import heapify, heappop, heappush
 from multiprocessing.context import get_spawning_popen
+from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy import sparse
 from fastcore.all import patch, is_indexer, mask2idxs, L
@@ -18,11 +20,11 @@ from .conditions import FlowError
 from .flow import Flow, inherited, leaves
 from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
-import fastai_condmtl.losses
+import fastai_condmtl.losses # noqa: F401  the loss of a bound flow
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'StratifiedSplitter', 'label_groups',
-           'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'as_splitter']
+           'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'as_splitter', 'read_labels']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -265,3 +267,15 @@ def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, s
     if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
     if splitter is not None: return splitter
     return ColumnSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
+
+# %% ../nbs/06_data.ipynb #fb02d42c
+def read_labels(
+    csv, # File (or buffer) to read
+    keep_default_na:bool=True, # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
+    **kwargs # For `pd.read_csv`
+) -> pd.DataFrame:
+    "A csv as a table; cells beyond the columns that its first line names are an error, unless they are blank"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'Length of header', pd.errors.ParserWarning)
+        try: return pd.read_csv(csv, index_col=False, keep_default_na=keep_default_na, na_values=None if keep_default_na else [''], **kwargs)
+        except pd.errors.ParserWarning: raise FlowError(f"lines of {repr(str(csv)) if isinstance(csv, (str, Path)) else 'the csv'} hold more cells than the first line names columns: name each column there, or take out what stands beyond the last") from None

@@ -89,8 +89,8 @@ def main(
     return tables
 
 if __name__ == '__main__' and '__file__' in globals():
-    p = argparse.ArgumentParser(description=main.__doc__)
-    p.add_argument('--out', default='demo_out', help='folder to write to')
-    p.add_argument('--n', type=int, default=5000, help='scenes to draw')
-    p.add_argument('--epochs', type=int, default=10, help='epochs on the scenes')
+    p = argparse.ArgumentParser(description=main.__doc__, argument_default=argparse.SUPPRESS) # what is left out stays as `main` has it
+    p.add_argument('--out', help='folder to write to')
+    p.add_argument('--n', type=int, help='scenes to draw')
+    p.add_argument('--epochs', type=int, help='epochs on the scenes')
     main(**vars(p.parse_args()))

@@ -11,6 +11,7 @@ try: import accelerate # noqa: F401
 except ImportError: raise ImportError("training on several processes needs accelerate: pip install 'fastai_condmtl[distributed]'") from None
 from fastai.distributed import DistributedDL, DistributedTrainer, rank0_first
 from fastai.torch_core import num_distrib, rank_distrib
+from .conditions import FlowWarning
 from .ranks import alone
 
 # %% auto #0
@@ -43,5 +44,5 @@ if not hasattr(DistributedDL._broadcast, '_plain'):
         if self.sync_bn and next(self.learn.model.parameters()).device.type == 'cpu':
             self.sync_bn = False # torch has it for GPUs alone
             if not rank_distrib() and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.learn.model.modules()):
-                warnings.warn("on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on GPUs only")
+                warnings.warn("on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on GPUs only", FlowWarning, stacklevel=2)
         _before_fit(self)

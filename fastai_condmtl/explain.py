@@ -21,6 +21,10 @@ class FlowTree(Tree):
         "Each line of the text with its node, from top to bottom"
         nodes = [self[n] for n in self.expand_tree(sorting=False)]
         return list(zip(str(self).split('\n'), nodes))
+    def marked(self):
+        "`(sign, text, colour)` of each line below the outermost flow, which all rows share: wrong nodes have a cross and are red, those without a label gray; '' is no colour"
+        lines = [(t, n.data or {}) for t,n in self.lines()[1:] or self.lines()]
+        return [('✗ ' if d.get('wrong') else '  ', t, 'crimson' if d.get('wrong') else '' if d.get('known', True) else 'gray') for t,d in lines]
 
 def givens(flow, prefix=''):
     "Path of each task and inner flow of a `Flow` → its own condition as written, '' without one"

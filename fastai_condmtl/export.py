@@ -120,9 +120,9 @@ def columns_of(
     "What the columns of `values`, `probabilities` and `reached` mean, as JSON values"
     flow, tasks = loss.flow, []
     for j,(p,b) in enumerate(flow.tasks.items()):
-        s, gates = flow.slices[p], [str(flow.plan.conds[g]) for g in flow.plan.gates[j]]
+        s, given = flow.slices[p], flow.needs(p)
         t = dict(path=p, block=type(b).__name__, values=[s.targets.start, s.targets.stop], probabilities=[s.acts.start, s.acts.stop], reached=j)
-        if gates: t['given'] = ' & '.join(gates) if len(gates) == 1 else ' & '.join(f'({g})' for g in gates)
+        if given is not None: t['given'] = str(given)
         if b.n_out > 1 or b.thresholded: t['vocab'] = [v if isinstance(v, (str, int, float, bool)) else str(v) for v in map(_item, names_of(b))]
         if b.labels is not None and 'vocab' not in t: t['columns'] = [str(l) for l in b.labels]
         if b.thresholded: t['thresholds'] = [float(x) for x in torch.as_tensor(loss.thresholds.get(p, b.thresholds())).reshape(-1).expand(b.n_targets)]
@@ -142,11 +142,9 @@ def to_onnx(self:Learner,
     "One ONNX graph: inputs → `values`, `probabilities`, `reached` for any number of rows; its metadata tells what columns mean"
     try: import onnx, onnxscript # noqa: F401
     except ImportError as e: raise ImportError(f"learn.to_onnx needs {e.name}: pip install 'fastai_condmtl[onnx]'") from None
-    example, module = _example(self, example), self.deployed()
+    example = _example(self, example)
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
-    batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
-    program = torch.export.export(module, example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True)
-    res = torch.onnx.export(program, dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False).model_proto
-    onnx.helper.set_model_props(res, dict(fastai_condmtl=json.dumps(columns_of(module.loss), ensure_ascii=False)))
+    res = torch.onnx.export(self.to_exported(example=example), dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False).model_proto
+    onnx.helper.set_model_props(res, dict(fastai_condmtl=json.dumps(columns_of(loss_of(self)), ensure_ascii=False)))
     with atomic_write(path) as tmp: onnx.save_model(res, str(tmp))
     return Path(path)

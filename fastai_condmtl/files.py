@@ -13,9 +13,11 @@ from fastai.learner import Learner, join_path_file, save_model
 from fastai.torch_core import rank_distrib
 
 # %% auto #0
-__all__ = ['atomic_write', 'write_text', 'write_csv', 'atomic_save']
+__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'atomic_save']
 
 # %% ../nbs/00f_files.ipynb #ecaa4c0b
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp') # how names of picture files end, in small letters
+
 @contextmanager
 def atomic_write(
     path, # File to write

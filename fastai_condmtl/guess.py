@@ -16,24 +16,25 @@ from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, MultiLabelB
 from .classes import Classes
 from .condition_text import plain, write_condition
 from .conditions import FlowError, any_of, as_condition, atoms, both, kleene, task
+from .files import IMAGES
 from .flow import Flow
 import fastai_condmtl.audit, fastai_condmtl.flow_json # noqa: F401  flow.audit, flow.to_json
 
 # %% auto #0
-__all__ = ['guess_fn_col', 'guess_kind', 'guess_shapes', 'picture_size', 'Table', 'guess_conditions', 'Guess', 'guess_flow']
+__all__ = ['guess_fn_col', 'guess_kind', 'guess_shapes', 'shared_size', 'Table', 'guess_conditions', 'Guess', 'guess_flow',
+           'task_name']
 
 # %% ../nbs/14_guess.ipynb #85af1b14
 _no_yes = (('no', 'yes'), ('false', 'true'), ('n', 'y'), ('off', 'on'), ('absent', 'present'), ('closed', 'open'), ('negative', 'positive'), ('0', '1'))
 _orders = (('none', 'mild', 'moderate', 'severe'), ('very low', 'low', 'medium', 'high', 'very high'), ('small', 'medium', 'large'), ('never', 'rarely', 'sometimes', 'often', 'always'),
            ('very poor', 'poor', 'fair', 'good', 'very good', 'excellent'), ('strongly disagree', 'disagree', 'neutral', 'agree', 'strongly agree'))
 _is_count, _is_rank = (re.compile(rf'(^|_)({w})(_|$)', re.I) for w in ('n|num|number|counts?', 'stars?|ratings?|rank|severity|grade|level'))
-_is_image = re.compile(r'\.(jpe?g|png|gif|bmp|tiff?|webp)$', re.I)
 _is_split = re.compile(r'(is_?)?(valid(ation)?|train|test)|split|fold|subset', re.I)
 
 def guess_fn_col(df):
     "The column with the names of image files; None where there is none"
     text = {c: df[c].dropna() for c in df.columns if not pd.api.types.is_numeric_dtype(df[c])}
-    return next((c for c,s in text.items() if len(s) and np.mean([isinstance(v, (str, Path)) and bool(_is_image.search(str(v))) for v in s]) > .9), None)
+    return next((c for c,s in text.items() if len(s) and np.mean([isinstance(v, (str, Path)) and str(v).lower().endswith(IMAGES) for v in s]) > .9), None)
 
 def guess_kind(
     s:pd.Series, # Column of labels
@@ -103,7 +104,7 @@ def guess_shapes(
     "Column → `(arguments of a BoundedRegressionBlock, why)`, for columns that together are a box or a point"
     ends, res = {}, {}
     for c in df.columns:
-        if isinstance(c, str) and (m := re.fullmatch(r'(.*?)_?(x1|y1|x2|y2|x|y|w|h)', c)) and m[1] and pd.api.types.is_numeric_dtype(df[c]): ends.setdefault(m[1], {})[m[2]] = c
+        if isinstance(c, str) and (m := re.fullmatch(r'(.*?)_?(x1|y1|x2|y2|x|y|w|h)', c)) and m[1] and pd.api.types.is_numeric_dtype(df[c]) and df[c].nunique() > 1: ends.setdefault(m[1], {})[m[2]] = c
     for stem,cols in ends.items():
         if (parts := next((s for s in _shapes if set(s) <= set(cols)), None)) is None: continue
         what = f"part of the {'box' if len(parts) == 4 else 'point'} '{stem}' ({', '.join(cols[p] for p in parts)})"
@@ -115,7 +116,7 @@ def guess_shapes(
             else: res[cols[p]] = dict(y_range=(0, end), draws=f"{stem}.{p + '1' if len(parts) == 4 and p in 'xy' else p}"), f"{what}, in pixels of pictures that are {size[0]} by {size[1]}"
     return res
 
-def picture_size(files, n=50):
+def shared_size(files, n=50):
     "Width and height that the first `n` of `files` share; None where they differ or cannot be read"
     from PIL import Image
     sizes = set()
@@ -249,15 +250,15 @@ def guess_flow(
     if gone := [c for c in ignore if c not in df.columns]: raise FlowError(f"ignore: {gone[0]!r} is not a column of the table, which has {', '.join(map(repr, df.columns))}")
     if twice := df.columns[df.columns.duplicated()].tolist(): raise FlowError(f"column {twice[0]!r} stands twice in the table: keep one")
     fn_col = guess_fn_col(df) if fn_col is None else fn_col
-    shapes, left_out, blocks, why = guess_shapes(df, picture_size(files) if len(files) else None), {}, [], {}
+    shapes, left_out, blocks, why = guess_shapes(df, shared_size(files) if len(files) else None), {}, [], {}
     for c in df.columns:
         if c == fn_col or c in ignore: continue
-        tname, kwargs = _task_name(c, why)
+        tname, kwargs = task_name(c, why)
         if _is_split.fullmatch(str(c)) and len(set(map(str, df[c].dropna()))) <= 10: block, text = None, "it looks like a split into training and validation rows"
-        elif c in shapes and df[c].nunique() > 1: block, text = BoundedRegressionBlock(tname, **kwargs, **shapes[c][0]), shapes[c][1]
+        elif c in shapes: block, text = BoundedRegressionBlock(tname, **kwargs, **shapes[c][0]), shapes[c][1]
         else: block, text = guess_kind(df[c], tname, **kwargs)
         if block is None: left_out[c] = text
-        else: blocks.append(block); why[tname] = text + (f". Called '{tname}', since '{c}' cannot be a name" if kwargs else '')
+        else: blocks.append(block); why[tname] = text + (f". Called '{tname}', since '{c}' cannot be a name" if kwargs and tname != str(c) else '')
     if not blocks: raise FlowError("no column looks like a task: " + '; '.join(f"'{c}': {w}" for c,w in left_out.items()))
     table = Table(df, blocks)
     conds, tasks = guess_conditions(table), []
@@ -271,7 +272,10 @@ def guess_flow(
                 [f"Left out column '{c}': {w}." for c,w in left_out.items()] + _lost(flow, df)
     return Guess(flow, fn_col, left_out, why)
 
-def _task_name(c, taken):
+def task_name(
+    c,     # Column, or any text
+    taken, # Names that are given away
+) -> tuple: # `(name, arguments of the block)`
     "A name for the task of a column, and `col=` where it differs"
     name = str(c)
     for a,b in (('.', '_'), (',', '_'), ('\n', ' '), ('error', 'err'), ('loss', 'los')): name = name.replace(a, b)

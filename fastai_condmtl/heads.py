@@ -11,7 +11,7 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.layers import AdaptiveConcatPool2d, Flatten, LinBnDrop, apply_init
 from fastai.torch_core import find_bs
-from .conditions import FlowError
+from .conditions import FlowError, FlowWarning
 from .base import near
 from .losses import ConditionalLoss
 from .target import packed
@@ -130,12 +130,12 @@ class ConditionalHead(nn.Module):
         for u in uses:
             for i in u.read:
                 if unit_of[i] in waits and unit_of[i] != unit_of[u.task]:
-                    warnings.warn(f"task '{flow.paths[u.task]}' uses '{flow.paths[i]}', so branch '{self.names[unit_of[i]]}' runs on every row, only_needed or not")
+                    warnings.warn(f"task '{flow.paths[u.task]}' uses '{flow.paths[i]}', so branch '{self.names[unit_of[i]]}' runs on every row, only_needed or not", FlowWarning, stacklevel=2)
                     waits.discard(unit_of[i])
         for i,b in enumerate(plan.blocks):
             if getattr(b, 'whole_space', False) and (all_ := waits & {unit_of[j] for j in plan.above(i) | {i}}):
                 names = ' and '.join(f"'{self.names[k]}'" for k in sorted(all_))
-                warnings.warn(f"task '{flow.paths[i]}' is trained on the whole space, so {f'branches {names} run' if len(all_) > 1 else f'branch {names} runs'} on every row, only_needed or not")
+                warnings.warn(f"task '{flow.paths[i]}' is trained on the whole space, so {f'branches {names} run' if len(all_) > 1 else f'branch {names} runs'} on every row, only_needed or not", FlowWarning, stacklevel=2)
                 waits -= all_
         self.always = [k for k in range(len(units)) if k not in waits]
         self.waits = _by_conditions(waits, {k: {unit_of[j] for i in self.tasks[k] for j in plan.needs(i)} for k in waits})

@@ -67,11 +67,19 @@ def every_row(learn):
     try: yield
     finally: learn.all_rows = was
 
+def _as_item(ds, item):
+    "A dict is a row of the table, where the data was built from one; what else holds several things is none"
+    def fits(o, n=None): return all(any(isinstance(o, tuple(t) if isinstance(t, list) else t) for t in tl.types[:n]) for tl in getattr(ds, 'tls', ())[:getattr(ds, 'n_inp', 1)])
+    if not isinstance(item, (dict, tuple)) or fits(item, 1 if isinstance(item, tuple) else None): return item # of a tuple, transforms further on take each part by itself
+    if isinstance(item, dict) and fits(row := pd.Series(item)): return row
+    raise FlowError(f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table (df.iloc[0], or a dict where rows were the items), a file, a text")
+
 if not hasattr(Learner.predict, '_plain'):
     _plain = Learner.predict
     @patch
     def predict(self:Learner, item, rm_type_tfms=None, with_input=False):
         "Prediction on `item`: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
+        if isinstance(getattr(self.dls, 'flow', None), BoundFlow): item = _as_item(self.dls.train_ds, item)
         with every_row(self), alone(self): res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
         if not isinstance(res[-3], FlowPrediction): return res
         res[-3].activations = res[-1]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
-from .conditions import FlowError
+from .conditions import FlowError, FlowWarning
 from .masks import MASKS
 from .base import near
 from .ranks import mean_value, rank_sums, step_ranks
@@ -246,7 +246,7 @@ class ConditionalLoss(nn.Module):
         for p,t in self.temperatures.items():
             if self.flow.tasks[p].thresholded: self.thresholds[p] = move_threshold(self.thresholds[p], t)
         self.temperatures, self.tuned = {}, {}
-        warnings.warn("the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() once more when it is done")
+        warnings.warn("the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() once more when it is done", FlowWarning, stacklevel=2)
 
     @property
     def temperatures(self):

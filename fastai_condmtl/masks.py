@@ -7,17 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 import numpy as np
 from .conditions import FlowError
+from .files import IMAGES
 
 # %% auto #0
-__all__ = ['MASKS', 'SUFFIXES', 'is_mask', 'is_picture_file', 'is_mask_block', 'picture_hint', 'SegmentationBlock', 'mask_facts']
+__all__ = ['MASKS', 'is_mask', 'is_picture_file', 'is_mask_block', 'picture_hint', 'SegmentationBlock', 'mask_facts']
 
 # %% ../nbs/00e_masks.ipynb #3439836c
 MASKS = ("Segmentation masks are no tasks of a flow. Train a network of its own on them (fastai's unet_learner with a MaskBlock), or make tasks of what they say, which mask_facts reads off: "
          "is a class there (BinaryBlock), its share of the picture (BoundedRegressionBlock(..., y_range=(0, 1)) given that it is there), the box around it")
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif', '.webp', '.npy')
 
 def is_mask(v): "Is a cell a picture: an opened image, or an array of two dimensions and more?"; return getattr(v, 'ndim', 0) >= 2 or hasattr(v, 'getpixel')
-def is_picture_file(v): "Is a cell the name of a picture's file?"; return isinstance(v, str) and v.lower().endswith(SUFFIXES) or type(v).__name__ in ('PosixPath', 'WindowsPath')
+def is_picture_file(v): "Is a cell the name of a picture's file?"; return isinstance(v, str) and v.lower().endswith((*IMAGES, '.npy')) or type(v).__name__ in ('PosixPath', 'WindowsPath')
 def is_mask_block(o): "Is it fastai's `MaskBlock`, called or not?"; return getattr(o, '__name__', '') == 'MaskBlock' or not isinstance(o, type) and any(type(t).__name__ == 'AddMaskCodes' for t in getattr(o, 'item_tfms', None) or ())
 def picture_hint(v): "What to add to an error about the label `v`"; return f". Is it a mask? Then: {MASKS}" if is_mask(v) or is_picture_file(v) else ''
 

@@ -13,7 +13,7 @@ from .target import FlowPrediction
 import fastai_condmtl.marginals # noqa: F401  FlowPrediction.marginals
 
 # %% auto #0
-__all__ = ['PAGE_CSS', 'cuts', 'decide', 'short', 'escaped', 'meter', 'options', 'node', 'tree_html', 'needs', 'encode_picture',
+__all__ = ['PAGE_CSS', 'cuts', 'decide', 'short', 'escaped', 'meter', 'options', 'node', 'tree_html', 'encode_picture',
            'picture_html']
 
 # %% ../nbs/12b_page.ipynb #bed342e0
@@ -100,15 +100,11 @@ def tree_html(
         return res
     def fold(p):
         chance = f' · P(reached) {escaped(short(likely(p)))}' if p in marginals else ''
-        return f'<li><span class="cm-name">{escaped(p)}</span> <span class="cm-note">needs <code>{escaped(needs(pred.flow, p))}</code>{chance}</span></li>'
+        return f'<li><span class="cm-name">{escaped(p)}</span> <span class="cm-note">needs <code>{escaped(pred.flow.needs(p))}</code>{chance}</span></li>'
     gone = [p for p,v in pred.items() if v is None]
     folded, asked = ''.join(map(fold, gone)), f'{len(pred) - len(gone)} of {len(pred)} tasks asked'
     return (f'<section class="cm-tree" aria-label="Decisions"><h2>{escaped(pred.flow.flow.name)}: {asked}</h2><ul>{grow(pred.flow.flow, "")}</ul>'
             + (f'<details class="cm-gone"><summary>Not asked ({len(gone)})</summary><ul>{folded}</ul></details>' if gone else '') + '</section>')
-
-def needs(flow, path):
-    "All conditions of a task, as written"
-    return ' & '.join(str(flow.plan.conds[g]) for g in flow.plan.gates[flow.paths.index(path)])
 
 # %% ../nbs/12b_page.ipynb #3836840d
 def encode_picture(

@@ -5,7 +5,7 @@
 # %% ../nbs/01c_points.ipynb #943952fd
 from __future__ import annotations
 from dataclasses import dataclass
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from .base import ConditionalBlock, near, numbers, plain_number
 from .regression import Regression, regression_loss
 from .conditions import FlowError

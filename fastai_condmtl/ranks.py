@@ -9,7 +9,7 @@ import torch
 from fastcore.basics import patch
 from fastai.callback.core import GatherPredsCallback
 from fastai.learner import Learner
-from fastai.torch_core import find_bs, maybe_gather, nested_reorder, rank_distrib
+from fastai.torch_core import find_bs, maybe_gather, nested_reorder
 from .target import BoundFlow
 
 # %% auto #0

@@ -10,8 +10,9 @@ import numpy as np, pandas as pd
 from PIL import Image
 from .base import near
 from .blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
-from .conditions import FlowError
+from .conditions import FlowError, FlowWarning
 from .faces import POINTS, POSES, XY
+from .files import IMAGES
 from .flow import Flow
 from .points import KeypointsBlock
 
@@ -27,7 +28,7 @@ def _point(name, size, **kwargs):
 
 def _listed(what, items, n=5):
     "A warning that lists what could not be read"
-    if len(items): warnings.warn(f"{what}: {', '.join(map(repr, list(items)[:n]))}{f' and {len(items) - n} more' if len(items) > n else ''}", stacklevel=3)
+    if len(items): warnings.warn(f"{what}: {', '.join(map(repr, list(items)[:n]))}{f' and {len(items) - n} more' if len(items) > n else ''}", FlowWarning, stacklevel=3)
 
 def _folder(path, file=None):
     path = Path(path)
@@ -96,7 +97,7 @@ def read_utkface(
 ) -> pd.DataFrame: # `img`, `age`, `gender`, `race`
     "The names of UTKFace's pictures; what a name does not say is a gap, with a warning"
     path, rows, odd = _folder(path), [], []
-    for f in sorted(f.relative_to(path).as_posix() for f in path.rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png')):
+    for f in sorted(f.relative_to(path).as_posix() for f in path.rglob('*') if f.suffix.lower() in IMAGES):
         parts = f.rpartition('/')[2].split('_')
         taken = next((i for i,p in enumerate(parts) if re.match(r'\d{8,}', p)), 0) # the time: a name without one is another name
         codes = [int(p) if re.fullmatch(r'\d{1,3}', p) else None for p in parts[:min(taken, 3)]]

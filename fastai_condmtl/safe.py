@@ -6,27 +6,25 @@
 from __future__ import annotations
 import json, warnings
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from torch import nn
 from fastcore.basics import patch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from .base import near
-from .conditions import FlowError
-from .export import input_steps
+from .conditions import FlowError, FlowWarning
 from .files import atomic_write
 from .flow import Flow, Plan
 from .flow_json import from_jsonable, to_jsonable
 from .heads import Branch, conditional_head, needs_heads, stock_logits
 from .learner import flow_of, loss_of
 from .losses import ConditionalLoss
-from .points import Frame
-from .target import BoundFlow, FlowPrediction, doubles
+from .predictor import Predictor, picture_config
+from .target import BoundFlow, doubles
 import fastai_condmtl.flow_json # noqa: F401  Flow.to_json
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'learnt', 'give_learnt', 'network_config', 'make_network', 'picture_config',
-           'Predictor', 'read_header', 'load_safe']
+__all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'learnt', 'give_learnt', 'network_config', 'make_network', 'read_header',
+           'load_safe']
 
 # %% ../nbs/16b_safe.ipynb #8a51e4cb
 _from_binding = ('path', 'asked', 'given', 'name', 'col', 'weight')
@@ -134,7 +132,7 @@ def make_network(
     d = config if isinstance(config, dict) else {}
     arch, args, branches = d.get('arch'), d.get('args', {}), d.get('branches', {})
     if not isinstance(arch, str) or not _is_arch(arch, arch if d.get('timm') else None): raise FlowError(f"the file names architecture {arch!r}, which {'timm' if d.get('timm') else 'torchvision'} does not have: update the package, or hand over the network, load_safe(file, model=...)")
-    if not isinstance(args, dict) or (bad := [k for k in args if k not in _head_args]): raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
+    if not isinstance(args, dict) or any(k not in _head_args for k in args): raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
     if not isinstance(branches, dict) or any(not (isinstance(b, list) and len(b) == 2 and type(b[0]) is int and 0 < b[0] <= 2**16) for b in branches.values()): raise FlowError(f"the file gives the network branches {branches!r}: write it with learn.save_safe")
     if any(type(x) not in (int, float, bool, list) or isinstance(x, (int, float)) and not 0 <= x <= 2**16 or isinstance(x, list) and not all(type(y) is int and 0 < y <= 2**16 for y in x) for x in args.values()): raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
     heads = bool(branches) or needs_heads(flow)
@@ -147,79 +145,6 @@ def make_network(
     with torch.no_grad(): feats = model[0].eval()(torch.zeros(2, int(args.get('n_in', 3)), 224, 224))
     model[1] = conditional_head(flow, feats, {n: Branch(w, bool(o)) for n,(w,o) in branches.items()}, model[1] if None in flow.plan.features else None)
     return model.eval()
-
-# %% ../nbs/16b_safe.ipynb #1be793d1
-def picture_config(learn):
-    "What is done to a picture before the network, as JSON values"
-    from fastai.data.transforms import ToTensor
-    from fastai.vision.augment import Resize
-    res, steps = {}, input_steps(learn)
-    dl = learn.dls.valid
-    for f in dl.after_item.fs:
-        if f.split_idx == 0 or isinstance(f, ToTensor) or type(f).__module__.startswith('fastai_condmtl.'): continue
-        if type(f) is not Resize or res: raise FlowError(f"item transform {type(f).__name__} runs on validation items, and a safe file does not know it: use Resize, or learn.export for those who trust you")
-        if flow_of(learn).geometry is not None and str(f.method) != 'squish': raise FlowError("points and boxes come back as pixels of the original where it was squished: use Resize(size, method='squish')")
-        res['resize'] = dict(size=[int(x) for x in f.size], method=str(f.method), pad_mode=str(f.pad_mode), resamples=[int(x) for x in f.resamples])
-    res['pixels'] = {k: v if isinstance(v, float) else v.flatten().tolist() for k,v in steps.items()}
-    res['mode'] = 'L' if getattr(learn, 'n_in', 3) == 1 else 'RGB'
-    return res
-
-class Predictor:
-    "Predicts pictures as the learner did whose `save_safe` wrote the file"
-    def __init__(self,
-        flow:BoundFlow,      # Tasks, and what they have learnt
-        model:nn.Module,     # The trained network
-        loss:ConditionalLoss, # With thresholds and temperatures
-        pictures:dict,       # What is done to a picture, from `picture_config`
-    ):
-        from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
-        from fastai.vision.augment import Resize
-        from fastai.vision.core import PILImage, PILImageBW
-        self.flow, self.model, self.loss = flow, model.eval(), loss
-        self.cls = PILImageBW if pictures.get('mode') == 'L' else PILImage
-        r, px = pictures.get('resize'), pictures.get('pixels', {})
-        self.item = [] if r is None else [Resize(tuple(reversed(_sizes(r['size']))), method=r['method'], pad_mode=r['pad_mode'], resamples=tuple(r['resamples']))]
-        self.to_tensor = ToTensor()
-        self.batch = ([IntToFloatTensor(div=_positive(px['scale']))] if 'scale' in px else []) + ([Normalize.from_stats(px['mean'], px['std'], cuda=False)] if 'mean' in px else [])
-    def _open(self, o):
-        from PIL import Image
-        return self.cls.create(o.convert('RGB') if isinstance(o, Image.Image) else o)
-    def _tensor(self, o):
-        x = self._open(o)
-        for t in self.item: x = t(x, split_idx=1)
-        return self.to_tensor(x)
-    @torch.no_grad()
-    def get_preds(self,
-        items, # List of pictures: paths, PIL images, or arrays `(H, W, 3)` uint8
-        bs:int=64, # At a time
-    ):         # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
-        "Activations and decisions"
-        if isinstance(items, (str, Path)): raise FlowError("hand over a list of pictures: [item], or write predict(item)")
-        acts = []
-        for i in range(0, len(items), bs):
-            x = torch.stack([self._tensor(o) for o in items[i:i + bs]])
-            for t in self.batch: x = t(x, split_idx=1)
-            acts.append(self.loss.activation(self.model(x.as_subclass(torch.Tensor))))
-        acts = torch.cat(acts) if acts else torch.zeros(0, self.flow.c)
-        return acts, self.loss.decodes(acts)
-    def predict(self, item):
-        "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"
-        acts, dec = self.get_preds([item])
-        return FlowPrediction(self.flow, dec[0], acts[0], frame=self._frames([item])[0]), dec[0], acts[0]
-    def _frames(self, items):
-        "From what the network sees, a squished picture, to pixels of each"
-        return [None]*len(items) if self.flow.geometry is None else [Frame.of_size(*self._open(o).size) for o in items]
-    def predict_df(self, items, bs:int=64) -> pd.DataFrame:
-        "Predictions in the table's own columns, blank where a task is not reached"
-        return self.flow.to_frame(self.get_preds(items, bs)[1], None if self.flow.geometry is None else self._frames(items))
-    def __repr__(self): return f"Predictor of {self.flow!r}"
-
-def _sizes(s):
-    if not (isinstance(s, list) and len(s) == 2 and all(type(x) is int and 0 < x <= 2**14 for x in s)): raise FlowError(f"the file resizes pictures to {s!r}: write it with learn.save_safe")
-    return s
-def _positive(x):
-    if type(x) not in (int, float) or not x > 0: raise FlowError(f"the file divides pixels by {x!r}: write it with learn.save_safe")
-    return x
 
 # %% ../nbs/16b_safe.ipynb #a9aa61af
 FORMAT, VERSION, MAX_HEADER = 'fastai_condmtl.safe', 1, 16*2**20
@@ -238,7 +163,7 @@ def save_safe(self:Learner,
     config = network_config(self)
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
     if config is not None and _sizes_of(make_network(config, flow).state_dict()) != _sizes_of(weights): config = None
-    if config is None: warnings.warn("this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)", stacklevel=2)
+    if config is None: warnings.warn("this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)", FlowWarning, stacklevel=2)
     d = dict(format=FORMAT, version=VERSION, **flow.to_dict(), network=config, pictures=picture_config(self),
              thresholds={p: doubles(t).reshape(-1).tolist() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures))
     with atomic_write(path) as tmp: st.torch.save_file(weights, tmp, metadata={FORMAT: json.dumps(d, ensure_ascii=False)})
@@ -284,14 +209,15 @@ def load_safe(
     loss = ConditionalLoss(flow)
     _thresholds(loss, d)
     pictures = d.get('pictures')
-    try: return Predictor(flow, model, loss, pictures)
+    try: (res := Predictor(flow, model, loss, pictures)).check()
     except FlowError: raise
     except Exception as e: raise FlowError(f"'{path}': what is done to pictures, {pictures!r}, cannot be ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
+    return res
 
 def _thresholds(loss, d):
     "Thresholds and temperatures of a file, checked"
     ts = d.get('thresholds')
-    if not isinstance(ts, dict) or not isinstance(d.get('temperatures'), dict): raise FlowError("the file has no thresholds: write it with learn.save_safe")
+    if not isinstance(ts, dict) or not isinstance(d.get('temperatures'), dict) or ts.keys() != loss.thresholds.keys(): raise FlowError("the file does not tell the thresholds of all tasks that have some, and the temperatures: write it with learn.save_safe")
     loss.temperatures = d['temperatures']
     for p,t in ts.items():
         if p not in loss.thresholds or not isinstance(t, list) or len(t) not in (1, loss.flow.tasks[p].n_targets) or not all(type(x) in (int, float) and -.001 <= x <= 1.001 for x in t): raise FlowError(f"the thresholds of task {p!r} must be probabilities, one a label: write the file with learn.save_safe")

@@ -7,11 +7,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
-from .conditions import FlowError
-from .base import check_column, near, numbers
+from .conditions import FlowError, FlowWarning, both
+from .base import check_column, numbers
 from .flow import Flow, Plan, infer
 from .points import Frame, Geometry
 
@@ -107,6 +108,7 @@ class BoundFlow:
     ) -> list:
         "Paths of the tasks that are meant"
         return list(self.paths) if tasks is None else [self.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
+    def needs(self, path): "All that must hold for the task at `path` to be asked, as one condition; None: it always is"; return reduce(both, (self.plan.conds[g] for g in self.plan.gates[self.plan.index[path]]), None)
     def __repr__(self):
         by_path = {p: ' | '.join(str(self.plan.conds[g]) for g in gs) for p,gs in zip(self.paths, self.plan.gates)}
         rows = [(p, type(b).__name__, b.describe(), f'given {by_path[p]}' if by_path[p] else '') for p,b in self.tasks.items()]
@@ -203,7 +205,7 @@ def row_weights(block, df, col, counts):
     return np.where(counts, x, 0)
 
 def _fill_missing(df, gone):
-    warnings.warn(f"no column {', '.join(map(repr, gone))} in the table: its labels count as missing", stacklevel=4)
+    warnings.warn(f"no column {', '.join(map(repr, gone))} in the table: its labels count as missing", FlowWarning, stacklevel=4)
     return df.assign(**{c: None for c in gone}) if all(isinstance(c, str) for c in gone) else pd.concat([df, pd.DataFrame({c: [None]*len(df) for c in gone}, index=df.index)], axis=1)
 
 # %% ../nbs/03_target.ipynb #3f72e78e
@@ -216,7 +218,7 @@ def learn_constants(self:BoundFlow,
     mask = (mask > 0).astype(vals.dtype) # scores count rows, whatever their weight
     self.constants = {p: b.constant(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
     empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
-    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", stacklevel=3)
+    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", FlowWarning, stacklevel=3)
 
 @patch
 def to_units(self:BoundFlow,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import torch, torch.nn.functional as F
 from torch import nn
-from .conditions import And, AnyOf, Atom, FlowError, Not
+from .conditions import And, Atom, FlowError, Not
 
 # %% auto #0
 __all__ = ['chain', 'WholeSpace']

@@ -481,8 +481,8 @@ def case_image(rng):
         if not torch.isfinite(xb).all() or xb.shape[1:] != (3, 8, 8): raise Wrong(f'a batch of {xb.shape}')
         def all_read(): return next(iter(ConditionalDataLoaders.from_df(df, BinaryBlock('x'), path=d, fn_col='f', splitter=lambda o: ([0, 1, 2], [3]), item_tfms=Resize(8), bs=3, num_workers=0).train))
         if bool(attempt(all_read, names[0])[1]) != bool(err): raise Wrong(f"a batch tells another thing than the picture alone: {err}")
-        from fastai_condmtl.guess import picture_size
-        picture_size([Path(d)/n for n in names])
+        from fastai_condmtl.guess import shared_size
+        shared_size([Path(d)/n for n in names])
     return 'one clear error' if err else 'right'
 
 CASES = dict(table=case_table, points=case_points, guess=case_guess, json=case_json, image=case_image)

@@ -200,3 +200,23 @@ def test_as_a_process(tmp_path, root):
     "Without a terminal, from a folder that is not the repository."
     res = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'fastai_condmtl.cli', '--guess', 'none.csv'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(root)}, capture_output=True, text=True, timeout=100)
     assert (res.returncode, res.stderr.splitlines()[-1]) == (2, "condmtl_train: error: there is no file 'none.csv': check the path") and 'Traceback' not in res.stderr
+
+def test_few_rows_and_a_column_that_says_which_judge(scenes, call, tmp_path):
+    "25 rows to learn from are one batch, whatever share --valid-pct would take; what the package warns of is told"
+    df = pd.read_csv(scenes/'labels.csv').iloc[:60].assign(judge=np.arange(60) >= 25, door_locked=np.nan)
+    df.to_csv(tmp_path/'l.csv', index=False)
+    args = ['--csv', tmp_path/'l.csv', '--flow', scenes/'flow.json', '--images', scenes, '--arch', 'squeezenet1_1', '--no-pretrained', '--size', 32, '--epochs', 1, '--workers', 0, '--quiet', '--valid-col', 'judge', '--augment', 'full']
+    code, out, err = call(condmtl_train, *args, '--out', tmp_path/'run')
+    assert code == 0, err
+    assert '25 rows to learn from, 35 to judge by' in out and len(pd.read_csv(tmp_path/'run/valid.csv')) == 35
+    assert "note: no training row counts for 'door_locked'" in err and 'are plain numbers, which stay as they are while' in err
+    assert all(l.startswith('condmtl_train: note: ') for l in err.strip().splitlines())
+
+def test_lines_that_end_in_a_comma(scenes, tmp_path):
+    text = (scenes/'labels.csv').read_text().splitlines()
+    (tmp_path/'l.csv').write_text('\n'.join([text[0], *(l + ',' for l in text[1:])]))
+    pd.testing.assert_frame_equal(cli.read_table(tmp_path/'l.csv'), pd.read_csv(scenes/'labels.csv'))
+    (tmp_path/'l.csv').write_text('\n'.join([text[0], *(l + ',' for l in text[1:]), text[1] + ',0']))
+    with pytest.raises(FlowError, match='hold more cells than the first line names columns: name each column there'): cli.read_table(tmp_path/'l.csv')
+    (tmp_path/'l.csv').write_text('\n'.join([*text, text[1] + ',0']))
+    with pytest.raises(FlowError, match='cannot be read as a CSV'): cli.read_table(tmp_path/'l.csv')

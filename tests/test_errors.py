@@ -229,3 +229,17 @@ def test_labels_without_an_order_are_sorted_by_their_names():
 
 def test_an_ordinal_task_of_words_blames_a_row_that_has_one():
     refused(lambda: OrdinalBlock('kind'), "row 2, column 'kind', value 'mild'", 'only numbers have an order', df=DF.assign(kind=pd.Series([pd.NA, None, 'mild', 3], dtype=object)))
+
+def test_warnings_have_a_class_of_their_own():
+    "So that a command, or a user's filter, can tell them from those of other packages; and they name the caller's line"
+    import ast, fastai_condmtl
+    from pathlib import Path
+    from fastai_condmtl.conditions import FlowWarning
+    found = 0
+    for f in Path(fastai_condmtl.__file__).parent.rglob('*.py'):
+        for c in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
+            if not (isinstance(c, ast.Call) and ast.unparse(c.func) == 'warnings.warn'): continue
+            found += 1
+            assert len(c.args) == 2 and ast.unparse(c.args[1]) == 'FlowWarning' and [k.arg for k in c.keywords] == ['stacklevel'], f'{f.name}:{c.lineno}'
+    assert found > 10 and issubclass(FlowWarning, UserWarning)
+    with pytest.warns(FlowWarning, match="no training row counts for 'a'"): DataBlock(blocks=(TransformBlock, BinaryBlock('a')), get_x=lambda r: r['b']).datasets(DF.assign(a=None))

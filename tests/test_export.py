@@ -212,7 +212,9 @@ def test_files_of_strangers(named, tmp_path):
     net = d['network']
     bad = [dict(network={**net, 'arch': 'os.system'}), dict(network={**net, 'arch': '../evil'}), dict(network={**net, 'arch': 'get_model'}), dict(network={**net, 'args': {'weights': 'https://x'}}), dict(network={**net, 'args': {'ps': [1e9]}}), dict(network=3),
            dict(network={**net, 'branches': {'neck': [10**9, True]}}), dict(network={**net, 'branches': {}}), dict(thresholds={'a': ['x']}), dict(thresholds={'zz': [.5]}), dict(thresholds={'a': [.5]*9}), dict(temperatures={'a': -1}), dict(temperatures=None),
-           dict(pictures={'pixels': {'scale': 0}}), dict(pictures={'resize': {'size': [10**9, 1], 'method': 'crop', 'pad_mode': 'zeros', 'resamples': [2, 0]}, 'pixels': {}}), dict(pictures='x'), dict(version=2), dict(format='x'), dict(flow={'flow': 'f'}), dict(learnt=[])]
+           dict(pictures={'pixels': {'scale': 0}}), dict(pictures={'resize': {'size': [10**9, 1], 'method': 'crop', 'pad_mode': 'zeros', 'resamples': [2, 0]}, 'pixels': {}}), dict(pictures='x'), dict(thresholds={}), dict(thresholds={k: v for k,v in d['thresholds'].items() if k != 'a'}), dict(pictures=None), dict(pictures={'pixels': {'scale': 1e-300}}),
+           *[dict(pictures={**d['pictures'], **p}) for p in (dict(resize={**d['pictures']['resize'], 'resamples': [9, 9]}), dict(resize={**d['pictures']['resize'], 'pad_mode': 'x'}), dict(mode='L'), dict(pixels={**d['pictures']['pixels'], 'mean': [.5, .5]}),
+                                                             dict(pixels={**d['pictures']['pixels'], 'mean': [.5]*3, 'std': [0.]*3}), dict(pixels={**d['pictures']['pixels'], 'mean': [float('nan')]*3}))], dict(version=2), dict(format='x'), dict(flow={'flow': 'f'}), dict(learnt=[])]
     for change in bad:
         with pytest.raises(FlowError): load_safe(forge(f, **change))
     for head in ('[' * 100000, '{"format": ', '9'*100000, 'null', '[]'):
@@ -232,3 +234,18 @@ def test_loading_never_unpickles(named, tmp_path, monkeypatch):
     def no(*args, **kwargs): raise AssertionError('unpickled')
     for m,n in ((pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler'), (torch, 'load')): monkeypatch.setattr(m, n, no)
     load_safe(f).predict(IMAGES[0])
+
+def test_gray_pictures_and_those_of_16_bits(tmp_path):
+    "Of whatever make a picture is, the predictor reads it as the learner does"
+    from fastai.vision.core import PILImageBW
+    from fastai_condmtl.vision.data import ConditionalDataLoaders
+    rng = np.random.default_rng(0)
+    for i in range(24): Image.fromarray(rng.integers(0, 65536, (40, 48), dtype=np.uint16) if i % 2 else rng.integers(0, 256, (40, 48), dtype=np.uint8)).save(tmp_path/f'{i}.png')
+    df = pd.DataFrame(dict(img=[f'{i}.png' for i in range(24)], a=[0, 1]*12))
+    for cls, n_in in ((PILImageBW, 1), (None, 3)):
+        dls = ConditionalDataLoaders.from_df(df, BinaryBlock('a'), path=tmp_path, fn_col='img', bs=8, num_workers=0, seed=0, item_tfms=Resize(64), **({'img_cls': cls} if cls else {}))
+        learn = conditional_vision_learner(dls, squeezenet1_1, pretrained=False, normalize=False, n_in=n_in)
+        p = load_safe(learn.save_safe(tmp_path/'a.safetensors'))
+        for i in (0, 1):
+            with learn.no_bar(): want = learn.predict(tmp_path/f'{i}.png')[2].as_subclass(torch.Tensor)
+            for item in (tmp_path/f'{i}.png', Image.open(tmp_path/f'{i}.png'), (tmp_path/f'{i}.png').read_bytes(), np.array(Image.open(tmp_path/f'{i}.png'))): torch.testing.assert_close(p.predict(item)[2], want, atol=1e-5, rtol=0)

@@ -9,7 +9,7 @@ from random_flows import checks
 from fastai_condmtl.all import *
 from fastai_condmtl.conditions import FlowError
 from fastai_condmtl.data import as_flow
-from fastai_condmtl.guess import guess_flow, picture_size
+from fastai_condmtl.guess import guess_flow, shared_size
 from fastai_condmtl.vision.data import OpenImage
 
 @pytest.mark.parametrize('case, n', [('table', 80), ('points', 80), ('guess', 40), ('json', 80), ('image', 50)])
@@ -99,7 +99,7 @@ def test_pipes_folders_and_links_do_not_wait(tmp_path):
     with fuzz.within(5):
         for f in ('pipe.png', 'folder.png', 'loop.png'):
             with pytest.raises(FlowError, match=rf'{f}.*no file.*bad_images'): OpenImage()(tmp_path/f)
-            assert picture_size([tmp_path/f]) is None
+            assert shared_size([tmp_path/f]) is None
         with pytest.raises(FlowError, match='there is no image file'): OpenImage()(tmp_path/'gone.png')
 
 def test_sixteen_bits_keep_their_grays(tmp_path):

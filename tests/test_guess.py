@@ -137,3 +137,21 @@ def test_errors():
     with pytest.raises(FlowError, match="'c' is not a column"): guess_flow(pd.DataFrame(dict(a=[1])), ignore=['c'])
     with pytest.raises(FlowError, match="no column looks like a task: 'a'"): guess_flow(pd.DataFrame(dict(a=[1, 1])))
     with pytest.raises(FlowError, match='stands twice'): guess_flow(pd.DataFrame([[1, 2]], columns=['a', 'a']))
+
+def test_a_constant_side_is_no_part_of_a_box(tmp_path):
+    rng, n = np.random.default_rng(0), 200
+    df = pd.DataFrame(dict(face_x1=rng.integers(0, 30, n), face_y1=5, face_w=rng.integers(1, 30, n), face_h=rng.integers(1, 30, n), eye_x=rng.integers(0, 60, n), eye_y=rng.integers(0, 60, n)))
+    Image.new('RGB', (64, 64)).save(tmp_path/'a.png')
+    guess = guess_flow(df, files=[tmp_path/'a.png'])
+    assert 'nothing to learn' in guess.left_out['face_y1'] and not any('box' in w for w in guess.why.values()) and 'point' in guess.why['eye_x']
+    bound = guess.flow.bind(df)
+    assert set(FlowPrediction(bound, bound.encode(df)[0]).shapes()) == {'eye'} and all(b.draws is None for p,b in bound.tasks.items() if p.startswith('face'))
+    guess = guess_flow(df.assign(face_y1=rng.integers(0, 30, n)), files=[tmp_path/'a.png'])
+    bound = guess.flow.bind(d := df.assign(face_y1=np.arange(n) % 30))
+    x, y, w, h = FlowPrediction(bound, bound.encode(d)[0]).shapes()['face']
+    np.testing.assert_allclose([x, y, w, h], d.loc[0, ['face_x1', 'face_y1', 'face_w', 'face_h']].astype(float)/64, atol=1e-6)
+
+def test_names_of_columns_that_are_no_text():
+    guess = guess_flow(pd.DataFrame({0: [0, 1]*50, 'a.b': [1, 0]*50}))
+    assert 'Called' not in guess.why['0'] and "Called 'a_b', since 'a.b' cannot be a name" in guess.why['a_b']
+    assert [b.cols for b in guess.flow.tasks] == [[0], ['a.b']]

@@ -160,3 +160,26 @@ def test_wrong_blocks_and_rows(df, folder, learn):
     with pytest.raises(FlowError, match='has blanks that nothing fills'): make_block(folder, blocks=(ImageBlock, TabularRowBlock(['town'], ['cents'], procs=[Categorify, Normalize]), make_flow())).dataloaders(df)
     with pytest.raises(FlowError, match="no column 'town'"): learn.dls.test_dl(df[:3].drop(columns='town'))
     with pytest.raises(FlowError, match='TabularRowBlock'): RowModel(ImageDataLoaders.from_df(df.dropna(), path=folder, label_col='shape', bs=8, num_workers=0), 3)
+
+def test_balance_as_in_other_applications(dls):
+    from fastai_condmtl.callback.balance import TaskBalance
+    learn = conditional_image_tabular_learner(dls, tiny, pretrained=False, n_image=8, balance='uncertainty')
+    assert sum(isinstance(cb, TaskBalance) for cb in learn.cbs) == 1
+    with muted(learn): learn.fit(1, 1e-3)
+    assert np.isfinite(learn.recorder.values[-1][:2]).all()
+
+def test_predict_takes_rows_as_dicts(learn, df):
+    with muted(learn):
+        want = learn.predict(df.iloc[3])
+        assert repr(learn.predict(df.iloc[3].to_dict())[-3]) == repr(want[-3])
+        with pytest.raises(FlowError, match='not a tuple'): learn.predict(tuple(df.iloc[3]))
+
+def test_decimals_and_large_numbers_as_a_plain_table_has_them(df, folder):
+    "One rule for a table alone and a table beside pictures"
+    rng = np.random.default_rng(0)
+    d = df.assign(dose=rng.choice([.1, .2, .3], N), t=1.7e9 + rng.uniform(0, 3600, N))
+    dls = make_block(folder, blocks=(ImageBlock, TabularRowBlock(['dose'], ['t']), make_flow())).dataloaders(d, bs=32, num_workers=0)
+    rows = torch.stack([dls.valid_ds[i][1] for i in range(VALID)]).as_subclass(torch.Tensor).numpy()
+    train = d.t[VALID:]
+    np.testing.assert_array_equal(rows[:, 0], d.dose[:VALID].map({.1: 1, .2: 2, .3: 3}))
+    np.testing.assert_allclose(rows[:, 1], (d.t[:VALID] - train.mean())/train.std(ddof=0), atol=1e-5)

@@ -1,6 +1,7 @@
 """What a fastai user does with a learner, on a flow with all five kinds: lamps whose colour, brightness and ends tell the labels. Reference values are
 computed here from the raw logits of `learn.model`, from scikit-learn, or from fastai's own pieces; never from the library's."""
 import contextlib, copy, csv, io, json, math, pickle, re, subprocess, sys, textwrap
+from operator import itemgetter
 from collections.abc import Mapping
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -777,3 +778,24 @@ def test_one_task_end_to_end(new):
         assert list(pred[0]) == [block.name] and pred[0][block.name] is not None
         learn.export('one.pkl')
         assert load_learner(new.path / 'one.pkl').predict(new.folder / '0.png')[0][block.name] == (pytest.approx(pred[0][block.name]) if isinstance(pred[0][block.name], float) else pred[0][block.name])
+
+def test_predict_takes_rows_as_series_and_dicts(learn, df, tmp_path):
+    with learn.no_bar():
+        want = learn.predict(df.iloc[3])
+        got = learn.predict(df.iloc[3].to_dict())
+        assert repr(got[0]) == repr(want[0]) and torch.equal(got[2], want[2])
+        for item in (tuple(df.iloc[3]), (df.iloc[3], 1)):
+            with pytest.raises(FlowError, match=r'predict takes one item such as the data was built from, not a tuple: a row of the table \(df.iloc\[0\]'): learn.predict(item)
+        learn.path = tmp_path
+        learn.export('m.pkl')
+        again = load_learner(tmp_path/'m.pkl')
+    with again.no_bar():
+        assert repr(again.predict(df.iloc[3].to_dict())[0]) == repr(want[0])
+        with pytest.raises(FlowError, match='not a tuple'): again.predict(tuple(df.iloc[3]))
+
+def test_predict_takes_the_items_that_the_data_was_built_from(df, folder):
+    "Dicts stay dicts where the data was built from such"
+    rows = [dict(r, file=str(Path(folder)/r['img'])) for r in df.to_dict('records')]
+    dls = DataBlock(blocks=(ImageBlock, BinaryBlock('on')), get_x=itemgetter('file'), get_y=itemgetter('on')).dataloaders(rows, bs=8, num_workers=0)
+    learn = conditional_vision_learner(dls, ARCH, pretrained=False)
+    with learn.no_bar(): assert torch.equal(learn.predict(rows[2])[2], learn.predict(rows[2]['file'])[2])

@@ -31,7 +31,7 @@ def make_table(n=N, seed=0):
     return df
 
 CATS, CONTS = ('country', 'express'), ('weight', 'stops')  # fastai appends to a list it is given
-def make_dls(df, flow=None, **kw): return ConditionalTabularDataLoaders.from_df(df, flow or make_flow(), **(dict(seed=0, bs=64) | kw))
+def make_dls(df, flow=None, **kw): return ConditionalTabularDataLoaders.from_df(df, make_flow() if flow is None else flow, **(dict(seed=0, bs=64) | kw))
 
 @contextlib.contextmanager
 def muted(learn):
@@ -309,7 +309,7 @@ def test_a_stock_table_gives_no_answer_away(df):
 def test_wrong_rows(df, learn):
     with muted(learn):
         with pytest.raises(FlowError, match="no column 'stops'"): learn.predict(df.drop(columns='stops').iloc[0])
-        with pytest.raises(FlowError, match="input 'stops', row 1 .*value 'many'"): learn.predict_df(pd.DataFrame(dict(weight=[1., 2.], country='DE', express=True, stops=[1, 'many'])))
+        with pytest.raises(FlowError, match="input 'stops', row 1, value 'many'"): learn.predict_df(pd.DataFrame(dict(weight=[1., 2.], country='DE', express=True, stops=[1, 'many'])))
         with pytest.raises(FlowError, match='predict_df'): learn.predict(df[:2])
         with pytest.raises(FlowError, match='a dict of the inputs'): learn.predict('DE')
     to = TabularPandas(df.drop(columns='marks'), [Categorify, FillMissing, Normalize], [*CATS], ['stops'], y_block=BinaryBlock('door'))
@@ -380,3 +380,102 @@ def test_decoded_tables_hold_the_labels_that_count(df):
             got, counts = back.items.at[row, p], bool(y[i, 1, s[path].targets.start])
             assert (got == pytest.approx(df.at[row, p], abs=1e-3) if p == 'days' else got == df.at[row, p] or got is True and df.at[row, p] == 'yes') if counts else pd.isna(got), (p, row, got)
     assert set(back.items.country.dropna()) <= {'DE', 'FR', 'IT', '#na#'} and len(back) == len(dls.valid_ds)
+
+# numbers, dates and rows as they stand in the table
+
+def test_decimals_as_categories_and_large_numbers_stay_apart():
+    rng, n = np.random.default_rng(0), 400
+    d = pd.DataFrame(dict(dose=rng.choice([.1, .2, .3], n), key=rng.choice([100000001., 100000002., 100000003.], n), t=1.7e9 + rng.uniform(0, 3600, n)))
+    dls = make_dls(d.assign(y=d.dose > .15), BinaryBlock('y'), cat_names=['dose', 'key'], cont_names=['t'])
+    assert list(dls.train_ds.classes['dose']) == ['#na#', .1, .2, .3] and list(dls.train_ds.classes['key']) == ['#na#', 100000001., 100000002., 100000003.]
+    new = dls.test_dl(d).dataset.items
+    assert new.dose.tolist() == [{.1: 1, .2: 2, .3: 3}[v] for v in d.dose] and new.key.tolist() == [int(v - 1e8) for v in d.key]
+    train, b = d.t.iloc[dls.train_ds.items.index], dls.train.one_batch()
+    np.testing.assert_allclose(new.t, (d.t - train.mean())/train.std(ddof=0), atol=1e-6)
+    assert b[0].dtype == torch.int64 and b[1].dtype == torch.float32
+
+def test_decimals_as_categories_are_known_in_new_rows():
+    rng, n = np.random.default_rng(0), 400
+    d = pd.DataFrame(dict(dose=rng.choice([.1, .2, .3], n), x=rng.normal(size=n)))
+    set_seed(0, reproducible=True)
+    learn = conditional_tabular_learner(make_dls(d := d.assign(y=d.dose > .15), BinaryBlock('y'), cat_names=['dose'], cont_names=['x']), [20])
+    with muted(learn):
+        learn.fit_one_cycle(8, 1e-2)
+        assert skm.accuracy_score(d.y, learn.predict_df(d.drop(columns='y')).y.astype(bool)) == 1
+
+DATES = dict(dates=lambda n: pd.to_datetime('2024-01-01') + pd.to_timedelta(np.arange(n), 'D'), zones=lambda n: pd.date_range('2024-01-01', periods=n, tz='UTC'), durations=lambda n: pd.to_timedelta(np.arange(n), 's'),
+             objects=lambda n: pd.Series(pd.date_range('2024-01-01', periods=n)).dt.date.astype(object), periods=lambda n: pd.period_range('2024-01', periods=n, freq='M'))
+@pytest.mark.parametrize('kind', DATES)
+def test_dates_and_durations_are_no_numbers(kind):
+    d = pd.DataFrame(dict(x=np.arange(60.)))
+    d = d.assign(y=d.x > 30, when=DATES[kind](60))
+    d.loc[3, 'when'] = None
+    for names in (dict(cat_names=[], cont_names=['x', 'when']), {}, dict(cat_names=[])):
+        with pytest.raises(FlowError, match=r"input 'when' holds dates or durations: df = add_datepart\(df, 'when'\) first"): make_dls(d, BinaryBlock('y'), **names)
+    learn = make_dls(d.drop(columns='when').assign(when=1.), BinaryBlock('y'), cat_names=[], cont_names=['x', 'when'])
+    with pytest.raises(FlowError, match="input 'when' holds dates"): learn.test_dl(d.drop(columns='y'))
+
+def test_a_bad_label_is_named_by_its_row_in_a_shuffled_table():
+    d = pd.DataFrame(dict(x=np.arange(50.), y=[0, 1]*25)).sample(frac=1, random_state=1).astype(dict(y=object))
+    d.iloc[7, 1] = 'maybe'
+    for splits in (dict(valid_idx=list(range(20))), dict(seed=3), dict(splitter=lambda o: (list(range(30, 49)), [7, 3]))):
+        with pytest.raises(FlowError, match=rf"task 'y', row 7 \(index {d.index[7]}\), column 'y', value 'maybe'"): make_dls(d, BinaryBlock('y'), **splits)
+    d.iloc[7, 1] = 1
+    dls = make_dls(d, BinaryBlock('y'), splitter=lambda o: (list(range(30, 49)), [7, 3]), bs=8)
+    assert dls.train_ds.packed()[:, 0, 0].tolist() == d.y.iloc[30:49].tolist() and dls.valid_ds.packed()[:, 0, 0].tolist() == d.y.iloc[[7, 3]].tolist()
+
+def test_weights_of_rows_are_read_and_are_no_input():
+    d = pd.DataFrame(dict(x=np.arange(50.), y=[0, 1]*25, w=np.linspace(0, 3, 50)))
+    dls = make_dls(d, Flow('f', BinaryBlock('y'), weight_col='w'), bs=8)
+    assert list(dls.cont_names) == ['x'] and list(dls.cat_names) == []
+    np.testing.assert_allclose(dls.train_ds.packed()[:, 1, 0], d.w.iloc[dls.train_ds.items.index], rtol=1e-6)
+
+def test_a_table_by_hand_keeps_the_decimals_of_its_labels():
+    d = pd.DataFrame(dict(x=np.arange(60.), dose=[.1, .2, .3]*20, y=[0, 1]*30))
+    dose = SingleLabelBlock('dose')
+    flow, splits = Flow('f', dose, BinaryBlock('y') | dose.eq(.1)), IndexSplitter(range(20))(d)
+    with pytest.raises(FlowError, match=r"task 'dose': column 'dose' has been rounded to float32, .*TabularPandas\(..., reduce_memory=False\)"): TabularPandas(d, [Normalize], [], ['x'], y_block=flow, splits=splits)
+    to = TabularPandas(d, [Normalize], [], ['x'], y_block=flow, splits=splits, reduce_memory=False)
+    assert torch.equal(to.packed(), flow.bind(d, range(20, 60)).encode(d)[[*range(20, 60), *range(20)]])
+    lists = pd.DataFrame(dict(x=np.arange(60.), tags=[['a'], ['a', 'b'], []]*20))
+    to = TabularPandas(lists, [Normalize], [], ['x'], y_block=MultiLabelBlock('tags'), splits=splits, reduce_memory=False)
+    assert to.packed()[:3, 0].tolist() == [[0, 0], [1, 0], [1, 1]]
+
+def test_csv_lines_that_end_in_a_comma(tmp_path):
+    f = tmp_path/'t.csv'
+    lines = [f'{i},{i % 3},{int(i > 20)}' for i in range(40)]
+    dls = {}
+    for end in ('', ','):
+        f.write_text('\n'.join(['x,k,y', *(l + end for l in lines)]))
+        dls[end] = ConditionalTabularDataLoaders.from_csv(f, BinaryBlock('y'), cat_names=['k'], cont_names=['x'], seed=0, bs=8)
+    assert dls[''].train_ds.items.equals(dls[','].train_ds.items)
+    f.write_text('\n'.join(['x,k,y', *(l + ',' for l in lines), '1,2,0,left over']))
+    with pytest.raises(FlowError, match="lines of '.*t.csv' hold more cells than the first line names columns"): ConditionalTabularDataLoaders.from_csv(f, BinaryBlock('y'))
+
+@pytest.mark.parametrize('balance', ['uncertainty', 'dwa'])
+def test_balance_as_in_other_applications(df, balance):
+    from fastai_condmtl.callback.balance import TaskBalance
+    learn = conditional_tabular_learner(make_dls(df), [8], balance=balance)
+    assert sum(isinstance(cb, TaskBalance) for cb in learn.cbs) == 1
+    with muted(learn): learn.fit(1, 1e-3)
+    assert np.isfinite(learn.recorder.values[-1][:2]).all()
+
+def test_without_ipython():
+    "A plain install has none: it imports, and shows text"
+    code = """
+    import sys
+    class Block:
+        def find_spec(self, name, *_):
+            if name.split('.')[0] == 'IPython': raise ImportError(name)
+    sys.meta_path.insert(0, Block())
+    import pandas as pd
+    from fastai_condmtl.tabular.all import *
+    df = pd.DataFrame(dict(weight=range(20), late=[0, 1]*10))
+    dls = ConditionalTabularDataLoaders.from_df(df, BinaryBlock('late'), bs=4, seed=0)
+    dls.show_batch(max_n=2)
+    print('IPython' in sys.modules)
+    """
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert res.returncode == 0, res.stderr
+    lines = res.stdout.split('\n')
+    assert lines[0].split() == ['weight', 'late'] and lines[1].split()[1] in ('yes', 'no') and lines[3] == 'False'

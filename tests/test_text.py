@@ -410,3 +410,26 @@ def test_from_csv(df, tmp_path):
     df.to_csv(tmp_path/'labels.csv', index=False)
     a, b = ConditionalTextDataLoaders.from_csv(tmp_path, review_flow(), seed=0, bs=32, num_workers=0), texts_dls(df, review_flow())
     assert a.path == tmp_path and torch.equal(a.valid.one_batch()[1], b.valid.one_batch()[1]) and torch.equal(a.valid.one_batch()[0], b.valid.one_batch()[0])
+
+# ---- rows as dicts, and the balance of tasks
+
+def test_predict_takes_rows_as_dicts(trained, df):
+    with trained.no_bar():
+        want = trained.predict(df.text[3])
+        for item in (df.iloc[3], df.iloc[3].to_dict(), dict(text=df.text[3])):
+            got = trained.predict(item)
+            assert repr(got[0]) == repr(want[0]) and torch.allclose(got[2], want[2], atol=1e-5)
+        with pytest.raises(FlowError, match='predict takes one item such as the data was built from, not a tuple'): trained.predict((df.text[3],))
+
+@pytest.mark.parametrize('make', [lambda dls, **kw: conditional_text_learner(dls, AWD_LSTM, pretrained=False, config=SMALL, **kw), lambda dls, **kw: conditional_lm_learner(dls, d_model=16, n_layers=1, n_heads=2, **kw)], ids=['text', 'lm'])
+def test_balance_as_in_other_applications(df, make):
+    from fastai_condmtl.callback.balance import TaskBalance
+    learn = make(texts_dls(df[:80], review_flow(), bs=16), balance='uncertainty')
+    assert sum(isinstance(cb, TaskBalance) for cb in learn.cbs) == 1
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert np.isfinite(learn.recorder.values[-1][:2]).all()
+
+def test_csv_lines_that_end_in_a_comma(tmp_path):
+    for name, end in (('a', ''), ('b', ',')): (tmp_path/f'{name}.csv').write_text('\n'.join(['good,text', *(f'{i % 2},row {i}{end}' for i in range(20))]))
+    a, b = (ConditionalTextDataLoaders.from_csv(tmp_path, BinaryBlock('good'), f'{name}.csv', seed=0, bs=4, num_workers=0, min_freq=1) for name in 'ab')
+    assert a.vocab == b.vocab and torch.equal(a.valid.one_batch()[0], b.valid.one_batch()[0]) and torch.equal(a.valid.one_batch()[1], b.valid.one_batch()[1])

@@ -11,7 +11,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.distributed import ParallelTrainer
 from fastai.learner import Learner
-from ..conditions import FlowError
+from ..conditions import FlowWarning
 from ..heads import NeededRows, head_of
 from ..learner import loss_of
 from ..losses import ConditionalLoss, TaskSums
@@ -87,7 +87,7 @@ class BalancedTrainer(ParallelTrainer):
         learn = self.learn
         if not learn.training or not len(learn.yb): return None
         if (why := self.needed()) is None: return learn.loss_func, learn.yb[0]
-        if not self.told: warnings.warn(f"balance_memory=True saves nothing here: {why}, so they are gathered as ever")
+        if not self.told: warnings.warn(f"balance_memory=True saves nothing here: {why}, so they are gathered as ever", FlowWarning, stacklevel=2)
         self.told = True
     def needed(self):
         "Who needs the predictions of training batches themselves; None: nobody"

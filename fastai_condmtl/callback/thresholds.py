@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 from fastai.callback.core import Callback
 from fastai.imports import noop
-from ..conditions import FlowError
+from ..conditions import FlowError, FlowWarning
 from ..learner import collect, flow_of, own_loss, trains
 from ..metrics import Accumulator, TaskMetric
 from ..tune import aims, search
@@ -57,7 +57,7 @@ class ThresholdSearch(Callback):
         fresh = self.acc.parts and self.seen is not None and self.seen == versions(self.model)
         loss = own_loss(self.learn)
         try: self.result = search(loss, self.acc if fresh else collect(self.learn), self.aims, self.n_boot, self.min_support)
-        except FlowError as e: warnings.warn(f"thresholds were not searched, since {e}") # the training itself is done and must not be lost
+        except FlowError as e: warnings.warn(f"thresholds were not searched, since {e}", FlowWarning, stacklevel=2) # the training itself is done and must not be lost
 
     def told(self):
         "What the last search did, in a line"

@@ -8,9 +8,10 @@ import numpy as np, pandas as pd, torch
 from fastcore.all import L
 from fastai.tabular.core import FillMissing, FillStrategy, TabularPandas, TabWeightedDL
 from ..base import near
+from ..classes import Classes
 from ..conditions import FlowError
 from ..data import FlowTransform
-from ..flow import leaves
+from ..flow import Plan, leaves
 from ..target import BoundFlow, TensorConditional
 
 # %% auto #0
@@ -52,21 +53,33 @@ def label_columns(
 
 # %% ../../nbs/tabular/00_core.ipynb #56a75cc8
 class TableTransform(FlowTransform):
-    "What a `FlowTransform` becomes in a `TabularPandas`"
+    "What a `FlowTransform` becomes in a `TabularPandas`; one that is made with the table names its rows in errors, whatever the split did to the order"
+    own = None
+    def __init__(self, flow, df=None, at=None): # the table, and the positions in it of the `TabularPandas`' rows
+        super().__init__(flow)
+        if df is not None: self.own = df, np.asarray(at, dtype=np.int64)
     def setup(self, items=None, train_setup=False):
         to, cols = items, label_columns(self.unbound)
         if both := [n for n in to.x_names if n in cols]: raise FlowError(f"column {both[0]!r} is read by a task and is an input as well, so that the answer would be given away: take it out of cat_names and cont_names, or out of the flow")
         if odd := [n for n in to.y_names if n not in cols]: raise FlowError(f"y_names has {odd[0]!r}, which no task reads: leave y_names= out, a flow knows its columns ({near(odd[0], cols)})")
         if type(to) is TabularPandas: to.__class__ = ConditionalTabular
         if not isinstance(to, ConditionalTabular): raise FlowError(f"a flow is the target of a TabularPandas, not of a {type(to).__name__}: derive that from fastai_condmtl.tabular.core.ConditionalTabular")
-        table, at = to.items[[c for c in to.items.columns if c in cols]], np.arange(len(to))
-        if _is_shuffled(table.index): # rows in the order of the table, so that errors name them right
-            at = table.index.to_numpy()
-            table = table.sort_index().set_axis(range(len(at)))
+        table, at = self.own or (to.items[[c for c in to.items.columns if c in {*cols, *self.weight_cols()}]], np.arange(len(to)))
+        if self.own is None: self.check_rounded(table)
+        self.own = None
         self.bound = BoundFlow(self.unbound, table, at[:to.split])
         y = self.bound.encode(table)[torch.from_numpy(at)]
         self.bound.learn_constants(y[:to.split])
         self.write(to, y)
+
+    def check_rounded(self, table):
+        "fastai makes float32 of numbers to save memory, and .1 of the table is then no longer the .1 of a flow"
+        plan = Plan(self.unbound)
+        asked = {j for i in range(len(plan.paths)) for j in plan.needs(i)}
+        for i,(p,b) in enumerate(zip(plan.paths, plan.blocks)):
+            for c in b.cols:
+                if c not in table or table[c].dtype != np.float32 or not (isinstance(b, Classes) or i in asked): continue
+                if len(odd := (x := table[c].dropna())[(x % 1 != 0) | (x.abs() > 2**24)]): raise FlowError(f"task '{p}': column '{c}' has been rounded to float32, where {odd.iloc[0]:.7g} is {float(odd.iloc[0])!r}, and conditions and classes need the numbers as they were: TabularPandas(..., reduce_memory=False)")
 
     def write(self, to, y):
         "Put packed labels `(N, 2, D)` beside the inputs"
@@ -86,8 +99,6 @@ class TableTransform(FlowTransform):
         to.items = pd.concat([to.items.drop(columns=[*to.y_names, *own.columns], errors='ignore'), own], axis=1)
         to.y_names = L(list(own.columns))
         return to
-
-def _is_shuffled(index): "Is it the default index, in another order?"; return pd.api.types.is_integer_dtype(index) and np.array_equal(np.sort(index.to_numpy()), np.arange(len(index)))
 
 # %% ../../nbs/tabular/00_core.ipynb #e362dbce
 class FillGaps(FillMissing):

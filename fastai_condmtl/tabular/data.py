@@ -6,20 +6,20 @@
 from __future__ import annotations
 import warnings
 import numpy as np, pandas as pd
-from pathlib import Path
-from fastcore.all import L, delegates
-from fastai.data.transforms import IndexSplitter, RandomSplitter
-from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas, cont_cat_split, df_shrink
+from fastcore.all import delegates
+from fastai.data.block import TransformBlock
+from fastai.data.transforms import IndexSplitter
+from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas, cont_cat_split
 from fastai.tabular.data import TabularDataLoaders
-from ..base import near
-from ..conditions import FlowError
-from ..data import StratifiedSplitter, as_flow
+from ..base import near, row_name
+from ..conditions import FlowError, FlowWarning
+from ..data import FlowTransform, as_flow, as_splitter, read_labels
 from ..target import as_table
 from .core import ConditionalTabular, FillGaps, TableTransform, label_columns, made_columns
 import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
-__all__ = ['input_columns', 'checked', 'ConditionalTabularDataLoaders']
+__all__ = ['input_columns', 'no_dates', 'checked', 'ConditionalTabularDataLoaders']
 
 # %% ../../nbs/tabular/01_data.ipynb #62c33673
 def input_columns(
@@ -37,14 +37,19 @@ def input_columns(
     if cat_names is not None and cont_names is not None: return list(cat_names), list(cont_names)
     rest = df[[c for c in df.columns if c not in {*taken, *(cat_names or ()), *(cont_names or ())}]]
     for c in rest:
-        if pd.api.types.is_datetime64_any_dtype(rest[c]): raise FlowError(f"column {c!r} holds dates, which are neither numbers nor categories: df = add_datepart(df, {c!r}) first, or say which columns are inputs with cat_names= and cont_names=")
+        no_dates(rest[c], c)
         try: kinds = 0 if pd.api.types.is_numeric_dtype(rest[c]) else rest[c].nunique()
         except TypeError: raise FlowError(f"column {c!r} holds lists or other things that are neither numbers nor categories: take it out, or say which columns are inputs with cat_names= and cont_names=") from None
-        if cat_names is None and len(df) > 40 and kinds > len(df)/2: warnings.warn(f"column {c!r} has {kinds} different values in {len(df)} rows: if it names the rows, leave it out with cat_names=", stacklevel=4)
+        if cat_names is None and len(df) > 40 and kinds > len(df)/2: warnings.warn(f"column {c!r} has {kinds} different values in {len(df)} rows: if it names the rows, leave it out with cat_names=", FlowWarning, stacklevel=4)
     conts, cats = cont_cat_split(rest)
     if cat_names is not None: return list(cat_names), [c for c in rest if pd.api.types.is_numeric_dtype(rest[c]) and not pd.api.types.is_bool_dtype(rest[c])]
     if cont_names is not None: return cats, list(cont_names)
     return cats, conts
+
+def no_dates(col, name):
+    "An error for a column of dates or durations, which would count as nanoseconds, a gap as the year 1677"
+    if col.dtype.kind in 'mM' or col.dtype.kind == 'O' and pd.api.types.infer_dtype(col) in ('datetime64', 'datetime', 'date', 'timedelta64', 'timedelta', 'time', 'period'):
+        raise FlowError(f"input {name!r} holds dates or durations: df = add_datepart(df, {name!r}) first, turn it into a number of a known unit, or leave it out with cat_names= and cont_names=")
 
 def checked(
     df,         # Rows
@@ -55,10 +60,11 @@ def checked(
     if gone := [c for c in [*cat_names, *cont_names] if c not in df.columns]: raise FlowError(f"the rows have no column {gone[0]!r}, which the model takes as input: {near(gone[0], df.columns)}")
     new = {c: df[c].astype(object) for c in cat_names if isinstance(df[c].dtype, pd.CategoricalDtype)} # fastai would take the codes of these rows for those of the training rows
     for c in cont_names:
+        no_dates(df[c], c)
         x = pd.to_numeric(df[c], errors='coerce') if not pd.api.types.is_numeric_dtype(df[c]) else df[c]
         vals = x.to_numpy(dtype=float, na_value=np.nan)
         bad = np.isinf(vals) | (np.isnan(vals) & df[c].notna().to_numpy())
-        if bad.any(): raise FlowError(f"input {c!r}, row {(i := int(bad.argmax()))} (index {df.index[i]!r}), value {df[c].iloc[i]!r}: not a finite number; correct the cell or leave it blank, or name the column in cat_names=")
+        if bad.any(): raise FlowError(f"input {c!r}, {row_name(df, i := int(bad.argmax()))}, value {df[c].iloc[i]!r}: not a finite number; correct the cell or leave it blank, or name the column in cat_names=")
         if not isinstance(df[c].dtype, np.dtype) or df[c].dtype.kind not in 'iuf': new[c] = pd.Series(vals, index=df.index) # nullable, Arrow, object, bool
     return df.assign(**new) if all(isinstance(c, str) for c in new) else df.copy().pipe(_put, new)
 
@@ -96,25 +102,14 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if not df.columns.is_unique: raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
         flow = as_flow(flow)
-        labels = label_columns(flow)
-        cat_names, cont_names = input_columns(df, labels + ([] if valid_col is None else [valid_col]), cat_names, cont_names)
+        taken = label_columns(flow) + FlowTransform(flow).weight_cols() + ([] if valid_col is None else [valid_col])
+        cat_names, cont_names = input_columns(df, taken, cat_names, cont_names)
         if not cat_names and not cont_names: raise FlowError("there is no input: every column of the table is read by a task; add columns to learn from, or name some with cat_names= and cont_names=")
-        splits = [list(s) for s in cls._splitter(flow, valid_pct, seed, valid_idx, valid_col, stratify, splitter)(df)]
+        splits = [list(s) for s in as_splitter(flow, valid_pct, seed, valid_col, stratify, IndexSplitter(valid_idx) if splitter is None and valid_idx is not None else splitter)(df)]
         df = checked(df, cat_names, cont_names)
-        df = df_shrink(df, skip=[c for c in df.columns if c not in cat_names and c not in cont_names]) # labels stay as they are
-        to = TabularPandas(df, [_proc(p) for p in procs or ()], cat_names, cont_names, y_block=flow, splits=splits, reduce_memory=False)
+        to = TabularPandas(df, [_proc(p) for p in procs or ()], cat_names, cont_names, y_block=TransformBlock(type_tfms=[TableTransform(flow, df, sum(splits, []))]), splits=splits, reduce_memory=False)
         if (gaps := to.conts.isna().any()).any(): raise FlowError(f"column {gaps.idxmax()!r} has blanks that nothing fills: add FillMissing to procs=, or leave it out of cont_names=" if to.conts[gaps.idxmax()].notna().any() else f"column {gaps.idxmax()!r} holds no number in the training rows: leave it out of cont_names=")
         return to.dataloaders(path=path, **kwargs)
-
-    @staticmethod
-    def _splitter(flow, valid_pct, seed, valid_idx, valid_col, stratify, splitter):
-        if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
-        if splitter is not None: return splitter
-        if valid_idx is not None: return IndexSplitter(valid_idx)
-        if valid_col is not None:
-            from fastai_condmtl.vision.data import ColumnSplitter
-            return ColumnSplitter(valid_col)
-        return StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
 
     @classmethod
     def from_csv(cls,
@@ -126,7 +121,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         **kwargs
     ):
         "From a csv file. An empty cell is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-        df = pd.read_csv(csv, skipinitialspace=skipinitialspace, keep_default_na=keep_default_na, na_values=None if keep_default_na else [''])
+        df = read_labels(csv, keep_default_na, skipinitialspace=skipinitialspace)
         return cls.from_df(df, flow, path=path, **kwargs)
 
     def test_dl(self,

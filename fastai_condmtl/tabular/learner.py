@@ -24,11 +24,12 @@ def conditional_tabular_learner(
     *,
     metrics=None, # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
+    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
     **kwargs
 ) -> Learner:
     "`tabular_learner` for a flow"
     fit_for(dls, {**(config or {}), **kwargs})
-    return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune)
+    return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
 
 if not hasattr(TabularLearner.predict, '_plain'):
     _plain = TabularLearner.predict

@@ -145,6 +145,7 @@ def conditional_image_tabular_learner(
     n_row=32,       # Features of the row
     metrics=None,   # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit, as for `conditional_vision_learner`
+    balance=None, # How tasks are weighed against each other in training, as for `conditional_vision_learner`
     pretrained=True, # Weights from ImageNet: the image network starts frozen
     **kwargs        # For `vision_learner`
 ) -> Learner:
@@ -155,4 +156,4 @@ def conditional_image_tabular_learner(
     learn.model = JoinedModel([learn.model, row], (n_image, n_row), dls.c).to(dls.device)
     learn.splitter, learn.opt = JoinedSplit(learn.splitter), None
     if pretrained: learn.freeze()
-    return equip(learn, metrics, tune)
+    return equip(learn, metrics, tune, balance)

@@ -7,8 +7,6 @@ from __future__ import annotations
 import hashlib, textwrap
 import pandas as pd
 import fastai.tabular.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
-from IPython import get_ipython
-from IPython.display import HTML, display
 from ..explain import tell
 from ..target import FlowPrediction, TensorConditional
 from .core import ConditionalTabular
@@ -47,6 +45,10 @@ def _cell(block, d, judged):
 
 def display_table(res, css):
     "Show `rows_table`: styled in a notebook, as text elsewhere"
+    try:
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+    except ImportError: get_ipython = lambda: None # no notebook without it
     if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'): print(res.to_string(index=False))
     else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid(hashlib.md5(res.to_csv().encode()).hexdigest()[:8]).to_html())) # the same table, the same text
 
@@ -63,28 +65,23 @@ def show_results(x:ConditionalTabular, y:ConditionalTabular, samples, outs, ctxs
 # %% ../../nbs/tabular/03_show.ipynb #9ecc4c53
 def _told(inputs): return ' | '.join(textwrap.shorten(str(o), 200) for o in inputs)
 
-def _several(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
+def _several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
     from fastai.torch_core import TensorImage
-    from fastai_condmtl.vision.show import _grid, draw_shapes, draw_tree
-    trees, images = trees[:max_n], [next((o for o in s if isinstance(o, TensorImage)), None) for s in samples]
+    from fastai_condmtl.vision.show import draw_pairs, trees_and_shapes
+    trees, shapes = trees_and_shapes(samples, outs)
+    images = [next((o for o in s if isinstance(o, TensorImage)), None) for s in samples]
     if images[0] is None: # in words
-        for i,(s,t) in enumerate(zip(samples, trees)): print('\n'.join([*titles[i:i + 1], _told(s[:-1]), str(t), '']))
+        for i,(s,t) in enumerate(zip(samples, trees[:max_n])): print('\n'.join([*titles[i:i + 1], _told(s[:-1]), str(t), '']))
         return
-    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, True)
-    for i,(s,im,tree,drawn) in enumerate(zip(samples, images, trees, shapes)):
-        im.show(ctx=ctxs[2*i], **kwargs)
-        for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, im.shape[:-3:-1], color, ls)
-        draw_tree(ctxs[2*i + 1], tree)
-        ctxs[2*i + 1].set_title(textwrap.shorten(_told(o for o in s[:-1] if o is not im), 90, placeholder=' …'), fontsize=7, loc='left', parse_math=False)
-        if i < len(titles): ctxs[2*i].set_title(titles[i], fontsize=8, loc='left', parse_math=False)
-    return ctxs
+    notes = [textwrap.shorten(_told(o for o in s[:-1] if o is not im), 90, placeholder=' …') for s,im in zip(samples, images)]
+    return draw_pairs(images, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles, notes, **kwargs)
 
 @dispatch
 def show_batch(x:tuple, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Several inputs beside the trees of their labels"
-    return _several(samples, [s[-1].tree() for s in samples], [[(s[-1], 'white', '-')] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return _several(samples, None, ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 @dispatch
 def show_results(x:tuple, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
     "Several inputs beside the trees of their predictions"
-    return _several(samples, [o[0].tree(truth=s[-1]) for s,o in zip(samples, outs)], [[(s[-1], 'white', '--'), (o[0], 'orange', '-')] for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
+    return _several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)

@@ -7,16 +7,16 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
-import numpy as np, pandas as pd, torch
-from fastcore.all import L, delegates, is_listy
+import numpy as np, pandas as pd
+from fastcore.all import delegates, is_listy
 from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader
 from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defaults
 from fastai.text.data import TextBlock, make_vocab
-from ..base import near
+from ..base import near, row_name
 from ..conditions import FlowError
-from ..data import as_flow, as_splitter
+from ..data import as_flow, as_splitter, read_labels
 from ..flow import leaves
 from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_words
 import fastai_condmtl.text.show # noqa: F401  a learner that is loaded in a new process can show its results
@@ -36,7 +36,7 @@ class TextColumns(ColReader):
         for c in self.cols:
             if (gone := df[c].isna().to_numpy()).any():
                 i = int(gone.argmax())
-                _checked(None, c, f"row {i}{'' if repr(df.index[i]) == repr(i) else f' (index {df.index[i]!r})'} (and {gone.sum() - 1} more)")
+                _checked(None, c, f"{row_name(df, i)} (and {gone.sum() - 1} more)")
         return [self.join([_checked(v, c, f'row {i}') for v,c in zip(r, self.cols)]) for i,r in enumerate(zip(*(df[c] for c in self.cols)))]
 
 def _checked(v, col, where):
@@ -109,7 +109,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-        df = pd.read_csv(Path(path)/csv_fname, header=header, sep=delimiter or ',', quoting=quoting, keep_default_na=keep_default_na, na_values=None if keep_default_na else [''])
+        df = read_labels(Path(path)/csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
 
 ConditionalTextDataLoaders.from_csv = delegates(to=ConditionalTextDataLoaders.from_df)(ConditionalTextDataLoaders.from_csv)

@@ -41,6 +41,7 @@ def conditional_text_learner(
     *,
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
+    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
     **kwargs
 ) -> Learner:
     "`text_classifier_learner` for a flow"
@@ -49,4 +50,4 @@ def conditional_text_learner(
     learn = text_classifier_learner(dls, arch, **kwargs)
     e = learn.model[0]
     if type(e) is SentenceEncoder: e.__class__ = AnyOrder
-    return equip(learn, metrics, tune)
+    return equip(learn, metrics, tune, balance)

@@ -113,6 +113,7 @@ def conditional_lm_learner(
     dropout:float=.1,
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
+    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
     moms=(.95,.85,.95), # Momentum over a cycle
     **kwargs
 ) -> Learner:
@@ -121,4 +122,4 @@ def conditional_lm_learner(
     model = ConditionalTextModel(dls.flow, len(dls.vocab), d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout)
     learn = TextLearner(dls, model, alpha=0., beta=0., moms=moms, splitter=text_groups, **kwargs)
     learn.remove_cbs([ModelResetter, RNNCallback]) # for models with a state and three outputs
-    return equip(learn, metrics, tune)
+    return equip(learn, metrics, tune, balance)

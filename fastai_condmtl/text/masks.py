@@ -5,16 +5,15 @@
 # %% ../../nbs/text/01_masks.ipynb #2a18d9c8
 from __future__ import annotations
 from copy import copy
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 import torch.nn.functional as F
 from fasttransform import Transform
 from fastai.text.core import defaults
-from fastai.text.data import TensorText
 from ..blocks import SingleLabelBlock
 from ..conditions import FlowError
 from ..flow import Flow
 from ..scores import class_score
-from ..target import TensorConditional
+
 
 # %% auto #0
 __all__ = ['MASK', 'TOKENS', 'MaskedLMBlock', 'with_words', 'masked_task', 'count_words', 'unpack', 'positions', 'text_random',

@@ -29,11 +29,8 @@ def readable_text(
 
 def tree_html(tree) -> str:
     "A tree as HTML: wrong nodes red, those without a label gray"
-    res = []
-    for text,node in tree.lines()[1:] or tree.lines():
-        wrong, known = node.data is not None and node.data.get('wrong'), node.data is None or node.data.get('known', True)
-        text = ('✗ ' if wrong else '  ') + text
-        res.append(html.escape(text) if known and not wrong else f"<span style='color:{'crimson' if wrong else 'gray'}'>{html.escape(text)}</span>")
+    res = [(html.escape(sign + text), color) for sign,text,color in tree.marked()]
+    res = [f"<span style='color:{color}'>{text}</span>" if color else text for text,color in res]
     return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(res) + '</pre>'
 
 class TextTrees:
@@ -49,8 +46,7 @@ class TextTrees:
     def __str__(self):
         rows = []
         for i,(text,tree) in enumerate(zip(self.texts, self.trees)):
-            lines = [('✗ ' if n.data is not None and n.data.get('wrong') else '  ') + t for t,n in tree.lines()[1:] or tree.lines()]
-            rows.append('\n'.join(filter(None, [self._title(i), textwrap.fill(text, 100), *lines])))
+            rows.append('\n'.join(filter(None, [self._title(i), textwrap.fill(text, 100), *(sign + t for sign,t,_ in tree.marked())])))
         return '\n\n'.join(rows)
     __repr__ = __str__
     def _repr_html_(self):

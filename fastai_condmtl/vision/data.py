@@ -15,8 +15,8 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILBase, PILImage, load_image
-from ..conditions import FlowError
-from ..data import ColumnSplitter, as_flow, as_splitter
+from ..conditions import FlowError, FlowWarning
+from ..data import as_flow, as_splitter, read_labels
 from ..flow import leaves
 from ..target import as_table
 from ..base import near
@@ -75,7 +75,7 @@ def readable(
     ok = np.array(list(parallel(Readable(get_x, img_cls), [df.iloc[i] for i in range(len(df))], n_workers=n_workers, progress=False)), dtype=bool)
     if not ok.all():
         bad = [str(get_x(df.iloc[i])) for i in np.flatnonzero(~ok)]
-        warnings.warn(f"left out {len(bad)} of {len(df)} rows whose image cannot be read: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}", stacklevel=3)
+        warnings.warn(f"left out {len(bad)} of {len(df)} rows whose image cannot be read: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}", FlowWarning, stacklevel=3)
     return ok
 
 # %% ../../nbs/vision/00_data.ipynb #f6f82234
@@ -150,7 +150,7 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-        df = pd.read_csv(Path(path)/csv_fname, header=header, sep=delimiter or ',', quoting=quoting, keep_default_na=keep_default_na, na_values=None if keep_default_na else [''])
+        df = read_labels(Path(path)/csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
 
     @classmethod

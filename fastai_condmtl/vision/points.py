@@ -10,9 +10,9 @@ import numpy as np, torch
 from PIL import Image
 from fasttransform import Transform, Pipeline
 from fastai.torch_core import TensorImageBase, to_device
-from fastai.vision.core import TensorPoint, TensorBBox
+from fastai.vision.core import TensorPoint
 from fastai.vision.augment import AffineCoordTfm, CropPad, DihedralItem, FlipItem, RandomCrop, RandomResizedCrop, RandomResizedCropGPU
-from ..conditions import FlowError
+from ..conditions import FlowError, FlowWarning
 from ..points import Frame, Geometry
 from ..target import TensorConditional
 
@@ -113,7 +113,7 @@ class KeepInside(Transform):
         super().__init__()
         self.drawn = drawn # tasks that are plain numbers but are drawn as coordinates
     def setup(self, items=None, train_setup=False):
-        if self.drawn and (tfm := first_geometric(items)): warnings.warn(f"{', '.join(map(repr, self.drawn[:4]))}{' …' if len(self.drawn) > 4 else ''} are plain numbers, which stay as they are while {tfm} moves the picture: use KeypointsBlock or BoxBlock, whose coordinates follow", stacklevel=2)
+        if self.drawn and (tfm := first_geometric(items)): warnings.warn(f"{', '.join(map(repr, self.drawn[:4]))}{' …' if len(self.drawn) > 4 else ''} are plain numbers, which stay as they are while {tfm} moves the picture: use KeypointsBlock or BoxBlock, whose coordinates follow", FlowWarning, stacklevel=2)
     def __call__(self, b, split_idx=None, **kwargs):
         return type(b)(inside(x) if isinstance(x, TensorConditionalPoints) else x for x in b) if isinstance(b, (tuple, list)) else b
     def decode(self, b, **kwargs): return b

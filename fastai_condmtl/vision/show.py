@@ -14,7 +14,7 @@ from .. import explain # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['draw_tree', 'draw_shapes', 'show_batch', 'show_results', 'plot_top_losses']
+__all__ = ['draw_tree', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'show_batch', 'show_results', 'plot_top_losses']
 
 # %% ../../nbs/vision/02_show.ipynb #2f281093
 def draw_tree(
@@ -23,17 +23,15 @@ def draw_tree(
 ):
     "Write a tree on `ax`, at a size that fits"
     ax.axis('off')
-    lines = tree.lines()[1:] or tree.lines() # the outermost flow is the same in every picture
+    lines = tree.marked()
     fig = ax.get_figure()
     w, h = ax.get_position().width*fig.get_figwidth()*72, ax.get_position().height*fig.get_figheight()*72 # points
-    texts = [t[4:] if len(lines) > 1 or t[:1] in '├└' else t for t,_ in lines]
+    texts = [t[4:] if len(lines) > 1 or t[:1] in '├└' else t for _,t,_ in lines]
     size = max(3., min(9., h/(1.35*max(len(texts), 1)), max(6.5, w/(.62*max(map(len, texts))))))
     fits = max(20, int(w/(.62*size)) - 2)
     texts = [t if len(t) <= fits else t[:fits - 1] + '…' for t in texts] # many points in a row
-    for i,(text,(_,node)) in enumerate(zip(texts, lines)):
-        wrong = node.data is not None and node.data.get('wrong')
-        color = 'crimson' if wrong else 'gray' if node.data is not None and not node.data.get('known', True) else 'black'
-        ax.text(0, 1 - (i + .5)*1.35*size/h, ('✗ ' if wrong else '  ') + text, color=color, family='monospace', fontsize=size, va='center', transform=ax.transAxes, parse_math=False)
+    for i,(text,(sign,_,color)) in enumerate(zip(texts, lines)):
+        ax.text(0, 1 - (i + .5)*1.35*size/h, sign + text, color=color or 'black', family='monospace', fontsize=size, va='center', transform=ax.transAxes, parse_math=False)
     return ax
 
 # %% ../../nbs/vision/02_show.ipynb #823738e5
@@ -61,25 +59,43 @@ def draw_shapes(
         if len(s) == 4: ax.add_patch(Rectangle((x, y), s[2]*w, s[3]*h, fill=False, ec=color, ls=ls, lw=1.5, path_effects=edge))
         else: ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
 
-def _pairs(samples, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
+def trees_and_shapes(
+    samples,   # Rows as `show_batch` has them, labels last
+    outs=None, # Their predictions
+) -> tuple: # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
+    "What is told and drawn of rows: labels, or predictions beside them"
+    ys = [s[-1] for s in samples]
+    if outs is None: return [y.tree() for y in ys], [[(y, 'white', '-')] for y in ys]
+    return [o[0].tree(truth=y) for y,o in zip(ys, outs)], [[(y, 'white', '--'), (o[0], 'orange', '-')] for y,o in zip(ys, outs)]
+
+def draw_pairs(
+    images, # Image tensors
+    trees, shapes, # From `trees_and_shapes`
+    ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, # As for `show_batch`
+    titles=(), # What to say above the images
+    notes=(),  # What to say above the trees
+    **kwargs   # For `show` of the images
+) -> list: # The axes, in pairs
+    "Images with their shapes beside trees"
     trees = trees[:max_n]
-    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, bool(titles))
-    for i,(s,tree,drawn) in enumerate(zip(samples, trees, shapes)):
-        s[0].show(ctx=ctxs[2*i], **kwargs)
-        for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, s[0].shape[:-3:-1], color, ls)
+    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, bool(titles or notes))
+    for i,(im,tree,drawn) in enumerate(zip(images, trees, shapes)):
+        im.show(ctx=ctxs[2*i], **kwargs)
+        for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, im.shape[:-3:-1], color, ls)
         draw_tree(ctxs[2*i + 1], tree)
-        if i < len(titles): ctxs[2*i].set_title(titles[i], fontsize=8, loc='left', parse_math=False)
+        for ax,texts,size in ((ctxs[2*i], titles, 8), (ctxs[2*i + 1], notes, 7)):
+            if i < len(texts): ax.set_title(texts[i], fontsize=size, loc='left', parse_math=False)
     return ctxs
 
 @dispatch
 def show_batch(x:TensorImage, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Images beside the trees of their labels; `ctxs`, where given, are axes in pairs"
-    return _pairs(samples, [s[1].tree() for s in samples], [[(s[1], 'white', '-')] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return draw_pairs([s[0] for s in samples], *trees_and_shapes(samples), ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 @dispatch
 def show_results(x:TensorImage, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
     "Images beside the trees of their predictions: wrong nodes red, nodes without a label gray; predicted boxes and points orange, true ones white and dashed; `ctxs`, where given, are axes in pairs"
-    return _pairs(samples, [o[0].tree(truth=s[1]) for s,o in zip(samples, outs)], [[(s[1], 'white', '--'), (o[0], 'orange', '-')] for s,o in zip(samples, outs)], ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
+    return draw_pairs([s[0] for s in samples], *trees_and_shapes(samples, outs), ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
 
 @dispatch
 def plot_top_losses(x:TensorImage, y:TensorConditional, samples, outs, raws, losses, max_n=9, **kwargs):
