@@ -2,7 +2,7 @@
 import os, sys, tempfile, time, warnings
 from copy import copy
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from torch import nn
 from fastai.vision.all import Flatten, Normalize, Resize, ResizeMethod, imagenet_stats, set_seed
 from fastai_condmtl.demo import trunk

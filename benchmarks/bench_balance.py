@@ -3,7 +3,6 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.vision.all import DataLoaders, Learner, TfmdDL
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, SingleLabelBlock
-from fastai_condmtl.callback.balance import TaskBalance
 from fastai_condmtl.callback.gradients import GradientCosine
 from fastai_condmtl.demo import trunk
 from fastai_condmtl.equip import equip
@@ -47,7 +46,7 @@ def step(balance=None, cosine=0, head=head):
     learn.opt.set_hypers(lr=1e-3)
     learn.epoch, learn.n_epoch = 0, 1
     learn.train_iter, learn.n_iter = 0, 100
-    cbs = [cb for cb in learn.cbs if not type(cb).__name__ in ('ProgressCallback', 'Recorder')]
+    cbs = [cb for cb in learn.cbs if type(cb).__name__ not in ('ProgressCallback', 'Recorder')]
     learn.cbs = type(learn.cbs)(cbs)
     learn.iter, learn.model.training, learn.training, learn.dl = 0, True, True, dls.train
     learn.model.train()

@@ -5,7 +5,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.blocks import CountBlock, OrdinalBlock
-import fastai_condmtl.losses
 from fastai_condmtl.synthetic import security_flow, security_scenes
 from timing import alternate
 

@@ -1,7 +1,6 @@
 "Set-up time and memory of many rows, tasks, classes and deep flows, with the exponent of growth; and what loader workers hold of the label table"
 import gc, re, sys, time, tracemalloc, warnings
 import numpy as np, pandas as pd, torch
-from fastai.data.load import DataLoader
 from fastai_condmtl.all import *
 from fastai_condmtl.data import EncodedRows, StratifiedSplitter
 from timing import environment

@@ -1,10 +1,9 @@
 "The target side of an item against stock fastai's one `CategoryBlock`; encoding a million rows"
-import resource, sys, time
+import resource, time
 import numpy as np, pandas as pd, torch
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, IndexSplitter, TransformBlock
 from fastai_condmtl.blocks import SingleLabelBlock
 from fastai_condmtl.flow import Flow
-import fastai_condmtl.data
 from fastai_condmtl.synthetic import security_flow, security_scenes
 from bench_loss import mixed, table
 from timing import alternate

@@ -3,7 +3,7 @@ import tempfile, time
 from pathlib import Path
 import torch
 from torch import nn
-from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, IntToFloatTensor, Learner, Normalize, RandomSplitter, Resize, imagenet_stats, set_seed)
+from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, RandomSplitter, Resize, imagenet_stats, set_seed)
 from fastai_condmtl.demo import head, make_learner, trunk
 from fastai_condmtl.synthetic import save_scenes, security_flow
 from timing import alternate

@@ -74,7 +74,7 @@ def settle(pages):
     text = {p: (PAGES/p).read_text(encoding='utf-8') for p,_ in pages}
     anchors = {p: set(re.findall(r'\{#([^}\s]+)\}', t)) for p,t in text.items()}
     for p,t in text.items():
-        def known(m): return m[0] if m[2] in anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(p), m[1])), {m[2]}) else f']({m[1]})'
+        def known(m, p=p): return m[0] if m[2] in anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(p), m[1])), {m[2]}) else f']({m[1]})'
         (PAGES/p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
 
 def navigation(pages):

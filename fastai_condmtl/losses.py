@@ -204,7 +204,7 @@ class ConditionalLoss(nn.Module):
     ):
         "Put weights of tasks in force, without waiting for the device"
         weights = weights.to(self.task_back.device).index_select(0, self.task_back.argsort())
-        for (name,_,n,_),w in zip(self.runs, weights.split([n for *_,n,_ in self.runs])): self._buffers[name].copy_(w.view_as(self._buffers[name]))
+        for (name,*_),w in zip(self.runs, weights.split([n for *_,n,_ in self.runs])): self._buffers[name].copy_(w.view_as(self._buffers[name]))
 
     def task_losses(self,
         pred, # Raw logits `(bs, C)`

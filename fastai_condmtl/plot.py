@@ -63,7 +63,7 @@ def draw_flow(
     ax.axis('off')
     y, at, spans = .3, {}, []
     ax.text(.1, .16, flow.name + (f'  given {flow.given}' if flow.given is not None else '') + (f'   (the first {max_tasks} of {all_tasks} tasks)' if all_tasks > max_tasks else ''), weight='bold', va='center', fontsize=10, parse_math=False)
-    for (kind, key, o, level), text, h in zip(rows, texts, heights):
+    for (kind, key, _, level), text, h in zip(rows, texts, heights):
         x = .1 + left(kind, key)
         if kind == 'flow':
             spans.append((key, x, y, level))

@@ -460,7 +460,7 @@ def odd_image(path, rng):
 
 def case_image(rng):
     "A picture is read as it is, or one clear error names its file; `bad_images='skip'` leaves just the unreadable out"
-    from fastai.vision.all import PILImage, Resize
+    from fastai.vision.all import Resize
     from fastai_condmtl.vision.data import ConditionalDataLoaders, OpenImage
     with tempfile.TemporaryDirectory() as d:
         names = [rng.choice(['a.png', 'é😀.jpg', 'a b.png', '%s.png', "o'.png", '{x}.gif', 'a\nb.png', 'שם.png', '.png', 'x'*200 + '.png', 'a.PNG', '*.png', '-rf.png']), 'b.png']

@@ -11,7 +11,6 @@ from fastai_condmtl.all import (BinaryBlock, Branch, Checkpoint, ConditionalInte
                                 UnboundedRegressionBlock, conditional_head, equip)
 from fastai_condmtl.callback.balance import TaskBalance
 from fastai_condmtl.heads import RunNeeded
-from fastai_condmtl.learner import Picked
 from fastai_condmtl.ranks import alone
 
 N, N_TRAIN, BS, RANKS = 76, 45, 8, 2 # 45 and 31 rows: neither divides by two, and the last batches are short

@@ -1,7 +1,6 @@
 "The page to try a model: what it decides, what it writes, what it answers to bad files, and the page itself in a headless Chromium."
 import importlib.util, io, json, os, random, re, runpy, shutil, struct, sys, threading, zlib
 from html.parser import HTMLParser
-from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, Learner, PILImage, PILImageBW, RandomSplitter, Resize, TransformBlock, load_learner
 from PIL import Image

@@ -1,11 +1,11 @@
 """Counts and findings of `audit` against a plain loop over rows; trees and drawings by what they hold: nodes, texts, colours and boxes."""
-import random, re
+import re
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import Resize
 from hypothesis import given
 from fastai_condmtl.vision.all import *
-from oracle import Oracle, build, frame, k_and, n_rows, raw_row, walk
+from oracle import Oracle, build, frame, k_and, n_rows, raw_row
 from random_flows import checks, random_spec, random_table, rngs
 
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -11,8 +11,8 @@ from fastai.callback.training import GradientAccumulation
 from fastai.data.all import IndexSplitter
 from fastai.losses import MSELossFlat
 from torch.amp import GradScaler, autocast
-from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, Branch, Flow, SingleLabelBlock, UnboundedRegressionBlock, conditional_head, equip
-from fastai_condmtl.balance import DWA, FAMO, METHODS, STCH, WEIGHTINGS, Gramian, Static, Uncertainty, balancer
+from fastai_condmtl.all import BinaryBlock, Branch, Flow, SingleLabelBlock, UnboundedRegressionBlock, conditional_head, equip
+from fastai_condmtl.balance import DWA, FAMO, METHODS, STCH, WEIGHTINGS, Gramian, Uncertainty
 from fastai_condmtl.callback.balance import TaskBalance
 from fastai_condmtl.callback.gradients import GradientCosine, SharedFeatures
 from fastai_condmtl.conditions import FlowError

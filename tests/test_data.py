@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
-from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DataLoaders, ImageBlock, ImageDataLoaders, IndexSplitter, L, RandomSplitter, Resize,
+from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DataLoaders, ImageBlock, ImageDataLoaders, IndexSplitter, RandomSplitter, Resize,
                                TransformBlock, get_image_files, aug_transforms, noop)
 from fastai_condmtl.vision.all import (BinaryBlock, BoundedRegressionBlock, ConditionalDataLoaders, Flow, FlowError, FlowPrediction, MultiLabelBlock,
                                        SingleLabelBlock, StratifiedSplitter, TensorConditional, UnboundedRegressionBlock)

@@ -3,7 +3,6 @@ import os, socket, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.learner import load_learner
-from fastai_condmtl.losses import ConditionalLoss
 import many_ranks as one
 
 HERE = Path(__file__).parent

@@ -3,7 +3,6 @@ meets its table is left open: both happen inside `refused`."""
 import re, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.data.all import DataBlock, TransformBlock
-import fastai_condmtl.data
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow, FlowError

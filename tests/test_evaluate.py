@@ -1,6 +1,6 @@
 "`learn.evaluate`: oracle- and cascade-gated scores beside the trivial predictor, against a loop over rows; and what the nearest peer's table got wrong."
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import ColReader, DataBlock, IndexSplitter, Learner, Transform, TransformBlock, load_learner
+from fastai.vision.all import DataBlock, IndexSplitter, Learner, Transform, TransformBlock, load_learner
 from sklearn import metrics as skm
 from torch import nn
 from fastai_condmtl.all import *

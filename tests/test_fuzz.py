@@ -1,5 +1,5 @@
 """Hostile input ends in a right answer or in one clear error: bounded runs of `fuzz`, and each kind of fault it once found"""
-import os, random
+import os
 from decimal import Decimal
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st

@@ -1,13 +1,12 @@
 """Change the flow of a trained learner: what is kept predicts as before. Reference numbers are the learner's own from before the change, in original units,
 and weights written down row by row."""
-import contextlib, copy, io, subprocess, sys, textwrap
+import contextlib, copy, io
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from hypothesis import given
-from fastai.basics import DataBlock, DataLoaders, Learner, RandomSplitter, load_learner, set_seed
+from fastai.basics import DataBlock, Learner, RandomSplitter, load_learner, set_seed
 from fastai.data.transforms import ColReader, IndexSplitter
 from fastai.metrics import AvgMetric
-import fastai_condmtl.grow
 from fastai_condmtl.all import *
 from fastai_condmtl.conditions import FlowError
 from fastai_condmtl.equip import equip

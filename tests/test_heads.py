@@ -1,15 +1,14 @@
 """Fused heads against one module a task, branches where they are needed against branches everywhere, and what a fastai user does with a learner that has
 them. The reference networks are built here, task by task, from the paths alone."""
-import contextlib, copy, io, pickle, random, subprocess, sys, textwrap, warnings
-from pathlib import Path
+import contextlib, copy, io, pickle, random, subprocess, sys, textwrap
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given
 from PIL import Image
 from torch import nn
-from fastai.vision.all import Callback, GradientAccumulation, Learner, MixUp, Resize, load_learner, params, resnet18, set_seed
+from fastai.vision.all import Callback, GradientAccumulation, Learner, MixUp, Resize, resnet18, set_seed
 from fastai_condmtl.vision.all import (BinaryBlock, BoundedRegressionBlock, Branch, ConditionalDataLoaders, Flow, FlowError, MultiLabelBlock, SingleLabelBlock,
-                                       UnboundedRegressionBlock, any_of, conditional_head, conditional_vision_learner, task)
-from fastai_condmtl.heads import ConditionalHead, DeepHeads, NeededRows, head_of
+                                       UnboundedRegressionBlock, any_of, conditional_head, conditional_vision_learner)
+from fastai_condmtl.heads import NeededRows, head_of
 from oracle import build, frame, walk
 from random_flows import checks, names_for, random_spec, random_table, rngs
 

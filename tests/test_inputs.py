@@ -8,7 +8,7 @@ from torch import nn
 from fastai.tabular.all import Categorify, FillMissing, TabularPandas
 from fastai.vision.all import ColReader, DataBlock, ImageBlock, ImageDataLoaders, IndexSplitter, Learner, Normalize, aug_transforms, noop, set_seed
 from fastai_condmtl.tabular.all import (BinaryBlock, ConditionalInterpretation, ConditionalTensorBoard, Flow, FlowError, FlowPrediction, JoinedModel, RowModel, SingleLabelBlock, TabularRowBlock,
-                                        TensorConditional, TensorRow, conditional_image_tabular_learner, equip)
+                                        TensorRow, conditional_image_tabular_learner, equip)
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 N, VALID = 320, 80

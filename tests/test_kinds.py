@@ -1,7 +1,7 @@
 """Classes in an order and counts against SciPy, scikit-learn, PyTorch and loops; in a learner whose logits stand in its rows, through every tool that knows
 kinds of task; thousands of classes that cost other tasks nothing; numbers at the end of their range."""
 import pickle, tracemalloc
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from scipy.special import expit
 from scipy.stats import poisson
 from sklearn import metrics as skm

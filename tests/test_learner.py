@@ -10,12 +10,12 @@ from PIL import Image
 from sklearn import metrics as skm
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from fastai.vision.all import (AvgMetric, Callback, CancelFitException, ColReader, CSVLogger, CutMix, DataBlock, EarlyStoppingCallback, GradientAccumulation, ImageBlock,
+from fastai.vision.all import (AvgMetric, Callback, ColReader, CSVLogger, CutMix, DataBlock, EarlyStoppingCallback, GradientAccumulation, ImageBlock,
                                IndexSplitter, Learner, MixUp, Normalize, PILImage, ReduceLROnPlateau, Resize, SaveModelCallback, ShowGraphCallback, aug_transforms, imagenet_stats,
-                               load_learner, params, resnet18, set_seed, squeezenet1_1, vision_learner)
+                               load_learner, resnet18, set_seed, squeezenet1_1, vision_learner)
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai_condmtl.vision.all import (BinaryBlock, BoundedRegressionBlock, ConditionalDataLoaders, ConditionalLoss, Flow, FlowError, FlowPrediction, MultiLabelBlock, SingleLabelBlock,
-                                       TensorConditional, UnboundedRegressionBlock, conditional_vision_learner, task)
+                                       TensorConditional, UnboundedRegressionBlock, conditional_vision_learner)
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -3,8 +3,8 @@ import random, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import (CropPad, DataBlock, DihedralItem, Flip, FlipItem, Image, ImageBlock, Learner, Normalize, PointScaler, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize, Resize, Rotate, TensorBBox, TensorPoint, TransformBlock, aug_transforms, imagenet_stats, load_learner, nn, plt, xresnet18)
 from fastai_condmtl.vision.all import BinaryBlock, BoundedRegressionBlock, ConditionalDataLoaders, Flow, FlowError, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock, conditional_vision_learner, task
-from fastai_condmtl.points import BoxBlock, Frame, KeypointsBlock
-from fastai_condmtl.vision.points import KeepInside, TensorConditionalPoints, inside
+from fastai_condmtl.points import BoxBlock, KeypointsBlock
+from fastai_condmtl.vision.points import TensorConditionalPoints
 from fastai_condmtl.faces import POINTS, XY, faces
 
 SIZES = [(64, 48), (50, 80), (90, 40), (64, 64), (33, 57), (120, 121)]

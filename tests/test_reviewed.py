@@ -242,7 +242,7 @@ def test_classes_that_nobody_knows():
                                   lambda o, n, r: r > 5, lambda o, n, r: r >= 5.5, lambda o, n, r: r < 0, lambda o, n, r: r <= -.1, lambda o, n, r: r.between(6, 7), lambda o, n, r: r.between(-2, -1)])
 def test_what_can_never_be_is_an_error(cond):
     o, n, r = OrdinalBlock('o', vocab=[1, 2, 3]), CountBlock('n'), BoundedRegressionBlock('r', y_range=(0, 5))
-    refused(f"the condition `(.*)` of 'x': \\1 is never true: ", o, n, r, BinaryBlock('x') | cond(o, n, r), o=[1, 2, 3], n=[1, 2, 3], r=[1, 2, 3], x=[1, 0, 1])
+    refused("the condition `(.*)` of 'x': \\1 is never true: ", o, n, r, BinaryBlock('x') | cond(o, n, r), o=[1, 2, 3], n=[1, 2, 3], r=[1, 2, 3], x=[1, 0, 1])
 
 def test_what_is_always_so_passes():
     o, n, r = OrdinalBlock('o', vocab=[1, 2, 3]), CountBlock('n'), BoundedRegressionBlock('r', y_range=(0, 5))

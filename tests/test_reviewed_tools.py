@@ -1,6 +1,6 @@
 "Faults that a review of files, commands, tables and pictures found"
 import json
-import numpy as np, pandas as pd, pytest, torch
+import pandas as pd, pytest, torch
 from fastai.data.all import DataBlock, IndexSplitter, Transform, TransformBlock
 from fastai.learner import Learner
 from torch import nn

@@ -1,10 +1,10 @@
 """Nothing grows faster than it must: operations are counted, not seconds; loader workers share the table of labels"""
 import pickle, sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from fastai_condmtl.all import *
 from fastai_condmtl.conditions import Not, FlowError, as_condition
-from fastai_condmtl.data import EncodedRows, StratifiedSplitter
+from fastai_condmtl.data import EncodedRows
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'benchmarks'))
 import bench_size as size
 

@@ -1,8 +1,8 @@
 "Several data sets as one: what a joined table says, how often each source is drawn, whose transforms run, and scores a source."
 import pickle, warnings
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (CropPad, ColReader, Datasets, DataBlock, FlipItem, ImageBlock, IndexSplitter, Learner, Path, PILImage, RandomResizedCrop, Resize, Transform,
-                               TransformBlock, WeightedDL, load_learner, set_seed, get_image_files)
+from fastai.vision.all import (CropPad, ColReader, DataBlock, FlipItem, ImageBlock, IndexSplitter, Learner, Path, PILImage, Resize, Transform,
+                               TransformBlock, WeightedDL, load_learner, get_image_files)
 from PIL import Image
 from scipy import stats
 from sklearn.metrics import f1_score

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
 from fastai_condmtl.all import *
-from fastai_condmtl.data import label_groups, spread, stratified_folds, stratify
+from fastai_condmtl.data import label_groups, stratified_folds, stratify
 
 def paper(labels, shares, rng):
     "Sechidis et al. 2011, algorithm 1, as it stands: of each row the subset"

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
 from torch import nn
-from fastai.text.all import (AWD_LSTM, ColReader, DataBlock, IndexSplitter, Learner, RandomSplitter, SortedDL, TensorText, TextBlock, TextDataLoaders, awd_lstm_clas_config, defaults,
-                             load_learner, set_seed, text_classifier_learner)
-from fastai_condmtl.text.all import (BinaryBlock, ConditionalInterpretation, ConditionalTextDataLoaders, Flow, FlowError, FlowPrediction, MaskedLMBlock, MaskTokens, MultiLabelBlock,
-                                     SingleLabelBlock, TensorConditional, UnboundedRegressionBlock, conditional_lm_learner, conditional_text_learner, equip)
+from fastai.text.all import (AWD_LSTM, ColReader, DataBlock, Learner, RandomSplitter, SortedDL, TensorText, TextBlock, awd_lstm_clas_config, defaults,
+                             set_seed, text_classifier_learner)
+from fastai_condmtl.text.all import (BinaryBlock, ConditionalInterpretation, ConditionalTextDataLoaders, Flow, FlowError, FlowPrediction, MaskedLMBlock, MaskTokens, SingleLabelBlock, TensorConditional, UnboundedRegressionBlock, conditional_lm_learner, conditional_text_learner, equip)
 from fastai_condmtl.reviews import review_flow, reviews
-from fastai_condmtl.text.masks import MASK, positions, unpack
+from fastai_condmtl.text.masks import MASK, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings('ignore')

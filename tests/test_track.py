@@ -237,7 +237,7 @@ def test_best_and_worst_pictures(tmp_path):
 
 def test_rows_of_a_loader_with_an_order_of_its_own(tmp_path):
     "fastai's text loaders sort by length: the text shown is the one that the loss belongs to."
-    from fastai.text.all import SortedDL, TensorText, TextBlock
+    from fastai.text.all import SortedDL, TextBlock
     rng = np.random.default_rng(4)
     words = [f'word{i}' for i in range(N)]
     df = pd.DataFrame(dict(t=[f'{w} ' + 'the '*int(rng.integers(1, 9)) for w in words], a=rng.random(N) < .5))

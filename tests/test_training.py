@@ -24,7 +24,6 @@ from fastai_condmtl.flow import Flow
 from fastai_condmtl.heads import RunNeeded, Branch, conditional_head
 from fastai_condmtl.losses import ConditionalLoss
 from fastai_condmtl.partial_training import PartialTraining
-import fastai_condmtl.data
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

@@ -1,5 +1,5 @@
 """Whole-space training against a loop over rows in plain probabilities (float64), the labels' truth by the second implementation of the conditional rule."""
-import copy, io, math, pickle
+import copy, math, pickle
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given
 from torch import nn
@@ -8,7 +8,6 @@ from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabe
 from fastai_condmtl.conditions import FlowError, any_of
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.heads import Branch, conditional_head
-from fastai_condmtl.losses import ConditionalLoss
 from random_flows import checks, rngs
 
 pytestmark = pytest.mark.filterwarnings('ignore')
