@@ -13,7 +13,7 @@ from .conditions import Atom, FlowError, conjuncts, forced
 from .base import names_of, near
 from .flow import Flow, infer
 from .plot import draw_flow, short_names
-from .target import BoundFlow, _check_cols, _check_weights, _row_weights, as_table
+from .target import BoundFlow, as_table, check_cols, check_weights, row_weights
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'Audit']
@@ -76,7 +76,7 @@ def audit(self:Flow,
 def audit(self:BoundFlow, df, few:int=20) -> Audit:
     "`Flow.audit` with the vocabularies and scales of this bound flow"
     plan, df = self.plan, as_table(df, self.plan.blocks)
-    for p,b,c in zip(plan.paths, plan.blocks, plan.weight_cols): _check_cols(p, b, df); _check_weights(p, c, df)
+    for p,b,c in zip(plan.paths, plan.blocks, plan.weight_cols): check_cols(p, b, df); check_weights(p, c, df)
     data = [b.encode(df) for b in plan.blocks]
     given = [k for _,k in data]
     vals, known, clash = [v for v,_ in data], given, [None]*len(data)
@@ -88,7 +88,7 @@ def audit(self:BoundFlow, df, few:int=20) -> Audit:
         true, false = (np.ones(n, dtype=bool), np.zeros(n, dtype=bool)) if states[i] is None else states[i]
         some, says = own[i].any(1), _says(block, vals[i], own[i])
         mask = own[i] & true[:,None]
-        if plan.weight_cols[i] is not None: mask &= _row_weights(block, df, plan.weight_cols[i], mask.any(1))[:,None] > 0 # as in `encode`
+        if plan.weight_cols[i] is not None: mask &= row_weights(block, df, plan.weight_cols[i], mask.any(1))[:,None] > 0 # as in `encode`
         rows.append(dict(task_path=path, kind=type(block).__name__.removesuffix('Block'), labelled=int(some.sum()), applicable=int(true.sum()), unknown=int((~true & ~false).sum()),
                          masked=int(mask.any(1).sum()), labelled_if_false=int((some & false).sum()), positive_if_false=int((says & false).sum()), balance=_balance(block, vals[i], mask)))
         found += _findings(self, i, true, false, some, says, mask, vals[i], clash[i], few)
