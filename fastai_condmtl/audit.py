@@ -134,19 +134,20 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
         names = [f" '{l}'" for l in block.vocab] if block.labels else ['']
         for j,name in enumerate(names):
             pos, tot = int((vals[:,j]*mask[:,j]).sum()), int(mask[:,j].sum())
-            if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn", serious=True) if tot else None
+            if not tot: continue
+            if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn")
             elif min(pos, tot - pos) < few: add('few', f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy", serious=False)
     elif block.made: pass # what is asked is not in the table
     elif block.exact and block.per_cell:
         c = np.bincount(vals[mask[:,0],0].astype(int), minlength=block.n_out)
         if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn")
         elif (rare := [n for n,k in zip(names_of(block), c) if k < few]): add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
-    elif mask.any() and np.ptp(vals[mask]) == 0: add('one_class', f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn")
+    elif np.ptp(vals[mask]) == 0: add('one_class', f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn")
     if (lost := some & unknown).any():
         can = any(plan.blocks[plan.index[a.task]].force(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))
         fix = "label what it asks" if flow.flow.infer_labels or not can else "label what it asks, or let labels imply it: Flow(..., infer_labels=True)"
         add('gap', f"{lost.sum()} labelled rows do not count, since it is not known whether `{conds}`: {fix}", where(lost), serious=False)
-    if conds and true.all() and not false.any(): add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)
+    if conds and true.all(): add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)
     return res
 
 def _none_of(flow, vals, known, states):

@@ -17,11 +17,11 @@ from .learner import collect, flow_of, loss_of, own_loss, progress
 from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .scores import aliases, binary_score, counts
+from .seen import Seen, label_hashes, row_hashes
 from .thresholds import as_constraint, best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval
 
 # %% auto #0
-__all__ = ['COLUMNS', 'SAMPLE', 'Aim', 'as_aim', 'aims', 'tune_task', 'Tuned', 'label_hashes', 'in_force', 'search',
-           'cross_fitted']
+__all__ = ['COLUMNS', 'Aim', 'as_aim', 'aims', 'tune_task', 'Tuned', 'in_force', 'search', 'cross_fitted']
 
 # %% ../nbs/07b_tune.ipynb #c16474cd
 @dataclass(frozen=True)
@@ -135,33 +135,9 @@ class Tuned:
     aim: Aim            # What was searched for
     start: np.ndarray   # Thresholds before (W,)
     found: np.ndarray   # Thresholds put in force (W,)
-    rows: int           # Fingerprint of the labels that were used
+    rows: int           # Sum of the `label_hashes` that were used
     ranking: np.ndarray # How the predictions ranked them (W,): with the labels it tells these rows from others, and temperatures leave it alone
-    seen: np.ndarray | None = None # What tells the rows one by one: hashes, ascending, of all or of a sample
-    alike: float = 0. # Share of the rows that cannot be told from another
-
-def label_hashes(acc:Accumulator) -> np.ndarray:
-    "A number for each row, of all its labels; their sum tells these rows, in whatever order, from others"
-    return _hashes(acc.packed()[0].numpy().reshape(len(acc.task(acc.flow.paths[0])[1]), -1))
-def _hashes(table, **more): return pd.util.hash_pandas_object(pd.DataFrame(table).assign(**more), index=False).to_numpy()
-
-SAMPLE = 2048 # hashes of rows to keep a task
-def _row_hashes(p, m, labels, temperature):
-    "A number for each row that counts for a task: of `label_hashes`, and of what the task is predicted without its temperature, to four decimals"
-    from scipy.special import expit, logit
-    rows = m.any(1)
-    return _hashes(np.where(m, expit(temperature*logit(p.astype(float))), 0).round(4)[rows], labels=labels[rows])
-
-def _remembered(hashes) -> dict:
-    "What `Tuned` keeps of them: the smallest, which of any rows are the same sample"
-    each, n = np.unique(hashes, return_counts=True)
-    return dict(seen=each[:SAMPLE], alike=float(n[n > 1].sum()/max(n.sum(), 1)))
-
-def _mostly(hashes, t:Tuned) -> bool:
-    "Are most of these rows among those that were tuned on? More than chance would have it where rows are alike"
-    if t.seen is None or not len(t.seen): return False
-    some = hashes if len(t.seen) < SAMPLE else hashes[hashes <= t.seen[-1]]
-    return len(some) > 0 and bool(np.isin(some, t.seen).mean() > (1 + t.alike)/2)
+    seen: Seen          # The rows that were used, one by one
 
 def _ranking(p, y, m): "Area under the ROC curve of each label (W,)"; return np.array([binary_score('roc_auc', p[k,j], y[k,j]) for j,k in enumerate(m.T)])
 
@@ -184,7 +160,7 @@ def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_sup
         start = block.thresholds().numpy()
         data = _data(acc, path)
         new, of_task = tune_task(*data, aim, start, n_boot, min_support, in_force(loss, path))
-        tuned[path] = Tuned(aim, start, new.astype(np.float32), int(labels.sum()), _ranking(*data), **_remembered(_row_hashes(data[0], data[2], labels, temps.get(path, 1.))))
+        tuned[path] = Tuned(aim, start, new.astype(np.float32), int(labels.sum()), _ranking(*data), Seen.of(row_hashes(data[0], data[2], labels, temps.get(path, 1.))))
         names = block.vocab if block.labels else [None]*block.n_targets
         rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
     loss.thresholds.update({p: torch.from_numpy(t.found.copy()) for p,t in tuned.items()}) # all or none: an error above changes nothing
@@ -203,7 +179,7 @@ def cross_fitted(loss:ConditionalLoss, acc:Accumulator) -> dict:
         if not moved.any(): continue
         p, y, m = _data(acc, path)
         same = t.rows == int(labels.sum()) and np.allclose(_ranking(p, y, m), t.ranking, atol=1e-4, equal_nan=True) # however exactly they were predicted
-        if not (same or _mostly(_row_hashes(p, m, labels, temps.get(path, 1.)), t)): continue # other rows with these labels, or another model since
+        if not (same or t.seen.most(row_hashes(p, m, labels, temps.get(path, 1.)))): continue # other rows with these labels, or another model since
         each = np.tile(now, (len(p), 1))
         if t.aim.average: each[:,moved] = cross_fit(p, y, m & moved, t.aim.metric, None, t.aim.average, t.start)[:,moved]
         else:

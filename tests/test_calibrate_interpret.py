@@ -385,6 +385,60 @@ def test_a_task_without_rows(learn):
     it = quietly(learn, ConditionalInterpretation.from_learner, learn, dl=learn.dls.test_dl(DF[:30].assign(r=np.nan, k=None, rare=None), with_labels=True))
     assert len(it.top_losses('k')[0]) == len(it.residuals('r')) == 0 and it.confusion_matrix('k').sum() == 0 and it.confusion_matrix('k').shape == (3, 3) and it.most_confused('k') == []
 
+# ---- what a review found ----------------------------------------------------------------------------------------------
+def test_one_rule_for_the_cascade():
+    "Rows that tuned the thresholds are judged by cross-fit ones, whoever asks; the interpretation itself keeps those in force"
+    learn = make_learn()
+    quietly(learn, learn.search_thresholds, gates=None)
+    it = quietly(learn, ConditionalInterpretation.from_learner, learn)
+    before = it.confusion_matrix('a')
+    assert quietly(learn, learn.evaluate).cross_fit
+    pd.testing.assert_frame_equal(it.cascade_report(), quietly(learn, learn.cascade_report))
+    assert (it.confusion_matrix('a') == before).all()
+
+def test_the_total_loss_is_the_one_that_is_trained():
+    learn = make_learn()
+    flow, want = learn.dls.flow, torch.tensor([0., 3., 1., .5, 2., 1.])
+    own = learn.loss_func = flow.loss_func.clone()
+    own.set_weights(want)
+    it = quietly(learn, ConditionalInterpretation.from_learner, learn)
+    each = torch.stack([it.losses(p) for p in flow.paths], 1)
+    torch.testing.assert_close(it.losses()[~it.losses().isnan()], (each.nan_to_num()*want).sum(1)[~it.losses().isnan()])
+
+def test_confusions_of_one_label(interp):
+    for l in TAGS:
+        cm = interp.confusion_matrix('m', label=l)
+        assert sorted(interp.most_confused('m', label=l)) == sorted((bool(i), bool(j), cm[i, j]) for i, j in ((0, 1), (1, 0)) if cm[i, j])
+    with pytest.raises(FlowError, match='say which with label='): interp.most_confused('m')
+
+def test_tables_with_fewer_columns_are_shown(learn):
+    t = quietly(learn, learn.evaluate)
+    for cols in (['metric_name', 'metric_res', 'baseline'], ['task_path', 'metric_name', 'metric_res'], ['task_path', 'metric_res', 'baseline'], ['num_samples']): assert '<table' in t[cols].show().to_html()
+    assert 'seagreen' in t.drop(columns='task_path').show().to_html() and 'seagreen' not in t.drop(columns='baseline').show().to_html()
+
+@pytest.mark.parametrize('max_n', [0, -1, 2.5, True, None])
+def test_how_many_items_to_explain(learn, max_n):
+    for items in (None, DF[:3]):
+        with pytest.raises(FlowError, match='max_n=.*positive whole number'): learn.explain(items, max_n=max_n)
+
+def test_a_task_by_its_name_alone(learn):
+    "A string is one name, not a list of letters"
+    flow = learn.dls.flow
+    assert flow.named() == flow.paths and flow.named('rare') == ['rare'] and flow.named(('rare', 'a')) == ['rare', 'a']
+    assert [m.name for m in flow.metrics(tasks='rare')] == ['rare.accuracy'] and set(quietly(learn, learn.fill_labels, DF[:20], 0, tasks='rare')[2].task_path) == {'rare'}
+    from fastai_condmtl.callback.tracked import Tracked
+    assert quietly(learn, Tracked, learn, tasks='rare').tasks == ['rare']
+    with pytest.raises(FlowError, match="did you mean 'rare'"): flow.metrics(tasks='rar')
+
+def test_what_was_switched_off_stays_off():
+    learn = make_learn()
+    learn.recorder.run = False
+    quietly(learn, learn.evaluate)
+    assert learn.recorder.run is False
+    learn.recorder.run = True
+    quietly(learn, learn.evaluate)
+    assert learn.recorder.run is True
+
 # ---- pictures ---------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope='module')
 def vision(tmp_path_factory):

@@ -584,3 +584,28 @@ def test_probabilities_and_temperatures_are_those_of_the_logits():
 def test_the_core_does_not_import_vision():
     code = "import sys, fastai_condmtl.blocks, fastai_condmtl.partial_training, fastai_condmtl.callback.schedule; assert 'torchvision' not in sys.modules and 'fastai.vision' not in sys.modules"
     subprocess.run([sys.executable, '-c', code], check=True)
+
+@pytest.mark.parametrize('make', ['stock', 'branched'])
+def test_normalisation_without_parameters_belongs_to_its_neck(make):
+    "Its statistics move where the layers around it are trained, and stay where they are not"
+    dls = data(flow_of_all())
+    neck = lambda n: nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, n))
+    norm = nn.BatchNorm1d(6, affine=False) # of the body, which is not trained
+    head = neck(dls.c) if make == 'stock' else conditional_head(dls.flow, 16, None, neck(dls.c))
+    learn = Learner(dls, nn.Sequential(nn.Sequential(norm, nn.Linear(6, 16)), head), splitter=two_groups)
+    inner = next(m for m in head.modules() if isinstance(m, nn.BatchNorm1d))
+    for neck_too in (True, False):
+        learn.freeze_except('size', neck=neck_too)
+        was = inner.running_mean.clone(), norm.running_mean.clone()
+        fit(learn, 1, 1e-2)
+        assert torch.equal(was[0], inner.running_mean) == (not neck_too) and torch.equal(was[1], norm.running_mean)
+
+def test_weights_of_tasks_go_in_and_come_out():
+    "Whatever the order in which the loss keeps them"
+    dls = data(flow_of_all())
+    loss = dls.loss_func.clone()
+    want = torch.arange(1., len(dls.flow.paths) + 1)
+    loss.set_weights(want)
+    assert torch.equal(loss.task_weights(), want) and torch.equal(loss.clone().task_weights(), want)
+    x, y = torch.randn(32, dls.c), dls.one_batch()[1]
+    torch.testing.assert_close(loss(x, y).as_subclass(torch.Tensor), (loss.per_task(x, y).nan_to_num()*want).sum().as_subclass(torch.Tensor), rtol=1e-5, atol=1e-6)

@@ -286,16 +286,16 @@ def test_rows_that_are_alike_are_not_recognised():
     z = np.where(df.a.astype(bool) ^ (rng.random(600) < .2), -2., -3.)[:,None]
     learn = make(Flow('f', BinaryBlock('a')), df, lambda s, c: z, n_train=100)
     search(learn)
-    assert learn.loss_func.tuned['a'].alike == 1 and quiet(learn, 'evaluate').cross_fit == ('a',)
+    assert learn.loss_func.tuned["a"].seen.alike == 1 and quiet(learn, 'evaluate').cross_fit == ('a',)
     assert quiet(learn, 'evaluate', dl=learn.dls.test_dl(learn.df.iloc[:100], with_labels=True)).cross_fit == ()
 
 def test_a_sample_of_many_rows_is_kept(monkeypatch):
     "What is remembered does not grow with the rows"
-    from fastai_condmtl import tune
-    monkeypatch.setattr(tune, 'SAMPLE', 64)
+    from fastai_condmtl import seen
+    monkeypatch.setattr(seen, "SAMPLE", 64)
     learn = security(n=900)
     search(learn)
-    assert all(len(t.seen) <= 64 for t in learn.loss_func.tuned.values()) and len(learn.loss_func.tuned['free'].seen) == 64
+    assert all(len(t.seen.hashes) <= 64 for t in learn.loss_func.tuned.values()) and len(learn.loss_func.tuned["free"].seen.hashes) == 64
     whole = quiet(learn, 'evaluate').cross_fit
     assert whole and quiet(learn, 'evaluate', dl=learn.dls.test_dl(learn.rows.iloc[200:], with_labels=True)).cross_fit == whole
 

@@ -21,6 +21,7 @@ from ..files import atomic_write
 from ..learner import own_loss, tries
 from ..losses import ConditionalLoss
 from ..ranks import scattered, whole
+from ..seen import Seen
 from ..target import BoundFlow
 from ..tune import Aim, Tuned
 
@@ -93,14 +94,14 @@ def _set_randoms(dls, s):
 # %% ../../nbs/callback/04_resume.ipynb #13bebcc8
 def _loss_state(loss):
     if not isinstance(loss, ConditionalLoss): return None
-    tuned = {p: vars(t) | dict(aim=vars(t.aim)) for p,t in loss.tuned.items() if isinstance(t.aim.metric, str)}
+    tuned = {p: vars(t) | dict(aim=vars(t.aim), seen=vars(t.seen)) for p,t in loss.tuned.items() if isinstance(t.aim.metric, str)}
     return dict(thresholds={p: torch.as_tensor(t).clone() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures), tuned=tuned, weights=loss.task_weights())
 
 def _set_loss(learn, s):
     if s is None: return
     loss = own_loss(learn)
     loss.thresholds, loss.temperatures = dict(s['thresholds']), s['temperatures']
-    loss.tuned = {p: Tuned(**{**t, 'aim': Aim(**t['aim'])}) for p,t in s['tuned'].items()}
+    loss.tuned = {p: Tuned(**{**t, 'aim': Aim(**t['aim']), 'seen': Seen(**t['seen'])}) for p,t in s['tuned'].items()}
     loss.set_weights(s['weights'])
 
 # %% ../../nbs/callback/04_resume.ipynb #a602540a
