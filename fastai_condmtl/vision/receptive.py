@@ -59,15 +59,16 @@ def receptive_field(
     thin:int=64, # Width of the strips
 ) -> ReceptiveField:
     "What one position of the features can see, as [Araujo et al. 2019](https://distill.pub/2019/computing-receptive-fields/) define it, for any graph of layers"
-    body, fields, steps = _open(body), [], []
-    for axis in (2, 3):
+    body = _open(body)
+    def along(axis):
         n = 4*thin
         a, b, step = _span(body, n_in, n, axis, thin)
         while (a == 0 or b == n - 1) and n < most:
             n *= 2
             a, b, step = _span(body, n_in, n, axis, thin)
-        fields.append(None if a == 0 or b == n - 1 else b - a + 1); steps.append(step)
-    return ReceptiveField(*fields, *steps)
+        return None if a == 0 or b == n - 1 else b - a + 1, step
+    (height, step_y), (width, step_x) = along(2), along(3)
+    return ReceptiveField(height, width, step_y, step_x)
 
 @patch
 def receptive_field(self:Learner, **kwargs) -> ReceptiveField:
