@@ -256,7 +256,7 @@ class ColumnSplitter:
     "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
     def __init__(self, col): self.col = col
     def __call__(self, df):
-        check_column(df, self.col, 'valid_col= names')
+        check_column(df, self.col, f"valid_col={self.col!r} reads")
         vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
         valid = (vals > .5)[:,0] & known[:,0]
         if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")

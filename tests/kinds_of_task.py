@@ -1,9 +1,8 @@
 "A flow with every kind of task and every variant of its loss, for tests of precision and devices."
 import importlib
 import numpy as np, pandas as pd, torch
-from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
+from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.kinds import CountBlock, OrdinalBlock
 from fastai_condmtl.points import BoxBlock, KeypointsBlock
 from fastai_condmtl.text.masks import MASK, MaskedLMBlock
 

@@ -21,7 +21,7 @@ from fastai_condmtl.heads import RunNeeded
 from fastai_condmtl.metrics import Accumulator
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, SingleLabelBlock
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.kinds import CountBlock, OrdinalBlock
+from fastai_condmtl.blocks import CountBlock, OrdinalBlock
 from fastai_condmtl.target import doubles
 from fastai_condmtl.text.masks import MASK, MaskedLMBlock, MaskTokens, text_random, unpack
 from kinds_of_task import KINDS, bound_with_labels, flow, logits, table
