@@ -253,3 +253,17 @@ def test_atomic_write_keeps_links_and_modes(tmp_path):
     with pytest.raises(ZeroDivisionError):
         with atomic_write(tmp_path/'none') as f: f.write_text('x'); 1/0
     assert not (tmp_path/'none').exists()
+
+def test_killed_between_the_last_epoch_of_a_fit_and_its_end(tmp_path, monkeypatch):
+    "Then thresholds are searched on predictions made anew, and the random numbers of the fit that follows are what they would have been"
+    class Killed(BaseException): pass
+    write = Checkpoint.write
+    def killed(self, epoch, batch, done=False):
+        write(self, epoch, batch, done)
+        if self.fits == 0 and epoch == self.n_epoch and not done: raise Killed
+    want, path = fine_tune(make()), tmp_path/'last.pth'
+    monkeypatch.setattr(Checkpoint, 'write', killed)
+    with pytest.raises(BaseException): fine_tune(make(), Checkpoint(path, verbose=False))
+    monkeypatch.setattr(Checkpoint, 'write', write)
+    assert path.exists()
+    same(fine_tune(make(), Checkpoint(path, verbose=False)), want)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from fastai.callback.core import Callback
 from fastai.imports import noop
+from fastai.torch_core import no_random
 from ..conditions import FlowError, FlowWarning
 from ..learner import collect, flow_of, own_loss, trains
 from ..metrics import Accumulator, TaskMetric
@@ -56,7 +57,9 @@ class ThresholdSearch(Callback):
         if not (self.active and self.trained and self.aims) or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return
         fresh = self.acc.parts and self.seen is not None and self.seen == versions(self.model)
         loss = own_loss(self.learn)
-        try: self.result = search(loss, self.acc if fresh else collect(self.learn), self.aims, self.n_boot, self.min_support)
+        try:
+            with no_random(): acc = self.acc if fresh else collect(self.learn) # a second look must not change the fits that follow
+            self.result = search(loss, acc, self.aims, self.n_boot, self.min_support)
         except FlowError as e: warnings.warn(f"thresholds were not searched, since {e}", FlowWarning, stacklevel=2) # the training itself is done and must not be lost
 
     def told(self):
