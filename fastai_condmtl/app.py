@@ -185,16 +185,16 @@ def make_app(
                 with gr.Accordion('Thresholds', open=True, visible=bool(shown)):
                     if len(shown) < len(all_knobs): gr.HTML(f'<p class="cm-note">The first {len(shown)} of {len(all_knobs)}; the rest stay as the learner has them.</p>')
                     sliders = [gr.Slider(0, 1, round(exact[p][j], 3), step=.001, label=name, elem_classes='cm-knob') for p,j,name in shown]
-                    for s in sliders: s.preprocess = lambda v: v # a number that is being typed is blank or too large for a while: `chosen` takes what makes sense
+                    for s in sliders: s.preprocess = lambda payload: payload # a number that is being typed is blank or too large for a while: `chosen` takes what makes sense
                     back = gr.Button('Back to the learner’s thresholds', size='sm')
-        private = dict(api_visibility='private', show_progress='hidden')
-        seeing = dict(api_visibility='private', show_progress='minimal', show_progress_on=tree, concurrency_limit=1)
+        private:dict = dict(api_visibility='private', show_progress='hidden')
+        seeing:dict = dict(api_visibility='private', show_progress='minimal', show_progress_on=tree, concurrency_limit=1)
         drop.upload(dropped, [drop, *sliders], [drop, kept, picture, tree], **seeing)
         if files: gallery.click(taken, sliders, [kept, picture, tree], **seeing)
         if sliders:
             gr.on([s.change for s in sliders], move, [kept, *sliders], [picture, tree], trigger_mode='always_last', concurrency_limit=None, **private)
             back.click(reset, None, sliders, concurrency_limit=None, **private) # which redraws
-    fonts = dict(font=['ui-sans-serif', 'system-ui', 'sans-serif'], font_mono=['ui-monospace', 'Consolas', 'monospace']) # those of the visitor's machine
+    fonts:dict = dict(font=['ui-sans-serif', 'system-ui', 'sans-serif'], font_mono=['ui-monospace', 'Consolas', 'monospace']) # those of the visitor's machine
     app.launch = partial(app.launch, theme=gr.themes.Default(**fonts), css=CSS, footer_links=[], ssr_mode=False, max_file_size='50mb') # Gradio asks for these at launch
     return app
 

@@ -79,7 +79,7 @@ def _spares_pictures(f):
 def raw_inputs(
     learn, # Learner
     n:int=2,
-) -> tuple:
+) -> tuple | None:
     "Inputs of `n` rows as the item transforms leave them; None where the data of the learner is gone (it was exported)"
     dl = learn.dls.valid if len(learn.dls.loaders) > 1 and len(learn.dls.valid_ds) else learn.dls.train
     if not len(dl.dataset): return None

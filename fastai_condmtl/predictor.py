@@ -68,8 +68,8 @@ class Predictor:
     ):         # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
         "Activations and decisions"
         if isinstance(items, (str, Path)): raise FlowError("hand over a list of pictures: [item], or write predict(item)")
-        acts = [self.loss.activation(self.model(self._batch(items[i:i + bs]))) for i in range(0, len(items), bs)]
-        acts = torch.cat(acts) if acts else torch.zeros(0, self.flow.c)
+        parts = [self.loss.activation(self.model(self._batch(items[i:i + bs]))) for i in range(0, len(items), bs)]
+        acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
         return acts, self.loss.decodes(acts)
     def predict(self, item):
         "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"

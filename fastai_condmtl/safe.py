@@ -208,10 +208,9 @@ def load_safe(
     except st.SafetensorError as e: raise FlowError(f"'{path}' cannot be read: {e}") from None
     loss = ConditionalLoss(flow)
     _thresholds(loss, d)
-    pictures = d.get('pictures')
-    try: (res := Predictor(flow, model, loss, pictures)).check()
+    try: (res := Predictor(flow, model, loss, d['pictures'])).check()
     except FlowError: raise
-    except Exception as e: raise FlowError(f"'{path}': what is done to pictures, {pictures!r}, cannot be ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
+    except Exception as e: raise FlowError(f"'{path}': what is done to pictures, {d.get('pictures')!r}, cannot be ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
     return res
 
 def _thresholds(loss, d):

@@ -27,9 +27,10 @@ class ConditionalTabular(TabularPandas):
     _dl_type = ConditionalTabDL
     @property
     def labelled(self): "Are there labels, packed?"; return len(self.y_names) > 0 and set(self.y_names) <= set(self.items.columns)
-    def packed(self) -> TensorConditional:
-        "The labels of all rows `(N, 2, D)`; None without"
-        if self.labelled: return torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32)).reshape(len(self), 2, -1).as_subclass(TensorConditional)
+    def packed(self):
+        "The labels of all rows `(N, 2, D)`, a `TensorConditional`; None without"
+        if not self.labelled: return None
+        return torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32)).reshape(len(self), 2, -1).as_subclass(TensorConditional)
     def inputs(self, max_n:int=None) -> pd.DataFrame:
         "The first rows' inputs as they stood in the table"
         return told_inputs(self.new(self.items[list(self.x_names)].iloc[:max_n]))

@@ -33,7 +33,7 @@ def input_columns(
         if isinstance(names, str): raise FlowError(f"{what}={names!r} must be a list of columns: write [{names!r}]")
         if gone := [n for n in names or () if n not in df.columns]: raise FlowError(f"{what} has {gone[0]!r}, which is not a column of the table: {near(gone[0], df.columns)}")
         if both := [n for n in names or () if n in taken]: raise FlowError(f"{what} has {both[0]!r}, which a task reads (or the split), so that the answer would be given away: take it out of {what}")
-    if both := set(cat_names or ()) & set(cont_names or ()): raise FlowError(f"{sorted(both, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
+    if twice := set(cat_names or ()) & set(cont_names or ()): raise FlowError(f"{sorted(twice, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
     if cat_names is not None and cont_names is not None: return list(cat_names), list(cont_names)
     rest = df[[c for c in df.columns if c not in {*taken, *(cat_names or ()), *(cont_names or ())}]]
     for c in rest:

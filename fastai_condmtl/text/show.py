@@ -29,8 +29,8 @@ def readable_text(
 
 def tree_html(tree) -> str:
     "A tree as HTML: wrong nodes red, those without a label gray"
-    res = [(html.escape(sign + text), color) for sign,text,color in tree.marked()]
-    res = [f"<span style='color:{color}'>{text}</span>" if color else text for text,color in res]
+    lines = [(html.escape(sign + text), color) for sign,text,color in tree.marked()]
+    res = [f"<span style='color:{color}'>{text}</span>" if color else text for text,color in lines]
     return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(res) + '</pre>'
 
 class TextTrees:

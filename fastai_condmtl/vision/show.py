@@ -62,7 +62,7 @@ def draw_shapes(
 def trees_and_shapes(
     samples,   # Rows as `show_batch` has them, labels last
     outs=None, # Their predictions
-) -> tuple: # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
+) -> tuple[list, list]: # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
     "What is told and drawn of rows: labels, or predictions beside them"
     ys = [s[-1] for s in samples]
     if outs is None: return [y.tree() for y in ys], [[(y, 'white', '-')] for y in ys]
