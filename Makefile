@@ -1,5 +1,5 @@
 # Each target sets up what it needs in .venv; a second run is quick.
-#   make demo | test | test-lowest | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+#   make demo | test | test-lowest | lint | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: demo test test-lowest coverage mutate outputs bench docs install clean
+.PHONY: demo test test-lowest lint coverage mutate outputs bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
 	@$(BIN)/python -W ignore -m fastai_condmtl.demo
@@ -22,6 +22,10 @@ test: $(VENV)/.dev  ## the notebooks, then pytest
 	  'out=$$($(BIN)/nbdev-test {} --n-workers 0 --do-print 2>&1) || { echo "$$out"; exit 1; }'  # a process each: @patch of one notebook must not reach the next
 	@echo "notebooks: $$(find nbs -name '*.ipynb' -not -path '*/[_.]*' | wc -l) passed"
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+lint: $(VENV)/.dev  ## style and types
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
 
 coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest runs
 	@rm -f .coverage .coverage.*
@@ -47,7 +51,7 @@ docs: $(VENV)/.docs  ## the site, in _site
 install: $(VENV)/.dev  ## the package, editable, with all that its developers need
 
 clean:  ## what the other targets made, but for their environments
-	@rm -rf build dist *.egg-info _site _docs _proc demo_out .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
+	@rm -rf build dist *.egg-info _site _docs _proc demo_out .pytest_cache .hypothesis .ruff_cache .mypy_cache .coverage .coverage.*
 	@find . -name __pycache__ -type d -not -path './.venv*/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # fastai brings the torch and torchvision that go together: one install, never torch first.

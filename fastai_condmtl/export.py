@@ -144,7 +144,9 @@ def to_onnx(self:Learner,
     except ImportError as e: raise ImportError(f"learn.to_onnx needs {e.name}: pip install 'fastai_condmtl[onnx]'") from None
     example = _example(self, example)
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
-    res = torch.onnx.export(self.to_exported(example=example), dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False).model_proto
+    program = torch.onnx.export(self.to_exported(example=example), dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False)
+    assert program is not None # it is one where `dynamo=True`
+    res = program.model_proto
     onnx.helper.set_model_props(res, dict(fastai_condmtl=json.dumps(columns_of(loss_of(self)), ensure_ascii=False)))
     with atomic_write(path) as tmp: onnx.save_model(res, str(tmp))
     return Path(path)

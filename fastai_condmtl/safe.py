@@ -85,7 +85,7 @@ def from_dict(cls:BoundFlow,
     flow = Flow.from_json(d.get('flow'))
     plan, state = Plan(flow), d.get('learnt')
     if not isinstance(state, dict) or list(state) != plan.paths or not all(isinstance(s, dict) for s in state.values()): raise FlowError(f"the file does not tell what each of the {len(plan.paths)} tasks of flow '{flow.name}' has learnt: write it with learn.save_safe")
-    res = cls.__new__(cls)
+    res = cls.__new__(cls) # type: ignore[arg-type] # `patch` reads the class off the annotation
     res.flow = flow
     try: # values of a stranger: whatever does not fit is one error
         res.plan = plan.bind([give_learnt(b, state[p], p) for p,b in zip(plan.paths, plan.blocks)])

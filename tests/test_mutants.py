@@ -4,7 +4,7 @@ import matplotlib.figure, numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import And, AnyOf, Atom, Comparable, FlowError, Not, any_of, as_condition, atoms, both, conjuncts, forced, kleene, task
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.kinds import OrdinalBlock
+from fastai_condmtl.blocks import OrdinalBlock
 from fastai_condmtl.losses import ConditionalLoss, move_threshold, single
 from fastai_condmtl.masks import MASKS
 from fastai_condmtl.points import KeypointsBlock
