@@ -118,7 +118,7 @@ def _balance(block, vals, mask):
 def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     "What deserves a look in one task"
     plan, path, block = flow.plan, flow.paths[i], flow.plan.blocks[i]
-    conds = ' & '.join(str(plan.conds[g]) for g in plan.gates[i])
+    conds = flow.needs(path)
     res, add = [], lambda *args, **kwargs: res.append(Finding(path, *args, **kwargs))
     where = lambda m: np.flatnonzero(m).astype(np.int32)
     unknown = ~true & ~false
