@@ -147,7 +147,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
         can = any(plan.blocks[plan.index[a.task]].force(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))
         fix = "label what it asks" if flow.flow.infer_labels or not can else "label what it asks, or let labels imply it: Flow(..., infer_labels=True)"
         add('gap', f"{lost.sum()} labelled rows do not count, since it is not known whether `{conds}`: {fix}", where(lost), serious=False)
-    if conds and true.all(): add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)
+    if conds is not None and true.all(): add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)
     return res
 
 def _none_of(flow, vals, known, states):

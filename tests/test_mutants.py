@@ -8,7 +8,7 @@ from fastai_condmtl.blocks import OrdinalBlock
 from fastai_condmtl.losses import ConditionalLoss, move_threshold, single
 from fastai_condmtl.masks import MASKS
 from fastai_condmtl.points import KeypointsBlock
-from fastai_condmtl.target import FlowPrediction, TensorConditional, _short, as_table, packed
+from fastai_condmtl.target import FlowPrediction, TensorConditional, shortened, as_table, packed
 from fastai_condmtl.thresholds import best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval, threshold_scores
 
 A, B, C = map(BinaryBlock, 'abc')
@@ -509,7 +509,7 @@ def test_the_loss_of_all_kinds_is_that_of_a_loop(seed, weighted, pair):
     close(loss.task_losses(pred, y, .25)[0], nan(means).nan_to_num(0.)*.25)
     assert torch.equal(pred, before[0]) and torch.equal(y, before[1]) # in place on copies only
     close(loss.task_weights(), TASK_WEIGHTS)
-    assert [loss._buffers[n].flatten()[j].item() for n,j in (loss.weight_rows()[p] for p in PATHS)] == TASK_WEIGHTS and list(loss.weight_rows()) == PATHS
+    assert loss.task_weights().tolist() == TASK_WEIGHTS and list(loss.flow.paths) == PATHS
     assert loss(pred.float(), y).dtype == torch.float32 and loss(pred.half(), y.float()).dtype == torch.float32 and loss(pred, y.float()).dtype == torch.float64
     torch.testing.assert_close(loss(pred.float(), y).double(), torch.tensor(total, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
@@ -560,12 +560,13 @@ def test_a_clone_has_its_own():
     bound = all_kinds().bind(ALL)
     loss = ConditionalLoss(bound, 'sum')
     loss.thresholds['a'], loss.tuned, loss.temperatures = .125, {'a': 'by hand'}, {'k': 2}
-    name, row = loss.weight_rows()['m']
-    loss._buffers[name][row] = 7.
+    seven = loss.task_weights()
+    seven[list(bound.paths).index('m')] = 7.
+    loss.set_weights(seven)
     twin = loss.clone()
     assert twin is not loss and type(twin) is ConditionalLoss and twin.flow is bound and twin.reduction == 'sum' and dict(twin.temperatures) == {'k': 2} and twin.thresholds == loss.thresholds and twin.tuned == {'a': 'by hand'} and torch.equal(twin.task_weights(), loss.task_weights()) and 7 in twin.task_weights()
     twin.thresholds['a'], twin.tuned['b'], twin.temperatures = .5, 1, {}
-    twin._buffers[name][row] = 1.
+    twin.set_weights(torch.ones(len(bound.paths)))
     assert loss.thresholds['a'] == .125 and loss.tuned == {'a': 'by hand'} and dict(loss.temperatures) == {'k': 2} and loss.task_weights()[3] == 7
     assert loss.y_int is True and ConditionalLoss(bound).reduction == 'mean' and bound.loss_func is bound.loss_func and bound.loss_func.tuned == {} and not loss.state_dict()
 
@@ -663,5 +664,5 @@ def test_all_goes_where_the_batch_is(make):
 def test_predictions_read_back_exactly_and_shortly():
     bound = Flow('f', BoundedRegressionBlock('s', y_range=(0, 640)), SingleLabelBlock('k')).bind(pd.DataFrame(dict(s=[1., 2., 3.], k=pd.Series([(1,), (1, 2.5), (3, 'x')], dtype=object))))
     pred = FlowPrediction(bound, torch.tensor([[.3, 0.], [1., 1.]]))
-    assert pred['s'] == pytest.approx(float(np.float32(.3))*640, rel=1e-13) and repr(pred) == 'FlowPrediction(s=192, k=(1,))' and repr(FlowPrediction(bound, torch.tensor([[.3, 1.], [0., 1.]]))) == 'FlowPrediction(k=(1, 2.5))'
-    assert _short({'a': (1., 2.), 'b': .123456, 'c': 'x'}) == "{a: (1, 2), b: 0.1235, c: 'x'}"
+    assert pred['s'] == 192. and repr(pred) == 'FlowPrediction(s=192, k=(1,))' and repr(FlowPrediction(bound, torch.tensor([[.3, 1.], [0., 1.]]))) == 'FlowPrediction(k=(1, 2.5))'
+    assert shortened({'a': (1., 2.), 'b': .123456, 'c': 'x'}) == "{a: (1, 2), b: 0.1235, c: 'x'}"
