@@ -91,6 +91,7 @@ class Names:
             for i in range(len(parts)): self.ends.setdefault('.'.join(parts[i:]), []).append(p)
     def find(self, name, scope, who='a condition asks for'):
         "The path of the task called `name` in `scope`, a flow's path ('' is the outermost); `who` begins the error"
+        if not isinstance(name, str): raise FlowError(f"{who} {name!r}: call a task by its name or path, a string; there are {', '.join(map(repr, [*self.paths][:10]))}")
         scopes = [scope]
         while scopes[-1]: scopes.append(scopes[-1].rpartition('.')[0])
         inside = [(s + '.' if s else '') for s in scopes]

@@ -46,23 +46,25 @@ class ConditionalInterpretation:
         some = ~all_.isnan().all(1)
         return torch.where(some, (all_*loss_of(self.learn).task_weights().to(all_)).nansum(1), torch.nan)
     def top_losses(self,
-        task=None,    # Path or leaf name; None: the total
+        task=None,    # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
         k:int=None,   # How many; None: all
         largest=True, # The worst, or the best
     ) -> tuple: # `(losses, positions)`
         "Rows by their loss, of those that count only"
+        if isinstance(task, int): task, k = None, task
         x = self.losses(task)
         rows = (~x.isnan()).nonzero()[:,0]
         order = x[rows].argsort(descending=largest, stable=True)[:k]
         return x[rows][order], rows[order]
 
     def plot_top_losses(self,
-        task=None,    # Path or leaf name; None: the total
+        task=None,    # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
         k:int=6,      # How many
         largest=True, # The worst, or the best
         **kwargs      # `nrows`, `ncols`, `figsize`
     ):
         "Show rows by their loss, as `show_results` shows them, with the loss above"
+        if isinstance(task, int): task, k = None, task
         losses, rows = self.top_losses(task, k, largest)
         if not len(rows): raise FlowError(f"no row counts for task '{task}': there is nothing to show")
         dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked(rows), bs=len(rows))

@@ -266,6 +266,11 @@ def weighted(hand, n):
         counts[hand[t][0]] = True
     return np.flatnonzero(counts), total[counts]
 
+def test_top_losses_as_fastai_asks(interp):
+    "A number alone is how many, as in fastai's `Interpretation`; what is no name at all is an error with names."
+    for a, b in zip(interp.top_losses(5), interp.top_losses(None, 5)): assert torch.equal(a, b) and len(a) == 5
+    with pytest.raises(FlowError, match="asked for 1.5: call a task by its name or path, a string; there are "): interp.top_losses(1.5)
+
 def test_top_losses_of_all(interp, hand):
     rows, total = weighted(hand, N - CUT)
     check_top(interp.top_losses(), rows, total)

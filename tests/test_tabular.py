@@ -415,6 +415,15 @@ def test_dates_and_durations_are_no_numbers(kind):
     learn = make_dls(d.drop(columns='when').assign(when=1.), BinaryBlock('y'), cat_names=[], cont_names=['x', 'when'])
     with pytest.raises(FlowError, match="input 'when' holds dates"): learn.test_dl(d.drop(columns='y'))
 
+@pytest.mark.parametrize('cats, conts', [(['b', 'a'], ['y', 'x']), (['a', 'b'], ['x', 'y']), (['b', 'a'], []), ([], ['y', 'x'])])
+def test_inputs_are_named_in_any_order(cats, conts):
+    d = pd.DataFrame(dict(a=list('uv')*20, b=list('wxyz')*10, x=np.arange(40.), y=np.arange(40.)[::-1], t=[0, 1]*20))
+    dls = make_dls(d, BinaryBlock('t'), cat_names=cats, cont_names=conts, procs=[Categorify], bs=8)
+    rows = dls.valid_ds.items.index
+    got = dls.valid.one_batch()
+    for j, c in enumerate(cats): assert [dls.classes[c][k] for k in got[0][:, j]] == d[c].loc[rows].tolist()[:len(got[0])]
+    for j, c in enumerate(conts): assert got[1 if cats else 1][:, j].tolist() == d[c].loc[rows].tolist()[:len(got[-1])]
+
 def test_a_bad_label_is_named_by_its_row_in_a_shuffled_table():
     d = pd.DataFrame(dict(x=np.arange(50.), y=[0, 1]*25)).sample(frac=1, random_state=1).astype(dict(y=object))
     d.iloc[7, 1] = 'maybe'

@@ -25,6 +25,8 @@ class ConditionalTabDL(TabWeightedDL):
 class ConditionalTabular(TabularPandas):
     "`TabularPandas` whose target is a flow; a plain one turns into this when it meets the flow"
     _dl_type = ConditionalTabDL
+    cats = TabularPandas.cats.getter(lambda o: TabularPandas.cats.fget(o).copy()) # columns picked in reverse are a view with negative strides, of which torch makes no tensor
+    conts = TabularPandas.conts.getter(lambda o: TabularPandas.conts.fget(o).copy())
     @property
     def labelled(self): "Are there labels, packed?"; return len(self.y_names) > 0 and set(self.y_names) <= set(self.items.columns)
     def packed(self):
