@@ -234,8 +234,11 @@ def factorise(s:pd.Series, lists=False):
     if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'): s = s.astype(object) # Arrow cannot tell lists apart, and counts NaN as a value
     if lists and s.dtype == object:
         s = s.map(lambda v: tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
+    if s.dtype == object and pd.api.types.infer_dtype(s, skipna=True).startswith('mixed'): s = s.map(_item) # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
     codes, uniq = pd.factorize(s)
     return codes, list(uniq)
+
+def _item(v): "A tensor or array of one value as that value"; return v.item() if getattr(v, 'ndim', None) == 0 and not isinstance(v, np.generic) else v
 
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"

@@ -11,7 +11,7 @@ from functools import reduce
 # %% auto #0
 __all__ = ['FlowError', 'FlowWarning', 'Condition', 'written', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_condition',
            'Comparable', 'check_interval', 'never_true', 'is_number', 'as_number', 'check_op', 'task', 'kleene',
-           'conjuncts', 'both', 'atoms', 'forced']
+           'conjuncts', 'both', 'all_of', 'atoms', 'forced']
 
 # %% ../nbs/00_conditions.ipynb #1de259dd
 class FlowError(ValueError):
@@ -206,7 +206,12 @@ def conjuncts(cond:Condition | None) -> tuple:
 
 def both(a:Condition | None, b:Condition | None) -> Condition | None:
     "`a & b`, where None is no condition"
-    return b if a is None else a if b is None else a & b
+    return all_of(c for c in (a, b) if c is not None)
+
+def all_of(conds) -> Condition | None:
+    "One condition that holds where all of some hold; None of none"
+    conds = tuple(conds)
+    return None if not conds else conds[0] if len(conds) == 1 else And(_flat(And, conds))
 
 def atoms(cond:Condition | None):
     "All atoms of `cond`, in order of writing"

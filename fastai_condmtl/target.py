@@ -7,11 +7,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
-from .conditions import FlowError, FlowWarning, both
+from .conditions import FlowError, FlowWarning, all_of
 from .base import check_column, numbers
 from .flow import Flow, Plan, infer
 from .points import Frame, Geometry
@@ -108,7 +107,7 @@ class BoundFlow:
     ) -> list:
         "Paths of the tasks that are meant"
         return list(self.paths) if tasks is None else [self.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
-    def needs(self, path): "All that must hold for the task at `path` to be asked, as one condition; None: it always is"; return reduce(both, (self.plan.conds[g] for g in self.plan.gates[self.plan.index[path]]), None)
+    def needs(self, path): "All that must hold for the task at `path` to be asked, as one condition; None: it always is"; return all_of(self.plan.conds[g] for g in self.plan.gates[self.plan.index[path]])
     def __repr__(self):
         by_path = {p: ' | '.join(str(self.plan.conds[g]) for g in gs) for p,gs in zip(self.paths, self.plan.gates)}
         rows = [(p, type(b).__name__, b.describe(), f'given {by_path[p]}' if by_path[p] else '') for p,b in self.tasks.items()]

@@ -25,12 +25,14 @@ def missing(v):
 def same(a, b):
     try: return type(a == b) in (bool, np.bool_) and bool(a == b) and hash(a) == hash(b)
     except Exception: return False
+def item(v): "A tensor or array of one value is that value"; return v.item() if isinstance(v, (torch.Tensor, np.ndarray)) and v.ndim == 0 else v
 def hashable(v):
     try: hash(v)
     except Exception: return False
     return getattr(v, 'ndim', 0) == 0 or isinstance(v, np.generic)
 
 def says_binary(v, words):
+    v = item(v)
     for i,w in enumerate(words or ()):
         if same(v, w): return bool(i)
     return True if same(v, 1) else False if same(v, 0) else BAD
@@ -44,6 +46,7 @@ def says_count(v, _=None):
     x = says_number(v)
     return x if x is BAD or 0 <= x <= 2**53 and x % 1 == 0 else BAD
 def says_class(v, vocab):
+    v = item(v)
     if not hashable(v): return BAD
     return v if vocab is None else next((w for w in vocab if same(v, w)), BAD)
 def says_labels(v, vocab, delim):
@@ -69,7 +72,7 @@ def read_column(task, column):
             x, r = says_number(v), task.get('y_range')
             return BAD if x is not BAD and kind == 'bounded' and r and not r[0] - 1e-6*abs(r[0]) <= x <= r[1] + 1e-6*abs(r[1]) else x
         x = says_class(v, vocab)
-        return BAD if kind == 'ordinal' and vocab is None and not isinstance(v, (int, float, np.number, np.bool_, Fraction)) and x is not BAD else x
+        return BAD if kind == 'ordinal' and vocab is None and not isinstance(item(v), (int, float, np.number, np.bool_, Fraction)) and x is not BAD else x
     return [one(column.iloc[i]) for i in range(len(column))]
 
 # ---- what is hostile --------------------------------------------------------------------------------------------------

@@ -242,3 +242,11 @@ def test_warnings_have_a_class_of_their_own():
             assert len(c.args) == 2 and ast.unparse(c.args[1]) == 'FlowWarning' and [k.arg for k in c.keywords] == ['stacklevel'], f'{f.name}:{c.lineno}'
     assert found > 10 and issubclass(FlowWarning, UserWarning)
     with pytest.warns(FlowWarning, match="no training row counts for 'a'"): DataBlock(blocks=(TransformBlock, BinaryBlock('a')), get_x=lambda r: r['b']).datasets(DF.assign(a=None))
+
+def test_a_tensor_of_one_value_is_that_value():
+    "Tensors hash by where they are: whether two equal ones were one label used to be a matter of luck."
+    kind = pd.Series([1., torch.tensor(1.), np.array(2), None], dtype=object)
+    for block in (OrdinalBlock('kind', vocab=[1, 2]), SingleLabelBlock('kind', vocab=[1, 2]), SingleLabelBlock('kind'), OrdinalBlock('kind')):
+        b = bound(block, df=DF.assign(kind=kind))
+        assert b.tasks['kind'].vocab == [1, 2] and b.encode(DF.assign(kind=kind)).as_subclass(torch.Tensor)[:, :, 0].tolist() == [[0, 1], [0, 1], [1, 1], [0, 0]]
+    assert bound(X(), df=DF.assign(x=pd.Series([torch.tensor(1), 0, torch.tensor(True), None], dtype=object))).encode(DF.assign(x=pd.Series([torch.tensor(1), 0, torch.tensor(True), None], dtype=object)))[:, 0, 0].tolist() == [1, 0, 1, 0]
