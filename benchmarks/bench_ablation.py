@@ -58,8 +58,7 @@ def faces(path):
     "The learner of tests/test_mtfl.py, half as long"
     sys.path.insert(0, str(HERE.parent/'tests'))
     import test_mtfl as m
-    df = m.parse(path/'training.txt').iloc[::3].reset_index(drop=True)
-    df['pose'] = df.pose.map(m.POSES)
+    df = m.read_mtfl(path, 'train', m.SIZE).drop(columns='is_valid').iloc[::3].reset_index(drop=True)
     def flow(weight):
         def same(f): return Flow(f.name, *[same(t) if isinstance(t, Flow) else reweigh(t) for t in f.tasks], given=f.given)
         def reweigh(t):
