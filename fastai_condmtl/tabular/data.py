@@ -59,6 +59,7 @@ def checked(
     "`df` with inputs that processors can read: numbers as numbers, categories as values. What is no number is an error that names row and value"
     if gone := [c for c in [*cat_names, *cont_names] if c not in df.columns]: raise FlowError(f"the rows have no column {gone[0]!r}, which the model takes as input: {near(gone[0], df.columns)}")
     new = {c: df[c].astype(object) for c in cat_names if isinstance(df[c].dtype, pd.CategoricalDtype)} # fastai would take the codes of these rows for those of the training rows
+    new |= {c: s.where(s.notna(), np.nan) for c in cat_names if (s := new.get(c, df[c])).dtype == object} # it sorts the values, and nothing sorts with None
     for c in cont_names:
         no_dates(df[c], c)
         x = pd.to_numeric(df[c], errors='coerce') if not pd.api.types.is_numeric_dtype(df[c]) else df[c]
