@@ -49,8 +49,16 @@ class Regression(ConditionalBlock):
         x, k, v = vals[:,0], known[:,0], [float(np.float32(self.scale(np.float64(v)))) for v in value]
         if not scaled:
             with np.errstate(over='ignore'): x = self.scale(x).astype(np.float32)
-        t = (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
+        t = self._holds(op, x, v)
+        if not scaled: self._check_resolved(op, value, vals[:,0], k & (t != self._holds(op, vals[:,0], value)))
         return t & k, ~t & k
+    def _holds(self, op, x, v): return (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
+    def _check_resolved(self, op, value, x, other):
+        "An error where single precision cannot tell labels from a bound of a condition, and not for their own rounding"
+        if not other.any(): return
+        x = x[other]
+        far = np.min([np.abs(x - v) > 1e-5*np.maximum(np.abs(x), abs(v)) for v in value], 0)
+        if far.any(): raise FlowError(f"task '{self.path}': a condition compares it with {value[0]:g}, from which the label {x[far.argmax()]:g} cannot be told in single precision, so far apart are the labels of the column: correct or blank the outliers, or use another unit")
     def digits(self, x):
         "Natural values with the decimals that are known of them: on the loss scale they were single precision"
         s = self.scale(np.asarray(x, dtype=np.float64)).astype(np.float32)

@@ -261,7 +261,7 @@ def may_refuse(text, spec, raw, df):
     "Errors that tables without a bad cell may end in: the flow asks for what the table does not hold, or cannot be scaled"
     if 'the condition `' in text: # asks for a class that an inferred vocabulary lacks
         return not all(t.get('vocab_given', True) for _,t,*_ in walk(spec)) or 'stands' in text
-    if 'too large' in text or 'too far apart' in text: return any(v is not None and abs(v) > 1e30 for p,t,*_ in walk(spec) if t['kind'] in ('bounded', 'unbounded', 'count') for v in raw[p])
+    if 'too large' in text or 'cannot be told in single precision' in text: return any(v is not None and abs(v) > (1e30 if 'too large' in text else 1e3) for p,t,*_ in walk(spec) if t['kind'] in ('bounded', 'unbounded', 'count') for v in raw[p])
     if 'names of picture files' in text or 'half of a character' in text: return True
     if 'only numbers have an order' in text: return any(t['kind'] == 'ordinal' for _,t,*_ in walk(spec))
     if 'not numbers' in text or 'does not hold numbers' in text: return any(df[t.get('col') or t['name']].dtype not in (object, float) for _,t,*_ in walk(spec) if t['kind'] in ('bounded', 'unbounded', 'count'))

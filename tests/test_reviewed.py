@@ -309,3 +309,12 @@ def test_a_constant_truth_has_no_r2():
     assert all(np.isnan(regression_score('r2', np.full(n, .2), np.full(n, .1))) for n in (1, 3, 6, 10, 100))
     a, b = np.random.default_rng(0).normal(size=(2, 50))
     assert regression_score('r2', a, b) == pytest.approx(skm.r2_score(b, a))
+
+def test_an_outlier_that_hides_a_bound_is_an_error():
+    "Standardised beside 2**64, -3.75 and 6.5 are one number in single precision: which side of a bound they are on must not be guessed."
+    a = UnboundedRegressionBlock('a')
+    flow = Flow('f', a, BinaryBlock('b') | (a < .5))
+    df = pd.DataFrame(dict(a=[-3.75, 6.5, 2.**64], b=[0, 1, 0]))
+    with pytest.raises(FlowError, match=r"task 'a': a condition compares it with 0.5, from which the label .* cannot be told in single precision.*outliers"): flow.bind(df).encode(df)
+    df.loc[2, 'a'] = 100.
+    assert flow.bind(df).encode(df)[:, 1, 1].tolist() == [1, 0, 0]
