@@ -50,10 +50,10 @@ class Regression(ConditionalBlock):
         if not scaled:
             with np.errstate(over='ignore'): x = self.scale(x).astype(np.float32)
         t = self._holds(op, x, v)
-        if not scaled: self._check_resolved(op, value, vals[:,0], k & (t != self._holds(op, vals[:,0], value)))
+        if not scaled: self._check_resolved(value, vals[:,0], k & (t != self._holds(op, vals[:,0], value)))
         return t & k, ~t & k
     def _holds(self, op, x, v): return (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
-    def _check_resolved(self, op, value, x, other):
+    def _check_resolved(self, value, x, other):
         "An error where single precision cannot tell labels from a bound of a condition, and not for their own rounding"
         if not other.any(): return
         x = x[other]
