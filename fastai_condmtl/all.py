@@ -1,4 +1,5 @@
 "Everything that does not depend on the kind of input: `from fastai_condmtl.all import *`, after fastai's"
+from .core.extras import MissingExtra
 from .conditions import Condition, FlowWarning, any_of, task
 from .blocks import *
 from .points import Frame
@@ -21,6 +22,8 @@ from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
+from .learn.guard import FlowGuard, before_fit_check
+from .learn.stock import restore_stock, stock_methods
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation
 from .table import Cleaner
