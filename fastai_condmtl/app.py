@@ -13,6 +13,7 @@ from fastai.learner import Learner, load_learner
 from PIL import Image
 from .cli import register
 from .conditions import FlowError
+from .core.extras import import_extra
 from .files import IMAGES
 from .learner import flow_of, loss_of
 from .losses import single
@@ -139,8 +140,7 @@ def make_app(
     max_sliders:int=60, # Sliders at most; tasks beyond keep their thresholds, and the page says so
 ):                 # `gr.Blocks`: `.launch()` opens it
     "A page that shows what a learner makes of a picture"
-    try: import gradio as gr
-    except ImportError as e: raise ImportError("the page needs Gradio: pip install 'fastai_condmtl[app]'") from e
+    gr = import_extra('gradio', 'the page', 'app')
     viewer, files, loss = Viewer(learn), find_examples(examples), loss_of(learn)
     flow, all_knobs, exact = viewer.flow, knobs(viewer.flow), cuts(loss)
     shown = all_knobs[:max_sliders]
@@ -234,7 +234,7 @@ def main(argv=None):
     try:
         register(args.register)
         app = make_app(load(args.model), args.examples)
-    except (FlowError, ImportError) as e: p.error(str(e))
+    except FlowError as e: p.error(str(e))
     try: app.launch(server_name=args.host, server_port=args.port, share=args.share)
     except OSError as e: p.error(str(e)) # the port is taken
 

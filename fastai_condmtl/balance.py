@@ -9,6 +9,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 from .conditions import FlowError
+from .core.extras import import_extra, missing_extra
 from .base import near
 from .ranks import of_first
 
@@ -158,12 +159,11 @@ class Gramian(Static):
         return of_first(res.index_put((idx.to(res.device),), b.to(res.device, res.dtype))) # a solver may draw lots
 
 def _torchjd(name, options):
-    try: from torchjd import aggregation
-    except ImportError: raise ImportError(f"balance={name!r} needs TorchJD: pip install 'fastai_condmtl[balance]'") from None
+    aggregation = import_extra('torchjd.aggregation', f'balance={name!r}', 'balance')
     try: return getattr(aggregation, WEIGHTINGS[name] + 'Weighting')(**{**_options.get(name, {}), **options})
     except ImportError as e:
         if 'quadprog' not in str(e): raise
-        raise ImportError(f"balance={name!r} needs a solver of quadratic programs: pip install 'fastai_condmtl[balance]'") from e
+        raise missing_extra(f'balance={name!r}', 'quadprog', 'balance') from e
     except TypeError as e: raise FlowError(f"balance={name!r}: {e}; see TorchJD's {WEIGHTINGS[name]}Weighting for its options") from None
 
 # %% ../nbs/06e_balance.ipynb #20583b8b

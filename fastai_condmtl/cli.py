@@ -12,6 +12,7 @@ from . import __version__
 from .base import near
 from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, OrdinalBlock, UnboundedRegressionBlock
 from .conditions import FlowError, FlowWarning
+from .core.extras import import_extra
 from .data import read_labels
 from .files import write_csv, write_text
 from .flow import Flow, leaves
@@ -150,8 +151,7 @@ def find_arch(name:str):
     import torchvision.models as tv
     ours = tv.list_models(tv)
     if name in ours: return getattr(tv, name)
-    try: import timm
-    except ImportError: raise FlowError(f"--arch {name} is no architecture of torchvision: {near(name, ours)} For the names of timm: pip install 'fastai_condmtl[timm]'") from None
+    timm = import_extra('timm', f'--arch {name} is no architecture of torchvision: {near(name, ours)} A name of timm', 'timm')
     if not timm.is_model(name): raise FlowError(f"--arch {name} is an architecture of neither torchvision nor timm: {near(name, dict.fromkeys(ours + timm.list_models()))}")
     return name
 

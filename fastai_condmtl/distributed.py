@@ -6,43 +6,47 @@
 from __future__ import annotations
 import warnings
 import torch
-from fastcore.basics import patch
-try: import accelerate # noqa: F401
-except ImportError: raise ImportError("training on several processes needs accelerate: pip install 'fastai_condmtl[distributed]'") from None
-from fastai.distributed import DistributedDL, DistributedTrainer, rank0_first
 from fastai.torch_core import num_distrib, rank_distrib
 from .conditions import FlowWarning
+from .core.extras import import_extra
+from .learn.stock import wraps_stock
 from .ranks import alone
 
 # %% auto #0
 __all__ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'alone']
 
+# %% ../nbs/06h_distributed.ipynb #fd7bafa6
+import_extra('accelerate', 'training on several processes', 'distributed')
+
+# %% ../nbs/06h_distributed.ipynb #864764ff
+from fastai.distributed import DistributedDL, DistributedTrainer, rank0_first
+
 # %% ../nbs/06h_distributed.ipynb #0867431e
 _all_ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'alone']
 
 # %% ../nbs/06h_distributed.ipynb #199aa742
-def _has_gpu(): return getattr(torch, 'accelerator', torch.cuda).is_available()
+def _has_gpu():
+    return getattr(torch, 'accelerator', torch.cuda).is_available()
 
-if not hasattr(DistributedDL._broadcast, '_plain'):
-    _plain = DistributedDL._broadcast
-    @patch
-    def _broadcast(self:DistributedDL, t, rank):
-        "`t` as rank `rank` has it"
-        if torch.distributed.get_backend() == 'nccl': return _plain(self, t, rank)
-        t = torch.tensor(t, dtype=torch.long)
-        torch.distributed.broadcast(t, rank)
-        return t.tolist()
-    DistributedDL._broadcast._plain = _plain
-    _init, _before_fit = DistributedTrainer.__init__, DistributedTrainer.before_fit
-    @patch
-    def __init__(self:DistributedTrainer, sync_bn=True, **kwargs):
-        if not _has_gpu(): kwargs.setdefault('cpu', True) # else accelerate would leave the network as it is, and each process would train its own
-        _init(self, sync_bn, **kwargs)
-    @patch
-    def before_fit(self:DistributedTrainer):
-        "Wrap the network and the data"
-        if self.sync_bn and next(self.learn.model.parameters()).device.type == 'cpu':
-            self.sync_bn = False # torch has it for GPUs alone
-            if not rank_distrib() and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.learn.model.modules()):
-                warnings.warn("on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on GPUs only", FlowWarning, stacklevel=2)
-        _before_fit(self)
+@wraps_stock(DistributedDL)
+def _broadcast(stock, self, t, rank):
+    "The order of the rows is sent from where it is: by gloo, no GPU is needed"
+    if torch.distributed.get_backend() == 'nccl': return stock(self, t, rank)
+    t = torch.tensor(t, dtype=torch.long)
+    torch.distributed.broadcast(t, rank)
+    return t.tolist()
+
+@wraps_stock(DistributedTrainer)
+def __init__(stock, self, sync_bn=True, **kwargs):
+    "Without a GPU, processes train one network on their CPUs"
+    if not _has_gpu(): kwargs.setdefault('cpu', True) # else accelerate would leave the network as it is, and each process would train its own
+    stock(self, sync_bn, **kwargs)
+
+@wraps_stock(DistributedTrainer)
+def before_fit(stock, self):
+    "On CPU, batch norm keeps its statistics for each process, and a warning says so"
+    if self.sync_bn and next(self.learn.model.parameters()).device.type == 'cpu':
+        self.sync_bn = False # torch has it for GPUs alone
+        if not rank_distrib() and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.learn.model.modules()):
+            warnings.warn("on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on GPUs only", FlowWarning, stacklevel=3)
+    stock(self)

@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from .base import ConditionalBlock, names_of
 from .conditions import FlowError
+from .core.extras import import_extra
 from .files import atomic_write
 from .heads import ConditionalHead
 from .learner import flow_of, loss_of
@@ -140,8 +141,8 @@ def to_onnx(self:Learner,
     opset:int=None, # Version of ONNX operators; by default as PyTorch chooses
 ) -> Path:
     "One ONNX graph: inputs → `values`, `probabilities`, `reached` for any number of rows; its metadata tells what columns mean"
-    try: import onnx, onnxscript # noqa: F401
-    except ImportError as e: raise ImportError(f"learn.to_onnx needs {e.name}: pip install 'fastai_condmtl[onnx]'") from None
+    onnx = import_extra('onnx', 'learn.to_onnx', 'onnx')
+    import_extra('onnxscript', 'learn.to_onnx', 'onnx')
     example = _example(self, example)
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
     program = torch.onnx.export(self.to_exported(example=example), dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False)

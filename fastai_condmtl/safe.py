@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from .conditions import FlowError, FlowWarning
+from .core.extras import import_extra
 from .files import atomic_write
 from .flow import Flow, Plan
 from .flow_json import from_jsonable, to_jsonable
@@ -118,8 +119,7 @@ def _plain_arg(v): return list(v) if isinstance(v, (list, tuple)) else v
 def _is_arch(name, arch=None):
     "Is it an architecture of torchvision, or (`arch` a string) of timm?"
     if isinstance(arch, str):
-        import timm
-        return timm.is_model(name)
+        return import_extra('timm', f'the architecture {name!r}', 'timm').is_model(name)
     import torchvision.models as tv
     return name in tv.list_models(tv) and (arch is None or getattr(tv, name) is arch)
 
@@ -149,17 +149,18 @@ def make_network(
 # %% ../nbs/16b_safe.ipynb #a9aa61af
 FORMAT, VERSION, MAX_HEADER = 'fastai_condmtl.safe', 1, 16*2**20
 
-def _safetensors():
-    try: import safetensors.torch
-    except ImportError: raise ImportError("save_safe and load_safe need safetensors: pip install 'fastai_condmtl[safe]'") from None
-    return safetensors
+def _safetensors(
+    what, # What needs it, as users call it
+):
+    import_extra('safetensors.torch', what, 'safe')
+    return import_extra('safetensors', what, 'safe')
 
 @patch
 def save_safe(self:Learner,
     path, # File to write, `.safetensors`
 ) -> Path:
     "Weights, flow, thresholds and what is done to pictures as numbers and names, whole or not at all; `load_safe` reads it without trusting it"
-    st, flow, loss, model = _safetensors(), flow_of(self), loss_of(self), get_model(self.model)
+    st, flow, loss, model = _safetensors('learn.save_safe'), flow_of(self), loss_of(self), get_model(self.model)
     config = network_config(self)
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
     if config is not None and _sizes_of(make_network(config, flow).state_dict()) != _sizes_of(weights): config = None
@@ -194,7 +195,7 @@ def load_safe(
     model=None, # The network, where the file cannot name it; by default by the name in the file
 ) -> Predictor:
     "A `Predictor` that says what the learner said. Nothing of the file is run"
-    st, d = _safetensors(), read_header(path)
+    st, d = _safetensors('load_safe'), read_header(path)
     flow = BoundFlow.from_dict(d)
     if model is None and d.get('network') is None: raise FlowError(f"'{path}' does not name its network: hand over the one it was trained as, load_safe(path, model=...)")
     if model is None: model = make_network(d['network'], flow)

@@ -1,13 +1,12 @@
 """What TensorBoard and Weights & Biases are given, read back from their files, against pandas and numpy on a learner whose logits stand in its rows (a learning
 rate of 0 keeps them); which inputs are shown, by the colour of their pictures; that looking changes nothing."""
-import copy, importlib.util, io, json, pickle, random, struct
+import copy, importlib.util, io, json, pickle, random, struct, sys
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn
 from fastai.vision.all import (Callback, ColReader, CSVLogger, DataBlock, EarlyStoppingCallback, FetchPredsCallback, ImageBlock, IndexSplitter, Learner, MixUp, SaveModelCallback,
                                Transform, TransformBlock, load_learner)
 from fastai_condmtl.vision.all import *
-from fastai_condmtl.callback import track
 from fastai_condmtl.callback.track import ConditionalTensorBoard, ConditionalWandb
 from fastai_condmtl.callback.tracked import Kept, Tracked
 
@@ -363,7 +362,7 @@ def test_wrong_use(tmp_path, monkeypatch):
     learn = make_learn(Passes())
     with pytest.raises(FlowError, match='kk'): quietly(learn.fit, 1, cbs=ConditionalTensorBoard(tmp_path/'r', tasks=['kk']))
     assert learn.passes.n == 0 and not learn.passes.trained and not (tmp_path/'r').exists()
-    monkeypatch.setattr(track, 'find_spec', lambda name: None)
+    for package in ('tensorboard', 'wandb'): monkeypatch.setitem(sys.modules, package, None) # as if they were not installed
     with pytest.raises(ImportError, match=r'fastai_condmtl\[track\]'): ConditionalTensorBoard()
     with pytest.raises(ImportError, match='wandb'): ConditionalWandb()
 

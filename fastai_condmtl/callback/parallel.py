@@ -9,16 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from fastcore.basics import patch
-from fastai.distributed import ParallelTrainer
-from fastai.learner import Learner
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.learner import Learner, Recorder
 from ..conditions import FlowWarning
 from ..heads import NeededRows, head_of
+from ..learn.stock import after_import
 from ..learner import loss_of
 from ..losses import ConditionalLoss, TaskSums
 from ..target import packed
 
 # %% auto #0
-__all__ = ['on_gpu', 'BalancedParallel', 'ChunkedParallel', 'BalancedTrainer']
+__all__ = ['on_gpu', 'BalancedParallel', 'ChunkedParallel', 'ParallelTrainer', 'BalancedTrainer']
 
 # %% ../../nbs/callback/05_parallel.ipynb #8dfe1c31
 class _Inside(nn.Module):
@@ -70,6 +71,21 @@ class ChunkedParallel(BalancedParallel):
         return res
 
 # %% ../../nbs/callback/05_parallel.ipynb #5f59cc44
+@patch
+def reset(self:nn.DataParallel):
+    "Networks with a state, such as fastai's for texts, start anew"
+    if hasattr(self.module, 'reset'): self.module.reset()
+
+class ParallelTrainer(Callback):
+    "Wraps the network in `DataParallel` for a fit, as fastai's of this name, which can be imported with accelerate only"
+    run_after, run_before = TrainEvalCallback, Recorder
+    def __init__(self,
+        device_ids=None, # GPUs; None: all
+    ):
+        self.device_ids = device_ids
+    def before_fit(self): self.learn.model = nn.DataParallel(self.learn.model, device_ids=self.device_ids)
+    def after_fit(self): self.learn.model = self.learn.model.module
+
 class BalancedTrainer(ParallelTrainer):
     "fastai's `ParallelTrainer` with the loss taken on each device; `learn.to_parallel(balance_memory=True)` adds it"
     def __init__(self,
@@ -105,6 +121,12 @@ def to_parallel(self:Learner,
     return self.add_cb(BalancedTrainer(device_ids) if balance_memory else ParallelTrainer(device_ids))
 
 @patch
+def detach_parallel(self:Learner):
+    "Remove what `to_parallel` added"
+    self.remove_cbs([cb for cb in self.cbs if any(c.__name__ == 'ParallelTrainer' for c in type(cb).__mro__)]) # fastai's too
+    return self
+
+@patch
 @contextmanager
 def parallel_ctx(self:Learner,
     device_ids=None, # GPUs; None: all
@@ -115,3 +137,11 @@ def parallel_ctx(self:Learner,
     finally:
         self.detach_parallel()
         if isinstance(self.model, nn.DataParallel): self.model = self.model.module # a fit that broke off has left it
+
+_ours = {name: vars(Learner)[name] for name in ('to_parallel', 'detach_parallel', 'parallel_ctx')}
+
+@after_import('fastai.distributed')
+def _instead_of_fastais():
+    "fastai hangs methods of these names on `Learner`, which know no `balance_memory`"
+    for name, method in _ours.items():
+        setattr(Learner, name, method)

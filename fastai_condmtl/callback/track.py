@@ -6,7 +6,6 @@
 from __future__ import annotations
 import html
 from functools import cache
-from importlib.util import find_spec
 import torch
 from fastcore.meta import delegates
 from fastai.callback.core import Callback
@@ -14,6 +13,7 @@ from fastai.torch_core import TensorBase, TensorImage, maybe_gather, no_random, 
 from .thresholds import versions
 from .tracked import Kept, Tracked
 from ..learner import collect, flow_of, mixed, predicts, trains
+from ..core.extras import import_extra
 from ..losses import TaskSums
 from ..metrics import TaskMetric
 from ..ranks import scattered
@@ -105,8 +105,6 @@ class ConditionalTracker(Callback):
     def open(self): "Called before the first batch of a fit"
     def close(self): "Called after a fit"
 
-def _need(package):
-    if find_spec(package) is None: raise ImportError(f"{package} is not installed: pip install 'fastai_condmtl[track]'")
 
 # %% ../../nbs/callback/01_track.ipynb #71fb04fc
 @delegates()
@@ -116,7 +114,7 @@ class ConditionalTensorBoard(ConditionalTracker):
         log_dir=None, # Folder of the run; by default runs/<date>_<host>
         **kwargs
     ):
-        _need('tensorboard')
+        import_extra('tensorboard', 'ConditionalTensorBoard', 'track')
         super().__init__(**kwargs)
         self.log_dir = log_dir
     def open(self):
@@ -141,7 +139,7 @@ class ConditionalTensorBoard(ConditionalTracker):
 class ConditionalWandb(ConditionalTracker):
     "Writes each fit, task by task, to the run that `wandb.init` started, beside fastai's `WandbCallback`"
     def __init__(self, **kwargs):
-        _need('wandb')
+        import_extra('wandb', 'ConditionalWandb', 'track')
         super().__init__(**kwargs)
         self.brought = None
         _meet_fastai()

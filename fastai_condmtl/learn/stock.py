@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
-from functools import update_wrapper
+from functools import update_wrapper, wraps
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 from typing import Any
 
 import pandas as pd
 
 # %% auto #0
-__all__ = ['Replaced', 'wraps_stock', 'stock_methods', 'restore_stock']
+__all__ = ['Replaced', 'wraps_stock', 'stock_methods', 'restore_stock', 'after_import']
 
 # %% ../../nbs/learn/stock.ipynb #0e9dd6f0
 @dataclass(frozen=True)
@@ -76,3 +79,43 @@ def restore_stock():
         else:
             delattr(r.cls, r.name)
     _replaced.clear()
+
+# %% ../../nbs/learn/stock.ipynb #ef417a36
+def after_import(
+    name:str, # Module that need not be installed, such as `fastai.distributed`
+):
+    "Call the decorated function now if the module `name` has been imported, and after each import of it to come"
+    def decorate(f):
+        if name in sys.modules:
+            f()
+        sys.meta_path.insert(0, _AfterImport(name, f))
+        return f
+    return decorate
+
+class _AfterImport(MetaPathFinder):
+    "Finds one module as the other finders do; its loader calls a function in the end"
+    def __init__(self, name, f):
+        self.name = name
+        self.f = f
+        self.asking = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name or self.asking:
+            return None
+        self.asking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.asking = False
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = _and_then(spec.loader.exec_module, self.f)
+        return spec
+
+def _and_then(exec_module, f):
+    @wraps(exec_module)
+    def exec_and_call(module):
+        try:
+            exec_module(module)
+        finally: # a module that breaks off has changed classes before it did
+            f()
+    return exec_and_call

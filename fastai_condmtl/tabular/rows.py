@@ -151,6 +151,8 @@ def conditional_image_tabular_learner(
 ) -> Learner:
     "A network on an image and its row, for a flow"
     from fastai.vision.learner import vision_learner
+    from fastai_condmtl.vision.learner import check_arch
+    check_arch(arch)
     row = RowModel(dls, n_row, layers)
     learn = vision_learner(dls, arch, n_out=n_image, pretrained=pretrained, **fit_for(dls, kwargs))
     learn.model = JoinedModel([learn.model, row], (n_image, n_row), dls.c).to(dls.device)

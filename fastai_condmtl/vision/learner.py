@@ -9,12 +9,13 @@ from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.vision.learner import vision_learner
 from ..conditions import FlowError
+from ..core.extras import import_extra
 from ..equip import equip, fit_for
 from ..heads import RunNeeded, as_branches, conditional_head, needs_heads, stock_logits
 from ..learner import flow_of
 
 # %% auto #0
-__all__ = ['conditional_vision_learner', 'add_heads']
+__all__ = ['conditional_vision_learner', 'check_arch', 'add_heads']
 
 # %% ../../nbs/vision/01_learner.ipynb #797ca0e7
 @delegates(vision_learner)
@@ -29,6 +30,7 @@ def conditional_vision_learner(
     **kwargs
 ) -> Learner:
     "`vision_learner` for a flow"
+    check_arch(arch)
     kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
     if branches is None and not needs_heads(flow): return equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance)
     if kwargs.get('custom_head') is not None: raise FlowError("custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the head alone, or branches=dict(name=module)")
@@ -36,6 +38,12 @@ def conditional_vision_learner(
     learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
     learn.branches = branches # see `save_safe`
     return equip(add_heads(learn, branches), metrics, tune, balance)
+
+def check_arch(
+    arch, # A torchvision architecture, or the name of a timm model
+):
+    "Names are those of timm, which an extra brings"
+    if isinstance(arch, str): import_extra('timm', f'the architecture {arch!r}', 'timm')
 
 def add_heads(
     learn,         # A `vision_learner`, whose model is a body and a head
