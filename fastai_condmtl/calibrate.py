@@ -8,6 +8,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .conditions import FlowError
+from .learn.reading import as_loader
 from .learner import check_labelled, flow_of, loss_of, own_loss, progress, raw_preds
 from .losses import move_threshold
 from .target import doubles, packed
@@ -30,7 +31,7 @@ def calibration_error(
 
 def _labelled(learn, dl, ds_idx):
     "Raw logits `(N, C)` and packed labels `(N, 2, D)`, in double precision"
-    raw, y = raw_preds(learn, None, dl, ds_idx)
+    raw, y = raw_preds(learn, None, as_loader(learn, dl, labels=True), ds_idx)
     check_labelled(y is not None)
     raw, y = (doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y))
     return raw, packed(y)

@@ -8,12 +8,12 @@ from fastai.learner import Learner
 from .conditions import FlowError
 from .learner import flow_of, own_loss
 from .losses import ConditionalLoss
-from .masks import MASKS
+from .learn.targets import check_sides
 from .callback.balance import TaskBalance
 from .callback.thresholds import ThresholdSearch
 
 # %% auto #0
-__all__ = ['equip', 'flow_metrics', 'check_sides', 'fit_for']
+__all__ = ['equip', 'flow_metrics', 'fit_for']
 
 # %% ../nbs/07d_equip.ipynb #76a312ef
 def equip(
@@ -38,13 +38,6 @@ def flow_metrics(flow, metrics):
     metrics = list(metrics) if isinstance(metrics, (list, tuple)) or hasattr(metrics, 'map') else [metrics]
     names = [m for m in metrics if isinstance(m, str)]
     return (flow.metrics(*names) if names else []) + [m for m in metrics if not isinstance(m, str)]
-
-def check_sides(ds):
-    "A flow is the only target, and no mask is an input"
-    tls, n_inp = getattr(ds, 'tls', ()), getattr(ds, 'n_inp', 1)
-    masks = any(getattr(t, '__name__', '') == 'PILMask' for tl in tls for t in getattr(tl, 'types', None) or ())
-    if len(tls) > n_inp + 1: raise FlowError(f"the data has {len(tls) - n_inp} targets, and a flow is the only one that its loss can train: put all tasks into one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if masks else ''))
-    if masks and n_inp > 1: raise FlowError(f"a mask is an input of the data: of several blocks all but the last are inputs. {MASKS}")
 
 def fit_for(dls, kwargs):
     "`kwargs` of a learner for `dls`, after saying what would not do for a flow"

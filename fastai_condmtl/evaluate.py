@@ -10,6 +10,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from .base import sort_labels
 from .conditions import FlowError, atoms
+from .learn.reading import as_loader
 from .learner import collect, flow_of, learn_shapes, loss_of, progress
 from .metrics import Accumulator, check_metrics, wanted_metrics
 from .draw import labels_of_rows
@@ -46,7 +47,7 @@ class Evaluation(pd.DataFrame):
 
 @patch
 def evaluate(self:Learner,
-    dl=None,   # Labelled data; by default that of `ds_idx`
+    dl=None,   # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
     ds_idx=1,  # 0: training set, 1: validation set
     metrics='all', # Metric names, as for `flow.metrics`; None for one headline metric a task
     n_boot:int=0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
@@ -55,6 +56,7 @@ def evaluate(self:Learner,
     "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`; with `by` a column of that name after the metric's"
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics)
+    dl = as_loader(self, dl, labels=True)
     name, groups = (None, [(None, slice(None))]) if by is None else groups_by(self.dls[ds_idx] if dl is None else dl, by)
     learn_shapes(self)
     acc = judged(self, dl, ds_idx)
@@ -116,7 +118,7 @@ def _share(part, whole): return part.sum()/whole.sum() if whole.any() else float
 # %% ../nbs/08_evaluate.ipynb #77289122
 @patch
 def cascade_report(self:Learner,
-    dl=None,  # Labelled data; by default that of `ds_idx`
+    dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
     ds_idx=1, # 0: training set, 1: validation set
 ) -> pd.DataFrame:
     "A row a parent and a task that its mistakes reach: `parent, task_path, missed, spurious` (rows), `num_samples` (rows of the gt mask), `reached` (rows); most costly first. A parent of None: no labelled parent erred (labels were inferred)"

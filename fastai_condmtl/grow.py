@@ -18,6 +18,7 @@ from .conditions import FlowError
 from .data import FlowTransform, as_flow
 from .flow import Flow
 from .heads import Branch, ConditionalHead, RunNeeded, conditional_head, last_layer, needs_heads, stock_logits
+from .learn.reading import own_inputs, put_data
 from .learner import flow_of, loss_of
 from .metrics import TaskMetric
 from .callback.thresholds import ThresholdSearch
@@ -153,17 +154,20 @@ def change_flow(self:Learner,
     if isinstance(new, (Flow, ConditionalBlock)): dls = regrown_data(self.dls, new, df, splitter)
     elif isinstance(new, DataLoaders):
         if df is not None or splitter is not None: raise FlowError("DataLoaders have their rows: leave df= and splitter= out")
-        dls = new
+        dls = own_inputs(self, new)
     else: raise FlowError(f"change_flow takes a flow, or DataLoaders with one, not {type(new).__name__}")
     flow = flow_of(dls)
     kept = kept_tasks(old, flow, renamed)
     bias = any(needs_bias(old.tasks[p], flow.tasks[q]) for q,p in kept.items())
     _same_norm(self.dls, dls)
-    before, self.dls = self.dls, dls
+    before = self.dls
+    put_data(self, dls)
     try:
         fresh = new_layer(self, layer, old, flow, branches, bias, init)
         notes = copy_tasks(layer, old, fresh, flow, kept)
-    except Exception: self.dls = before; raise # the learner is as it was
+    except Exception:
+        put_data(self, before)
+        raise # the learner is as it was
     fresh.train(layer.training)
     self.model = _put(self.model, layer if isinstance(layer, ConditionalHead) or isinstance(fresh, nn.Linear) else _stock(self.model, layer), fresh)
     self.loss_func, self.metrics = _grown_loss(old_loss, flow, kept, notes), _grown_metrics(list(self.metrics), flow, kept)

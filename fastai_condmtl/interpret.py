@@ -8,6 +8,7 @@ import numpy as np, pandas as pd, torch
 from .base import names_of, near
 from .conditions import FlowError
 from .evaluate import blame, judge
+from .learn.reading import as_loader
 from .learner import Picked, collect, flow_of, loss_of
 from .metrics import Accumulator
 from .ranks import gather_rows, in_order
@@ -32,10 +33,10 @@ class ConditionalInterpretation:
     def from_learner(cls,
         learn,        # Learner whose data has a flow
         ds_idx:int=1, # 0: training set, 1: validation set
-        dl=None,      # Other labelled data
+        dl=None,      # Other labelled data, a `DataLoader` or a DataFrame
     ):
         "Predict once, keep what is needed"
-        if dl is None: dl = learn.dls[ds_idx]
+        dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
         dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset)))) # in the order of the table, also where texts are sorted by length
         with learn.no_bar(): return cls(learn, dl, collect(learn, dl, acc=Losses(flow_of(learn))))
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 from contextlib import contextmanager
 import numpy as np, pandas as pd, torch
-from fastcore.all import delegates, patch
+from fastcore.all import L, patch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.data.transforms import ColReader
 from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
 from fastai.learner import Learner, Recorder
 from fastprogress.fastprogress import progress_bar
@@ -20,11 +21,14 @@ from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .ranks import alone, whole
 from .explain import FlowTree, add_nodes
+from .learn.reading import as_loader
+from .learn.stock import wraps_stock
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'Picked', 'every_row', 'frames_of', 'learn_shapes', 'tries', 'predicts',
-           'trains', 'mixed', 'check_labelled', 'Collect', 'collect', 'as_series', 'raw_preds']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'progress', 'Picked', 'every_row', 'predict', 'show_results', 'tta', 'frames_of',
+           'learn_shapes', 'export', 'tries', 'predicts', 'trains', 'mixed', 'check_labelled', 'Collect', 'collect',
+           'as_series', 'raw_preds']
 
 # %% ../nbs/06b_learner.ipynb #c74dbeb9
 def flow_of(
@@ -44,7 +48,7 @@ def loss_of(learn) -> ConditionalLoss:
 def own_loss(learn) -> ConditionalLoss:
     "`loss_of`, after making it the learner's own: what is tuned here must not change other learners on the same data"
     loss = loss_of(learn)
-    if loss is learn.dls.flow.loss_func: learn.loss_func = loss.clone()
+    if loss is loss.flow.loss_func: learn.loss_func = loss.clone()
     return learn.loss_func
 
 def progress(learn, items, comment=''):
@@ -67,37 +71,65 @@ def every_row(learn):
     try: yield
     finally: learn.all_rows = was
 
-def _as_item(ds, item):
-    "A dict is a row of the table, where the data was built from one; what else holds several things is none"
-    def fits(o, n=None): return all(any(isinstance(o, tuple(t) if isinstance(t, list) else t) for t in tl.types[:n]) for tl in getattr(ds, 'tls', ())[:getattr(ds, 'n_inp', 1)])
-    if not isinstance(item, (dict, tuple)) or fits(item, 1 if isinstance(item, tuple) else None): return item # of a tuple, transforms further on take each part by itself
-    if isinstance(item, dict) and fits(row := pd.Series(item)): return row
-    raise FlowError(f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table (df.iloc[0], or a dict where rows were the items), a file, a text")
+def _fits(ds, item, n=None):
+    "Is `item` of the types that each input of a data set takes first, or of its first `n`?"
+    tls = list(getattr(ds, 'tls', ()))[:getattr(ds, 'n_inp', 1)]
+    types = lambda tl: [tuple(t) if isinstance(t, list) else t for t in (tl.types or ())[:n]]
+    return all(any(isinstance(item, t) for t in types(tl)) for tl in tls)
 
-if not hasattr(Learner.predict, '_plain'):
-    _plain = Learner.predict
-    @patch
-    def predict(self:Learner, item, rm_type_tfms=None, with_input=False):
-        "Prediction on `item`: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
-        if isinstance(getattr(self.dls, 'flow', None), BoundFlow): item = _as_item(self.dls.train_ds, item)
-        with every_row(self), alone(self): res = _plain(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
-        if not isinstance(res[-3], FlowPrediction): return res
-        res[-3].activations = res[-1]
-        if (frames := frames_of(res[-3].flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))) is None: return res
-        return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
-    Learner.predict._plain = _plain
-    _show_results = Learner.show_results
-    @patch
-    @delegates(_show_results, but=('self',))
-    def show_results(self:Learner, *args, **kwargs):
-        "`show_results` of fastai; a batch is predicted by this process alone"
-        with alone(self): return _show_results(self, *args, **kwargs)
-    _tta = Learner.tta
-    @patch
-    @delegates(_tta, but=('self',))
-    def tta(self:Learner, *args, **kwargs):
-        "`tta` of fastai; a task need not be reached in every view of an item, so branches run on every row"
-        with every_row(self): return _tta(self, *args, **kwargs)
+def _several(ds, item):
+    "Are these several items, and not one that happens to be a list?"
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return item.ndim > 3 or getattr(item.dtype, 'kind', '') in 'OUS' and item.ndim > 0
+    if isinstance(item, pd.Series):
+        return _lacks_column(ds, item)
+    lots = (list, L, set, frozenset, pd.DataFrame, pd.Index)
+    return (isinstance(item, lots) or hasattr(item, '__next__')) and not _fits(ds, item, 1)
+
+def _lacks_column(ds, row):
+    "Does a Series lack the column that the data is read from? Then it is no row, but a column of items"
+    tls = list(getattr(ds, 'tls', ()))
+    read = next((f for f in tls[0].tfms.fs if isinstance(f, ColReader)), None) if tls else None
+    return read is not None and all(isinstance(c, str) and c not in row.index for c in read.cols)
+
+def _as_item(ds, item):
+    "A dict is a row of the table, where the data was built from one; what holds several items is none"
+    if isinstance(item, pd.DataFrame) and len(item) == 1:
+        item = item.iloc[0]
+    if not _several(ds, item):
+        if not isinstance(item, (dict, tuple)) or _fits(ds, item, 1 if isinstance(item, tuple) else None):
+            return item # of a tuple, transforms further on take each part by itself
+        if isinstance(item, dict) and _fits(ds, row := pd.Series(item)):
+            return row
+    raise FlowError(f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table "
+                    "(df.iloc[0], or a dict where rows were the items), a file, a text. For several there is learn.predict_df(items)")
+
+@wraps_stock(Learner)
+def predict(stock, self, item, rm_type_tfms=None, with_input=False):
+    "Every branch runs, on this process alone; of a flow, the first of the results is a `FlowPrediction`"
+    if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
+        item = _as_item(self.dls.train_ds, item)
+    with every_row(self), alone(self):
+        res = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
+    if not isinstance(res[-3], FlowPrediction):
+        return res
+    res[-3].activations = res[-1]
+    frames = frames_of(res[-3].flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))
+    if frames is None:
+        return res
+    return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
+
+@wraps_stock(Learner)
+def show_results(stock, self, ds_idx=1, dl=None, *args, **kwargs):
+    "A batch is predicted by this process alone; other data is read as the network was trained, and `dl` may be a DataFrame"
+    with alone(self):
+        return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
+
+@wraps_stock(Learner)
+def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
+    "Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame"
+    with every_row(self):
+        return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
 
 def frames_of(
     flow, # Bound flow
@@ -121,20 +153,20 @@ def learn_shapes(
     vals, mask = y.numpy().transpose(1, 0, 2)
     for p in todo: flow.constants[p] = flow.tasks[p].shape_constant(vals[:,flow.slices[p].targets], mask[:,flow.slices[p].targets])
 
-if not hasattr(Learner.export, '_plain'):
-    _plain_export = Learner.export
-    @patch
-    @delegates(_plain_export)
-    def export(self:Learner, fname='export.pkl', **kwargs):
-        "Export the content of `self` without the items and the optimizer state for inference, whole or not at all"
-        if isinstance(getattr(self.dls, 'flow', None), BoundFlow): learn_shapes(self)
-        dls, opt = self.dls, self.opt
-        try:
-            with atomic_save(self.path/fname) as tmp, alone(self): return _plain_export(self, tmp.absolute(), **kwargs) # without what trains on several processes
-        finally:
-            self.dls = dls
-            if self.opt is None: self.opt = opt # what cannot be pickled leaves the learner as it was
-    Learner.export._plain = _plain_export
+@wraps_stock(Learner)
+def export(stock, self, fname='export.pkl', **kwargs):
+    "The file is there whole or not at all; it knows what the trivial predictor says, and nothing that trains on several processes"
+    if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
+        learn_shapes(self)
+    dls, opt = self.dls, self.opt
+    try:
+        with atomic_save(self.path/fname) as tmp, alone(self):
+            return stock(self, tmp.absolute(), **kwargs)
+    finally:
+        self.dls = dls
+        if self.opt is None:
+            self.opt = opt # what cannot be pickled leaves the learner as it was
+
 
 # %% ../nbs/06b_learner.ipynb #f3097dcf
 def tries(learn) -> bool: "Is this `lr_find`, whose steps will be undone?"; return hasattr(learn, 'lr_finder')
@@ -160,14 +192,15 @@ class Collect(Callback):
 
 def collect(
     learn,           # Learner whose data has a flow
-    dl=None,         # Labelled data; by default that of `ds_idx`
+    dl=None,         # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
     ds_idx:int=1,    # 0: training set, 1: validation set
     acc=None,        # What to fill; by default a new `Accumulator`
 ) -> Accumulator:
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
     loss_of(learn)
-    dl = whole(learn.dls[ds_idx] if dl is None else dl).new(shuffle=False, drop_last=False)
+    dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
+    dl = whole(dl).new(shuffle=False, drop_last=False)
     if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
     mute = [(cb, cb.run) for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
     for cb,_ in mute: cb.run = False
@@ -185,6 +218,7 @@ def predict_df(self:Learner,
     **kwargs    # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
     "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
+    items = _listed(items)
     flow, index = flow_of(self), _index(items, 'predict_df')
     cols = list(dict.fromkeys(c for b in flow.tasks.values() for c in b.cols))
     if not len(index): return pd.DataFrame(columns=cols, index=index)
@@ -192,10 +226,17 @@ def predict_df(self:Learner,
     with self.no_bar(), self.no_logging(): dec = self.get_preds(dl=dl, with_decoded=True)[2]
     return flow.to_frame(dec, frames_of(flow, dl)).set_axis(index)
 
+def _listed(items):
+    "Several items as a list; a table, and what is one item, stay"
+    several = isinstance(items, (tuple, L, set, frozenset, pd.Index)) or hasattr(items, '__next__')
+    if isinstance(items, np.ndarray):
+        several = items.ndim > 3 or items.dtype.kind in 'OUS' and items.ndim > 0
+    return list(items) if several else items
+
 def _index(items, what):
     "What the rows of `items` are called"
     if isinstance(items, pd.DataFrame): return items.index
-    if isinstance(items, pd.Series): raise FlowError(f"{what} takes a DataFrame or a list of items, not one row: write df.loc[[i]]")
+    if isinstance(items, pd.Series): raise FlowError(f"{what} takes a DataFrame or a list of items, not one row: write df.loc[[i]], or list(df['column']) where items stand in a column")
     if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'): raise FlowError(f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
     return pd.RangeIndex(len(items))
 
@@ -227,7 +268,7 @@ def to_frame(self:BoundFlow,
 def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
     "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`; and packed labels `(n, 2, D)`, None without"
     loss_of(learn)
-    if items is not None: dl = learn.dls.test_dl(items, **kwargs)
+    dl = as_loader(learn, dl) if items is None else learn.dls.test_dl(items, **kwargs)
     if not len((learn.dls[ds_idx] if dl is None else dl).dataset): raise FlowError("there is nothing to predict: the data set is empty")
     with learn.no_bar(), learn.no_logging(): return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]
 
@@ -250,6 +291,7 @@ def explain(self:Learner,
         frames = frames_of(flow, dl)
         names = [f'validation item {i}' for i in range(len(raw))]
     else:
+        items = _listed(items)
         index = _index(items, 'explain')[:max_n]
         items = items[:max_n] if not isinstance(items, pd.DataFrame) else items.iloc[:max_n]
         names = [f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}' for i,o in zip(index, index if isinstance(items, pd.DataFrame) else items)]
@@ -272,6 +314,7 @@ def get_marginals(self:Learner,
 ) -> pd.DataFrame:
     "Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) a class or label (of binary tasks both answers)"
     flow, loss = flow_of(self), loss_of(self)
+    items = _listed(items)
     index = None if items is None else _index(items, 'get_marginals')
     with every_row(self): acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
     reached, acts = flow.diagrams(acts, loss.decide(acts)), doubles(acts).numpy()

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 # %% auto #0
-__all__ = ['Replaced', 'wraps_stock', 'stock_methods', 'restore_stock', 'after_import']
+__all__ = ['Replaced', 'wraps_stock', 'stock_methods', 'restore_stock', 'adds_to_stock', 'after_import']
 
 # %% ../../nbs/learn/stock.ipynb #0e9dd6f0
 @dataclass(frozen=True)
@@ -33,16 +33,17 @@ _replaced: dict[tuple[type, str], Replaced] = {}
 
 # %% ../../nbs/learn/stock.ipynb #a126e38d
 def wraps_stock(
-    cls:type, # The class whose method is replaced
+    cls:type,      # The class whose method is replaced
+    name:str=None, # The method; by default what the new function is called
 ):
     "Decorate `f(stock, self, ...)`: it takes the place of the method of `cls` that has its name, `stock` being the method as it was"
     def decorate(f):
-        name = f.__name__
-        before = _replaced.get((cls, name))
-        stock = inspect.getattr_static(cls, name) if before is None else before.stock
-        own = name in vars(cls) if before is None else before.own
-        _replaced[cls, name] = Replaced(cls, name, stock, own, f.__module__, inspect.getdoc(f) or '')
-        setattr(cls, name, _wrapped(f, stock))
+        method = name or f.__name__
+        before = _replaced.get((cls, method))
+        stock = inspect.getattr_static(cls, method) if before is None else before.stock
+        own = method in vars(cls) if before is None else before.own
+        _replaced[cls, method] = Replaced(cls, method, stock, own, f.__module__, inspect.getdoc(f) or '')
+        setattr(cls, method, _wrapped(f, stock))
         return f
     return decorate
 
@@ -79,6 +80,18 @@ def restore_stock():
         else:
             delattr(r.cls, r.name)
     _replaced.clear()
+
+# %% ../../nbs/learn/stock.ipynb #f61e59a1
+def adds_to_stock(
+    cls:type,      # The class that gains an attribute
+    name:str,      # Its name, which the class itself does not have
+    attr:property, # The attribute; its docstring says what it is for
+):
+    "Add a property to a class of fastai"
+    if (cls, name) not in _replaced and hasattr(cls, name):
+        raise TypeError(f"{cls.__name__} has a {name} of its own: replace it with wraps_stock")
+    _replaced[cls, name] = Replaced(cls, name, None, False, attr.fget.__module__, inspect.getdoc(attr) or '')
+    setattr(cls, name, attr)
 
 # %% ../../nbs/learn/stock.ipynb #ef417a36
 def after_import(

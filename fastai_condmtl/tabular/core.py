@@ -12,6 +12,7 @@ from ..classes import Classes
 from ..conditions import FlowError
 from ..data import FlowTransform
 from ..flow import Plan, leaves
+from ..learn.targets import SAID, why_no_attribute
 from ..target import BoundFlow, TensorConditional
 
 # %% auto #0
@@ -27,6 +28,14 @@ class ConditionalTabular(TabularPandas):
     _dl_type = ConditionalTabDL
     cats = TabularPandas.cats.getter(lambda o: TabularPandas.cats.fget(o).copy()) # columns picked in reverse are a view with negative strides, of which torch makes no tensor
     conts = TabularPandas.conts.getter(lambda o: TabularPandas.conts.fget(o).copy())
+    def __getattr__(self, k):
+        try:
+            return super().__getattr__(k)
+        except AttributeError:
+            flow = super().__getattr__('flow') if k in SAID else None
+            if not (why := why_no_attribute(k, flow)):
+                raise
+            raise AttributeError(why) from None
     @property
     def labelled(self): "Are there labels, packed?"; return len(self.y_names) > 0 and set(self.y_names) <= set(self.items.columns)
     def packed(self):

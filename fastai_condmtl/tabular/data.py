@@ -11,15 +11,17 @@ from fastai.data.block import TransformBlock
 from fastai.data.transforms import IndexSplitter
 from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas, cont_cat_split
 from fastai.tabular.data import TabularDataLoaders
+from fasttransform import Pipeline
 from ..base import near, row_name
 from ..conditions import FlowError, FlowWarning
 from ..data import FlowTransform, as_flow, as_splitter, read_labels
+from ..learn.reading import as_own, reread, same_reading
 from ..target import as_table
-from .core import ConditionalTabular, FillGaps, TableTransform, label_columns, made_columns
+from .core import ConditionalTabular, FillGaps, TableTransform, label_columns, made_columns, told_inputs
 import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
-__all__ = ['input_columns', 'no_dates', 'checked', 'ConditionalTabularDataLoaders']
+__all__ = ['input_columns', 'no_dates', 'checked', 'ConditionalTabularDataLoaders', 'learnt_procs']
 
 # %% ../../nbs/tabular/01_data.ipynb #62c33673
 def input_columns(
@@ -149,3 +151,35 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
 
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders
 ConditionalTabularDataLoaders.from_csv = delegates(to=ConditionalTabularDataLoaders.from_df)(ConditionalTabularDataLoaders.from_csv)
+
+# %% ../../nbs/tabular/01_data.ipynb #0d7f3db5
+def learnt_procs(to):
+    "What the processors of a `TabularPandas` have learnt from its training rows"
+    def told(v): return [*v] if hasattr(v, '__iter__') and not isinstance(v, (str, dict)) else v
+    def state(p): return {k: {n: told(x) for n,x in v.items()} if isinstance(v, dict) or hasattr(v, 'items') and not hasattr(v, 'iloc') else told(v) for k,v in vars(p).items()}
+    return [(type(p), repr(state(p))) for p in to.procs.fs if not isinstance(p, TableTransform)]
+
+@as_own.register
+def _(ds:ConditionalTabular, own, labels=True):
+    if not isinstance(own, ConditionalTabular):
+        raise FlowError(f"the learner's data is a {type(own).__name__}, the new data a table: hand over data of the same kind")
+    same_inputs, same_flow = learnt_procs(ds) == learnt_procs(own), not labels or same_reading(own.flow, ds.flow)
+    if same_inputs and same_flow:
+        return ds
+    y = ds.packed()
+    if labels and y is not None:
+        y = reread(y, ds.flow, own.flow)
+    to = ds.new(ds.items) if same_inputs else _prepared(ds, own)
+    tfm = next(t for t in (own if labels else ds).procs.fs if isinstance(t, TableTransform))
+    to.procs = Pipeline([*(p for p in to.procs.fs if not isinstance(p, TableTransform)), tfm])
+    if y is not None:
+        tfm.write(to, y)
+    return to
+
+def _prepared(ds, own):
+    "The rows of `ds`, their inputs prepared by the processors of `own`, without labels"
+    made = {*made_columns(ds), *ds.x_names, *ds.y_names, *label_columns(ds.flow.flow)}
+    df = told_inputs(ds).join(ds.items[[c for c in ds.items.columns if c not in made]])
+    to = own.new(checked(df, [n for n in own.cat_names if n not in made_columns(own)], own.cont_names))
+    to.process()
+    return to

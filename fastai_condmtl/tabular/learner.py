@@ -5,15 +5,16 @@
 # %% ../../nbs/tabular/02_learner.ipynb #41fb0fd6
 from __future__ import annotations
 import pandas as pd
-from fastcore.all import delegates, patch
+from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.tabular.learner import TabularLearner, tabular_learner
 from ..conditions import FlowError
 from ..equip import equip, fit_for
+from ..learn.stock import wraps_stock
 from ..target import BoundFlow, FlowPrediction
 
 # %% auto #0
-__all__ = ['conditional_tabular_learner']
+__all__ = ['conditional_tabular_learner', 'predict']
 
 # %% ../../nbs/tabular/02_learner.ipynb #64fbcf2b
 @delegates(tabular_learner)
@@ -31,20 +32,21 @@ def conditional_tabular_learner(
     fit_for(dls, {**(config or {}), **kwargs})
     return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
 
-if not hasattr(TabularLearner.predict, '_plain'):
-    _plain = TabularLearner.predict
-    @patch
-    def predict(self:TabularLearner,
-        row,             # A row: Series, dict, or a DataFrame of one
-        with_input=False # Of a flow: the decoded inputs first
-    ):
-        "Prediction on a row: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
-        flow = getattr(self.dls, 'flow', None)
-        if not isinstance(flow, BoundFlow): return _plain(self, row)
-        if not isinstance(row, (pd.Series, pd.DataFrame, dict)): raise FlowError(f"predict takes one row, not a {type(row).__name__}: df.iloc[0], or a dict of the inputs")
-        if isinstance(row, pd.DataFrame) and len(row) != 1: raise FlowError(f"predict takes one row, not {len(row)}: df.iloc[0]; learn.predict_df(df) for all of them")
-        dl = self.dls.test_dl(row)
-        acts, _, dec = self.get_preds(dl=dl, with_decoded=True)
-        res = FlowPrediction(flow, dec[0], acts[0]), dec[0], acts[0]
-        return (dl.dataset.inputs().iloc[0], *res) if with_input else res
-    TabularLearner.predict._plain = _plain
+@wraps_stock(TabularLearner)
+def predict(stock, self,
+    row,             # A row: Series, dict, or a DataFrame of one
+    with_input=False # Of a flow: the decoded inputs first
+):
+    "Prediction on a row: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
+    flow = getattr(self.dls, 'flow', None)
+    if not isinstance(flow, BoundFlow):
+        return stock(self, row)
+    one = isinstance(row, (pd.Series, dict)) or isinstance(row, pd.DataFrame) and len(row) == 1
+    if not one:
+        what = len(row) if isinstance(row, pd.DataFrame) else f"a {type(row).__name__}"
+        raise FlowError(f"predict takes one row, not {what}: df.iloc[0], or a dict of the inputs. For several there is learn.predict_df(df)")
+    dl = self.dls.test_dl(row)
+    acts, _, dec = self.get_preds(dl=dl, with_decoded=True)
+    res = FlowPrediction(flow, dec[0], acts[0]), dec[0], acts[0]
+    return (dl.dataset.inputs().iloc[0], *res) if with_input else res
+

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tabular/04_rows.ipynb #bb08ae4c
 from __future__ import annotations
-from copy import deepcopy
+from copy import copy, deepcopy
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.data.core import TfmdLists
@@ -18,7 +18,8 @@ from ..data import ConditionalLists, EncodedRows
 from ..equip import equip, fit_for
 from ..target import as_table
 from .core import FillGaps, told_inputs
-from .data import checked
+from ..learn.reading import reads_input, with_transform
+from .data import checked, learnt_procs
 import fastai_condmtl.tabular.show # noqa: F401
 
 # %% auto #0
@@ -100,6 +101,18 @@ class TabularRowBlock:
         self.cat_names, self.cont_names, self.procs = cat_names, cont_names, procs
     @property
     def type_tfms(self): "A new transform for each `dataloaders`"; return [RowTransform(self.cat_names, self.cont_names, self.procs)]
+
+# %% ../../nbs/tabular/04_rows.ipynb #2639fd85
+@reads_input(RowTransform)
+def _own_rows(own, other, tl):
+    "Rows that another transform has prepared, in the table's terms and prepared anew"
+    if own is other or learnt_procs(own.to) == learnt_procs(other.to):
+        return tl
+    new, plain = copy(own), copy(own)
+    new.getters, plain.getters = other.getters, []
+    names = [*other.to.cat_names, *other.to.cont_names]
+    rows = told_inputs(other.to.new(pd.DataFrame(tl.items._rows().numpy(), columns=names)))
+    return with_transform(tl, other, new, InputRows(plain.prepare(rows)))
 
 # %% ../../nbs/tabular/04_rows.ipynb #6e0abd69
 class RowModel(nn.Module):

@@ -13,11 +13,12 @@ from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader
 from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defaults
-from fastai.text.data import TextBlock, make_vocab
+from fastai.text.data import Numericalize, TextBlock, make_vocab
 from ..base import near, row_name
 from ..conditions import FlowError
 from ..data import as_flow, as_splitter, read_labels
 from ..flow import leaves
+from ..learn.reading import reads_input, with_transform
 from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_words
 import fastai_condmtl.text.show # noqa: F401  a learner that is loaded in a new process can show its results
 
@@ -122,3 +123,8 @@ def _vocab(tokens, vocab, min_freq, max_vocab, masked):
     if vocab[:2] != defaults.text_spec_tok[:2]: raise FlowError(f"text_vocab begins with {vocab[:2]}: its first two words must be {defaults.text_spec_tok[:2]} (unknown, padding), as in `dls.vocab` of fastai")
     if masked and MASK not in vocab: raise FlowError(f"text_vocab lacks {MASK!r}, which stands for a masked word: add it, text_vocab=[*vocab, {MASK!r}]")
     return vocab
+
+# %% ../../nbs/text/00_data.ipynb #8fcc47a5
+@reads_input(Numericalize)
+def _own_words(own, other, tl):
+    return tl if own is other or list(own.vocab) == list(other.vocab) else with_transform(tl, other, own)
