@@ -153,7 +153,7 @@ def row_name(df, i):
     "What errors call row `i` of a table: its position in the table that the user handed over, and its index where that is another"
     at, i = df.index[i], RowsOf.position(df, i)
     at = at.item() if isinstance(at, np.generic) else at
-    if i is None: return f'row with index {at!r}'
+    if i is None: return f'row {at!r} (by its index)'
     return f'row {i}' if repr(at) == repr(i) else f'row {i} (index {at!r})'
 
 class RowsOf(dict):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 
 from ..base import near
 from ..conditions import FlowError
@@ -17,11 +18,12 @@ __all__ = ['UnknownArgument', 'arguments_of', 'check_arguments', 'near_argument'
 class UnknownArgument(FlowError, TypeError):
     "Nothing reads an argument"
 
+@lru_cache(maxsize=256)  # a prediction makes loaders too
 def arguments_of(
     *takers, # Functions, and classes: what their `__init__` and those of their bases take, and the methods that fastai lets one replace
-) -> set:
+) -> frozenset:
     "Names of all keyword arguments that `takers` read"
-    return set().union(*map(_of_class, (t for t in takers if isinstance(t, type))),
+    return frozenset().union(*map(_of_class, (t for t in takers if isinstance(t, type))),
                        *map(_of_function, (t for t in takers if not isinstance(t, type))))
 
 def _of_class(cls):
