@@ -9,6 +9,7 @@ from .losses import ConditionalLoss
 from .metrics import TaskMetric
 from .data import FlowTransform, StratifiedSplitter, stratified_folds
 from .masks import SegmentationBlock, mask_facts
+from .core.columns import read_list
 from .draw import balanced_weights
 from .sources import SourceTfms, concat_sources
 from .thresholds import best_threshold, cross_fit
@@ -24,6 +25,7 @@ from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
 from .learn import reading, targets # noqa: F401  learn.dls keeps the reading of its network; one flow is the target
+from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.stock import restore_stock, stock_methods
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation

@@ -12,12 +12,13 @@ from itertools import islice
 from typing import Any
 import numpy as np, pandas as pd
 from .conditions import Comparable, FlowError, as_condition, both, check_op
+from .core.columns import is_list_of_words
 from .masks import is_mask, is_picture_file, picture_hint
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'row_name', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved',
+__all__ = ['ConditionalBlock', 'row_name', 'RowsOf', 'check_name', 'check_features', 'check_weight_col', 'check_vocab', 'halved',
            'given_by', 'names_of', 'shortly', 'plain_number', 'check_column', 'near', 'no_picture_files', 'sort_labels',
-           'any_true', 'all_true', 'factorise', 'distinct', 'take', 'look_up', 'numbers']
+           'any_true', 'all_true', 'factorise', 'as_tuple', 'distinct', 'take', 'look_up', 'numbers']
 
 # %% ../nbs/00c_base.ipynb #4c618b8a
 class ConditionalBlock(Comparable):
@@ -142,13 +143,45 @@ class ConditionalBlock(Comparable):
         v = df[col].iloc[i]
         if isinstance(v, np.generic): v = v.item()
         shown = shortly(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
-        return FlowError(f"task '{self.path or self.name}', {row_name(df, i)}, column '{col}', value {shown}: {why}{picture_hint(v)}")
+        return FlowError(f"task '{self.path or self.name}', {row_name(df, i)}, column '{col}', value {shown}: {why}{picture_hint(v)}{self._list_hint(v, why)}")
+    def _list_hint(self, v, why):
+        "What to add to an error about a list of labels where a cell holds one value"
+        if self.takes_lists or 'MultiLabelBlock' in why or not (is_list_of_words(v) or isinstance(as_tuple(v), tuple)): return ''
+        return f". Several labels a row? MultiLabelBlock({self.name!r}) reads lists, also those that a csv made text of"
 
 def row_name(df, i):
-    "What errors call row `i` of a table: its position, and its index where that is another"
-    at = df.index[i]
+    "What errors call row `i` of a table: its position in the table that the user handed over, and its index where that is another"
+    at, i = df.index[i], RowsOf.position(df, i)
     at = at.item() if isinstance(at, np.generic) else at
+    if i is None: return f'row {at!r} (by its index)'
     return f'row {i}' if repr(at) == repr(i) else f'row {i} (index {at!r})'
+
+class RowsOf(dict):
+    "Where the rows of a part of a table stand in the whole one; in the part's `attrs`. A dict, so that pandas can write a table with it to a file; empty, so that no file grows by it"
+    def __init__(self, index, at=None): # the part's index; positions, None: not known
+        super().__init__()
+        self.index, self.at = index, at
+    def __deepcopy__(self, memo): return self # pandas copies `attrs` with each column
+    def __reduce__(self): return dict, ()
+    @staticmethod
+    def mark(
+        part, # Rows of `df`
+        df,   # A table, itself the user's or a part of it
+        at,   # Positions of the rows in `df`; None: not known
+    ):
+        "`part`, whose rows errors call as `df` does"
+        at = None if at is None else np.asarray(at)
+        before = df.attrs.get('rows_of')
+        if at is not None and isinstance(before, RowsOf) and before.fits(df): at = None if before.at is None else before.at[at]
+        part.attrs['rows_of'] = RowsOf(part.index, at)
+        return part
+    def fits(self, df): "Is `df` the part that was marked, and not some rows of it?"; return self.index.equals(df.index)
+    @staticmethod
+    def position(df, i):
+        "Row `i` of `df` in the whole table; None where it is not known"
+        rows = df.attrs.get('rows_of')
+        if not isinstance(rows, RowsOf) or not rows.fits(df): return i
+        return None if rows.at is None else int(rows.at[i])
 
 def check_name(name, what='task'):
     "Names become parts of paths and of metric names, which callbacks read"
@@ -233,10 +266,17 @@ def factorise(s:pd.Series, lists=False):
     "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
     if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'): s = s.astype(object) # Arrow cannot tell lists apart, and counts NaN as a value
     if lists and s.dtype == object:
-        s = s.map(lambda v: tuple(v) if isinstance(v, (list, set, frozenset, np.ndarray)) else v)
+        s = s.map(as_tuple)
     if s.dtype == object and pd.api.types.infer_dtype(s, skipna=True).startswith('mixed'): s = s.map(_item) # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
     codes, uniq = pd.factorize(s)
     return codes, list(uniq)
+
+def as_tuple(v):
+    "A list, set, array or tensor of one dimension as a tuple of plain values; all else stays"
+    if isinstance(v, str): return v
+    if isinstance(v, (list, set, frozenset)): return tuple(v)
+    if isinstance(v, np.ndarray) and not (v.ndim == 1 and v.dtype.kind in 'biufUO'): return tuple(v)
+    return tuple(v.tolist()) if getattr(v, 'ndim', None) == 1 and hasattr(v, 'tolist') else v
 
 def _item(v): "A tensor or array of one value as that value"; return v.item() if getattr(v, 'ndim', None) == 0 and not isinstance(v, np.generic) else v
 
@@ -254,7 +294,7 @@ def distinct(block, df, col, lists=False):
     return codes, uniq
 
 def _hashable(v, lists):
-    try: hash(tuple(v) if lists and isinstance(v, (list, set, frozenset, np.ndarray)) else v)
+    try: hash(as_tuple(v) if lists else v)
     except Exception: return False
     return True
 

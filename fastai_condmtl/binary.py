@@ -6,14 +6,16 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, halved, look_up, near, no_picture_files, plain_number, sort_labels, take
+from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, halved, look_up, near, no_picture_files, plain_number, shortly, sort_labels, take
 from .conditions import FlowError, is_number
+from .core.columns import LIKELY_NO_YES, blank_line, no_yes, one_hot_width, read_list, replace_line
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .scores import binary_score, count_scores, counts
 from .thresholds import score_of_counts
 
 # %% auto #0
-__all__ = ['check_pos_weight', 'check_tune', 'Sigmoid', 'BinaryBlock', 'MultiLabelBlock']
+__all__ = ['check_pos_weight', 'check_tune', 'Sigmoid', 'BinaryBlock', 'MultiLabelBlock', 'why_no_labels', 'encode_yes_no',
+           'told_yes_no', 'words_of_columns', 'plain_values', 'how_to_say']
 
 # %% ../nbs/01_binary.ipynb #bc49df89
 def check_pos_weight(block, w):
@@ -88,12 +90,12 @@ class Sigmoid(ConditionalBlock):
         return np.array([binary_score(name, summary[m, j, 0], true[m, j], t[j] if t.ndim < 2 else t[m, j]) for j,m in enumerate(mask.T)])
 
 class BinaryBlock(Sigmoid):
-    "Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`"
+    "Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`; yes and no, true and false, -1 and 1 are understood"
     ops = ('true',)
     def __init__(self, name, col=None, *,
         threshold:float=.5,    # Decided yes where the probability is above
         pos_weight:float=None, # Weight of positive rows, as in `BCEWithLogitsLoss`; `'balanced'` counts it from the training rows
-        vocab=None,            # Words for no and yes, in this order
+        vocab=None,            # Words for no and yes, in this order; by default those of the column, where they can mean nothing else
         loss:str='bce',        # `bce`, or `focal`: what is right already hardly counts
         gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
         tune='auto',           # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its own
@@ -109,27 +111,23 @@ class BinaryBlock(Sigmoid):
         vocab = check_vocab(self, vocab)
         if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
         self.pos_weight, self.vocab, self.tune = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab), check_tune(self, tune)
-    def encode(self, df):
-        bits = self.vocab is None or not any(map(is_number, self.vocab)) # else 0 and 1 are words too, or none
-        words = ({0: 0, 1: 1} if bits else {}) | ({} if self.vocab is None else {self.vocab[0]: 0, self.vocab[1]: 1})
-        fixes = ["True/False or 1/0"]*bits + ([] if self.vocab is None else [f"a word of {self.vocab}"])
-        fix = ', or '.join(fixes) + (", or name the two words with vocab=('no', 'yes')" if self.vocab is None else '')
-        return look_up(self, df, self.cols[0], words.get, lambda v: f"not a binary label: use {fix}; leave the cell blank where it is unknown")
+    def setup(self, df, train):
+        if self.vocab is None: self.vocab = words_of_columns(self, df).get(self.cols[0])
+    def encode(self, df): return encode_yes_no(self, df, self.cols[0], self.vocab)
     def truth(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]
     def force(self, op, value, truth): return [(0, float(truth))]
     def to_cell(self, vals): return bool(vals[0] > .5) if self.vocab is None else self.vocab[int(vals[0] > .5)]
     def to_columns(self, vals, known):
-        yes = vals[:,0] > .5
-        if self.vocab is not None: return super().to_columns(vals, known)
-        return {self.cols[0]: pd.arrays.BooleanArray(yes, ~known[:,0])}
+        return {self.cols[0]: told_yes_no(vals[:,0] > .5, known[:,0], self.vocab)}
     def event(self, op, value): return all, [(0, (1,))]
     def probability(self, acts): return float(acts[0])
     def describe(self): return ', '.join(filter(None, ['' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}', self.learnt]))
 
 # %% ../nbs/01_binary.ipynb #c7a069b8
 class MultiLabelBlock(Sigmoid):
-    "Any number of labels a row: a list or delimited string, or one 0/1/NaN column a label"
+    "Any number of labels a row: a list (also one written as text), a delimited string, a row of 0 and 1 (with `vocab`), or one yes/no column a label"
     ops, takes_lists = ('has', 'has_any', 'has_all'), True
+    col_words: dict = {} # column of `cols` → its words for no and yes, where it has some other than 0 and 1 (known once bound)
     metrics = Sigmoid.metrics + ('f1_micro',)
     def __init__(self, name, col=None, *,
         vocab=None,           # The labels; by default all that occur, sorted
@@ -159,19 +157,43 @@ class MultiLabelBlock(Sigmoid):
     @property
     def labels(self): return self.vocab
     def split(self, cell):
-        "The labels in one cell"
+        "The labels in one cell that is no list written as text"
         if isinstance(cell, tuple): return list(cell)
         if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
         return [str(int(cell)) if isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
     def cells(self, df):
         "`(codes (N,), lists of labels)` of the column"
         codes, uniq = distinct(self, df, self.cols[0], lists=True)
-        cells = [self.split(u) for u in uniq]
+        written = {j: ls for j,u in enumerate(uniq) if isinstance(u, str) and (ls := self.read_text(u)) is not None}
+        cells = [written[j] if j in written else self.split(u) for j,u in enumerate(uniq)]
         for j,ls in enumerate(cells):
-            if any(l is None or l is pd.NA or l != l for l in ls): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled")
-            if any(map(halved, ls)): raise self.bad(df, self.cols[0], int((codes == j).argmax()), "a label holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
-        return codes, cells
+            if why := why_no_labels(ls, uniq[j], j in written): raise self.bad(df, self.cols[0], int((codes == j).argmax()), why)
+        if written: self.check_all_lists(df, codes, uniq, written)
+        lists = [j for j,u in enumerate(uniq) if j in written or isinstance(u, tuple)]
+        return codes, self.from_one_hot(df, codes, cells) if len(lists) == len(cells) else cells
+    def read_text(self, text):
+        "The labels of a list that was written as text; None of plain text, such as labels of the vocabulary in brackets; `()` where it cannot be told"
+        if text.rstrip()[-1:] not in (']', ')', '}') or self.vocab is not None and all(l in self.vocab for l in self.split(text)): return None
+        try: return read_list(text)
+        except ValueError: return ()
+    def check_all_lists(self, df, codes, uniq, written):
+        "A column of lists written as text holds no plain text beside them"
+        col = self.cols[0]
+        plain = next((j for j,u in enumerate(uniq) if j not in written and isinstance(u, str) and u.strip()), None)
+        if plain is None: return
+        a_list = next(iter(written))
+        line = f"df[{col!r}] = df[{col!r}].map(lambda v: read_list(v, {self.label_delim!r}), na_action='ignore')"
+        raise self.bad(df, col, int((codes == plain).argmax()), f"plain text, and row {int((codes == a_list).argmax())} holds a list that was written as text, {shortly(uniq[a_list], 60)}: make lists of all cells: {line}")
+    def from_one_hot(self, df, codes, cells):
+        "Rows of 0 and 1, a number for each label, as lists of labels; other lists stay"
+        n = one_hot_width(cells)
+        if not n or self.vocab is not None and any(str(l) in ('0', '1', 'True', 'False') for l in self.vocab): return cells
+        own = ", or each its own column with cols=. If 0 and 1 are the labels themselves, write vocab=[0, 1]"
+        if self.vocab is None: raise self.bad(df, self.cols[0], int((codes >= 0).argmax()), f"all cells are one-hot, rows of 0 and 1: name the {n} labels in their order, vocab={[f'label {i + 1}' for i in range(min(n, 20))] + [...]*(n > 20)}{own}")
+        if n != len(self.vocab): raise self.bad(df, self.cols[0], int((codes >= 0).argmax()), f"one-hot, a row of {n} numbers 0 and 1, and vocab= names {len(self.vocab)} labels: give each number a label{own}")
+        return [[l for l,on in zip(self.vocab, row) if on] for row in cells]
     def setup(self, df, train):
+        if self.label_cols is not None and (words := words_of_columns(self, df)): self.col_words = words
         if self.vocab is None:
             self.vocab = sort_labels({l for ls in self.cells(df)[1] for l in ls})
             no_picture_files(self, df, self.vocab)
@@ -180,7 +202,7 @@ class MultiLabelBlock(Sigmoid):
         self.index = {l: i for i,l in enumerate(self.vocab)}
     def encode(self, df):
         if self.label_cols is not None:
-            parts = [BinaryBlock.encode(_one_column(self, c), df) for c in self.cols]
+            parts = [encode_yes_no(self, df, c, self.col_words.get(c)) for c in self.cols]
             return np.concatenate([v for v,_ in parts], 1), np.concatenate([k for _,k in parts], 1)
         if not self.vocab: return np.zeros((len(df), 1)), np.zeros((len(df), 1), dtype=bool)
         codes, cells = self.cells(df)
@@ -205,13 +227,77 @@ class MultiLabelBlock(Sigmoid):
     def event(self, op, value): return all if op == 'has_all' else any, [(j, (1,)) for j in value]
     def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
     def to_columns(self, vals, known):
-        if self.label_cols is not None: return {c: pd.arrays.BooleanArray(vals[:,j] > .5, ~known[:,j]) for j,c in enumerate(self.label_cols)}
+        if self.label_cols is not None: return {c: told_yes_no(vals[:,j] > .5, known[:,j], self.col_words.get(c)) for j,c in enumerate(self.label_cols)}
         return {self.cols[0]: pd.Series([self.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
     def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the delimiter or begin or end with blanks"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l or not l or l != l.strip() for l in self.vocab) else self.label_delim.join(labels)
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} labels' + (self.learnt and f', {self.learnt}')
 
-def _one_column(block, col):
-    b = BinaryBlock(block.name, col)
-    b.path = block.path
-    return b
+# %% ../nbs/01_binary.ipynb #d084a91a
+def why_no_labels(
+    labels, # What was read in a cell
+    cell,   # The cell
+    text,   # Was it a list written as text?
+) -> str:
+    "Why a list is none of labels; empty where it is one"
+    if text and isinstance(labels, tuple): return "text in brackets that is no list: write ['a', 'b'], or labels with label_delim= between them. If the brackets belong to the labels, name these with vocab="
+    if any(l is None or l is pd.NA or l != l for l in labels): return "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled. In rows of 0 and 1 with gaps give each label its own column, cols="
+    if any(isinstance(l, (list, dict, set, tuple)) and text for l in labels): return "a list of lists is none of labels: write ['a', 'b']"
+    if any(map(halved, labels)): return "a label holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding"
+    return ''
+
+# %% ../nbs/01_binary.ipynb #8e33195b
+def encode_yes_no(
+    block, # Bound block, for errors
+    df,    # Table
+    col,   # Column
+    words, # Its words for no and yes; None: True and False, 1 and 0
+):
+    "Natural values and known of one column, `(N, 1)` each"
+    bits = words is None or not any(map(is_number, words)) # else 0 and 1 are words too, or none
+    answers = ({0: 0, 1: 1} if bits else {}) | ({} if words is None else {words[0]: 0, words[1]: 1})
+    fix = ', or '.join(["True/False or 1/0"]*bits + ([] if words is None else [f"a word of {words}"]))
+    return look_up(block, df, col, answers.get, lambda v: f"not a binary label: use {fix}; {how_to_say(block, df, col, v, words)}")
+
+def told_yes_no(yes, known, words):
+    "Answers (N,) in the table's terms, blank where not `known` (N,)"
+    if words is None: return pd.arrays.BooleanArray(yes, ~known)
+    res = np.empty(len(yes), dtype=object)
+    res[:] = [words[int(y)] if k else None for y,k in zip(yes, known)]
+    return res
+
+def words_of_columns(
+    block, # Block whose columns hold yes and no
+    df,    # The whole table
+) -> dict: # Column → (no, yes)
+    "The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can mean nothing else"
+    values = {c: plain_values(block, df, c) for c in block.cols if _may_be_words(df[c])}
+    words = {c: pair for c,vals in values.items() if (pair := no_yes(vals)) is not None}
+    if (-1, 1) not in words.values(): return words
+    numbers = {c: vals for c in block.cols if all(map(is_number, vals := values.get(c) or plain_values(block, df, c)))}
+    signed = set().union(*numbers.values()) == {-1, 1} # beside 0 in another column -1 is not told
+    res = {c: pair for c,pair in words.items() if c not in numbers}
+    return res | {c: (-1, 1) for c in numbers} if signed else res
+
+def plain_values(block, df, col): "The distinct values of a column"; return [plain_number(v) for v in distinct(block, df, col)[1]]
+
+def _may_be_words(s):
+    "Can a column hold other words than True and False, 1 and 0? Of most columns a look at the first cell or the least one tells"
+    if pd.api.types.is_bool_dtype(s): return False
+    if pd.api.types.is_complex_dtype(s): return False
+    if pd.api.types.is_numeric_dtype(s): return bool((s < 0).any())
+    at = s.first_valid_index() if s.index.is_unique else None
+    return at is None or not isinstance(s.loc[at], (bool, np.bool_))
+
+def how_to_say(block, df, col, v, words):
+    "What to write where cells of a column of yes and no hold something else, `v`"
+    v = plain_number(v)
+    if not isinstance(v, (str, bool, int, float)) or len(repr(v)) > 60: return "leave the cell blank where it is unknown"
+    values = plain_values(block, df, col)
+    if words is None and len(values) == 2 and -1 not in values:
+        no, yes = no_yes(values, LIKELY_NO_YES) or sort_labels(values)
+        if block.takes_lists: return f"say which of its two words means yes, such as df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: 1}})"
+        return f"name its two words, the one for no first: vocab=({no!r}, {yes!r})"
+    cols = [c for c in block.cols if c == col or v in plain_values(block, df, c)]
+    res = f"leave the cell blank where it is unknown: {blank_line(cols, v)}"
+    return res + (f". If {v} means no: {replace_line(cols, v, 0)}" if is_number(v) and v == -1 else '')

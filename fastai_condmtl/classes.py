@@ -10,6 +10,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, any_true, check_vocab, distinct, look_up, near, no_picture_files, plain_number, sort_labels
 from .conditions import FlowError, is_number, never_true
+from .core.columns import is_list_of_words
 from .imbalance import balanced_classes, check_loss, softmax_focal, span_of
 from .scores import class_score, regression_score
 
@@ -56,6 +57,9 @@ def found_classes(block, df) -> list:
     uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(block, df, block.cols[0])[1]]
     if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq): uniq = [int(u) for u in uniq]
     no_picture_files(block, df, uniq)
+    if (lists := next((u for u in uniq if is_list_of_words(u)), None)) is not None:
+        i = int(df[block.cols[0]].eq(lists).to_numpy(dtype=bool, na_value=False).argmax())
+        raise block.bad(df, block.cols[0], i, "a list that was written as text is no class: for several labels a row use MultiLabelBlock. If it is a class of its own, name all classes with vocab=")
     return sort_labels(uniq)
 
 # %% ../nbs/01a_classes.ipynb #4bb10e1d

@@ -12,11 +12,13 @@ import numpy as np, pandas as pd, torch
 from scipy import sparse
 from fastcore.all import patch, is_indexer, mask2idxs, L
 from fasttransform import Transform
-from fastai.data.core import TfmdLists
+from fastai.data.block import DataBlock
+from fastai.data.core import FilteredBase, TfmdDL, TfmdLists
 from fastai.data.transforms import ColReader, RandomSplitter
-from .base import ConditionalBlock, check_column
-from .blocks import BinaryBlock
-from .conditions import FlowError
+from .base import ConditionalBlock, check_column, factorise, plain_number, row_name, shortly
+from .conditions import FlowError, FlowWarning
+from .core.arguments import check_arguments
+from .core.columns import side_of
 from .flow import Flow, inherited, leaves
 from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
@@ -24,7 +26,8 @@ import fastai_condmtl.losses # noqa: F401  the loss of a bound flow
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'StratifiedSplitter', 'label_groups',
-           'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'as_splitter', 'read_labels']
+           'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'RowsSplitter',
+           'check_loader_arguments', 'as_splitter', 'read_labels']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -253,20 +256,103 @@ def stratified_folds(
 
 # %% ../nbs/06_data.ipynb #c01sp1it
 class ColumnSplitter:
-    "Validation rows are those where `col` is true (bool or 0/1); where it is blank, a row is for training"
-    def __init__(self, col): self.col = col
-    def __call__(self, df):
-        check_column(df, self.col, f"valid_col={self.col!r} reads")
-        vals, known = BinaryBlock('valid_col', self.col).bind(df).encode(df)
-        valid = (vals > .5)[:,0] & known[:,0]
-        if not valid.any() or valid.all(): raise FlowError(f"valid_col={self.col!r} is {'true' if valid.all() else 'false'} in every row: mark some rows for validation, or leave it out for a random split")
-        return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
+    """Validation rows are those where `col` is true, 1 or says so in words (`valid`, `val`, `validation`, `dev`).
+    Rows where it is blank are for training; rows that it calls `test` are for neither"""
+    def __init__(self, col):
+        self.col = col
 
-def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None):
+    def __call__(self, df):
+        sides = self.sides(df)
+        train, valid = np.flatnonzero(sides == 'train'), np.flatnonzero(sides == 'valid')
+        if not len(valid) or not len(train):
+            side = next(k for k in ('train', 'valid', 'test') if (sides == k).any())
+            raise FlowError(f"valid_col={self.col!r} has rows for {side} and none for {'valid' if side == 'train' else 'train'}: mark some rows otherwise, or leave valid_col= out for a random split")
+        if n_test := int((sides == 'test').sum()):
+            warnings.warn(f"valid_col={self.col!r} calls {n_test} rows 'test': they are neither trained on nor validated on. Hand them to learn.evaluate or learn.predict_df after the training", FlowWarning, stacklevel=2)
+        return L(train.tolist()), L(valid.tolist())
+
+    def sides(self, df):
+        "`train`, `valid` or `test` for each row"
+        check_column(df, self.col, f"valid_col={self.col!r} reads")
+        codes, values = self.factorise(df)
+        sides = [side_of(v) for v in values]
+        if None in sides:
+            raise self.unknown_word(df, values, codes, sides.index(None))
+        if (blank := codes < 0).any() and not blank.all():
+            i = int(blank.argmax())
+            more = f' and {blank.sum() - 1} more' if blank.sum() > 1 else ''
+            warnings.warn(f"valid_col={self.col!r} is blank in {row_name(df, i)}{more}: these are training rows", FlowWarning, stacklevel=3)
+        return np.array([*sides, 'train'], dtype=object)[codes]
+
+    def factorise(self, df):
+        "Codes (-1: blank) and distinct values of the column; what cannot be told apart is an error that names a row"
+        s = df[self.col]
+        words = s.map(_plain_cell, na_action='ignore') if s.dtype == object else s
+        codes, values = factorise(words)
+        return codes, [plain_number(v) for v in values]
+
+    def unknown_word(self, df, values, codes, j):
+        "The error for a cell that names no side of the split"
+        col, v = self.col, values[j]
+        rarest = values[int(np.bincount(codes[codes >= 0]).argmin())]
+        valid = next((x for x in values if side_of(x) == 'valid'), rarest)
+        line = f"df['is_valid'] = df[{col!r}] == {valid!r}"
+        return FlowError(f"valid_col={col!r}, {row_name(df, int((codes == j).argmax()))}, value {shortly(v)}: it says neither train nor valid (nor test), and is neither true nor false. "
+                         f"Say which rows validate, and write valid_col='is_valid': {line}")
+
+def _plain_cell(v):
+    "What can be told apart: a list or the like as its text"
+    try:
+        hash(v)
+    except TypeError:
+        return repr(v)
+    return v
+
+class RowsSplitter:
+    "Validation rows are those at the positions `valid_idx`, or where a boolean `valid_idx` is true"
+    def __init__(self, valid_idx):
+        self.valid_idx = valid_idx
+
+    def __call__(self, items):
+        n, x = len(items), np.asarray(self.valid_idx)
+        if x.ndim == 1 and x.dtype == bool and len(x) == n:
+            x = np.flatnonzero(x)
+        if not x.size:
+            x = x.reshape(-1).astype(int)
+        if x.ndim != 1 or x.dtype.kind not in 'iu':
+            raise FlowError(f"valid_idx={shortly(self.valid_idx, 60)} must be the positions of the validation rows, such as [0, 5, 7], or a boolean a row")
+        if (bad := (x < 0) | (x >= n)).any():
+            raise FlowError(f"valid_idx names row {x[bad.argmax()]}, and the rows count from 0 to {n - 1}: hand over positions, such as np.flatnonzero(df['is_valid'])")
+        valid = np.zeros(n, dtype=bool)
+        valid[x] = True
+        return L(np.flatnonzero(~valid).tolist()), L(x[np.sort(np.unique(x, return_index=True)[1])].tolist())
+
+def check_loader_arguments(
+    what:str, # The method that was called, as users write it
+    given:dict, # Its keyword arguments
+    *takers,  # What reads them beside fastai's loaders
+    dl_type=TfmdDL, # The loader
+    but=(),   # What the method fills in itself
+):
+    "Raise where nothing reads an argument of a `from_*`"
+    dl_type = given.get('dl_type') or dl_type
+    fixed = ('dataset', 'source', 'dblock', 'df', *but)
+    check_arguments(what, given, *takers, DataBlock.dataloaders, FilteredBase.dataloaders, dl_type, but=fixed, prefixes=('val_',))
+    for kwargs in given.get('dl_kwargs') or ():
+        check_arguments(f'{what}: a loader of dl_kwargs=', kwargs, dl_type, but=['dataset'])
+
+def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, valid_idx=None):
     "The splitter that arguments of a `from_df` ask for"
     if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
+    given = [f'{k}=' for k,v in dict(splitter=splitter, valid_idx=valid_idx, valid_col=valid_col).items() if v is not None]
+    if stratify and given:
+        raise FlowError(f"{given[0]} says which rows validate, and stratify=True asks for a split of its own: leave one of them out")
+    if len(given) > 1:
+        raise FlowError(f"{' and '.join(given)} both say which rows validate: leave all but one out")
     if splitter is not None: return splitter
-    return ColumnSplitter(valid_col) if valid_col is not None else StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
+    if valid_idx is not None: return RowsSplitter(valid_idx)
+    if valid_col is not None: return ColumnSplitter(valid_col)
+    return StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
 
 # %% ../nbs/06_data.ipynb #fb02d42c
 def read_labels(

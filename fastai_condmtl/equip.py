@@ -6,6 +6,7 @@
 from __future__ import annotations
 from fastai.learner import Learner
 from .conditions import FlowError
+from .core.arguments import check_arguments
 from .learner import flow_of, own_loss
 from .losses import ConditionalLoss
 from .learn.targets import check_sides
@@ -21,8 +22,10 @@ def equip(
     metrics=None,    # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
     balance=None,    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static' (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
+    **kwargs # Nothing else: other names are errors that name what is near
 ) -> Learner:
     "Give `learn` a metric a task, a loss of its own, a `ThresholdSearch`, and a `TaskBalance` if asked"
+    check_arguments('equip', kwargs, equip)
     learn.metrics = flow_metrics(flow_of(learn), metrics)
     if isinstance(learn.loss_func, ConditionalLoss): own_loss(learn)
     if tune is not None:

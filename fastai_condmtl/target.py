@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
 from .conditions import FlowError, FlowWarning, all_of
-from .base import check_column, numbers
+from .base import RowsOf, check_column, numbers
 from .flow import Flow, Plan, infer
 from .points import Frame, Geometry
 
@@ -67,7 +67,7 @@ class BoundFlow:
         for p,b in zip(plan.paths, plan.blocks): check_cols(p, b, df); check_lacks(p, b, df)
         for p,c in zip(plan.paths, plan.weight_cols): check_weights(p, c, df)
         df = df[list(dict.fromkeys([c for b in plan.blocks for c in b.cols] + [c for c in plan.weight_cols if c is not None]))]
-        try: train = df if train_idx is None else df.iloc[train_idx]
+        try: train = df if train_idx is None else RowsOf.mark(df.iloc[train_idx], df, train_idx)
         except IndexError: raise FlowError(f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows") from None
         self.plan = plan.bind([b.bind(df, train, p) for p,b in zip(plan.paths, plan.blocks)])
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))

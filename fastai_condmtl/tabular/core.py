@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.all import L
 from fastai.tabular.core import FillMissing, FillStrategy, TabularPandas, TabWeightedDL
-from ..base import near
+from ..base import RowsOf, near
 from ..classes import Classes
 from ..conditions import FlowError
 from ..data import FlowTransform
@@ -77,7 +77,9 @@ class TableTransform(FlowTransform):
         if type(to) is TabularPandas: to.__class__ = ConditionalTabular
         if not isinstance(to, ConditionalTabular): raise FlowError(f"a flow is the target of a TabularPandas, not of a {type(to).__name__}: derive that from fastai_condmtl.tabular.core.ConditionalTabular")
         table, at = self.own or (to.items[[c for c in to.items.columns if c in {*cols, *self.weight_cols()}]], np.arange(len(to)))
-        if self.own is None: self.check_rounded(table)
+        if self.own is None:
+            self.check_rounded(table)
+            if to.split < len(to): RowsOf.mark(table, table, None) # fastai has put the training rows first, and keeps no positions
         self.own = None
         self.bound = BoundFlow(self.unbound, table, at[:to.split])
         y = self.bound.encode(table)[torch.from_numpy(at)]

@@ -8,16 +8,15 @@ import warnings
 import numpy as np, pandas as pd
 from fastcore.all import delegates
 from fastai.data.block import TransformBlock
-from fastai.data.transforms import IndexSplitter
 from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas, cont_cat_split
 from fastai.tabular.data import TabularDataLoaders
 from fasttransform import Pipeline
 from ..base import near, row_name
 from ..conditions import FlowError, FlowWarning
-from ..data import FlowTransform, as_flow, as_splitter, read_labels
+from ..data import FlowTransform, as_flow, as_splitter, check_loader_arguments, read_labels
 from ..learn.reading import as_own, reread, same_reading
 from ..target import as_table
-from .core import ConditionalTabular, FillGaps, TableTransform, label_columns, made_columns, told_inputs
+from .core import ConditionalTabDL, ConditionalTabular, FillGaps, TableTransform, label_columns, made_columns, told_inputs
 import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
@@ -101,6 +100,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         **kwargs
     ):
         "From a DataFrame"
+        _check_arguments(cls, kwargs, cls.from_df)
         if not isinstance(df, pd.DataFrame): raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if not df.columns.is_unique: raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
@@ -108,7 +108,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         taken = label_columns(flow) + FlowTransform(flow).weight_cols() + ([] if valid_col is None else [valid_col])
         cat_names, cont_names = input_columns(df, taken, cat_names, cont_names)
         if not cat_names and not cont_names: raise FlowError("there is no input: every column of the table is read by a task; add columns to learn from, or name some with cat_names= and cont_names=")
-        splits = [list(s) for s in as_splitter(flow, valid_pct, seed, valid_col, stratify, IndexSplitter(valid_idx) if splitter is None and valid_idx is not None else splitter)(df)]
+        splits = [list(s) for s in as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)(df)]
         df = checked(df, cat_names, cont_names)
         to = TabularPandas(df, [_proc(p) for p in procs or ()], cat_names, cont_names, y_block=TransformBlock(type_tfms=[TableTransform(flow, df, sum(splits, []))]), splits=splits, reduce_memory=False)
         if (gaps := to.conts.isna().any()).any(): raise FlowError(f"column {gaps.idxmax()!r} has blanks that nothing fills: add FillMissing to procs=, or leave it out of cont_names=" if to.conts[gaps.idxmax()].notna().any() else f"column {gaps.idxmax()!r} holds no number in the training rows: leave it out of cont_names=")
@@ -124,6 +124,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         **kwargs
     ):
         "From a csv file. An empty cell is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
+        _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
         df = read_labels(csv, keep_default_na, skipinitialspace=skipinitialspace)
         return cls.from_df(df, flow, path=path, **kwargs)
 
@@ -136,6 +137,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         **kwargs          # For the loader, e.g. `bs`
     ):
         "A loader of new rows: unseen categories and gaps are told as missing"
+        check_loader_arguments('dls.test_dl', kwargs, type(self).test_dl, dl_type=type(self.valid))
         ds, procs = self.train_ds, self.train_ds.procs.fs
         tfm = next(t for t in procs if isinstance(t, TableTransform))
         df = as_table([test_items] if isinstance(test_items, (pd.Series, dict)) else test_items, tfm.bound.plan.blocks)
@@ -148,6 +150,10 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         if process: to.process()
         if with_labels and not to.labelled: tfm.label(to)
         return self.valid.new(to, **kwargs)
+
+def _check_arguments(cls, kwargs, method, *takers):
+    "Raise where nothing reads an argument of a method"
+    check_loader_arguments(f'{cls.__name__}.{method.__name__}', kwargs, method, *takers, dl_type=ConditionalTabDL)
 
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders
 ConditionalTabularDataLoaders.from_csv = delegates(to=ConditionalTabularDataLoaders.from_df)(ConditionalTabularDataLoaders.from_csv)

@@ -9,6 +9,7 @@ from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.tabular.learner import TabularLearner, tabular_learner
 from ..conditions import FlowError
+from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..learn.stock import wraps_stock
 from ..target import BoundFlow, FlowPrediction
@@ -29,6 +30,7 @@ def conditional_tabular_learner(
     **kwargs
 ) -> Learner:
     "`tabular_learner` for a flow"
+    check_arguments('conditional_tabular_learner', kwargs, conditional_tabular_learner, tabular_learner, TabularLearner)
     fit_for(dls, {**(config or {}), **kwargs})
     return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
 

@@ -15,6 +15,7 @@ from fastai.torch_core import TensorBase, params
 from fasttransform import Transform
 from ..conditions import FlowError
 from ..data import ConditionalLists, EncodedRows
+from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..target import as_table
 from .core import FillGaps, told_inputs
@@ -163,9 +164,11 @@ def conditional_image_tabular_learner(
     **kwargs        # For `vision_learner`
 ) -> Learner:
     "A network on an image and its row, for a flow"
-    from fastai.vision.learner import vision_learner
+    from fastai.vision.learner import create_vision_model, vision_learner
     from fastai_condmtl.vision.learner import check_arch
     check_arch(arch)
+    if not isinstance(arch, str): # of timm, architectures have arguments of their own
+        check_arguments('conditional_image_tabular_learner', kwargs, conditional_image_tabular_learner, vision_learner, create_vision_model)
     row = RowModel(dls, n_row, layers)
     learn = vision_learner(dls, arch, n_out=n_image, pretrained=pretrained, **fit_for(dls, kwargs))
     learn.model = JoinedModel([learn.model, row], (n_image, n_row), dls.c).to(dls.device)

@@ -13,10 +13,10 @@ from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader
 from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defaults
-from fastai.text.data import Numericalize, TextBlock, make_vocab
+from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
 from ..base import near, row_name
 from ..conditions import FlowError
-from ..data import as_flow, as_splitter, read_labels
+from ..data import as_flow, as_splitter, check_loader_arguments, read_labels
 from ..flow import leaves
 from ..learn.reading import reads_input, with_transform
 from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_words
@@ -38,7 +38,7 @@ class TextColumns(ColReader):
             if (gone := df[c].isna().to_numpy()).any():
                 i = int(gone.argmax())
                 _checked(None, c, f"{row_name(df, i)} (and {gone.sum() - 1} more)")
-        return [self.join([_checked(v, c, f'row {i}') for v,c in zip(r, self.cols)]) for i,r in enumerate(zip(*(df[c] for c in self.cols)))]
+        return [self.join([_checked(v, c, row_name(df, i) if not isinstance(v, str) else '') for v,c in zip(r, self.cols)]) for i,r in enumerate(zip(*(df[c] for c in self.cols)))]
 
 def _checked(v, col, where):
     if isinstance(v, str): return v
@@ -73,6 +73,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         valid_col=None,    # Column that is true for validation rows, instead of a random split
         stratify:bool=False, # Put rare tasks, classes and gates on both sides of the split
         splitter=None,     # Any fastai splitter, instead
+        valid_idx=None,    # Positions of the validation rows, instead
         text_vocab:list=None, # Words the model knows, such as `dls.vocab` of other data; by default those of this table
         min_freq:int=3,    # Words that are rarer are unknown
         max_vocab:int=60000, # Words at most
@@ -84,14 +85,15 @@ class ConditionalTextDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a DataFrame"
+        _check_arguments(cls, kwargs, cls.from_df)
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         flow, get_x = as_flow(flow), TextColumns(text_columns(df, text_col))
         masked, tok = any(isinstance(b, MaskedLMBlock) for b in leaves(flow)), WordTokenizer() if tok_tfm is None else tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
         tokens = tokenize_texts(get_x.texts(df), n_workers=tok_workers, rules=rules, tok=tok)
-        if (empty := [i for i,t in enumerate(tokens) if not len(t)]): raise FlowError(f"row {empty[0]}: nothing is left of the text {get_x(df.iloc[empty[0]])!r} once it is tokenized: leave such rows out, or keep fastai's rules, which begin each text with xxbos")
+        if (empty := [i for i,t in enumerate(tokens) if not len(t)]): raise FlowError(f"{row_name(df, empty[0])}: nothing is left of the text {get_x(df.iloc[empty[0]])!r} once it is tokenized: leave such rows out, or keep fastai's rules, which begin each text with xxbos")
         vocab = _vocab(tokens, text_vocab, min_freq, max_vocab, masked)
         if masked: flow = with_words(flow, vocab, get_x.cols[0])
-        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter)
+        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
         block = TextBlock(Tokenizer(tok, rules=rules), vocab=vocab, seq_len=seq_len, backwards=backwards)
         table = df.assign(**{TOKENS: pd.Series(list(tokens), index=df.index, dtype=object)})
         dls = cls.from_dblock(DataBlock(blocks=(block, flow), get_x=get_x, splitter=splitter, batch_tfms=MaskTokens() if masked else None), table, path=path, **kwargs)
@@ -110,8 +112,13 @@ class ConditionalTextDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
+        _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
         df = read_labels(Path(path)/csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
+
+def _check_arguments(cls, kwargs, method, *takers):
+    "Raise where nothing reads an argument of a method"
+    check_loader_arguments(f'{cls.__name__}.{method.__name__}', kwargs, method, *takers, dl_type=SortedDL, but=('after_item', 'after_batch'))
 
 ConditionalTextDataLoaders.from_csv = delegates(to=ConditionalTextDataLoaders.from_df)(ConditionalTextDataLoaders.from_csv)
 

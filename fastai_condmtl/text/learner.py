@@ -7,10 +7,11 @@ from __future__ import annotations
 import torch
 from fastcore.all import delegates
 from fastai.learner import Learner
-from fastai.text.learner import text_classifier_learner
+from fastai.text.learner import TextLearner, text_classifier_learner
 from fastai.text.models.awdlstm import AWD_LSTM
 from fastai.text.models.core import SentenceEncoder, _pad_tensor
 from ..conditions import FlowError
+from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from .masks import masked_task
 
@@ -45,6 +46,7 @@ def conditional_text_learner(
     **kwargs
 ) -> Learner:
     "`text_classifier_learner` for a flow"
+    check_arguments('conditional_text_learner', kwargs, conditional_text_learner, text_classifier_learner, TextLearner)
     fit_for(dls, kwargs)
     if (found := masked_task(dls.flow)) is not None: raise FlowError(f"task '{found[0]}' asks for masked words, which a classifier of whole texts cannot tell: use conditional_lm_learner(dls)")
     learn = text_classifier_learner(dls, arch, **kwargs)

@@ -13,6 +13,7 @@ from fastai.learner import Learner
 from fastai.text.learner import TextLearner
 from fastai.torch_core import params
 from ..conditions import FlowError
+from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..target import BoundFlow
 from .masks import masked_task, positions, unpack
@@ -118,6 +119,7 @@ def conditional_lm_learner(
     **kwargs
 ) -> Learner:
     "A transformer for a flow over texts; `save_encoder` and `load_encoder` carry what it learnt from masked words to another flow on the same vocabulary"
+    check_arguments('conditional_lm_learner', kwargs, conditional_lm_learner, TextLearner)
     fit_for(dls, kwargs)
     model = ConditionalTextModel(dls.flow, len(dls.vocab), d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout)
     learn = TextLearner(dls, model, alpha=0., beta=0., moms=moms, splitter=text_groups, **kwargs)

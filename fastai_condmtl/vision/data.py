@@ -5,6 +5,7 @@
 # %% ../../nbs/vision/00_data.ipynb #2093ea84
 from __future__ import annotations
 import csv, io, os, warnings
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 import numpy as np, pandas as pd, PIL
 from PIL import Image
@@ -16,15 +17,16 @@ from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILBase, PILImage, load_image
 from ..conditions import FlowError, FlowWarning
-from ..data import as_flow, as_splitter, read_labels
+from ..data import as_flow, as_splitter, check_loader_arguments, read_labels
 from ..flow import leaves
 from ..target import as_table
-from ..base import near
+from ..base import RowsOf, near, row_name
 import fastai_condmtl.draw # noqa: F401  dls.balanced
 import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
-__all__ = ['eight_bits', 'OpenImage', 'Readable', 'readable', 'ImageFile', 'FixedSplits', 'keep_rows', 'ConditionalDataLoaders']
+__all__ = ['eight_bits', 'OpenImage', 'Readable', 'readable', 'ImageFile', 'FileRows', 'FixedSplits', 'keep_rows',
+           'ConditionalDataLoaders']
 
 # %% ../../nbs/vision/00_data.ipynb #71b3e438
 def eight_bits(im):
@@ -39,9 +41,12 @@ def eight_bits(im):
 class OpenImage(Transform):
     "Open an image as `cls.create` does, 16 bits a pixel as 8; an unreadable one is an error that names the file"
     input_types = (Path, str, Tensor, np.ndarray, bytes, PIL.Image.Image)
-    def __init__(self, cls=PILImage):
+    def __init__(self,
+        cls=PILImage, # Class that opens the images
+        rows=None,    # `FileRows` of the table, for errors
+    ):
         super().__init__()
-        self.cls = cls
+        self.cls, self.rows = cls, rows
     def __call__(self, fn, **kwargs):
         try:
             mode = getattr(self.cls, '_open_args', {}).get('mode')
@@ -51,9 +56,10 @@ class OpenImage(Transform):
             if isinstance(fn, PIL.Image.Image): return self.cls.create(eight_bits(fn).convert(mode or fn.mode)) # a copy, with its pixels read
             if mode not in ('RGB', 'L') or not isinstance(fn, (str, Path, bytes)) or getattr(self.cls.create, '__func__', None) is not PILBase.create.__func__: return self.cls.create(fn)
             return self.cls(eight_bits(load_image(io.BytesIO(fn) if isinstance(fn, bytes) else fn)).convert(mode))
-        except FileNotFoundError: raise FlowError(f"there is no image file '{fn}': check path=, folder=, suff= and the column with the file names, or leave such rows out with bad_images='skip'") from None
-        except Exception as e: raise FlowError(f"cannot read image {_called(fn)}: {type(e).__name__}: {e}. Replace the file, or leave such rows out with bad_images='skip'") from e
+        except FileNotFoundError: raise FlowError(f"there is no image file '{fn}'{self._row(fn)}: check path=, folder=, suff= and the column with the file names, or leave such rows out with bad_images='skip'") from None
+        except Exception as e: raise FlowError(f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or leave such rows out with bad_images='skip'") from e
     def decode(self, x, **kwargs): return x
+    def _row(self, fn): rows = getattr(self, 'rows', None); return '' if rows is None else rows.told(fn)
 
 def _called(fn): return f"'{fn}'" if isinstance(fn, (str, Path)) else f'of type {type(fn).__name__}'
 
@@ -86,6 +92,27 @@ class ImageFile(ColReader):
         self.folder, self.file_suff = Path(folder), suff
     def __call__(self, o, **kwargs): return str(self.folder/f'{self._do_one(o, self.cols[0])}{self.file_suff}')
 
+    def files(self, df):
+        "The file names as they stand in a table"
+        col = self.cols[0]
+        return df[col] if col in df.columns else df.iloc[:, col]
+    def check(self, df):
+        "A blank file name is an error that names its row"
+        if (gone := self.files(df).isna().to_numpy()).any():
+            more = f' (and {gone.sum() - 1} more)' if gone.sum() > 1 else ''
+            raise FlowError(f"{row_name(df, int(gone.argmax()))}{more}, column {self.cols[0]!r}: there is no file name. Leave such rows out with df.dropna(subset=[{self.files(df).name!r}]), or with bad_images='skip'")
+
+class FileRows:
+    "In which row of the table a file stands. What is exported knows no rows"
+    def __init__(self, names, get_x):
+        self.names, self.get_x = names, get_x
+    def told(self, fn):
+        "The row in words; empty for a file that is not of the table"
+        if self.names is None: return ''
+        at = next((i for i,v in enumerate(self.names) if str(self.get_x.folder/f'{v}{self.get_x.file_suff}') == str(fn)), None)
+        return '' if at is None else f', {row_name(self.names, at)} of the table that the data were built from'
+    def __getstate__(self): return self.__dict__ if get_spawning_popen() is not None else dict(names=None, get_x=None)
+
 class FixedSplits:
     "Splits that are known already"
     def __init__(self, splits): self.splits = splits
@@ -113,6 +140,7 @@ class ConditionalDataLoaders(DataLoaders):
         valid_col=None,    # Column that is true for validation rows, instead of a random split
         stratify:bool=False, # Put rare tasks, classes and gates on both sides of the split
         splitter=None,     # Any fastai splitter, instead
+        valid_idx=None,    # Positions of the validation rows, instead
         item_tfms=None,    # Transforms an item, such as `Resize(224)`
         batch_tfms=None,   # Transforms a batch, such as `aug_transforms()`
         img_cls=PILImage,  # Class that opens the images
@@ -121,19 +149,21 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a DataFrame"
+        _check_arguments(cls, 'from_df', kwargs)
         if isinstance(fn_col, str) and fn_col not in df.columns: raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
         get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path)/folder, suff)
-        return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs)
+        return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, balance_by, valid_idx, **kwargs)
 
     @classmethod
-    def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', balance_by=None, **kwargs):
+    def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', balance_by=None, valid_idx=None, **kwargs):
         if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
         if bad_images not in ('raise', 'skip'): raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
-        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter)
+        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
+        if bad_images == 'raise': get_x.check(df)
         if bad_images == 'skip' and not (ok := readable(df, get_x, img_cls)).all():
             if not ok.any(): raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
-            df, splitter = df[ok], FixedSplits(keep_rows(splitter(df), ok))
-        image = TransformBlock(type_tfms=OpenImage(img_cls), batch_tfms=IntToFloatTensor)
+            df, splitter = RowsOf.mark(df[ok], df, np.flatnonzero(ok)), FixedSplits(keep_rows(splitter(df), ok))
+        image = TransformBlock(type_tfms=OpenImage(img_cls, FileRows(get_x.files(df), get_x)), batch_tfms=IntToFloatTensor)
         dblock = DataBlock(blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
         dls = cls.from_dblock(dblock, df, path=path, **kwargs)
         return dls if balance_by is None else dls.balanced(balance_by, seed=seed)
@@ -150,6 +180,7 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
+        _check_arguments(cls, 'from_csv', kwargs)
         df = read_labels(Path(path)/csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
 
@@ -162,6 +193,7 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From files and one function that tells the labels of a file"
+        _check_arguments(cls, 'from_path_func', kwargs)
         fnames = [Path(f) for f in fnames]
         df = as_table([label_func(f) for f in fnames], list(leaves(as_flow(flow))))
         return cls._from_files(df, fnames, flow, path, **kwargs)
@@ -175,6 +207,7 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs
     ):
         "From files and one function a column"
+        _check_arguments(cls, 'from_path_funcs', kwargs)
         if not hasattr(label_funcs, 'items'): raise FlowError("label_funcs must be a dict, column → function of a file; for one function that tells all labels use from_path_func")
         fnames = [Path(f) for f in fnames]
         return cls._from_files(pd.DataFrame({c: pd.Series([f(fn) for fn in fnames], dtype=object).infer_objects() for c,f in label_funcs.items()}), fnames, flow, path, **kwargs)
@@ -183,6 +216,11 @@ class ConditionalDataLoaders(DataLoaders):
     def _from_files(cls, df, fnames, flow, path, **kwargs):
         if not fnames: raise FlowError("there are no files: hand over at least one image file")
         return cls._build(df.assign(fn_col_=[str(f) for f in fnames]), flow, ImageFile('fn_col_'), path, **kwargs)
+
+def _check_arguments(cls, name, kwargs):
+    "Raise where nothing reads an argument of the method `name`"
+    takers = [getattr(cls, name)] + [cls.from_df]*(name == 'from_csv') + [cls._build]*name.startswith('from_path')
+    check_loader_arguments(f'{cls.__name__}.{name}', kwargs, *takers, but=('get_x', 'after_item', 'after_batch'))
 
 ConditionalDataLoaders.from_csv = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_csv)
 ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_func)

@@ -7,9 +7,10 @@ from __future__ import annotations
 import torch
 from fastcore.all import delegates
 from fastai.learner import Learner
-from fastai.vision.learner import vision_learner
+from fastai.vision.learner import create_vision_model, vision_learner
 from ..conditions import FlowError
 from ..core.extras import import_extra
+from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..heads import RunNeeded, as_branches, conditional_head, needs_heads, stock_logits
 from ..learner import flow_of
@@ -31,6 +32,8 @@ def conditional_vision_learner(
 ) -> Learner:
     "`vision_learner` for a flow"
     check_arch(arch)
+    if not isinstance(arch, str): # of timm, architectures have arguments of their own
+        check_arguments('conditional_vision_learner', kwargs, conditional_vision_learner, vision_learner, create_vision_model)
     kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
     if branches is None and not needs_heads(flow): return equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance)
     if kwargs.get('custom_head') is not None: raise FlowError("custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the head alone, or branches=dict(name=module)")
