@@ -134,7 +134,9 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
         names = [f" '{l}'" for l in block.vocab] if block.labels else ['']
         for j,name in enumerate(names):
             pos, tot = int((vals[:,j]*mask[:,j]).sum()), int(mask[:,j].sum())
-            if not tot: continue
+            if not tot:
+                add('no_rows', f"label{name} is told by no row that counts: fill in its column, or leave it out")
+                continue
             if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn")
             elif min(pos, tot - pos) < few: add('few', f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy", serious=False)
     elif block.made: pass # what is asked is not in the table

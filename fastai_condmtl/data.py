@@ -20,14 +20,15 @@ from .conditions import FlowError, FlowWarning
 from .core.arguments import check_arguments
 from .core.columns import side_of
 from .flow import Flow, inherited, leaves
+from .learn.stock import wraps_stock
 from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
 import fastai_condmtl.losses # noqa: F401  the loss of a bound flow
 
 # %% auto #0
-__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'StratifiedSplitter', 'label_groups',
-           'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter', 'RowsSplitter',
-           'check_loader_arguments', 'as_splitter', 'read_labels']
+__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'keep_only_batch', 'dataloaders',
+           'StratifiedSplitter', 'label_groups', 'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter',
+           'RowsSplitter', 'check_loader_arguments', 'as_splitter', 'read_labels']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -157,6 +158,23 @@ def item_tfms(self:ConditionalBlock): "For `DataBlock`"; return _vision_tfms(sel
 def batch_tfms(self:Flow): "For `DataBlock`: what masks or clamps points that have left the picture"; return _vision_tfms(self, 'batch')
 @patch(as_prop=True)
 def batch_tfms(self:ConditionalBlock): "For `DataBlock`"; return _vision_tfms(self, 'batch')
+
+# %% ../nbs/06_data.ipynb #d3a71a8a
+def keep_only_batch(
+    dl, # `DataLoader` of training rows
+):
+    "Have `dl` keep an incomplete batch where it is the only one"
+    if dl.drop_last and dl.n and dl.bs is not None and dl.n < dl.bs:
+        dl.drop_last = False
+    return dl
+
+@wraps_stock(FilteredBase)
+def dataloaders(stock, self, *args, **kwargs):
+    "Fewer training rows than the batch size are one batch, and not none"
+    dls = stock(self, *args, **kwargs)
+    if isinstance(getattr(dls, 'flow', None), BoundFlow):
+        keep_only_batch(dls.train)
+    return dls
 
 # %% ../nbs/06_data.ipynb #660eaca0
 class StratifiedSplitter:

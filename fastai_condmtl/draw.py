@@ -15,7 +15,7 @@ from .data import EncodedRows, as_flow
 from .target import BoundFlow, packed
 
 # %% auto #0
-__all__ = ['balanced_weights', 'group_rows', 'dataset_of', 'labels_of_rows', 'Drawn', 'drawn']
+__all__ = ['balanced_weights', 'group_rows', 'dataset_of', 'labels_of_rows', 'labels_of', 'Drawn', 'drawn']
 
 # %% ../nbs/06c_draw.ipynb #14537d2e
 def balanced_weights(
@@ -84,9 +84,17 @@ def _labelled(ds, data, flow):
         if flow is None: return None, None
         bound = flow if isinstance(flow, BoundFlow) else as_flow(flow).bind(ds)
         return bound, bound.encode(ds).as_subclass(torch.Tensor)
-    bound, rows = getattr(ds, 'flow', None), _encoded(ds)
-    if rows is None and isinstance(getattr(ds, 'ys', None), pd.DataFrame) and isinstance(bound, BoundFlow): return bound, packed(torch.tensor(ds.ys.to_numpy(dtype=np.float32)))
-    return (bound, rows.packed().as_subclass(torch.Tensor)) if rows is not None else (None, None)
+    y = labels_of(ds)
+    return (None, None) if y is None else (getattr(ds, 'flow', None), y)
+
+def labels_of(
+    ds, # Data set whose target is a flow
+):
+    "Packed labels `(N, 2, D)` of all rows of a data set; None where they are not known before a batch is made"
+    rows = _encoded(ds)
+    if rows is not None: return rows.packed().as_subclass(torch.Tensor)
+    if isinstance(getattr(ds, 'ys', None), pd.DataFrame) and isinstance(getattr(ds, 'flow', None), BoundFlow): return packed(torch.tensor(ds.ys.to_numpy(dtype=np.float32)))
+    return None
 
 def _task(bound, name, ds):
     "The path of the task called `name`; None where it is only a column"

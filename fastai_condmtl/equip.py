@@ -7,6 +7,7 @@ from __future__ import annotations
 from fastai.learner import Learner
 from .conditions import FlowError
 from .core.arguments import check_arguments
+from .learn.checks import check_metrics_fit
 from .learner import flow_of, own_loss
 from .losses import ConditionalLoss
 from .learn.targets import check_sides
@@ -19,7 +20,7 @@ __all__ = ['equip', 'flow_metrics', 'fit_for']
 # %% ../nbs/07d_equip.ipynb #76a312ef
 def equip(
     learn:Learner,   # Any learner whose data has a flow
-    metrics=None,    # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
+    metrics=None,    # By default one headline metric a task; names for `flow.metrics`; or functions of all logits and the packed targets
     tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
     balance=None,    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static' (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
     **kwargs # Nothing else: other names are errors that name what is near
@@ -27,6 +28,7 @@ def equip(
     "Give `learn` a metric a task, a loss of its own, a `ThresholdSearch`, and a `TaskBalance` if asked"
     check_arguments('equip', kwargs, equip)
     learn.metrics = flow_metrics(flow_of(learn), metrics)
+    check_metrics_fit(learn)
     if isinstance(learn.loss_func, ConditionalLoss): own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)

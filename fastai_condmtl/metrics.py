@@ -87,8 +87,9 @@ class TaskMetric(Metric):
     @property
     def value(self):
         data = self.acc.task(self.path)
-        if data is None: return None
-        block, (summary, true, mask, threshold) = self.acc.flow.tasks[self.path], data
+        return None if data is None else self.of(self.acc.flow.tasks[self.path], *data)
+    def of(self, block, summary, true, mask, threshold):
+        "The score of a bound block's summary `(N, W, K)`, values and gt mask `(N, W)`, at thresholds (None: the block's own)"
         if self.label is None: return block.score(self.metric, summary, true, mask, threshold)
         cols = block.columns_of(self.label)
         t = getattr(block, 'threshold', None) if threshold is None else threshold
@@ -105,7 +106,7 @@ def metrics(self:BoundFlow,
     tasks=None,      # Paths or leaf names of the tasks wanted; by default all
     per_label=False, # One metric a label instead of the mean over the labels of multi-label tasks
 ) -> list:
-    "fastai metrics of the tasks of this flow, sharing one accumulator. Tracker callbacks maximise what is not called a loss or an error: with `mae` and `rmse` hand them `comp=np.less`"
+    "fastai metrics of the tasks of this flow, sharing one accumulator"
     acc, res = Accumulator(self), []
     check_metrics(self, names)
     for path in self.named(tasks):

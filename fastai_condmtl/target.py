@@ -11,13 +11,13 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
 from .conditions import FlowError, FlowWarning, all_of
-from .base import RowsOf, check_column, numbers
+from .base import RowsOf, check_column, names_of, numbers
 from .flow import Flow, Plan, infer
 from .points import Frame, Geometry
 
 # %% auto #0
 __all__ = ['TensorConditional', 'doubles', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'check_cols',
-           'check_weights', 'as_table', 'row_weights', 'FlowPrediction', 'shortened']
+           'check_weights', 'as_table', 'row_weights', 'unseen_answers', 'FlowPrediction', 'shortened']
 
 # %% ../nbs/03_target.ipynb #6386770d
 class TensorConditional(TensorBase):
@@ -56,6 +56,7 @@ class Family:
 
 class BoundFlow:
     "A flow that has met its table: knows vocabularies, scales and where every column is"
+    untold: tuple = () # tasks that no training row tells, and whose decisions no threshold can withhold
     def __init__(self,
         flow:Flow,       # Blocks and conditions
         df:pd.DataFrame, # The whole table
@@ -212,12 +213,48 @@ def _fill_missing(df, gone):
 def learn_constants(self:BoundFlow,
     y, # Packed training rows `(N, 2, D)`
 ):
-    "Learn what the trivial predictor says (kept through export), and warn of tasks without a single row that counts"
+    "Learn what the trivial predictor says (kept through export), and warn of what these rows cannot teach"
     vals, mask = y.numpy().transpose(1, 0, 2)
     mask = (mask > 0).astype(vals.dtype) # scores count rows, whatever their weight
     self.constants = {p: b.constant(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
     empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
-    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", FlowWarning, stacklevel=3)
+    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without{', and decides them no' if mask.any() and any(self.tasks[p].thresholded for p in empty) else ''}", FlowWarning, stacklevel=3)
+    self.untold, untold, one_sided = tuple(p for p in empty if not self.tasks[p].thresholded), [], []
+    for path,s in self.slices.items():
+        block, v, m = self.tasks[path], vals[:,s.targets], mask[:,s.targets]
+        told = m.any(0)
+        if not told.all() and mask.any(): # where nothing at all is labelled, the network is trained elsewhere
+            block.never_yes(~told)
+        if path not in empty:
+            untold += [f"{l!r} of '{path}'" for l,known in zip(block.labels or (), told) if not known]
+            one_sided += [f"{what} of '{path}'" for what in unseen_answers(block, v, m)]
+    if untold: warnings.warn(f"no training row tells the label {_listed(untold)}: nothing is learnt of it, and it is decided no; fill in its column, or leave it out", FlowWarning, stacklevel=3)
+    if one_sided: warnings.warn(f"training rows that count lack {_listed(one_sided)}: such an answer cannot be learnt; label some, put some into training (stratify=True), or leave it out", FlowWarning, stacklevel=3)
+
+def unseen_answers(
+    block, # Bound block
+    vals,  # Its values on the loss scale `(N, W)`
+    mask,  # Where these count `(N, W)`
+) -> list:
+    "In words, the answers that no row gives although two or more rows count"
+    if block.made: # what is asked is not in the table
+        return []
+    counts = mask.sum(0)
+    if block.thresholded:
+        yes, names = (vals*mask).sum(0), names_of(block) if block.labels is not None else None
+        res = []
+        for j in np.flatnonzero((counts > 1) & ((yes == 0) | (yes == counts))):
+            answer = 'a yes' if yes[j] == 0 else 'a no'
+            res.append(answer if names is None else f'{answer} to {names[j]!r}')
+        return res
+    if not block.exact or not block.per_cell or counts[0] < 2:
+        return []
+    seen = np.bincount(vals[mask[:,0] > 0,0].astype(int), minlength=block.n_out)
+    return [repr(name) for name,n in zip(names_of(block), seen) if n == 0]
+
+def _listed(names, n=5):
+    "Names, not without end"
+    return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
 
 @patch
 def to_units(self:BoundFlow,

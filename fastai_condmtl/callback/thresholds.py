@@ -5,16 +5,18 @@
 # %% ../../nbs/callback/00_thresholds.ipynb #a317238e
 from __future__ import annotations
 import warnings
+import torch
 from fastai.callback.core import Callback
 from fastai.imports import noop
 from fastai.torch_core import no_random
+from torch.nn.parameter import is_lazy
 from ..conditions import FlowError, FlowWarning
 from ..learner import collect, flow_of, own_loss, trains
 from ..metrics import Accumulator, TaskMetric
 from ..tune import aims, search
 
 # %% auto #0
-__all__ = ['ThresholdSearch', 'versions']
+__all__ = ['ThresholdSearch', 'weight_sums', 'versions']
 
 # %% ../../nbs/callback/00_thresholds.ipynb #64af87f0
 class ThresholdSearch(Callback):
@@ -30,7 +32,7 @@ class ThresholdSearch(Callback):
     ):
         if every not in ('fit', 'epoch'): raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
         self.metric, self.gates, self.every, self.verbose, self.constraint, self.tasks, self.n_boot, self.min_support = metric, gates, every, verbose, constraint, tasks, n_boot, min_support
-        self.result, self.seen, self.active, self.trained = None, None, False, False
+        self.result, self.seen, self.active, self.trained, self.start = None, None, False, False, None
     def wanted(self, flow): "What each task of `flow` is tuned for; a wrong name is an error here"; return aims(flow, self.metric, self.constraint, self.gates, self.tasks)
 
     def before_fit(self):
@@ -40,7 +42,9 @@ class ThresholdSearch(Callback):
         self.aims = self.wanted(flow_of(self.learn))
         metrics = [m.acc for m in self.learn.metrics if isinstance(m, TaskMetric)] if self.learn.recorder.valid_metrics else []
         self.acc, self.shared = (metrics[0], True) if metrics else (Accumulator(flow_of(self.learn)), False)
-    def before_train(self): self.trained = True # `learn.validate` is no fit either
+    def before_train(self): # `learn.validate` is no fit either
+        if not self.trained: self.start = weight_sums(self.model)
+        self.trained = True
     def before_validate(self):
         if self.active and not self.shared: self.acc.reset()
     def after_batch(self):
@@ -49,18 +53,24 @@ class ThresholdSearch(Callback):
     def after_epoch(self):
         if self.every == 'epoch': self._search()
     def after_fit(self):
-        self._search()
-        if self.active and self.trained and self.result is not None and self.verbose and self.learn.logger is not noop: print(self.told())
+        found = self._search()
+        if found and self.verbose and self.learn.logger is not noop: print(self.told())
         if self.active and not self.shared: self.acc.reset()
+        self.start = None
 
     def _search(self):
-        if not (self.active and self.trained and self.aims) or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return
+        "Search, and say whether it was done"
+        if not (self.active and self.trained and self.aims) or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return False
+        if torch.equal(self.start, weight_sums(self.model)): return False # no step was made, or none that changed a weight
         fresh = self.acc.parts and self.seen is not None and self.seen == versions(self.model)
         loss = own_loss(self.learn)
         try:
             with no_random(): acc = self.acc if fresh else collect(self.learn) # a second look must not change the fits that follow
             self.result = search(loss, acc, self.aims, self.n_boot, self.min_support)
-        except FlowError as e: warnings.warn(f"thresholds were not searched, since {e}", FlowWarning, stacklevel=2) # the training itself is done and must not be lost
+        except FlowError as e: # the training itself is done and must not be lost
+            warnings.warn(f"thresholds were not searched, since {e}", FlowWarning, stacklevel=2)
+            return False
+        return True
 
     def told(self):
         "What the last search did, in a line"
@@ -69,6 +79,13 @@ class ThresholdSearch(Callback):
         names = [f"{p.rpartition('.')[2]}{'' if l is None else ' ' + str(l)} {v:.2f}" for p,l,v in zip(moved.task_path, moved.label, moved.threshold)]
         kept = f"{len(t) - len(moved)} kept" if len(t) > len(moved) else ''
         return 'thresholds: ' + '; '.join(filter(None, [', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else ''), kept])) + ' (learn.threshold_search.result)'
+
+def weight_sums(
+    model, # Network
+) -> torch.Tensor: # `(2, parameters)`, on the CPU
+    "Two sums of each parameter: they stay the same only where nothing is trained"
+    sums = [torch.stack([p.float().sum(), p.float().abs().sum()]) for p in map(torch.detach, model.parameters()) if not is_lazy(p)]
+    return torch.stack(sums, 1).cpu() if sums else torch.zeros(2, 0)
 
 def versions(model):
     "Changes whenever parameters or buffers are written in place or replaced"
