@@ -20,6 +20,7 @@ from .losses import ConditionalLoss
 from .metrics import Accumulator
 from .ranks import alone, whole
 from .explain import FlowTree, add_nodes
+from .learn.show import lacks_labels, show_predictions
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
@@ -89,9 +90,11 @@ if not hasattr(Learner.predict, '_plain'):
     _show_results = Learner.show_results
     @patch
     @delegates(_show_results, but=('self',))
-    def show_results(self:Learner, *args, **kwargs):
-        "`show_results` of fastai; a batch is predicted by this process alone"
-        with alone(self): return _show_results(self, *args, **kwargs)
+    def show_results(self:Learner, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
+        "`show_results` of fastai, which also takes a `DataLoader` without labels; a batch is predicted by this process alone"
+        with alone(self):
+            if lacks_labels(self, dl): return show_predictions(self, dl, max_n=max_n, **kwargs)
+            return _show_results(self, ds_idx=ds_idx, dl=dl, max_n=max_n, shuffle=shuffle, **kwargs)
     _tta = Learner.tta
     @patch
     @delegates(_tta, but=('self',))
