@@ -23,6 +23,7 @@ from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
+from .learn.sides import check_sides
 from .learn.stock import restore_stock, stock_methods
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation

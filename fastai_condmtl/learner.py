@@ -21,6 +21,7 @@ from .metrics import Accumulator
 from .ranks import alone, whole
 from .explain import FlowTree, add_nodes
 from .learn.show import lacks_labels, show_predictions
+from .learn.sides import check_views
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
@@ -100,6 +101,7 @@ if not hasattr(Learner.predict, '_plain'):
     @delegates(_tta, but=('self',))
     def tta(self:Learner, *args, **kwargs):
         "`tta` of fastai; a task need not be reached in every view of an item, so branches run on every row"
+        check_views(self, *args, **kwargs)
         with every_row(self): return _tta(self, *args, **kwargs)
 
 def frames_of(
