@@ -26,6 +26,7 @@ from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
 from .learn import reading, targets # noqa: F401  learn.dls keeps the reading of its network; one flow is the target
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
+from .learn.sides import check_sides
 from .learn.stock import restore_stock, stock_methods
 from .evaluate import Evaluation
 from .interpret import ConditionalInterpretation

@@ -30,7 +30,8 @@ class ConditionalBlock(Comparable):
     exact = True # is a decision right or wrong (classes), or near or far (numbers)?
     path: str | None = None # known once bound
     draws: str | None = None # what to draw of it
-    asked: tuple = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
+    questions: tuple = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
+    fillers: tuple = () # values that may stand in a vocabulary several times
     labels: list | None = None # names of the target columns, where each is an answer of its own (known once bound)
     geometry: str | None = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
     blank = 0. # what `to_cell` is handed for a column that is not known
@@ -209,7 +210,7 @@ def check_vocab(block, vocab):
     if isinstance(vocab, str) or not hasattr(vocab, '__iter__'): raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
     vocab = list(vocab)
     if bad := [v for v in vocab if halved(v)]: raise FlowError(f"task '{block.name}': {bad[0]!r} in vocab holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
-    try: twice = [v for v,n in Counter(vocab).items() if n > 1]
+    try: twice = [v for v,n in Counter(vocab).items() if n > 1 and v not in block.fillers]
     except TypeError: twice = [v for i,v in enumerate(vocab) if v in vocab[:i]]
     if twice: raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
     return vocab

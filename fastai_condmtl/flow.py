@@ -161,7 +161,7 @@ class Plan:
         for g,path in asked_by.items():
             for a in atoms(self.conds[g]):
                 if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
-        for a,value in res.natural.items(): blocks[self.index[a.task]].asked += ((a.op, value),)
+        for a,value in res.natural.items(): blocks[self.index[a.task]].questions += ((a.op, value),)
         def asking(c): return Atom(c.task, c.op, res.natural[c]) if isinstance(c, Atom) else Not(asking(c.arg)) if isinstance(c, Not) else type(c)(tuple(map(asking, c.args)))
         res.asking = [asking(c) for c in self.conds] # `conds` with natural values: `states` looks nothing up by condition, which PyTorch's tracer cannot before 2.7
         return res

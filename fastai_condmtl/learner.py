@@ -23,6 +23,8 @@ from .ranks import alone, whole
 from .explain import FlowTree, add_nodes
 from .learn.reading import as_loader
 from .learn.stock import wraps_stock
+from .learn.show import lacks_labels, show_predictions
+from .learn.sides import check_views
 import fastai_condmtl.data, fastai_condmtl.marginals # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
@@ -120,14 +122,18 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False):
     return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
 
 @wraps_stock(Learner)
-def show_results(stock, self, ds_idx=1, dl=None, *args, **kwargs):
-    "A batch is predicted by this process alone; other data is read as the network was trained, and `dl` may be a DataFrame"
+def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
+    "Items without labels are shown with their predictions; other data is read as the network was trained, and `dl` may be a DataFrame. A batch is predicted by this process alone"
+    dl = as_loader(self, dl)
     with alone(self):
-        return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
+        if lacks_labels(self, dl):
+            return show_predictions(self, dl, max_n=max_n, **kwargs)
+        return stock(self, ds_idx=ds_idx, dl=dl, max_n=max_n, shuffle=shuffle, **kwargs)
 
 @wraps_stock(Learner)
 def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     "Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame"
+    check_views(self, ds_idx, dl, *args, **kwargs)
     with every_row(self):
         return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
 

@@ -203,7 +203,7 @@ class CountBlock(Regression):
     def event(self, op, value):
         "One variable for all that is asked of this count: its states are the stretches between the counts where some answer changes"
         value = list(value)
-        cuts = tuple(sorted({c for _,v in (*self.asked, (op, value)) for c in (v[0], v[1] + 1) if 0 < c < np.inf}))
+        cuts = tuple(sorted({c for _,v in (*self.questions, (op, value)) for c in (v[0], v[1] + 1) if 0 < c < np.inf}))
         return all, [(cuts, tuple(j for j,at in enumerate((0., *cuts)) if (value[0] <= at <= value[1]) != (op == 'ne')))]
     def n_states(self, variable): return len(variable) + 1
     def chances(self, variable, acts, vals):

@@ -28,7 +28,7 @@ __all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'learnt', 'give_learnt', 'network_
            'load_safe']
 
 # %% ../nbs/16b_safe.ipynb #8a51e4cb
-_from_binding = ('path', 'asked', 'given', 'name', 'col', 'weight')
+_from_binding = ('path', 'questions', 'given', 'name', 'col', 'weight')
 
 def learnt(
     block,   # Bound block

@@ -11,7 +11,7 @@ from fastai.data.core import TfmdLists
 from fastai.learner import Learner
 from fastai.tabular.core import Categorify, Normalize, TabularPandas
 from fastai.tabular.model import TabularModel, get_emb_sz
-from fastai.torch_core import TensorBase, params
+from fastai.torch_core import TensorBase, TensorImage, params
 from fasttransform import Transform
 from ..conditions import FlowError
 from ..data import ConditionalLists, EncodedRows
@@ -21,11 +21,12 @@ from ..target import as_table
 from .core import FillGaps, told_inputs
 from ..learn.reading import reads_input, with_transform
 from .data import checked, learnt_procs
+from plum import dispatch
 import fastai_condmtl.tabular.show # noqa: F401
 
 # %% auto #0
-__all__ = ['TensorRow', 'TableRow', 'InputRows', 'InputLists', 'RowTransform', 'TabularRowBlock', 'RowModel', 'JoinedModel',
-           'JoinedSplit', 'conditional_image_tabular_learner']
+__all__ = ['TensorRow', 'TableRow', 'InputRows', 'InputLists', 'RowTransform', 'TabularRowBlock', 'show_batch', 'RowModel',
+           'JoinedModel', 'JoinedSplit', 'conditional_image_tabular_learner']
 
 # %% ../../nbs/tabular/04_rows.ipynb #01b6b991
 class TensorRow(TensorBase):
@@ -116,6 +117,13 @@ def _own_rows(own, other, tl):
     return with_transform(tl, other, new, InputRows(plain.prepare(rows)))
 
 # %% ../../nbs/tabular/04_rows.ipynb #6e0abd69
+@dispatch
+def show_batch(x:TensorImage, y:TensorRow, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Images and rows without labels: of new items fastai takes the second input for the target"
+    from fastai_condmtl.vision.show import draw_images
+    axs = draw_images([im for im,_ in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return [row.show(ctx=ax) for (_,row),ax in zip(samples, axs)]
+
 class RowModel(nn.Module):
     "fastai's `TabularModel` on a `TensorRow` batch `(bs, n)`"
     def __init__(self,

@@ -23,12 +23,13 @@ def rows_table(
     titles=(),   # A note for each row, as first column
 ):
     "`(table, styles)`: texts of inputs and tasks, and the CSS of each cell"
-    inputs, flow, y = x.inputs(max_n), x.flow, x.packed()[:max_n]
+    inputs, flow, y = x.inputs(max_n), x.flow, x.packed()
     res = pd.DataFrame({c: [_text(v) for v in inputs[c]] for c in inputs}, index=range(len(inputs)))
     if len(titles): res.insert(0, '', list(titles)[:len(res)])
     css = pd.DataFrame('', index=res.index, columns=res.columns)
-    truth = [FlowPrediction(flow, v) for v in y]
-    trees = [(t if pred is None else FlowPrediction(flow, p)).tree(truth=None if pred is None else t, probability=False) for t,p in zip(truth, y if pred is None else pred)]
+    truth = [None]*len(inputs) if y is None else [FlowPrediction(flow, v) for v in y[:max_n]]
+    if pred is None: trees = [t.tree() for t in truth]
+    else: trees = [FlowPrediction(flow, p).tree(truth=t, probability=False) for t,p in zip(truth, pred)]
     for i,p in enumerate(flow.paths):
         name = p if p not in res else f'{p} (task)'
         nodes = [t[p].data if t.contains((t.root, p)) else None for t in trees]
@@ -59,7 +60,7 @@ def show_batch(x:ConditionalTabular, y:None, its, ctxs=None, max_n=10, **kwargs)
 
 @dispatch
 def show_results(x:ConditionalTabular, y:ConditionalTabular, samples, outs, ctxs=None, max_n=10, titles=(), **kwargs):
-    "Inputs and predictions, a row each: wrong ones red with the truth behind, those without a label gray"
+    "Inputs and predictions, a row each: wrong ones red with the truth behind, those without a label gray, where there are labels at all"
     display_table(*rows_table(x, y.packed(), max_n, titles))
 
 # %% ../../nbs/tabular/03_show.ipynb #9ecc4c53

@@ -26,6 +26,7 @@ TOKENS = '_tokens_' # column with what was tokenized beforehand
 class MaskedLMBlock(SingleLabelBlock):
     "Guess masked words of the text: no labels needed. For `ConditionalTextDataLoaders` and `conditional_lm_learner`"
     ops, n_summary, pooled, made = (), 3, True, True
+    fillers = ('xxfake',) # fastai fills a vocabulary up with it, to a multiple of eight
     nll = None # type: ignore[assignment] # masked words are not calibrated
     metrics, lower_is_better = ('accuracy', 'accuracy_3', 'accuracy_5', 'perplexity'), ('perplexity',)
     def __init__(self, name, col=None, *,
@@ -73,7 +74,7 @@ class MaskedLMBlock(SingleLabelBlock):
         return [{self.vocab[j]: float(a[j]) for j in b} for a,b in zip(acts, best) if self.asked[b[0]]]
     def describe(self): return f'{self.n_masks} of {self.n_out} words'
 
-_special = {*defaults.text_spec_tok, MASK, 'xxfake'}
+_special = {*defaults.text_spec_tok, MASK, *MaskedLMBlock.fillers}
 
 def with_words(flow, vocab, col):
     "A copy of `flow` whose masked words are those of `vocab`, in the text of column `col`"

@@ -28,7 +28,8 @@ def readable_text(
     return ' '.join(MASK if t.lower() == MASK else t for t in decode_spec_tokens(toks[:trunc_at] if cut else toks)) + ' …'*cut # a capital letter is hidden with its word
 
 def tree_html(tree) -> str:
-    "A tree as HTML: wrong nodes red, those without a label gray"
+    "A tree as HTML: wrong nodes red, those without a label gray; '' of None"
+    if tree is None: return ''
     lines = [(html.escape(sign + text), color) for sign,text,color in tree.marked()]
     res = [f"<span style='color:{color}'>{text}</span>" if color else text for text,color in lines]
     return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(res) + '</pre>'
@@ -37,7 +38,7 @@ class TextTrees:
     "Texts beside their trees; `str` in a terminal, a table in a notebook"
     def __init__(self,
         texts,     # Strings
-        trees,     # A `FlowTree` each
+        trees,     # A `FlowTree` each; None: the text alone
         titles=(), # What to say above, one each
     ):
         self.texts, self.trees, self.titles = list(texts), list(trees), list(titles)
@@ -46,7 +47,8 @@ class TextTrees:
     def __str__(self):
         rows = []
         for i,(text,tree) in enumerate(zip(self.texts, self.trees)):
-            rows.append('\n'.join(filter(None, [self._title(i), textwrap.fill(text, 100), *(sign + t for sign,t,_ in tree.marked())])))
+            lines = [] if tree is None else [sign + t for sign,t,_ in tree.marked()]
+            rows.append('\n'.join(filter(None, [self._title(i), textwrap.fill(text, 100), *lines])))
         return '\n\n'.join(rows)
     __repr__ = __str__
     def _repr_html_(self):
@@ -66,6 +68,11 @@ def _show(samples, trees, max_n, trunc_at, titles=()):
 def show_batch(x:TensorText, y:TensorConditional, samples, ctxs=None, max_n=9, trunc_at=60, **kwargs):
     "Texts beside the trees of their labels; long ones are cut at `trunc_at` tokens"
     return _show(samples, [s[1].tree() for s in samples], max_n, trunc_at)
+
+@dispatch
+def show_batch(x:TensorText, y:None, samples, ctxs=None, max_n=9, trunc_at=60, **kwargs):
+    "Texts without labels"
+    return _show(samples, [None]*len(samples), max_n, trunc_at)
 
 @dispatch
 def show_results(x:TensorText, y:TensorConditional, samples, outs, ctxs=None, max_n=9, trunc_at=60, titles=(), **kwargs):

@@ -18,7 +18,7 @@ from ..target import TensorConditional
 
 # %% auto #0
 __all__ = ['TensorConditionalPoints', 'as_points', 'encodes', 'picture_size', 'ScalePoints', 'KeepInside', 'inside',
-           'first_geometric', 'flow_tfms', 'original_frames']
+           'first_geometric', 'moves_pictures', 'flow_tfms', 'original_frames']
 
 # %% ../../nbs/vision/00b_points.ipynb #62dcaf14
 @lru_cache(maxsize=64)
@@ -139,7 +139,11 @@ _moving = (FlipItem, DihedralItem, CropPad, RandomCrop, RandomResizedCrop, Rando
 def first_geometric(dl):
     "What a `DataLoader`'s transforms call the first that moves, turns or crops the picture; None without"
     fs = [f for k in ('after_item', 'after_batch') for f in getattr(getattr(dl, k, None), 'fs', ())]
-    return next((type(f).__name__ for f in fs if isinstance(f, _moving) or isinstance(f, AffineCoordTfm) and (f.aff_fs or f.coord_fs)), None)
+    return next((type(f).__name__ for f in fs if moves_pictures(f)), None)
+
+def moves_pictures(tfm):
+    "Does a transform move, turn or crop pictures?"
+    return isinstance(tfm, _moving) or isinstance(tfm, AffineCoordTfm) and bool(tfm.aff_fs or tfm.coord_fs)
 
 def flow_tfms(
     blocks, # Blocks of a flow

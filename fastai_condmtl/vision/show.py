@@ -9,12 +9,14 @@ from matplotlib import patheffects as PathEffects
 from matplotlib.patches import Rectangle
 import fastai.vision.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from fastai.torch_core import TensorImage
+from fastai.vision.data import get_grid
 from ..target import TensorConditional
 from .. import explain # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['draw_tree', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'show_batch', 'show_results', 'plot_top_losses']
+__all__ = ['draw_tree', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'draw_images', 'show_batch', 'show_results',
+           'plot_top_losses']
 
 # %% ../../nbs/vision/02_show.ipynb #2f281093
 def draw_tree(
@@ -60,13 +62,14 @@ def draw_shapes(
         else: ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
 
 def trees_and_shapes(
-    samples,   # Rows as `show_batch` has them, labels last
+    samples,   # Rows as `show_batch` has them, labels last, None where there are none
     outs=None, # Their predictions
 ) -> tuple[list, list]: # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
     "What is told and drawn of rows: labels, or predictions beside them"
     ys = [s[-1] for s in samples]
     if outs is None: return [y.tree() for y in ys], [[(y, 'white', '-')] for y in ys]
-    return [o[0].tree(truth=y) for y,o in zip(ys, outs)], [[(y, 'white', '--'), (o[0], 'orange', '-')] for y,o in zip(ys, outs)]
+    trees = [o[0].tree(truth=y) for y,o in zip(ys, outs)]
+    return trees, [[(y, 'white', '--')]*(y is not None) + [(o[0], 'orange', '-')] for y,o in zip(ys, outs)]
 
 def draw_pairs(
     images, # Image tensors
@@ -87,10 +90,25 @@ def draw_pairs(
             if i < len(texts): ax.set_title(texts[i], fontsize=size, loc='left', parse_math=False)
     return ctxs
 
+def draw_images(
+    images, # Image tensors
+    ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, # As for `show_batch`
+    **kwargs # For `show` of the images
+) -> list: # The axes
+    "Images alone, one on each axes"
+    images = images[:max_n]
+    if ctxs is None: ctxs = get_grid(len(images), nrows=nrows, ncols=ncols, figsize=figsize)
+    return [im.show(ctx=ax, **kwargs) for im,ax in zip(images, ctxs)]
+
 @dispatch
 def show_batch(x:TensorImage, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Images beside the trees of their labels; `ctxs`, where given, are axes in pairs"
     return draw_pairs([s[0] for s in samples], *trees_and_shapes(samples), ctxs, max_n, nrows, ncols, figsize, **kwargs)
+
+@dispatch
+def show_batch(x:TensorImage, y:None, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Images without labels"
+    return draw_images([s[0] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 @dispatch
 def show_results(x:TensorImage, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
