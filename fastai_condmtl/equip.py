@@ -7,7 +7,7 @@ from __future__ import annotations
 from fastai.learner import Learner
 from .conditions import FlowError
 from .learner import flow_of, own_loss
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .masks import MASKS
 from .callback.balance import TaskBalance
 from .callback.thresholds import ThresholdSearch

@@ -14,7 +14,8 @@ from fastai.learner import Learner
 from ..conditions import FlowWarning
 from ..heads import NeededRows, head_of
 from ..learner import loss_of
-from ..losses import ConditionalLoss, TaskSums
+from ..loss.conditional import ConditionalLoss
+from ..loss.decisions import TaskSums
 from ..target import packed
 
 # %% auto #0
