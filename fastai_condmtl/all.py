@@ -5,7 +5,7 @@ from .blocks import *
 from .points import Frame
 from .flow import Flow, FlowError
 from .target import FlowPrediction, TensorConditional
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .metrics import TaskMetric
 from .data import FlowTransform, StratifiedSplitter, stratified_folds
 from .masks import SegmentationBlock, mask_facts

@@ -16,7 +16,7 @@ from .conditions import FlowError
 from .core.extras import import_extra
 from .files import IMAGES
 from .learner import flow_of, loss_of
-from .losses import single
+from .loss.decisions import as_plain
 from .points import Frame
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
 import fastai_condmtl.vision.data # noqa: F401  what an exported learner may ask for
@@ -68,13 +68,13 @@ class Viewer:
             try:
                 with torch.no_grad(): raw = self.learn.model.eval()(*b)
             except RuntimeError as e: raise _SizeError(f"The model cannot take a picture of {im.width} × {im.height} pixels ({str(e).splitlines()[0]}): choose one of the size that it was trained on, or export a learner with item_tfms=Resize(...).") from e
-            return single(raw)[0].cpu(), _picture(dl.decode_batch(b, max_n=1)[0][0])
+            return as_plain(raw)[0].cpu(), _picture(dl.decode_batch(b, max_n=1)[0][0])
 
 class _SizeError(FlowError): "A picture that does not fit the model"
 
 def _picture(x):
     "A decoded image tensor `(c, h, w)`, 0 to 255 or 0 to 1, as a picture"
-    x = single(x).cpu().float()
+    x = as_plain(x).cpu().float()
     a = (x*(255 if x.max() <= 1 else 1)).clamp(0, 255).byte().permute(1,2,0).numpy()
     return Image.fromarray(a[...,0] if a.shape[2] == 1 else a[...,:3]).convert('RGB')
 

@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from .conditions import FlowError
 from .learn.reading import as_loader
 from .learner import check_labelled, flow_of, loss_of, own_loss, progress, raw_preds
-from .losses import move_threshold
+from .loss.decisions import move_threshold
 from .target import doubles, packed
 
 # %% auto #0
@@ -80,7 +80,7 @@ def calibrate(self:Learner,
         new[path] = temp
         before, after = (block.nll(x/k, t) for k in (1., temp))
         rows.append((path, temp, *(a.mean().item() if len(t) else np.nan for a in (before, after)), *(calibration_error(*_sure(block, x/k, t)) for k in (1., temp)), len(t), note))
-    raw = raw.float().to(loss.order.device) # type: ignore[arg-type] # a buffer
+    raw = raw.float().to(loss.layout.target_order.device) # type: ignore[arg-type] # a buffer
     before = loss.activation(raw).cpu()
     loss.temperatures = {p: t for p,t in new.items() if t != 1}
     _move_thresholds(loss, old, new, before, loss.activation(raw).cpu())

@@ -23,7 +23,7 @@ from .flow import Flow, inherited, leaves
 from .learn.stock import wraps_stock
 from .masks import MASKS, is_mask_block
 from .target import BoundFlow, TensorConditional, FlowPrediction, as_table
-import fastai_condmtl.losses # noqa: F401  the loss of a bound flow
+import fastai_condmtl.loss.conditional # noqa: F401  the loss of a bound flow
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'keep_only_batch', 'dataloaders',

@@ -9,7 +9,7 @@ from .conditions import FlowError
 from .core.arguments import check_arguments
 from .learn.checks import check_metrics_fit
 from .learner import flow_of, own_loss
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .learn.targets import check_sides
 from .callback.balance import TaskBalance
 from .callback.thresholds import ThresholdSearch

@@ -19,7 +19,7 @@ from .core.extras import import_extra
 from .files import atomic_write
 from .heads import ConditionalHead
 from .learner import flow_of, loss_of
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 
 # %% auto #0
 __all__ = ['Deployed', 'input_steps', 'raw_inputs', 'columns_of']
@@ -43,8 +43,8 @@ class Deployed(nn.Module):
         for m in list(self.model.modules()):
             for n,c in m.named_children():
                 if isinstance(c, nn.AdaptiveMaxPool2d) and c.output_size in (1, (1, 1)) and not c.return_indices: setattr(m, n, _GlobalMax())
-        for k,b in enumerate(self.loss.blocks): self.register_buffer(f'threshold_{k}', self.loss.threshold_columns(k) if b.thresholded else None)
-        if self.loss.heat is not None: self.register_buffer('heat', self.loss.heat.clone())
+        for k,b in enumerate(self.loss.layout.blocks): self.register_buffer(f'threshold_{k}', self.loss.decisions.thresholds_of(k) if b.thresholded else None)
+        if self.loss.decisions.temperature is not None: self.register_buffer('heat', self.loss.decisions.temperature.clone())
         self.register_buffer('mean', mean); self.register_buffer('std', std)
         lo, span = loss.flow.units
         self.register_buffer('lo', lo.float()); self.register_buffer('span', span.float())
@@ -53,10 +53,10 @@ class Deployed(nn.Module):
         if self.mean is not None: inputs = ((inputs[0] - self.mean)/self.std, *inputs[1:])
         loss, acts = self.loss, self.loss.activation(self.model(*inputs))
         vals = []
-        for k,(b,a) in enumerate(zip(loss.blocks, loss.family_acts(acts))):
+        for k,(b,a) in enumerate(zip(loss.layout.blocks, loss.layout.family_acts(acts))):
             t = getattr(self, f'threshold_{k}')
-            vals.append((b.decide(a) if t is None else b.decide(a, t)).reshape(acts.shape[0], loss.sizes[k]))
-        vals = torch.cat(vals, 1).index_select(1, loss.cols_back)
+            vals.append((b.decide(a) if t is None else b.decide(a, t)).reshape(acts.shape[0], loss.layout.n_columns[k]))
+        vals = torch.cat(vals, 1).index_select(1, loss.layout.target_back)
         return vals*self.span + self.lo, acts, loss.flow.reached(vals)
 
 # %% ../nbs/16_export.ipynb #033d24f1

@@ -13,7 +13,7 @@ from fastai.layers import AdaptiveConcatPool2d, Flatten, LinBnDrop, apply_init
 from fastai.torch_core import find_bs
 from .conditions import FlowError, FlowWarning
 from .base import near
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .target import packed
 
 # %% auto #0

@@ -17,7 +17,7 @@ import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
 from .files import atomic_save
 from .target import BoundFlow, FlowPrediction, doubles
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .metrics import Accumulator
 from .ranks import alone, whole
 from .explain import FlowTree, add_nodes
@@ -304,7 +304,7 @@ def explain(self:Learner,
         dl = self.dls.test_dl(items, **kwargs) if len(index) else None
         raw, frames = (raw_preds(self, dl=dl)[0], frames_of(flow, dl)) if len(index) else (torch.zeros(0, flow.c), None)
     acts = loss.activation(raw)
-    dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
+    dec, raw = loss.decodes(acts), loss.layout.raw_acts(raw)
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
     for i,(d,a,r) in enumerate(zip(dec, acts, raw)):

@@ -12,7 +12,8 @@ from .conditions import FlowError
 from .base import near
 from .scores import aliases
 from .target import BoundFlow
-from .losses import ConditionalLoss, single
+from .loss.conditional import ConditionalLoss
+from .loss.decisions import as_plain
 from .ranks import gather_rows, in_order
 
 # %% auto #0
@@ -40,9 +41,9 @@ class Accumulator:
     @torch.no_grad()
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
-        loss, pred = loss or self.flow.loss_func, single(pred)
-        vals, mask = loss.targets_of(single(y))
-        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.blocks, loss.logits_of(loss.tempered(pred)), loss.cols_of(vals))]
+        loss, pred = loss or self.flow.loss_func, as_plain(pred)
+        vals, mask = loss.layout.targets_of(as_plain(y))
+        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.layout.blocks, loss.layout.logits_of(loss.decisions.tempered(pred)), loss.layout.columns_of(vals))]
         return torch.cat([*parts, vals, mask], 1)
 
     def task(self, path):
@@ -50,9 +51,9 @@ class Accumulator:
         if not self.parts: return None
         if self.data is None:
             data, loss, self.data = in_order(self.parts, self.at).numpy(), self.flow.loss_func, {}
-            D, S = sum(loss.sizes), data.shape[1] - 2*sum(loss.sizes)
+            D, S = sum(loss.layout.n_columns), data.shape[1] - 2*sum(loss.layout.n_columns)
             col, start = 0, 0
-            for f,b in zip(self.flow.families, loss.blocks):
+            for f,b in zip(self.flow.families, loss.layout.blocks):
                 K = b.n_summary
                 for i in f.tasks:
                     W = self.flow.plan.blocks[i].n_targets

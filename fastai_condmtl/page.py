@@ -30,10 +30,10 @@ def decide(
     frame=None,      # `Frame` of the picture in whose pixels points and boxes are told; None: shares
 ) -> FlowPrediction:
     "What follows from logits under other thresholds"
-    mine = copy(loss)
+    mine = copy(loss.decisions)
     mine.thresholds = {**loss.thresholds, **{p: torch.tensor(t) for p,t in (thresholds or {}).items()}}
     acts = mine.activation(logits[None])
-    return FlowPrediction(loss.flow, mine.decodes(acts)[0], acts[0], logits.index_select(0, loss.back.to(logits.device)), frame)
+    return FlowPrediction(loss.flow, mine.decodes(acts)[0], acts[0], loss.layout.raw_acts(logits), frame)
 
 # %% ../nbs/12b_page.ipynb #eb2dfb8b
 def short(p):

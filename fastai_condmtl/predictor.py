@@ -11,7 +11,7 @@ from torch import nn
 from .conditions import FlowError
 from .export import input_steps
 from .learner import flow_of
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .points import Frame
 from .target import BoundFlow, FlowPrediction
 

@@ -18,7 +18,7 @@ from .flow import Flow, Plan
 from .flow_json import from_jsonable, to_jsonable
 from .heads import Branch, conditional_head, needs_heads, stock_logits
 from .learner import flow_of, loss_of
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .predictor import Predictor, picture_config
 from .target import BoundFlow, doubles
 import fastai_condmtl.flow_json # noqa: F401  Flow.to_json

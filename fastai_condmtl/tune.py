@@ -14,7 +14,7 @@ from .conditions import FlowError
 from .base import near
 from .files import write_text
 from .learner import collect, flow_of, loss_of, own_loss, progress
-from .losses import ConditionalLoss
+from .loss.conditional import ConditionalLoss
 from .metrics import Accumulator
 from .scores import aliases, binary_score, counts
 from .seen import Seen, label_hashes, row_hashes

@@ -6,7 +6,7 @@ from scipy.stats import poisson
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.losses import ConditionalLoss
+from fastai_condmtl.loss.conditional import ConditionalLoss
 from oracle import Oracle, build, frame, n_rows, raw_row, vocab_of, walk
 from random_flows import blank, checks, random_spec, random_table, random_value, rngs
 

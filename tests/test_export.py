@@ -111,7 +111,7 @@ def test_export_changes_nothing(plain):
     before = {k: v.clone() for k,v in plain.model.state_dict().items()}
     d = plain.deployed()
     plain.loss_func.thresholds['a'] = torch.tensor([.9])
-    try: assert d.threshold_0 is not None and not any((getattr(d, f'threshold_{k}') == .9).any() for k,b in enumerate(d.loss.blocks) if b.thresholded)
+    try: assert d.threshold_0 is not None and not any((getattr(d, f'threshold_{k}') == .9).any() for k,b in enumerate(d.loss.layout.blocks) if b.thresholded)
     finally: plain.loss_func.thresholds['a'] = torch.tensor([.52])
     assert all(torch.equal(v, before[k]) for k,v in plain.model.state_dict().items())
 

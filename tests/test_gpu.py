@@ -15,7 +15,7 @@ from fastai.torch_core import TensorImage, set_seed
 from fastai_condmtl.all import BinaryBlock, Branch, Checkpoint, CountBlock, Flow, MultiLabelBlock, OrdinalBlock, SingleLabelBlock, UnboundedRegressionBlock, conditional_head, equip
 import fastai_condmtl.callback.parallel  # noqa: F401  learn.to_parallel(balance_memory=)
 from fastai_condmtl.heads import NeededRows, RunNeeded
-from fastai_condmtl.losses import TaskSums
+from fastai_condmtl.loss.decisions import TaskSums
 from fastai_condmtl.metrics import Accumulator
 from fastai_condmtl.target import FlowPrediction
 from fastai_condmtl.text.masks import MASK, MaskedLMBlock, MaskTokens, text_random, unpack

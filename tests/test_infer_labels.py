@@ -3,7 +3,7 @@ import pandas as pd, pytest, torch
 from fastai_condmtl.blocks import BinaryBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.losses import ConditionalLoss
+from fastai_condmtl.loss.conditional import ConditionalLoss
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 A, B, X, Y = (BinaryBlock(n) for n in 'abxy')

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.losses import ConditionalLoss
+from fastai_condmtl.loss.conditional import ConditionalLoss
 from fastai_condmtl.target import TensorConditional
 from oracle import build, frame, walk
 from random_flows import checks, random_spec, random_table, rngs

@@ -5,7 +5,8 @@ from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabe
 from fastai_condmtl.conditions import And, AnyOf, Atom, Comparable, FlowError, Not, any_of, as_condition, atoms, both, conjuncts, forced, kleene, task
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.blocks import OrdinalBlock
-from fastai_condmtl.losses import ConditionalLoss, move_threshold, single
+from fastai_condmtl.loss.conditional import ConditionalLoss
+from fastai_condmtl.loss.decisions import move_threshold, as_plain
 from fastai_condmtl.masks import MASKS
 from fastai_condmtl.points import KeypointsBlock
 from fastai_condmtl.target import FlowPrediction, TensorConditional, shortened, as_table, packed
@@ -536,13 +537,13 @@ def test_activations_and_decisions_of_all_kinds():
     loss.thresholds |= dict(a=.2, b=torch.tensor([.9]), m=[.1, .5, .95], pair=.7)
     cut = dict(a=[.2], b=[.9], m=[.1, .5, .95], pair=[.7, .7])
     got = loss.decodes(acts)
-    assert type(got) is TensorConditional and got.shape == (6, 2, bound.n_targets) and (got.mask == 1).all() and torch.equal(loss.with_reached(got.vals.as_subclass(torch.Tensor)), got)
+    assert type(got) is TensorConditional and got.shape == (6, 2, bound.n_targets) and (got.mask == 1).all() and torch.equal(loss.decisions.with_reached(got.vals.as_subclass(torch.Tensor)), got)
     for p in PATHS:
         a, want = acts[:, s[p].acts], got.vals[:, s[p].targets].as_subclass(torch.Tensor)
         assert torch.equal(want, (a > torch.tensor(cut[p])).float() if p in cut else a.argmax(1, keepdim=True).float() if p in ('k', 'l', 'kk') else a), p
-    assert [loss.threshold_columns(0).tolist(), loss.threshold_columns(0, 'cpu', torch.float64).dtype] == [pytest.approx([.1, .5, .95, .7, .7, .2, .9]), torch.float64]
+    assert [loss.decisions.thresholds_of(0).tolist(), loss.decisions.thresholds_of(0, 'cpu', torch.float64).dtype] == [pytest.approx([.1, .5, .95, .7, .7, .2, .9]), torch.float64]
     del loss.thresholds['b'] # then what the block says
-    assert loss.threshold_columns(0).tolist() == pytest.approx([.1, .5, .95, .7, .7, .2, .5])
+    assert loss.decisions.thresholds_of(0).tolist() == pytest.approx([.1, .5, .95, .7, .7, .2, .5])
     for wrong, text in ((dict(m=[.1, .2]), "thresholds['m'] has 2 values for 3 labels: give one value, or one a label"), (dict(aa=.5), "thresholds has no task 'aa' to use it for: did you mean 'a'?"), (dict(k=.5), "thresholds has no task 'k' to use it for")):
         other = loss.clone()
         other.thresholds |= wrong
@@ -574,12 +575,12 @@ def test_temperatures():
     bound = all_kinds().bind(ALL)
     loss, z = bound.loss_func, batch_of_all(all_kinds().bind(ALL), 2, False)[0]
     plain = loss.activation(z)
-    assert dict(loss.temperatures) == {} and loss.tempered(z) is z
+    assert dict(loss.temperatures) == {} and loss.decisions.tempered(z) is z
     loss.temperatures = dict(k=2, b=.5, m=4., a=1)
     assert dict(loss.temperatures) == dict(k=2., b=.5, m=4.) and set(map(type, loss.temperatures.values())) == {float}
     heat = torch.ones(bound.c)
     for p,t in dict(k=2., b=.5, m=4.).items(): heat[bound.slices[p].logits] = t
-    assert torch.equal(loss.tempered(z), z/heat) and not loss.activation(z).allclose(plain) and loss.activation(z*heat).allclose(plain)
+    assert torch.equal(loss.decisions.tempered(z), z/heat) and not loss.activation(z).allclose(plain) and loss.activation(z*heat).allclose(plain)
     with pytest.raises(TypeError): loss.temperatures['k'] = 3.
     for bad, text in ((dict(n=2.), "task 'n' (UnboundedRegressionBlock) has no probabilities to calibrate: leave it out"), ([('k', 2.)], "temperatures=[('k', 2.0)] must be a dict"), (dict(nope=2.), "asked for task 'nope'"),
             *((dict(k=t), f"temperature {t!r} of task 'k' must be a positive number") for t in (0, -1., True, '2', None, float('inf'), float('nan')))): says(text, setattr, loss, 'temperatures', bad)
@@ -590,7 +591,7 @@ def test_temperatures():
         loss.temperatures = dict(k=1e-3)
         assert dict(loss.temperatures) == pytest.approx(dict(k=1e-3))
         loss.temperatures = {}
-        assert loss.heat is None and dict(loss.temperatures) == {}
+        assert loss.decisions.temperature is None and dict(loss.temperatures) == {}
         loss(z.clone().requires_grad_(), batch_of_all(bound, 2, False)[1])
 
 def test_training_drops_temperatures_and_keeps_decisions():
@@ -601,7 +602,7 @@ def test_training_drops_temperatures_and_keeps_decisions():
     loss.thresholds |= dict(b=.3, m=[.2, .5, .6], a=.4)
     before = loss.decodes(loss.activation(z))
     with pytest.warns(UserWarning, match='^the model is trained again: temperatures of the last calibration are dropped'): loss(z.clone().requires_grad_(), y)
-    assert dict(loss.temperatures) == {} and loss.tuned == {} and loss.heat is None and loss.thresholds['a'] == .4
+    assert dict(loss.temperatures) == {} and loss.tuned == {} and loss.decisions.temperature is None and loss.thresholds['a'] == .4
     logit = lambda p: math.log(p/(1 - p))
     sigmoid = lambda v: 1/(1 + math.exp(-v))
     assert loss.thresholds['b'].tolist() == pytest.approx([sigmoid(logit(.3)*.5)]) and loss.thresholds['m'].tolist() == pytest.approx([sigmoid(logit(p)*4) for p in (.2, .5, .6)])
@@ -619,10 +620,10 @@ def test_one_target_only():
 
 def test_plain_and_single():
     for x, dtype in ((torch.zeros(2, dtype=torch.float16), torch.float32), (torch.zeros(2, dtype=torch.bfloat16), torch.float32), (torch.zeros(2), torch.float32), (torch.zeros(2, dtype=torch.float64), torch.float64), (TensorConditional(torch.zeros(2)), torch.float32)):
-        got = single(x)
+        got = as_plain(x)
         assert type(got) is torch.Tensor and got.dtype == dtype
     same = torch.zeros(2)
-    assert single(same) is same
+    assert as_plain(same) is same
 
 @pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('way', [True, 'detach', 'both'])
@@ -656,10 +657,10 @@ def test_all_goes_where_the_batch_is(make):
     loss, pred, y = bound.loss_func, torch.zeros(4, bound.c, device='meta'), TensorConditional(torch.zeros(4, 2, bound.n_targets, device='meta'))
     loss.temperatures = dict(k=2.)
     n, D = len(bound.paths), bound.n_targets
-    for got, shape in ((loss(pred, y), ()), (ConditionalLoss(bound, 'none')(pred, y), (4,)), (loss.per_sample(pred, y), (4, n)), (loss.per_task(pred, y), (n,)), (loss.activation(pred), (4, bound.c)), (loss.tempered(pred), (4, bound.c)), (loss.decide(pred), (4, D)),
+    for got, shape in ((loss(pred, y), ()), (ConditionalLoss(bound, 'none')(pred, y), (4,)), (loss.per_sample(pred, y), (4, n)), (loss.per_task(pred, y), (n,)), (loss.activation(pred), (4, bound.c)), (loss.decisions.tempered(pred), (4, bound.c)), (loss.decide(pred), (4, D)),
         *((x, (n,)) for x in loss.task_losses(pred, y)), (loss.task_losses(pred, y, torch.ones(4))[0], (n,)), (bound.to_units(y), (4, 2, D)), (bound.reached(y), (4, n)), (bound.reached(y.vals), (4, n)), (bound.false_conditions(y), (4, n))):
         assert got.device.type == 'meta' and tuple(got.shape) == shape
-    assert {b.device.type for name,b in loss.named_buffers() if 'whole' not in name} == {'cpu'} and loss.threshold_columns(0).device.type == 'cpu' and loss.threshold_columns(0, 'meta').device.type == 'meta'
+    assert {b.device.type for name,b in loss.named_buffers() if 'whole' not in name} == {'cpu'} and loss.decisions.thresholds_of(0).device.type == 'cpu' and loss.decisions.thresholds_of(0, 'meta').device.type == 'meta'
 
 def test_predictions_read_back_exactly_and_shortly():
     bound = Flow('f', BoundedRegressionBlock('s', y_range=(0, 640)), SingleLabelBlock('k')).bind(pd.DataFrame(dict(s=[1., 2., 3.], k=pd.Series([(1,), (1, 2.5), (3, 'x')], dtype=object))))

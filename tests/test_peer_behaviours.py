@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, MultiLabelBlock, SingleLabelBlock, UnboundedRegressionBlock
 from fastai_condmtl.conditions import any_of, task
 from fastai_condmtl.flow import Flow
-from fastai_condmtl.losses import ConditionalLoss, TaskSums
+from fastai_condmtl.loss.conditional import ConditionalLoss
+from fastai_condmtl.loss.decisions import TaskSums
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 T, N = True, None

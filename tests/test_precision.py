@@ -292,7 +292,7 @@ def test_no_double_on_a_device(every):
         p = FlowPrediction(bound, dec[0], acts[0], pred[0])
         p.probabilities, p.marginals, p.tree(), repr(p)
         z = m.mark(pred.clone().requires_grad_())
-        loss.cool()
+        loss.decisions.reset_temperatures()
         loss(z, y).backward()
         for method in METHODS.values():
             w = method(); s = {k: m.mark(t) for k, t in w.state(len(bound.paths), torch.tensor([b.nll is not None for b in bound.plan.blocks])).items()}
@@ -358,11 +358,11 @@ def test_nothing_waits_or_strays_on_a_pretended_device(device):
         loss = bound.loss_func
         loss._apply(lambda t: t.to(device))
         pred = torch.randn(40, bound.c, device=device, requires_grad=device == 'meta')         # autograd asks CUDA itself
-        for out in (loss(pred, y), loss.per_task(pred, y), loss.per_sample(pred, y), *loss.task_losses(pred, y), loss.sums(pred, y), loss.activation(pred), loss.tempered(pred), Accumulator(bound).pack(pred, y)):
+        for out in (loss(pred, y), loss.per_task(pred, y), loss.per_sample(pred, y), *loss.task_losses(pred, y), loss.sums(pred, y), loss.activation(pred), loss.decisions.tempered(pred), Accumulator(bound).pack(pred, y)):
             assert out.device.type == device and out.dtype != torch.float64
         reached = bound.reached(loss.decide(loss.activation(pred.detach())))
         assert reached.shape == (40, len(bound.paths)) and reached.device.type == bound.false_conditions(y).device.type == device
-        assert loss.col_tasks.device.type == device                                            # `decodes` is `decide` and `reached`, a column each; a type of its own, which fake tensors cannot have
+        assert loss.layout.column_tasks.device.type == device                                            # `decodes` is `decide` and `reached`, a column each; a type of its own, which fake tensors cannot have
         if device == 'meta':
             loss(pred.half(), y).backward()
             assert pred.grad.shape == pred.shape

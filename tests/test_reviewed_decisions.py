@@ -6,7 +6,7 @@ from fastai.callback.schedule import *
 from fastai.vision.all import DataBlock, IndexSplitter, Learner, Transform, TransformBlock, set_seed
 from torch import nn
 from fastai_condmtl.all import *
-from fastai_condmtl.losses import ConditionalLoss
+from fastai_condmtl.loss.conditional import ConditionalLoss
 from fastai_condmtl.thresholds import threshold_curve, threshold_interval
 
 N, HALF = 600, list(range(300, 600))

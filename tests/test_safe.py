@@ -62,7 +62,7 @@ def test_every_kind_is_read_as_it_was_written(kinds):
 
 def says(bound, raw):
     "Decisions and probabilities of raw logits, as tables"
-    from fastai_condmtl.losses import ConditionalLoss
+    from fastai_condmtl.loss.conditional import ConditionalLoss
     loss = ConditionalLoss(bound)
     acts = loss.activation(raw)
     dec = loss.decodes(acts)

@@ -22,7 +22,7 @@ from fastai_condmtl.conditions import FlowError
 from fastai_condmtl.equip import equip
 from fastai_condmtl.flow import Flow
 from fastai_condmtl.heads import RunNeeded, Branch, conditional_head
-from fastai_condmtl.losses import ConditionalLoss
+from fastai_condmtl.loss.conditional import ConditionalLoss
 from fastai_condmtl.partial_training import PartialTraining
 
 pytestmark = pytest.mark.filterwarnings('ignore')

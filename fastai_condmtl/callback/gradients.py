@@ -10,7 +10,7 @@ from fastai.callback.core import Callback
 from ..conditions import FlowError
 from ..heads import ConditionalHead
 from ..learner import flow_of, loss_of, mixed, tries
-from ..losses import ConditionalLoss
+from ..loss.conditional import ConditionalLoss
 from ..plot import short_names
 from ..ranks import rank_sums, step_ranks
 

@@ -15,7 +15,8 @@ from ..conditions import FlowWarning
 from ..heads import NeededRows, head_of
 from ..learn.stock import after_import
 from ..learner import loss_of
-from ..losses import ConditionalLoss, TaskSums
+from ..loss.conditional import ConditionalLoss
+from ..loss.decisions import TaskSums
 from ..target import packed
 
 # %% auto #0

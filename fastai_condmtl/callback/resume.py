@@ -19,7 +19,7 @@ from ..conditions import FlowError
 from ..data import EncodedRows
 from ..files import atomic_write
 from ..learner import own_loss, tries
-from ..losses import ConditionalLoss
+from ..loss.conditional import ConditionalLoss
 from ..ranks import scattered, whole
 from ..seen import Seen
 from ..target import BoundFlow

@@ -14,7 +14,7 @@ from .thresholds import versions
 from .tracked import Kept, Tracked
 from ..learner import collect, flow_of, mixed, predicts, trains
 from ..core.extras import import_extra
-from ..losses import TaskSums
+from ..loss.decisions import TaskSums
 from ..metrics import TaskMetric
 from ..ranks import scattered
 from ..target import TensorConditional

@@ -115,14 +115,14 @@ class Tracked:
         if not self.acc.logits: return []
         loss, raw = self.learn.loss_func, in_order(self.acc.logits, self.acc.at_logits)[:self.n]
         acts = loss.activation(raw)
-        dec, raw = loss.decodes(acts), raw.index_select(1, loss.back.to(raw.device))
+        dec, raw = loss.decodes(acts), loss.layout.raw_acts(raw)
         return [FlowPrediction(self.flow, d, a, r).tree(self.truth(i), logits=True, condition=True, top_k=3) for i,(d,a,r) in enumerate(zip(dec, acts, raw))]
 
     @cached_property
     def packed(self):
         "Packed labels, and decided values as packed predictions whose mask says *reached*"
         y, vals = self.acc.packed()
-        return y, self.flow.loss_func.with_reached(vals.to(self.flow.loss_func.order.device)).as_subclass(torch.Tensor).cpu()
+        return y, self.flow.loss_func.decisions.with_reached(vals.to(self.flow.loss_func.layout.target_order.device)).as_subclass(torch.Tensor).cpu()
     def truth(self, i): "The labels of a row"; return FlowPrediction(self.flow, self.packed[0][i], frame=Frame.of_size(1, 1))
     def pred(self, i, all_=False):
         "What was decided on a row; `all_`: of every task, reached or not"

@@ -19,7 +19,7 @@ from fasttransform import Pipeline
 
 from ..conditions import FlowError
 from ..data import ConditionalLists, EncodedRows, FlowTransform
-from ..losses import ConditionalLoss
+from ..loss.conditional import ConditionalLoss
 from ..ranks import scattered, whole
 from ..target import BoundFlow, TensorConditional, doubles
 from .stock import adds_to_stock, wraps_stock

@@ -1,0 +1,116 @@
+"""How the code reads, in figures: widths, statements sharing a line, conditional expressions, short names, sizes of cells and classes
+
+python benchmarks/house.py            this package, a line a figure
+python benchmarks/house.py fastai     an installed package beside it
+"""
+import ast
+import importlib.util
+import json
+import re
+import statistics
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 120
+
+
+def modules(package):
+    "The files of a package, without what is made for nbdev's index"
+    where = ROOT/package if (ROOT/package).is_dir() else Path(importlib.util.find_spec(package).origin).parent
+    return [p for p in sorted(where.rglob('*.py')) if p.name != '_modidx.py']
+
+
+def statements(tree):
+    "All statements of a module, docstrings apart"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            yield node
+
+
+def shared_lines(tree):
+    "Statements that do not begin a line of their own: after a `;`, or behind the colon of another"
+    first = {}
+    for node in statements(tree):
+        first.setdefault(node.lineno, []).append(node.col_offset)
+    return sum(len(columns) - 1 for columns in first.values())
+
+
+def conditionals(tree):
+    "Conditional expressions, and those that hold another"
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.IfExp)]
+    nested = [n for n in found if any(isinstance(m, ast.IfExp) for m in ast.walk(n) if m is not n)]
+    return len(found), len(nested)
+
+
+def own_names(tree):
+    "Names that a module gives: arguments and variables, each use counted"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg) and node.arg not in ('self', 'cls'):
+            yield node.arg
+
+
+def figures(package):
+    "Figure -> value of one package"
+    lines, wide, n_statements, shared, n_conditionals, nested, names, methods = [], 0, 0, 0, 0, 0, [], {}
+    for path in modules(package):
+        with tokenize.open(path) as f:
+            text = f.read()
+        tree = ast.parse(text)
+        lines += [len(line) for line in text.splitlines()]
+        n_statements += sum(1 for _ in statements(tree))
+        shared += shared_lines(tree)
+        some, inner = conditionals(tree)
+        n_conditionals, nested = n_conditionals + some, nested + inner
+        names += own_names(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                methods[node.name] = sum(isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) for m in node.body)
+    wide = [n for n in lines if n > WIDTH]
+    largest = max(methods, key=methods.get)
+    return {
+        'modules': len(modules(package)),
+        'lines': len(lines),
+        f'lines over {WIDTH} characters': f'{100*len(wide)/len(lines):.1f} % ({len(wide)}, longest {max(lines)})',
+        'statements sharing a line': f'{100*shared/n_statements:.1f} %',
+        'conditional expressions per 100 lines': f'{100*n_conditionals/len(lines):.1f} ({nested} hold another)',
+        'names of one or two letters': f'{100*sum(len(n) < 3 for n in names)/len(names):.0f} %',
+        'methods of the largest class': f'{methods[largest]} ({largest})',
+    }
+
+
+def export_cells():
+    "Lines of each exported cell of the notebooks"
+    for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            source = ''.join(cell['source'])
+            if cell['cell_type'] == 'code' and re.search(r'^#\| *export', source, re.M):
+                yield len(source.splitlines()) - 1
+
+
+def hooks():
+    "Attributes and methods of the base class of all kinds of task"
+    path = next(p for p in modules('fastai_condmtl') if 'class ConditionalBlock(' in p.read_text(encoding='utf-8'))
+    base = next(n for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ClassDef) and n.name == 'ConditionalBlock')
+    given = [t.id for n in base.body if isinstance(n, ast.Assign) for t in ast.walk(n.targets[0]) if isinstance(t, ast.Name)]
+    given += [n.target.id for n in base.body if isinstance(n, ast.AnnAssign)]
+    given += [n.name for n in base.body if isinstance(n, ast.FunctionDef) and not n.name.startswith('_')]
+    return len(set(given))
+
+
+def main(packages):
+    for package in packages:
+        print(f'{package}')
+        for name,value in figures(package).items():
+            print(f'  {name:42} {value}')
+        if package == 'fastai_condmtl':
+            cells = list(export_cells())
+            print(f"  {'lines of an exported cell':42} median {statistics.median(cells):.0f}, longest {max(cells)}")
+            print(f"  {'names a new kind of task may meet':42} {hooks()}")
+
+
+if __name__ == '__main__':
+    main(['fastai_condmtl', *sys.argv[1:]])

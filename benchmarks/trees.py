@@ -1,0 +1,97 @@
+"""Is another tree of this project as fast? Both are loaded into one process and measured in turn.
+
+python benchmarks/trees.py ../old_checkout     prints the ratio of this tree to the other, with its 95 % interval
+"""
+import importlib
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+PACKAGE = 'fastai_condmtl'
+
+
+def load(root):
+    "The parts of the package at `root` that are measured, loaded anew beside any other tree"
+    for name in [m for m in sys.modules if m.partition('.')[0] == PACKAGE]:
+        del sys.modules[name]
+    sys.path.insert(0, str(Path(root).resolve()))
+    importlib.invalidate_caches()
+    try:
+        names = importlib.import_module(f'{PACKAGE}.all').__dict__ | importlib.import_module(f'{PACKAGE}.synthetic').__dict__
+    finally:
+        sys.path.pop(0)
+    assert Path(names['__file__']).is_relative_to(Path(root).resolve()), names['__file__']
+    return names
+
+
+def security(tree):
+    "The flow and the table of the drawn scenes"
+    return tree['security_flow'](), tree['security_scenes'](256, size=16)[1]
+
+
+def many(tree, n=500):
+    "`n` binary tasks and `n` regressions given the first"
+    rng = np.random.default_rng(0)
+    first = tree['BinaryBlock']('b0')
+    binary = [tree['BinaryBlock'](f'b{i}') | first for i in range(1, n)]
+    numbers = [tree['BoundedRegressionBlock'](f'r{i}', y_range=(0, 64)) | first for i in range(n)]
+    cols = {f'b{i}': rng.integers(0, 2, 256).astype(float) for i in range(n)} | {f'r{i}': rng.random(256)*64 for i in range(n)}
+    df = tree['pd'].DataFrame(cols)
+    return tree['Flow']('many', first, *binary, *numbers), df.mask(rng.random(df.shape) < .2)
+
+
+def loss_step(tree, data):
+    "Heads, loss and backward of a batch of 32"
+    flow, df = data(tree)
+    bound = flow.bind(df)
+    torch.manual_seed(0)
+    x, linear = torch.randn(32, 512), nn.Linear(512, bound.c)
+    y = torch.stack(list(bound.encode(df)[:32].as_subclass(torch.Tensor)))
+    loss_func = bound.loss_func
+
+    def step():
+        linear.zero_grad(set_to_none=True)
+        loss = loss_func(linear(x), y)
+        loss.backward()
+        return loss.item()
+    return step
+
+
+def encode_step(tree, data):
+    "A table bound and encoded"
+    flow, df = data(tree)
+    def step():
+        return float(flow.bind(df).encode(df).sum())
+    return step
+
+
+def interval(ratios, n_boot=2000):
+    "The median of `ratios` and its 95 % bootstrap interval"
+    draws = np.median(np.random.default_rng(0).choice(ratios, (n_boot, len(ratios))), axis=1)
+    return float(np.median(ratios)), *np.quantile(draws, [.025, .975])
+
+
+def compare(name, other, ours, rounds=200, inner=5):
+    assert np.isclose(other(), ours(), rtol=1e-5), 'the trees do not compute the same'
+    steps, times = (other, ours), np.zeros((rounds, 2))
+    for r in range(rounds):
+        for k in ((0, 1) if r % 2 else (1, 0)):
+            start = time.perf_counter()
+            for _ in range(inner):
+                steps[k]()
+            times[r, k] = time.perf_counter() - start
+    ratio, low, high = interval(times[:, 1]/times[:, 0])
+    print(f'{name:28} ratio to the other tree {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}')
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    other = load(sys.argv[1])
+    ours = load(Path(__file__).resolve().parents[1])
+    compare('loss, security flow', loss_step(other, security), loss_step(ours, security))
+    compare('loss, 1000 tasks', loss_step(other, many), loss_step(ours, many), inner=2)
+    compare('bind and encode, security', encode_step(other, security), encode_step(ours, security), rounds=60, inner=1)
