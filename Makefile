@@ -14,14 +14,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := test
 .PHONY: demo test test-lowest lint coverage mutate outputs bench docs install clean
 
-demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures
-	@$(BIN)/python -W ignore -m fastai_condmtl.demo
+demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures; DEMO=quick: on fewer
+	@$(BIN)/python -W ignore -m fastai_condmtl.demo $(DEMO:%=--%)
 
-test: $(VENV)/.dev  ## the notebooks, then pytest
-	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(SHELL) -c \
-	  'out=$$($(BIN)/nbdev-test {} --n-workers 0 --do-print 2>&1) || { echo "$$out"; exit 1; }'  # a process each: @patch of one notebook must not reach the next
-	@echo "notebooks: $$(find nbs -name '*.ipynb' -not -path '*/[_.]*' | wc -l) passed"
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+test: $(VENV)/.dev  ## the notebooks, then pytest; both run to their end, and the last lines list what failed
+	@$(BIN)/python tests/run.py $(WORKERS)
 
 lint: $(VENV)/.dev  ## style and types
 	@$(BIN)/ruff check -q .

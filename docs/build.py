@@ -60,12 +60,17 @@ def write_page(nb, processed):
             outs = [output(o, stem, f'{len(parts)}_{i}') for i,o in enumerate(cell.get('outputs', []))]
             parts += [re.sub(r'^(#{2,4}) (\S+)$', heading, o, flags=re.M) for o in outs] if 'show_doc(' in src else outs
 
+    def outside(m): # links to files of the repository that are no pages
+        target = posixpath.normpath(posixpath.join(get_config().nbs_path.name, nb.parent.as_posix(), m[1]))
+        return m[0] if target.startswith(f'{get_config().nbs_path.name}/') else f']({get_config().git_url}/blob/{get_config().branch}/{target})'
+
     def relative(m): # links to other notebooks, and those that nbdev makes of `symbol`
         url, mark = m[1], m[2] or ''
         if url.endswith('.ipynb'): target = page(Path(posixpath.normpath(posixpath.join(nb.parent.as_posix(), url))))
         else: target, mark = Path(url.lstrip('/')).with_suffix('.md'), anchor(mark)
         return f']({posixpath.relpath(target.as_posix(), path.parent.as_posix())}{mark})'
-    text = re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, '\n\n'.join(o for o in parts if o))
+    text = re.sub(r'\]\((\.\./[^)#\s]+)\)', outside, '\n\n'.join(o for o in parts if o))
+    text = re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, text)
     stem.with_suffix('.md').write_text(text+'\n', encoding='utf-8')
     return path.as_posix(), title
 
@@ -99,7 +104,7 @@ def main():
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
-    build(load_config('mkdocs.yml', strict=True, nav=navigation(pages)))
+    build(load_config('mkdocs.yml', strict=True, nav=navigation(pages), repo_url=get_config().git_url))
     print(f'{len(pages)} pages: {SITE.relative_to(ROOT)}/index.html')
 
 if __name__ == '__main__': main()

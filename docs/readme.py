@@ -17,7 +17,7 @@ def readme(root=ROOT):
                 text = o.get('text') or o.get('data', {}).get('text/markdown') or o.get('data', {}).get('text/plain') or ''
                 text = ''.join(text).rstrip()
                 if text: parts.append(text if 'text/markdown' in o.get('data', {}) else f'```text\n{text}\n```')
-    return ('\n\n'.join(parts) + '\n').replace('](images/', '](nbs/images/').replace('](tutorials/', '](nbs/tutorials/')
+    return ('\n\n'.join(parts) + '\n').replace('](images/', '](nbs/images/').replace('](tutorials/', '](nbs/tutorials/').replace('](../', '](')
 
 if __name__ == '__main__':
     (ROOT/'README.md').write_text(readme(), encoding='utf-8')

@@ -4,16 +4,16 @@
 
 # %% ../nbs/12_demo.ipynb #40d463d1
 from __future__ import annotations
-import argparse, time
+import argparse, sys, time
 from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt, torch
-from fastai.vision.all import ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed, Resize
+from fastai.vision.all import Callback, ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed, Resize
 from torch import nn
-from .synthetic import digits_flow, digits_table, save_pictures, save_scenes, security_flow
+from .synthetic import digits_flow, digits_table, save_pictures, security_flow, security_scenes
 from .vision.all import ConditionalDataLoaders, conditional_vision_learner
 
 # %% auto #0
-__all__ = ['trunk', 'head', 'make_learner', 'run', 'main']
+__all__ = ['QUICK', 'trunk', 'head', 'make_learner', 'Part', 'ShowPart', 'run', 'minutes', 'main']
 
 # %% ../nbs/12_demo.ipynb #9cd1eb51
 def trunk(pretrained=False):
@@ -39,6 +39,55 @@ def make_learner(
     dls = ConditionalDataLoaders.from_df(df, flow, path=path, fn_col='img', seed=0, stratify=True, num_workers=1, item_tfms=Resize(size), batch_tfms=Normalize.from_stats(*imagenet_stats), **kwargs)
     return conditional_vision_learner(dls, trunk, pretrained=False, normalize=False, custom_head=head(dls.c, size))
 
+# %% ../nbs/12_demo.ipynb #593d27f7
+class Part:
+    "A part of the work, such as the training: within, a bar that fills, or one line where output is no terminal"
+    width = 30
+    def __init__(self,
+        name,  # What it is called
+        total, # Steps
+    ):
+        self.name = name
+        self.total = total
+        self.done = 0
+        self.shown = None
+        self.live = sys.stdout.isatty()
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+        if self.live: self.show()
+        else: print(f'{self.name} ...', end=' ', flush=True)
+        return self
+
+    def __call__(self, steps):
+        "Hand on `steps` one by one"
+        for step in steps:
+            yield step
+            self.step()
+
+    def step(self):
+        "One step more; work beyond `total` leaves the bar full"
+        self.done = min(self.done + 1, self.total)
+        if self.live: self.show()
+
+    def show(self):
+        "Draw the bar anew where a percent has been gained"
+        percent = 100*self.done//max(1, self.total)
+        if percent == self.shown: return
+        self.shown = percent
+        bar = '█'*(percent*self.width//100)
+        print(f'\r{self.name} |{bar:<{self.width}}| {percent} % ', end='', flush=True)
+
+    def __exit__(self, *error):
+        took = f'{time.perf_counter() - self.start:.0f} s'
+        print(f'\r\033[K{self.name} ... {took}' if self.live else took, flush=True)
+
+class ShowPart(Callback):
+    "Each batch is a step of a `Part`"
+    order = 90
+    def __init__(self, part): self.part = part
+    def after_batch(self): self.part.step()
+
 # %% ../nbs/12_demo.ipynb #798c8f9e
 def run(
     name,    # What to call it
@@ -48,11 +97,13 @@ def run(
     lr,      # Highest learning rate
 ):
     "Train, print a row a task beside the trivial predictor, write a picture of results and the exported learner"
-    t = time.perf_counter()
-    print(f'\n{name}: {len(learn.dls.train_ds)} pictures to learn from, {len(learn.dls.valid_ds)} to judge by, {len(learn.dls.flow.paths)} tasks, {epochs} epochs ...', flush=True)
+    train, valid = learn.dls.loaders
+    print(f'\n{name}: {len(train.dataset)} pictures to learn from, {len(valid.dataset)} to judge by, {len(learn.dls.flow.paths)} tasks, {epochs} epochs', flush=True)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, lr)
-        table = learn.evaluate(metrics=None)
+        with Part('training', epochs*(len(train) + len(valid))) as part, learn.added_cbs(ShowPart(part)):
+            learn.fit_one_cycle(epochs, lr)
+        with Part('evaluating', len(valid)) as part, learn.added_cbs(ShowPart(part)):
+            table = learn.evaluate(metrics=None)
         learn.show_results(max_n=6)
     plt.savefig(out/f'{name}.png', dpi=90)
     plt.close('all')
@@ -60,8 +111,16 @@ def run(
     learn.path = out
     learn.export(f'{name}.pkl')
     print(table[['task_path', 'metric_name', 'metric_res', 'baseline', 'num_samples']].rename(columns=dict(metric_res='score', baseline='trivial', num_samples='rows')).to_string(index=False, float_format='%.3f'))
-    print(f'{time.perf_counter() - t:.0f} s')
     return table
+
+QUICK = dict(n=600, epochs=2, digit_epochs=2) # shows that all works; the scores are poor
+
+def minutes(
+    n,      # Scenes
+    epochs, # Epochs on them
+):
+    "What the whole takes on two processor cores, roughly"
+    return max(1, round(.5 + n*epochs/25_000))
 
 def main(
     out='demo_out',    # Folder to write to
@@ -73,9 +132,11 @@ def main(
     matplotlib.use('Agg')
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    print(f'{n} drawn scenes and 1797 handwritten digits, some {minutes(n, epochs)} min on two processor cores; nothing is downloaded. Results go to {out.absolute()}', flush=True)
     set_seed(0, reproducible=True)
     torch.set_num_threads(max(1, defaults.cpus - 1)) # one core reads pictures, the others train
-    scenes = save_scenes(out/'scenes', n=n)
+    with Part(f'drawing {n} scenes', n) as part: images, scenes = security_scenes(n=n, bar=part)
+    save_pictures(out/'scenes', images, scenes)
     learn = make_learner(scenes, security_flow(box_weight=10.), out/'scenes', 64)
     tables = {'security': run('security', learn, out, epochs, 8e-3)}
     images, digits = digits_table()
@@ -93,4 +154,7 @@ if __name__ == '__main__' and '__file__' in globals():
     p.add_argument('--out', help='folder to write to')
     p.add_argument('--n', type=int, help='scenes to draw')
     p.add_argument('--epochs', type=int, help='epochs on the scenes')
-    main(**vars(p.parse_args()))
+    p.add_argument('--quick', action='store_true', help='few scenes and epochs, to see that all works')
+    options = vars(p.parse_args())
+    if options.pop('quick', False): options = QUICK | options
+    main(**options)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from pathlib import Path
 import numpy as np, pandas as pd
+from fastcore.basics import noop
 from fastcore.meta import delegates
 from PIL import Image, ImageDraw
 from .faces import faces, save_faces
@@ -152,10 +153,11 @@ def security_scenes(
     seed=42, # everything follows from it
     missing=.1, # share of the labels that have a meaning to blank at random, on top of the blanks that belong to a scene
     size=64, # height and width in pixels; boxes scale along
+    bar=noop, # what hands on the numbers of the pictures one by one and shows how far it is, such as fastprogress' `progress_bar`
 ): # uint8 `(n, size, size, 3)` and a table of `LABELS`, `img` (file name) and `scene` (one of `SCENES`)
     "Pictures of a security camera, with labels that only have a meaning given others"
     ims,rows = np.empty((n,size,size,3), np.uint8), []
-    for i in range(n):
+    for i in bar(range(n)):
         rng = np.random.default_rng([seed, i])
         kind = SCENES[rng.choice(len(SCENES), p=_ODDS)]
         gap = dict(zip(LABELS, rng.random(len(LABELS)) < missing))

@@ -94,3 +94,14 @@ def test_notebooks_are_clean(tree):
     was = by_path(tree/'nbs', '*.ipynb')
     nbdev('nbdev-clean', cwd=tree)
     assert_same(was, by_path(tree/'nbs', '*.ipynb'), 'run `nbdev-clean` and commit')
+
+def test_one_address(root):
+    "The project's address stands in pyproject.toml; the index that nbdev makes takes it from there, and no other file names it."
+    address = re.search(r'^Repository = "(.+)"', (root/'pyproject.toml').read_text(encoding='utf-8'), re.M)[1]
+    name = re.compile(re.escape(address.removeprefix('https://')) + r'|github\.com/[\w-]+/fastai_condmtl')
+    texts = {f: (root/f).read_text(encoding='utf-8', errors='ignore') for f in repo_files(root)}
+    assert {f for f, text in texts.items() if name.search(text)} == {'pyproject.toml', f'{PKG}/_modidx.py'}
+    assert f"'git_url': '{address}'" in texts[f'{PKG}/_modidx.py']
+    assert 'git+http' not in texts['README.md']
+    links = re.findall(r'\]\(([^)#\s]+)\)', texts['README.md'])
+    assert len(links) > 10 and not [o for o in links if not (root/o).exists()], 'links of the README lead to files of the repository'
