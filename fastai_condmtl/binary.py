@@ -8,7 +8,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .base import ConditionalBlock, all_true, any_true, check_vocab, distinct, halved, look_up, near, no_picture_files, plain_number, shortly, sort_labels, take
 from .conditions import FlowError, is_number
-from .core.columns import LIKELY_NO_YES, blank_line, no_yes, one_hot_width, read_list, replace_line
+from .core.columns import LIKELY_NO_YES, NO_YES, blank_line, no_yes, one_hot_width, read_list, replace_line
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .scores import binary_score, count_scores, counts
 from .thresholds import score_of_counts
@@ -276,12 +276,17 @@ def words_of_columns(
 ) -> dict: # Column → (no, yes)
     "The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can mean nothing else"
     values = {c: plain_values(block, df, c) for c in block.cols if _may_be_words(df[c])}
-    words = {c: pair for c,vals in values.items() if (pair := no_yes(vals)) is not None}
+    words = {c: pair for c,vals in values.items() if (pair := no_yes(vals) or no_yes(_sure(vals))) is not None}
     if (-1, 1) not in words.values(): return words
     numbers = {c: vals for c in block.cols if all(map(is_number, vals := values.get(c) or plain_values(block, df, c)))}
     signed = set().union(*numbers.values()) == {-1, 1} # beside 0 in another column -1 is not told
     res = {c: pair for c,pair in words.items() if c not in numbers}
     return res | {c: (-1, 1) for c in numbers} if signed else res
+
+def _sure(values):
+    "Of three words and more those two that say no and yes: the others are then what an error names"
+    words = [v for v in values if isinstance(v, str) and v.strip().lower() in {w for pair in NO_YES for w in pair}]
+    return words if len(words) == 2 else []
 
 def plain_values(block, df, col): "The distinct values of a column"; return [plain_number(v) for v in distinct(block, df, col)[1]]
 

@@ -16,6 +16,7 @@ from .blocks import BinaryBlock, BoundedRegressionBlock, CountBlock, MultiLabelB
 from .classes import Classes
 from .condition_text import plain, write_condition
 from .conditions import FlowError, any_of, as_condition, atoms, both, kleene, task
+from .core.columns import LIKELY_NO_YES, is_list_of_words, no_yes, one_hot_width, read_list
 from .files import IMAGES
 from .flow import Flow
 import fastai_condmtl.audit, fastai_condmtl.flow_json # noqa: F401  flow.audit, flow.to_json
@@ -25,7 +26,6 @@ __all__ = ['guess_fn_col', 'guess_kind', 'guess_shapes', 'shared_size', 'Table',
            'task_name']
 
 # %% ../nbs/14_guess.ipynb #85af1b14
-_no_yes = (('no', 'yes'), ('false', 'true'), ('n', 'y'), ('off', 'on'), ('absent', 'present'), ('closed', 'open'), ('negative', 'positive'), ('0', '1'))
 _orders = (('none', 'mild', 'moderate', 'severe'), ('very low', 'low', 'medium', 'high', 'very high'), ('small', 'medium', 'large'), ('never', 'rarely', 'sometimes', 'often', 'always'),
            ('very poor', 'poor', 'fair', 'good', 'very good', 'excellent'), ('strongly disagree', 'disagree', 'neutral', 'agree', 'strongly agree'))
 _is_count, _is_rank = (re.compile(rf'(^|_)({w})(_|$)', re.I) for w in ('n|num|number|counts?', 'stars?|ratings?|rank|severity|grade|level'))
@@ -49,7 +49,10 @@ def guess_kind(
     except Exception: return None, "it holds values that cannot be compared, such as dicts or arrays" # their own `==` and `hash` raise all kinds
     known, codes = known[codes >= 0], codes[codes >= 0]
     if not len(known): return None, "no row is labelled"
-    if any(isinstance(v, tuple) for v in vals): return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
+    if any(isinstance(v, tuple) for v in vals):
+        lists = [v for v in vals if isinstance(v, tuple)]
+        if n := one_hot_width(lists): return None, f"its cells are one-hot, rows of {n} numbers 0 and 1: name the labels, MultiLabelBlock({name!r}, vocab=[...])"
+        return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
     try: vals, count = [plain(v) for v in vals], np.bincount(codes)
     except TypeError as e: return None, f"its values are no labels of a file: {e}"
     few = f"{len(vals)} different values in {len(known)} labelled rows"
@@ -58,6 +61,20 @@ def guess_kind(
     if all(isinstance(v, (bool, int, float)) for v in vals): return _number(known, vals, count, name, few, kwargs)
     if not all(isinstance(v, str) for v in vals): return (SingleLabelBlock(name, **kwargs), f"one of several classes: {few}") if len(vals) <= len(known)/2 else (None, f"{few}, of mixed types")
     return _words(known, vals, count, name, few, kwargs)
+
+def _written_lists(vals, name, kwargs):
+    "`(block or None, why)` of a column of lists that were written as text; None of another column"
+    if not any(map(is_list_of_words, vals)) and not one_hot_width([_list_or_none(v) or () for v in vals]) > 2: return None
+    lists = [_list_or_none(v) for v in vals]
+    if plain := [v for v,l in zip(vals, lists) if l is None and v.strip()]: return None, f"some cells hold lists that were written as text, others plain text such as {plain[0]!r}: write all cells alike, df[{name!r}] = df[{name!r}].map(lambda v: read_list(v, ','), na_action='ignore')"
+    lists = [l or [] for l in lists]
+    if any(isinstance(l, (list, dict)) for c in lists for l in c): return None, "it holds lists of lists, written as text"
+    if n := one_hot_width(lists): return None, f"its cells are one-hot, rows of {n} numbers 0 and 1, written as text: name the labels, MultiLabelBlock({name!r}, vocab=[...])"
+    return MultiLabelBlock(name, **kwargs), f"several labels, since cells hold lists that were written as text, of {', '.join(map(repr, sort_labels({l for c in lists for l in c})[:6]))}"
+
+def _list_or_none(v):
+    try: return read_list(v)
+    except ValueError: return None
 
 def _plain_vocab(classes):
     "The classes by name, for a file; bands that `pd.cut` made keep to their column"
@@ -79,7 +96,8 @@ def _number(known, vals, count, name, few, kwargs):
 
 def _words(known, vals, count, name, few, kwargs):
     low = {v.strip().lower(): v for v in vals}
-    if len(vals) == 2 and (pair := next((p for p in _no_yes if set(p) == set(low)), None)): return BinaryBlock(name, vocab=tuple(low[w] for w in pair), **kwargs), f"yes or no: its words are {low[pair[0]]!r} and {low[pair[1]]!r}"
+    if len(vals) == 2 and (pair := no_yes(vals, LIKELY_NO_YES)): return BinaryBlock(name, vocab=pair, **kwargs), f"yes or no: its words are {pair[0]!r} and {pair[1]!r}"
+    if (found := _written_lists(vals, name, kwargs)) is not None: return found
     if len(low) == len(vals) > 2 and (order := next((o for o in _orders if set(low) <= set(o)), None)):
         words = [low[w] for w in order if w in low]
         return OrdinalBlock(name, vocab=words, **kwargs), f"classes in an order: its words are {' < '.join(words)}"
