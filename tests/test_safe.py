@@ -33,7 +33,7 @@ def labels(n=40, seed=0):
 
 def kept(o):
     "All that an object holds, by structure: types, shapes and values, attributes of whatever class"
-    if isinstance(o, BoundFlow): return {k: kept(v) for k, v in vars(o).items() if k not in ('constants', 'loss_func')} # these belong to the learner
+    if isinstance(o, BoundFlow): return {k: kept(v) for k, v in vars(o).items() if k != 'constants' and 'loss' not in k} # these belong to the learner
     if isinstance(o, (np.ndarray, torch.Tensor)): return type(o).__name__, str(o.dtype), tuple(o.shape), kept(o.tolist())
     if isinstance(o, dict): return [(kept(k), kept(v)) for k, v in o.items()]
     if isinstance(o, (list, tuple)): return type(o).__name__, [kept(v) for v in o]
@@ -92,3 +92,21 @@ def test_fillers_may_stand_in_a_vocabulary_several_times_and_words_may_not():
     assert Flow.from_json(flow.to_json()).tasks[0].vocab == FAKE
     with pytest.raises(FlowError, match="'a' stands twice in vocab"): MaskedLMBlock('text', vocab=[*FAKE, 'a'])
     with pytest.raises(FlowError, match="'xxfake' stands twice in vocab"): SingleLabelBlock('k', vocab=FAKE)
+
+def test_masked_words_go_through_a_safe_file(tmp_path):
+    "`save_safe`, `load_safe`: a learner's own vocabulary, which fastai has filled up, and what is told of it in a graph's metadata"
+    from copy import deepcopy
+    from fastai_condmtl.export import columns_of
+    from fastai_condmtl.text.all import ConditionalTextDataLoaders, conditional_lm_learner
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(text=[' '.join(rng.choice(['good', 'bad', 'food', 'slow'], 6)) for _ in range(40)]))
+    flow = Flow('reviews', MaskedLMBlock('words', n_masks=3), BinaryBlock('good'))
+    dls = ConditionalTextDataLoaders.from_df(df.assign(good=df.text.str.contains('good')), flow, bs=8, seq_len=16, seed=0, min_freq=1)
+    assert list(dls.vocab).count('xxfake') > 1
+    learn = conditional_lm_learner(dls, d_model=16, n_layers=1, n_heads=2)
+    with pytest.warns(UserWarning, match='cannot be made by a name'): f = learn.save_safe(tmp_path/'a.safetensors')
+    read = load_safe(f, deepcopy(learn.model))
+    assert kept(read.flow) == kept(dls.flow)
+    y = dls.valid.one_batch()[1].cpu()
+    pd.testing.assert_frame_equal(read.flow.to_frame(y), dls.flow.to_frame(y))
+    assert columns_of(read.loss) == columns_of(dls.flow.loss_func)
