@@ -127,6 +127,7 @@ def as_flow(o):
     "A bare task as a flow of one"
     if isinstance(o, Flow): return o
     if not isinstance(o, ConditionalBlock) and is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
+    if isinstance(o, (list, tuple, L)): raise FlowError(f"a {type(o).__name__} of {len(o)} is neither a flow nor a task: put all tasks into one flow, Flow(name, *tasks)")
     if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
     return Flow(o.name, o)
 def _reads_columns(f): return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) for c in f.cols)

@@ -82,7 +82,7 @@ def _fits(ds, item, n=None):
 def _several(ds, item):
     "Are these several items, and not one that happens to be a list?"
     if isinstance(item, (np.ndarray, torch.Tensor)):
-        return item.ndim > 3 or getattr(item.dtype, 'kind', '') in 'OUS' and item.ndim > 0
+        return item.ndim > 3 or getattr(item.dtype, 'kind', None) in (*'OUS',) and item.ndim > 0
     if isinstance(item, pd.Series):
         return _lacks_column(ds, item)
     lots = (list, L, set, frozenset, pd.DataFrame, pd.Index)

@@ -148,7 +148,7 @@ def as_table(
     if isinstance(rows, pd.DataFrame): return rows
     if isinstance(rows, pd.Series) or hasattr(rows, 'keys'): rows = [rows]
     rows, cols = list(rows), [c for b in blocks for c in b.cols]
-    if not rows: return pd.DataFrame(columns=cols)
+    if not rows: return pd.DataFrame(columns=list(dict.fromkeys(cols)))
     r = rows[0]
     if isinstance(r, pd.Series) or hasattr(r, 'keys'): return pd.DataFrame([dict(r) for r in rows])
     if hasattr(r, '_fields'): return pd.DataFrame([r._asdict() for r in rows])
