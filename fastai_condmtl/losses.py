@@ -288,7 +288,7 @@ class ConditionalLoss(nn.Module):
         acts, # Activations `(bs, C)` in flow order
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decisions, with *reached* in row 1"
-        if self.flow.untold: warnings.warn(f"no training row told {', '.join(map(repr, self.flow.untold))}: what is predicted there is not learnt; label some rows, or leave it out of the flow", FlowWarning, stacklevel=2)
+        self.flow.warn_of_untold()
         return self.with_reached(self.decide(single(acts)))
 
     def with_reached(self,
