@@ -143,7 +143,8 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     elif block.exact and block.per_cell:
         c = np.bincount(vals[mask[:,0],0].astype(int), minlength=block.n_out)
         if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn")
-        elif (rare := [n for n,k in zip(names_of(block), c) if k < few]): add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
+        elif (rare := [n for k,n in sorted(zip(c.tolist(), names_of(block)), key=lambda kn: kn[0]) if k < few]): # those without a row first
+             add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
     elif np.ptp(vals[mask]) == 0: add('one_class', f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn")
     if (lost := some & unknown).any():
         can = any(plan.blocks[plan.index[a.task]].force(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))

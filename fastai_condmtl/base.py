@@ -99,8 +99,6 @@ class ConditionalBlock(Comparable):
         return res
     def setup(self, df, train): "Learn from the whole table and its training rows (called on a copy)"
     def balance(self, vals, mask): "Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows' weights, `(N, W)` (called on a bound copy that is `balanced`)"
-    untold = None # target columns that no training row tells `(n_targets,)`, of thresholded kinds; None: all are told
-    def never_yes(self, cols): "Kinds with thresholds decide these target columns no: no training row tells them (called on a bound copy)"
     def encode(self, df): "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"; raise NotImplementedError(f'{type(self).__name__}.encode')
     def scale(self, x): "Natural values to the loss scale"; return x
     def unscale(self, x): "Loss scale to natural values"; return x

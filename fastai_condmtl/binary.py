@@ -51,10 +51,6 @@ class Sigmoid(ConditionalBlock):
         if isinstance(threshold, str): ok = False
         if not ok or not ((0 <= t) & (t <= 1)).all(): raise FlowError(f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1" + (", or one a label" if self.takes_lists else ''))
         self.threshold = threshold
-    def never_yes(self, cols):
-        "Start target columns at the threshold 1: what no training row tells is decided no, until rows that tell it move the threshold"
-        self.untold = np.asarray(cols, dtype=bool)
-        self.threshold = np.where(self.untold, 1., np.broadcast_to(np.asarray(self.threshold, dtype=float), self.n_targets))
     def thresholds(self): "The thresholds to start with (n_targets,)"; return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
     def params(self): return {} if self.pos_weight is None else {'pos_weight': np.broadcast_to(np.asarray(self.pos_weight, dtype=float), self.n_targets).tolist()}
     @property

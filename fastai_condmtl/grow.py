@@ -108,16 +108,23 @@ def _grown_loss(old_loss, new, kept, notes):
     for q,p in kept.items():
         a, b = old.tasks[p], new.tasks[q]
         if notes[q].startswith('starts anew'): continue
+        _keep_told(old, new, p, q)
         if p in old_loss.temperatures: temps[q] = old_loss.temperatures[p]
         if not b.thresholded: continue
         pairs, t, mine = a.kept_acts(b), torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets), b.thresholds().clone()
-        for i,j in pairs:
-            if a.untold is None or not a.untold[i] or t[i] < 1: mine[j] = t[i] # a threshold of what the old rows did not tell says nothing
+        for i,j in pairs: mine[j] = t[i]
         loss.thresholds[q] = mine
         if p in old_loss.tuned and pairs == [(i, i) for i in range(a.n_targets)] and a.n_targets == b.n_targets: loss.tuned[q] = old_loss.tuned[p]
-    new.untold = tuple(q for q in new.untold if q not in kept or kept[q] in old.untold or notes[q].startswith('starts anew')) # the network has learnt them elsewhere
     if temps: loss.temperatures = temps
     return loss
+
+def _keep_told(old, new, p, q):
+    "What the old rows told of a kept task the network still knows: untold is what neither table tells"
+    if q not in new.untold: return
+    was, now = old.untold.get(p), new.untold.pop(q)
+    if was is None: return
+    both = tuple(label for label in now if label in was) if was and now else was or now # () is the whole task
+    if both or not (was and now): new.untold[q] = both
 
 def _grown_metrics(metrics, new, kept):
     "Kept tasks keep their metrics, new ones get the headline; other metrics stay"

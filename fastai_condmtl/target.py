@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorBase
@@ -56,7 +57,7 @@ class Family:
 
 class BoundFlow:
     "A flow that has met its table: knows vocabularies, scales and where every column is"
-    untold: tuple = () # tasks that no training row tells, and whose decisions no threshold can withhold
+    untold: Mapping = MappingProxyType({}) # what no training row tells: path -> its labels, or () for the whole task
     def __init__(self,
         flow:Flow,       # Blocks and conditions
         df:pd.DataFrame, # The whole table
@@ -218,18 +219,27 @@ def learn_constants(self:BoundFlow,
     mask = (mask > 0).astype(vals.dtype) # scores count rows, whatever their weight
     self.constants = {p: b.constant(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
     empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
-    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without{', and decides them no' if mask.any() and any(self.tasks[p].thresholded for p in empty) else ''}", FlowWarning, stacklevel=3)
-    self.untold, untold, one_sided = tuple(p for p in empty if not self.tasks[p].thresholded), [], []
-    for path,s in self.slices.items():
-        block, v, m = self.tasks[path], vals[:,s.targets], mask[:,s.targets]
-        told = m.any(0)
-        if not told.all() and mask.any(): # where nothing at all is labelled, the network is trained elsewhere
-            block.never_yes(~told)
-        if path not in empty:
-            untold += [f"{l!r} of '{path}'" for l,known in zip(block.labels or (), told) if not known]
-            one_sided += [f"{what} of '{path}'" for what in unseen_answers(block, v, m)]
-    if untold: warnings.warn(f"no training row tells the label {_listed(untold)}: nothing is learnt of it, and it is decided no; fill in its column, or leave it out", FlowWarning, stacklevel=3)
-    if one_sided: warnings.warn(f"training rows that count lack {_listed(one_sided)}: such an answer cannot be learnt; label some, put some into training (stratify=True), or leave it out", FlowWarning, stacklevel=3)
+    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", FlowWarning, stacklevel=3)
+    if mask.any(): # where nothing at all is labelled, the network is trained elsewhere
+        _note_untold(self, vals, mask, empty)
+
+def _note_untold(bound, vals, mask, empty):
+    "Note the tasks and labels that no training row tells, and warn of labels and answers that are not there"
+    bound.untold, one_sided = {p: () for p in empty}, []
+    for path,s in bound.slices.items():
+        block, told = bound.tasks[path], mask[:,s.targets].any(0)
+        if path in empty:
+            continue
+        if gone := tuple(label for label,known in zip(block.labels or (), told) if not known):
+            bound.untold[path] = gone
+        one_sided += [f"{what} of '{path}'" for what in unseen_answers(block, vals[:,s.targets], mask[:,s.targets])]
+    labels = [f"{label!r} of '{path}'" for path,gone in bound.untold.items() for label in gone]
+    if labels:
+        warnings.warn(f"no training row tells the label {_listed(labels)}: nothing is learnt of it, and predictions of it mean nothing; "
+                      "fill in its column, or leave it out", FlowWarning, stacklevel=4)
+    if one_sided:
+        warnings.warn(f"training rows that count lack {_listed(one_sided)}: such an answer cannot be learnt; "
+                      "label some, put some into training (stratify=True), or leave it out", FlowWarning, stacklevel=4)
 
 def unseen_answers(
     block, # Bound block
@@ -251,6 +261,14 @@ def unseen_answers(
         return []
     seen = np.bincount(vals[mask[:,0] > 0,0].astype(int), minlength=block.n_out)
     return [repr(name) for name,n in zip(names_of(block), seen) if n == 0]
+
+@patch
+def warn_of_untold(self:BoundFlow):
+    "Warn that some of what is predicted was never told in training"
+    if not self.untold: return
+    names = [f"{label!r} of '{p}'" for p,gone in self.untold.items() for label in gone] + [repr(p) for p,gone in self.untold.items() if not gone]
+    warnings.warn(f"no training row told {_listed(names)}: what is predicted there means nothing; "
+                  "label some rows, or leave it out of the flow", FlowWarning, stacklevel=3)
 
 def _listed(names, n=5):
     "Names, not without end"

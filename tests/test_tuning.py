@@ -2,7 +2,7 @@
 import itertools, json, random, warnings
 from collections import Counter
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import CSVLogger, DataBlock, EarlyStoppingCallback, IndexSplitter, Learner, SaveModelCallback, Transform, TransformBlock, load_learner
+from fastai.vision.all import Callback, CSVLogger, DataBlock, EarlyStoppingCallback, IndexSplitter, Learner, SaveModelCallback, Transform, TransformBlock, load_learner
 from hypothesis import Phase, given, settings
 from sklearn import metrics as skm
 from torch import nn
@@ -20,8 +20,12 @@ class Known(nn.Module):
     "Its logits are its input; there is something to train"
     def __init__(self, c):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(c))
+        self.weight, self.idle = nn.Parameter(torch.ones(c)), nn.Parameter(torch.zeros(1))
     def forward(self, x): return x*self.weight
+
+class Moves(Callback):
+    "Trains what no prediction reads: after a fit that changes no weight thresholds would stay"
+    def after_train(self): self.model.idle.data.add_(1)
 
 def make(flow, df, z=lambda slices, c: None, n_train=30, **kwargs):
     "A learner on rows `n_train:`; `z(slices, c)` gives the logits"
@@ -302,7 +306,7 @@ def test_a_sample_of_many_rows_is_kept(monkeypatch):
 def test_a_metric_that_is_never_a_number_changes_nothing():
     "Neither an error after a fit, which would lose it, nor a threshold"
     learn = security(cbs=ThresholdSearch(lambda tp, fp, fn, tn: tp*np.nan, gates=None, verbose=False))
-    quiet(learn, 'fit', 1, lr=0.)
+    quiet(learn, 'fit', 1, lr=0., cbs=Moves())
     t = learn.threshold_search.result
     assert set(t.threshold) == {.5} and set(t.note[t.num_samples > 20]) <= {'kept 0.5: the metric is NaN at every threshold'} | {n for n in t.note if 'too few' in n}
     assert t.note.str.contains('NaN').any()
@@ -363,7 +367,7 @@ def test_searches_after_a_fit_only():
         warnings.simplefilter('ignore')
         quiet(learn, 'lr_find', num_it=20, show_plot=False)
     assert getattr(cb, 'result', None) is None and set(itertools.chain(*in_force(learn).values())) == {.5}
-    quiet(learn, 'fit', 1, lr=0.)
+    quiet(learn, 'fit', 1, lr=0., cbs=Moves())
     other = security()
     pd.testing.assert_frame_equal(cb.result, search(other))
     assert in_force(learn) == in_force(other)
@@ -375,17 +379,17 @@ def test_searches_after_a_fit_only():
     dict(n_boot=5), dict(min_support=60)])
 def test_the_callback_takes_what_the_search_takes(kwargs):
     learn = security(cbs=ThresholdSearch(verbose=False, **kwargs))
-    quiet(learn, 'fit', 1, lr=0.)
+    quiet(learn, 'fit', 1, lr=0., cbs=Moves())
     pd.testing.assert_frame_equal(learn.threshold_search.result, search(security(), **kwargs))
 
 def test_every_epoch_and_what_it_says(capsys):
     learn = security(cbs=ThresholdSearch(every='epoch', verbose=False))
     learn.metrics = learn.dls.flow.metrics('f1_score')
-    quiet(learn, 'fit', 2, lr=0.)
+    quiet(learn, 'fit', 2, lr=0., cbs=Moves())
     (first, second) = learn.recorder.values
     assert len(first) == len(second) and learn.threshold_search.result is not None and capsys.readouterr().out == ''
     loud = security(cbs=ThresholdSearch())
-    with loud.no_bar(): loud.fit(1, lr=0.)
+    with loud.no_bar(): loud.fit(1, lr=0., cbs=Moves())
     assert 't0' in capsys.readouterr().out
     with pytest.raises(FlowError): security(cbs=ThresholdSearch(every='sometimes'))
 

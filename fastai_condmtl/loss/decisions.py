@@ -135,9 +135,7 @@ class Decisions(nn.Module):
         acts, # Activations `(bs, C)` in flow order
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decisions, with *reached* in row 1"
-        if self.flow.untold:
-            names = ', '.join(map(repr, self.flow.untold))
-            warnings.warn(f"no training row told {names}: what is predicted there is not learnt; label some rows, or leave it out of the flow", FlowWarning, stacklevel=2)
+        self.flow.warn_of_untold()
         return self.with_reached(self.decide(as_plain(acts)))
 
     def with_reached(self,
