@@ -3,8 +3,8 @@
     python tests/arrangements.py [--only 1 4] [--lowest .venv-lowest/bin/python] [pytest's own arguments, such as -k bf16]
 
 What a trained network reaches, and the last bit of a sum, differ between processors (`ATEN_CPU_CAPABILITY`), numbers of threads, seeds and versions of
-torch. Six arrangements cover each pair of two values of different kinds but three: three processors and three seeds have nine pairs, and six arrangements six
-of them; the missing ones are listed by `missing()`. The lowest torch is that of `make test-lowest`; where it is not installed, its arrangements run
+torch. Six arrangements cover each pair of two values of different kinds, but for four pairs of a processor and a seed: of three by three, all would take nine
+arrangements. The lowest torch is that of `make test-lowest`; where it is not installed, its arrangements run
 with the newest, and the table says so."""
 import argparse, itertools, os, re, subprocess, sys
 from pathlib import Path
@@ -15,9 +15,9 @@ ARRANGEMENTS = [dict(zip(KINDS, values)) for values in (
     ('as it comes', 1, 42, 'newest'),
     ('as it comes', 2, 43, 'lowest'),
     ('avx2', 1, 43, 'newest'),
-    ('avx2', 2, 44, 'lowest'),
+    ('avx2', 2, 42, 'lowest'),
     ('default', 1, 44, 'lowest'),
-    ('default', 2, 42, 'newest'),
+    ('default', 2, 44, 'newest'),
 )]
 
 def pairs(values_of):
