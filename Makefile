@@ -1,5 +1,5 @@
 # Each target sets up what it needs in .venv; a second run is quick.
-#   make demo | test | test-lowest | lint | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+#   make demo | test | test-lowest | arrangements | lint | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: demo test test-lowest lint coverage mutate outputs bench docs install clean
+.PHONY: demo test test-lowest arrangements lint coverage mutate outputs bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures; DEMO=quick: on fewer
 	@$(BIN)/python -W ignore -m fastai_condmtl.demo $(DEMO:%=--%)
@@ -33,6 +33,9 @@ mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see 
 
 test-lowest:  ## the same with the lowest versions that settings.ini allows, in .venv-lowest (PYTHON: 3.10 to 3.12, which they were built for)
 	@$(MAKE) test VENV=.venv-lowest PINS=tests/lowest.txt
+
+arrangements: $(VENV)/.dev  ## what trains, on other processors, threads, seeds and, where .venv-lowest is there, the lowest torch: see tests/arrangements.py
+	@$(BIN)/python -W ignore tests/arrangements.py
 
 outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save

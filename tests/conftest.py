@@ -1,4 +1,5 @@
-"Every test starts from the same seeds, on one CPU thread, and draws no window."
+"""Every test starts from the same seeds, on one CPU thread, and draws no window. `tests/arrangements.py` runs what trains with other seeds and threads:
+FASTAI_CONDMTL_SEED and FASTAI_CONDMTL_THREADS say which."""
 import os, random, sys
 from pathlib import Path
 
@@ -7,7 +8,16 @@ import numpy as np, pytest, torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(1)  # tests run side by side
+SEED = int(os.environ.get('FASTAI_CONDMTL_SEED', 42))
+torch.set_num_threads(int(os.environ.get('FASTAI_CONDMTL_THREADS', 1)))  # one, since tests run side by side
+
+def shift_torch_seeds(by):
+    "Networks start elsewhere, also those of tests and fixtures that set a seed of their own; data that NumPy draws stay"
+    plain = torch.random.manual_seed
+    def manual_seed(seed): return plain(int(seed) + by)
+    torch.manual_seed = torch.random.manual_seed = manual_seed
+
+if SEED != 42: shift_torch_seeds(SEED - 42)
 settings.register_profile('ci', derandomize=True, deadline=None, max_examples=50, database=None, print_blob=True)
 settings.load_profile('ci')
 
@@ -19,9 +29,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _same_start():
     "Seeds before, figures closed after."
-    random.seed(42)
-    np.random.seed(42)
-    torch.manual_seed(42)
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(42)  # `shift_torch_seeds` makes it SEED
     yield
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 

@@ -181,6 +181,7 @@ def step(learn, batch=None, times=1):
         for _ in range(times): learn.one_batch(0, batch)
     return batch
 
+@pytest.mark.trains
 @pytest.mark.parametrize('name', ALL)
 def test_trains_with_gaps_and_logs_by_path(name, tmp_path):
     learn = fit(make(name), 3, 1e-2)
@@ -193,6 +194,7 @@ def test_trains_with_gaps_and_logs_by_path(name, tmp_path):
     ax = learn.task_balance.plot()
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(df.columns)
 
+@pytest.mark.trains
 def test_static_changes_nothing():
     a, b = fit(make(), 2, 1e-2), fit(make('static'), 2, 1e-2)
     for (k, x), (_, y) in zip(params(a).items(), params(b).items()): torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=k)
@@ -255,6 +257,7 @@ def test_a_task_of_weight_zero_takes_no_part():
     assert w[1].isnan()
     close(w[[0, 2, 3]].sum(), 3., 1e-4)
 
+@pytest.mark.trains
 def test_log_variances_are_trained_without_decay_frozen_or_not():
     learn = make('uncertainty', opt_func=SGD, wd=.5)
     s = learn.model[-1].balance_log_vars
@@ -272,6 +275,7 @@ def test_log_variances_are_trained_without_decay_frozen_or_not():
     assert (s.detach() - was).abs().min() > 1e-4
     assert any(s is p for p in learn.opt.param_lists[-1])
 
+@pytest.mark.trains
 def test_added_to_a_learner_that_has_an_optimizer():
     learn = make(); learn.freeze(); fit(learn, 1, 1e-2)
     old = {id(p): dict(learn.opt.state[p]) for p in learn.model[1].parameters()}
@@ -281,6 +285,7 @@ def test_added_to_a_learner_that_has_an_optimizer():
     fit(learn, 1, 1e-2)
     assert (learn.model[-1].balance_log_vars.detach() - tensor([0, 0, -math.log(2), 0])).abs().min() > 1e-4
 
+@pytest.mark.trains
 @pytest.mark.parametrize('name', ALL)
 def test_saving_and_loading_goes_on_where_it_stood(name, tmp_path):
     a = fit(make(name, path=tmp_path), 2, 1e-2)
@@ -338,6 +343,7 @@ class Half(MixedPrecision):
     name = 'mixed_precision'
     def before_fit(self): self.autocast, self.learn.scaler, self.scales = autocast('cpu', dtype=torch.bfloat16), GradScaler('cpu', init_scale=1024., enabled=self.scaler_on), []
 
+@pytest.mark.trains
 @pytest.mark.parametrize('scaler', [False, True])
 @pytest.mark.parametrize('name', ['uncertainty', 'famo', 'upgrad'])
 def test_mixed_precision_weighs_as_single_does(name, scaler):
@@ -405,6 +411,7 @@ def test_gramian_is_that_of_a_loop():
         shared.stop()
     assert not learn.model[1]._forward_pre_hooks and not learn.model[0]._forward_hooks
 
+@pytest.mark.trains
 def test_a_frozen_body_can_be_balanced():
     learn = make('mgda', train_bn=False); learn.freeze()
     body = {k: v.clone() for k, v in learn.model[0].named_parameters()}
@@ -427,6 +434,7 @@ def test_branches_and_the_conditional_head():
         fit(learn, 1, 1e-2)
         assert np.isfinite(learn.task_balance.weights.to_numpy()).all()
 
+@pytest.mark.trains
 def test_cosines_are_those_of_a_loop_and_training_is_as_without():
     a, b = make(), make(cbs=GradientCosine(1))
     fit(a, 1, 1e-2); fit(b, 1, 1e-2)

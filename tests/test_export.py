@@ -129,6 +129,7 @@ def test_after_export_sizes_must_be_told(plain, tmp_path):
     with pytest.raises(FlowError, match='example='): loaded.to_exported()
     loaded.to_exported(example=torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
+@pytest.mark.trains
 @pytest.mark.parametrize('backend', ['aot_eager', 'inductor'])
 def test_compiled_training_steps_have_equal_losses(backend):
     if backend == 'inductor' and not any(os.access(os.path.join(p, c), os.X_OK) for p in os.environ['PATH'].split(os.pathsep) for c in ('g++', 'clang++')): pytest.skip('inductor needs a C++ compiler')
@@ -155,6 +156,7 @@ def test_compiled_training_steps_have_equal_losses(backend):
 def named():
     return learner('neck', squeezenet1_1, item_tfms=Resize(64))
 
+@pytest.mark.trains
 def test_predictor_says_what_the_learner_says(named, tmp_path):
     learn = named
     f = learn.save_safe(tmp_path/'a.safetensors')

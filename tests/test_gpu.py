@@ -184,6 +184,7 @@ class Types(Callback):
     def after_pred(self):
         if self.training: self.kinds.add((self.pred.dtype, self.pred.device.type))
 
+@pytest.mark.trains
 @pytest.mark.parametrize('how, dtype', [('to_fp16', torch.float16), ('to_bf16', torch.bfloat16), ('to_channelslast', torch.float16)])
 @pytest.mark.parametrize('balance', [None, 'uncertainty', 'famo'])
 def test_mixed_precision(device, how, dtype, balance):
@@ -212,6 +213,7 @@ def loaded(device, state):
     learn.model.to(learn.dls.device)
     return learn
 
+@pytest.mark.trains
 def test_thresholds_evaluation_and_tables_are_the_cpus(device, trained):
     state, cpu = trained
     learn = loaded(device, state)
@@ -231,6 +233,7 @@ def test_thresholds_evaluation_and_tables_are_the_cpus(device, trained):
     table_ = quietly(learn, learn.calibrate, min_support=10)
     assert np.isfinite(table_.nll_after.astype(float)).all() and quietly(learn, learn.get_preds)[0].isfinite().float().mean() > .5
 
+@pytest.mark.trains
 def test_branches_run_where_they_are_needed(device, trained):
     state, cpu = trained
     learn = loaded(device, state)
@@ -246,11 +249,14 @@ def test_branches_run_where_they_are_needed(device, trained):
     assert 0 < head.ran['neck'] < len(x)
     for p, q in zip(*grads): close(p, q, 1e-3, 1e-5)
     head.context = NeededRows(len(x), None, loss)                                              # no labels: what can be reached
-    with torch.no_grad(): some = loss.decodes(loss.activation(model(x)))
+    with torch.no_grad(): some = loss.decodes(loss.activation(model(x))).as_subclass(torch.Tensor)
     head.context = None
-    with torch.no_grad(): all_ = loss.decodes(loss.activation(model(x)))
-    assert torch.equal(some[:, 1], all_[:, 1]) and torch.equal((some[:, 0]*some[:, 1])[some[:, 1] > 0], (all_[:, 0]*all_[:, 1])[all_[:, 1] > 0])
+    with torch.no_grad(): all_ = loss.decodes(loss.activation(model(x))).as_subclass(torch.Tensor)
+    reached = all_[:, 1] > 0
+    assert torch.equal(some[:, 1], all_[:, 1])
+    close(some[:, 0][reached], all_[:, 0][reached])  # the order of a sum, hence its last bit, depends on the number of rows
 
+@pytest.mark.trains
 def test_exported_here_opened_on_a_cpu(device, trained, tmp_path):
     learn = loaded(device, trained[0])
     want = quietly(learn, learn.predict_df, table(10))
@@ -265,6 +271,7 @@ class Stop(Callback):
         self.n += 1
         if self.n == self.at: raise KeyboardInterrupt
 
+@pytest.mark.trains
 @pytest.mark.parametrize('balance', [None, 'famo'])
 def test_resumed_training(device, tmp_path, balance):
     whole = fit(make(device, balance=balance), 3)
@@ -282,6 +289,7 @@ def test_resumed_training(device, tmp_path, balance):
 
 # several devices ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.trains
 @pytest.mark.parametrize('device', ['cpu', two_gpus])
 @pytest.mark.parametrize('mixed', [False, True])
 def test_two_devices(device, mixed, monkeypatch):
@@ -298,6 +306,7 @@ def test_two_devices(device, mixed, monkeypatch):
         for p, q in zip(one.model.parameters(), two.model.parameters()): close(p, q, *tol)
         np.testing.assert_allclose(np.array(one.recorder.values, dtype=float), np.array(two.recorder.values, dtype=float), rtol=.05 if mixed else 1e-2, atol=.05 if mixed else 1e-3)
 
+@pytest.mark.trains
 def test_one_device_in_parallel(device):
     one, same = fit(make(device)), make(device)
     with same.parallel_ctx([0], balance_memory=True): fit(same)

@@ -129,6 +129,7 @@ def test_classes_come_and_go_with_thresholds_and_temperatures():
     assert learn.loss_func.thresholds['look.tags'].tolist() == pytest.approx([.7, .2, .5])
     assert dict(learn.loss_func.temperatures) == {'hue': 2., 'on': .5}
 
+@pytest.mark.trains
 @pytest.mark.parametrize('bias', [True, False])
 def test_standardised_anew(bias):
     "A table with other means: kept regressions go on in original units; a range that was inferred anew is said"
@@ -348,6 +349,7 @@ def test_points_are_known_by_their_names():
     assert b('abc').kept_logits(b('ba')) == [(0, 2), (1, 3), (2, 0), (3, 1)] and b('ab').kept_logits(b('c')) == []
     assert b('ab').kept_logits(b('ab')) == [(i, i) for i in range(4)]
 
+@pytest.mark.trains
 @pytest.mark.parametrize('bias', [True, False])
 def test_counts_go_on_where_their_mean_is_another(bias):
     "The logit is a logarithm: a new unit moves it"

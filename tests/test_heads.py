@@ -333,6 +333,7 @@ def make_dls_plain(dls):
 
 def _not_norm(body): return [(p, m) for m in body.modules() if not isinstance(m, nn.BatchNorm2d) for p in m.parameters(recurse=False)]
 
+@pytest.mark.trains
 def test_what_a_user_does(learn, df, folder):
     with quiet(learn):
         learn.fine_tune(1)

@@ -69,6 +69,7 @@ def test_getters_of_every_make(df, folder, dls):
         other = make_block(folder, get_x=[ColReader('img', pref=f'{folder}/'), get]).dataloaders(df, bs=32, num_workers=0)
         assert torch.equal(other.valid.one_batch()[1], want)
 
+@pytest.mark.trains
 def test_the_network_uses_both_inputs(df, learn):
     "Without the picture nothing is known of the shape, without the row nothing of the team"
     rows = df[:VALID]

@@ -91,6 +91,7 @@ def test_masks_of_real_rows(learn, df):
         elif col != 'pose': assert np.array_equal(vals == 1, df[col].to_numpy()[m] == ('male' if col == 'gender' else 1))
         else: assert [bound.tasks['pose'].vocab[int(v)] for v in vals] == df.pose[m].tolist()
 
+@pytest.mark.trains
 def test_it_learns_faces(learn, df):
     "Landmarks beat the mean (here: median) shape of the training rows; the other tasks are better than a coin."
     flow = learn.dls.flow
@@ -110,6 +111,7 @@ def test_it_learns_faces(learn, df):
     assert sum(a < b for a, b in zip(ours, mean)) >= 7, list(zip(flow.paths, ours, mean))
     assert all(res[f'{p}.accuracy'] >= .5 for p in ('gender', 'glasses', 'pose', 'mouth.smile'))
 
+@pytest.mark.trains
 def test_metrics_and_log(learn):
     names = [m.name for m in learn.metrics]
     assert names == [f"{p}.{'mae' if p.rpartition('.')[2] in AXES else 'accuracy'}" for p in learn.dls.flow.paths]

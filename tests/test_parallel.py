@@ -123,6 +123,7 @@ def same(a, b, rtol=1e-4, atol=1e-5):
     np.testing.assert_allclose([float(x) for x in a.recorder.losses], [float(x) for x in b.recorder.losses], rtol=1e-3)
     for p in a.loss_func.thresholds: torch.testing.assert_close(torch.as_tensor(a.loss_func.thresholds[p]), torch.as_tensor(b.loss_func.thresholds[p]), atol=1e-3, rtol=0)
 
+@pytest.mark.trains
 @pytest.mark.parametrize('head', [False, True], ids=['linear', 'branches'])
 @pytest.mark.parametrize('n', [2, 3])
 def test_training_is_that_of_one_device(monkeypatch, n, head):
@@ -156,6 +157,7 @@ def test_a_branch_runs_on_the_rows_of_its_device(monkeypatch):
         total = sum(rows[:8])
         assert total == 120 if not balance else 8*2 <= total < 100
 
+@pytest.mark.trains
 @pytest.mark.parametrize('method', ['uncertainty', 'dwa', 'famo', 'stch'])
 def test_balanced_tasks_too(monkeypatch, method):
     opts = dict(every=1) if method == 'famo' else {}
@@ -200,6 +202,7 @@ def test_lr_find(monkeypatch):
     with learn.parallel_ctx(balance_memory=True): res = quietly(learn, learn.lr_find, num_it=12, show_plot=False)
     assert 1e-8 < res.valley < 10 and not isinstance(learn.model, nn.DataParallel)
 
+@pytest.mark.trains
 def test_tracked_training_losses(monkeypatch):
     "Trackers find each task's training loss in the sums."
     class Here(ConditionalTracker):

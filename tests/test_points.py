@@ -244,6 +244,7 @@ def test_loss_is_that_of_fastai(pics):
     assert loss(raw, y).item() == pytest.approx(MSELossFlat()(sigmoid_range(raw, -1, 1), p).item(), rel=1e-5)
     assert torch.allclose(loss.activation(raw), sigmoid_range(raw, -1, 1))
 
+@pytest.mark.trains
 def test_metrics_and_baseline(mixed):
     "Against loops over rows; the baseline against the mean shape of the training rows, read from their pictures one by one"
     tmp, df, learn = mixed
@@ -326,6 +327,7 @@ def test_workers_mixup_and_twice(mixed):
     a = d.dataloaders(df, bs=4, num_workers=0); b = d.dataloaders(df[df.pose.isin(['left','right'])], bs=4, num_workers=0)
     assert a.c == 7 and b.c == 4 and a.one_batch()[1].shape == b.one_batch()[1].shape == (4, 2, 3)
 
+@pytest.mark.trains
 def test_it_learns(tmp_path):
     "A disc that is somewhere: found to within few pixels of a picture of another shape than the network's"
     rng, rows = np.random.default_rng(0), []

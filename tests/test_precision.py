@@ -163,6 +163,7 @@ def fitted(learn, n=2):
 
 def steps(learn): return np.array([float(x) for x in learn.recorder.losses])
 
+@pytest.mark.trains
 @pytest.mark.parametrize('name, scaler', [(None, True), (None, False), *[(m, i % 2 == 0) for i, m in enumerate([*METHODS, 'mgda', 'upgrad'])]])
 def test_training_in_bfloat16(name, scaler):
     half = Half(scaler)
@@ -192,6 +193,7 @@ class WithBranches:
         dls = DataBlock(blocks=(TransformBlock, f), get_x=Picture(), splitter=RandomSplitter(seed=0)).dataloaders(table(80, gaps=.1), bs=16, num_workers=0, device='cpu')
         return equip(Learner(dls, with_branches(dls), cbs=[RunNeeded(), *cbs]))
 
+@pytest.mark.trains
 def test_branches_in_bfloat16():
     half = Half()
     a, b = fitted(WithBranches()()), fitted(WithBranches()(half))

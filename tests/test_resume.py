@@ -73,6 +73,7 @@ def until_done(path, make=make, every=3, seed=0, **kwargs):
         except KeyboardInterrupt: n += 1
         assert n < 40
 
+@pytest.mark.trains
 @pytest.mark.parametrize('every', [1, 3, 7, 'epoch'])
 def test_interrupted_at_random_ends_with_equal_weights(tmp_path, every):
     whole, broken = make(), None
@@ -88,6 +89,7 @@ def test_interrupted_at_random_ends_with_equal_weights(tmp_path, every):
     for learn in (broken, whole): set_seed(0); scores.append(list(learn.evaluate().metric_res)) # what is read is noisy
     assert scores[0] == scores[1]
 
+@pytest.mark.trains
 @pytest.mark.parametrize('balance', ['dwa', 'famo', 'gradvac', 'upgrad'])
 def test_balancers_go_on(tmp_path, balance):
     if balance in ('gradvac', 'upgrad'): pytest.importorskip('torchjd')

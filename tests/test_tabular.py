@@ -124,6 +124,7 @@ def test_a_hundred_thousand_rows(learn):
 
 # training
 
+@pytest.mark.trains
 def test_one_task_trains_as_plain_fastai():
     "Two classes by cross entropy, and yes or no by binary cross entropy: the same losses batch by batch with the same seeds"
     df = make_table(300)[[*CATS, *CONTS]].fillna(dict(weight=1., country='DE')).assign(y=lambda d: ((d.weight > 3) & ~d.express).map({True: 'a', False: 'b'}))
@@ -154,6 +155,7 @@ def untuned(learn):
     new.model.load_state_dict(learn.model.state_dict())
     return new
 
+@pytest.mark.trains
 def test_evaluate_agrees_with_scikit_learn_on_what_predict_df_says(df, learn):
     rows, learn = df.loc[learn.dls.valid_ds.items.index], untuned(learn)
     with muted(learn):
@@ -354,6 +356,7 @@ def test_machines_look_like_the_real_file(shared_data):
         assert ours[c].mean() == pytest.approx(real[c].mean(), abs=.1*real[c].std()) and ours[c].std() == pytest.approx(real[c].std(), rel=.25), c
     for c, tolerance in dict(TWF=.5, HDF=.7, PWF=.3, OSF=.5, **{'Machine failure': .3}).items(): assert ours[c].mean() == pytest.approx(real[c].mean(), rel=tolerance), c
 
+@pytest.mark.trains
 @pytest.mark.data
 def test_the_real_file_trains(shared_data):
     path = shared_data/'ai4i2020.csv'

@@ -125,6 +125,7 @@ def test_a_flow_is_the_target_of_a_stock_block(df):
     assert torch.equal(ours.valid.one_batch()[0], dls.valid.one_batch()[0]) and torch.equal(ours.valid.one_batch()[1], dls.valid.one_batch()[1])
     assert isinstance(learn.predict(df.text[0])[0], FlowPrediction)
 
+@pytest.mark.trains
 def test_a_classifier_learns_the_reviews(df):
     set_seed(0, reproducible=True)
     learn = conditional_text_learner(texts_dls(reviews(600), review_flow()), AWD_LSTM, pretrained=False, config=SMALL, drop_mult=.1)
@@ -149,6 +150,7 @@ def test_what_is_shown(trained, df):
     page = TextTrees(['a <b> c'], [p.tree()], ['loss <1>'])._repr_html_()
     assert 'a &lt;b&gt; c' in page and 'loss &lt;1&gt;' in page and '<b>' not in page
 
+@pytest.mark.trains
 def test_a_fresh_process(trained, df, tmp_path):
     "The core does without texts; fastai imported after ours breaks nothing; what was exported predicts and shows the same."
     trained.export(tmp_path/'learn.pkl')
@@ -281,6 +283,7 @@ def test_validation_masks_stay_training_masks_change(df):
     seeds = [torch.as_tensor(texts_dls(df, f).valid.one_batch()[0]) for f in (other, Flow('f', MaskedLMBlock('word', n_masks=4)))]
     assert not torch.equal(*seeds)
 
+@pytest.mark.trains
 def test_scores_of_masked_words(trained, df):
     dls, s, vocab = trained.dls, trained.dls.flow.slices['word'], trained.dls.vocab
     with trained.no_bar(): res = trained.evaluate().set_index(['task_path', 'metric_name'])
@@ -308,6 +311,7 @@ def test_scores_of_masked_words(trained, df):
     html = trained.evaluate(metrics=['perplexity']).show().to_html()
     assert 'seagreen' in html and 'crimson' not in html                                          # less is more
 
+@pytest.mark.trains
 def test_other_tasks_are_judged_on_whole_texts(trained):
     flow, V = trained.dls.flow, len(trained.dls.vocab)
     x, _ = trained.dls.valid.one_batch()
@@ -319,6 +323,7 @@ def test_other_tasks_are_judged_on_whole_texts(trained):
         out, pad = trained.model[0](whole)
         assert (trained.model[1].pooled(*trained.model[0](shown)) - trained.model[1].pooled(out, pad)).abs().max() > 1e-3  # masks would have mattered
 
+@pytest.mark.trains
 def test_fill_in(trained):
     vocab, s = trained.dls.vocab, trained.dls.flow.slices['word']
     with trained.no_bar():

@@ -70,6 +70,7 @@ def moved(before, now): return {k for k in before if not torch.equal(before[k], 
 opts = dict(adam=Adam, sgd=partial(SGD, mom=.9), l2=partial(SGD, mom=.9, decouple_wd=False), rms=RMSProp, radam=RAdam, lamb=Lamb, lookahead=ranger,
             torch_adamw=partial(OptimWrapper, opt=torch.optim.AdamW), torch_sgd=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True)))
 
+@pytest.mark.trains
 @pytest.mark.parametrize('opt', opts)
 def test_frozen_rows_are_equal_to_the_last_bit_whatever_steps(opt):
     learn = stock(data(flow_of_all()), opt_func=opts[opt], wd=.1)
@@ -85,6 +86,7 @@ def test_frozen_rows_are_equal_to_the_last_bit_whatever_steps(opt):
     others = [c for c in range(flow.c) if not acts.start <= c < acts.stop]
     assert torch.equal(new[:, others], was[:, others]) and not torch.equal(new[:, acts], was[:, acts])
 
+@pytest.mark.trains
 def test_what_is_trained_is_trained_as_if_it_were_alone():
     "Against torch's AdamW on a layer of three rows, on the features of the frozen network"
     dls = data(flow_of_all(), shuffle=False)
@@ -304,6 +306,7 @@ class Apart(nn.Module):
     def forward(self, x): return torch.cat([h(x) for h in self.heads], 1)
 def head_groups(m): return [list(h.parameters()) for h in m.heads]
 
+@pytest.mark.trains
 @pytest.mark.parametrize('opt', ['adam', 'sgd', 'l2', 'rms', 'radam', 'torch_adamw', 'torch_sgd'])
 def test_rates_are_those_of_parameter_groups(opt):
     dls = data(flow_of_all(), shuffle=False)
@@ -331,6 +334,7 @@ def test_rates_and_freezing_go_together_and_pickle():
     assert pickle.loads(pickle.dumps(next(c for c in learn.cbs if isinstance(c, TaskLR)))).rates == {'look': .5, 'look.kind': .1}
 
 # ---- WeightSchedule ---------------------------------------------------------------------------------------------------
+@pytest.mark.trains
 def test_scheduled_weights_train_as_weights_of_blocks():
     "A constant schedule of 3 is a block of weight 3; one of 0 a task left out"
     def flow(a, b): return Flow('f', BinaryBlock('gate', weight=a), UnboundedRegressionBlock('size', weight=b), SingleLabelBlock('kind'))
