@@ -14,8 +14,82 @@ from .scores import binary_score, count_scores, counts
 from .thresholds import score_of_counts
 
 # %% auto #0
-__all__ = ['check_pos_weight', 'check_tune', 'Sigmoid', 'BinaryBlock', 'MultiLabelBlock', 'why_no_labels', 'encode_yes_no',
-           'told_yes_no', 'words_of_columns', 'plain_values', 'how_to_say']
+__all__ = ['encode_yes_no', 'told_yes_no', 'words_of_columns', 'plain_values', 'how_to_say', 'why_no_labels', 'check_pos_weight',
+           'check_tune', 'Sigmoid', 'BinaryBlock', 'MultiLabelBlock']
+
+# %% ../nbs/01_binary.ipynb #8e33195b
+def encode_yes_no(
+    block, # Bound block, for errors
+    df,    # Table
+    col,   # Column
+    words, # Its words for no and yes; None: True and False, 1 and 0
+):
+    "Natural values and known of one column, `(N, 1)` each"
+    bits = words is None or not any(map(is_number, words)) # else 0 and 1 are words too, or none
+    answers = ({0: 0, 1: 1} if bits else {}) | ({} if words is None else {words[0]: 0, words[1]: 1})
+    fix = ', or '.join(["True/False or 1/0"]*bits + ([] if words is None else [f"a word of {words}"]))
+    return look_up(block, df, col, answers.get, lambda v: f"not a binary label: use {fix}; {how_to_say(block, df, col, v, words)}")
+
+def told_yes_no(yes, known, words):
+    "Answers (N,) in the table's terms, blank where not `known` (N,)"
+    if words is None: return pd.arrays.BooleanArray(yes, ~known)
+    res = np.empty(len(yes), dtype=object)
+    res[:] = [words[int(y)] if k else None for y,k in zip(yes, known)]
+    return res
+
+def words_of_columns(
+    block, # Block whose columns hold yes and no
+    df,    # The whole table
+) -> dict: # Column → (no, yes)
+    "The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can mean nothing else"
+    values = {c: plain_values(block, df, c) for c in block.cols if _may_be_words(df[c])}
+    words = {c: pair for c,vals in values.items() if (pair := no_yes(vals) or no_yes(_sure(vals))) is not None}
+    if (-1, 1) not in words.values(): return words
+    numbers = {c: vals for c in block.cols if all(map(is_number, vals := values.get(c) or plain_values(block, df, c)))}
+    signed = set().union(*numbers.values()) == {-1, 1} # beside 0 in another column -1 is not told
+    res = {c: pair for c,pair in words.items() if c not in numbers}
+    return res | {c: (-1, 1) for c in numbers} if signed else res
+
+def _sure(values):
+    "Of three words and more those two that say no and yes: the others are then what an error names"
+    words = [v for v in values if isinstance(v, str) and v.strip().lower() in {w for pair in NO_YES for w in pair}]
+    return words if len(words) == 2 else []
+
+def plain_values(block, df, col): "The distinct values of a column"; return [plain_number(v) for v in distinct(block, df, col)[1]]
+
+def _may_be_words(s):
+    "Can a column hold other words than True and False, 1 and 0? Of most columns a look at the first cell or the least one tells"
+    if pd.api.types.is_bool_dtype(s): return False
+    if pd.api.types.is_complex_dtype(s): return False
+    if pd.api.types.is_numeric_dtype(s): return bool((s < 0).any())
+    at = s.first_valid_index() if s.index.is_unique else None
+    return at is None or not isinstance(s.loc[at], (bool, np.bool_))
+
+def how_to_say(block, df, col, v, words):
+    "What to write where cells of a column of yes and no hold something else, `v`"
+    v = plain_number(v)
+    if not isinstance(v, (str, bool, int, float)) or len(repr(v)) > 60: return "leave the cell blank where it is unknown"
+    values = plain_values(block, df, col)
+    if words is None and len(values) == 2 and -1 not in values:
+        no, yes = no_yes(values, LIKELY_NO_YES) or sort_labels(values)
+        if block.takes_lists: return f"say which of its two words means yes, such as df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: 1}})"
+        return f"name its two words, the one for no first: vocab=({no!r}, {yes!r})"
+    cols = [c for c in block.cols if c == col or v in plain_values(block, df, c)]
+    res = f"leave the cell blank where it is unknown: {blank_line(cols, v)}"
+    return res + (f". If {v} means no: {replace_line(cols, v, 0)}" if is_number(v) and v == -1 else '')
+
+# %% ../nbs/01_binary.ipynb #d084a91a
+def why_no_labels(
+    labels, # What was read in a cell
+    cell,   # The cell
+    text,   # Was it a list written as text?
+) -> str:
+    "Why a list is none of labels; empty where it is one"
+    if text and isinstance(labels, tuple): return "text in brackets that is no list: write ['a', 'b'], or labels with label_delim= between them. If the brackets belong to the labels, name these with vocab="
+    if any(l is None or l is pd.NA or l != l for l in labels): return "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled. In rows of 0 and 1 with gaps give each label its own column, cols="
+    if any(isinstance(l, (list, dict, set, tuple)) and text for l in labels): return "a list of lists is none of labels: write ['a', 'b']"
+    if any(map(halved, labels)): return "a label holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding"
+    return ''
 
 # %% ../nbs/01_binary.ipynb #bc49df89
 def check_pos_weight(block, w):
@@ -232,77 +306,3 @@ class MultiLabelBlock(Sigmoid):
     def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the delimiter or begin or end with blanks"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l or not l or l != l.strip() for l in self.vocab) else self.label_delim.join(labels)
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
     def describe(self): return f'{len(self.vocab)} labels' + (self.learnt and f', {self.learnt}')
-
-# %% ../nbs/01_binary.ipynb #d084a91a
-def why_no_labels(
-    labels, # What was read in a cell
-    cell,   # The cell
-    text,   # Was it a list written as text?
-) -> str:
-    "Why a list is none of labels; empty where it is one"
-    if text and isinstance(labels, tuple): return "text in brackets that is no list: write ['a', 'b'], or labels with label_delim= between them. If the brackets belong to the labels, name these with vocab="
-    if any(l is None or l is pd.NA or l != l for l in labels): return "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled. In rows of 0 and 1 with gaps give each label its own column, cols="
-    if any(isinstance(l, (list, dict, set, tuple)) and text for l in labels): return "a list of lists is none of labels: write ['a', 'b']"
-    if any(map(halved, labels)): return "a label holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding"
-    return ''
-
-# %% ../nbs/01_binary.ipynb #8e33195b
-def encode_yes_no(
-    block, # Bound block, for errors
-    df,    # Table
-    col,   # Column
-    words, # Its words for no and yes; None: True and False, 1 and 0
-):
-    "Natural values and known of one column, `(N, 1)` each"
-    bits = words is None or not any(map(is_number, words)) # else 0 and 1 are words too, or none
-    answers = ({0: 0, 1: 1} if bits else {}) | ({} if words is None else {words[0]: 0, words[1]: 1})
-    fix = ', or '.join(["True/False or 1/0"]*bits + ([] if words is None else [f"a word of {words}"]))
-    return look_up(block, df, col, answers.get, lambda v: f"not a binary label: use {fix}; {how_to_say(block, df, col, v, words)}")
-
-def told_yes_no(yes, known, words):
-    "Answers (N,) in the table's terms, blank where not `known` (N,)"
-    if words is None: return pd.arrays.BooleanArray(yes, ~known)
-    res = np.empty(len(yes), dtype=object)
-    res[:] = [words[int(y)] if k else None for y,k in zip(yes, known)]
-    return res
-
-def words_of_columns(
-    block, # Block whose columns hold yes and no
-    df,    # The whole table
-) -> dict: # Column → (no, yes)
-    "The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can mean nothing else"
-    values = {c: plain_values(block, df, c) for c in block.cols if _may_be_words(df[c])}
-    words = {c: pair for c,vals in values.items() if (pair := no_yes(vals) or no_yes(_sure(vals))) is not None}
-    if (-1, 1) not in words.values(): return words
-    numbers = {c: vals for c in block.cols if all(map(is_number, vals := values.get(c) or plain_values(block, df, c)))}
-    signed = set().union(*numbers.values()) == {-1, 1} # beside 0 in another column -1 is not told
-    res = {c: pair for c,pair in words.items() if c not in numbers}
-    return res | {c: (-1, 1) for c in numbers} if signed else res
-
-def _sure(values):
-    "Of three words and more those two that say no and yes: the others are then what an error names"
-    words = [v for v in values if isinstance(v, str) and v.strip().lower() in {w for pair in NO_YES for w in pair}]
-    return words if len(words) == 2 else []
-
-def plain_values(block, df, col): "The distinct values of a column"; return [plain_number(v) for v in distinct(block, df, col)[1]]
-
-def _may_be_words(s):
-    "Can a column hold other words than True and False, 1 and 0? Of most columns a look at the first cell or the least one tells"
-    if pd.api.types.is_bool_dtype(s): return False
-    if pd.api.types.is_complex_dtype(s): return False
-    if pd.api.types.is_numeric_dtype(s): return bool((s < 0).any())
-    at = s.first_valid_index() if s.index.is_unique else None
-    return at is None or not isinstance(s.loc[at], (bool, np.bool_))
-
-def how_to_say(block, df, col, v, words):
-    "What to write where cells of a column of yes and no hold something else, `v`"
-    v = plain_number(v)
-    if not isinstance(v, (str, bool, int, float)) or len(repr(v)) > 60: return "leave the cell blank where it is unknown"
-    values = plain_values(block, df, col)
-    if words is None and len(values) == 2 and -1 not in values:
-        no, yes = no_yes(values, LIKELY_NO_YES) or sort_labels(values)
-        if block.takes_lists: return f"say which of its two words means yes, such as df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: 1}})"
-        return f"name its two words, the one for no first: vocab=({no!r}, {yes!r})"
-    cols = [c for c in block.cols if c == col or v in plain_values(block, df, c)]
-    res = f"leave the cell blank where it is unknown: {blank_line(cols, v)}"
-    return res + (f". If {v} means no: {replace_line(cols, v, 0)}" if is_number(v) and v == -1 else '')
