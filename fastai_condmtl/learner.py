@@ -15,7 +15,7 @@ from fastai.learner import Learner, Recorder
 from fastprogress.fastprogress import progress_bar
 import fastai.callback.progress # noqa: F401  no_bar
 from .conditions import FlowError
-from .files import atomic_save
+from .files import atomic_save as save_whole # fastcore has another atomic_save
 from .target import BoundFlow, FlowPrediction, doubles
 from .loss.conditional import ConditionalLoss
 from .metrics import Accumulator
@@ -166,7 +166,7 @@ def export(stock, self, fname='export.pkl', **kwargs):
         learn_shapes(self)
     dls, opt = self.dls, self.opt
     try:
-        with atomic_save(self.path/fname) as tmp, alone(self):
+        with save_whole(self.path/fname) as tmp, alone(self):
             return stock(self, tmp.absolute(), **kwargs)
     finally:
         self.dls = dls
