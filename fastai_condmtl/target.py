@@ -238,7 +238,7 @@ def _note_untold(bound, vals, mask, empty):
         warnings.warn(f"no training row tells the label {_listed(labels)}: nothing is learnt of it, and predictions of it mean nothing; "
                       "fill in its column, or leave it out", FlowWarning, stacklevel=4)
     if one_sided:
-        warnings.warn(f"training rows that count lack {_listed(one_sided)}: such an answer cannot be learnt; "
+        warnings.warn(f"no training row that counts says {_listed(one_sided)}: such an answer cannot be learnt; "
                       "label some, put some into training (stratify=True), or leave it out", FlowWarning, stacklevel=4)
 
 def unseen_answers(
