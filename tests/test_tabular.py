@@ -114,12 +114,12 @@ def test_new_rows_with_gaps_and_unseen_categories(df, learn):
 def test_a_hundred_thousand_rows(learn):
     "Columns at once, also where rows are many"
     import time
-    t = time.perf_counter()
+    t = time.process_time()  # of this process: what runs beside it does not count
     df = machines(100_000, 1)
     dls = ConditionalTabularDataLoaders.from_df(df, machines_flow(), cat_names=MACHINE_CATS, cont_names=MACHINE_CONTS, seed=0, bs=4096)
     assert torch.equal(dls.train_ds.packed(), dls.flow.encode(df)[dls.train_ds.items.index.to_numpy()])
     assert sum(len(b[0]) for b in dls.valid) == 20_000
-    assert time.perf_counter() - t < 15
+    assert time.process_time() - t < 15
 
 
 # training
