@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from fastai.tabular.core import TabDataLoader
 from fastai.text.data import SortedDL
 from fastai.text.models.awdlstm import AWD_LSTM
-from fastai.vision.all import Resize, resnet18
+from fastai.vision.all import resnet18
 from PIL import Image
 from torch import nn
 

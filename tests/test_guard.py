@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.basics import (load_learner, AvgMetric, Callback, CancelBatchException, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders,
+from fastai.basics import (load_learner, AvgMetric, Callback, CancelBatchException, CrossEntropyLossFlat, DataBlock, DataLoaders,
                            IndexSplitter, Learner, Metric, RandomSplitter, TfmdDL, TransformBlock, SGD)
 from fastai.callback.schedule import lr_find # noqa: F401
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.learner import Recorder
 from fastai.metrics import (AccumMetric, Dice, F1Score, LossMetric, R2Score, RocAucBinary, accuracy, accuracy_multi, error_rate,
                             mae, mse, optim_metric, perplexity, rmse, top_k_accuracy)
 from sklearn.metrics import f1_score

@@ -1,8 +1,7 @@
 "Segmentation masks handed over as if they were labels: each way in says what to do instead."
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import ColReader, DataBlock, ImageBlock, Learner, MaskBlock, PILMask, Resize, TensorMask, noop, resnet18
+from fastai.vision.all import ColReader, DataBlock, ImageBlock, MaskBlock, PILMask, Resize, TensorMask, noop, resnet18
 from PIL import Image
-from torch import nn
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.masks import SegmentationBlock, mask_facts
 

@@ -1,5 +1,4 @@
 "Which rows validate: by a column of words or bits, by positions, by a splitter; and by one of them only."
-import re
 import warnings
 
 import numpy as np

@@ -5,7 +5,7 @@ import pytest
 import torch
 from fastai.tabular.all import Categorify, FillMissing, Normalize
 from fastai.text.all import AWD_LSTM
-from fastai.vision.all import ColReader, DataBlock, ImageBlock, IndexSplitter, Learner, Resize, ToTensor, load_learner, noop
+from fastai.vision.all import ColReader, DataBlock, ImageBlock, IndexSplitter, Learner, Resize, load_learner, noop
 from PIL import Image
 from torch import nn
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fastai.tabular.all import Categorify, FillMissing, Normalize
 from fastai.text.all import AWD_LSTM
-from fastai.vision.all import IndexSplitter, L, Learner, Resize, TensorImage
+from fastai.vision.all import IndexSplitter, L, Learner, Resize
 from PIL import Image
 from torch import nn
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.learner import AvgMetric, Learner, Metric
+from fastai.learner import Learner
 from fastai.metrics import AccumMetric, LossMetric
 from torch import nn
 

@@ -18,7 +18,7 @@ from fastai.tabular.core import ReadTabBatch
 from fasttransform import Pipeline
 
 from ..conditions import FlowError
-from ..data import ConditionalLists, EncodedRows, FlowTransform
+from ..data import EncodedRows, FlowTransform
 from ..loss.conditional import ConditionalLoss
 from ..ranks import scattered, whole
 from ..target import BoundFlow, TensorConditional, doubles

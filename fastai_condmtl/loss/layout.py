@@ -44,6 +44,7 @@ def _inverse(order):
 # %% ../../nbs/loss/layout.ipynb #f1181c01
 class Layout(nn.Module):
     "The order of columns in a flow's logits, targets and activations"
+    task_back: torch.Tensor
     def __init__(self,
         flow:BoundFlow, # Which tasks, where
     ):
