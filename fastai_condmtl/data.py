@@ -28,7 +28,7 @@ import fastai_condmtl.loss.conditional # noqa: F401  the loss of a bound flow
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'keep_only_batch', 'dataloaders',
            'StratifiedSplitter', 'label_groups', 'stratify', 'spread', 'repair', 'stratified_folds', 'ColumnSplitter',
-           'RowsSplitter', 'check_loader_arguments', 'as_splitter', 'read_labels']
+           'RowsSplitter', 'check_loader_arguments', 'has_one_label', 'as_splitter', 'read_labels']
 
 # %% ../nbs/06_data.ipynb #df18e190
 class EncodedRows:
@@ -359,6 +359,18 @@ def check_loader_arguments(
     check_arguments(what, given, *takers, DataBlock.dataloaders, FilteredBase.dataloaders, dl_type, but=fixed, prefixes=('val_',))
     for kwargs in given.get('dl_kwargs') or ():
         check_arguments(f'{what}: a loader of dl_kwargs=', kwargs, dl_type, but=['dataset'])
+
+def has_one_label(
+    cls,         # `DataLoaders` for flows
+    name:str,    # A method of fastai's loaders that reads one label from the name of a file or folder
+    instead:str, # What to write
+):
+    "Have a method that there is not say what to write"
+    def method(cls, *args, **kwargs):
+        raise FlowError(f"{cls.__name__} has no {name}, which knows one label of an item, and not those of a flow: {instead}")
+    method.__name__ = name
+    method.__doc__ = f"There is none: {instead}"
+    setattr(cls, name, classmethod(method))
 
 def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, valid_idx=None):
     "The splitter that arguments of a `from_df` ask for"

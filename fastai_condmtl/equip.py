@@ -7,7 +7,7 @@ from __future__ import annotations
 from fastai.learner import Learner
 from .conditions import FlowError
 from .core.arguments import check_arguments
-from .learn.checks import check_metrics_fit
+from .learn.checks import Y_RANGE, check_loss_fits, check_metrics_fit
 from .learner import flow_of, own_loss
 from .loss.conditional import ConditionalLoss
 from .learn.targets import check_sides
@@ -29,6 +29,7 @@ def equip(
     check_arguments('equip', kwargs, equip)
     learn.metrics = flow_metrics(flow_of(learn), metrics)
     check_metrics_fit(learn)
+    check_loss_fits(learn)
     if isinstance(learn.loss_func, ConditionalLoss): own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
@@ -48,5 +49,6 @@ def fit_for(dls, kwargs):
     "`kwargs` of a learner for `dls`, after saying what would not do for a flow"
     flow_of(dls)
     check_sides(dls.train_ds)
-    if kwargs.get('y_range') is not None: raise FlowError("y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, y_range=(lo, hi))")
+    if kwargs.get('y_range') is not None: raise FlowError(Y_RANGE)
+    if kwargs.get('n_out') not in (None, dls.c): raise FlowError(f"n_out={kwargs['n_out']!r}, and the flow needs {dls.c} logits, which the learner knows: leave n_out= out")
     return kwargs

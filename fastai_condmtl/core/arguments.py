@@ -12,9 +12,16 @@ from ..base import near
 from ..conditions import FlowError
 
 # %% auto #0
-__all__ = ['UnknownArgument', 'arguments_of', 'check_arguments', 'near_argument']
+__all__ = ['habits', 'UnknownArgument', 'arguments_of', 'check_arguments', 'near_argument']
 
 # %% ../../nbs/core/arguments.ipynb #835443dd
+# What loaders of fastai that have one target take, and where it is said here
+habits = dict.fromkeys(('label_col', 'y_names'), "labels are read from the columns that the tasks of the flow are named after, or from those that they name with col=")
+habits |= dict.fromkeys(('y_block', 'blocks'), "the flow is the target, and its tasks are blocks such as BinaryBlock(name) and SingleLabelBlock(name)")
+habits |= dict.fromkeys(('get_y', 'label_func', 'label_funcs'), "of a table the flow reads the columns itself")
+habits |= dict(label_delim="it is an argument of a task, MultiLabelBlock(name, label_delim=' ')",
+               is_lm="MaskedLMBlock(name) is a task that asks for words, and fastai's own TextDataLoaders.from_df(..., is_lm=True) has no flow")
+
 class UnknownArgument(FlowError, TypeError):
     "Nothing reads an argument"
 
@@ -62,6 +69,8 @@ def check_arguments(
 
 def near_argument(name, taken) -> str:
     "The hint about an unknown argument"
+    if name in habits:
+        return f"{habits[name]}; leave it out"
     hint = near(name, sorted(taken))
     if not hint.startswith('did you mean') and (alike := _of_one_word(name, taken)):
         return f"did you mean {' or '.join(map(repr, alike[:3]))}? Or leave it out"

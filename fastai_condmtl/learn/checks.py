@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.learner import AvgMetric, Learner, Metric
+from fastai.layers import SigmoidRange
+from fastai.learner import Learner
 from fastai.metrics import AccumMetric, LossMetric
 from torch import nn
 
@@ -30,8 +31,9 @@ from ..scores import aliases
 from ..target import BoundFlow
 
 # %% auto #0
-__all__ = ['why_not_metric', 'check_metrics_fit', 'check_trackers', 'recorded', 'monitored', 'always_nan', 'check_batches',
-           'check_accumulation', 'partly_labelled']
+__all__ = ['Y_RANGE', 'why_not_metric', 'check_metrics_fit', 'why_not_loss', 'last_activation', 'check_loss_fits',
+           'check_trackers', 'recorded', 'monitored', 'always_nan', 'check_batches', 'check_accumulation',
+           'partly_labelled']
 
 # %% ../../nbs/learn/checks.ipynb #19963197
 _of_one_target = ('fastai.metrics', 'fastai.losses', 'sklearn', 'scipy', 'torch', 'torchmetrics', 'torcheval')
@@ -84,6 +86,42 @@ def check_metrics_fit(
     for metric in learn.metrics:
         if (why := why_not_metric(metric, flow_of(learn))) is not None:
             raise FlowError(why)
+
+# %% ../../nbs/learn/checks.ipynb #0a6e4d95
+Y_RANGE = "y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, y_range=(lo, hi))"
+
+def why_not_loss(
+    loss, # `loss_func` of a `Learner`
+) -> str | None:
+    "Why a loss does not fit a flow, and what to write instead; None where it fits"
+    if not _is_of_one_target(loss, _inner(loss)):
+        return None
+    return (f"loss_func={getattr(loss, '__name__', None) or type(loss).__name__} compares one output with one target, and the target here is a flow, "
+            "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of classes, smoothing and focal loss are said "
+            "task by task: SingleLabelBlock(name, class_weights='balanced', label_smoothing=.1), BinaryBlock(name, pos_weight='balanced', loss='focal')")
+
+def last_activation(
+    model, # Network
+) -> nn.Module | None:
+    "What a network applies to its logits at the end; None where it ends in them, or where that is not known"
+    while True:
+        inner = getattr(model, 'layers', model) # of fastai's `TabularModel`
+        if not isinstance(inner, nn.Sequential) or not len(inner):
+            return model if isinstance(model, (SigmoidRange, nn.Sigmoid, nn.Softmax, nn.LogSoftmax)) else None
+        model = inner[-1]
+
+@before_fit_check
+def check_loss_fits(
+    learn:Learner, # Learner whose data has a flow
+):
+    "Raise where the loss, or the last layer of the network, is one of one target"
+    if (why := why_not_loss(learn.loss_func)) is not None:
+        raise FlowError(why)
+    last = last_activation(learn.model)
+    if isinstance(last, SigmoidRange):
+        raise FlowError(Y_RANGE)
+    if last is not None:
+        raise FlowError(f"the network ends in {type(last).__name__}, and the loss takes logits: leave this layer out (activations come with learn.get_preds)")
 
 # %% ../../nbs/learn/checks.ipynb #e8f5e696
 @wraps_stock(TrackerCallback)

@@ -17,9 +17,11 @@ __all__ = ['new']
 # %% ../../nbs/learn/loaders.ipynb #f04b9052
 _of_dataloaders = {'bs', 'shuffle', 'n', 'drop_last'}  # fastai's `dataloaders` hands these on, with whatever a stock DataBlock was given: that is left alone
 
+_of_fastai = {'shuffled', 'process'}  # its own `tta` and `Interpretation` hand these on, and nothing reads them
+
 @wraps_stock(TfmdDL)
 def new(stock, self, dataset=None, cls=None, **kwargs):
     "An argument that the loader does not read is an error"
     if not _of_dataloaders <= set(kwargs) and isinstance(getattr(self.dataset, 'flow', None), BoundFlow):
-        check_arguments('the loader', kwargs, cls or type(self), prefixes=('val_',))
+        check_arguments('the loader', set(kwargs) - _of_fastai, cls or type(self), prefixes=('val_',))
     return stock(self, dataset, cls, **kwargs)

@@ -18,7 +18,7 @@ from fastai.tabular.core import ReadTabBatch
 from fasttransform import Pipeline
 
 from ..conditions import FlowError
-from ..data import ConditionalLists, EncodedRows, FlowTransform
+from ..data import EncodedRows, FlowTransform
 from ..loss.conditional import ConditionalLoss
 from ..ranks import scattered, whole
 from ..target import BoundFlow, TensorConditional, doubles
@@ -320,5 +320,15 @@ def get_preds(stock, self, ds_idx=1, dl=None, *args, **kwargs):
 
 @wraps_stock(Learner)
 def validate(stock, self, ds_idx=1, dl=None, cbs=None):
-    "Other data is read as the network was trained; `dl` may be a DataFrame"
-    return stock(self, ds_idx=ds_idx, dl=as_loader(self, dl), cbs=cbs)
+    "Other data is read as the network was trained; `dl` may be a DataFrame. Rows without labels are an error"
+    dl = as_loader(self, dl)
+    if dl is not None and _has_no_labels(self, dl):
+        raise FlowError(ASK)
+    return stock(self, ds_idx=ds_idx, dl=dl, cbs=cbs)
+
+def _has_no_labels(learn, dl):
+    "Does a loader of items of a flow have inputs only?"
+    ds = getattr(dl, 'dataset', None)
+    if learn.__dict__.get('_reading') is None:
+        return False
+    return not getattr(ds, 'labelled', True) or len(getattr(ds, 'tls', (None,)*(learn.dls.n_inp + 1))) <= learn.dls.n_inp

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..conditions import FlowError
 from ..target import BoundFlow, packed
 
 # %% auto #0
@@ -44,6 +45,7 @@ def _inverse(order):
 # %% ../../nbs/loss/layout.ipynb #f1181c01
 class Layout(nn.Module):
     "The order of columns in a flow's logits, targets and activations"
+    task_back: torch.Tensor
     def __init__(self,
         flow:BoundFlow, # Which tasks, where
     ):
@@ -54,6 +56,7 @@ class Layout(nn.Module):
         self.blocks = [flow.plan.blocks[f.tasks[0]] for f in flow.families]  # one speaks for its family
         self.n_columns = [len(f.columns) for f in flow.families]
         self.n_logits = [len(f.columns)*f.n_out for f in flow.families]
+        self.n_all_logits = sum(self.n_logits)
         # Logits a cell, where a family sees one row a cell; 0 where it sees columns.
         self.cell_logits = [f.n_out if b.per_cell else 0 for f,b in zip(flow.families, self.blocks)]
         self.runs = _runs([flow.plan.blocks[i] for i in self.tasks])
@@ -102,6 +105,8 @@ class Layout(nn.Module):
 
     def logits_of(self, pred):
         "The logits `(bs, C)` of each family: `(bs, n)`, or one row a cell `(bs*n, n_out)`"
+        if pred.shape[1] != self.n_all_logits:
+            raise FlowError(f"the network puts out {pred.shape[1]} numbers a row, and the flow needs {self.n_all_logits} logits: give its last layer dls.c outputs")
         parts = pred.split(self.n_logits, 1)
         return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x,n in zip(parts, self.cell_logits)]
 

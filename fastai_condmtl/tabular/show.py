@@ -28,7 +28,7 @@ def rows_table(
     if len(titles): res.insert(0, '', list(titles)[:len(res)])
     css = pd.DataFrame('', index=res.index, columns=res.columns)
     truth = [None]*len(inputs) if y is None else [FlowPrediction(flow, v) for v in y[:max_n]]
-    if pred is None: trees = [t.tree() for t in truth]
+    if pred is None: trees = [t.tree() for t in truth if t is not None]
     else: trees = [FlowPrediction(flow, p).tree(truth=t, probability=False) for t,p in zip(truth, pred)]
     for i,p in enumerate(flow.paths):
         name = p if p not in res else f'{p} (task)'

@@ -16,7 +16,7 @@ from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defa
 from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
 from ..base import near, row_name
 from ..conditions import FlowError
-from ..data import as_flow, as_splitter, check_loader_arguments, read_labels
+from ..data import as_flow, as_splitter, check_loader_arguments, has_one_label, read_labels
 from ..flow import leaves
 from ..learn.reading import reads_input, with_transform
 from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_words
@@ -121,6 +121,7 @@ def _check_arguments(cls, kwargs, method, *takers):
     check_loader_arguments(f'{cls.__name__}.{method.__name__}', kwargs, method, *takers, dl_type=SortedDL, but=('after_item', 'after_batch'))
 
 ConditionalTextDataLoaders.from_csv = delegates(to=ConditionalTextDataLoaders.from_df)(ConditionalTextDataLoaders.from_csv)
+has_one_label(ConditionalTextDataLoaders, 'from_folder', "write from_df(pd.DataFrame(dict(text=texts, **labels)), flow)")
 
 def _vocab(tokens, vocab, min_freq, max_vocab, masked):
     "The words, special ones first, as fastai counts them; with the mask's own where words will be masked"

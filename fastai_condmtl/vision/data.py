@@ -17,7 +17,7 @@ from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.torch_core import Tensor
 from fastai.vision.core import PILBase, PILImage, load_image
 from ..conditions import FlowError, FlowWarning
-from ..data import as_flow, as_splitter, check_loader_arguments, read_labels
+from ..data import as_flow, as_splitter, check_loader_arguments, has_one_label, read_labels
 from ..flow import leaves
 from ..target import as_table
 from ..base import RowsOf, near, row_name
@@ -150,6 +150,7 @@ class ConditionalDataLoaders(DataLoaders):
     ):
         "From a DataFrame"
         _check_arguments(cls, 'from_df', kwargs)
+        flow = as_flow(flow)
         if isinstance(fn_col, str) and fn_col not in df.columns: raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
         get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path)/folder, suff)
         return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, balance_by, valid_idx, **kwargs)
@@ -225,3 +226,5 @@ def _check_arguments(cls, name, kwargs):
 ConditionalDataLoaders.from_csv = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_csv)
 ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_func)
 ConditionalDataLoaders.from_path_funcs = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_funcs)
+for _name in ('from_folder', 'from_name_func', 'from_name_re', 'from_path_re', 'from_lists'):
+    has_one_label(ConditionalDataLoaders, _name, "write from_path_func(path, fnames, label_func, flow), where label_func(file) is a dict of column → label, or from_df")
