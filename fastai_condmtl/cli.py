@@ -232,7 +232,7 @@ def train(a):
     from fastai.vision.all import set_seed
     set_seed(a.seed)
     dls = load_data(a, df, flow, fn_col)
-    if not len(dls.train) or not len(dls.valid): raise FlowError(f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few for batches of {dls.bs}: add rows, or change --valid-pct or --bs")
+    if len(dls.train_ds) < 2 or not len(dls.valid): raise FlowError(f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few for batches of {dls.bs}: add rows, or change --valid-pct or --bs")
     learn = make_learner(a, dls, arch)
     (out/'history.csv').unlink(missing_ok=True) # fastai's logger appends
     write_text(out/'audit.txt', f'{audit}\n')

@@ -76,7 +76,8 @@ def give_learnt(
 def to_dict(self:BoundFlow) -> dict:
     "The flow and what its blocks have learnt, as JSON values"
     written = list(Plan(self.flow).blocks)
-    return dict(flow=json.loads(self.flow.to_json()), learnt={p: learnt(b, u) for (p,b),u in zip(self.tasks.items(), written)})
+    state = {p: learnt(b, u) for (p,b),u in zip(self.tasks.items(), written)}
+    return dict(flow=json.loads(self.flow.to_json()), learnt=state, untold={p: [_write(l) for l in labels] for p,labels in self.untold.items()})
 
 @patch(cls_method=True)
 def from_dict(cls:BoundFlow,
@@ -96,6 +97,10 @@ def from_dict(cls:BoundFlow,
     except FlowError: raise
     except Exception as e: raise FlowError(f"what the tasks of flow '{flow.name}' have learnt does not fit together ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
     res.constants = {p: None for p in res.paths} # the trivial predictor stays with the learner
+    untold = d.get('untold', {})
+    if not isinstance(untold, dict) or not all(p in res.paths and isinstance(labels, list) for p,labels in untold.items()):
+        raise FlowError(f"what the file says of labels that no row told does not fit flow '{flow.name}': write the file with learn.save_safe")
+    res.untold = {p: tuple(_read(l) for l in labels) for p,labels in untold.items()}
     return res
 
 # %% ../nbs/16b_safe.ipynb #8a2cb131

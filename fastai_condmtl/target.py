@@ -63,7 +63,7 @@ class BoundFlow:
         df:pd.DataFrame, # The whole table
         train_idx=None,  # Positions of the training rows; None: all
     ):
-        self.flow, plan = flow, Plan(flow)
+        self.flow, plan, self.untold = flow, Plan(flow), {}
         df = as_table(df, plan.blocks)
         if not len(df): raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
         for p,b in zip(plan.paths, plan.blocks): check_cols(p, b, df); check_lacks(p, b, df)

@@ -36,6 +36,21 @@ def says_binary(v, words):
     for i,w in enumerate(words or ()):
         if same(v, w): return bool(i)
     return True if same(v, 1) else False if same(v, 0) else BAD
+WORDS_OF_TRUTH = [('no', 'yes'), ('false', 'true'), ('n', 'y'), ('0', '1'), ('-1', '1')]
+def says_yes_or_no(values):
+    """What each cell of a column without words of its own says. Two words of one pair are no and yes. Of words beside other things, and of -1, the
+    library may say either: what it makes of them depends on the block's other columns"""
+    known = [item(v) for v in values if not missing(v)]
+    words = {v.strip().lower() for v in known if isinstance(v, str)}
+    pair = next((p for p in WORDS_OF_TRUTH if words and words <= set(p)), None)
+    def one(v):
+        v = item(v)
+        if missing(v): return None
+        if isinstance(v, str) and pair is not None:
+            alone = all(isinstance(w, str) for w in known) and len(set(known)) <= len(words)
+            return v.strip().lower() == pair[1] if alone else EITHER
+        return EITHER if same(v, -1) else says_binary(v, None)
+    return [one(v) for v in values]
 def says_number(v, _=None):
     if isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 0: v = v.item()
     if isinstance(v, (complex, np.complexfloating, dt.date, dt.timedelta, np.datetime64, np.timedelta64)) or not isinstance(v, (bool, np.bool_, int, float, np.number, Decimal, Fraction)): return BAD
@@ -62,10 +77,10 @@ def says_labels(v, vocab, delim):
 def read_column(task, column):
     "What each cell of a column says: a label, None where missing, BAD, or EITHER"
     kind, vocab = task['kind'], task.get('vocab') if task.get('vocab_given', True) else None
+    if kind == 'cols' or kind == 'binary' and not task.get('vocab'): return says_yes_or_no([column.iloc[i] for i in range(len(column))])
     def one(v):
         if missing(v): return None
         if kind == 'binary': return says_binary(v, task.get('vocab'))
-        if kind == 'cols': return says_binary(v, None)
         if kind == 'count': return says_count(v)
         if kind == 'multi': return says_labels(v, vocab, task.get('label_delim', ','))
         if kind in ('bounded', 'unbounded'):

@@ -46,10 +46,11 @@ def test_no_broken_link(site, pages):
     assert not broken
 
 def test_every_module_has_its_page(site, root):
-    import json
+    import html, json
     for nb in (root/'nbs').rglob('*.ipynb'):
         if not nb.name.startswith('_') and 'checkpoints' not in str(nb):
             title = ''.join(json.loads(nb.read_text(encoding='utf-8'))['cells'][0]['source']).split('\n')[0].lstrip('# ')
+            title = html.escape(title, quote=False)
             assert any(f'<title>{title}' in p.read_text(encoding='utf-8') or title == 'fastai_condmtl' for p in site.rglob('index.html')), nb
 
 def test_formulas_and_tables(pages):
