@@ -270,6 +270,40 @@ def test_a_loaded_learner_keeps_all_this(pictures, path):
         load_learner(path/'habits.pkl').fit(1)
 
 
+REPLACED = """
+import sys, types
+from fastai.vision.all import *; from fastai.tabular.all import *; from fastai.text.all import *
+import fastai.callback.all
+def classes(c=object, seen=None):
+    seen = set() if seen is None else seen
+    for s in type.__subclasses__(c):
+        if s not in seen and s is not type:
+            seen.add(s)
+            classes(s, seen)
+    return [s for s in seen if (s.__module__ or '').split('.')[0] in ('fastai', 'fastcore', 'fasttransform', 'torch')]
+before = {c: dict(vars(c)) for c in classes()}
+from fastai_condmtl.vision.all import *; from fastai_condmtl.tabular.all import *; from fastai_condmtl.text.all import *
+def replaced():
+    return sorted(f'{c.__name__}.{k}' for c, d in before.items() for k, v in d.items() if k != '__abstractmethods__' and vars(c).get(k) is not v and isinstance(v, (types.FunctionType, classmethod, property)))
+now = replaced()
+listed = set(stock_methods().method)
+assert len(now) > 15 and set(now) <= listed, set(now) - listed
+assert all(stock_methods().iloc[:, 1].str.len() > 10)
+restore_stock()
+assert not replaced(), replaced()
+"""
+
+
+def test_every_replaced_method_is_listed_and_given_back(root):
+    "Against the classes of fastai and PyTorch as they were before the import, in a process of its own"
+    import os
+    import subprocess
+    import sys
+    env = {**os.environ, 'PYTHONPATH': str(root)}
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', REPLACED], cwd=root, env=env, capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr[-2000:]
+
+
 def test_the_page_shows_what_came():
     "Each habit of the page has its outcome in a committed table"
     nb = json.loads((Path(__file__).resolve().parents[1]/'nbs/tutorials/16_from_stock_fastai.ipynb').read_text(encoding='utf-8'))
