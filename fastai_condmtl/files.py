@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import os, socket
 from pathlib import Path
 from threading import get_ident
-from fastcore.basics import patch
 from fastai.learner import Learner, join_path_file, save_model
 from fastai.torch_core import rank_distrib
+from .learn.stock import wraps_stock
 
 # %% auto #0
-__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'atomic_save']
+__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'atomic_save', 'save']
 
 # %% ../nbs/00f_files.ipynb #ecaa4c0b
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp') # how names of picture files end, in small letters
@@ -83,13 +83,10 @@ def atomic_save(
     if rank_distrib(): yield Path(path); return
     with atomic_write(path) as tmp: yield tmp
 
-if not hasattr(Learner.save, '_plain'):
-    _plain_save = Learner.save
-    @patch
-    def save(self:Learner, file, **kwargs):
-        "Save model and optimizer state (if `with_opt`) to `self.path/self.model_dir/file`, whole or not at all"
-        if not isinstance(file, (str, Path)): return _plain_save(self, file, **kwargs) # a buffer
-        file = join_path_file(file, self.path/self.model_dir, ext='.pth')
-        with atomic_save(file) as tmp: save_model(tmp, self.model, getattr(self, 'opt', None), **kwargs)
-        return file
-    Learner.save._plain = _plain_save
+@wraps_stock(Learner)
+def save(stock, self, file, **kwargs):
+    "Save model and optimizer state (if `with_opt`) to `self.path/self.model_dir/file`, whole or not at all"
+    if not isinstance(file, (str, Path)): return stock(self, file, **kwargs) # a buffer
+    file = join_path_file(file, self.path/self.model_dir, ext='.pth')
+    with atomic_save(file) as tmp: save_model(tmp, self.model, getattr(self, 'opt', None), **kwargs)
+    return file

@@ -5,6 +5,7 @@
 # %% ../nbs/02_flow.ipynb #9ec8b8c6
 from __future__ import annotations
 from copy import copy
+from types import FunctionType
 import numpy as np
 from .conditions import (FlowError, Condition, Atom, Not, And, AnyOf, as_condition, both, conjuncts, atoms, kleene, forced, check_op)
 from .base import ConditionalBlock, check_features, check_name, check_weight_col, given_by, near
@@ -17,6 +18,19 @@ __all__ = ['Flow', 'walk', 'inherited', 'leaves', 'Names', 'Plan', 'infer', 'Flo
 _all_ = ['FlowError'] # users catch it by this module's name
 
 # %% ../nbs/02_flow.ipynb #9071a38c
+_counterparts = dict(CategoryBlock='SingleLabelBlock(name)', MultiCategoryBlock='MultiLabelBlock(name)', PointBlock='KeypointsBlock(name, labels)', BBoxBlock='BoxBlock(name)',
+                     BBoxLblBlock='SingleLabelBlock(name)', RegressionBlock='UnboundedRegressionBlock(name), or BoundedRegressionBlock(name, y_range=(lo, hi))')
+
+def _instead_of(t):
+    "What to write instead of what is neither a block nor a flow"
+    if is_mask_block(t): return MASKS
+    if isinstance(t, Condition): return "a condition is given to a block: `block | condition`"
+    if isinstance(t, (list, tuple)): return "unpack the list: Flow(name, *tasks)"
+    if isinstance(t, type): return "make an object of it, with a name"
+    name = getattr(t, '__name__', '')
+    if name in _counterparts: return f"{name} is a block of one target: write {_counterparts[name]}"
+    return "hand over blocks and flows"
+
 class Flow:
     "Tasks and flows under one name. Use it as a block: `DataBlock(blocks=(ImageBlock, flow))`"
     weight_col = None
@@ -33,9 +47,8 @@ class Flow:
         self.features, self.weight_col = features, check_weight_col(name, weight_col)
         for t in tasks:
             if not isinstance(t, (ConditionalBlock, Flow)):
-                fix = MASKS if is_mask_block(t) else "a condition is given to a block: `block | condition`" if isinstance(t, Condition) else "unpack the list: Flow(name, *tasks)" if isinstance(t, (list, tuple)) else \
-                      "make an object of it, with a name" if isinstance(t, type) else "hand over blocks and flows"
-                raise FlowError(f"flow '{name}' holds {t!r} ({type(t).__name__}), which is neither a block nor a flow: {fix}")
+                what = t.__name__ if isinstance(t, FunctionType) else repr(t)
+                raise FlowError(f"flow '{name}' holds {what} ({type(t).__name__}), which is neither a block nor a flow: {_instead_of(t)}")
         if not any(infer_labels is v for v in (False, True)) and infer_labels != 'train': raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
         self.name, self.tasks, self.given, self.infer_labels = name, tasks, None if given is None else as_condition(given), infer_labels
 

@@ -13,10 +13,11 @@ from .base import near
 from .conditions import FlowError
 from .heads import DeepHeads, head_of, last_layer
 from .learner import flow_of
+from .learn.stock import wraps_stock
 from .target import BoundFlow
 
 # %% auto #0
-__all__ = ['task_params', 'PartialTraining']
+__all__ = ['task_params', 'PartialTraining', 'freeze_to', 'create_opt']
 
 # %% ../nbs/06f_partial_training.ipynb #94355ceb
 @patch
@@ -131,20 +132,18 @@ def freeze_except(self:Learner,
     self.add_cb(cb)
     cb.apply()
 
-if not hasattr(Learner.freeze_to, '_plain'):
-    _freeze_to, _create_opt = Learner.freeze_to, Learner.create_opt
-    @patch
-    def freeze_to(self:Learner, n):
-        "Freeze parameter groups up to `n`; ends `freeze_except`"
-        for cb in self.cbs.filter(lambda cb: cb.name == 'partial_training'):
-            for p in cb.off: p.requires_grad_(True)
-            self.remove_cb(cb)
-        _freeze_to(self, n)
-    @patch
-    def create_opt(self:Learner):
-        "Create an optimizer with default hyper-parameters, of all parameters, also while `freeze_except` is in force (the stock splitter takes those that are trained)"
-        off = [p for cb in self.cbs if cb.name == 'partial_training' for p in cb.off]
-        for p in off: p.requires_grad_(True)
-        _create_opt(self)
-        for p in off: p.requires_grad_(False)
-    Learner.freeze_to._plain, Learner.create_opt._plain = _freeze_to, _create_opt
+@wraps_stock(Learner)
+def freeze_to(stock, self, n):
+    "Freeze parameter groups up to `n`; ends `freeze_except`"
+    for cb in self.cbs.filter(lambda cb: cb.name == 'partial_training'):
+        for p in cb.off: p.requires_grad_(True)
+        self.remove_cb(cb)
+    stock(self, n)
+
+@wraps_stock(Learner)
+def create_opt(stock, self):
+    "Create an optimizer with default hyper-parameters, of all parameters, also while `freeze_except` is in force (the stock splitter takes those that are trained)"
+    off = [p for cb in self.cbs if cb.name == 'partial_training' for p in cb.off]
+    for p in off: p.requires_grad_(True)
+    stock(self)
+    for p in off: p.requires_grad_(False)

@@ -6,14 +6,15 @@
 from __future__ import annotations
 from contextlib import contextmanager
 import torch
-from fastcore.basics import patch
 from fastai.callback.core import GatherPredsCallback
 from fastai.learner import Learner
 from fastai.torch_core import find_bs, maybe_gather, nested_reorder
+from .learn.stock import wraps_stock
 from .target import BoundFlow
 
 # %% auto #0
-__all__ = ['scattered', 'whole', 'gather_rows', 'in_order', 'step_ranks', 'rank_sums', 'mean_value', 'of_first', 'alone']
+__all__ = ['scattered', 'whole', 'gather_rows', 'in_order', 'step_ranks', 'rank_sums', 'mean_value', 'of_first', 'one_batch',
+           'to_detach', 'after_validate', 'alone']
 
 # %% ../nbs/00g_ranks.ipynb #fbb0281a
 def scattered(
@@ -98,28 +99,26 @@ def _once(learn, b):
     y.view(n, 2, -1)[left:,1] = 0
     return (*b[:i], y, *b[i+1:])
 
-if not hasattr(Learner.one_batch, '_plain'):
-    _one_batch, _to_detach = Learner.one_batch, Learner.to_detach
-    @patch
-    def one_batch(self:Learner, i, b):
-        "A batch; where processes share it, its labels count once and its means are those of all"
-        if not (scattered(self.dl) and _has_flow(self)): return _one_batch(self, i, b)
-        with _step(self.dl.world_size): return _one_batch(self, i, _once(self, b))
-    Learner.one_batch._plain = _one_batch
-    @patch
-    def to_detach(self:Learner, b, cpu=True, gather=True):
-        "`b` detached, gathered where rows are dealt out"
-        return _to_detach(self, b, cpu, gather and (scattered(getattr(self, 'dl', None)) or not _has_flow(self)))
-    _after_validate = GatherPredsCallback.after_validate
-    @patch
-    def after_validate(self:GatherPredsCallback):
-        "Concatenate all recorded tensors, in the order of the data"
-        _after_validate(self)
-        dl = self.learn.dl
-        if not (scattered(dl) and _has_flow(self.learn)) or not hasattr(self, 'preds'): return
-        idx = _gathered(dl).argsort()
-        for k in ('inputs', 'preds', 'targets', 'losses'):
-            if (v := getattr(self, k, None)) is not None and len(v): setattr(self, k, nested_reorder(v, idx))
+@wraps_stock(Learner)
+def one_batch(stock, self, i, b):
+    "A batch; where processes share it, its labels count once and its means are those of all"
+    if not (scattered(self.dl) and _has_flow(self)): return stock(self, i, b)
+    with _step(self.dl.world_size): return stock(self, i, _once(self, b))
+
+@wraps_stock(Learner)
+def to_detach(stock, self, b, cpu=True, gather=True):
+    "`b` detached, gathered where rows are dealt out"
+    return stock(self, b, cpu, gather and (scattered(getattr(self, 'dl', None)) or not _has_flow(self)))
+
+@wraps_stock(GatherPredsCallback)
+def after_validate(stock, self):
+    "Concatenate all recorded tensors, in the order of the data"
+    stock(self)
+    dl = self.learn.dl
+    if not (scattered(dl) and _has_flow(self.learn)) or not hasattr(self, 'preds'): return
+    idx = _gathered(dl).argsort()
+    for k in ('inputs', 'preds', 'targets', 'losses'):
+        if (v := getattr(self, k, None)) is not None and len(v): setattr(self, k, nested_reorder(v, idx))
 
 def _gathered(dl):
     "Positions of the rows in the order in which they come when batches of all processes are put one after the other"

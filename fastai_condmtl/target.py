@@ -18,7 +18,7 @@ from .points import Frame, Geometry
 
 # %% auto #0
 __all__ = ['TensorConditional', 'doubles', 'packed', 'Slices', 'Family', 'BoundFlow', 'check_lacks', 'check_cols',
-           'check_weights', 'as_table', 'row_weights', 'unseen_answers', 'FlowPrediction', 'shortened']
+           'check_weights', 'NotYetBound', 'as_table', 'row_weights', 'unseen_answers', 'FlowPrediction', 'shortened']
 
 # %% ../nbs/03_target.ipynb #6386770d
 class TensorConditional(TensorBase):
@@ -139,6 +139,20 @@ def check_cols(path, block, df):
 def check_weights(path, col, df):
     "Raise where the table lacks the column with the weights of a task's rows"
     if col is not None: check_column(df, col, f"task '{path}' reads the weights of its rows from", " Name the column with weight_col=")
+
+# %% ../nbs/03_target.ipynb #2934481f
+class NotYetBound(FlowError, AttributeError):
+    "What a flow knows once it has met its data is asked of the flow as it was written"
+
+_of_instances = {'paths', 'tasks', 'slices', 'c', 'n_targets', 'plan', 'units', 'constants'}
+
+def _only_bound(self, name):
+    "Attributes of a `BoundFlow` are said to be in `dls.flow`"
+    if not name.startswith('_') and (name in _of_instances or hasattr(BoundFlow, name)):
+        raise NotYetBound(f"flow '{self.__dict__.get('name', '')}' as it was written has not met its data, and {name!r} is known then: write dls.flow.{name}")
+    raise AttributeError(f"'Flow' object has no attribute {name!r}")
+
+Flow.__getattr__ = _only_bound # `patch` would leave a `__getattr__` in this module, which is the module's own
 
 # %% ../nbs/03_target.ipynb #52210c19
 def as_table(

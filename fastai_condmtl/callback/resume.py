@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 import random, zlib
 import numpy as np, torch
-from fastcore.all import L, patch
+from fastcore.all import L
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib
@@ -19,6 +19,7 @@ from ..conditions import FlowError
 from ..data import EncodedRows
 from ..files import atomic_write
 from ..learner import own_loss, tries
+from ..learn.stock import wraps_stock
 from ..loss.conditional import ConditionalLoss
 from ..ranks import scattered, whole
 from ..seen import Seen
@@ -238,14 +239,11 @@ class Checkpoint(Callback):
         self._restore(s)
         for i,b in batches: learn.one_batch(i, b)
 
-if not hasattr(Learner._do_fit, '_plain'):
-    _plain_do_fit = Learner._do_fit
-    @patch
-    def _do_fit(self:Learner):
-        "The epochs; those that are left, where a `Checkpoint` goes on"
-        cb = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
-        return _plain_do_fit(self) if cb is None or not cb.begin() else cb.go_on()
-    Learner._do_fit._plain = _plain_do_fit
+@wraps_stock(Learner)
+def _do_fit(stock, self):
+    "The epochs; those that are left, where a `Checkpoint` goes on"
+    cb = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
+    return stock(self) if cb is None or not cb.begin() else cb.go_on()
 
 # %% ../../nbs/callback/04_resume.ipynb #e9a83a0d
 def _opt_state(opt):

@@ -96,7 +96,7 @@ def why_not_loss(
     "Why a loss does not fit a flow, and what to write instead; None where it fits"
     if not _is_of_one_target(loss, _inner(loss)):
         return None
-    return (f"loss_func={getattr(loss, '__name__', None) or type(loss).__name__} compares one output with one target, and the target here is a flow, "
+    return (f"loss_func={_name(_inner(loss) if isinstance(loss, partial) else loss)} compares one output with one target, and the target here is a flow, "
             "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of classes, smoothing and focal loss are said "
             "task by task: SingleLabelBlock(name, class_weights='balanced', label_smoothing=.1), BinaryBlock(name, pos_weight='balanced', loss='focal')")
 
