@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .PHONY: demo test test-lowest arrangements lint coverage mutate outputs bench docs install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures; DEMO=quick: on fewer
-	@$(BIN)/python -W ignore -m fastai_condmtl.demo $(DEMO:%=--%)
+	@$(BIN)/python -W ignore -m fastai_condmtl.tools.demo $(DEMO:%=--%)
 
 test: $(VENV)/.dev  ## the notebooks, then pytest; both run to their end, and the last lines list what failed
 	@$(BIN)/python tests/run.py $(WORKERS)
@@ -29,7 +29,7 @@ coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --cov=fastai_condmtl --cov-config=.coveragerc --cov-report=term
 
 mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see tests/MUTATION.md; SAMPLE=100000 tries all
-	@for m in conditions target losses thresholds; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/mutate.py --module $$m --sample $(SAMPLE); done
+	@for m in core.conditions core.bound loss.conditional tasks.thresholds; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/mutate.py --module $$m --sample $(SAMPLE); done
 
 test-lowest:  ## the same with the lowest versions that settings.ini allows, in .venv-lowest (PYTHON: 3.10 to 3.12, which they were built for)
 	@$(MAKE) test VENV=.venv-lowest PINS=tests/lowest.txt

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from fastai.vision.all import Flatten, Normalize, Resize, ResizeMethod, imagenet_stats, set_seed
-from fastai_condmtl.demo import trunk
-from fastai_condmtl.flow import Flow
-from fastai_condmtl.heads import Branch
-from fastai_condmtl.synthetic import save_scenes, security_flow
+from fastai_condmtl.tools.demo import trunk
+from fastai_condmtl.core.flow import Flow
+from fastai_condmtl.learn.heads import Branch
+from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 from fastai_condmtl.vision.all import ConditionalDataLoaders, conditional_vision_learner
 
 HERE = Path(__file__).parent

@@ -2,11 +2,13 @@
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.vision.all import DataLoaders, Learner, TfmdDL
-from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, SingleLabelBlock
+from fastai_condmtl.tasks.binary import BinaryBlock
+from fastai_condmtl.tasks.regression import BoundedRegressionBlock
+from fastai_condmtl.tasks.single_label import SingleLabelBlock
 from fastai_condmtl.callback.gradients import GradientCosine
-from fastai_condmtl.demo import trunk
+from fastai_condmtl.tools.demo import trunk
 from fastai_condmtl.equip import equip
-from fastai_condmtl.flow import Flow
+from fastai_condmtl.core.flow import Flow
 from timing import alternate
 
 BS = 64

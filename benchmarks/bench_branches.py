@@ -1,9 +1,10 @@
 "A heavy branch on the rows that need it, against the trunk plus that share of the branch, and against the branch on every row: batch 32, one thread"
 import numpy as np, pandas as pd, torch
 from torch import nn
-from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock
-from fastai_condmtl.flow import Flow
-from fastai_condmtl.heads import Branch, NeededRows, conditional_head
+from fastai_condmtl.tasks.binary import BinaryBlock
+from fastai_condmtl.tasks.regression import BoundedRegressionBlock
+from fastai_condmtl.core.flow import Flow
+from fastai_condmtl.learn.heads import Branch, NeededRows, conditional_head
 from timing import alternate
 
 

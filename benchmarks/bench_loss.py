@@ -2,10 +2,13 @@
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, SingleLabelBlock, UnboundedRegressionBlock
-from fastai_condmtl.flow import Flow
-from fastai_condmtl.blocks import CountBlock, OrdinalBlock
-from fastai_condmtl.synthetic import security_flow, security_scenes
+from fastai_condmtl.tasks.binary import BinaryBlock
+from fastai_condmtl.tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
+from fastai_condmtl.tasks.single_label import SingleLabelBlock
+from fastai_condmtl.core.flow import Flow
+from fastai_condmtl.tasks.count import CountBlock
+from fastai_condmtl.tasks.ordinal import OrdinalBlock
+from fastai_condmtl.datasets.synthetic import security_flow, security_scenes
 from timing import alternate
 
 

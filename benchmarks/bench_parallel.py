@@ -1,10 +1,12 @@
 "What DataParallel gathers in a training step, and what the first device keeps for the loss, with and without balance_memory=True: batch 256 in 4 parts, one thread"
 import numpy as np, pandas as pd, torch
 from torch import nn
-from fastai_condmtl.blocks import BinaryBlock, BoundedRegressionBlock, SingleLabelBlock
+from fastai_condmtl.tasks.binary import BinaryBlock
+from fastai_condmtl.tasks.regression import BoundedRegressionBlock
+from fastai_condmtl.tasks.single_label import SingleLabelBlock
 from fastai_condmtl.callback.parallel import ChunkedParallel
-from fastai_condmtl.flow import Flow
-from fastai_condmtl.synthetic import security_flow, security_scenes
+from fastai_condmtl.core.flow import Flow
+from fastai_condmtl.datasets.synthetic import security_flow, security_scenes
 from timing import alternate
 
 BS, PARTS = 256, 4

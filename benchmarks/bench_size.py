@@ -2,7 +2,8 @@
 import gc, re, sys, time, tracemalloc, warnings
 import numpy as np, pandas as pd, torch
 from fastai_condmtl.all import *
-from fastai_condmtl.data import EncodedRows, StratifiedSplitter
+from fastai_condmtl.data.target_block import EncodedRows
+from fastai_condmtl.data.split import StratifiedSplitter
 from timing import environment
 
 

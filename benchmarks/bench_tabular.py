@@ -5,8 +5,8 @@ import numpy as np, pandas as pd, torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score
 from fastai.tabular.all import Categorify, CategoryBlock, FillMissing, Normalize, TabularPandas, set_seed, tabular_learner
-from fastai_condmtl.data import StratifiedSplitter
-from fastai_condmtl.machines import MACHINE_CATS, MACHINE_CONTS, MODES, machines, machines_flow
+from fastai_condmtl.data.split import StratifiedSplitter
+from fastai_condmtl.datasets.machines import MACHINE_CATS, MACHINE_CONTS, MODES, machines, machines_flow
 from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditional_tabular_learner
 from timing import alternate
 

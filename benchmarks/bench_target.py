@@ -2,9 +2,9 @@
 import resource, time
 import numpy as np, pandas as pd, torch
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, IndexSplitter, TransformBlock
-from fastai_condmtl.blocks import SingleLabelBlock
-from fastai_condmtl.flow import Flow
-from fastai_condmtl.synthetic import security_flow, security_scenes
+from fastai_condmtl.tasks.single_label import SingleLabelBlock
+from fastai_condmtl.core.flow import Flow
+from fastai_condmtl.datasets.synthetic import security_flow, security_scenes
 from bench_loss import mixed, table
 from timing import alternate
 

@@ -3,7 +3,7 @@ import threading, time
 import numpy as np, torch
 from pathlib import Path
 from sklearn.metrics import f1_score
-from fastai_condmtl.thresholds import best_threshold
+from fastai_condmtl.tasks.thresholds import best_threshold
 from timing import alternate
 
 def resident(): return int(next(l for l in Path('/proc/self/status').read_text().split('\n') if l.startswith('VmRSS')).split()[1])/2**10
@@ -20,8 +20,8 @@ def peak(f):
 
 def learner(path, tune):
     from fastai.vision.all import set_seed
-    from fastai_condmtl.demo import head, trunk
-    from fastai_condmtl.synthetic import save_scenes, security_flow
+    from fastai_condmtl.tools.demo import head, trunk
+    from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
     from fastai_condmtl.vision.all import ConditionalDataLoaders, conditional_vision_learner
     set_seed(0)
     df = save_scenes(path, n=1500)

@@ -4,8 +4,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, RandomSplitter, Resize, imagenet_stats, set_seed)
-from fastai_condmtl.demo import head, make_learner, trunk
-from fastai_condmtl.synthetic import save_scenes, security_flow
+from fastai_condmtl.tools.demo import head, make_learner, trunk
+from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 from timing import alternate
 
 

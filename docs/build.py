@@ -83,11 +83,20 @@ def settle(pages):
         (PAGES/p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
 
 def navigation(pages):
-    "The front page, tutorials, then the reference in reading order, a section a folder."
-    front = [{'Home': p} for p,_ in pages if p == 'index.md']
-    folders = sorted({str(Path(p).parent) for p,_ in pages}, key=lambda o: (o != 'tutorials', o != '.', o))
-    sections = [{'Reference' if f == '.' else f.capitalize(): [{t: p} for p,t in pages if str(Path(p).parent) == f and p != 'index.md']} for f in folders]
-    return front + [s for s in sections if any(s.values())]
+    "The front page, then the sections and chapters of chapters.yml; folders and pages that it does not name come last"
+    chapters = yaml.safe_load((ROOT/'docs'/'chapters.yml').read_text(encoding='utf-8'))['chapters']
+    def place(page):
+        path = Path(page[1])
+        folder = str(path.parent)
+        named = chapters.get(folder, [])
+        section = list(chapters).index(folder) if folder in chapters else len(chapters)
+        return section, folder, named.index(path.stem) if path.stem in named else len(named), path.stem
+    res = [{'Home': p} for p,_ in pages if p == 'index.md']
+    for _, folder, _, _, title, path in sorted((*place((t, p)), t, p) for p,t in pages if p != 'index.md'):
+        name = 'Equip' if folder == '.' else folder.capitalize()
+        if name not in res[-1]: res.append({name: []})
+        res[-1][name].append({title: path})
+    return res
 
 def main():
     os.chdir(ROOT)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 from fastai.vision.all import *
 from fastai_condmtl.vision.all import *
-from fastai_condmtl.distributed import *
-from fastai_condmtl.synthetic import save_scenes, security_flow
+from fastai_condmtl.callback.distributed import *
+from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 
 def table(path, n=401, size=32):
     "Pictures of a security camera and their labels: drawn by the first process, read by the others"

@@ -1,22 +1,26 @@
 "Everything that does not depend on the kind of input: `from fastai_condmtl.all import *`, after fastai's"
 from .core.extras import MissingExtra
-from .conditions import Condition, FlowWarning, any_of, task
-from .blocks import *
-from .points import Frame
-from .flow import Flow, FlowError
-from .target import FlowPrediction, TensorConditional
+from .core.conditions import Condition, any_of, task
+from .core.errors import FlowWarning
+from .tasks.all import *
+from .core.geometry import Frame
+from .core.flow import Flow
+from .core.errors import FlowError
+from .core.prediction import FlowPrediction
+from .core.target import TensorConditional
 from .loss.conditional import ConditionalLoss
-from .metrics import TaskMetric
-from .data import FlowTransform, StratifiedSplitter, stratified_folds
-from .masks import SegmentationBlock, mask_facts
+from .evaluate.metrics import TaskMetric
+from .data.target_block import FlowTransform
+from .data.split import StratifiedSplitter, stratified_folds
+from .data.mask_facts import SegmentationBlock, mask_facts
 from .core.columns import read_list
-from .draw import balanced_weights
-from .sources import SourceTfms, concat_sources
-from .thresholds import best_threshold, cross_fit
+from .data.sampling import balanced_weights
+from .data.sources import SourceTfms, concat_sources
+from .tasks.thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
-from .explain import FlowTree
-from .ranks import alone
-from .heads import Branch, ConditionalHead, conditional_head
+from .core.prediction_tree import FlowTree
+from .learn.ranks import alone
+from .learn.heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.gradients import GradientCosine
 from .callback.parallel import BalancedParallel, BalancedTrainer
@@ -24,15 +28,42 @@ from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
 from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
-from .learn import reading, targets # noqa: F401  learn.dls keeps the reading of its network; one flow is the target
+from fastai_condmtl.learn import reading
+from fastai_condmtl.learn import targets
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.sides import check_sides
-from .learn.stock import restore_stock, stock_methods
-from .evaluate import Evaluation
-from .interpret import ConditionalInterpretation
-from .table import Cleaner
-from .callback.track import ConditionalTensorBoard, ConditionalWandb
-from .flow_json import register_block
-from .guess import guess_flow
-from .export import Deployed
-from .safe import Predictor, load_safe
+from .core.stock import restore_stock, stock_methods
+from .evaluate.evaluation import Evaluation
+from .evaluate.interpret import ConditionalInterpretation
+from .evaluate.label_cleaning import Cleaner
+from .callback.tracking import ConditionalTensorBoard, ConditionalWandb
+from .core.flow_json import register_block
+from .data.guess import guess_flow
+from .deploy.onnx import Deployed
+from .deploy.predictor import Predictor
+from .deploy.safe import load_safe
+import fastai_condmtl.core.flow_json # noqa: F401  methods of flows and of learners
+import fastai_condmtl.core.marginals # noqa: F401
+import fastai_condmtl.core.plot # noqa: F401
+import fastai_condmtl.core.prediction_tree # noqa: F401
+import fastai_condmtl.data.audit # noqa: F401
+import fastai_condmtl.data.sampling # noqa: F401
+import fastai_condmtl.data.split # noqa: F401
+import fastai_condmtl.learn.saving # noqa: F401
+import fastai_condmtl.learn.learner # noqa: F401
+import fastai_condmtl.learn.ranks # noqa: F401
+import fastai_condmtl.learn.explain # noqa: F401
+import fastai_condmtl.learn.marginals # noqa: F401
+import fastai_condmtl.learn.partial # noqa: F401
+import fastai_condmtl.learn.transfer # noqa: F401
+import fastai_condmtl.evaluate.evaluation # noqa: F401
+import fastai_condmtl.evaluate.tune # noqa: F401
+import fastai_condmtl.evaluate.calibrate # noqa: F401
+import fastai_condmtl.evaluate.label_cleaning # noqa: F401
+import fastai_condmtl.deploy.onnx # noqa: F401
+import fastai_condmtl.deploy.safe # noqa: F401
+from .learn.saving import travels as _travels
+
+@_travels
+class Methods:
+    "Goes into the file of an exported learner: whoever loads it has all methods of flows and learners"

@@ -1,4 +1,4 @@
-"""Every test starts from the same seeds, on one CPU thread, and draws no window. `tests/arrangements.py` runs what trains with other seeds and threads:
+"""Every test starts from the same seeds, on one CPU thread, and draws no window. `tests/helpers/arrangements.py` runs what trains with other seeds and threads:
 FASTAI_CONDMTL_SEED and FASTAI_CONDMTL_THREADS say which."""
 import os, random, sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.setdefault('MPLBACKEND', 'Agg')  # sub-processes too
 import numpy as np, pytest, torch
 from hypothesis import settings
+import fastai_condmtl.all # noqa: F401  methods of flows and of learners, whichever file is run
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = int(os.environ.get('FASTAI_CONDMTL_SEED', 42))

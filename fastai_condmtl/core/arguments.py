@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 
-from ..base import near
-from ..conditions import FlowError
+from .errors import near
+from .errors import FlowError
 
 # %% auto #0
 __all__ = ['habits', 'UnknownArgument', 'arguments_of', 'check_arguments', 'near_argument']

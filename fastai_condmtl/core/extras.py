@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from ..conditions import FlowError
+from .errors import FlowError
 
 # %% auto #0
 __all__ = ['MissingExtra', 'missing_extra', 'import_extra']

@@ -8,8 +8,8 @@ from __future__ import annotations
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from .stock import wraps_stock
-from ..target import BoundFlow
+from ..core.stock import wraps_stock
+from ..core.bound import BoundFlow
 
 # %% auto #0
 __all__ = ['before_fit_check', 'FlowGuard', 'fit']

@@ -8,8 +8,8 @@ from __future__ import annotations
 from fastai.data.core import TfmdDL
 
 from ..core.arguments import check_arguments
-from .stock import wraps_stock
-from ..target import BoundFlow
+from ..core.stock import wraps_stock
+from ..core.bound import BoundFlow
 
 # %% auto #0
 __all__ = ['new']

@@ -17,12 +17,13 @@ from fastai.learner import Learner
 from fastai.tabular.core import ReadTabBatch
 from fasttransform import Pipeline
 
-from ..conditions import FlowError
-from ..data import EncodedRows, FlowTransform
+from ..core.errors import FlowError
+from ..data.target_block import EncodedRows, FlowTransform
 from ..loss.conditional import ConditionalLoss
-from ..ranks import scattered, whole
-from ..target import BoundFlow, TensorConditional, doubles
-from .stock import adds_to_stock, wraps_stock
+from ..loss.ranks import scattered, whole
+from ..core.bound import BoundFlow
+from ..core.target import TensorConditional, doubles
+from ..core.stock import adds_to_stock, wraps_stock
 
 # %% auto #0
 __all__ = ['FIX', 'ASK', 'same_reading', 'why_not_same_tasks', 'reread', 'reads_input', 'as_own', 'with_transform',

@@ -9,8 +9,10 @@ from fastai.data.core import show_results
 from fastcore.basics import detuplify
 from fastcore.foundation import L
 
-from ..target import BoundFlow, FlowPrediction
-from ..points import Frame
+from ..core.bound import BoundFlow
+from ..core.prediction import FlowPrediction
+from ..core.geometry import Frame
+from ..core.applications import provided
 
 # %% auto #0
 __all__ = ['lacks_labels', 'show_predictions', 'without_truth', 'prediction_beside']
@@ -53,6 +55,6 @@ def prediction_beside(
     "Decisions of one item, with points and boxes in pixels of the picture that is shown"
     if flow.geometry is None:
         return FlowPrediction(flow, y)
-    from fastai_condmtl.vision.points import picture_size
+    picture_size = provided('picture_size', 'vision')
     sizes = [size for size in map(picture_size, sample) if size is not None]
     return FlowPrediction(flow, y, frame=Frame.of_size(*sizes[0]))

@@ -13,10 +13,11 @@ from functools import partial
 
 from fastcore.foundation import L
 
-from ..conditions import FlowWarning
+from ..core.errors import FlowWarning
 from .guard import before_fit_check
-from ..sources import SourceTfms
-from ..target import BoundFlow
+from ..data.sources import SourceTfms
+from ..core.bound import BoundFlow
+from ..core.applications import provided
 
 # %% auto #0
 __all__ = ['words_of', 'exchanged', 'speaks_of', 'Mirror', 'mirrors_of', 'side_labels', 'sideless_pairs', 'told_sides', 'tfms_of',
@@ -258,5 +259,5 @@ def _moves(tfms):
     augment = sys.modules.get('fastai.vision.augment')
     if augment is None:
         return False
-    from fastai_condmtl.vision.points import moves_pictures
+    moves_pictures = provided('moves_pictures', 'vision')
     return any(moves_pictures(f) and isinstance(f, augment.RandTransform) for f in tfms)

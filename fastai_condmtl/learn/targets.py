@@ -9,13 +9,13 @@ from fastai.data.core import Datasets
 from fastai.interpret import ClassificationInterpretation, SegmentationInterpretation
 from fastai.tabular.core import Tabular
 
-from ..base import ConditionalBlock
-from ..conditions import FlowError
-from ..data import FlowTransform
-from ..flow import Flow
-from ..masks import MASKS
-from ..target import BoundFlow
-from .stock import wraps_stock
+from ..core.block import ConditionalBlock
+from ..core.errors import FlowError
+from ..data.target_block import FlowTransform
+from ..core.flow import Flow
+from ..core.columns import MASKS
+from ..core.bound import BoundFlow
+from ..core.stock import wraps_stock
 
 # %% auto #0
 __all__ = ['SAID', 'why_not_one_target', 'check_sides', 'why_no_attribute', 'from_learner']

@@ -9,14 +9,14 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..conditions import FlowError
+from ..core.errors import FlowError
 from .decisions import Decisions, TaskSums, as_plain_pair
 from .layout import Layout
 from .masked_mean import MaskedMean
-from ..masks import MASKS
-from ..ranks import mean_value, rank_sums, step_ranks
-from ..target import BoundFlow
-from ..whole_space import WholeSpace
+from ..core.columns import MASKS
+from .ranks import mean_value, rank_sums, step_ranks
+from ..core.bound import BoundFlow
+from .whole_space import WholeSpace
 
 # %% auto #0
 __all__ = ['ConditionalLoss', 'several_targets']

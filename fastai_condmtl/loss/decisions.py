@@ -13,10 +13,10 @@ import torch
 from fastai.torch_core import TensorBase
 from torch import nn
 
-from ..base import near
-from ..conditions import FlowError, FlowWarning
+from ..core.errors import near
+from ..core.errors import FlowError, FlowWarning
 from .layout import Layout
-from ..target import TensorConditional, doubles
+from ..core.target import TensorConditional, doubles
 
 # %% auto #0
 __all__ = ['TaskSums', 'as_plain', 'as_plain_pair', 'move_threshold', 'Decisions', 'check_temperature']

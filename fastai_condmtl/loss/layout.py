@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..conditions import FlowError
-from ..target import BoundFlow, packed
+from ..core.errors import FlowError
+from ..core.bound import BoundFlow
+from ..core.target import packed
 
 # %% auto #0
 __all__ = ['Run', 'Layout']

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .layout import Layout
-from ..ranks import rank_sums, step_ranks
+from .ranks import rank_sums, step_ranks
 
 # %% auto #0
 __all__ = ['MaskedMean']
