@@ -19,7 +19,7 @@ from .data.sources import SourceTfms, concat_sources
 from .tasks.thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .core.prediction_tree import FlowTree
-from .learn.ranks import alone
+from .learn.ranks import without_ranks
 from .learn.heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.gradients import GradientCosine

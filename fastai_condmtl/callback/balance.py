@@ -13,7 +13,7 @@ from ..core.errors import FlowError
 from ..loss.weighting import balancer
 from .gradients import SharedFeatures, grad_scale, task_losses
 from ..learn.heads import head_of
-from ..learn.state import flow_of, loss_of, tries
+from ..learn.state import flow_of, loss_of, is_lr_find
 from ..core.plot import short_names
 
 # %% auto #0
@@ -90,7 +90,7 @@ class TaskBalance(Callback):
         self._stop()
         self.method.epoch(self.state)
         if self.new: self.log.append(self._epoch())
-        self.new, self.n_epochs = [], self.n_epochs + (not tries(self.learn))
+        self.new, self.n_epochs = [], self.n_epochs + (not is_lr_find(self.learn))
     def after_fit(self): self._stop()
     def _epoch(self): return self.n_epochs, [i for i,_ in self.new], torch.stack([w for _,w in self.new]).cpu()
     def _stop(self):
@@ -108,7 +108,7 @@ class TaskBalance(Callback):
         self.losses, self.there = losses.detach(), there
         with torch.no_grad(): self.method.note(state, self.losses, there)
         self.seen = there if self.seen is None else self.seen | there
-        if tries(self.learn): return
+        if is_lr_find(self.learn): return
         if self.n_steps % self.log_every == 0: self.new.append((self.n_steps, torch.where(there, w*b, torch.nan)))
         self.n_steps += 1
 

@@ -24,7 +24,7 @@ from ..data.target_block import keep_only_batch
 from ..data.sampling import labels_of
 from ..learn.guard import before_fit_check
 from ..core.stock import wraps_stock
-from ..learn.state import flow_of, tries
+from ..learn.state import flow_of, is_lr_find
 from ..evaluate.metrics import TaskMetric
 from ..loss.ranks import scattered
 from ..tasks.scores import aliases
@@ -146,7 +146,7 @@ def _check_tracker(learn, cb):
     metric = scores[cb.monitor]
     if isinstance(metric, TaskMetric):
         _check_comp(cb, called, metric)
-    if cb.monitor.startswith('train_') or getattr(cb, 'every_epoch', False) or tries(learn):
+    if cb.monitor.startswith('train_') or getattr(cb, 'every_epoch', False) or is_lr_find(learn):
         return
     if not len(learn.dls.loaders[1:]) or not len(learn.dls.valid.dataset):
         raise FlowError(f"{called}: there are no validation rows, so {cb.monitor!r} has no value: "
@@ -214,7 +214,7 @@ def always_nan(
     "Are the validation labels such that `metric` is NaN whatever is predicted?"
     flow, y = flow_of(learn), labels_of(learn.dls.valid.dataset)
     block = flow.tasks.get(metric.path)
-    if y is None or block is None or block.made: # labels that are made with each batch are not known yet
+    if y is None or block is None or block.self_supervised: # labels that are made with each batch are not known yet
         return False
     y = y[:, :, flow.slices[metric.path].targets]
     y = y[(y[:,1] > 0).any(1)]
@@ -256,7 +256,7 @@ def check_accumulation(
     "Warn where accumulated gradients are not those of one large batch"
     cb = next((cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)), None)
     bs = getattr(learn.dls.train, 'bs', None)
-    if cb is None or bs is None or bs >= cb.n_acc or tries(learn):
+    if cb is None or bs is None or bs >= cb.n_acc or is_lr_find(learn):
         return
     what = f"GradientAccumulation({cb.n_acc}) with bs={bs}"
     fix = f"train with bs={cb.n_acc} and without it if memory allows (learn.to_fp16() saves some), or with a bs= as large as you can"
@@ -281,7 +281,7 @@ def partly_labelled(
     for path,s in flow.slices.items():
         mask, block = y[:,1,s.targets], flow.tasks[path]
         # a mean over all cells needs all of them, a mean over rows one in each row
-        least, most = (mask.amin(1), mask.amax(1)) if block.pooled else (mask.amax(1), mask.amax(1))
-        if len(mask) and not block.made and (least.min() <= 0 or least.min() < most.max()):
+        least, most = (mask.amin(1), mask.amax(1)) if block.reduce == 'cells' else (mask.amax(1), mask.amax(1))
+        if len(mask) and not block.self_supervised and (least.min() <= 0 or least.min() < most.max()):
             res[path] = float((most > 0).float().mean())
     return res

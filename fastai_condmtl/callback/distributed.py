@@ -10,10 +10,10 @@ from fastai.torch_core import num_distrib, rank_distrib
 from ..core.errors import FlowWarning
 from ..core.extras import import_extra
 from ..core.stock import wraps_stock
-from ..learn.ranks import alone
+from ..learn.ranks import without_ranks
 
 # %% auto #0
-__all__ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'alone']
+__all__ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'without_ranks']
 
 # %% ../../nbs/callback/distributed.ipynb #fd7bafa6
 import_extra('accelerate', 'training on several processes', 'distributed')
@@ -22,7 +22,7 @@ import_extra('accelerate', 'training on several processes', 'distributed')
 from fastai.distributed import DistributedDL, DistributedTrainer, rank0_first
 
 # %% ../../nbs/callback/distributed.ipynb #0867431e
-_all_ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'alone']
+_all_ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'without_ranks']
 
 # %% ../../nbs/callback/distributed.ipynb #199aa742
 def _has_gpu():

@@ -9,7 +9,7 @@ from torch import nn
 from fastai.callback.core import Callback
 from ..core.errors import FlowError
 from ..learn.heads import ConditionalHead
-from ..learn.state import flow_of, loss_of, mixed, tries
+from ..learn.state import flow_of, loss_of, mixed, is_lr_find
 from ..loss.conditional import ConditionalLoss
 from ..core.plot import short_names
 from ..loss.ranks import rank_sums, step_ranks
@@ -121,7 +121,7 @@ class GradientCosine(Callback):
         if self.shared is not None: self.shared.stop()
         self.shared = None
     def before_batch(self):
-        if tries(self.learn): return
+        if is_lr_find(self.learn): return
         if self.n % self.every == 0: self.shared.listen()
         self.n += 1
     def after_loss(self):

@@ -18,7 +18,7 @@ from ..core.block import names_of
 from ..core.errors import FlowError
 from ..data.target_block import EncodedRows
 from ..core.files import atomic_write
-from ..learn.state import own_loss, tries
+from ..learn.state import own_loss, is_lr_find
 from ..core.stock import wraps_stock
 from ..loss.conditional import ConditionalLoss
 from ..loss.ranks import scattered, whole
@@ -140,7 +140,7 @@ class Checkpoint(Callback):
     def before_fit(self): self.active = self.skipped = False # `learn.validate` begins a fit as well, without one
     def begin(self):
         "A fit begins: is it another one, one that was over, or the one to go on with?"
-        if tries(self.learn): return False # that will be undone
+        if is_lr_find(self.learn): return False # that will be undone
         self.ranks = max(dl.world_size if scattered(dl) else 1 for dl in self.dls.loaders)
         self.active, self.fits, self.identity = True, self.fits + 1, {'number of processes': self.ranks} | _identity(self.learn)
         if self.fits == 0 and self.resume: self.found = self._read()

@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Lookahead
 from ..core.errors import FlowError
-from ..learn.state import flow_of, own_loss, trains
+from ..learn.state import flow_of, own_loss, is_fitting
 from ..learn.partial import task_params
 from ..core.bound import BoundFlow
 
@@ -64,7 +64,7 @@ class WeightSchedule(Callback):
 
     def before_fit(self):
         self._back() # the last fit was interrupted
-        self.active = trains(self.learn)
+        self.active = is_fitting(self.learn)
         if not self.active: return
         for n,f in self.tasks.items():
             if not callable(f): raise FlowError(f"WeightSchedule of '{n}': {f!r} must be a function of the share of training done, such as SchedCos(0, 1)")

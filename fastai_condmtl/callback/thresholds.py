@@ -12,7 +12,7 @@ from fastai.torch_core import no_random
 from torch.nn.parameter import is_lazy
 from ..core.errors import FlowError, FlowWarning
 from ..learn.accumulate import collect
-from ..learn.state import flow_of, own_loss, trains
+from ..learn.state import flow_of, own_loss, is_fitting
 from ..learn.accumulate import Accumulator
 from ..evaluate.metrics import TaskMetric
 from ..evaluate.tune import aims, search
@@ -39,7 +39,7 @@ class ThresholdSearch(Callback):
     def wanted(self, flow): "What each task of `flow` is tuned for; a wrong name is an error here"; return aims(flow, self.metric, self.constraint, self.gates, self.tasks)
 
     def before_fit(self):
-        self.active = trains(self.learn)
+        self.active = is_fitting(self.learn)
         self.trained, self.seen = False, None
         if not self.active: return
         self.aims = self.wanted(flow_of(self.learn))

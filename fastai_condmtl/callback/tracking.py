@@ -14,7 +14,7 @@ from plum import dispatch
 from .thresholds import versions
 from .tracked_rows import Kept, Tracked
 from ..learn.accumulate import collect
-from ..learn.state import flow_of, mixed, predicts, trains
+from ..learn.state import flow_of, mixed, is_predicting, is_fitting
 from ..core.extras import import_extra
 from ..loss.decisions import TaskSums
 from ..evaluate.metrics import TaskMetric
@@ -38,7 +38,7 @@ class ConditionalTracker(Callback):
         self.every, self.tasks, self.n, self.batches, self.trained, self.said = every, tasks, n, 0, False, False
 
     def before_fit(self):
-        self.run = trains(self.learn)
+        self.run = is_fitting(self.learn)
         if not self.run: return
         flow, self.trained = flow_of(self.learn), False
         Tracked(self.learn, Kept(flow, self.n), tasks=self.tasks) # a wrong name is an error now
@@ -48,14 +48,14 @@ class ConditionalTracker(Callback):
         if not self.trained and rank_distrib() == 0: self._begin()
         self.trained = True # `learn.validate` is no fit
     def before_validate(self):
-        if not predicts(self.learn): self.acc.reset()
+        if not is_predicting(self.learn): self.acc.reset()
     def after_batch(self):
-        if predicts(self.learn) or not len(self.learn.yb): return
+        if is_predicting(self.learn) or not len(self.learn.yb): return
         if self.training: self._add(); self.batches += 1
         elif self.shared is None: self.acc.accumulate(self.learn)
         else: self.acc.beside(self.learn)
     def after_validate(self):
-        if predicts(self.learn) or not self.trained: return
+        if is_predicting(self.learn) or not self.trained: return
         if self.shared is not None and self.acc.kept: self.shared.task(self.shared.flow.paths[0]); self.acc.share(self.shared)
         self.seen, train = versions(self.model), None
         if self.sums is not None:
@@ -124,7 +124,7 @@ class ConditionalTensorBoard(ConditionalTracker):
     def close(self): self.writer.close(); self.writer = None
     def after_batch(self):
         super().after_batch()
-        if self.writer is None or not self.training or predicts(self.learn): return
+        if self.writer is None or not self.training or is_predicting(self.learn): return
         self.writer.add_scalar('_total/smooth_loss', self.smooth_loss, self.batches)
         for i,h in enumerate(self.opt.hypers):
             for k in {'lr', 'mom'} & set(h): self.writer.add_scalar(f'_hypers/{k}_{i}', h[k], self.batches)

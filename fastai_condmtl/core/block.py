@@ -31,12 +31,12 @@ class ConditionalBlock(Comparable):
     geometry: str | None = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
     blank = 0. # what `to_cell` is handed for a column that is not known
     takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
-    pooled = False # of several target columns: is the loss the mean over all cells that count, or over rows of each row's mean?
-    made = False # are the labels made with each batch (masked words), instead of read from the table?
+    reduce = 'rows' # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
+    self_supervised = False # are the labels made with each batch (masked words), instead of read from the table?
     default_params: dict = {} # of `params`, where another task of the family has them
     lower_is_better: tuple[str, ...] = () # metrics of which less is more
     weight_col: str | None = None # the column with a weight a row
-    balanced, learnt = False, '' # does the block want to `balance`, and what did it learn there, in words?
+    fits_class_weights, learnt_weights = False, '' # does the block want to learn weights of its classes, and which did it learn, in words?
     nll: Any = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
     def __init__(self,
         name:str,     # Name of the task; with the flows around it, its path
@@ -93,45 +93,45 @@ class ConditionalBlock(Comparable):
         res.setup(df, df if train is None else train)
         return res
     def setup(self, df, train): "Learn from the whole table and its training rows (called on a copy)"
-    def balance(self, vals, mask): "Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows' weights, `(N, W)` (called on a bound copy that is `balanced`)"
+    def fit_class_weights(self, vals, mask): "Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows' weights, `(N, W)` (called on a bound copy that is `balanced`)"
     def encode(self, df): "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"; raise NotImplementedError(f'{type(self).__name__}.encode')
     def scale(self, x): "Natural values to the loss scale"; return x
     def unscale(self, x): "Loss scale to natural values"; return x
-    def check(self, op, value): "`value` of an atom in natural values, after checking that the kind answers `op`"; check_op(op, self.ops, self.path or self.name, type(self).__name__); return value
-    def truth(self, op, value, vals, known, scaled=False): "Where an atom is true and where it is false, two boolean arrays (n,): of values and known `(n, W)`, NumPy arrays of labels or tensors of decisions"; raise NotImplementedError(f'{type(self).__name__}.truth')
-    def force(self, op, value, truth): "Natural values that an atom forces, `[(target column, value)]`"; return []
+    def parse_question(self, op, value): "`value` of an atom in natural values, after checking that the kind answers `op`"; check_op(op, self.ops, self.path or self.name, type(self).__name__); return value
+    def answer(self, op, value, vals, known, scaled=False): "Where an atom is true and where it is false, two boolean arrays (n,): of values and known `(n, W)`, NumPy arrays of labels or tensors of decisions"; raise NotImplementedError(f'{type(self).__name__}.answer')
+    def implied_labels(self, op, value, truth): "Natural values that an atom forces, `[(target column, value)]`"; return []
     def loss(self, logits, targets, weight=None): "Loss of every cell; with `weight` their weighted sum"; raise NotImplementedError(f'{type(self).__name__}.loss')
     def activate(self, logits): "What predictions are told as: probabilities, or values on the loss scale"; raise NotImplementedError(f'{type(self).__name__}.activate')
     def decide(self, acts): "Decided values on the loss scale; thresholded kinds also take a threshold a column"; raise NotImplementedError(f'{type(self).__name__}.decide')
     def summarise(self, acts, targets): "What scores need to know of each cell, in its last dimension `n_summary` numbers"; raise NotImplementedError(f'{type(self).__name__}.summarise')
     def score(self, name, summary, true, mask, threshold=None): "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"; raise NotImplementedError(f'{type(self).__name__}.score')
     def decided(self, summary, threshold=None): "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"; return summary[..., 0]
-    def constant(self, vals, mask): "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"; return None
-    def trivial(self, name, constant, vals): "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"; return None
+    def fit_baseline(self, vals, mask): "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"; return None
+    def baseline(self, name, constant, vals): "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"; return None
     def to_cell(self, vals): "Natural values of one row `(W,)` in the table's terms"; raise NotImplementedError(f'{type(self).__name__}.to_cell')
     def to_columns(self, vals, known):
         "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N, W)"
         return {self.cols[0]: np.array([self.to_cell(v) if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
-    def event(self, op, value):
+    def question_states(self, op, value):
         "An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the atom itself is a variable of two states"
         return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
     def n_states(self, variable): "States that a variable of `event` can take"; return max(2, self.n_out)
-    def chances(self, variable, acts, vals):
+    def state_probs(self, variable, acts, vals):
         "Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"
-        t = self.truth(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
+        t = self.answer(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
         return np.stack([~t, t], 1).astype(float)
     def columns_of(self, label): "Target columns of one of `labels`"; return [list(self.labels).index(label)]
-    def told(self, x): "Loss scale to what plots tell: natural values"; return self.unscale(x)
-    def certain(self, vals):
+    def display_units(self, x): "Loss scale to what plots tell: natural values"; return self.unscale(x)
+    def certain_acts(self, vals):
         "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
         return vals if self.n_out == 1 else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.).flatten(1)
-    def kept_acts(self, new):
+    def matching_acts(self, new):
         "Pairs (position among the activations, position among those of `new`, a bound block of the same kind) that mean the same. Classes and labels are known by their names; a binary task whose two words are exchanged, or a kind of another width without names, has none in common"
         a, b = ([(type(v), v) for v in names_of(x)] for x in (self, new))
         n, m = self.n_targets*self.n_out, new.n_targets*new.n_out
         if len(a) == n and len(b) == m: return [(i, b.index(v)) for i,v in enumerate(a) if v in b]
         return [(i, i) for i in range(n)] if n == m and not (len(a) == len(b) and a != b and a == b[::-1]) else []
-    def kept_logits(self, new): "`kept_acts` of logits: what a task that goes on with another flow keeps"; return self.kept_acts(new)
+    def matching_logits(self, new): "`matching_acts` of logits: what a task that goes on with another flow keeps"; return self.matching_acts(new)
     def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
     def describe(self): "What was learnt from the table, in a few words"; return ''
     def bad(self, df, col, i, why):

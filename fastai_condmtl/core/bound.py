@@ -56,10 +56,10 @@ class BoundFlow:
         self.plan = plan.bind([b.bind(df, train, p) for p,b in zip(plan.paths, plan.blocks)])
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
-        if any(b.balanced for b in self.plan.blocks):
+        if any(b.fits_class_weights for b in self.plan.blocks):
             vals, mask = self.encode(train).numpy().transpose(1, 0, 2)
             for b,s in zip(self.plan.blocks, self.target_slices):
-                if b.balanced: b.balance(vals[:,s], mask[:,s])
+                if b.fits_class_weights: b.fit_class_weights(vals[:,s], mask[:,s])
             self.lay_out() # weights are part of what tasks are grouped by
 
     def lay_out(self):
@@ -173,7 +173,7 @@ def learn_constants(self:BoundFlow,
     "Learn what the trivial predictor says (kept through export), and warn of what these rows cannot teach"
     vals, mask = y.numpy().transpose(1, 0, 2)
     mask = (mask > 0).astype(vals.dtype) # scores count rows, whatever their weight
-    self.constants = {p: b.constant(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
+    self.constants = {p: b.fit_baseline(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
     empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
     if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", FlowWarning, stacklevel=3)
     if mask.any(): # where nothing at all is labelled, the network is trained elsewhere
@@ -203,7 +203,7 @@ def unseen_answers(
     mask,  # Where these count `(N, W)`
 ) -> list:
     "In words, the answers that no row gives although two or more rows count"
-    if block.made: # what is asked is not in the table
+    if block.self_supervised: # what is asked is not in the table
         return []
     counts = mask.sum(0)
     if block.thresholded:

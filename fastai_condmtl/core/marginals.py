@@ -29,7 +29,7 @@ class Diagrams:
         for i in plan.order:
             for a in plan.natural:
                 if plan.index[a.task] == i:
-                    events[a] = plan.blocks[i].event(a.op, plan.natural[a])
+                    events[a] = plan.blocks[i].question_states(a.op, plan.natural[a])
                     for v,_ in events[a][1]: self.variables.setdefault((i, v), len(self.variables))
         self.keys, self.events = list(self.variables), events
         for i in plan.order:
@@ -108,7 +108,7 @@ class Diagrams:
         "P(reached) of every task"
         acts, vals = (torch.as_tensor(a).detach().cpu().numpy() for a in (acts, vals))
         flow, slices = self.flow, list(self.flow.slices.values())
-        p = [flow.plan.blocks[i].chances(v, acts[:,slices[i].acts].astype(np.float64), vals[:,slices[i].targets].astype(np.float32)) for i,v in self.keys] # only what is asked: others may have thousands of classes
+        p = [flow.plan.blocks[i].state_probs(v, acts[:,slices[i].acts].astype(np.float64), vals[:,slices[i].targets].astype(np.float32)) for i,v in self.keys] # only what is asked: others may have thousands of classes
         of = [np.zeros(len(acts)), np.ones(len(acts))]
         for var,kids in self.nodes[2:]: of.append(sum(p[var][:,list(s)].sum(1)*of[k] for k,s in kids.items()))
         return np.clip(np.stack([of[r] for r in self.reached], 1), 0, 1)

@@ -72,7 +72,7 @@ class Plan:
             for g in gates: asked_by.setdefault(g, path)
         for g,path in asked_by.items():
             for a in atoms(self.conds[g]):
-                if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].check, a.op, a.value)
+                if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].parse_question, a.op, a.value)
         for a,value in res.natural.items(): blocks[self.index[a.task]].questions += ((a.op, value),)
         def asking(c): return Atom(c.task, c.op, res.natural[c]) if isinstance(c, Atom) else Not(asking(c.arg)) if isinstance(c, Not) else type(c)(tuple(map(asking, c.args)))
         res.asking = [asking(c) for c in self.conds] # `conds` with natural values: `states` looks nothing up by condition, which PyTorch's tracer cannot before 2.7
@@ -116,7 +116,7 @@ class Plan:
         def state(atom):
             i = self.index[atom.task]
             vals, rows = values(i), known(i)
-            t, f = (rows.all(1), rows.all(1)) if vals is None else self.blocks[i].truth(atom.op, atom.value, vals, rows, scaled)
+            t, f = (rows.all(1), rows.all(1)) if vals is None else self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
             for x in (t, f):
                 if not str(getattr(x, 'dtype', '')).endswith('bool'): raise FlowError(f"`truth` of {type(self.blocks[i]).__name__} (task '{self.paths[i]}') gives {getattr(x, 'dtype', type(x).__name__)}, not booleans: compare with operators (`vals[:,0] == v`), which NumPy arrays and tensors both know")
             return (t, f) if res[i] is None else (t & res[i][0], f & res[i][0])
@@ -173,7 +173,7 @@ def infer(plan, vals, known):
         for g in plan.gates[i]:
             for atom, truth in forced(plan.conds[g]):
                 j = plan.index[atom.task]
-                for col, v in plan.blocks[j].force(atom.op, plan.natural[atom], truth):
+                for col, v in plan.blocks[j].implied_labels(atom.op, plan.natural[atom], truth):
                     if want[j] is None: want[j], torn[j] = np.full(vals[j].shape, np.nan), np.zeros(vals[j].shape, dtype=bool)
                     w = want[j][:,col]
                     torn[j][:,col] |= held & ~np.isnan(w) & (w != v)

@@ -106,7 +106,7 @@ def _says(block, vals, known):
 def _balance(block, vals, mask):
     "In a few words, what the labels that count say"
     m = mask.any(1)
-    if not m.any() or block.made: return ''
+    if not m.any() or block.self_supervised: return ''
     if block.thresholded:
         share = (vals*mask).sum(0)/np.maximum(mask.sum(0), 1)
         names = names_of(block) if block.labels is not None else names_of(block)[1:]
@@ -143,7 +143,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
                 continue
             if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn")
             elif min(pos, tot - pos) < few: add('few', f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy", serious=False)
-    elif block.made: pass # what is asked is not in the table
+    elif block.self_supervised: pass # what is asked is not in the table
     elif block.exact and block.per_cell:
         c = np.bincount(vals[mask[:,0],0].astype(int), minlength=block.n_out)
         if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn")
@@ -151,7 +151,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
              add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
     elif np.ptp(vals[mask]) == 0: add('one_class', f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn")
     if (lost := some & unknown).any():
-        can = any(plan.blocks[plan.index[a.task]].force(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))
+        can = any(plan.blocks[plan.index[a.task]].implied_labels(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))
         fix = "label what it asks" if flow.flow.infer_labels or not can else "label what it asks, or let labels imply it: Flow(..., infer_labels=True)"
         add('gap', f"{lost.sum()} labelled rows do not count, since it is not known whether `{conds}`: {fix}", where(lost), serious=False)
     if conds is not None and true.all(): add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)

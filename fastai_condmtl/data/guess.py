@@ -182,7 +182,7 @@ class Table:
         "Where a condition is true and where it is false, each (N,)"
         def state(a):
             i = self.index[a.task]
-            return self.blocks[i].truth(a.op, self.blocks[i].check(a.op, a.value), self.vals[i], self.known[i])
+            return self.blocks[i].answer(a.op, self.blocks[i].parse_question(a.op, a.value), self.vals[i], self.known[i])
         return kleene(cond, state)
 
     def asks(self, i, labelled, rows):

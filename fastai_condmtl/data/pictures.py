@@ -47,6 +47,6 @@ class OpenImage(Transform):
         except FileNotFoundError: raise FlowError(f"there is no image file '{fn}'{self._row(fn)}: check path=, folder=, suff= and the column with the file names, or leave such rows out with bad_images='skip'") from None
         except Exception as e: raise FlowError(f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or leave such rows out with bad_images='skip'") from e
     def decode(self, x, **kwargs): return x
-    def _row(self, fn): rows = getattr(self, 'rows', None); return '' if rows is None else rows.told(fn)
+    def _row(self, fn): rows = getattr(self, 'rows', None); return '' if rows is None else rows.display_units(fn)
 
 def _called(fn): return f"'{fn}'" if isinstance(fn, (str, Path)) else f'of type {type(fn).__name__}'

@@ -126,7 +126,7 @@ def _states(bound, cond, y):
     def state(a):
         i = bound.plan.index[a.task]
         b, s = bound.plan.blocks[i], bound.target_slices[i]
-        return b.truth(a.op, b.check(a.op, a.value), vals[:,s], mask[:,s] > 0, True)
+        return b.answer(a.op, b.parse_question(a.op, a.value), vals[:,s], mask[:,s] > 0, True)
     return kleene(bound.plan.resolve(cond, ''), state)
 
 # %% ../../nbs/data/sampling.ipynb #d8390b46

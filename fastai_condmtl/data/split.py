@@ -47,7 +47,7 @@ def label_groups(bound, y) -> sparse.csr_array:
         for c in range(s.targets.start, s.targets.stop):
             i = np.flatnonzero(mask[:,c] > 0)
             add(i, 0, 1)
-            if not b.made and (b.thresholded or b.n_out > 1): add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
+            if not b.self_supervised and (b.thresholded or b.n_out > 1): add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
     i, j = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r,c in zip(rows, cols)])
     return sparse.csr_array((np.ones(len(i), dtype=bool), (i, j)), shape=(len(y), k))
 

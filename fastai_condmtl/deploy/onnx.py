@@ -44,7 +44,7 @@ class Deployed(nn.Module):
             for n,c in m.named_children():
                 if isinstance(c, nn.AdaptiveMaxPool2d) and c.output_size in (1, (1, 1)) and not c.return_indices: setattr(m, n, _GlobalMax())
         for k,b in enumerate(self.loss.layout.blocks): self.register_buffer(f'threshold_{k}', self.loss.decisions.thresholds_of(k) if b.thresholded else None)
-        if self.loss.decisions.temperature is not None: self.register_buffer('heat', self.loss.decisions.temperature.clone())
+        if self.loss.decisions.temperature is not None: self.register_buffer('temperature', self.loss.decisions.temperature.clone())
         self.register_buffer('mean', mean); self.register_buffer('std', std)
         lo, span = loss.flow.units
         self.register_buffer('lo', lo.float()); self.register_buffer('span', span.float())

@@ -78,7 +78,7 @@ def evaluate(self:Learner,
 SCORES = ['metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious']
 def _scores(block, name, constant, summary, true, mask, threshold, hit, false, n_boot):
     "`SCORES` of one task and metric on some rows"
-    counts, trivial = mask.any(1), block.trivial(name, constant, true)
+    counts, trivial = mask.any(1), block.baseline(name, constant, true)
     res = (block.score(name, summary, true, mask, threshold), int(counts.sum()), np.nan if trivial is None else block.score(name, trivial, true, mask, .5),
            block.score(name, summary, true, mask & hit[:,None], threshold), int((counts & hit).sum()), _share(counts & ~hit, counts), _share(hit & false, hit))
     return res + interval(block, name, summary[counts], true[counts], mask[counts], threshold if np.ndim(threshold) < 2 else threshold[counts], n_boot) if n_boot else res
@@ -154,7 +154,7 @@ def _erred(flow, vals, known, dec):
     for a,value in flow.plan.natural.items():
         i = flow.plan.index[a.task]
         block, s = flow.plan.blocks[i], flow.target_slices[i]
-        t, f = block.truth(a.op, value, vals[:,s], known[:,s], True)
-        p, _ = block.truth(a.op, value, dec[:,s], np.ones_like(known[:,s]), True)
+        t, f = block.answer(a.op, value, vals[:,s], known[:,s], True)
+        p, _ = block.answer(a.op, value, dec[:,s], np.ones_like(known[:,s]), True)
         res[a] = (t & ~p) | (f & p)
     return res

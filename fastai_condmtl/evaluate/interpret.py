@@ -177,7 +177,7 @@ class ConditionalInterpretation:
         summary, true, mask, _ = self.acc.task(path)
         cols = list(range(block.n_targets)) if label is None else block.columns_of(label)
         at, col = np.nonzero(mask[:,cols])
-        t, p = (block.told(np.asarray(a, dtype=float)[:,cols][at, col]) for a in (true, summary[...,0]))
+        t, p = (block.display_units(np.asarray(a, dtype=float)[:,cols][at, col]) for a in (true, summary[...,0]))
         names = {} if block.geometry is None else dict(coordinate=np.array(block.coordinates, dtype=object)[np.array(cols)[col]])
         return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p, **names), index=at)
     def plot_residuals(self, task,

@@ -42,8 +42,8 @@ def _evidence(flow, acts, vals, y):
     acts, vals = acts.clone(), vals.clone()
     for p,s in flow.slices.items():
         b, m = flow.tasks[p], y[:,1,s.targets] > 0
-        if b.made: continue
-        acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), b.certain(y[:,0,s.targets].to(acts.dtype)), acts[:,s.acts])
+        if b.self_supervised: continue
+        acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), b.certain_acts(y[:,0,s.targets].to(acts.dtype)), acts[:,s.acts])
         vals[:,s.targets] = torch.where(m, y[:,0,s.targets], vals[:,s.targets])
     return acts, vals
 
@@ -62,7 +62,7 @@ def fill_labels(self:Learner,
 ) -> tuple: # `(table, filled, report)`
     "A copy of `df` with blank labels filled by predictions; a boolean table of the cells that were; and a row a task: `task_path, blank, reached, filled`"
     flow, loss = flow_of(self), loss_of(self)
-    paths = [p for p in flow.named(tasks) if not flow.tasks[p].made] # labels that are made are no part of a table
+    paths = [p for p in flow.named(tasks) if not flow.tasks[p].self_supervised] # labels that are made are no part of a table
     if not 0 <= min_confidence <= 1: raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
     dl = self.dls.test_dl(df, **kwargs) if len(df) else None
     with every_row(self): acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
@@ -80,7 +80,7 @@ def fill_labels(self:Learner,
         mine = blank & reached[:,i:i + 1] & (conf*sure[:,i:i + 1] >= min_confidence)
         fill[:,s.targets] = mine.expand(-1, b.n_targets)
         rows.append((p, int(blank.any(1).sum()), int((blank.any(1) & reached[:,i]).sum()), int(mine.any(1).sum())))
-    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1), frames_of(flow, dl) if len(df) else None).set_axis(df.index).drop(columns=[b.name for b in flow.tasks.values() if b.made])
+    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1), frames_of(flow, dl) if len(df) else None).set_axis(df.index).drop(columns=[b.name for b in flow.tasks.values() if b.self_supervised])
     filled = pd.DataFrame(False, index=df.index, columns=list(new.columns))
     for c in new:
         use = new[c].notna().to_numpy() & (df[c].isna().to_numpy() if c in df else True)
@@ -103,7 +103,7 @@ class Cleaner:
         self.flow, self.df, self.learn, self.fixes = flow_of(learn), df, learn, {}
         if not len(df): raise FlowError("the table is empty: there are no labels to look at")
         self.interp = ConditionalInterpretation.from_learner(learn, dl=learn.dls.test_dl(df, with_labels=True, **kwargs))
-        paths = [p for p in self.flow.named(tasks) if not self.flow.tasks[p].made]
+        paths = [p for p in self.flow.named(tasks) if not self.flow.tasks[p].self_supervised]
         y, dec = self.interp.acc.packed()
         frames = frames_of(self.flow, self.interp.dl)
         rows = []

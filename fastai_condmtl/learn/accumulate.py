@@ -106,7 +106,7 @@ def check_labelled(there):
 
 class Collect(Callback):
     "Hands each validation batch to an `Accumulator`"
-    run_train, name = False, 'gather_preds' # by this name trackers, loggers and `trains` know that it is no fit
+    run_train, name = False, 'gather_preds' # by this name trackers, loggers and `is_fitting` know that it is no fit
     def __init__(self, acc): self.acc = acc
     def before_validate(self): self.acc.reset()
     def after_batch(self):

@@ -12,7 +12,7 @@ from ..core.errors import FlowError
 from .saving import atomic_save as save_whole, travelling
 from ..core.bound import BoundFlow
 from ..core.prediction import FlowPrediction
-from .ranks import alone
+from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
 from .show import lacks_labels, show_predictions
@@ -64,7 +64,7 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False):
     "Every branch runs, on this process alone; of a flow, the first of the results is a `FlowPrediction`"
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         item = _as_item(self.dls.train_ds, item)
-    with every_row(self), alone(self):
+    with every_row(self), without_ranks(self):
         res = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
     if not isinstance(res[-3], FlowPrediction):
         return res
@@ -78,7 +78,7 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False):
 def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
     "Items without labels are shown with their predictions; other data is read as the network was trained, and `dl` may be a DataFrame. A batch is predicted by this process alone"
     dl = as_loader(self, dl)
-    with alone(self):
+    with without_ranks(self):
         if lacks_labels(self, dl):
             return show_predictions(self, dl, max_n=max_n, **kwargs)
         return stock(self, ds_idx=ds_idx, dl=dl, max_n=max_n, shuffle=shuffle, **kwargs)
@@ -118,7 +118,7 @@ def export(stock, self, fname='export.pkl', **kwargs):
         learn_shapes(self)
     dls, opt = self.dls, self.opt
     try:
-        with save_whole(self.path/fname) as tmp, alone(self), travelling(self):
+        with save_whole(self.path/fname) as tmp, without_ranks(self), travelling(self):
             return stock(self, tmp.absolute(), **kwargs)
     finally:
         self.dls = dls

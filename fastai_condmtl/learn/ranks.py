@@ -14,7 +14,7 @@ from ..core.bound import BoundFlow
 from ..loss.ranks import scattered, _positions, _step
 
 # %% auto #0
-__all__ = ['one_batch', 'to_detach', 'after_validate', 'alone']
+__all__ = ['one_batch', 'to_detach', 'after_validate', 'without_ranks']
 
 # %% ../../nbs/learn/ranks.ipynb #e01eecc4
 def _has_flow(learn): return isinstance(getattr(getattr(learn, 'dls', None), 'flow', None), BoundFlow)
@@ -58,7 +58,7 @@ def _gathered(dl):
 
 # %% ../../nbs/learn/ranks.ipynb #01dbb04e
 @contextmanager
-def alone(
+def without_ranks(
     learn, # `Learner`
 ):
     "This process on its own: all rows are here, and no other is waited for, inside of `distrib_ctx` as well"

@@ -95,7 +95,7 @@ def _why_not_weighted(own, other):
 
 def _reread_task(path, y, other, own):
     "Packed labels `(N, 2, W)` of one task as the block `own` encodes them"
-    if own.made:
+    if own.self_supervised:
         raise FlowError(f"task '{path}' asks for other words in the new data than the network was trained with: build it with text_vocab=learn.dls.vocab. Or, {FIX}")
     if set(other.cols) != set(own.cols) and (len(own.cols) > 1 or len(other.cols) > 1):
         raise FlowError(f"the network cannot be read by the flow of the new data: task '{path}' has other columns there. {FIX}")
@@ -301,7 +301,7 @@ def as_loader(
     if reading is None or dl is None:
         return dl
     if isinstance(dl, pd.DataFrame):
-        cols = [c for b in reading.flow.tasks.values() for c in b.cols if not b.made]
+        cols = [c for b in reading.flow.tasks.values() for c in b.cols if not b.self_supervised]
         told = not cols or any(c in dl.columns for c in cols)
         if labels and not len(dl):
             raise FlowError("there is nothing to evaluate: the table is empty")

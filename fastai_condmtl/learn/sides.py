@@ -144,7 +144,7 @@ def side_labels(
     ways, # What pictures undergo, of `across`, `upright`, `handed`
 ) -> dict:
     "Path of each task whose name, column or labels speak of what is exchanged → these labels, empty where its name does"
-    tasks = {p: b for p, b in flow.tasks.items() if not b.made}
+    tasks = {p: b for p, b in flow.tasks.items() if not b.self_supervised}
     names = {p: {p} if b.geometry else {p, *map(str, b.cols)} for p, b in tasks.items()} # points are told apart below
     others = {words_of(n) for ns in names.values() for n in ns}
     numbers = {p: words_of(p) for p, b in flow.tasks.items() if not b.exact and not b.geometry and b.draws is None}

@@ -9,7 +9,7 @@ from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'tries', 'predicts', 'trains', 'mixed', 'follows_flow']
+__all__ = ['flow_of', 'loss_of', 'own_loss', 'is_lr_find', 'is_predicting', 'is_fitting', 'mixed', 'follows_flow']
 
 # %% ../../nbs/learn/state.ipynb #17d30b82
 def flow_of(
@@ -33,9 +33,9 @@ def own_loss(learn) -> ConditionalLoss:
     return learn.loss_func
 
 # %% ../../nbs/learn/state.ipynb #778ef9b5
-def tries(learn) -> bool: "Is this `lr_find`, whose steps will be undone?"; return hasattr(learn, 'lr_finder')
-def predicts(learn) -> bool: "Are these predictions that somebody asked for, such as `get_preds`?"; return hasattr(learn, 'gather_preds')
-def trains(learn) -> bool: "Is this a fit (or a validation) for good, and neither `lr_find` nor predictions?"; return not tries(learn) and not predicts(learn)
+def is_lr_find(learn) -> bool: "Is this `lr_find`, whose steps will be undone?"; return hasattr(learn, 'lr_finder')
+def is_predicting(learn) -> bool: "Are these predictions that somebody asked for, such as `get_preds`?"; return hasattr(learn, 'gather_preds')
+def is_fitting(learn) -> bool: "Is this a fit (or a validation) for good, and neither `lr_find` nor predictions?"; return not is_lr_find(learn) and not is_predicting(learn)
 
 def mixed(learn):
     "fastai's MixUp or CutMix where it has taken the place of the loss in this step: `yb1` are the other labels of each row, `lam` the shares of the first; None without"

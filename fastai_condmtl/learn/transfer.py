@@ -110,7 +110,7 @@ def _grown_loss(old_loss, new, kept, notes):
         _keep_told(old, new, p, q)
         if p in old_loss.temperatures: temps[q] = old_loss.temperatures[p]
         if not b.thresholded: continue
-        pairs, t, mine = a.kept_acts(b), torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets), b.thresholds().clone()
+        pairs, t, mine = a.matching_acts(b), torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets), b.thresholds().clone()
         for i,j in pairs: mine[j] = t[i]
         loss.thresholds[q] = mine
         if p in old_loss.tuned and pairs == [(i, i) for i in range(a.n_targets)] and a.n_targets == b.n_targets: loss.tuned[q] = old_loss.tuned[p]

@@ -83,7 +83,7 @@ def copy_tasks(
     with torch.no_grad():
         for q,p in kept.items():
             a, b = old.tasks[p], new.tasks[q]
-            (was, own, rows), (now, own2, rows2), pairs = task_layers(old_layer, old, p), task_layers(new_layer, new, q), a.kept_logits(b)
+            (was, own, rows), (now, own2, rows2), pairs = task_layers(old_layer, old, p), task_layers(new_layer, new, q), a.matching_logits(b)
             if isinstance(old_layer, nn.Linear) and not isinstance(new_layer, nn.Linear): was = ('linear', None, was[1])
             if was != now or not pairs: notes[q] = 'starts anew: ' + ('reads other features, or has another hidden layer' if was != now else 'no class or label in common'); continue
             i, j = map(list, zip(*pairs))
@@ -124,14 +124,14 @@ def _copy_uses(old_layer, old, new_layer, new, kept, notes):
         if q not in kept or notes[q].startswith('starts anew'): continue
         u.lin.weight.zero_()
         mine, b, at = old.tasks[kept[q]], before.get(kept[q]), 0
-        rows, own, bias = mine.kept_logits(new.tasks[q]), (_scales(mine, new.tasks[q])[0] or (1.,))[0], task_layers(new_layer, new, q)[2].get('bias')
+        rows, own, bias = mine.matching_logits(new.tasks[q]), (_scales(mine, new.tasks[q])[0] or (1.,))[0], task_layers(new_layer, new, q)[2].get('bias')
         for i,s in zip(u.read, u.read_cols):
             r = new.paths[i]
             if b is not None and r in kept and (k := old.paths.index(kept[r])) in b.read:
                 start, read = sum(c.stop - c.start for c in b.read_cols[:b.read.index(k)]), old.tasks[kept[r]]
                 wide, shift = _scales(read, new.tasks[r])[1]
                 for y,y2 in rows:
-                    for x,x2 in read.kept_acts(new.tasks[r]):
+                    for x,x2 in read.matching_acts(new.tasks[r]):
                         w = own*b.lin.weight[y, start + x]
                         u.lin.weight[y2, at + x2] = w*wide
                         if shift: bias[y2] += w*shift

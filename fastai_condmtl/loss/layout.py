@@ -31,7 +31,7 @@ class Run:
 
 def _runs(blocks):
     "The runs of `blocks`, which stand in the order of the logits"
-    kinds = [(b.n_targets, b.pooled) for b in blocks]
+    kinds = [(b.n_targets, b.reduce == 'cells') for b in blocks]
     starts = [i for i,kind in enumerate(kinds) if i == 0 or kind != kinds[i-1]]
     ends = [*starts[1:], len(kinds)]
     return [Run(end - start, *kinds[start]) for start,end in zip(starts, ends)]

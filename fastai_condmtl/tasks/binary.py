@@ -115,11 +115,11 @@ class BinaryBlock(Sigmoid):
     def setup(self, df, train):
         if self.vocab is None: self.vocab = words_of_columns(self, df).get(self.cols[0])
     def encode(self, df): return encode_yes_no(self, df, self.cols[0], self.vocab)
-    def truth(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]
-    def force(self, op, value, truth): return [(0, float(truth))]
+    def answer(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]
+    def implied_labels(self, op, value, truth): return [(0, float(truth))]
     def to_cell(self, vals): return bool(vals[0] > .5) if self.vocab is None else self.vocab[int(vals[0] > .5)]
     def to_columns(self, vals, known):
         return {self.cols[0]: told_yes_no(vals[:,0] > .5, known[:,0], self.vocab)}
-    def event(self, op, value): return all, [(0, (1,))]
+    def question_states(self, op, value): return all, [(0, (1,))]
     def probability(self, acts): return float(acts[0])
-    def describe(self): return ', '.join(filter(None, ['' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}', self.learnt]))
+    def describe(self): return ', '.join(filter(None, ['' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}', self.learnt_weights]))

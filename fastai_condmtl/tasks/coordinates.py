@@ -49,8 +49,8 @@ class _Coordinates(ConditionalBlock):
     def activate(self, logits): return 2*logits.sigmoid() - 1
     def decide(self, acts): return acts
     def summarise(self, acts, targets): return acts[..., None]
-    def told(self, x): "Loss scale to shares of the picture"; return (x + 1)/2
-    def trivial(self, name, constant, vals):
+    def display_units(self, x): "Loss scale to shares of the picture"; return (x + 1)/2
+    def baseline(self, name, constant, vals):
         if constant is None: return None
         return np.broadcast_to(constant[int(name == 'mae')], vals.shape)[..., None]
     def shape_constant(self, vals, mask):

@@ -37,21 +37,21 @@ class CountBlock(Regression):
         if (bad := (vals < 0) | (vals % 1 != 0) | (vals > 2**53)).any(): raise self.bad(df, self.cols[0], int(bad[:,0].argmax()), "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in general there is UnboundedRegressionBlock")
         return vals, known
     def describe(self): return f'counts, mean {self.span:.4g}'
-    def check(self, op, value):
+    def parse_question(self, op, value):
         "The least and the greatest count for which the question is answered yes (of `ne` no)"
-        vs = super().check(op, value)
+        vs = super().parse_question(op, value)
         if op in ('eq', 'ne') and (vs[0] < 0 or vs[0] % 1): raise FlowError(f"a condition asks whether the count '{self.path}' is {value!r}: counts are 0, 1, 2 …, compare by > or <")
         lo = {'gt': np.floor(vs[0]) + 1, 'lt': 0., 'le': 0.}.get(op, np.ceil(vs[0]))
         hi = {'lt': np.ceil(vs[0]) - 1, 'gt': np.inf, 'ge': np.inf}.get(op, np.floor(vs[-1]))
         lo = max(lo, 0)
         if lo > hi: raise never_true(self.path, op, value, "counts are 0, 1, 2 …")
         return [float(lo), float(hi)]
-    def truth(self, op, value, vals, known, scaled=False):
+    def answer(self, op, value, vals, known, scaled=False):
         x = poisson_median(vals[:,0]*self.span) if scaled else vals[:,0] # of a label this is the label
         t = (x >= value[0]) & (x <= value[1])
         if op == 'ne': t = ~t
         return t & known[:,0], ~t & known[:,0]
-    def force(self, op, value, truth):
+    def implied_labels(self, op, value, truth):
         if truth == (op != 'ne'): return [(0, value[0])] if value[0] == value[1] else []
         return [(0, 0.)] if value == [1, np.inf] else [] # not one or more: none
     def to_cell(self, vals): return int(poisson_median(np.float64(vals[0])))
@@ -74,14 +74,14 @@ class CountBlock(Regression):
         from sklearn.metrics import mean_poisson_deviance
         return float(mean_poisson_deviance(y, np.maximum(rate, 1e-9)))
 
-    def certain(self, vals): return torch.full_like(vals, -1.) # no rate is negative: the value itself is known
-    def event(self, op, value):
+    def certain_acts(self, vals): return torch.full_like(vals, -1.) # no rate is negative: the value itself is known
+    def question_states(self, op, value):
         "One variable for all that is asked of this count: its states are the stretches between the counts where some answer changes"
         value = list(value)
         cuts = tuple(sorted({c for _,v in (*self.questions, (op, value)) for c in (v[0], v[1] + 1) if 0 < c < np.inf}))
         return all, [(cuts, tuple(j for j,at in enumerate((0., *cuts)) if (value[0] <= at <= value[1]) != (op == 'ne')))]
     def n_states(self, variable): return len(variable) + 1
-    def chances(self, variable, acts, vals):
+    def state_probs(self, variable, acts, vals):
         from scipy.special import gammaincc
         below = gammaincc(np.array(variable)[None], np.maximum(acts, 0)*self.span) if variable else np.zeros((len(acts), 0)) # P(count < cut)
         known = np.round(vals.astype(np.float64)*self.span) < np.array(variable)[None]

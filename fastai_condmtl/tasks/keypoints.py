@@ -63,7 +63,7 @@ class KeypointsBlock(_Coordinates):
     @property
     def coordinates(self): return [f'{l}.{a}' for l in self.labels for a in 'xy']
     def columns_of(self, label): i = self.index[label]; return [2*i, 2*i + 1]
-    def kept_acts(self, new): return [pair for l in self.labels if l in new.labels for pair in zip(self.columns_of(l), new.columns_of(l))]
+    def matching_acts(self, new): return [pair for l in self.labels if l in new.labels for pair in zip(self.columns_of(l), new.columns_of(l))]
     def swaps(self): return [(self.index[a], self.index[b]) for a,b in self.flip_pairs]
     def config(self):
         return dict(cols=self.given_cols, n_points=self.given_n, points=self.names, outside=self.outside, flip_pairs=[list(p) for p in self.flip_pairs], loss=self.loss_name)

@@ -105,22 +105,22 @@ class MultiLabelBlock(Sigmoid):
                 hot[j, self.index[l]] = 1
         vals, known = take(hot, codes)
         return vals, (np.broadcast_to(True, known.shape) if self.nan_is_empty else known)
-    def check(self, op, value):
-        super().check(op, value)
+    def parse_question(self, op, value):
+        super().parse_question(op, value)
         vs = value if isinstance(value, tuple) and op != 'has' else (value,)
         if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the label {bad[0]!r}: {near(bad[0], self.vocab)}")
         return [self.index[v] for v in vs]
-    def truth(self, op, value, vals, known, scaled=False):
+    def answer(self, op, value, vals, known, scaled=False):
         yes, no = zip(*(((vals[:,j] > .5) & known[:,j], (vals[:,j] <= .5) & known[:,j]) for j in value))
         return (all_true(yes), any_true(no)) if op == 'has_all' else (any_true(yes), all_true(no))
-    def force(self, op, value, truth):
+    def implied_labels(self, op, value, truth):
         one = len(value) == 1 or truth == (op == 'has_all')
         return [(j, float(truth)) for j in value] if one else []
-    def event(self, op, value): return all if op == 'has_all' else any, [(j, (1,)) for j in value]
+    def question_states(self, op, value): return all if op == 'has_all' else any, [(j, (1,)) for j in value]
     def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
     def to_columns(self, vals, known):
         if self.label_cols is not None: return {c: told_yes_no(vals[:,j] > .5, known[:,j], self.col_words.get(c)) for j,c in enumerate(self.label_cols)}
         return {self.cols[0]: pd.Series([self.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
     def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the delimiter or begin or end with blanks"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l or not l or l != l.strip() for l in self.vocab) else self.label_delim.join(labels)
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
-    def describe(self): return f'{len(self.vocab)} labels' + (self.learnt and f', {self.learnt}')
+    def describe(self): return f'{len(self.vocab)} labels' + (self.learnt_weights and f', {self.learnt_weights}')

@@ -58,21 +58,21 @@ class OrdinalBlock(Classes):
         except TypeError: pass
         if is_number(v) and v == v and all(map(is_number, self.vocab)) and all(a < b for a,b in zip(self.vocab, self.vocab[1:])): return side(self.vocab, v)
         raise FlowError(f"a condition compares task '{self.path}' with {v!r}, which is not one of its classes: {near(v, self.vocab)}")
-    def check(self, op, value):
+    def parse_question(self, op, value):
         "Positions of the classes asked for; of comparisons the first and the last"
-        if op in ('eq', 'ne', 'isin') or not self.vocab: return super().check(op, value)
+        if op in ('eq', 'ne', 'isin') or not self.vocab: return super().parse_question(op, value)
         least, most = value if op == 'between' else (value, value)
         lo = 0 if op in ('lt', 'le') else self._edge(least, bisect_right if op == 'gt' else bisect_left)
         hi = self.n_out - 1 if op in ('gt', 'ge') else self._edge(most, bisect_left if op == 'lt' else bisect_right) - 1
         if lo > hi: raise never_true(self.path, op, value, "the lower class comes first, and some class must lie between" if op == 'between' else f"the classes go from {self.vocab[0]!r} to {self.vocab[-1]!r}; name them all with vocab= where the table lacks some")
         return [lo, hi]
     def states(self, op, value): return super().states(op, value) if op in ('eq', 'ne', 'isin') else tuple(range(value[0], value[1] + 1))
-    def truth(self, op, value, vals, known, scaled=False):
-        if op in ('eq', 'ne', 'isin'): return super().truth(op, value, vals, known, scaled)
+    def answer(self, op, value, vals, known, scaled=False):
+        if op in ('eq', 'ne', 'isin'): return super().answer(op, value, vals, known, scaled)
         t = (vals[:,0] >= value[0]) & (vals[:,0] <= value[1])
         return t & known[:,0], ~t & known[:,0]
 
-    def kept_logits(self, new):
+    def matching_logits(self, new):
         "The first logit moves all classes, logit k + 1 is the edge above class k"
         edges = [(i + 1, new.vocab.index(v) + 1) for i,v in enumerate(self.vocab[:-1]) if v in new.vocab[:-1]]
         return [(0, 0), *edges] if edges or self.vocab == new.vocab else []
@@ -94,7 +94,7 @@ class OrdinalBlock(Classes):
         return (torch.cat([one, above], -1) - torch.cat([above, 0*one], -1)).clamp(min=0)
     def decide(self, acts): return (acts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > .5).sum(-1).to(acts.dtype)
     def summarise(self, acts, targets): return torch.stack([self.decide(acts), 0*acts.sum(-1)], -1) # the class, and NaN where the probabilities are
-    def trivial(self, name, constant, vals):
+    def baseline(self, name, constant, vals):
         "The median class for `mae`, else the commonest"
         c = np.searchsorted(constant.cumsum(), constant.sum()/2) if name == 'mae' else constant.argmax()
         return np.stack([np.full(vals.shape, float(c)), np.zeros(vals.shape)], -1)

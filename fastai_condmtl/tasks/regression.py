@@ -39,12 +39,12 @@ class Regression(ConditionalBlock):
         return np.where(known, x, 0.)[:,None], known[:,None]
     def scale(self, x): return (x - self.lo)/self.span
     def unscale(self, x): return x*self.span + self.lo
-    def check(self, op, value):
-        super().check(op, value)
+    def parse_question(self, op, value):
+        super().parse_question(op, value)
         vs = [float(as_number(v)) for v in (value if op == 'between' else (value,))]
         check_interval(vs[0], vs[-1], self.path)
         return vs
-    def truth(self, op, value, vals, known, scaled=False):
+    def answer(self, op, value, vals, known, scaled=False):
         # both sides are float32 of the same map, for natural values too: what packed targets say is what the table says, and a label equal to the bound stays equal to it
         x, k, v = vals[:,0], known[:,0], [float(np.float32(self.scale(np.float64(v)))) for v in value]
         if not scaled:
@@ -73,10 +73,10 @@ class Regression(ConditionalBlock):
     def activate(self, logits): return logits.sigmoid() if self.bounded else logits
     def decide(self, acts): return acts
     def summarise(self, acts, targets): return acts[..., None]
-    def constant(self, vals, mask):
+    def fit_baseline(self, vals, mask):
         x = vals[mask > 0]
         return (float(x.mean()), float(np.median(x))) if len(x) else (0., 0.)
-    def trivial(self, name, constant, vals): return np.full((*vals.shape, 1), constant[1] if name == 'mae' else constant[0])
+    def baseline(self, name, constant, vals): return np.full((*vals.shape, 1), constant[1] if name == 'mae' else constant[0])
     def score(self, name, summary, true, mask, threshold=None):
         m = mask[:,0]
         return regression_score(name, self.unscale(summary[m,0,0].astype(np.float64)), self.unscale(true[m,0].astype(np.float64)))
@@ -114,8 +114,8 @@ class BoundedRegressionBlock(Regression):
             out = known & ((vals < self.y_range[0] - slack) | (vals > self.y_range[1] + slack))
             if out.any(): raise self.bad(df, self.cols[0], int(out[:,0].argmax()), f"outside y_range={self.given_range}: correct the cell or widen the range")
         return vals, known
-    def check(self, op, value):
-        vs = super().check(op, value)
+    def parse_question(self, op, value):
+        vs = super().parse_question(op, value)
         if self.given_range is not None:
             lo, hi = self.given_range
             if dict(gt=vs[0] >= hi, lt=vs[0] <= lo, ge=vs[0] > hi, le=vs[0] < lo, between=vs[0] > hi or vs[-1] < lo)[op]: raise never_true(self.path, op, value, f"y_range={self.given_range}: compare with a number in it")

@@ -51,10 +51,10 @@ class Sigmoid(ConditionalBlock):
     def thresholds(self): "The thresholds to start with (n_targets,)"; return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
     def params(self): return {} if self.pos_weight is None else {'pos_weight': np.broadcast_to(np.asarray(self.pos_weight, dtype=float), self.n_targets).tolist()}
     @property
-    def balanced(self): return isinstance(self.pos_weight, str)
-    def balance(self, vals, mask):
+    def fits_class_weights(self): return isinstance(self.pos_weight, str)
+    def fit_class_weights(self, vals, mask):
         w = balanced_positives((mask*(vals > .5)).sum(0), (mask*(vals <= .5)).sum(0))
-        self.pos_weight, self.learnt = w.tolist(), f"pos_weight {span_of(w)}"
+        self.pos_weight, self.learnt_weights = w.tolist(), f"pos_weight {span_of(w)}"
     default_params = {'pos_weight': 1.}
 
     def loss(self, logits, targets, weight=None, pos_weight=None):
@@ -67,7 +67,7 @@ class Sigmoid(ConditionalBlock):
     def nll(self, logits, targets, smooth=0.): return F.binary_cross_entropy_with_logits(logits, targets*(1 - smooth) + smooth/2, reduction='none')
     def activate(self, logits): return logits.sigmoid()
     def decide(self, acts, threshold): return (acts > threshold).to(acts.dtype)
-    def chances(self, variable, acts, vals): return np.stack([1 - acts[:,variable], acts[:,variable]], 1)
+    def state_probs(self, variable, acts, vals): return np.stack([1 - acts[:,variable], acts[:,variable]], 1)
     def summarise(self, acts, targets): return acts[..., None]
     def decided(self, summary, threshold=None): return summary[..., 0] > (self.threshold if threshold is None else threshold)
     def score(self, name, summary, true, mask, threshold=None):
@@ -75,8 +75,8 @@ class Sigmoid(ConditionalBlock):
         if name == 'f1_micro': return float(count_scores['f1_score'](*counts(self.decided(summary, threshold)[mask], true[mask] > .5))) if mask.any() and not np.isnan(summary[mask]).any() else float('nan')
         res = self.label_scores(name, summary, true, mask, threshold)
         return float(np.nanmean(res)) if not np.isnan(res).all() and not np.isnan(summary[mask]).any() else float('nan')
-    def constant(self, vals, mask): return (vals*mask).sum(0) / np.maximum(mask.sum(0), 1)
-    def trivial(self, name, constant, vals):
+    def fit_baseline(self, vals, mask): return (vals*mask).sum(0) / np.maximum(mask.sum(0), 1)
+    def baseline(self, name, constant, vals):
         "Always yes is the rule to beat for F1, precision and recall; for the rest the commoner answer"
         p = np.ones(self.n_targets) if name in ('f1_score', 'f1_micro', 'precision', 'recall') else constant > .5
         return np.broadcast_to(p.astype(float)[:,None], (*vals.shape, 1))

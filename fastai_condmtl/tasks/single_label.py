@@ -32,7 +32,7 @@ class SingleLabelBlock(Classes):
         self.vocab = check_vocab(self, vocab)
         try: self.class_weights = class_weights if class_weights is None or isinstance(class_weights, str) else tuple(float(w) for w in class_weights)
         except (TypeError, ValueError): self.class_weights = (-1,)
-        if class_weights is not None and not self.balanced and not (type(self.class_weights) is tuple and all(0 <= w < float('inf') for w in self.class_weights)):
+        if class_weights is not None and not self.fits_class_weights and not (type(self.class_weights) is tuple and all(0 <= w < float('inf') for w in self.class_weights)):
             raise FlowError(f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class; or 'balanced', to count them from the training rows")
         gamma, label_smoothing = plain_number(gamma), plain_number(label_smoothing)
         if not (isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1): raise FlowError(f"task '{name}': label_smoothing={label_smoothing!r} must be from 0 to below 1")
@@ -43,16 +43,16 @@ class SingleLabelBlock(Classes):
             s = df[self.cols[0]]
             self.vocab = list(s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else found_classes(self, df)
         self.set_vocab(self.vocab)
-        if self.class_weights is not None and not self.balanced and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
+        if self.class_weights is not None and not self.fits_class_weights and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
     def family_params(self): return {} if self.class_weights is None else {'class_weights': self.class_weights}
     @property
     def family(self): return ('softmax', self.n_out, self.label_smoothing, self.class_weights) + ((self.gamma,) if self.loss_name == 'focal' else ())
     @property
-    def balanced(self): return isinstance(self.class_weights, str) and self.class_weights == 'balanced'
-    def balance(self, vals, mask):
+    def fits_class_weights(self): return isinstance(self.class_weights, str) and self.class_weights == 'balanced'
+    def fit_class_weights(self, vals, mask):
         w = balanced_classes(np.bincount(vals[:,0].astype(int), mask[:,0], minlength=self.n_out))
-        self.class_weights, self.learnt = tuple(w.tolist()), f'class_weights {span_of(w)}'
-    def describe(self): return f'{len(self.vocab)} classes' + (self.learnt and f', {self.learnt}')
+        self.class_weights, self.learnt_weights = tuple(w.tolist()), f'class_weights {span_of(w)}'
+    def describe(self): return f'{len(self.vocab)} classes' + (self.learnt_weights and f', {self.learnt_weights}')
 
     def loss(self, logits, targets, weight=None, class_weights=None):
         if self.loss_name == 'focal': res = softmax_focal(logits, targets.long(), self.gamma, class_weights)
@@ -66,7 +66,7 @@ class SingleLabelBlock(Classes):
         before = (acts < own) | (acts == own) & (torch.arange(self.n_out, device=acts.device) >= targets.long()[..., None]) # of equals the first is decided
         rank = self.n_out - before.sum(-1).to(acts.dtype)
         return torch.stack([acts.argmax(-1).to(acts.dtype), torch.where(own[..., 0].isnan(), torch.nan, rank)], -1)
-    def trivial(self, name, constant, vals):
+    def baseline(self, name, constant, vals):
         "The commonest class; classes ranked by how common they are"
         ranks = np.empty(self.n_out)
         ranks[np.argsort(-constant, kind='stable')] = np.arange(self.n_out)

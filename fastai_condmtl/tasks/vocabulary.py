@@ -25,8 +25,8 @@ class Classes(ConditionalBlock):
     def per_cell(self): return True # also where there is one class only
     def encode(self, df):
         return look_up(self, df, self.cols[0], self.index.get, lambda v: f"not in the vocabulary: {near(v, self.vocab)} Correct the cell or add the class to vocab=")
-    def check(self, op, value):
-        super().check(op, value)
+    def parse_question(self, op, value):
+        super().parse_question(op, value)
         if not self.vocab: raise FlowError(f"a condition compares task '{self.path}', of which the table has no label: name its classes with vocab=")
         vs = value if op == 'isin' else (value,)
         if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
@@ -35,18 +35,18 @@ class Classes(ConditionalBlock):
         "The classes for which an atom is true"
         some = set(value)
         return tuple(j for j in range(self.n_out) if (j in some) != (op == 'ne'))
-    def truth(self, op, value, vals, known, scaled=False):
+    def answer(self, op, value, vals, known, scaled=False):
         t = any_true([vals[:,0] == j for j in value])
         if op == 'ne': t = ~t
         return t & known[:,0], ~t & known[:,0]
-    def force(self, op, value, truth):
+    def implied_labels(self, op, value, truth):
         left = set(range(len(self.vocab))) - set(self.states(op, value)) if not truth else set(self.states(op, value))
         return [(0, float(left.pop()))] if len(left) == 1 else []
-    def event(self, op, value): return all, [(0, self.states(op, value))]
-    def chances(self, variable, acts, vals): return acts
+    def question_states(self, op, value): return all, [(0, self.states(op, value))]
+    def state_probs(self, variable, acts, vals): return acts
     def to_cell(self, vals): return self.vocab[int(vals[0])] if self.vocab else None
     def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
-    def constant(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
+    def fit_baseline(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
 
 def found_classes(block, df) -> list:
     "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"

@@ -25,7 +25,7 @@ TOKENS = '_tokens_' # column with what was tokenized beforehand
 
 class MaskedLMBlock(SingleLabelBlock):
     "Guess masked words of the text: no labels needed. For `ConditionalTextDataLoaders` and `conditional_lm_learner`"
-    ops, n_summary, pooled, made = (), 3, True, True
+    ops, n_summary, reduce, self_supervised = (), 3, 'cells', True
     fillers = ('xxfake',) # fastai fills a vocabulary up with it, to a multiple of eight
     nll = None # type: ignore[assignment] # masked words are not calibrated
     metrics, lower_is_better = ('accuracy', 'accuracy_3', 'accuracy_5', 'perplexity'), ('perplexity',)
@@ -51,16 +51,16 @@ class MaskedLMBlock(SingleLabelBlock):
         self.asked = np.array([w not in _special for w in self.vocab]) # words that may be masked, and answers
         if not self.asked.any(): raise FlowError(f"task '{self.path}': the vocabulary has special tokens only: are all words rarer than min_freq?")
     def encode(self, df): "Which rows have a text; the words themselves are chosen batch by batch"; return np.zeros((len(df), self.n_masks)), np.repeat(df[self.cols[0]].notna().to_numpy()[:,None], self.n_masks, 1)
-    def truth(self, op, value, vals, known, scaled=False): raise FlowError(f"task '{self.path}': masked words answer no condition")
+    def answer(self, op, value, vals, known, scaled=False): raise FlowError(f"task '{self.path}': masked words answer no condition")
     def summarise(self, acts, targets):
         own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out-1))
         return torch.cat([super().summarise(acts, targets), -own.clamp(min=torch.finfo(acts.dtype).tiny).log()], -1)
-    def constant(self, vals, mask): return np.zeros(self.n_out) # counted when the data is set up
-    def trivial(self, name, constant, vals):
+    def fit_baseline(self, vals, mask): return np.zeros(self.n_out) # counted when the data is set up
+    def baseline(self, name, constant, vals):
         "The commonest word; words ranked by how common they are; for the perplexity their shares, each counted once more than it was seen"
         p = np.where(self.asked, constant + 1, 0)/(constant[self.asked] + 1).sum()
         with np.errstate(divide='ignore'): nll = -np.log(p)
-        return np.concatenate([super().trivial(name, np.where(self.asked, constant, -1), vals), nll[vals.astype(int)][..., None]], -1)
+        return np.concatenate([super().baseline(name, np.where(self.asked, constant, -1), vals), nll[vals.astype(int)][..., None]], -1)
     def score(self, name, summary, true, mask, threshold=None):
         s, t = summary[mask], true[mask].astype(int)
         if name == 'perplexity': return float(np.exp(s[:,2].astype(np.float64).mean())) if len(t) else float('nan')

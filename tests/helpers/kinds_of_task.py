@@ -42,7 +42,7 @@ def bound_with_labels(kinds=KINDS, n=40, seed=0, df=None):
     for p, b in bound.tasks.items():
         s = bound.slices[p].targets
         if b.geometry: y[:, 0, s] = torch.from_numpy(rng.uniform(-1, 1, y[:, 0, s].shape)).float()*y[:, 1, s]
-        if b.made: y[:, 0, s] = torch.from_numpy(rng.integers(3, b.n_out, y[:, 0, s].shape)).float()*y[:, 1, s]
+        if b.self_supervised: y[:, 0, s] = torch.from_numpy(rng.integers(3, b.n_out, y[:, 0, s].shape)).float()*y[:, 1, s]
     return bound, y
 
 def logits(bound, n=40, scale=3., seed=0): return torch.randn(n, bound.c, generator=torch.Generator().manual_seed(seed))*scale

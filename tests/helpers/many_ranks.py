@@ -11,7 +11,7 @@ from fastai_condmtl.all import (BinaryBlock, Branch, Checkpoint, ConditionalInte
                                 UnboundedRegressionBlock, conditional_head, equip)
 from fastai_condmtl.callback.balance import TaskBalance
 from fastai_condmtl.learn.heads import RunNeeded
-from fastai_condmtl.learn.ranks import alone
+from fastai_condmtl.learn.ranks import without_ranks
 
 N, N_TRAIN, BS, RANKS = 76, 45, 8, 2 # 45 and 31 rows: neither divides by two, and the last batches are short
 
@@ -98,7 +98,7 @@ def judged(learn, inside):
         res['one'] = None
         if not rank_distrib(): # nobody waits
             res['one'] = learn.predict(df.iloc[50])[2]
-            with alone(learn):
+            with without_ranks(learn):
                 pd.testing.assert_frame_equal(learn.evaluate(metrics=None), learn.evaluate(metrics=None))
                 assert len(learn.get_preds()[0]) == N - N_TRAIN
     return res

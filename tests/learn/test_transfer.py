@@ -271,8 +271,8 @@ def test_export_load_and_grow_again(tmp_path):
 def test_vocab_rules():
     df = pd.DataFrame(dict(a=[0, 1]))
     b = lambda **kw: BinaryBlock('a', **kw).bind(df)
-    assert b().kept_logits(b()) == b(vocab=("n", "y")).kept_logits(b()) == [(0, 0)]
-    assert b(vocab=("n", "y")).kept_logits(b(vocab=("y", "n"))) == [] # no and yes exchanged
+    assert b().matching_logits(b()) == b(vocab=("n", "y")).matching_logits(b()) == [(0, 0)]
+    assert b(vocab=("n", "y")).matching_logits(b(vocab=("y", "n"))) == [] # no and yes exchanged
     with pytest.raises(FlowError, match="cannot both be 'c'"): kept_tasks(Flow('f', BinaryBlock('a'), BinaryBlock('b')).bind(df.assign(b=1)), Flow('f', BinaryBlock('c')).bind(df.assign(c=1)), dict(a='c', b='c'))
 
 def test_networks_without_a_last_layer():
@@ -342,15 +342,15 @@ def test_the_edges_between_ordered_classes_are_kept(new):
 
 def test_ordinal_logits_by_hand():
     b = lambda *vocab: OrdinalBlock('s', vocab=list(vocab)).bind(pd.DataFrame(dict(s=[])))
-    assert b(1, 2, 3, 4).kept_logits(b(2, 3, 4)) == [(0, 0), (2, 1), (3, 2)] and b(1, 2, 3).kept_logits(b(0, 1, 2, 3)) == [(0, 0), (1, 2), (2, 3)]
-    assert b('a', 'b').kept_logits(b('c', 'd')) == [] and b('a').kept_logits(b('a')) == [(0, 0)]
-    assert b(1, 2, 3, 4).kept_acts(b(2, 3, 4)) == [(1, 0), (2, 1), (3, 2)] # what other tasks read: a probability a class
+    assert b(1, 2, 3, 4).matching_logits(b(2, 3, 4)) == [(0, 0), (2, 1), (3, 2)] and b(1, 2, 3).matching_logits(b(0, 1, 2, 3)) == [(0, 0), (1, 2), (2, 3)]
+    assert b('a', 'b').matching_logits(b('c', 'd')) == [] and b('a').matching_logits(b('a')) == [(0, 0)]
+    assert b(1, 2, 3, 4).matching_acts(b(2, 3, 4)) == [(1, 0), (2, 1), (3, 2)] # what other tasks read: a probability a class
 
 def test_points_are_known_by_their_names():
     df = pd.DataFrame({f'{p}_{a}': np.arange(12.)*k for k, (p, a) in enumerate([(p, a) for p in 'abc' for a in 'xy'], 1)})
     b = lambda names, **kw: KeypointsBlock('p', [f'{p}_{a}' for p in names for a in 'xy'], **kw).bind(df)
-    assert b('abc').kept_logits(b('ba')) == [(0, 2), (1, 3), (2, 0), (3, 1)] and b('ab').kept_logits(b('c')) == []
-    assert b('ab').kept_logits(b('ab')) == [(i, i) for i in range(4)]
+    assert b('abc').matching_logits(b('ba')) == [(0, 2), (1, 3), (2, 0), (3, 1)] and b('ab').matching_logits(b('c')) == []
+    assert b('ab').matching_logits(b('ab')) == [(i, i) for i in range(4)]
 
 @pytest.mark.trains
 @pytest.mark.parametrize('bias', [True, False])

@@ -259,7 +259,7 @@ ALL = pd.DataFrame(dict(k=['x', 'y', 'z', 'x'], a=[1, 0, 1, 1], n=[1., 2., 3., 9
 
 class Pooled(MultiLabelBlock):
     "The mean over all labels that count, not over rows of each row's mean"
-    pooled = True
+    reduce = 'cells'
 
 def all_kinds(pair=MultiLabelBlock, **kw):
     "Tasks of each family, narrow and wide, in an order that is not that of the logits; of two weights in each family."
@@ -298,7 +298,7 @@ def by_loop(bound, pred, y):
         for z, (v, m) in zip(pred[:, s.logits].tolist(), y[:, :, s.targets].tolist()):
             each = len(z)//len(v)
             cells = [one_cell(p, z[j*each:(j + 1)*each], v[j], j) for j in range(len(v)) if m[j]]
-            rows.append((sum(cells)/len(cells), sum(m) if bound.tasks[p].pooled else max(m)) if cells else (None, 0.))
+            rows.append((sum(cells)/len(cells), sum(m) if bound.tasks[p].reduce == 'cells' else max(m)) if cells else (None, 0.))
         res.append(rows)
     return res
 

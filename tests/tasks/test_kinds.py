@@ -176,7 +176,7 @@ def test_ordinal_probabilities_are_proper(k):
 def test_no_class_in_the_middle_and_one_class():
     df = pd.DataFrame(dict(o=['a', 'c', None, 'a']))
     b = OrdinalBlock('o', vocab=['a', 'b', 'c']).bind(df)
-    assert b.constant(b.encode(df)[0], b.encode(df)[1]).tolist() == [2, 0, 1]
+    assert b.fit_baseline(b.encode(df)[0], b.encode(df)[1]).tolist() == [2, 0, 1]
     one = Flow('f', OrdinalBlock('o')).bind(pd.DataFrame(dict(o=[3., None, 3.])))
     assert one.c == 1 and one.tasks['o'].vocab == [3] and one.loss_func(torch.randn(3, 1), one.encode(pd.DataFrame(dict(o=[3., None, 3.])))) == 0
     assert np.isnan(ordinal_score('kappa', [1, 1], [1, 1])) and ordinal_score('kappa', [1, 1], [0, 2]) == 0 and np.isnan(ordinal_score('mae', [], []))
