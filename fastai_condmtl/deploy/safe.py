@@ -61,6 +61,8 @@ def _read(v):
     if v.keys() == {'tuple'}: return tuple(_read(x) for x in v['tuple'])
     return from_jsonable(v)
 
+_renamed = {'learnt': 'learnt_weights'} # attributes that files of version 0.1.0 call otherwise
+
 def give_learnt(
     block,  # Block of a flow that was read
     state:dict, # From `learnt`
@@ -70,6 +72,7 @@ def give_learnt(
     from copy import copy
     res = copy(block)
     for k,v in state.items():
+        k = _renamed.get(k, k)
         if not k.isidentifier() or k[0] == '_' or k in _from_binding or hasattr(type(res), k) and (callable(c := getattr(type(res), k)) or isinstance(c, property)): raise FlowError(f"task '{path}' ({type(block).__name__}) cannot have learnt {k!r}")
         setattr(res, k, _read(v))
     res.path = path
