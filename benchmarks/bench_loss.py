@@ -1,4 +1,5 @@
 "Heads + loss + backward against one `nn.Linear` with a masked loss fused by hand: features 512, batch 32, one thread"
+
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,77 +17,127 @@ def table(n_bin, n_reg, n=256, seed=0):
     "A flow of binary tasks and regressions on the first, with a fifth of the labels missing"
     rng = np.random.default_rng(seed)
     first = BinaryBlock('b0')
-    flow = Flow('f', first, *[BinaryBlock(f'b{i}') | first for i in range(1, n_bin)], *[BoundedRegressionBlock(f'r{i}', y_range=(0, 64)) | first for i in range(n_reg)])
-    cols = {f'b{i}': rng.integers(0, 2, n).astype(float) for i in range(n_bin)} | {f'r{i}': rng.random(n)*64 for i in range(n_reg)}
+    flow = Flow(
+        'f',
+        first,
+        *[BinaryBlock(f'b{i}') | first for i in range(1, n_bin)],
+        *[BoundedRegressionBlock(f'r{i}', y_range=(0, 64)) | first for i in range(n_reg)],
+    )
+    cols = {f'b{i}': rng.integers(0, 2, n).astype(float) for i in range(n_bin)} | {
+        f'r{i}': rng.random(n) * 64 for i in range(n_reg)
+    }
     df = pd.DataFrame(cols)
-    return flow, df.mask(rng.random(df.shape) < .2)
+    return flow, df.mask(rng.random(df.shape) < 0.2)
 
 
 def hand_fused(bound, linear):
     """What an expert writes for exactly these tasks: masks, order and sizes known beforehand, one call a kind.
     Targets come as the data loader gives them, packed; the logits stand in the order that suits."""
     sig, reg, cls = [], [], []
-    for p,b in bound.tasks.items():
+    for p, b in bound.tasks.items():
         s = bound.slices[p].targets
         (cls if hasattr(b, 'class_weights') else reg if hasattr(b, 'y_range') else sig).append((s, b))
     sig.sort(key=lambda x: x[0].start - x[0].stop)
-    order = torch.tensor([c for s,_ in sig + reg + cls for c in range(s.start, s.stop)])
-    widths = [s.stop - s.start for s,_ in sig + reg + cls]
-    share = torch.tensor([1/w for w in widths for _ in range(w)])
-    a, b = sum(widths[:len(sig)]), sum(widths[:len(sig) + len(reg)])
+    order = torch.tensor([c for s, _ in sig + reg + cls for c in range(s.start, s.stop)])
+    widths = [s.stop - s.start for s, _ in sig + reg + cls]
+    share = torch.tensor([1 / w for w in widths for _ in range(w)])
+    a, b = sum(widths[: len(sig)]), sum(widths[: len(sig) + len(reg)])
+
     def step(x, y):
         z = linear(x)
         v, m = y.index_select(2, order).unbind(1)
-        g = m*(share/m.sum(0).clamp(min=1))
+        g = m * (share / m.sum(0).clamp(min=1))
         loss = F.binary_cross_entropy_with_logits(z[:, :a], v[:, :a], weight=g[:, :a], reduction='sum')
-        if b > a: loss = loss + (F.mse_loss(z[:, a:b].sigmoid(), v[:, a:b], reduction='none')*g[:, a:b]).sum()
-        if cls: loss = loss + (F.cross_entropy(z[:, b:], v[:, b].long(), reduction='none')*g[:, b]).sum()
+        if b > a:
+            loss = loss + (F.mse_loss(z[:, a:b].sigmoid(), v[:, a:b], reduction='none') * g[:, a:b]).sum()
+        if cls:
+            loss = loss + (F.cross_entropy(z[:, b:], v[:, b].long(), reduction='none') * g[:, b]).sum()
         loss.backward()
         return loss
+
     return step
 
 
-# each kind of task once: name → (block, a column of its labels, how an expert writes its loss); a new kind is one line here
-def bce(z, v, g): return F.binary_cross_entropy_with_logits(z, v, weight=g, reduction='sum')
+# each kind of task once: name → (block, a column of its labels, how an expert writes its loss); a new kind is one line
+# here
+def bce(z, v, g):
+    return F.binary_cross_entropy_with_logits(z, v, weight=g, reduction='sum')
+
+
 def steps(z, v, g):
     z = z.reshape(-1, 5)
     z = z[:, 1:] + z[:, :1]
-    return F.binary_cross_entropy_with_logits(z, (v.reshape(-1, 1) > torch.arange(4)).float(), weight=g.reshape(-1, 1)/4, reduction='sum')
+    return F.binary_cross_entropy_with_logits(
+        z, (v.reshape(-1, 1) > torch.arange(4)).float(), weight=g.reshape(-1, 1) / 4, reduction='sum'
+    )
+
+
 MIXED = dict(
     binary=(lambda n: BinaryBlock(n), lambda r, n: r.integers(0, 2, n), bce),
-    bounded=(lambda n: BoundedRegressionBlock(n, y_range=(0, 64)), lambda r, n: r.random(n)*64, lambda z, v, g: (F.mse_loss(z.sigmoid(), v, reduction='none')*g).sum()),
-    single=(lambda n: SingleLabelBlock(n, vocab=range(5)), lambda r, n: r.integers(0, 5, n), lambda z, v, g: (F.cross_entropy(z.reshape(-1, 5), v.reshape(-1).long(), reduction='none')*g.reshape(-1)).sum()),
-    unbounded=(lambda n: UnboundedRegressionBlock(n), lambda r, n: r.normal(size=n), lambda z, v, g: (F.mse_loss(z, v, reduction='none')*g).sum()),
+    bounded=(
+        lambda n: BoundedRegressionBlock(n, y_range=(0, 64)),
+        lambda r, n: r.random(n) * 64,
+        lambda z, v, g: (F.mse_loss(z.sigmoid(), v, reduction='none') * g).sum(),
+    ),
+    single=(
+        lambda n: SingleLabelBlock(n, vocab=range(5)),
+        lambda r, n: r.integers(0, 5, n),
+        lambda z, v, g: (
+            F.cross_entropy(z.reshape(-1, 5), v.reshape(-1).long(), reduction='none') * g.reshape(-1)
+        ).sum(),
+    ),
+    unbounded=(
+        lambda n: UnboundedRegressionBlock(n),
+        lambda r, n: r.normal(size=n),
+        lambda z, v, g: (F.mse_loss(z, v, reduction='none') * g).sum(),
+    ),
     ordinal=(lambda n: OrdinalBlock(n, vocab=range(5)), lambda r, n: r.integers(0, 5, n), steps),
-    count=(lambda n: CountBlock(n), lambda r, n: r.poisson(3, n), lambda z, v, g: (F.poisson_nll_loss(z, v, reduction='none')*g).sum()),
+    count=(
+        lambda n: CountBlock(n),
+        lambda r, n: r.poisson(3, n),
+        lambda z, v, g: (F.poisson_nll_loss(z, v, reduction='none') * g).sum(),
+    ),
 )
+
 
 def mixed(each=3, n=256, seed=0, kinds=MIXED):
     "A flow of `each` tasks of each kind, all but the first given a binary one, a fifth of the labels missing"
     rng, first = np.random.default_rng(seed), BinaryBlock('first')
     names = [(f'{k}{i}', k) for k in kinds for i in range(each)]
-    df = pd.DataFrame({'first': rng.random(n) < .7} | {c: kinds[k][1](rng, n) for c,k in names}).astype(object)
-    return Flow('f', first, *[kinds[k][0](c) | first for c,k in names]), df.mask(rng.random(df.shape) < .2)
+    df = pd.DataFrame({'first': rng.random(n) < 0.7} | {c: kinds[k][1](rng, n) for c, k in names}).astype(object)
+    return Flow('f', first, *[kinds[k][0](c) | first for c, k in names]), df.mask(rng.random(df.shape) < 0.2)
+
 
 def hand_mixed(bound, linear, kinds=MIXED):
     "Each kind by itself, one call a kind, its sizes known beforehand"
     parts = []
     for f in bound.families:
         k = 'binary' if bound.plan.blocks[f.tasks[0]].thresholded else bound.paths[f.tasks[0]].rstrip('0123456789')
-        parts.append((kinds[k][2], len(f.columns), len(f.columns)*f.n_out))
-    order, losses, cols, logits = torch.tensor([c for f in bound.families for c in f.columns]), *[list(x) for x in zip(*parts)]
+        parts.append((kinds[k][2], len(f.columns), len(f.columns) * f.n_out))
+    order, losses, cols, logits = (
+        torch.tensor([c for f in bound.families for c in f.columns]),
+        *[list(x) for x in zip(*parts)],
+    )
+
     def step(x, y):
         v, m = y.index_select(2, order).unbind(1)
-        g = m/m.sum(0).clamp(min=1)
-        loss = sum(f(a, b, c) for f,a,b,c in zip(losses, linear(x).split(logits, 1), v.split(cols, 1), g.split(cols, 1)))
+        g = m / m.sum(0).clamp(min=1)
+        loss = sum(
+            f(a, b, c) for f, a, b, c in zip(losses, linear(x).split(logits, 1), v.split(cols, 1), g.split(cols, 1))
+        )
         loss.backward()
         return loss
+
     return step
 
 
 class Calls(TorchDispatchMode):
     "Names of the operators a step runs"
-    def __init__(self): super().__init__(); self.seen = []
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         self.seen.append(f.overloadpacket.__name__)
         return f(*args, **(kwargs or {}))
@@ -97,20 +148,31 @@ def compare(name, flow, df, limit, bs=32, rounds=60, inner=20, by_hand=hand_fuse
     bound = flow.bind(df)
     y = torch.stack(list(bound.encode(df)[:bs].as_subclass(torch.Tensor)))
     x, ours = torch.randn(bs, 512), nn.Linear(512, bound.c)
-    theirs = nn.Linear(512, bound.c); theirs.load_state_dict(ours.state_dict())
+    theirs = nn.Linear(512, bound.c)
+    theirs.load_state_dict(ours.state_dict())
     loss_func, step = bound.loss_func, by_hand(bound, theirs)
-    def hand(): theirs.zero_grad(set_to_none=True); return step(x, y)
+
+    def hand():
+        theirs.zero_grad(set_to_none=True)
+        return step(x, y)
+
     def lib():
         ours.zero_grad(set_to_none=True)
-        loss = loss_func(ours(x), y); loss.backward()
+        loss = loss_func(ours(x), y)
+        loss.backward()
         return loss
+
     a, b = hand(), lib()
-    assert not same or torch.allclose(a, b, rtol=1e-5), (a, b) # PyTorch's Poisson loss is ours but for a constant
+    assert not same or torch.allclose(a, b, rtol=1e-5), (a, b)  # PyTorch's Poisson loss is ours but for a constant
     assert torch.allclose(theirs.weight.grad, ours.weight.grad, atol=1e-6), 'gradients differ'
-    with Calls() as c: lib()
+    with Calls() as c:
+        lib()
     waits = sorted({'_local_scalar_dense', 'nonzero'} & set(c.seen))
     (t0, t1), (_, r) = alternate(hand, lib, rounds=rounds, inner=inner)
-    print(f"{name:34} by hand {t0*1e3:7.3f} ms   ours {t1*1e3:7.3f} ms   ratio {r:.3f} (promised <= {limit})   waits for the device: {waits or 'none'}")
+    print(
+        f"{name:34} by hand {t0 * 1e3:7.3f} ms   ours {t1 * 1e3:7.3f} ms   ratio {r:.3f} (promised <= {limit})   "
+        f"waits for the device: {waits or 'none'}"
+    )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,10 @@
-"""How the code reads, in figures: widths, statements sharing a line, conditional expressions, short names, sizes of cells and classes
+"""How the code reads, in figures: widths, statements sharing a line, conditional expressions, short names, sizes of
+cells and classes
 
 python benchmarks/house.py            this package, a line a figure
 python benchmarks/house.py fastai     an installed package beside it
 """
+
 import ast
 import importlib.util
 import json
@@ -18,7 +20,7 @@ WIDTH = 120
 
 def modules(package):
     "The files of a package, without what is made for nbdev's index"
-    where = ROOT/package if (ROOT/package).is_dir() else Path(importlib.util.find_spec(package).origin).parent
+    where = ROOT / package if (ROOT / package).is_dir() else Path(importlib.util.find_spec(package).origin).parent
     return [p for p in sorted(where.rglob('*.py')) if p.name != '_modidx.py']
 
 
@@ -74,17 +76,17 @@ def figures(package):
     return {
         'modules': len(modules(package)),
         'lines': len(lines),
-        f'lines over {WIDTH} characters': f'{100*len(wide)/len(lines):.1f} % ({len(wide)}, longest {max(lines)})',
-        'statements sharing a line': f'{100*shared/n_statements:.1f} %',
-        'conditional expressions per 100 lines': f'{100*n_conditionals/len(lines):.1f} ({nested} hold another)',
-        'names of one or two letters': f'{100*sum(len(n) < 3 for n in names)/len(names):.0f} %',
+        f'lines over {WIDTH} characters': f'{100 * len(wide) / len(lines):.1f} % ({len(wide)}, longest {max(lines)})',
+        'statements sharing a line': f'{100 * shared / n_statements:.1f} %',
+        'conditional expressions per 100 lines': f'{100 * n_conditionals / len(lines):.1f} ({nested} hold another)',
+        'names of one or two letters': f'{100 * sum(len(n) < 3 for n in names) / len(names):.0f} %',
         'methods of the largest class': f'{methods[largest]} ({largest})',
     }
 
 
 def export_cells():
     "Lines of each exported cell of the notebooks"
-    for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
+    for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             source = ''.join(cell['source'])
             if cell['cell_type'] == 'code' and re.search(r'^#\| *export', source, re.M):
@@ -94,8 +96,14 @@ def export_cells():
 def hooks():
     "Attributes and methods of the base class of all kinds of task"
     path = next(p for p in modules('fastai_condmtl') if 'class ConditionalBlock(' in p.read_text(encoding='utf-8'))
-    base = next(n for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ClassDef) and n.name == 'ConditionalBlock')
-    given = [t.id for n in base.body if isinstance(n, ast.Assign) for t in ast.walk(n.targets[0]) if isinstance(t, ast.Name)]
+    base = next(
+        n
+        for n in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+        if isinstance(n, ast.ClassDef) and n.name == 'ConditionalBlock'
+    )
+    given = [
+        t.id for n in base.body if isinstance(n, ast.Assign) for t in ast.walk(n.targets[0]) if isinstance(t, ast.Name)
+    ]
     given += [n.target.id for n in base.body if isinstance(n, ast.AnnAssign)]
     given += [n.name for n in base.body if isinstance(n, ast.FunctionDef) and not n.name.startswith('_')]
     return len(set(given))
@@ -104,7 +112,7 @@ def hooks():
 def main(packages):
     for package in packages:
         print(f'{package}')
-        for name,value in figures(package).items():
+        for name, value in figures(package).items():
             print(f'  {name:42} {value}')
         if package == 'fastai_condmtl':
             cells = list(export_cells())

@@ -1,4 +1,5 @@
 "What the benchmarks share: alternating measurements, medians of ratios"
+
 import os, platform, statistics, time
 import torch
 
@@ -6,20 +7,26 @@ import torch
 def alternate(*fns, rounds=60, inner=10, warmup=5):
     "Median seconds a call of each of `fns`, measured in turn, and the median over rounds of each ratio to the first"
     for f in fns:
-        for _ in range(warmup): f()
+        for _ in range(warmup):
+            f()
     times = [[] for _ in fns]
     for r in range(rounds):
         for k in range(len(fns)):
             k = (k + r) % len(fns)  # nobody is always first
             t = time.perf_counter()
-            for _ in range(inner): fns[k]()
-            times[k].append((time.perf_counter() - t)/inner)
+            for _ in range(inner):
+                fns[k]()
+            times[k].append((time.perf_counter() - t) / inner)
     med = [statistics.median(t) for t in times]
-    ratios = [statistics.median(b/a for a,b in zip(times[0], t)) for t in times]
+    ratios = [statistics.median(b / a for a, b in zip(times[0], t)) for t in times]
     return med, ratios
 
 
 def environment():
     "One line on what was measured on, without names of machines"
     import fastai, pandas
-    return f"Python {platform.python_version()}, torch {torch.__version__}, fastai {fastai.__version__}, pandas {pandas.__version__}, {os.cpu_count()} cores"
+
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, fastai {fastai.__version__}, pandas "
+        f"{pandas.__version__}, {os.cpu_count()} cores"
+    )

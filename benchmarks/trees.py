@@ -2,6 +2,7 @@
 
 python benchmarks/trees.py ../old_checkout     prints the ratio of this tree to the other, with its 95 % interval
 """
+
 import importlib
 import sys
 import time
@@ -21,7 +22,10 @@ def load(root):
     sys.path.insert(0, str(Path(root).resolve()))
     importlib.invalidate_caches()
     try:
-        names = importlib.import_module(f'{PACKAGE}.all').__dict__ | importlib.import_module(f'{PACKAGE}.synthetic').__dict__
+        names = (
+            importlib.import_module(f'{PACKAGE}.all').__dict__
+            | importlib.import_module(f'{PACKAGE}.synthetic').__dict__
+        )
     finally:
         sys.path.pop(0)
     assert Path(names['__file__']).is_relative_to(Path(root).resolve()), names['__file__']
@@ -39,9 +43,11 @@ def many(tree, n=500):
     first = tree['BinaryBlock']('b0')
     binary = [tree['BinaryBlock'](f'b{i}') | first for i in range(1, n)]
     numbers = [tree['BoundedRegressionBlock'](f'r{i}', y_range=(0, 64)) | first for i in range(n)]
-    cols = {f'b{i}': rng.integers(0, 2, 256).astype(float) for i in range(n)} | {f'r{i}': rng.random(256)*64 for i in range(n)}
+    cols = {f'b{i}': rng.integers(0, 2, 256).astype(float) for i in range(n)} | {
+        f'r{i}': rng.random(256) * 64 for i in range(n)
+    }
     df = tree['pd'].DataFrame(cols)
-    return tree['Flow']('many', first, *binary, *numbers), df.mask(rng.random(df.shape) < .2)
+    return tree['Flow']('many', first, *binary, *numbers), df.mask(rng.random(df.shape) < 0.2)
 
 
 def loss_step(tree, data):
@@ -58,33 +64,36 @@ def loss_step(tree, data):
         loss = loss_func(linear(x), y)
         loss.backward()
         return loss.item()
+
     return step
 
 
 def encode_step(tree, data):
     "A table bound and encoded"
     flow, df = data(tree)
+
     def step():
         return float(flow.bind(df).encode(df).sum())
+
     return step
 
 
 def interval(ratios, n_boot=2000):
     "The median of `ratios` and its 95 % bootstrap interval"
     draws = np.median(np.random.default_rng(0).choice(ratios, (n_boot, len(ratios))), axis=1)
-    return float(np.median(ratios)), *np.quantile(draws, [.025, .975])
+    return float(np.median(ratios)), *np.quantile(draws, [0.025, 0.975])
 
 
 def compare(name, other, ours, rounds=200, inner=5):
     assert np.isclose(other(), ours(), rtol=1e-5), 'the trees do not compute the same'
     steps, times = (other, ours), np.zeros((rounds, 2))
     for r in range(rounds):
-        for k in ((0, 1) if r % 2 else (1, 0)):
+        for k in (0, 1) if r % 2 else (1, 0):
             start = time.perf_counter()
             for _ in range(inner):
                 steps[k]()
             times[r, k] = time.perf_counter() - start
-    ratio, low, high = interval(times[:, 1]/times[:, 0])
+    ratio, low, high = interval(times[:, 1] / times[:, 0])
     print(f'{name:28} ratio to the other tree {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}')
 
 

@@ -1,7 +1,9 @@
 """The documentation site: the notebooks as committed, to Markdown in `_docs`, to mkdocs-material in `_site`.
 
-nbdev adds the reference of every exported symbol and drops what `#| hide` hides; plain cells keep the outputs they were committed with.
+nbdev adds the reference of every exported symbol and drops what `#| hide` hides; plain cells keep the outputs they
+were committed with.
 """
+
 import base64, logging, os, posixpath, re, shutil, sys, yaml
 from pathlib import Path
 from fastcore.nbio import read_nb
@@ -12,41 +14,66 @@ from nbdev.serve import proc_nbs
 import renderer
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES, SITE = ROOT/'_docs', ROOT/'_site'
+PAGES, SITE = ROOT / '_docs', ROOT / '_site'
 ESC = r'\_'
 
-def page(nb): return nbpath2html(nb).with_suffix('.md')
+
+def page(nb):
+    return nbpath2html(nb).with_suffix('.md')
+
+
 def fence(text, lang='text'):
-    ticks = '`'*max(3, *(len(o)+1 for o in re.findall('`+', text) or ['']))
+    ticks = '`' * max(3, *(len(o) + 1 for o in re.findall('`+', text) or ['']))
     return f'{ticks}{lang}\n{text.rstrip()}\n{ticks}'
-def anchor(symbol): return symbol.lower().replace('_', '-')
-def joined(o): return o if isinstance(o, str) else ''.join(o)
+
+
+def anchor(symbol):
+    return symbol.lower().replace('_', '-')
+
+
+def joined(o):
+    return o if isinstance(o, str) else ''.join(o)
+
 
 def output(out, stem, n):
     "One cell output as Markdown; a picture goes to a file beside the page."
-    if out['output_type'] == 'stream': return fence(joined(out['text'])) if out['name'] == 'stdout' else ''
-    if out['output_type'] == 'error': sys.exit(f'{stem}: a committed output is an error, {out["ename"]}: {out["evalue"]}')
-    data = {k: joined(v) for k,v in out['data'].items()}
+    if out['output_type'] == 'stream':
+        return fence(joined(out['text'])) if out['name'] == 'stdout' else ''
+    if out['output_type'] == 'error':
+        sys.exit(f'{stem}: a committed output is an error, {out["ename"]}: {out["evalue"]}')
+    data = {k: joined(v) for k, v in out['data'].items()}
     if 'image/png' in data:
         file = stem.with_name(f'{stem.name}_{n}.png')
         file.write_bytes(base64.b64decode(data['image/png']))
         return f'![]({file.name})'
-    if 'text/html' in data: return re.sub(r'<style scoped>.*?</style>|\n\s*(?=\n)', '', data['text/html'].replace('border="1" ', ''), flags=re.S) # pandas' own style; that of a `Styler` stays
+    if 'text/html' in data:
+        return re.sub(
+            r'<style scoped>.*?</style>|\n\s*(?=\n)', '', data['text/html'].replace('border="1" ', ''), flags=re.S
+        )  # pandas' own style; that of a `Styler` stays
     return data.get('text/markdown') or fence(data.get('text/plain', ''))
 
+
 def heading(m):
-    "A symbol's heading, with the anchor that links to it name. Markdown would take `__or__` for bold: escaped in the text, hyphens in the anchor."
+    """A symbol's heading, with the anchor that links to it name. Markdown would take `__or__` for bold: escaped
+    in the text, hyphens in the anchor."""
     return f'{m[1]} {m[2].replace("_", ESC)} {{#{anchor(m[2])}}}'
+
 
 def formulas(text):
     "`$...$` and `$$...$$` outside of code as MathML, which browsers draw without a script"
-    def math(m): return to_mathml((m[1] or m[2]).strip(), display='block' if m[1] else 'inline') if m[1] or m[2] else m[0]
-    return re.sub(r'```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])', math, text, flags=re.S)
+
+    def math(m):
+        return to_mathml((m[1] or m[2]).strip(), display='block' if m[1] else 'inline') if m[1] or m[2] else m[0]
+
+    return re.sub(
+        r'```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])', math, text, flags=re.S
+    )
+
 
 def write_page(nb, processed):
     "Write the page of one notebook; returns `(path, title)`."
     path, parts, title = page(nb), [], nb.stem
-    stem = (PAGES/path).with_suffix('')
+    stem = (PAGES / path).with_suffix('')
     stem.parent.mkdir(parents=True, exist_ok=True)
     for cell in read_nb(processed).cells:
         src = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
@@ -54,66 +81,94 @@ def write_page(nb, processed):
             meta = yaml.safe_load(cell.source.strip().strip('-')) or {}
             title = meta.get('title', title)
             parts += [f'# {title}', meta.get('description', '')]
-        elif cell.cell_type == 'markdown': parts.append(formulas(src))
+        elif cell.cell_type == 'markdown':
+            parts.append(formulas(src))
         else:
-            if src and '#| echo: false' not in cell.source: parts.append(fence(src, 'python'))
-            outs = [output(o, stem, f'{len(parts)}_{i}') for i,o in enumerate(cell.get('outputs', []))]
+            if src and '#| echo: false' not in cell.source:
+                parts.append(fence(src, 'python'))
+            outs = [output(o, stem, f'{len(parts)}_{i}') for i, o in enumerate(cell.get('outputs', []))]
             parts += [re.sub(r'^(#{2,4}) (\S+)$', heading, o, flags=re.M) for o in outs] if 'show_doc(' in src else outs
 
-    def outside(m): # links to files of the repository that are no pages
+    def outside(m):  # links to files of the repository that are no pages
         target = posixpath.normpath(posixpath.join(get_config().nbs_path.name, nb.parent.as_posix(), m[1]))
-        return m[0] if target.startswith(f'{get_config().nbs_path.name}/') else f']({get_config().git_url}/blob/{get_config().branch}/{target})'
+        return (
+            m[0]
+            if target.startswith(f'{get_config().nbs_path.name}/')
+            else f']({get_config().git_url}/blob/{get_config().branch}/{target})'
+        )
 
-    def relative(m): # links to other notebooks, and those that nbdev makes of `symbol`
+    def relative(m):  # links to other notebooks, and those that nbdev makes of `symbol`
         url, mark = m[1], m[2] or ''
-        if url.endswith('.ipynb'): target = page(Path(posixpath.normpath(posixpath.join(nb.parent.as_posix(), url))))
-        else: target, mark = Path(url.lstrip('/')).with_suffix('.md'), anchor(mark)
+        if url.endswith('.ipynb'):
+            target = page(Path(posixpath.normpath(posixpath.join(nb.parent.as_posix(), url))))
+        else:
+            target, mark = Path(url.lstrip('/')).with_suffix('.md'), anchor(mark)
         return f']({posixpath.relpath(target.as_posix(), path.parent.as_posix())}{mark})'
+
     text = re.sub(r'\]\((\.\./[^)#\s]+)\)', outside, '\n\n'.join(o for o in parts if o))
     text = re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, text)
-    stem.with_suffix('.md').write_text(text+'\n', encoding='utf-8')
+    stem.with_suffix('.md').write_text(text + '\n', encoding='utf-8')
     return path.as_posix(), title
+
 
 def settle(pages):
     "Links to symbols without a heading of their own (methods) lead to their page"
-    text = {p: (PAGES/p).read_text(encoding='utf-8') for p,_ in pages}
-    anchors = {p: set(re.findall(r'\{#([^}\s]+)\}', t)) for p,t in text.items()}
-    for p,t in text.items():
-        def known(m, p=p): return m[0] if m[2] in anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(p), m[1])), {m[2]}) else f']({m[1]})'
-        (PAGES/p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
+    text = {p: (PAGES / p).read_text(encoding='utf-8') for p, _ in pages}
+    anchors = {p: set(re.findall(r'\{#([^}\s]+)\}', t)) for p, t in text.items()}
+    for p, t in text.items():
+
+        def known(m, p=p):
+            return (
+                m[0]
+                if m[2] in anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(p), m[1])), {m[2]})
+                else f']({m[1]})'
+            )
+
+        (PAGES / p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
+
 
 def navigation(pages):
     "The front page, then the sections and chapters of chapters.yml; folders and pages that it does not name come last"
-    chapters = yaml.safe_load((ROOT/'docs'/'chapters.yml').read_text(encoding='utf-8'))['chapters']
+    chapters = yaml.safe_load((ROOT / 'docs' / 'chapters.yml').read_text(encoding='utf-8'))['chapters']
+
     def place(page):
         path = Path(page[1])
         folder = str(path.parent)
         named = chapters.get(folder, [])
         section = list(chapters).index(folder) if folder in chapters else len(chapters)
         return section, folder, named.index(path.stem) if path.stem in named else len(named), path.stem
-    res = [{'Home': p} for p,_ in pages if p == 'index.md']
-    for _, folder, _, _, title, path in sorted((*place((t, p)), t, p) for p,t in pages if p != 'index.md'):
+
+    res = [{'Home': p} for p, _ in pages if p == 'index.md']
+    for _, folder, _, _, title, path in sorted((*place((t, p)), t, p) for p, t in pages if p != 'index.md'):
         name = 'Equip' if folder == '.' else folder.capitalize()
-        if name not in res[-1]: res.append({name: []})
+        if name not in res[-1]:
+            res.append({name: []})
         res[-1][name].append({title: path})
     return res
 
+
 def main():
     os.chdir(ROOT)
-    for made in (PAGES, SITE): shutil.rmtree(made, ignore_errors=True)
+    for made in (PAGES, SITE):
+        shutil.rmtree(made, ignore_errors=True)
     folder = get_config().nbs_path
     nbs = [o.relative_to(folder) for o in sorted(nbglob(folder, as_path=True))]
-    if not nbs: sys.exit('no notebooks to make pages of')
+    if not nbs:
+        sys.exit('no notebooks to make pages of')
     renderer.use()
     processed = proc_nbs(n_workers=0, force=True)
-    pages = [write_page(o, processed/o) for o in nbs]
+    pages = [write_page(o, processed / o) for o in nbs]
     settle(pages)
-    shutil.copy(ROOT/'docs'/'extra.css', PAGES/'extra.css')
-    if (folder/'images').is_dir(): shutil.copytree(folder/'images', PAGES/'images')
+    shutil.copy(ROOT / 'docs' / 'extra.css', PAGES / 'extra.css')
+    if (folder / 'images').is_dir():
+        shutil.copytree(folder / 'images', PAGES / 'images')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
+
     build(load_config('mkdocs.yml', strict=True, nav=navigation(pages), repo_url=get_config().git_url))
     print(f'{len(pages)} pages: {SITE.relative_to(ROOT)}/index.html')
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

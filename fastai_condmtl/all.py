@@ -1,4 +1,5 @@
 "Everything that does not depend on the kind of input: `from fastai_condmtl.all import *`, after fastai's"
+
 from .core.extras import MissingExtra
 from .core.conditions import Condition, any_of, task
 from .core.errors import FlowWarning
@@ -43,27 +44,28 @@ from .data.guess import guess_flow
 from .deploy.onnx import Deployed
 from .deploy.predictor import Predictor
 from .deploy.safe import load_safe
-import fastai_condmtl.core.flow_json # noqa: F401  methods of flows and of learners
-import fastai_condmtl.core.marginals # noqa: F401
-import fastai_condmtl.core.plot # noqa: F401
-import fastai_condmtl.core.prediction_tree # noqa: F401
-import fastai_condmtl.data.audit # noqa: F401
-import fastai_condmtl.data.sampling # noqa: F401
-import fastai_condmtl.data.split # noqa: F401
-import fastai_condmtl.learn.saving # noqa: F401
-import fastai_condmtl.learn.learner # noqa: F401
-import fastai_condmtl.learn.ranks # noqa: F401
-import fastai_condmtl.learn.explain # noqa: F401
-import fastai_condmtl.learn.marginals # noqa: F401
-import fastai_condmtl.learn.partial # noqa: F401
-import fastai_condmtl.learn.transfer # noqa: F401
-import fastai_condmtl.evaluate.evaluation # noqa: F401
-import fastai_condmtl.evaluate.tune # noqa: F401
-import fastai_condmtl.evaluate.calibrate # noqa: F401
-import fastai_condmtl.evaluate.label_cleaning # noqa: F401
-import fastai_condmtl.deploy.onnx # noqa: F401
-import fastai_condmtl.deploy.safe # noqa: F401
+import fastai_condmtl.core.flow_json  # noqa: F401  methods of flows and of learners
+import fastai_condmtl.core.marginals  # noqa: F401
+import fastai_condmtl.core.plot  # noqa: F401
+import fastai_condmtl.core.prediction_tree  # noqa: F401
+import fastai_condmtl.data.audit  # noqa: F401
+import fastai_condmtl.data.sampling  # noqa: F401
+import fastai_condmtl.data.split  # noqa: F401
+import fastai_condmtl.learn.saving  # noqa: F401
+import fastai_condmtl.learn.learner  # noqa: F401
+import fastai_condmtl.learn.ranks  # noqa: F401
+import fastai_condmtl.learn.explain  # noqa: F401
+import fastai_condmtl.learn.marginals  # noqa: F401
+import fastai_condmtl.learn.partial  # noqa: F401
+import fastai_condmtl.learn.transfer  # noqa: F401
+import fastai_condmtl.evaluate.evaluation  # noqa: F401
+import fastai_condmtl.evaluate.tune  # noqa: F401
+import fastai_condmtl.evaluate.calibrate  # noqa: F401
+import fastai_condmtl.evaluate.label_cleaning  # noqa: F401
+import fastai_condmtl.deploy.onnx  # noqa: F401
+import fastai_condmtl.deploy.safe  # noqa: F401
 from .learn.saving import travels as _travels
+
 
 @_travels
 class Methods:

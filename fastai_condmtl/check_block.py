@@ -32,13 +32,14 @@ __all__ = ['Checked', 'check_labels', 'check_scales', 'check_cells', 'check_fami
 @dataclass
 class Checked:
     "What the checks of one block look at"
-    block: ConditionalBlock # As it was handed over, unbound
-    df: pd.DataFrame        # A table with labels of it
+
+    block: ConditionalBlock  # As it was handed over, unbound
+    df: pd.DataFrame  # A table with labels of it
     flow: BoundFlow = None  # A flow of this block alone
-    vals: np.ndarray = None   # Natural values of the labels `(N, W)`
+    vals: np.ndarray = None  # Natural values of the labels `(N, W)`
     known: np.ndarray = None  # Which are known `(N, W)`
     logits: torch.Tensor = field(default=None, repr=False)  # Some logits, shaped as the family sees them
-    targets: torch.Tensor = field(default=None, repr=False) # Loss-scale values, likewise
+    targets: torch.Tensor = field(default=None, repr=False)  # Loss-scale values, likewise
     counts: torch.Tensor = field(default=None, repr=False)  # Which of these count, likewise
 
     @property
@@ -65,7 +66,9 @@ class Checked:
         except Exception as e:
             raise FlowError(f"{type(self.block).__name__}.{hook} raises {type(e).__name__}: {e}") from e
 
+
 _checks: list[Callable] = []
+
 
 def _check(f):
     "Have `f(checked)` run by `check_block`, in the order of writing"
@@ -75,7 +78,8 @@ def _check(f):
 # %% ../nbs/check_block.ipynb #7cd7be6f
 @_check
 def check_labels(c):
-    "`setup` and `encode`: values `(N, W)` that are finite, and which are known; a copy is bound, rows stand for themselves"
+    """`setup` and `encode`: values `(N, W)` that are finite, and which are known; a copy is bound, rows stand for
+    themselves"""
     before = pickle.dumps(c.block)
     try:
         c.flow = Flow('checked', c.block).bind(c.df)
@@ -83,31 +87,73 @@ def check_labels(c):
         raise
     except Exception as e:
         raise FlowError(f"{type(c.block).__name__}.setup or .encode raises {type(e).__name__}: {e}") from e
-    c.require(pickle.dumps(c.block) == before, 'setup', "it changes the block that is bound: set attributes on self only, which is a copy, and change no list or dict in place")
+    c.require(
+        pickle.dumps(c.block) == before,
+        'setup',
+        (
+            "it changes the block that is bound: set attributes on self only, which is a copy, and change no list or "
+            "dict "
+            "in place"
+        ),
+    )
     c.vals, c.known = c.call('encode', c.df)
     shape = (c.n_rows, c.bound.n_targets)
-    for x,what in ((c.vals, 'values'), (c.known, 'known')):
-        c.require(getattr(x, 'shape', None) == shape, 'encode', f"{what} have the shape {getattr(x, 'shape', None)}, and {shape} is wanted: a row a row of the table, a column a target column")
+    for x, what in ((c.vals, 'values'), (c.known, 'known')):
+        c.require(
+            getattr(x, 'shape', None) == shape,
+            'encode',
+            (
+                f"{what} have the shape {getattr(x, 'shape', None)}, and {shape} is wanted: a row a row of the table, "
+                "a "
+                "column a target column"
+            ),
+        )
     c.require(c.known.dtype == bool, 'encode', f"known holds {c.known.dtype}, and booleans are wanted")
-    c.require(np.isfinite(np.asarray(c.vals, dtype=float)).all(), 'encode', "values must be finite everywhere: put 0 where a label is not known")
+    c.require(
+        np.isfinite(np.asarray(c.vals, dtype=float)).all(),
+        'encode',
+        "values must be finite everywhere: put 0 where a label is not known",
+    )
     c.require(c.known.any(), 'encode', "no label of the table is known: hand check_block a table with labels")
     gaps = c.df[c.bound.cols].isna().to_numpy()
     blank = gaps.all(axis=1)
-    c.require(gaps.any() or c.bound.self_supervised, 'encode', "no cell of the table is blank: hand check_block a table in which some labels are missing")
-    c.require(c.bound.nan_is_empty or c.bound.self_supervised or not c.known[blank].any(), 'encode', "a blank cell counts as known: known must be false where the label is missing")
-    some = np.arange(c.n_rows)[::-1][: max(1, c.n_rows//2)]
+    c.require(
+        gaps.any() or c.bound.self_supervised,
+        'encode',
+        "no cell of the table is blank: hand check_block a table in which some labels are missing",
+    )
+    c.require(
+        c.bound.nan_is_empty or c.bound.self_supervised or not c.known[blank].any(),
+        'encode',
+        "a blank cell counts as known: known must be false where the label is missing",
+    )
+    some = np.arange(c.n_rows)[::-1][: max(1, c.n_rows // 2)]
     again = c.call('encode', c.df.iloc[some])
     same = np.array_equal(again[0], c.vals[some]) and np.array_equal(again[1], c.known[some])
-    c.require(same, 'encode', "a row is read in another way when other rows stand beside it: what depends on the table belongs into setup")
+    c.require(
+        same,
+        'encode',
+        "a row is read in another way when other rows stand beside it: what depends on the table belongs into setup",
+    )
+
 
 @_check
 def check_scales(c):
     "`scale` and `unscale` undo each other"
     there = c.call('unscale', c.call('scale', c.vals.astype(float)))
     error = np.abs(np.asarray(there, dtype=float) - c.vals)[c.known]
-    c.require((error <= 1e-6*(1 + np.abs(c.vals[c.known]))).all(), 'unscale', "it does not undo scale: natural values must come back")
+    c.require(
+        (error <= 1e-6 * (1 + np.abs(c.vals[c.known]))).all(),
+        'unscale',
+        "it does not undo scale: natural values must come back",
+    )
     scaled = np.asarray(c.call('scale', c.vals.astype(float)))[c.known]
-    c.require(np.isfinite(scaled.astype(np.float32)).all(), 'scale', "the loss scale holds numbers that are not finite in single precision")
+    c.require(
+        np.isfinite(scaled.astype(np.float32)).all(),
+        'scale',
+        "the loss scale holds numbers that are not finite in single precision",
+    )
+
 
 @_check
 def check_cells(c):
@@ -115,12 +161,24 @@ def check_cells(c):
     if c.bound.self_supervised or c.bound.geometry:
         return  # masked words come from the text, coordinates are written in pixels of each picture
     columns = pd.DataFrame(c.call('to_columns', c.vals, c.known))
-    c.require(list(columns) == list(c.bound.cols), 'to_columns', f"it writes the columns {list(columns)}, and the block reads {list(c.bound.cols)}")
+    c.require(
+        list(columns) == list(c.bound.cols),
+        'to_columns',
+        f"it writes the columns {list(columns)}, and the block reads {list(c.bound.cols)}",
+    )
     vals, known = c.call('encode', columns)
     known = known | (~c.known if c.bound.nan_is_empty else False)
-    c.require(np.array_equal(known & c.known, c.known), 'to_cell', "a label that is written is not known when it is read again")
+    c.require(
+        np.array_equal(known & c.known, c.known),
+        'to_cell',
+        "a label that is written is not known when it is read again",
+    )
     near = np.isclose(np.where(c.known, vals, 0), np.where(c.known, c.vals, 0), rtol=1e-5, atol=1e-6)
-    c.require(near.all(), 'to_cell', "a label that is written is read as another one: to_cell must give what stands in the table")
+    c.require(
+        near.all(),
+        'to_cell',
+        "a label that is written is read as another one: to_cell must give what stands in the table",
+    )
 
 # %% ../nbs/check_block.ipynb #57997a60
 @_check
@@ -132,6 +190,7 @@ def check_family(c):
         same = False
     c.require(same, 'family', "it must be a tuple of plain values that can be a dict's key")
 
+
 @_check
 def check_loss(c):
     "`loss` of each cell, its weighted sum, and its gradient: finite, also at large logits"
@@ -141,22 +200,35 @@ def check_loss(c):
         y[:, 1] = 1
     vals, mask = layout.targets_of(y)
     generator = torch.Generator().manual_seed(0)
-    c.logits, = layout.logits_of(torch.randn(c.n_rows, c.flow.c, generator=generator))
+    (c.logits,) = layout.logits_of(torch.randn(c.n_rows, c.flow.c, generator=generator))
     (c.targets,), (c.counts,) = layout.columns_of(vals), layout.columns_of(mask)
     params = layout.params(0, c.logits)
     cells = _called(c, 'loss', loss, c.logits, c.targets, **params)
-    c.require(cells.shape == c.targets.shape, 'loss', f"without weight it gives {tuple(cells.shape)}, and the loss of each cell {tuple(c.targets.shape)} is wanted")
-    c.require(bool(cells.isfinite().all()), 'loss', "it is not finite where a label is not known: the value is 0 there, and the mask multiplies")
-    weight = torch.rand(c.targets.shape, generator=generator)*c.counts
+    c.require(
+        cells.shape == c.targets.shape,
+        'loss',
+        f"without weight it gives {tuple(cells.shape)}, and the loss of each cell {tuple(c.targets.shape)} is wanted",
+    )
+    c.require(
+        bool(cells.isfinite().all()),
+        'loss',
+        "it is not finite where a label is not known: the value is 0 there, and the mask multiplies",
+    )
+    weight = torch.rand(c.targets.shape, generator=generator) * c.counts
     total = _called(c, 'loss', loss, c.logits, c.targets, weight, **params)
-    c.require(total.ndim == 0 and torch.allclose(total, (cells*weight).sum(), rtol=1e-4, atol=1e-5), 'loss', "with weight it must be one number, the sum of weight times the loss of each cell")
+    c.require(
+        total.ndim == 0 and torch.allclose(total, (cells * weight).sum(), rtol=1e-4, atol=1e-5),
+        'loss',
+        "with weight it must be one number, the sum of weight times the loss of each cell",
+    )
     for size in (1, 30):
-        logits = (size*c.logits).requires_grad_()
+        logits = (size * c.logits).requires_grad_()
         _called(c, 'loss', loss, logits, c.targets, weight, **params).backward()
         ok = logits.grad is not None and bool(logits.grad.isfinite().all())
         c.require(ok, 'loss', f"its gradient is not finite, or there is none, at logits of some {size}")
     falls = _descended(c, loss, params)
     c.require(falls, 'loss', "steps against its gradient do not lessen it: are targets and logits in the same order?")
+
 
 def _descended(c, loss, params, steps=20):
     "Does the loss become less where its gradient leads?"
@@ -165,9 +237,10 @@ def _descended(c, loss, params, steps=20):
     for _ in range(steps):
         now = loss(logits, c.targets, weight, **params)
         first = float(now.detach()) if first is None else first
-        grad, = torch.autograd.grad(now, logits)
-        logits = (logits - .1*grad).detach().requires_grad_()
+        (grad,) = torch.autograd.grad(now, logits)
+        logits = (logits - 0.1 * grad).detach().requires_grad_()
     return float(loss(logits, c.targets, weight, **params).detach()) < first + 1e-6
+
 
 def _called(c, hook, f, *args, **kwargs):
     "What a function gives; an error that it raises names the hook"
@@ -176,23 +249,41 @@ def _called(c, hook, f, *args, **kwargs):
     except Exception as e:
         raise FlowError(f"{type(c.block).__name__}.{hook} raises {type(e).__name__}: {e}") from e
 
+
 @_check
 def check_decisions(c):
     "`activate` keeps the shape of the logits; `decide` gives a value a cell that can be written into the table"
     acts = c.call('activate', c.logits)
-    c.require(acts.shape == c.logits.shape, 'activate', f"it gives {tuple(acts.shape)} for logits {tuple(c.logits.shape)}: the shape must stay")
+    c.require(
+        acts.shape == c.logits.shape,
+        'activate',
+        f"it gives {tuple(acts.shape)} for logits {tuple(c.logits.shape)}: the shape must stay",
+    )
     c.require(bool(acts.isfinite().all()), 'activate', "it is not finite for logits of ordinary size")
     if c.bound.nll is not None:
-        c.require(bool(((acts >= 0) & (acts <= 1)).all()), 'activate', "a kind with nll= has probabilities, and these are not between 0 and 1")
+        c.require(
+            bool(((acts >= 0) & (acts <= 1)).all()),
+            'activate',
+            "a kind with nll= has probabilities, and these are not between 0 and 1",
+        )
     decided = _decided(c, acts)
-    c.require(decided.shape == c.targets.shape, 'decide', f"it gives {tuple(decided.shape)}, and a value a cell {tuple(c.targets.shape)} is wanted")
+    c.require(
+        decided.shape == c.targets.shape,
+        'decide',
+        f"it gives {tuple(decided.shape)}, and a value a cell {tuple(c.targets.shape)} is wanted",
+    )
     natural = np.asarray(c.call('unscale', _in_columns(c, decided).double().numpy()), dtype=float)
     c.require(np.isfinite(natural).all(), 'decide', "what is decided is not finite in natural values")
     for row in natural[:5]:
         c.call('to_cell', row)
     sure = _decided(c, _as_logits(c, c.bound.certain_acts(_in_columns(c, c.targets))))
     kept = torch.isclose(sure, c.targets, rtol=1e-3, atol=1e-3) | (c.counts == 0)
-    c.require(not c.bound.exact or bool(kept.all()), 'decide', "activations that are certain of a class or label are not decided so: see certain_acts")
+    c.require(
+        not c.bound.exact or bool(kept.all()),
+        'decide',
+        "activations that are certain of a class or label are not decided so: see certain_acts",
+    )
+
 
 def _decided(c, acts):
     "Decisions of activations that are shaped as the family sees them"
@@ -200,9 +291,11 @@ def _decided(c, acts):
         return c.call('decide', acts)
     return c.call('decide', acts, c.flow.loss_func.decisions.thresholds_of(0))
 
+
 def _in_columns(c, x):
     "Cells as `(N, W)`"
     return x.reshape(c.n_rows, c.bound.n_targets)
+
 
 def _as_logits(c, acts):
     "Activations `(N, W*n_out)` in the shape of the logits"
@@ -210,6 +303,7 @@ def _as_logits(c, acts):
 
 # %% ../nbs/check_block.ipynb #cc38453c
 _one_value, _several, _two = ('eq', 'ne', 'gt', 'ge', 'lt', 'le', 'has'), ('isin', 'has_any', 'has_all'), ('between',)
+
 
 def _asked(c):
     "An atom a question, about labels that occur in the table"
@@ -224,22 +318,47 @@ def _asked(c):
             value = (value, value)
         yield Atom(c.bound.path, op, value)
 
+
 @_check
 def check_questions(c):
-    "`parse_question` and `answer`: true and false exclude each other, what is not known is neither, and all three forms of values agree"
+    """`parse_question` and `answer`: true and false exclude each other, what is not known is neither, and all
+    three forms of values agree"""
     scaled = np.asarray(c.call('scale', c.vals.astype(float))).astype(np.float32)
     for atom in _asked(c):
         value = _parsed(c, atom)
         true, false = c.call('answer', atom.op, value, c.vals, c.known)
         for x in (true, false):
-            c.require(getattr(x, 'shape', None) == (c.n_rows,) and str(x.dtype).endswith('bool'), 'answer', f"'{atom.op}' must give two boolean arrays ({c.n_rows},), where it is true and where it is false")
+            c.require(
+                getattr(x, 'shape', None) == (c.n_rows,) and str(x.dtype).endswith('bool'),
+                'answer',
+                f"'{atom.op}' must give two boolean arrays ({c.n_rows},), where it is true and where it is false",
+            )
         c.require(not (true & false).any(), 'answer', f"'{atom.op}' is true and false on one row")
-        c.require(not (true | false)[~c.known.any(axis=1)].any(), 'answer', f"'{atom.op}' is answered where nothing is known: and-combine both arrays with known")
-        c.require((true | false)[c.known.all(axis=1)].all(), 'answer', f"'{atom.op}' is neither true nor false on a row whose label is known")
+        c.require(
+            not (true | false)[~c.known.any(axis=1)].any(),
+            'answer',
+            f"'{atom.op}' is answered where nothing is known: and-combine both arrays with known",
+        )
+        c.require(
+            (true | false)[c.known.all(axis=1)].all(),
+            'answer',
+            f"'{atom.op}' is neither true nor false on a row whose label is known",
+        )
         tensors = c.call('answer', atom.op, value, torch.from_numpy(scaled), torch.from_numpy(c.known), True)
-        agree = all(isinstance(t, torch.Tensor) and np.array_equal(t.numpy(), x) for t,x in zip(tensors, (true, false)))
-        c.require(agree, 'answer', f"'{atom.op}' differs between natural values of the table and the loss scale (scaled=True): convert the value with scale, or the values with unscale")
+        agree = all(
+            isinstance(t, torch.Tensor) and np.array_equal(t.numpy(), x) for t, x in zip(tensors, (true, false))
+        )
+        c.require(
+            agree,
+            'answer',
+            (
+                f"'{atom.op}' differs between natural values of the table and the loss scale (scaled=True): convert "
+                "the "
+                "value with scale, or the values with unscale"
+            ),
+        )
         _check_implied(c, atom, value, true, false)
+
 
 def _parsed(c, atom):
     "The value of an atom in natural values"
@@ -248,16 +367,29 @@ def _parsed(c, atom):
     except FlowError as e:
         if 'never' in str(e):
             return None
-        raise FlowError(f"{type(c.block).__name__}.parse_question refuses '{atom.op}' with {atom.value!r}, which stands in the table: {e}") from e
+        raise FlowError(
+            f"{type(c.block).__name__}.parse_question refuses '{atom.op}' with {atom.value!r}, which stands in the "
+            f"table: {e}"
+        ) from e
     except Exception as e:
         raise FlowError(f"{type(c.block).__name__}.parse_question raises {type(e).__name__}: {e}") from e
 
+
 def _check_implied(c, atom, value, true, false):
     "`implied_labels`: what must be so where an atom is true (or false) is so in the table"
-    for rows,truth in ((true, True), (false, False)):
-        for column,implied in c.call('implied_labels', atom.op, value, truth):
+    for rows, truth in ((true, True), (false, False)):
+        for column, implied in c.call('implied_labels', atom.op, value, truth):
             known = rows & c.known[:, column]
-            c.require((c.vals[known, column] == implied).all(), 'implied_labels', f"'{atom.op}' being {truth} does not imply the value {implied} in target column {column}: rows of the table say another one")
+            c.require(
+                (c.vals[known, column] == implied).all(),
+                'implied_labels',
+                (
+                    f"'{atom.op}' being {truth} does not imply the value {implied} in target column {column}: rows of "
+                    "the "
+                    "table say another one"
+                ),
+            )
+
 
 @_check
 def check_probabilities(c):
@@ -274,14 +406,26 @@ def check_probabilities(c):
             continue
         how, parts = c.call('question_states', atom.op, value)
         chances = []
-        for variable,states in parts:
+        for variable, states in parts:
             p = c.call('state_probs', variable, acts, vals.double().numpy())
-            c.require(p.shape == (len(acts), c.bound.n_states(variable)), 'state_probs', f"it gives {p.shape}, and (rows, n_states) = {(len(acts), c.bound.n_states(variable))} is wanted")
-            c.require(np.allclose(p.sum(1), 1, atol=1e-5) and (p >= -1e-9).all(), 'state_probs', "the probabilities of the states must not be negative and sum to 1")
+            c.require(
+                p.shape == (len(acts), c.bound.n_states(variable)),
+                'state_probs',
+                f"it gives {p.shape}, and (rows, n_states) = {(len(acts), c.bound.n_states(variable))} is wanted",
+            )
+            c.require(
+                np.allclose(p.sum(1), 1, atol=1e-5) and (p >= -1e-9).all(),
+                'state_probs',
+                "the probabilities of the states must not be negative and sum to 1",
+            )
             chances.append(p[:, list(states)].sum(1))
         true = c.call('answer', atom.op, value, c.vals[rows], c.known[rows])[0]
         chance = np.min(chances, 0) if how is all else np.max(chances, 0)
-        c.require(np.allclose(chance, true, atol=1e-3), 'state_probs', f"labels that are certain give '{atom.op}' a probability that is neither 0 nor 1, or the wrong one of them")
+        c.require(
+            np.allclose(chance, true, atol=1e-3),
+            'state_probs',
+            f"labels that are certain give '{atom.op}' a probability that is neither 0 nor 1, or the wrong one of them",
+        )
 
 # %% ../nbs/check_block.ipynb #bd92ec67
 @_check
@@ -295,29 +439,55 @@ def check_scores(c):
     for name in c.bound.metrics:
         found = c.call('score', name, some, true, mask)
         c.require(isinstance(found, float), 'score', f"'{name}' gives {type(found).__name__}, and a float is wanted")
-        c.require(np.isnan(c.call('score', name, some, true, np.zeros_like(mask))), 'score', f"'{name}' without a row that counts must be NaN")
-        other = np.where(mask, true, 0*true)
-        c.require(_same(found, c.call('score', name, some, other, mask)), 'score', f"'{name}' depends on values that the mask leaves out")
+        c.require(
+            np.isnan(c.call('score', name, some, true, np.zeros_like(mask))),
+            'score',
+            f"'{name}' without a row that counts must be NaN",
+        )
+        other = np.where(mask, true, 0 * true)
+        c.require(
+            _same(found, c.call('score', name, some, other, mask)),
+            'score',
+            f"'{name}' depends on values that the mask leaves out",
+        )
         if c.bound.certain_acts.__func__ is ConditionalBlock.certain_acts and (c.bound.exact or c.bound.n_out == 1):
             _check_perfect(c, name, c.call('score', name, perfect, true, mask), found)
         lazy = c.call('baseline', name, constant, true)
         if lazy is not None:
-            c.require(np.shape(lazy) == some.shape, 'baseline', f"for '{name}' it has the shape {np.shape(lazy)}, and that of a summary {some.shape} is wanted")
+            c.require(
+                np.shape(lazy) == some.shape,
+                'baseline',
+                f"for '{name}' it has the shape {np.shape(lazy)}, and that of a summary {some.shape} is wanted",
+            )
             c.call('score', name, np.asarray(lazy), true, mask)
+
 
 def _check_perfect(c, name, perfect, found):
     "The score of predictions that are the labels is the best"
     if np.isnan(perfect) or np.isnan(found):
         return
     better = perfect <= found + 1e-6 if name in c.bound.lower_is_better else perfect >= found - 1e-6
-    c.require(better, 'score', f"'{name}' of predictions that equal the labels is {perfect:.3g}, worse than that of random ones, {found:.3g}: is it one of lower_is_better?")
+    c.require(
+        better,
+        'score',
+        (
+            f"'{name}' of predictions that equal the labels is {perfect:.3g}, worse than that of random ones, "
+            f"{found:.3g}: is it one of lower_is_better?"
+        ),
+    )
+
 
 def _summary(c, acts):
     "What scores need of activations `(N, W, n_summary)`"
     summary = c.call('summarise', acts, c.targets)
     wanted = (c.n_rows, c.bound.n_targets, c.bound.n_summary)
-    c.require(int(np.prod(summary.shape)) == int(np.prod(wanted)), 'summarise', f"it gives {tuple(summary.shape)}: n_summary = {c.bound.n_summary} numbers a cell are wanted")
+    c.require(
+        int(np.prod(summary.shape)) == int(np.prod(wanted)),
+        'summarise',
+        f"it gives {tuple(summary.shape)}: n_summary = {c.bound.n_summary} numbers a cell are wanted",
+    )
     return summary.reshape(wanted).numpy()
+
 
 def _same(a, b):
     "Are two scores equal, or both NaN?"
@@ -330,7 +500,7 @@ def check_flow(c):
     for atom in _asked(c):
         flow = Flow('checked', c.block, BinaryBlock('other_task_') | atom)
         try:
-            bound = flow.bind(c.df.assign(other_task_=[True, False]*(c.n_rows//2) + [None]*(c.n_rows % 2)))
+            bound = flow.bind(c.df.assign(other_task_=[True, False] * (c.n_rows // 2) + [None] * (c.n_rows % 2)))
         except FlowError as e:
             if 'never' in str(e):
                 continue
@@ -340,11 +510,16 @@ def check_flow(c):
         for labels in (y, torch.zeros_like(y)):
             logits = torch.randn(c.n_rows, bound.c, generator=torch.Generator().manual_seed(0)).requires_grad_()
             loss(logits, labels).backward()
-            c.require(bool(logits.grad.isfinite().all()), 'loss', "the gradient of a batch is not finite, with labels or without")
+            c.require(
+                bool(logits.grad.isfinite().all()),
+                'loss',
+                "the gradient of a batch is not finite, with labels or without",
+            )
         half = loss(logits.detach().half(), y)
         c.require(bool(half.isfinite()), 'loss', "it is not finite for logits in half precision")
         reached = loss.decodes(loss.activation(logits.detach())).mask
         c.require(bool(((reached == 0) | (reached == 1)).all()), 'answer', "what is reached is neither yes nor no")
+
 
 @_check
 def check_files(c):
@@ -356,14 +531,23 @@ def check_files(c):
     try:
         text = flow.to_json()
     except FlowError as e:
-        raise FlowError(f"{type(c.block).__name__}.__init__ keeps its arguments in another way than JSON finds them: {e}") from e
+        raise FlowError(
+            f"{type(c.block).__name__}.__init__ keeps its arguments in another way than JSON finds them: {e}"
+        ) from e
     read = Flow.from_json(text)
-    c.require(json.loads(read.to_json()) == json.loads(text), '__init__', "a flow that was read from JSON is not the one that was written: keep each argument as an attribute of its name")
+    c.require(
+        json.loads(read.to_json()) == json.loads(text),
+        '__init__',
+        (
+            "a flow that was read from JSON is not the one that was written: keep each argument as an attribute of its "
+            "name"
+        ),
+    )
 
 # %% ../nbs/check_block.ipynb #d6dbbce7
 def check_block(
-    block:ConditionalBlock, # A block that is not bound yet
-    df:pd.DataFrame,        # A table with its labels: some twenty rows, some of them blank
+    block: ConditionalBlock,  # A block that is not bound yet
+    df: pd.DataFrame,  # A table with its labels: some twenty rows, some of them blank
 ):
     "Raise a `FlowError` that names the method where a kind of task does not hold what the library builds on"
     if not isinstance(block, ConditionalBlock):

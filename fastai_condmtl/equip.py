@@ -19,36 +19,50 @@ __all__ = ['equip', 'flow_metrics', 'fit_for']
 
 # %% ../nbs/equip.ipynb #76a312ef
 def equip(
-    learn:Learner,   # Any learner whose data has a flow
-    metrics=None,    # By default one headline metric a task; names for `flow.metrics`; or functions of all logits and the packed targets
-    tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
-    balance=None,    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static' (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
-    **kwargs # Nothing else: other names are errors that name what is near
+    learn: Learner,  # Any learner whose data has a flow
+    # By default one headline metric a task; names for `flow.metrics`; or functions of all logits and the packed targets
+    metrics=None,
+    # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
+    # .5
+    tune='f1_score',
+    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static'
+    # (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
+    balance=None,
+    **kwargs,  # Nothing else: other names are errors that name what is near
 ) -> Learner:
     "Give `learn` a metric a task, a loss of its own, a `ThresholdSearch`, and a `TaskBalance` if asked"
     check_arguments('equip', kwargs, equip)
     learn.metrics = flow_metrics(flow_of(learn), metrics)
     check_metrics_fit(learn)
     check_loss_fits(learn)
-    if isinstance(learn.loss_func, ConditionalLoss): own_loss(learn)
+    if isinstance(learn.loss_func, ConditionalLoss):
+        own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
-        search.wanted(learn.dls.flow) # wrong names are errors now, not after the training
+        search.wanted(learn.dls.flow)  # wrong names are errors now, not after the training
         learn.add_cb(search)
-    if balance is not None: learn.add_cb(balance if isinstance(balance, TaskBalance) else TaskBalance(balance))
+    if balance is not None:
+        learn.add_cb(balance if isinstance(balance, TaskBalance) else TaskBalance(balance))
     return learn
+
 
 def flow_metrics(flow, metrics):
     "`metrics` of a learner: None for the headlines, names (for `flow.metrics`) and fastai metrics as they come"
-    if metrics is None: return flow.metrics()
+    if metrics is None:
+        return flow.metrics()
     metrics = list(metrics) if isinstance(metrics, (list, tuple)) or hasattr(metrics, 'map') else [metrics]
     names = [m for m in metrics if isinstance(m, str)]
     return (flow.metrics(*names) if names else []) + [m for m in metrics if not isinstance(m, str)]
+
 
 def fit_for(dls, kwargs):
     "`kwargs` of a learner for `dls`, after saying what would not do for a flow"
     flow_of(dls)
     check_sides(dls.train_ds)
-    if kwargs.get('y_range') is not None: raise FlowError(Y_RANGE)
-    if kwargs.get('n_out') not in (None, dls.c): raise FlowError(f"n_out={kwargs['n_out']!r}, and the flow needs {dls.c} logits, which the learner knows: leave n_out= out")
+    if kwargs.get('y_range') is not None:
+        raise FlowError(Y_RANGE)
+    if kwargs.get('n_out') not in (None, dls.c):
+        raise FlowError(
+            f"n_out={kwargs['n_out']!r}, and the flow needs {dls.c} logits, which the learner knows: leave n_out= out"
+        )
     return kwargs

@@ -22,142 +22,230 @@ __all__ = ['TaskBalance']
 # %% ../../nbs/callback/balance.ipynb #07fa9acd
 class TaskBalance(Callback):
     "Weighs the tasks' losses anew in each training step; `learn.task_balance.weights` says how"
-    order, run_valid, _learn = -5, False, None # before all that adds to `loss_grad` or scales it
+
+    order, run_valid, _learn = -5, False, None  # before all that adds to `loss_grad` or scales it
     _stateattrs = ('shared', 'seen', 'was', 'place', 'losses', 'there')
     shared = seen = was = place = losses = there = host = None
-    def __init__(self,
-        method='uncertainty', # `static` (the weights of the blocks, as without a `TaskBalance`), `uncertainty`, `dwa`, `famo`, `stch`; from gradients `upgrad`, `mgda`, `pcgrad`, `cagrad`, `gradvac`, `imtl_g`, `aligned_mtl`, `dual_proj`, `fairgrad`; or a weighting of TorchJD
+
+    def __init__(
+        self,
+        # `static` (the weights of the blocks, as without a `TaskBalance`), `uncertainty`, `dwa`, `famo`, `stch`; from
+        # gradients `upgrad`, `mgda`, `pcgrad`, `cagrad`, `gradvac`, `imtl_g`, `aligned_mtl`, `dual_proj`, `fairgrad`;
+        # or a weighting of TorchJD
+        method='uncertainty',
         *,
-        features=None,  # For those from gradients: the module (or its name) whose output all tasks share; by default what the head is given
-        log_every:int=1, # Keep the weights of every so many steps
-        **options       # Of the method, such as `temperature=2.` for `dwa`
+        # For those from gradients: the module (or its name) whose output all tasks share; by default what the head is
+        # given
+        features=None,
+        log_every: int = 1,  # Keep the weights of every so many steps
+        **options,  # Of the method, such as `temperature=2.` for `dwa`
     ):
         self.method, self.features, self.log_every = balancer(method, **options), features, log_every
         self.log, self.new, self.n_epochs, self.n_steps, self.n_looks, self.skipped = [], [], 0, 0, 0, False
 
     @property
-    def learn(self): return self._learn
+    def learn(self):
+        return self._learn
+
     @learn.setter
-    def learn(self, learn): # fastai says so when the callback is added, and None when it is removed
+    def learn(self, learn):  # fastai says so when the callback is added, and None when it is removed
         object.__setattr__(self, '_learn', learn)
-        if learn is not None: self._join()
+        if learn is not None:
+            self._join()
 
     def _join(self):
         "Put what the method keeps into the network"
         learn, flow = self._learn, flow_of(self._learn)
         loss_of(learn)
-        if len(flow.paths) < 2: raise FlowError(f"there is nothing to balance: this flow has one task, '{flow.paths[0]}'; leave balance= out")
-        if self.method.gradients: SharedFeatures(learn.model, self.features)
+        if len(flow.paths) < 2:
+            raise FlowError(
+                f"there is nothing to balance: this flow has one task, '{flow.paths[0]}'; leave balance= out"
+            )
+        if self.method.gradients:
+            SharedFeatures(learn.model, self.features)
         self.host = next(reversed(list(learn.model.children())), learn.model)
         like = next(learn.model.parameters())
         state = self.method.state(len(flow.paths), torch.tensor([b.nll is not None for b in flow.plan.blocks]))
-        for k in [k for k in (*self.host._parameters, *self.host._buffers) if k.startswith('balance_') and k[8:] not in state]: delattr(self.host, k) # of another method
-        for k,t in state.items():
+        for k in [
+            k for k in (*self.host._parameters, *self.host._buffers) if k.startswith('balance_') and k[8:] not in state
+        ]:
+            delattr(self.host, k)  # of another method
+        for k, t in state.items():
             old = getattr(self.host, f'balance_{k}', None)
-            if old is not None and old.shape == t.shape: continue
-            if isinstance(t, nn.Parameter): self.host.register_parameter(f'balance_{k}', nn.Parameter(t.detach().to(like.device)))
-            else: self.host.register_buffer(f'balance_{k}', t.to(like.device))
+            if old is not None and old.shape == t.shape:
+                continue
+            if isinstance(t, nn.Parameter):
+                self.host.register_parameter(f'balance_{k}', nn.Parameter(t.detach().to(like.device)))
+            else:
+                self.host.register_buffer(f'balance_{k}', t.to(like.device))
         self.names = list(state)
-        if learn.opt is not None and not all(map(self._in_opt, self.learned)): self._new_opt()
+        if learn.opt is not None and not all(map(self._in_opt, self.learned)):
+            self._new_opt()
         self._tell_opt()
+
     @property
-    def state(self): "What the method keeps, name → tensor"; return {k: getattr(self.host, f'balance_{k}') for k in self.names}
+    def state(self):
+        "What the method keeps, name → tensor"
+        return {k: getattr(self.host, f'balance_{k}') for k in self.names}
+
     @property
-    def learned(self): "Its parameters"; return [t for t in self.state.values() if isinstance(t, nn.Parameter)]
-    def _in_opt(self, p): return any(p is q for ps in self.learn.opt.param_lists for q in ps)
+    def learned(self):
+        "Its parameters"
+        return [t for t in self.state.values() if isinstance(t, nn.Parameter)]
+
+    def _in_opt(self, p):
+        return any(p is q for ps in self.learn.opt.param_lists for q in ps)
+
     def _new_opt(self):
         "An optimizer that knows the parameters, frozen as the old one was and with what it remembers"
         old, learn = self.learn.opt, self.learn
         learn.create_opt()
-        if isinstance(old, Optimizer) and isinstance(learn.opt, Optimizer): learn.opt.state.update(old.state)
+        if isinstance(old, Optimizer) and isinstance(learn.opt, Optimizer):
+            learn.opt.state.update(old.state)
         learn.opt.freeze_to(old.frozen_idx)
+
     def _tell_opt(self):
         "No weight decay, no freezing"
         for p in self.learned:
             p.requires_grad_(True)
-            if self.learn.opt is not None: self.learn.opt.state[p].update(do_wd=False, force_train=True)
+            if self.learn.opt is not None:
+                self.learn.opt.state[p].update(do_wd=False, force_train=True)
 
     def before_train(self):
         self.lossf = loss_of(self.learn)
-        if not any(m is self.host for m in self.model.modules()): self._join() # the model was changed
-        if lost := [p for p in self.learned if not self._in_opt(p)]: raise FlowError(f"the splitter of this learner leaves parameters of the model's last module ({type(self.host).__name__}) to no group, so the {len(lost[0])} weights of balance= would never move: let it return all parameters")
+        if not any(m is self.host for m in self.model.modules()):
+            self._join()  # the model was changed
+        if lost := [p for p in self.learned if not self._in_opt(p)]:
+            raise FlowError(
+                "the splitter of this learner leaves parameters of the model's last module "
+                f"({type(self.host).__name__}) to no group, so the {len(lost[0])} weights of balance= would never "
+                "move: let it return all parameters"
+            )
         self._tell_opt()
         if self.method.gradients:
             self.shared = SharedFeatures(self.model, self.features)
             self.shared.listen()
         self.seen = None
+
     def after_train(self):
         self._stop()
         self.method.epoch(self.state)
-        if self.new: self.log.append(self._epoch())
+        if self.new:
+            self.log.append(self._epoch())
         self.new, self.n_epochs = [], self.n_epochs + (not is_lr_find(self.learn))
-    def after_fit(self): self._stop()
-    def _epoch(self): return self.n_epochs, [i for i,_ in self.new], torch.stack([w for _,w in self.new]).cpu()
+
+    def after_fit(self):
+        self._stop()
+
+    def _epoch(self):
+        return self.n_epochs, [i for i, _ in self.new], torch.stack([w for _, w in self.new]).cpu()
+
     def _stop(self):
-        if self.shared is not None: self.shared.stop()
+        if self.shared is not None:
+            self.shared.stop()
         self.shared = None
 
-    def after_pred(self): self.place = getattr(head_of(self.learn), 'context', None) # which rows the branches run on, for a second look
+    def after_pred(self):
+        self.place = getattr(head_of(self.learn), 'context', None)  # which rows the branches run on, for a second look
+
     def after_loss(self):
         losses, there = task_losses(self.learn, self.lossf, self.learn.pred)
         w = self.lossf.task_weights().to(losses)
         state, gram = self.state, None
-        if self.shared is not None: gram = w[:,None]*self.shared.products(losses, grad_scale(self.learn))*w
+        if self.shared is not None:
+            gram = w[:, None] * self.shared.products(losses, grad_scale(self.learn)) * w
         total, b = self.method.total(state, losses, there, w, gram)
-        self.learn.loss_grad = total*len(self.learn.pred) if self.lossf.reduction == 'sum' else total
+        self.learn.loss_grad = total * len(self.learn.pred) if self.lossf.reduction == 'sum' else total
         self.losses, self.there = losses.detach(), there
-        with torch.no_grad(): self.method.note(state, self.losses, there)
+        with torch.no_grad():
+            self.method.note(state, self.losses, there)
         self.seen = there if self.seen is None else self.seen | there
-        if is_lr_find(self.learn): return
-        if self.n_steps % self.log_every == 0: self.new.append((self.n_steps, torch.where(there, w*b, torch.nan)))
+        if is_lr_find(self.learn):
+            return
+        if self.n_steps % self.log_every == 0:
+            self.new.append((self.n_steps, torch.where(there, w * b, torch.nan)))
         self.n_steps += 1
 
-    def before_step(self): self.was, self.skipped = [p.detach().clone() for p in self.learned], False
-    def after_cancel_step(self): self.skipped = True # mixed precision has met an overflow
+    def before_step(self):
+        self.was, self.skipped = [p.detach().clone() for p in self.learned], False
+
+    def after_cancel_step(self):
+        self.skipped = True  # mixed precision has met an overflow
+
     @torch.no_grad()
     def after_step(self):
-        "An absent task's weight has not moved, whatever the optimizer's momentum; FAMO looks at what the step has brought"
-        for p,was in zip(self.learned, self.was): p.copy_(torch.where(self.seen, p, was))
+        """An absent task's weight has not moved, whatever the optimizer's momentum; FAMO looks at what the step
+        has brought"""
+        for p, was in zip(self.learned, self.was):
+            p.copy_(torch.where(self.seen, p, was))
         self.seen = None
-        if not hasattr(self.method, 'update') or self.skipped: return
+        if not hasattr(self.method, 'update') or self.skipped:
+            return
         self.n_looks += 1
-        if self.n_looks % self.method.every == 0: self.method.update(self.state, self.losses, self._again(), self.there)
+        if self.n_looks % self.method.every == 0:
+            self.method.update(self.state, self.losses, self._again(), self.there)
+
     def _again(self):
         "The losses of this batch after the step"
         head, mixed = head_of(self.learn), getattr(self.learn, 'mixed_precision', None)
-        if head is not None: head.context = self.place
-        with _as_they_are(self.model), nullcontext() if mixed is None else mixed.autocast: pred = self.model(*self.learn.xb)
-        if head is not None: head.context = None
+        if head is not None:
+            head.context = self.place
+        with _as_they_are(self.model), nullcontext() if mixed is None else mixed.autocast:
+            pred = self.model(*self.learn.xb)
+        if head is not None:
+            head.context = None
         self.place = None
         return task_losses(self.learn, self.lossf, pred)[0]
 
     @property
     def weights(self) -> pd.DataFrame:
-        "The weight of each task in each step, block's weight included, NaN where it was absent: rows `(epoch, step)`, columns task paths"
+        """The weight of each task in each step, block's weight included, NaN where it was absent: rows `(epoch,
+        step)`, columns task paths"""
         parts = self.log + ([self._epoch()] if self.new else [])
-        index = pd.MultiIndex.from_tuples([(e, i) for e,steps,_ in parts for i in steps], names=['epoch', 'step'])
-        return pd.DataFrame(np.concatenate([x.numpy() for *_,x in parts]) if parts else np.zeros((0, len(flow_of(self.learn).paths))), index, flow_of(self.learn).paths)
+        index = pd.MultiIndex.from_tuples([(e, i) for e, steps, _ in parts for i in steps], names=['epoch', 'step'])
+        return pd.DataFrame(
+            np.concatenate([x.numpy() for *_, x in parts]) if parts else np.zeros((0, len(flow_of(self.learn).paths))),
+            index,
+            flow_of(self.learn).paths,
+        )
+
     @property
-    def recent(self): "Mean weights of the last epoch `(T,)`, NaN for a task that was not there; None before training"; return self.log[-1][2].nanmean(0) if self.log else None
+    def recent(self):
+        "Mean weights of the last epoch `(T,)`, NaN for a task that was not there; None before training"
+        return self.log[-1][2].nanmean(0) if self.log else None
+
     def plot(self, ax=None, smooth=None):
         "The weights over the steps, means of `smooth` steps (by default a fiftieth of them)"
         import matplotlib.pyplot as plt
+
         df = self.weights
-        if not len(df): raise FlowError("there are no weights to plot yet: fit the learner first")
-        if ax is None: ax = plt.subplots(figsize=(7, 3.5), layout='constrained')[1]
-        df = df.rename(columns=dict(zip(df.columns, short_names(df.columns)))).droplevel('epoch').rolling(smooth or max(1, len(df)//50), min_periods=1).mean()
+        if not len(df):
+            raise FlowError("there are no weights to plot yet: fit the learner first")
+        if ax is None:
+            ax = plt.subplots(figsize=(7, 3.5), layout='constrained')[1]
+        df = (
+            df.rename(columns=dict(zip(df.columns, short_names(df.columns))))
+            .droplevel('epoch')
+            .rolling(smooth or max(1, len(df) // 50), min_periods=1)
+            .mean()
+        )
         df.plot(ax=ax, cmap='tab20' if df.shape[1] > 10 else 'tab10', lw=1.2)
         lo, hi = np.nanmin(df.to_numpy()), np.nanmax(df.to_numpy())
-        if lo > 0 and hi > 10*lo: ax.set_yscale('log')
+        if lo > 0 and hi > 10 * lo:
+            ax.set_yscale('log')
         ax.set(xlabel='step', ylabel='weight')
-        ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+        ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
         return ax
+
 
 @contextmanager
 def _as_they_are(model):
     "A forward pass in training mode that leaves the running statistics of batch norm alone"
     norms = [m for m in model.modules() if getattr(m, 'track_running_stats', False)]
-    for m in norms: m.track_running_stats = False
-    try: yield
+    for m in norms:
+        m.track_running_stats = False
+    try:
+        yield
     finally:
-        for m in norms: m.track_running_stats = True
+        for m in norms:
+            m.track_running_stats = True

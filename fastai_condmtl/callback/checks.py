@@ -38,9 +38,10 @@ __all__ = ['Y_RANGE', 'why_not_metric', 'check_metrics_fit', 'why_not_loss', 'la
 # %% ../../nbs/callback/checks.ipynb #19963197
 _of_one_target = ('fastai.metrics', 'fastai.losses', 'sklearn', 'scipy', 'torch', 'torchmetrics', 'torcheval')
 
+
 def why_not_metric(
-    metric, # A metric as a `Learner` holds it
-    flow,   # Bound flow
+    metric,  # A metric as a `Learner` holds it
+    flow,  # Bound flow
 ) -> str | None:
     "Why a metric does not fit a flow, and what to write instead; None where it fits"
     func = _inner(metric)
@@ -57,6 +58,7 @@ def why_not_metric(
     own = '' if isinstance(func, str) else ". A function of your own gets all logits and the packed targets (bs, 2, D)"
     return f"{why}: write metrics=dls.flow.metrics({names}). Metrics of this flow: {', '.join(map(repr, known))}{own}"
 
+
 def _inner(metric):
     "The function that a metric averages or calls, without what is wrapped around it"
     func = getattr(metric, 'func', metric)
@@ -64,23 +66,26 @@ def _inner(metric):
         func = func.func
     return func
 
+
 def _is_of_one_target(metric, func):
     "Does a metric come from a library of metrics of one target?"
-    if isinstance(metric, LossMetric): # a value that the loss keeps
+    if isinstance(metric, LossMetric):  # a value that the loss keeps
         return False
-    if isinstance(metric, AccumMetric) and metric.flatten: # it wants as many outputs as targets
+    if isinstance(metric, AccumMetric) and metric.flatten:  # it wants as many outputs as targets
         return True
     of = func if hasattr(func, '__qualname__') else type(func)
     module = getattr(of, '__module__', None) or ''
     return any(module == m or module.startswith(f'{m}.') for m in _of_one_target)
 
+
 def _name(func):
     "What a metric is called"
     return getattr(func, '__name__', None) or getattr(func, 'name', None) or type(func).__name__
 
+
 @before_fit_check
 def check_metrics_fit(
-    learn:Learner, # Learner whose data has a flow
+    learn: Learner,  # Learner whose data has a flow
 ):
     "Raise where a metric of the learner is one of one target"
     for metric in learn.metrics:
@@ -88,31 +93,42 @@ def check_metrics_fit(
             raise FlowError(why)
 
 # %% ../../nbs/callback/checks.ipynb #0a6e4d95
-Y_RANGE = "y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, y_range=(lo, hi))"
+Y_RANGE = (
+    "y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, "
+    "y_range=(lo, hi))"
+)
+
 
 def why_not_loss(
-    loss, # `loss_func` of a `Learner`
+    loss,  # `loss_func` of a `Learner`
 ) -> str | None:
     "Why a loss does not fit a flow, and what to write instead; None where it fits"
     if not _is_of_one_target(loss, _inner(loss)):
         return None
-    return (f"loss_func={_name(_inner(loss) if isinstance(loss, partial) else loss)} compares one output with one target, and the target here is a flow, "
-            "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of classes, smoothing and focal loss are said "
-            "task by task: SingleLabelBlock(name, class_weights='balanced', label_smoothing=.1), BinaryBlock(name, pos_weight='balanced', loss='focal')")
+    return (
+        f"loss_func={_name(_inner(loss) if isinstance(loss, partial) else loss)} compares one output with one target, "
+        "and the target here is a flow, "
+        "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of "
+        "classes, smoothing and focal loss are said "
+        "task by task: SingleLabelBlock(name, class_weights='balanced', label_smoothing=.1), BinaryBlock(name, "
+        "pos_weight='balanced', loss='focal')"
+    )
+
 
 def last_activation(
-    model, # Network
+    model,  # Network
 ) -> nn.Module | None:
     "What a network applies to its logits at the end; None where it ends in them, or where that is not known"
     while True:
-        inner = getattr(model, 'layers', model) # of fastai's `TabularModel`
+        inner = getattr(model, 'layers', model)  # of fastai's `TabularModel`
         if not isinstance(inner, nn.Sequential) or not len(inner):
             return model if isinstance(model, (SigmoidRange, nn.Sigmoid, nn.Softmax, nn.LogSoftmax)) else None
         model = inner[-1]
 
+
 @before_fit_check
 def check_loss_fits(
-    learn:Learner, # Learner whose data has a flow
+    learn: Learner,  # Learner whose data has a flow
 ):
     "Raise where the loss, or the last layer of the network, is one of one target"
     if (why := why_not_loss(learn.loss_func)) is not None:
@@ -121,23 +137,28 @@ def check_loss_fits(
     if isinstance(last, SigmoidRange):
         raise FlowError(Y_RANGE)
     if last is not None:
-        raise FlowError(f"the network ends in {type(last).__name__}, and the loss takes logits: leave this layer out (activations come with learn.get_preds)")
+        raise FlowError(
+            f"the network ends in {type(last).__name__}, and the loss takes logits: leave this layer out (activations "
+            "come with learn.get_preds)"
+        )
 
 # %% ../../nbs/callback/checks.ipynb #e8f5e696
 @wraps_stock(TrackerCallback)
-def __init__(stock, self, monitor='valid_loss', comp=None, min_delta=0., reset_on_fit=True):
+def __init__(stock, self, monitor='valid_loss', comp=None, min_delta=0.0, reset_on_fit=True):
     "A tracker knows whether its `comp` was given: a default follows the task's score"
     stock(self, monitor=monitor, comp=comp, min_delta=min_delta, reset_on_fit=reset_on_fit)
     self.comp_given = comp is not None
 
+
 @before_fit_check
 def check_trackers(
-    learn:Learner, # Learner whose data has a flow
+    learn: Learner,  # Learner whose data has a flow
 ):
     "Have each tracker watch a score that is there, the right way round; raise where it cannot"
     for cb in learn.cbs:
         if isinstance(cb, TrackerCallback) and hasattr(learn, 'recorder'):
             _check_tracker(learn, cb)
+
 
 def _check_tracker(learn, cb):
     "One tracker"
@@ -149,12 +170,17 @@ def _check_tracker(learn, cb):
     if cb.monitor.startswith('train_') or getattr(cb, 'every_epoch', False) or is_lr_find(learn):
         return
     if not len(learn.dls.loaders[1:]) or not len(learn.dls.valid.dataset):
-        raise FlowError(f"{called}: there are no validation rows, so {cb.monitor!r} has no value: "
-                        "keep some (valid_pct=.2), or write monitor='train_loss'")
+        raise FlowError(
+            f"{called}: there are no validation rows, so {cb.monitor!r} has no value: "
+            "keep some (valid_pct=.2), or write monitor='train_loss'"
+        )
     if isinstance(metric, TaskMetric) and always_nan(learn, metric):
-        raise FlowError(f"{called}: {cb.monitor!r} is NaN in every epoch, since the labels of the validation rows "
-                        f"cannot give it: put labelled rows of '{metric.path}' there (stratify=True), "
-                        "or monitor another score, such as 'valid_loss'")
+        raise FlowError(
+            f"{called}: {cb.monitor!r} is NaN in every epoch, since the labels of the validation rows "
+            f"cannot give it: put labelled rows of '{metric.path}' there (stratify=True), "
+            "or monitor another score, such as 'valid_loss'"
+        )
+
 
 def _check_comp(cb, called, metric):
     "Let less be better where it is"
@@ -163,67 +189,82 @@ def _check_comp(cb, called, metric):
     if cb.comp is not wrong:
         return
     if getattr(cb, 'comp_given', False):
-        warnings.warn(f"{called}: of {cb.monitor!r} {'less' if less else 'more'} is better, and comp=np.{wrong.__name__} "
-                      f"keeps the worst: leave comp= out, or write comp=np.{right.__name__}", FlowWarning, stacklevel=2)
+        warnings.warn(
+            f"{called}: of {cb.monitor!r} {'less' if less else 'more'} is better, and comp=np.{wrong.__name__} "
+            f"keeps the worst: leave comp= out, or write comp=np.{right.__name__}",
+            FlowWarning,
+            stacklevel=2,
+        )
         return
     cb.comp, cb.min_delta = right, -cb.min_delta
 
+
 def recorded(
-    learn:Learner, # Learner
-) -> dict: # name → metric; None for losses
+    learn: Learner,  # Learner
+) -> dict:  # name → metric; None for losses
     "What each epoch of `learn` will record, by the names that `Recorder` gives"
     rec, metrics = learn.recorder, {m.name: m for m in learn.metrics}
     if rec.train_metrics and rec.valid_metrics:
         both = {'loss': None, **metrics}
-        return {f'{part}_{name}': m for part in ('train', 'valid') for name,m in both.items()}
+        return {f'{part}_{name}': m for part in ('train', 'valid') for name, m in both.items()}
     return {'train_loss': None, **({'valid_loss': None} if rec.valid_metrics else {}), **metrics}
 
+
 def monitored(
-    learn:Learner, # Learner whose data has a flow
-    name:str,      # A score's name, or its unambiguous end (without the flows around the task)
-    called:str,    # What asks for it, for errors
-    scores:dict,   # As `recorded` tells
+    learn: Learner,  # Learner whose data has a flow
+    name: str,  # A score's name, or its unambiguous end (without the flows around the task)
+    called: str,  # What asks for it, for errors
+    scores: dict,  # As `recorded` tells
 ) -> str:
     "The full name of a score; an error that tells near ones where there is none"
     if name in scores:
         return name
     start, dot, end = name.rpartition('.')
     asked = start + dot + aliases.get(end, end)
-    full = {n: n.removeprefix('valid_') if learn.recorder.train_metrics else n for n,m in scores.items() if m is not None}
-    found = [n for n,plain in full.items() if asked == plain or plain.endswith(f'.{asked}')]
+    full = {
+        n: n.removeprefix('valid_') if learn.recorder.train_metrics else n for n, m in scores.items() if m is not None
+    }
+    found = [n for n, plain in full.items() if asked == plain or plain.endswith(f'.{asked}')]
     if len(found) == 1:
         return found[0]
     if found:
         raise FlowError(f"{called} may be {' or '.join(map(repr, found))}: write the full name")
     flow = flow_of(learn)
-    if any(asked == f'{p}.{m}' or f'{p}.{m}'.endswith(f'.{asked}') for p,b in flow.tasks.items() for m in b.metrics):
-        raise FlowError(f"{called}: this learner does not compute that score: add it with "
-                        f"metrics=dls.flow.metrics({aliases.get(end, end)!r}), or monitor one of {_listed(scores)}")
+    if any(asked == f'{p}.{m}' or f'{p}.{m}'.endswith(f'.{asked}') for p, b in flow.tasks.items() for m in b.metrics):
+        raise FlowError(
+            f"{called}: this learner does not compute that score: add it with "
+            f"metrics=dls.flow.metrics({aliases.get(end, end)!r}), or monitor one of {_listed(scores)}"
+        )
     hint = near(name, scores)
-    raise FlowError(f"{called}: there is no such score{': ' + hint if hint.startswith('did') else ','} known are {_listed(scores)}")
+    raise FlowError(
+        f"{called}: there is no such score{': ' + hint if hint.startswith('did') else ','} known are {_listed(scores)}"
+    )
+
 
 def _listed(scores, n=20):
     "Names of scores, not without end"
     return ', '.join(map(repr, list(scores)[:n])) + (' …' if len(scores) > n else '')
 
+
 def always_nan(
-    learn:Learner,     # Learner whose data has a flow
-    metric:TaskMetric, # One of its metrics
-    first:int=1000,    # Rows that are tried before all are
+    learn: Learner,  # Learner whose data has a flow
+    metric: TaskMetric,  # One of its metrics
+    first: int = 1000,  # Rows that are tried before all are
 ) -> bool:
     "Are the validation labels such that `metric` is NaN whatever is predicted?"
     flow, y = flow_of(learn), labels_of(learn.dls.valid.dataset)
     block = flow.tasks.get(metric.path)
-    if y is None or block is None or block.self_supervised: # labels that are made with each batch are not known yet
+    if y is None or block is None or block.self_supervised:  # labels that are made with each batch are not known yet
         return False
     y = y[:, :, flow.slices[metric.path].targets]
-    y = y[(y[:,1] > 0).any(1)]
+    y = y[(y[:, 1] > 0).any(1)]
     return not len(y) or all(np.isnan(_score_of_noise(block, metric, part)) for part in (y[:first], y))
+
 
 def _score_of_noise(block, metric, y):
     "What random predictions score: NaN where the labels give no score at all"
     vals, mask = y.unbind(1)
-    logits = torch.randn(len(y), block.n_targets*block.n_out, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(len(y), block.n_targets * block.n_out, generator=torch.Generator().manual_seed(0))
     cells = (logits.reshape(-1, block.n_out), vals.reshape(-1)) if block.per_cell else (logits, vals)
     summary = block.summarise(block.activate(cells[0]), cells[1]).reshape(len(y), block.n_targets, -1)
     return metric.of(block, summary.numpy(), vals.numpy(), mask.numpy() > 0, None)
@@ -231,7 +272,7 @@ def _score_of_noise(block, metric, y):
 # %% ../../nbs/callback/checks.ipynb #74c7f97d
 @before_fit_check
 def check_batches(
-    learn:Learner, # Learner whose data has a flow
+    learn: Learner,  # Learner whose data has a flow
 ):
     "Have a small table trained on; raise where there is nothing to train on"
     dl = learn.dls.train
@@ -239,19 +280,25 @@ def check_batches(
     if n is None or bs is None or scattered(dl) or not learn.n_epoch:
         return
     if not n:
-        raise FlowError("there are no training rows: the splitter (valid_pct=, valid_col=) leaves none, "
-                        "or this learner was loaded without its data: write learn.dls = ...")
+        raise FlowError(
+            "there are no training rows: the splitter (valid_pct=, valid_col=) leaves none, "
+            "or this learner was loaded without its data: write learn.dls = ..."
+        )
     keep_only_batch(dl)
     left = n % bs
     if left == 1 and not dl.drop_last and any(isinstance(m, nn.BatchNorm1d) for m in learn.model.modules()):
         fix = "hand over more rows" if n == 1 else "change bs=, or write drop_last=True"
-        warnings.warn(f"of {n} training rows in batches of bs={bs} the last batch has one row, "
-                      f"from which batch norm learns nothing (PyTorch refuses it): {fix}", FlowWarning, stacklevel=2)
+        warnings.warn(
+            f"of {n} training rows in batches of bs={bs} the last batch has one row, "
+            f"from which batch norm learns nothing (PyTorch refuses it): {fix}",
+            FlowWarning,
+            stacklevel=2,
+        )
 
 # %% ../../nbs/callback/checks.ipynb #3109784b
 @before_fit_check
 def check_accumulation(
-    learn:Learner, # Learner whose data has a flow
+    learn: Learner,  # Learner whose data has a flow
 ):
     "Warn where accumulated gradients are not those of one large batch"
     cb = next((cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)), None)
@@ -259,27 +306,38 @@ def check_accumulation(
     if cb is None or bs is None or bs >= cb.n_acc or is_lr_find(learn):
         return
     what = f"GradientAccumulation({cb.n_acc}) with bs={bs}"
-    fix = f"train with bs={cb.n_acc} and without it if memory allows (learn.to_fp16() saves some), or with a bs= as large as you can"
+    fix = (
+        f"train with bs={cb.n_acc} and without it if memory allows (learn.to_fp16() saves some), or with a bs= as "
+        "large as you can"
+    )
     shares = partly_labelled(flow_of(learn), labels_of(learn.dls.train.dataset))
     if shares:
-        told = ', '.join(f"'{p}' in {s:.0%}" for p,s in list(shares.items())[:5]) + (' …' if len(shares) > 5 else '')
-        warnings.warn(f"{what}: each small batch is averaged over its own labels, and not all training rows count alike ({told}), "
-                      f"so that the gradients of these tasks are not those of one batch of {cb.n_acc} rows: {fix}",
-                      FlowWarning, stacklevel=2)
+        told = ', '.join(f"'{p}' in {s:.0%}" for p, s in list(shares.items())[:5]) + (' …' if len(shares) > 5 else '')
+        warnings.warn(
+            f"{what}: each small batch is averaged over its own labels, and not all training rows count alike "
+            f"({told}), "
+            f"so that the gradients of these tasks are not those of one batch of {cb.n_acc} rows: {fix}",
+            FlowWarning,
+            stacklevel=2,
+        )
     elif any(isinstance(c, TaskBalance) and c.method.gradients for c in learn.cbs):
-        warnings.warn(f"{what}: balance= weighs the tasks anew in each small batch, by the gradients of that batch alone: {fix}",
-                      FlowWarning, stacklevel=2)
+        warnings.warn(
+            f"{what}: balance= weighs the tasks anew in each small batch, by the gradients of that batch alone: {fix}",
+            FlowWarning,
+            stacklevel=2,
+        )
+
 
 def partly_labelled(
-    flow:BoundFlow, # Bound flow
-    y,              # Packed labels `(N, 2, D)`; None where they are not known
-) -> dict:          # path → share of rows that count
+    flow: BoundFlow,  # Bound flow
+    y,  # Packed labels `(N, 2, D)`; None where they are not known
+) -> dict:  # path → share of rows that count
     "The tasks for which not all rows count alike"
     if y is None:
         return {}
     res = {}
-    for path,s in flow.slices.items():
-        mask, block = y[:,1,s.targets], flow.tasks[path]
+    for path, s in flow.slices.items():
+        mask, block = y[:, 1, s.targets], flow.tasks[path]
         # a mean over all cells needs all of them, a mean over rows one in each row
         least, most = (mask.amin(1), mask.amax(1)) if block.reduce == 'cells' else (mask.amax(1), mask.amax(1))
         if len(mask) and not block.self_supervised and (least.min() <= 0 or least.min() < most.max()):

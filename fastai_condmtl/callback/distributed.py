@@ -28,25 +28,42 @@ _all_ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'r
 def _has_gpu():
     return getattr(torch, 'accelerator', torch.cuda).is_available()
 
+
 @wraps_stock(DistributedDL)
 def _broadcast(stock, self, t, rank):
     "The order of the rows is sent from where it is: by gloo, no GPU is needed"
-    if torch.distributed.get_backend() == 'nccl': return stock(self, t, rank)
+    if torch.distributed.get_backend() == 'nccl':
+        return stock(self, t, rank)
     t = torch.tensor(t, dtype=torch.long)
     torch.distributed.broadcast(t, rank)
     return t.tolist()
 
+
 @wraps_stock(DistributedTrainer)
 def __init__(stock, self, sync_bn=True, **kwargs):
     "Without a GPU, processes train one network on their CPUs"
-    if not _has_gpu(): kwargs.setdefault('cpu', True) # else accelerate would leave the network as it is, and each process would train its own
+    if not _has_gpu():
+        kwargs.setdefault(
+            'cpu', True
+        )  # else accelerate would leave the network as it is, and each process would train its own
     stock(self, sync_bn, **kwargs)
+
 
 @wraps_stock(DistributedTrainer)
 def before_fit(stock, self):
     "On CPU, batch norm keeps its statistics for each process, and a warning says so"
     if self.sync_bn and next(self.learn.model.parameters()).device.type == 'cpu':
-        self.sync_bn = False # torch has it for GPUs alone
-        if not rank_distrib() and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.learn.model.modules()):
-            warnings.warn("on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on GPUs only", FlowWarning, stacklevel=3)
+        self.sync_bn = False  # torch has it for GPUs alone
+        if not rank_distrib() and any(
+            isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.learn.model.modules()
+        ):
+            warnings.warn(
+                (
+                    "on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on "
+                    "GPUs "
+                    "only"
+                ),
+                FlowWarning,
+                stacklevel=3,
+            )
     stock(self)

@@ -19,144 +19,247 @@ __all__ = ['task_losses', 'SharedFeatures', 'grad_scale', 'GradientCosine']
 
 # %% ../../nbs/callback/gradients.ipynb #4a7eb7aa
 def task_losses(
-    learn, # Learner in a step
+    learn,  # Learner in a step
     loss,  # Its `ConditionalLoss`
     pred,  # Raw logits
 ):
-    "Losses of the tasks `(T,)` with gradient, and which are there; under fastai's MixUp or CutMix of both labels of each row"
+    """Losses of the tasks `(T,)` with gradient, and which are there; under fastai's MixUp or CutMix of both
+    labels of each row"""
     now = learn.loss_func
-    if isinstance(now, ConditionalLoss): return loss.task_losses(pred, *learn.yb)
-    if (mix := mixed(learn)) is None: raise FlowError(f"tasks cannot be balanced: another callback has replaced the learner's loss_func by {getattr(now, '__name__', type(now).__name__)}; leave one of them out")
-    (a, in_a), (b, in_b) = loss.task_losses(pred, *learn.yb, rows=mix.lam), loss.task_losses(pred, *mix.yb1, rows=1 - mix.lam)
+    if isinstance(now, ConditionalLoss):
+        return loss.task_losses(pred, *learn.yb)
+    if (mix := mixed(learn)) is None:
+        raise FlowError(
+            "tasks cannot be balanced: another callback has replaced the learner's loss_func by "
+            f"{getattr(now, '__name__', type(now).__name__)}; leave one of them out"
+        )
+    (a, in_a), (b, in_b) = (
+        loss.task_losses(pred, *learn.yb, rows=mix.lam),
+        loss.task_losses(pred, *mix.yb1, rows=1 - mix.lam),
+    )
     return a + b, in_a | in_b
 
 # %% ../../nbs/callback/gradients.ipynb #0ce96969
 class SharedFeatures:
     "The features that all tasks share, and the tasks' gradients there"
-    def __init__(self,
-        model,   # A network
-        at=None, # Whose output they are: a module, or its name in the model; by default what the `ConditionalHead`, else the last module, is given
+
+    def __init__(
+        self,
+        model,  # A network
+        # Whose output they are: a module, or its name in the model; by default what the `ConditionalHead`, else the
+        # last module, is given
+        at=None,
     ):
-        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1: raise FlowError("DataParallel shows each device a part of the batch, so nobody sees the tasks' gradients at the features: balance by losses ('uncertainty', 'dwa', 'famo', 'stch'), or train with learn.distrib_ctx()")
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)): model = model.module
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise FlowError(
+                "DataParallel shows each device a part of the batch, so nobody sees the tasks' gradients at the "
+                "features: balance by losses ('uncertainty', 'dwa', 'famo', 'stch'), or train with "
+                "learn.distrib_ctx()"
+            )
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
         names = dict(model.named_modules())
-        if isinstance(at, str) and at not in names: raise FlowError(f"features={at!r} is no module of the model: give the name of one, such as {', '.join(map(repr, [n for n in names if n][:5]))}, or the module itself")
-        if at is not None and not isinstance(at, (str, nn.Module)): raise FlowError(f"features={at!r} must be a module of the model, or its name")
-        self.module, self.before = (_head(model), True) if at is None else (names[at] if isinstance(at, str) else at, False)
-        if self.module not in set(names.values()): raise FlowError(f"features= names a {type(self.module).__name__} that is not part of the model")
-        if self.before and self.module is model: raise FlowError("this model is one module, so its tasks share no features that are learned: balance by losses instead ('uncertainty', 'dwa', 'famo', 'stch'), or put a body before the head")
+        if isinstance(at, str) and at not in names:
+            raise FlowError(
+                f"features={at!r} is no module of the model: give the name of one, such as "
+                f"{', '.join(map(repr, [n for n in names if n][:5]))}, or the module itself"
+            )
+        if at is not None and not isinstance(at, (str, nn.Module)):
+            raise FlowError(f"features={at!r} must be a module of the model, or its name")
+        self.module, self.before = (
+            (_head(model), True) if at is None else (names[at] if isinstance(at, str) else at, False)
+        )
+        if self.module not in set(names.values()):
+            raise FlowError(f"features= names a {type(self.module).__name__} that is not part of the model")
+        if self.before and self.module is model:
+            raise FlowError(
+                "this model is one module, so its tasks share no features that are learned: balance by losses instead "
+                "('uncertainty', 'dwa', 'famo', 'stch'), or put a body before the head"
+            )
         self.hook, self.feats = None, []
+
     def listen(self):
         "From now on, keep what passes"
         self.stop()
-        self.hook = self.module.register_forward_pre_hook(self._before) if self.before else self.module.register_forward_hook(self._after)
+        self.hook = (
+            self.module.register_forward_pre_hook(self._before)
+            if self.before
+            else self.module.register_forward_hook(self._after)
+        )
+
     def stop(self):
-        if self.hook is not None: self.hook.remove()
+        if self.hook is not None:
+            self.hook.remove()
         self.hook, self.feats = None, []
-    def _before(self, m, args): return self._keep(args)
-    def _after(self, m, args, out): return self._keep(out)
+
+    def _before(self, m, args):
+        return self._keep(args)
+
+    def _after(self, m, args, out):
+        return self._keep(out)
+
     def _keep(self, x):
-        if not (torch.is_grad_enabled() and self.module.training): return None
-        if not any(t.requires_grad for t in _tensors(x)): x = _leaves(x)
+        if not (torch.is_grad_enabled() and self.module.training):
+            return None
+        if not any(t.requires_grad for t in _tensors(x)):
+            x = _leaves(x)
         self.feats = [t for t in _tensors(x) if t.requires_grad]
         return x
-    def products(self,
-        losses,   # `(T,)`, from predictions made of these features
-        scale=1., # Multiply gradients by this on the way, against underflow in half precision
-    ):            # `(T, T)`
+
+    def products(
+        self,
+        losses,  # `(T,)`, from predictions made of these features
+        scale=1.0,  # Multiply gradients by this on the way, against underflow in half precision
+    ):  # `(T, T)`
         "The products of the tasks' gradients, their Gramian; over the rows of all processes"
         j = self.jacobian(losses, scale)
-        return rank_sums(j@j.T/(scale*step_ranks())**2)[0]
-    def jacobian(self,
-        losses,   # `(T,)`, from predictions made of these features
-        scale=1., # A factor
-    ):            # `(T, N)`, in single precision
+        return rank_sums(j @ j.T / (scale * step_ranks()) ** 2)[0]
+
+    def jacobian(
+        self,
+        losses,  # `(T,)`, from predictions made of these features
+        scale=1.0,  # A factor
+    ):  # `(T, N)`, in single precision
         "The tasks' gradients at the features; the graph is kept"
-        if not self.feats: raise FlowError(f"nothing has passed {type(self.module).__name__} in this step, so the tasks' gradients there are unknown: name another module with features=")
-        eye, feats = torch.eye(len(losses), device=losses.device, dtype=losses.dtype)*scale, self.feats
+        if not self.feats:
+            raise FlowError(
+                f"nothing has passed {type(self.module).__name__} in this step, so the tasks' gradients there are "
+                "unknown: name another module with features="
+            )
+        eye, feats = torch.eye(len(losses), device=losses.device, dtype=losses.dtype) * scale, self.feats
         with torch.autocast(losses.device.type, enabled=False):
             grads = torch.autograd.grad(losses, feats, eye, retain_graph=True, is_grads_batched=True, allow_unused=True)
         self.feats = []
-        if not (grads := [g.flatten(1).float() for g in grads if g is not None]): raise FlowError(f"no loss depends on what passes {type(self.module).__name__}: name another module with features=")
-        return grads[0] if len(grads) == 1 else torch.cat(grads, 1) # they are large: no copy where none is needed
+        if not (grads := [g.flatten(1).float() for g in grads if g is not None]):
+            raise FlowError(
+                f"no loss depends on what passes {type(self.module).__name__}: name another module with features="
+            )
+        return grads[0] if len(grads) == 1 else torch.cat(grads, 1)  # they are large: no copy where none is needed
+
 
 def _head(model):
     "The module that reads the shared features"
     for m in model.modules():
-        if isinstance(m, ConditionalHead): return m
+        if isinstance(m, ConditionalHead):
+            return m
     m = model
     while kids := list(m.children()):
         m, was = kids[-1], m
-        if isinstance(was, nn.Sequential) and len(kids) > 1: break
+        if isinstance(was, nn.Sequential) and len(kids) > 1:
+            break
     return m
 
+
 def _tensors(x):
-    if isinstance(x, torch.Tensor): return [x]
-    return [t for o in (x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else ()) for t in _tensors(o)]
+    if isinstance(x, torch.Tensor):
+        return [x]
+    return [
+        t
+        for o in (x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else ())
+        for t in _tensors(o)
+    ]
+
+
 def _leaves(x):
-    if isinstance(x, torch.Tensor): return x.detach().requires_grad_() if x.is_floating_point() else x
-    if isinstance(x, dict): return {k: _leaves(v) for k,v in x.items()}
+    if isinstance(x, torch.Tensor):
+        return x.detach().requires_grad_() if x.is_floating_point() else x
+    if isinstance(x, dict):
+        return {k: _leaves(v) for k, v in x.items()}
     return type(x)(map(_leaves, x)) if isinstance(x, (tuple, list)) else x
+
 
 def grad_scale(learn):
     "By what mixed precision scales losses"
     scaler = getattr(learn, 'scaler', None)
-    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.
+    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
 
 # %% ../../nbs/callback/gradients.ipynb #a593b1c3
 class GradientCosine(Callback):
-    "Watches the cosines between the tasks' gradients at the features they share; `learn.gradient_cosine.cosine` has their means"
+    """Watches the cosines between the tasks' gradients at the features they share; `learn.gradient_cosine.cosine`
+    has their means"""
+
     order, run_valid = -6, False
-    def __init__(self,
-        every:int=10,  # Steps between looks
-        features=None, # The module (or its name) whose output all tasks share; by default what the head is given
+
+    def __init__(
+        self,
+        every: int = 10,  # Steps between looks
+        features=None,  # The module (or its name) whose output all tasks share; by default what the head is given
     ):
-        if not (isinstance(every, int) and every > 0): raise FlowError(f"every={every!r} must be a positive whole number")
+        if not (isinstance(every, int) and every > 0):
+            raise FlowError(f"every={every!r} must be a positive whole number")
         self.every, self.features, self.shared, self.n, self.paths = every, features, None, 0, None
         self.sums = None
-    def before_train(self): self.lossf, self.paths, self.shared = loss_of(self.learn), flow_of(self.learn).paths, SharedFeatures(self.model, self.features)
-    def after_train(self): self._stop()
-    def after_fit(self): self._stop()
+
+    def before_train(self):
+        self.lossf, self.paths, self.shared = (
+            loss_of(self.learn),
+            flow_of(self.learn).paths,
+            SharedFeatures(self.model, self.features),
+        )
+
+    def after_train(self):
+        self._stop()
+
+    def after_fit(self):
+        self._stop()
+
     def _stop(self):
-        if self.shared is not None: self.shared.stop()
+        if self.shared is not None:
+            self.shared.stop()
         self.shared = None
+
     def before_batch(self):
-        if is_lr_find(self.learn): return
-        if self.n % self.every == 0: self.shared.listen()
+        if is_lr_find(self.learn):
+            return
+        if self.n % self.every == 0:
+            self.shared.listen()
         self.n += 1
+
     def after_loss(self):
-        if self.shared.hook is None: return
+        if self.shared.hook is None:
+            return
         losses, there = task_losses(self.learn, self.lossf, self.learn.pred)
         g = self.shared.products(losses, grad_scale(self.learn))
         self.shared.stop()
         norm = g.diagonal().sqrt()
         ok = there & (norm > 0) & norm.isfinite()
-        both, norm = ok[:,None] & ok, torch.where(ok, norm, 1.)
-        new = torch.stack([torch.where(both, g/norm/norm[:,None], 0.), both.float()])
+        both, norm = ok[:, None] & ok, torch.where(ok, norm, 1.0)
+        new = torch.stack([torch.where(both, g / norm / norm[:, None], 0.0), both.float()])
         self.sums = new if self.sums is None else self.sums + new
-    def _table(self, x): return pd.DataFrame(x.cpu().numpy(), self.paths, self.paths)
+
+    def _table(self, x):
+        return pd.DataFrame(x.cpu().numpy(), self.paths, self.paths)
+
     @property
     def cosine(self) -> pd.DataFrame:
         "Mean cosine of each pair of tasks, NaN where they never met in a batch"
-        if self.sums is None: raise FlowError("no gradients were seen yet: fit the learner first")
+        if self.sums is None:
+            raise FlowError("no gradients were seen yet: fit the learner first")
         x, n = self.sums
-        return self._table(torch.where(n > 0, x/n, torch.nan))
+        return self._table(torch.where(n > 0, x / n, torch.nan))
+
     @property
     def counts(self) -> pd.DataFrame:
         "Steps in which both were there"
-        if self.sums is None: raise FlowError("no gradients were seen yet: fit the learner first")
+        if self.sums is None:
+            raise FlowError("no gradients were seen yet: fit the learner first")
         return self._table(self.sums[1]).astype(int)
+
     def plot(self, ax=None):
         "The cosines as a picture: red agrees, blue disagrees"
         import matplotlib.pyplot as plt
+
         df = self.cosine
         k, names = len(df), short_names(df.columns)
-        if ax is None: ax = plt.subplots(figsize=(2.2 + .38*k, 1.6 + .38*k), layout='constrained')[1]
+        if ax is None:
+            ax = plt.subplots(figsize=(2.2 + 0.38 * k, 1.6 + 0.38 * k), layout='constrained')[1]
         im = ax.imshow(df, cmap='coolwarm', vmin=-1, vmax=1)
-        ax.set_xticks(range(k), names, rotation=90, fontsize=8); ax.set_yticks(range(k), names, fontsize=8)
+        ax.set_xticks(range(k), names, rotation=90, fontsize=8)
+        ax.set_yticks(range(k), names, fontsize=8)
         if k <= 20:
             for i in range(k):
                 for j in range(k):
-                    if i != j and abs(df.iloc[i, j]) >= .05: ax.text(j, i, f'{df.iloc[i, j]:.1f}', ha='center', va='center', fontsize=6)
-        ax.figure.colorbar(im, ax=ax, shrink=.7, label='mean cosine of gradients')
+                    if i != j and abs(df.iloc[i, j]) >= 0.05:
+                        ax.text(j, i, f'{df.iloc[i, j]:.1f}', ha='center', va='center', fontsize=6)
+        ax.figure.colorbar(im, ax=ax, shrink=0.7, label='mean cosine of gradients')
         return ax

@@ -25,121 +25,196 @@ __all__ = ['on_gpu', 'BalancedParallel', 'ChunkedParallel', 'ParallelTrainer', '
 # %% ../../nbs/callback/parallel.ipynb #8dfe1c31
 class _Inside(nn.Module):
     "A network with its loss behind it: what runs on each device"
+
     def __init__(self, module, loss):
         super().__init__()
         self.module, self.loss = module, loss
+
     def forward(self, *args, **kwargs):
         *xb, y = args
         head = head_of(self.module)
-        if head is not None and head.context is not None: head.context = NeededRows(len(y), packed(y)[:,1].as_subclass(torch.Tensor), head.context.loss) # each device has rows of its own
+        if head is not None and head.context is not None:
+            head.context = NeededRows(
+                len(y), packed(y)[:, 1].as_subclass(torch.Tensor), head.context.loss
+            )  # each device has rows of its own
         return self.loss.sums(self.module(*xb, **kwargs), y)[None]
 
-def on_gpu(module): "Whether a network is where `DataParallel` deals to several"; return next(module.parameters()).is_cuda
+
+def on_gpu(module):
+    "Whether a network is where `DataParallel` deals to several"
+    return next(module.parameters()).is_cuda
+
 
 class BalancedParallel(nn.DataParallel):
     "`DataParallel` that takes the loss on each device: while there are targets, `TaskSums` come out instead of logits"
-    def __init__(self,
+
+    def __init__(
+        self,
         module,  # The network
-        asked,   # Function: loss and targets of the batch at hand, None to gather predictions as ever
-        device_ids=None, # GPUs; None: all
+        asked,  # Function: loss and targets of the batch at hand, None to gather predictions as ever
+        device_ids=None,  # GPUs; None: all
     ):
-        if on_gpu(module): super().__init__(module, device_ids=device_ids)
-        else: nn.Module.__init__(self); self.module, self.device_ids = module, [] # a network that is trained on the CPU stays there, GPUs or not
+        if on_gpu(module):
+            super().__init__(module, device_ids=device_ids)
+        else:
+            nn.Module.__init__(self)
+            self.module, self.device_ids = module, []  # a network that is trained on the CPU stays there, GPUs or not
         self.asked = asked
+
     def forward(self, *inputs, **kwargs):
-        if (now := self.asked()) is None: return super().forward(*inputs, **kwargs)
+        if (now := self.asked()) is None:
+            return super().forward(*inputs, **kwargs)
         loss, y = now
         inside, inputs = _Inside(self.module, loss), (*inputs, y)
-        if len(self.device_ids) < 2: return inside(*inputs, **kwargs).as_subclass(TaskSums)
+        if len(self.device_ids) < 2:
+            return inside(*inputs, **kwargs).as_subclass(TaskSums)
         inputs, kwargs = self.scatter(inputs, kwargs, self.device_ids)
-        outputs = self.parallel_apply(self.replicate(inside, self.device_ids[:len(inputs)]), inputs, kwargs)
+        outputs = self.parallel_apply(self.replicate(inside, self.device_ids[: len(inputs)]), inputs, kwargs)
         return self.gather(outputs, self.output_device).as_subclass(TaskSums)
+
 
 class ChunkedParallel(BalancedParallel):
     "The same on one device, part by part: shows what would be gathered, without a second GPU"
+
     def __init__(self, module, asked, chunks=2):
         super().__init__(module, asked)
-        self.device_ids, self.dim, self.output_device, self.src_device_obj = list(range(chunks)), 0, None, next(module.parameters()).device
-        self.gathered = {} # shape → bytes, of all that was gathered
+        self.device_ids, self.dim, self.output_device, self.src_device_obj = (
+            list(range(chunks)),
+            0,
+            None,
+            next(module.parameters()).device,
+        )
+        self.gathered = {}  # shape → bytes, of all that was gathered
+
     def scatter(self, inputs, kwargs, device_ids):
         parts = list(zip(*[x.chunk(len(device_ids)) for x in inputs]))
-        return parts, [kwargs]*len(parts)
-    def replicate(self, module, device_ids): return [module]*len(device_ids)
-    def parallel_apply(self, replicas, inputs, kwargs): return [m(*x, **kw) for m,x,kw in zip(replicas, inputs, kwargs)]
+        return parts, [kwargs] * len(parts)
+
+    def replicate(self, module, device_ids):
+        return [module] * len(device_ids)
+
+    def parallel_apply(self, replicas, inputs, kwargs):
+        return [m(*x, **kw) for m, x, kw in zip(replicas, inputs, kwargs)]
+
     def gather(self, outputs, output_device):
         res = torch.cat(outputs)
-        self.gathered[tuple(res.shape)] = res.numel()*res.element_size()
+        self.gathered[tuple(res.shape)] = res.numel() * res.element_size()
         return res
 
 # %% ../../nbs/callback/parallel.ipynb #5f59cc44
 @patch
-def reset(self:nn.DataParallel):
+def reset(self: nn.DataParallel):
     "Networks with a state, such as fastai's for texts, start anew"
-    if hasattr(self.module, 'reset'): self.module.reset()
+    if hasattr(self.module, 'reset'):
+        self.module.reset()
+
 
 class ParallelTrainer(Callback):
-    "Wraps the network in `DataParallel` for a fit, as fastai's of this name, which can be imported with accelerate only"
+    """Wraps the network in `DataParallel` for a fit, as fastai's of this name, which can be imported with
+    accelerate only"""
+
     run_after, run_before = TrainEvalCallback, Recorder
-    def __init__(self,
-        device_ids=None, # GPUs; None: all
+
+    def __init__(
+        self,
+        device_ids=None,  # GPUs; None: all
     ):
         self.device_ids = device_ids
-    def before_fit(self): self.learn.model = nn.DataParallel(self.learn.model, device_ids=self.device_ids)
-    def after_fit(self): self.learn.model = self.learn.model.module
+
+    def before_fit(self):
+        self.learn.model = nn.DataParallel(self.learn.model, device_ids=self.device_ids)
+
+    def after_fit(self):
+        self.learn.model = self.learn.model.module
+
 
 class BalancedTrainer(ParallelTrainer):
     "fastai's `ParallelTrainer` with the loss taken on each device; `learn.to_parallel(balance_memory=True)` adds it"
-    def __init__(self,
-        device_ids=None, # GPUs; None: all
-        chunks:int=None, # Parts on one device instead (`ChunkedParallel`)
+
+    def __init__(
+        self,
+        device_ids=None,  # GPUs; None: all
+        chunks: int = None,  # Parts on one device instead (`ChunkedParallel`)
     ):
         super().__init__(device_ids)
         self.chunks, self.told = chunks, False
+
     def before_fit(self):
         loss_of(self.learn).to(next(self.learn.model.parameters()).device)
         self.told = False
-        self.learn.model = BalancedParallel(self.learn.model, self.asked, self.device_ids) if self.chunks is None else ChunkedParallel(self.learn.model, self.asked, self.chunks)
+        self.learn.model = (
+            BalancedParallel(self.learn.model, self.asked, self.device_ids)
+            if self.chunks is None
+            else ChunkedParallel(self.learn.model, self.asked, self.chunks)
+        )
+
     def asked(self):
         "Loss and targets of the batch, where its losses alone are wanted"
         learn = self.learn
-        if not learn.training or not len(learn.yb): return None
-        if (why := self.needed()) is None: return learn.loss_func, learn.yb[0]
-        if not self.told: warnings.warn(f"balance_memory=True saves nothing here: {why}, so they are gathered as ever", FlowWarning, stacklevel=2)
+        if not learn.training or not len(learn.yb):
+            return None
+        if (why := self.needed()) is None:
+            return learn.loss_func, learn.yb[0]
+        if not self.told:
+            warnings.warn(
+                f"balance_memory=True saves nothing here: {why}, so they are gathered as ever",
+                FlowWarning,
+                stacklevel=2,
+            )
         self.told = True
+
     def needed(self):
         "Who needs the predictions of training batches themselves; None: nobody"
         learn, loss = self.learn, self.learn.loss_func
-        if not isinstance(loss, ConditionalLoss): return f"{type(getattr(loss, '__self__', loss)).__name__} takes the loss of training batches from their predictions"
-        if loss.reduction != 'mean': return f"the loss with reduction={loss.reduction!r} is made of predictions"
-        if getattr(getattr(learn, 'recorder', None), 'train_metrics', False): return "metrics of training batches are made of predictions"
+        if not isinstance(loss, ConditionalLoss):
+            return (
+                f"{type(getattr(loss, '__self__', loss)).__name__} takes the loss of training batches from their "
+                "predictions"
+            )
+        if loss.reduction != 'mean':
+            return f"the loss with reduction={loss.reduction!r} is made of predictions"
+        if getattr(getattr(learn, 'recorder', None), 'train_metrics', False):
+            return "metrics of training batches are made of predictions"
+
 
 @patch
-def to_parallel(self:Learner,
-    device_ids=None, # GPUs; None: all
-    balance_memory:bool=False, # Take the loss on each GPU, so that only each task's sum and count are gathered in training
+def to_parallel(
+    self: Learner,
+    device_ids=None,  # GPUs; None: all
+    # Take the loss on each GPU, so that only each task's sum and count are gathered in training
+    balance_memory: bool = False,
 ):
     "Train by `DataParallel`, on several GPUs in one process"
     return self.add_cb(BalancedTrainer(device_ids) if balance_memory else ParallelTrainer(device_ids))
 
+
 @patch
-def detach_parallel(self:Learner):
+def detach_parallel(self: Learner):
     "Remove what `to_parallel` added"
-    self.remove_cbs([cb for cb in self.cbs if any(c.__name__ == 'ParallelTrainer' for c in type(cb).__mro__)]) # fastai's too
+    self.remove_cbs(
+        [cb for cb in self.cbs if any(c.__name__ == 'ParallelTrainer' for c in type(cb).__mro__)]
+    )  # fastai's too
     return self
+
 
 @patch
 @contextmanager
-def parallel_ctx(self:Learner,
-    device_ids=None, # GPUs; None: all
-    balance_memory:bool=False, # As for `to_parallel`
+def parallel_ctx(
+    self: Learner,
+    device_ids=None,  # GPUs; None: all
+    balance_memory: bool = False,  # As for `to_parallel`
 ):
     "Within, train by `DataParallel`, on several GPUs in one process"
-    try: yield self.to_parallel(device_ids, balance_memory)
+    try:
+        yield self.to_parallel(device_ids, balance_memory)
     finally:
         self.detach_parallel()
-        if isinstance(self.model, nn.DataParallel): self.model = self.model.module # a fit that broke off has left it
+        if isinstance(self.model, nn.DataParallel):
+            self.model = self.model.module  # a fit that broke off has left it
+
 
 _ours = {name: vars(Learner)[name] for name in ('to_parallel', 'detach_parallel', 'parallel_ctx')}
+
 
 @after_import('fastai.distributed')
 def _instead_of_fastais():

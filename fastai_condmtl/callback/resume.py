@@ -32,37 +32,62 @@ __all__ = ['VERSION', 'Checkpoint']
 # %% ../../nbs/callback/resume.ipynb #0a695eb6
 _plain_types = (bool, int, float, str, bytes, type(None), torch.dtype, np.generic, np.ndarray)
 
+
 def _is_plain(v, depth=0):
     "Is `v` data alone, which another process can be given?"
-    if isinstance(v, torch.Tensor): return not isinstance(v, nn.Parameter) and not v.requires_grad
-    if isinstance(v, np.ndarray): return v.dtype != object
-    if isinstance(v, _plain_types): return True
-    if depth > 8: return False
-    if type(v) in (list, tuple, set, L): return all(_is_plain(x, depth + 1) for x in v)
-    if type(v) is dict: return all(_is_plain(k, depth + 1) and _is_plain(x, depth + 1) for k,x in v.items())
+    if isinstance(v, torch.Tensor):
+        return not isinstance(v, nn.Parameter) and not v.requires_grad
+    if isinstance(v, np.ndarray):
+        return v.dtype != object
+    if isinstance(v, _plain_types):
+        return True
+    if depth > 8:
+        return False
+    if type(v) in (list, tuple, set, L):
+        return all(_is_plain(x, depth + 1) for x in v)
+    if type(v) is dict:
+        return all(_is_plain(k, depth + 1) and _is_plain(x, depth + 1) for k, x in v.items())
     return False
 
+
 _has_state = ('state_dict', 'load_state_dict')
-_meters = ('AvgLoss', 'AvgSmoothLoss') # of the recorder
+_meters = ('AvgLoss', 'AvgSmoothLoss')  # of the recorder
+
 
 def _kept(o, shared):
     "What to keep of an object; `shared`: ids of what is kept elsewhere"
     res = {}
-    for k,v in vars(o).items():
-        if k in ('learn', '_learn'): continue
-        if _is_plain(v): res[k] = ('plain', v)
-        elif id(v) not in shared and isinstance(v, Static) or type(v).__module__.startswith('torchjd.'): res[k] = ('parts', _kept(v, shared)) # GradVac's weighting remembers
-        elif id(v) not in shared and not isinstance(v, (type, ConditionalLoss)) and all(hasattr(type(v), a) for a in _has_state): res[k] = ('state', v.state_dict())
-        elif type(v).__name__ in _meters: res[k] = ('meter', {n: x for n,x in vars(v).items() if _is_plain(x)})
+    for k, v in vars(o).items():
+        if k in ('learn', '_learn'):
+            continue
+        if _is_plain(v):
+            res[k] = ('plain', v)
+        elif id(v) not in shared and isinstance(v, Static) or type(v).__module__.startswith('torchjd.'):
+            res[k] = ('parts', _kept(v, shared))  # GradVac's weighting remembers
+        elif (
+            id(v) not in shared
+            and not isinstance(v, (type, ConditionalLoss))
+            and all(hasattr(type(v), a) for a in _has_state)
+        ):
+            res[k] = ('state', v.state_dict())
+        elif type(v).__name__ in _meters:
+            res[k] = ('meter', {n: x for n, x in vars(v).items() if _is_plain(x)})
     return res
 
+
 def _give_back(o, kept):
-    for k,(how,v) in kept.items():
-        if how == 'plain': setattr(o, k, v)
-        elif (own := _own(o, k)) is None: continue
-        elif how == 'parts': _give_back(own, v)
-        elif how == 'state': own.load_state_dict(v)
-        else: vars(own).update(v)
+    for k, (how, v) in kept.items():
+        if how == 'plain':
+            setattr(o, k, v)
+        elif (own := _own(o, k)) is None:
+            continue
+        elif how == 'parts':
+            _give_back(own, v)
+        elif how == 'state':
+            own.load_state_dict(v)
+        else:
+            vars(own).update(v)
+
 
 def _own(o, k):
     "Part `k` of an object; a weighting of TorchJD is made at first use"
@@ -71,38 +96,69 @@ def _own(o, k):
 # %% ../../nbs/callback/resume.ipynb #305a1e45
 def _randoms(dls):
     "The state of all generators"
-    own = [{k: v.getstate() if isinstance(v, random.Random) else v.bit_generator.state for k,v in vars(whole(dl)).items() if isinstance(v, (random.Random, np.random.Generator))} for dl in dls.loaders]
-    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], loaders=own)
+    own = [
+        {
+            k: v.getstate() if isinstance(v, random.Random) else v.bit_generator.state
+            for k, v in vars(whole(dl)).items()
+            if isinstance(v, (random.Random, np.random.Generator))
+        }
+        for dl in dls.loaders
+    ]
+    return dict(
+        python=random.getstate(),
+        numpy=np.random.get_state(),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        loaders=own,
+    )
+
 
 def _of_all(x, ranks):
     "`x` of each process"
-    if ranks == 1: return [x]
-    res = [None]*ranks
+    if ranks == 1:
+        return [x]
+    res = [None] * ranks
     torch.distributed.all_gather_object(res, x)
     return res
+
 
 def _set_randoms(dls, s):
     random.setstate(s['python'])
     np.random.set_state(s['numpy'])
     torch.set_rng_state(s['torch'].cpu())
-    if s['cuda'] and len(s['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([x.cpu() for x in s['cuda']])
-    for dl,own in zip(dls.loaders, s['loaders']):
-        for k,v in own.items():
+    if s['cuda'] and len(s['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([x.cpu() for x in s['cuda']])
+    for dl, own in zip(dls.loaders, s['loaders']):
+        for k, v in own.items():
             r = getattr(whole(dl), k)
-            if isinstance(r, random.Random): r.setstate(v)
-            else: r.bit_generator.state = v
+            if isinstance(r, random.Random):
+                r.setstate(v)
+            else:
+                r.bit_generator.state = v
 
 # %% ../../nbs/callback/resume.ipynb #13bebcc8
 def _loss_state(loss):
-    if not isinstance(loss, ConditionalLoss): return None
-    tuned = {p: vars(t) | dict(aim=vars(t.aim), seen=vars(t.seen)) for p,t in loss.tuned.items() if isinstance(t.aim.metric, str)}
-    return dict(thresholds={p: torch.as_tensor(t).clone() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures), tuned=tuned, weights=loss.task_weights())
+    if not isinstance(loss, ConditionalLoss):
+        return None
+    tuned = {
+        p: vars(t) | dict(aim=vars(t.aim), seen=vars(t.seen))
+        for p, t in loss.tuned.items()
+        if isinstance(t.aim.metric, str)
+    }
+    return dict(
+        thresholds={p: torch.as_tensor(t).clone() for p, t in loss.thresholds.items()},
+        temperatures=dict(loss.temperatures),
+        tuned=tuned,
+        weights=loss.task_weights(),
+    )
+
 
 def _set_loss(learn, s):
-    if s is None: return
+    if s is None:
+        return
     loss = own_loss(learn)
     loss.thresholds, loss.temperatures = dict(s['thresholds']), s['temperatures']
-    loss.tuned = {p: Tuned(**{**t, 'aim': Aim(**t['aim']), 'seen': Seen(**t['seen'])}) for p,t in s['tuned'].items()}
+    loss.tuned = {p: Tuned(**{**t, 'aim': Aim(**t['aim']), 'seen': Seen(**t['seen'])}) for p, t in s['tuned'].items()}
     loss.set_weights(s['weights'])
 
 # %% ../../nbs/callback/resume.ipynb #a602540a
@@ -110,134 +166,242 @@ def _identity(learn):
     "What must be the same for a training to go on, a line a thing"
     flow, res = getattr(learn.dls, 'flow', None), {}
     if isinstance(flow, BoundFlow):
-        given = {p: ' | '.join(str(flow.plan.conds[g]) for g in gs) for p,gs in zip(flow.paths, flow.plan.gates)}
-        for p,b in flow.tasks.items(): res[f"task '{p}'"] = ' | '.join(filter(None, [type(b).__name__, given[p]]))
-    for name,dl in zip(('training rows', 'validation rows'), learn.dls.loaders):
-        try: n = len(dl.dataset)
-        except TypeError: continue
+        given = {p: ' | '.join(str(flow.plan.conds[g]) for g in gs) for p, gs in zip(flow.paths, flow.plan.gates)}
+        for p, b in flow.tasks.items():
+            res[f"task '{p}'"] = ' | '.join(filter(None, [type(b).__name__, given[p]]))
+    for name, dl in zip(('training rows', 'validation rows'), learn.dls.loaders):
+        try:
+            n = len(dl.dataset)
+        except TypeError:
+            continue
         items = getattr((getattr(dl.dataset, 'tls', None) or [None])[-1], 'items', None)
-        res[name] = f'{n}' + (f", labels {zlib.crc32(items.packed().numpy().tobytes()):08x}" if isinstance(items, EncodedRows) else '')
+        res[name] = f'{n}' + (
+            f", labels {zlib.crc32(items.packed().numpy().tobytes()):08x}" if isinstance(items, EncodedRows) else ''
+        )
         res[f'batches of {name}'] = f'{len(dl)} of {dl.bs}'
-    if isinstance(flow, BoundFlow): res |= {f"what task '{p}' learnt from the table": f"{b.describe()}, names {zlib.crc32(repr(names_of(b)).encode()):08x}" for p,b in flow.tasks.items()}
+    if isinstance(flow, BoundFlow):
+        res |= {
+            f"what task '{p}' learnt from the table": f"{b.describe()}, names {zlib.crc32(repr(names_of(b)).encode()):08x}"
+            for p, b in flow.tasks.items()
+        }
     return res
 
 # %% ../../nbs/callback/resume.ipynb #81593d21
 VERSION = 3
 
+
 class Checkpoint(Callback):
     "Writes all that a training is to a file, whole or not at all; goes on from it when the same script is run again"
+
     order, run_valid = 1000, False
-    def __init__(self,
-        path,          # File to write, and to go on from if it is there
-        every='epoch', # `epoch`; or an int: after so many batches, and after each epoch
-        resume=True,   # False: begin anew, whatever the file holds
+
+    def __init__(
+        self,
+        path,  # File to write, and to go on from if it is there
+        every='epoch',  # `epoch`; or an int: after so many batches, and after each epoch
+        resume=True,  # False: begin anew, whatever the file holds
         verbose=True,  # Say what was found
     ):
-        if every != 'epoch' and (isinstance(every, bool) or not isinstance(every, int) or every < 1): raise FlowError(f"Checkpoint(every={every!r}) must be 'epoch' or a number of batches")
+        if every != 'epoch' and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise FlowError(f"Checkpoint(every={every!r}) must be 'epoch' or a number of batches")
         self.file, self.every, self.resume, self.verbose = Path(path), every, resume, verbose
         self.fits, self.found, self.start, self.identity, self.active, self.skipped = -1, None, None, None, False, False
 
-    def before_fit(self): self.active = self.skipped = False # `learn.validate` begins a fit as well, without one
+    def before_fit(self):
+        self.active = self.skipped = False  # `learn.validate` begins a fit as well, without one
+
     def begin(self):
         "A fit begins: is it another one, one that was over, or the one to go on with?"
-        if is_lr_find(self.learn): return False # that will be undone
+        if is_lr_find(self.learn):
+            return False  # that will be undone
         self.ranks = max(dl.world_size if scattered(dl) else 1 for dl in self.dls.loaders)
-        self.active, self.fits, self.identity = True, self.fits + 1, {'number of processes': self.ranks} | _identity(self.learn)
-        if self.fits == 0 and self.resume: self.found = self._read()
+        self.active, self.fits, self.identity = (
+            True,
+            self.fits + 1,
+            {'number of processes': self.ranks} | _identity(self.learn),
+        )
+        if self.fits == 0 and self.resume:
+            self.found = self._read()
         s = self.found
-        if s is None: return False
+        if s is None:
+            return False
         self._check(s)
         if self.fits < s['fit'] or s['done']:
             self.skipped = True
-            self._restore(s, callbacks=False) # before others, such as SaveModelCallback(at_end=True), do what they do after a fit
-            if s['done'] and self.fits == s['fit']: self._tell("this training was finished; the learner is as it was at its end. To train anew, take the file away or write Checkpoint(..., resume=False)")
+            self._restore(
+                s, callbacks=False
+            )  # before others, such as SaveModelCallback(at_end=True), do what they do after a fit
+            if s['done'] and self.fits == s['fit']:
+                self._tell(
+                    "this training was finished; the learner is as it was at its end. To train anew, take the file "
+                    "away or write Checkpoint(..., resume=False)"
+                )
             raise CancelFitException()
-        self._tell(f"going on in epoch {s['epoch']}" + (f" after {s['batch']} batches" if s['batch'] else '') + (f" of fit {s['fit']}" if s['fit'] else ''))
+        self._tell(
+            f"going on in epoch {s['epoch']}"
+            + (f" after {s['batch']} batches" if s['batch'] else '')
+            + (f" of fit {s['fit']}" if s['fit'] else '')
+        )
         return True
-    def _tell(self, what):
-        if self.verbose and not rank_distrib(): print(f'{self.file}: {what}')
 
-    def before_epoch(self): self.trained = False
+    def _tell(self, what):
+        if self.verbose and not rank_distrib():
+            print(f'{self.file}: {what}')
+
+    def before_epoch(self):
+        self.trained = False
+
     def before_train(self):
-        self.trained = True # `learn.validate` has an epoch too, without
-        if self.active and self.every != 'epoch': self.start = _randoms(self.dls)
+        self.trained = True  # `learn.validate` has an epoch too, without
+        if self.active and self.every != 'epoch':
+            self.start = _randoms(self.dls)
+
     def after_batch(self):
-        if self.active and self.training and self.every != 'epoch' and (self.iter + 1) % self.every == 0: self.write(self.epoch, self.iter + 1)
+        if self.active and self.training and self.every != 'epoch' and (self.iter + 1) % self.every == 0:
+            self.write(self.epoch, self.iter + 1)
+
     def after_epoch(self):
-        if self.active and self.trained: self.write(self.epoch + 1, 0)
+        if self.active and self.trained:
+            self.write(self.epoch + 1, 0)
+
     def after_fit(self):
-        if self.skipped: # what others have done after a fit without epochs is undone
+        if self.skipped:  # what others have done after a fit without epochs is undone
             self._restore(self.found)
-            if self.fits == self.found['fit']: self.found = None
-        elif self.active: self.write(self.n_epoch, 0, done=True)
+            if self.fits == self.found['fit']:
+                self.found = None
+        elif self.active:
+            self.write(self.n_epoch, 0, done=True)
         self.active = False
 
     def state(self):
         "All that the training is now"
         learn, shared = self.learn, {id(o) for o in (self.learn.opt, *self.learn.model.modules())}
-        return dict(model=get_model(learn.model).state_dict(), opt=_opt_state(learn.opt), loss=_loss_state(learn.loss_func),
-                    learn={k: v for k in ('pct_train', 'train_iter', 'smooth_loss', 'final_record') if _is_plain(v := getattr(learn, k, None))},
-                    callbacks=[(type(cb).__name__, _kept(cb, shared)) for cb in self._others()])
-    def _others(self): return [cb for cb in self.learn.cbs.sorted('order') if cb is not self]
+        return dict(
+            model=get_model(learn.model).state_dict(),
+            opt=_opt_state(learn.opt),
+            loss=_loss_state(learn.loss_func),
+            learn={
+                k: v
+                for k in ('pct_train', 'train_iter', 'smooth_loss', 'final_record')
+                if _is_plain(v := getattr(learn, k, None))
+            },
+            callbacks=[(type(cb).__name__, _kept(cb, shared)) for cb in self._others()],
+        )
+
+    def _others(self):
+        return [cb for cb in self.learn.cbs.sorted('order') if cb is not self]
+
     def write(self, epoch, batch, done=False):
         "Write the file: the first process does, and it asks the others for the state of their generators"
         each = _of_all((_randoms(self.dls), self.start if batch else None), self.ranks)
-        if rank_distrib(): return
-        s = dict(version=VERSION, fit=self.fits, epoch=epoch, batch=batch, n_epoch=self.n_epoch, done=done, each=each, identity=self.identity, **self.state())
+        if rank_distrib():
+            return
+        s = dict(
+            version=VERSION,
+            fit=self.fits,
+            epoch=epoch,
+            batch=batch,
+            n_epoch=self.n_epoch,
+            done=done,
+            each=each,
+            identity=self.identity,
+            **self.state(),
+        )
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.file) as tmp: torch.save(s, tmp)
+        with atomic_write(self.file) as tmp:
+            torch.save(s, tmp)
 
-    def _mine(self, s): "What this process needs of the generators"; return s['each'][rank_distrib() if len(s['each']) > 1 else 0]
+    def _mine(self, s):
+        "What this process needs of the generators"
+        return s['each'][rank_distrib() if len(s['each']) > 1 else 0]
+
     def _read(self):
         there = _of_all(self.file.exists(), self.ranks)
-        if len(set(there)) > 1: raise FlowError(f"'{self.file}' is there for some processes only ({', '.join(map(str, [i for i,t in enumerate(there) if t]))} of {len(there)}): put the checkpoint where all machines find it")
-        if not there[0]: return None
+        if len(set(there)) > 1:
+            raise FlowError(
+                f"'{self.file}' is there for some processes only "
+                f"({', '.join(map(str, [i for i, t in enumerate(there) if t]))} of {len(there)}): put the "
+                "checkpoint "
+                "where all machines find it"
+            )
+        if not there[0]:
+            return None
         try:
-            with torch.serialization.safe_globals(_readable()): s = torch.load(self.file, map_location=None if torch.cuda.is_available() else 'cpu', weights_only=True)
-        except Exception as e: raise FlowError(f"'{self.file}' is no checkpoint that can be read ({type(e).__name__}: {str(e).splitlines()[0]}): take it away, or write Checkpoint(..., resume=False)") from e
-        if not isinstance(s, dict) or s.get('version') != VERSION: raise FlowError(f"'{self.file}' is no checkpoint of this version: take it away, or write Checkpoint(..., resume=False)")
+            with torch.serialization.safe_globals(_readable()):
+                s = torch.load(self.file, map_location=None if torch.cuda.is_available() else 'cpu', weights_only=True)
+        except Exception as e:
+            raise FlowError(
+                f"'{self.file}' is no checkpoint that can be read ({type(e).__name__}: {str(e).splitlines()[0]}): "
+                "take it away, or write Checkpoint(..., resume=False)"
+            ) from e
+        if not isinstance(s, dict) or s.get('version') != VERSION:
+            raise FlowError(
+                f"'{self.file}' is no checkpoint of this version: take it away, or write Checkpoint(..., resume=False)"
+            )
         return s
+
     def _check(self, s):
         anew = f"; to train anew, take '{self.file}' away or write Checkpoint(..., resume=False)"
         now = self.identity
         for k in dict.fromkeys([*s['identity'], *now]):
-            if s['identity'].get(k) != now.get(k): raise FlowError(f"'{self.file}' belongs to another training: {k} was {s['identity'].get(k, 'not there')!r} and is {now.get(k, 'not there')!r}. Make the data as it was (a split wants a seed){anew}")
-        if self.fits == s['fit'] and s['n_epoch'] != self.n_epoch: raise FlowError(f"'{self.file}' is of a fit of {s['n_epoch']} epochs, and this one has {self.n_epoch}, with another schedule: ask for {s['n_epoch']}{anew}")
+            if s['identity'].get(k) != now.get(k):
+                raise FlowError(
+                    f"'{self.file}' belongs to another training: {k} was {s['identity'].get(k, 'not there')!r} and is "
+                    f"{now.get(k, 'not there')!r}. Make the data as it was (a split wants a seed){anew}"
+                )
+        if self.fits == s['fit'] and s['n_epoch'] != self.n_epoch:
+            raise FlowError(
+                f"'{self.file}' is of a fit of {s['n_epoch']} epochs, and this one has {self.n_epoch}, with another "
+                f"schedule: ask for {s['n_epoch']}{anew}"
+            )
 
     def _restore(self, s, callbacks=True):
         "Everything as it was when `s` was written"
         learn = self.learn
-        try: get_model(learn.model).load_state_dict(s['model'])
-        except RuntimeError as e: raise FlowError(f"'{self.file}' belongs to another network: {str(e).splitlines()[-1].strip()}. Make the learner as it was, or write Checkpoint(..., resume=False)") from None
+        try:
+            get_model(learn.model).load_state_dict(s['model'])
+        except RuntimeError as e:
+            raise FlowError(
+                f"'{self.file}' belongs to another network: {str(e).splitlines()[-1].strip()}. Make the learner as it "
+                "was, or write Checkpoint(..., resume=False)"
+            ) from None
         _set_opt(learn.opt, s['opt'])
         _set_loss(learn, s['loss'])
         left = list(s['callbacks']) if callbacks else []
         for cb in self._others():
-            at = next((i for i,(name,_) in enumerate(left) if name == type(cb).__name__), None)
-            if at is not None: _give_back(cb, left.pop(at)[1])
-        for k,v in s['learn'].items():
-            if v is not None: setattr(learn, k, v)
+            at = next((i for i, (name, _) in enumerate(left) if name == type(cb).__name__), None)
+            if at is not None:
+                _give_back(cb, left.pop(at)[1])
+        for k, v in s['learn'].items():
+            if v is not None:
+                setattr(learn, k, v)
         _set_randoms(learn.dls, self._mine(s)[0])
 
     def go_on(self):
         "The epochs that are left"
         s, learn = self.found, self.learn
         self.found = None
-        if not s['batch']: self._restore(s)
+        if not s['batch']:
+            self._restore(s)
         for epoch in range(s['epoch'], learn.n_epoch):
             learn.epoch = epoch
-            if s['batch'] and epoch == s['epoch']: learn.all_batches = partial(self._batches_left, s)
+            if s['batch'] and epoch == s['epoch']:
+                learn.all_batches = partial(self._batches_left, s)
             learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+
     def _batches_left(self, s):
         "The batches that are left of an epoch"
         learn = self.learn
-        del learn.all_batches # once
+        del learn.all_batches  # once
         self.start = self._mine(s)[1]
         _set_randoms(learn.dls, self.start)
         learn.n_iter, batches = len(learn.dl), enumerate(learn.dl)
-        for _ in range(s['batch']): next(batches)
+        for _ in range(s['batch']):
+            next(batches)
         self._restore(s)
-        for i,b in batches: learn.one_batch(i, b)
+        for i, b in batches:
+            learn.one_batch(i, b)
+
 
 @wraps_stock(Learner)
 def _do_fit(stock, self):
@@ -248,16 +412,40 @@ def _do_fit(stock, self):
 # %% ../../nbs/callback/resume.ipynb #e9a83a0d
 def _opt_state(opt):
     s = opt.state_dict()
-    if 'hypers' not in s: return s # a PyTorch optimizer
-    return dict(hypers=[{k: _number(v) for k,v in h.items()} for h in s['hypers']], state=[dict(x) for x in s['state']])
-def _number(v): return v.item() if isinstance(v, np.generic) else v
+    if 'hypers' not in s:
+        return s  # a PyTorch optimizer
+    return dict(
+        hypers=[{k: _number(v) for k, v in h.items()} for h in s['hypers']], state=[dict(x) for x in s['state']]
+    )
+
+
+def _number(v):
+    return v.item() if isinstance(v, np.generic) else v
+
 
 def _set_opt(opt, s):
-    if 'hypers' not in s: return opt.load_state_dict(s)
-    device = [p.device for p,*_ in opt.all_params()]
-    opt.load_state_dict(dict(hypers=L(dict(h) for h in s['hypers']), state=[{k: v.to(d) if isinstance(v, torch.Tensor) else v for k,v in x.items()} for x,d in zip(s['state'], device)]))
+    if 'hypers' not in s:
+        return opt.load_state_dict(s)
+    device = [p.device for p, *_ in opt.all_params()]
+    opt.load_state_dict(
+        dict(
+            hypers=L(dict(h) for h in s['hypers']),
+            state=[
+                {k: v.to(d) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+                for x, d in zip(s['state'], device)
+            ],
+        )
+    )
+
 
 def _readable():
     "What a checkpoint holds beside tensors: torch's reader takes nothing else, and runs nothing"
     multiarray = getattr(np, '_core', None).multiarray if hasattr(np, '_core') else np.core.multiarray
-    return [L, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *[getattr(np.dtypes, d) for d in np.dtypes.__all__]]
+    return [
+        L,
+        np.ndarray,
+        np.dtype,
+        multiarray._reconstruct,
+        multiarray.scalar,
+        *[getattr(np.dtypes, d) for d in np.dtypes.__all__],
+    ]

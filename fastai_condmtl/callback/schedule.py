@@ -20,81 +20,134 @@ __all__ = ['meant_by', 'TaskLR', 'WeightSchedule']
 
 # %% ../../nbs/callback/schedule.ipynb #6ca167d2
 def meant_by(
-    flow:BoundFlow,
-    names, # Names of tasks, flows or branches
-) -> dict: # Path → the name that holds for it
+    flow: BoundFlow,
+    names,  # Names of tasks, flows or branches
+) -> dict:  # Path → the name that holds for it
     "Which name holds for each task that is meant: of several the one that means fewest tasks"
-    if not isinstance(names, Mapping) or not names: raise FlowError(f"{names!r} must be a dict: name of a task, flow or branch → value")
+    if not isinstance(names, Mapping) or not names:
+        raise FlowError(f"{names!r} must be a dict: name of a task, flow or branch → value")
     meant, res = {n: flow.select(n) for n in names}, {}
     for n in sorted(meant, key=lambda n: -len(meant[n])):
         for p in meant[n]:
-            if p in res and len(meant[res[p]]) == len(meant[n]): raise FlowError(f"'{res[p]}' and '{n}' both mean task '{p}': name it once")
+            if p in res and len(meant[res[p]]) == len(meant[n]):
+                raise FlowError(f"'{res[p]}' and '{n}' both mean task '{p}': name it once")
             res[p] = n
     return res
 
 # %% ../../nbs/callback/schedule.ipynb #bab69afb
 class TaskLR(Callback):
     "Multiplies the learning rate of what belongs to some tasks alone"
+
     run_valid = False
-    def __init__(self,
-        rates, # dict: name of a task, flow or branch → multiplier of the learning rate
-    ): self.rates, self.parts, self.old = rates, [], []
+
+    def __init__(
+        self,
+        rates,  # dict: name of a task, flow or branch → multiplier of the learning rate
+    ):
+        self.rates, self.parts, self.old = rates, [], []
+
     def before_fit(self):
         flow, opt = flow_of(self.learn), self.opt
-        if isinstance(opt, Lookahead): raise FlowError("TaskLR scales the steps of an optimizer, and Lookahead (ranger) steps back to weights that it remembers: use another opt_func, such as Adam or RAdam")
-        for n,m in self.rates.items() if isinstance(self.rates, Mapping) else ():
-            if isinstance(m, bool) or not isinstance(m, (int, float)) or not 0 <= m < math.inf: raise FlowError(f"TaskLR of '{n}': {m!r} must be a multiplier that is not negative")
+        if isinstance(opt, Lookahead):
+            raise FlowError(
+                "TaskLR scales the steps of an optimizer, and Lookahead (ranger) steps back to weights that it "
+                "remembers: use another opt_func, such as Adam or RAdam"
+            )
+        for n, m in self.rates.items() if isinstance(self.rates, Mapping) else ():
+            if isinstance(m, bool) or not isinstance(m, (int, float)) or not 0 <= m < math.inf:
+                raise FlowError(f"TaskLR of '{n}': {m!r} must be a multiplier that is not negative")
         meant, self.parts = meant_by(flow, self.rates), []
-        for n,m in self.rates.items():
-            if m != 1: self.parts += [(t, rows, m) for t,rows in task_params(self.model, flow, [p for p in meant if meant[p] == n])]
-    def before_step(self): self.old = [p.detach().index_select(0, rows) for p,rows,_ in self.parts]
+        for n, m in self.rates.items():
+            if m != 1:
+                self.parts += [
+                    (t, rows, m) for t, rows in task_params(self.model, flow, [p for p in meant if meant[p] == n])
+                ]
+
+    def before_step(self):
+        self.old = [p.detach().index_select(0, rows) for p, rows, _ in self.parts]
+
     def after_step(self):
-        for (p,rows,m),old in zip(self.parts, self.old): p.data.index_copy_(0, rows, old.lerp(p.detach().index_select(0, rows), m))
+        for (p, rows, m), old in zip(self.parts, self.old):
+            p.data.index_copy_(0, rows, old.lerp(p.detach().index_select(0, rows), m))
         self.old = []
-    def __getstate__(self): return {**self.__dict__, 'parts': [], 'old': []}
+
+    def __getstate__(self):
+        return {**self.__dict__, 'parts': [], 'old': []}
 
 # %% ../../nbs/callback/schedule.ipynb #27e19512
 class WeightSchedule(Callback):
     "Sets weights of tasks in the loss as training goes on"
-    order = ParamScheduler.order + 1 # its record joins that of the learning rate
-    def __init__(self,
-        tasks,      # Name of a task, flow or branch; or a dict of names → schedules
-        sched=None, # Function of the share of training done (0 to 1), such as `SchedCos(0, 1)`: the weight of each of these tasks
-    ): self.tasks, self.loss, self.own = tasks if isinstance(tasks, Mapping) else {tasks: sched}, None, None
+
+    order = ParamScheduler.order + 1  # its record joins that of the learning rate
+
+    def __init__(
+        self,
+        tasks,  # Name of a task, flow or branch; or a dict of names → schedules
+        # Function of the share of training done (0 to 1), such as `SchedCos(0, 1)`: the weight of each of these tasks
+        sched=None,
+    ):
+        self.tasks, self.loss, self.own = tasks if isinstance(tasks, Mapping) else {tasks: sched}, None, None
 
     def before_fit(self):
-        self._back() # the last fit was interrupted
+        self._back()  # the last fit was interrupted
         self.active = is_fitting(self.learn)
-        if not self.active: return
-        for n,f in self.tasks.items():
-            if not callable(f): raise FlowError(f"WeightSchedule of '{n}': {f!r} must be a function of the share of training done, such as SchedCos(0, 1)")
+        if not self.active:
+            return
+        for n, f in self.tasks.items():
+            if not callable(f):
+                raise FlowError(
+                    f"WeightSchedule of '{n}': {f!r} must be a function of the share of training done, such as "
+                    "SchedCos(0, 1)"
+                )
         meant, self.loss = meant_by(flow_of(self.learn), self.tasks), own_loss(self.learn)
         self.hps, paths = {f'weight of {n}': [] for n in self.tasks}, self.loss.flow.paths
-        self.rows = {n: torch.tensor([i for i,p in enumerate(paths) if meant.get(p) == n], dtype=torch.long) for n in self.tasks}
+        self.rows = {
+            n: torch.tensor([i for i, p in enumerate(paths) if meant.get(p) == n], dtype=torch.long) for n in self.tasks
+        }
+
     def before_train(self):
-        if not self.active: return
+        if not self.active:
+            return
         self.own = self.loss.task_weights()
-        self.rows = {n: r.to(self.own.device) for n,r in self.rows.items()}
+        self.rows = {n: r.to(self.own.device) for n, r in self.rows.items()}
+
     def before_batch(self):
-        if not self.active or not self.training: return
-        now = {n: self._weight(n, f) for n,f in self.tasks.items()}
+        if not self.active or not self.training:
+            return
+        now = {n: self._weight(n, f) for n, f in self.tasks.items()}
         weights = self.own.clone()
-        for n,w in now.items():
+        for n, w in now.items():
             weights.index_fill_(0, self.rows[n], w)
             self.hps[f'weight of {n}'].append(w)
         self.loss.set_weights(weights)
-    def after_train(self): self._back()
-    def before_validate(self): self._back()
+
+    def after_train(self):
+        self._back()
+
+    def before_validate(self):
+        self._back()
+
     def after_fit(self):
-        if not self.active or not hasattr(self.learn, 'recorder'): return
-        shared = any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs) # else what the recorder holds is of an earlier fit
+        if not self.active or not hasattr(self.learn, 'recorder'):
+            return
+        shared = any(
+            isinstance(cb, ParamScheduler) for cb in self.learn.cbs
+        )  # else what the recorder holds is of an earlier fit
         self.recorder.hps = {**(getattr(self.recorder, 'hps', {}) if shared else {}), **self.hps}
 
     def _weight(self, name, f):
         w = float(f(self.pct_train))
-        if not 0 <= w < math.inf: raise FlowError(f"WeightSchedule of '{name}' gives {w} at {self.pct_train:.0%} of the training: a weight is a number that is not negative")
+        if not 0 <= w < math.inf:
+            raise FlowError(
+                f"WeightSchedule of '{name}' gives {w} at {self.pct_train:.0%} of the training: a weight is a number "
+                "that is not negative"
+            )
         return w
+
     def _back(self):
-        if self.own is not None: self.loss.set_weights(self.own)
+        if self.own is not None:
+            self.loss.set_weights(self.own)
         self.own = None
-    def __getstate__(self): return {**self.__dict__, 'loss': None, 'own': None, 'rows': {}}
+
+    def __getstate__(self):
+        return {**self.__dict__, 'loss': None, 'own': None, 'rows': {}}

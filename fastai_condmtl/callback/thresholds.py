@@ -24,53 +24,97 @@ __all__ = ['ThresholdSearch', 'weight_sums', 'versions']
 # %% ../../nbs/callback/thresholds.ipynb #64af87f0
 class ThresholdSearch(Callback):
     "`learn.search_thresholds` after each fit; the table is in `learn.threshold_search.result`"
-    order = 65 # after SaveModelCallback has put the best weights back
-    def __init__(self,
-        metric='f1_score', # What to maximise, as for `search_thresholds`; or a dict task → metric, None leaves a task alone
-        gates='balanced_accuracy', # What to maximise for tasks that others are conditioned on
-        every:str='fit',   # `fit`: after each fit; `epoch`: after each epoch as well
-        verbose:bool=True, # Say what was done, in a line
-        constraint=None, tasks=None, # As for `search_thresholds`
-        n_boot:int=0, min_support:int=5, # As for `search_thresholds`
+
+    order = 65  # after SaveModelCallback has put the best weights back
+
+    def __init__(
+        self,
+        # What to maximise, as for `search_thresholds`; or a dict task → metric, None leaves a task alone
+        metric='f1_score',
+        gates='balanced_accuracy',  # What to maximise for tasks that others are conditioned on
+        every: str = 'fit',  # `fit`: after each fit; `epoch`: after each epoch as well
+        verbose: bool = True,  # Say what was done, in a line
+        constraint=None,
+        tasks=None,  # As for `search_thresholds`
+        n_boot: int = 0,
+        min_support: int = 5,  # As for `search_thresholds`
     ):
-        if every not in ('fit', 'epoch'): raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
-        self.metric, self.gates, self.every, self.verbose, self.constraint, self.tasks, self.n_boot, self.min_support = metric, gates, every, verbose, constraint, tasks, n_boot, min_support
+        if every not in ('fit', 'epoch'):
+            raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
+        (
+            self.metric,
+            self.gates,
+            self.every,
+            self.verbose,
+            self.constraint,
+            self.tasks,
+            self.n_boot,
+            self.min_support,
+        ) = metric, gates, every, verbose, constraint, tasks, n_boot, min_support
         self.result, self.seen, self.active, self.trained, self.start = None, None, False, False, None
-    def wanted(self, flow): "What each task of `flow` is tuned for; a wrong name is an error here"; return aims(flow, self.metric, self.constraint, self.gates, self.tasks)
+
+    def wanted(self, flow):
+        "What each task of `flow` is tuned for; a wrong name is an error here"
+        return aims(flow, self.metric, self.constraint, self.gates, self.tasks)
 
     def before_fit(self):
         self.active = is_fitting(self.learn)
         self.trained, self.seen = False, None
-        if not self.active: return
+        if not self.active:
+            return
         self.aims = self.wanted(flow_of(self.learn))
-        metrics = [m.acc for m in self.learn.metrics if isinstance(m, TaskMetric)] if self.learn.recorder.valid_metrics else []
+        metrics = (
+            [m.acc for m in self.learn.metrics if isinstance(m, TaskMetric)]
+            if self.learn.recorder.valid_metrics
+            else []
+        )
         self.acc, self.shared = (metrics[0], True) if metrics else (Accumulator(flow_of(self.learn)), False)
-    def before_train(self): # `learn.validate` is no fit either
-        if not self.trained: self.start = weight_sums(self.model)
+
+    def before_train(self):  # `learn.validate` is no fit either
+        if not self.trained:
+            self.start = weight_sums(self.model)
         self.trained = True
+
     def before_validate(self):
-        if self.active and not self.shared: self.acc.reset()
+        if self.active and not self.shared:
+            self.acc.reset()
+
     def after_batch(self):
-        if self.active and not self.shared and not self.training and len(self.yb): self.acc.accumulate(self.learn)
-    def after_validate(self): self.seen = versions(self.model)
+        if self.active and not self.shared and not self.training and len(self.yb):
+            self.acc.accumulate(self.learn)
+
+    def after_validate(self):
+        self.seen = versions(self.model)
+
     def after_epoch(self):
-        if self.every == 'epoch': self._search()
+        if self.every == 'epoch':
+            self._search()
+
     def after_fit(self):
         found = self._search()
-        if found and self.verbose and self.learn.logger is not noop: print(self.told())
-        if self.active and not self.shared: self.acc.reset()
+        if found and self.verbose and self.learn.logger is not noop:
+            print(self.told())
+        if self.active and not self.shared:
+            self.acc.reset()
         self.start = None
 
     def _search(self):
         "Search, and say whether it was done"
-        if not (self.active and self.trained and self.aims) or len(self.dls.loaders) < 2 or not len(self.dls[1].dataset): return False
-        if torch.equal(self.start, weight_sums(self.model)): return False # no step was made, or none that changed a weight
+        if (
+            not (self.active and self.trained and self.aims)
+            or len(self.dls.loaders) < 2
+            or not len(self.dls[1].dataset)
+        ):
+            return False
+        if torch.equal(self.start, weight_sums(self.model)):
+            return False  # no step was made, or none that changed a weight
         fresh = self.acc.parts and self.seen is not None and self.seen == versions(self.model)
         loss = own_loss(self.learn)
         try:
-            with no_random(): acc = self.acc if fresh else collect(self.learn) # a second look must not change the fits that follow
+            with no_random():
+                acc = self.acc if fresh else collect(self.learn)  # a second look must not change the fits that follow
             self.result = search(loss, acc, self.aims, self.n_boot, self.min_support)
-        except FlowError as e: # the training itself is done and must not be lost
+        except FlowError as e:  # the training itself is done and must not be lost
             warnings.warn(f"thresholds were not searched, since {e}", FlowWarning, stacklevel=2)
             return False
         return True
@@ -79,16 +123,31 @@ class ThresholdSearch(Callback):
         "What the last search did, in a line"
         t = self.result
         moved = t[t.note == '']
-        names = [f"{p.rpartition('.')[2]}{'' if l is None else ' ' + str(l)} {v:.2f}" for p,l,v in zip(moved.task_path, moved.label, moved.threshold)]
+        names = [
+            f"{p.rpartition('.')[2]}{'' if l is None else ' ' + str(l)} {v:.2f}"
+            for p, l, v in zip(moved.task_path, moved.label, moved.threshold)
+        ]
         kept = f"{len(t) - len(moved)} kept" if len(t) > len(moved) else ''
-        return 'thresholds: ' + '; '.join(filter(None, [', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else ''), kept])) + ' (learn.threshold_search.result)'
+        return (
+            'thresholds: '
+            + '; '.join(
+                filter(None, [', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else ''), kept])
+            )
+            + ' (learn.threshold_search.result)'
+        )
+
 
 def weight_sums(
-    model, # Network
-) -> torch.Tensor: # `(2, parameters)`, on the CPU
+    model,  # Network
+) -> torch.Tensor:  # `(2, parameters)`, on the CPU
     "Two sums of each parameter: they stay the same only where nothing is trained"
-    sums = [torch.stack([p.float().sum(), p.float().abs().sum()]) for p in map(torch.detach, model.parameters()) if not is_lazy(p)]
+    sums = [
+        torch.stack([p.float().sum(), p.float().abs().sum()])
+        for p in map(torch.detach, model.parameters())
+        if not is_lazy(p)
+    ]
     return torch.stack(sums, 1).cpu() if sums else torch.zeros(2, 0)
+
 
 def versions(model):
     "Changes whenever parameters or buffers are written in place or replaced"
@@ -99,12 +158,19 @@ def versions(model):
 def _searches_follow(learn, old, kept):
     "A `ThresholdSearch` of the learner knows the tasks by their new names"
     for cb in learn.cbs:
-        if isinstance(cb, ThresholdSearch): _grown_search(cb, old, kept)
+        if isinstance(cb, ThresholdSearch):
+            _grown_search(cb, old, kept)
+
 
 def _grown_search(cb, old, kept):
     "Names of tasks in what a `ThresholdSearch` was told, as they are now"
-    back = {p: q for q,p in kept.items()}
-    def now(d): return {back[old.path(k)]: v for k,v in d.items() if old.path(k) in back}
-    if isinstance(cb.metric, dict) and not set(cb.metric) <= {'metric', 'constraint'}: cb.metric = now(cb.metric)
-    if isinstance(cb.tasks, dict): cb.tasks = now(cb.tasks)
+    back = {p: q for q, p in kept.items()}
+
+    def now(d):
+        return {back[old.path(k)]: v for k, v in d.items() if old.path(k) in back}
+
+    if isinstance(cb.metric, dict) and not set(cb.metric) <= {'metric', 'constraint'}:
+        cb.metric = now(cb.metric)
+    if isinstance(cb.tasks, dict):
+        cb.tasks = now(cb.tasks)
     cb.result = None

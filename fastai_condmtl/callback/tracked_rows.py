@@ -16,7 +16,7 @@ from ..evaluate.metrics import TaskMetric
 from ..core.geometry import Frame
 from ..loss.ranks import gather_rows, in_order, whole
 from ..core.prediction import FlowPrediction
-from ..evaluate.tune import in_force # and learn.plot_threshold
+from ..evaluate.tune import in_force  # and learn.plot_threshold
 from ..core.applications import provided
 
 # %% auto #0
@@ -25,23 +25,40 @@ __all__ = ['Kept', 'weights_seen', 'Tracked']
 # %% ../../nbs/callback/tracked_rows.ipynb #06e9aedc
 class Kept(Losses):
     "`Losses` that also keeps the logits of the first `n` rows, for example trees"
-    def __init__(self, flow, n): self.n = n; super().__init__(flow)
-    def reset(self): super().reset(); self.logits, self.at_logits = [], []
+
+    def __init__(self, flow, n):
+        self.n = n
+        super().__init__(flow)
+
+    def reset(self):
+        super().reset()
+        self.logits, self.at_logits = [], []
+
     def accumulate(self, learn):
         n = len(self.parts)
         super().accumulate(learn)
-        if len(self.parts) > n: self._first(learn)
+        if len(self.parts) > n:
+            self._first(learn)
+
     def beside(self, learn):
         "As `accumulate`, but leave rows to the accumulator of the metrics"
-        self.kept.append(gather_rows(getattr(learn, 'dl', None), self.flow.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
+        self.kept.append(
+            gather_rows(getattr(learn, 'dl', None), self.flow.loss_func.per_sample(learn.pred, learn.yb[0]))[0]
+        )
         self._first(learn)
+
     def _first(self, learn):
         done = sum(map(len, self.logits))
-        if done >= self.n: return
+        if done >= self.n:
+            return
         x, at = gather_rows(getattr(learn, 'dl', None), learn.pred)
         self.logits.append((x if at is None else x[at < self.n]).float())
-        if at is not None: self.at_logits.append(at[at < self.n])
-    def share(self, acc): "Take over the rows of the metrics' accumulator"; self.parts, self.at, self.data, self.thresholds = acc.parts, acc.at, acc.data, acc.thresholds
+        if at is not None:
+            self.at_logits.append(at[at < self.n])
+
+    def share(self, acc):
+        "Take over the rows of the metrics' accumulator"
+        self.parts, self.at, self.data, self.thresholds = acc.parts, acc.at, acc.data, acc.thresholds
 
 # %% ../../nbs/callback/tracked_rows.ipynb #812629b5
 def weights_seen(learn, weights):
@@ -49,64 +66,94 @@ def weights_seen(learn, weights):
     recent = getattr(getattr(learn, 'task_balance', None), 'recent', None)
     return weights if recent is None else recent
 
+
 class Tracked:
     "What is worth seeing of a validation, by tag `<task path>/<what>`; made once, whoever writes it"
-    def __init__(self,
-        learn,      # Learner whose data has a flow
-        acc=None,   # `Kept` rows of the validation set; None: validate now
-        train=None, # Mean training loss of each task `(T,)`, where known
-        tasks=None, # Tasks to show inputs and curves of; by default the first 20
-        n:int=4,    # Best and worst inputs a task, and example trees
+
+    def __init__(
+        self,
+        learn,  # Learner whose data has a flow
+        acc=None,  # `Kept` rows of the validation set; None: validate now
+        train=None,  # Mean training loss of each task `(T,)`, where known
+        tasks=None,  # Tasks to show inputs and curves of; by default the first 20
+        n: int = 4,  # Best and worst inputs a task, and example trees
     ):
         self.learn, self.flow, self.train, self.n, self.dl = learn, flow_of(learn), train, n, whole(learn.dls.valid)
-        if acc is None: collect(learn, acc=(acc := Kept(self.flow, n)))
+        if acc is None:
+            collect(learn, acc=(acc := Kept(self.flow, n)))
         self.acc = acc
         self.interp, self.some = ConditionalInterpretation(learn, self.dl, self.acc), bool(self.acc.parts)
-        self.tasks = self.flow.named(tasks)[:20 if tasks is None else None]
+        self.tasks = self.flow.named(tasks)[: 20 if tasks is None else None]
 
     def scalars(self) -> dict:
-        "Tag → number: per task losses, weight, share of the training loss, and what the recorder has just recorded; NaN (no row counts) is left out"
-        weights, train, valid = weights_seen(self.learn, loss_of(self.learn).task_weights().cpu()), self.train, self.acc.losses().nanmean(0) if self.some else None
-        cols = dict(weight=weights, train_loss=train, valid_loss=valid, loss_share=None if train is None else train*weights/(train*weights).nansum())
-        res = {f'{p}/{k}': float(v[i]) for i,p in enumerate(self.flow.paths) for k,v in cols.items() if v is not None} | self.recorded()
-        return {k: v for k,v in res.items() if v == v or k.startswith('_total/')} # a total that is NaN has to be seen
+        """Tag → number: per task losses, weight, share of the training loss, and what the recorder has just
+        recorded; NaN (no row counts) is left out"""
+        weights, train, valid = (
+            weights_seen(self.learn, loss_of(self.learn).task_weights().cpu()),
+            self.train,
+            self.acc.losses().nanmean(0) if self.some else None,
+        )
+        cols = dict(
+            weight=weights,
+            train_loss=train,
+            valid_loss=valid,
+            loss_share=None if train is None else train * weights / (train * weights).nansum(),
+        )
+        res = {
+            f'{p}/{k}': float(v[i]) for i, p in enumerate(self.flow.paths) for k, v in cols.items() if v is not None
+        } | self.recorded()
+        return {k: v for k, v in res.items() if v == v or k.startswith('_total/')}  # a total that is NaN has to be seen
+
     def recorded(self):
         "The recorder's last row, metrics under their tasks"
         rec, mets = self.learn.recorder, [m for m in self.learn.metrics if isinstance(m, TaskMetric)]
         tags = {m.name: f'{m.path}/{m.metric}' + ('' if m.label is None else f'_{m.label}') for m in mets}
-        if getattr(rec, 'cancel_train', False) or getattr(rec, 'cancel_valid', False): return {} # fastai leaves numbers out then, names stay
+        if getattr(rec, 'cancel_train', False) or getattr(rec, 'cancel_valid', False):
+            return {}  # fastai leaves numbers out then, names stay
+
         def tag(name):
-            part, _, rest = name.partition('_') # `train_<name>` and `valid_<name>` with train_metrics=True
-            if name in tags: return tags[name]
+            part, _, rest = name.partition('_')  # `train_<name>` and `valid_<name>` with train_metrics=True
+            if name in tags:
+                return tags[name]
             return f"{tags[rest]}_{part}" if rest in tags else f'_total/{name}'
-        return {tag(k): float(v) for k,v in zip(rec.metric_names, rec.log) if k not in ('epoch', 'time') and v is not None}
+
+        return {
+            tag(k): float(v) for k, v in zip(rec.metric_names, rec.log) if k not in ('epoch', 'time') and v is not None
+        }
 
     def thresholds(self) -> dict:
         "Tag → threshold in force, a label each for multi-label tasks"
         res = {}
-        for p,b in self.flow.tasks.items():
+        for p, b in self.flow.tasks.items():
             names = [f'_{l}' for l in b.labels] if b.labels else ['']
-            if b.thresholded: res.update((f'{p}/threshold{l}', float(t)) for l,t in zip(names, in_force(self.learn.loss_func, p)))
+            if b.thresholded:
+                res.update((f'{p}/threshold{l}', float(t)) for l, t in zip(names, in_force(self.learn.loss_func, p)))
         return res
 
     def figures(self):
         "Pairs of tag and figure: threshold curves, and where the input is an image its best and worst"
-        if not self.some: return
+        if not self.some:
+            return
         for p in self.tasks:
-            if not self.flow.tasks[p].thresholded or not self.acc.task(p)[2].any(): continue
+            if not self.flow.tasks[p].thresholded or not self.acc.task(p)[2].any():
+                continue
             yield f'{p}/threshold_curve', self.learn.plot_threshold(p, acc=self.acc, n_boot=100).get_figure()
         picks, images = self.picks, self.inputs
         if isinstance(next(iter(images.values()), None), TensorImage):
-            for tag,rows in picks.items(): yield tag, self.strip(tag.rpartition('/')[0], rows, images)
+            for tag, rows in picks.items():
+                yield tag, self.strip(tag.rpartition('/')[0], rows, images)
 
     def texts(self):
         "Pairs of tag and text: example trees, and where the input is no image the trees of the best and worst"
-        if not self.some: return
-        yield '_flow/trees', '\n\n'.join(f'validation row {i}\n{t}' for i,t in enumerate(self.trees()))
+        if not self.some:
+            return
+        yield '_flow/trees', '\n\n'.join(f'validation row {i}\n{t}' for i, t in enumerate(self.trees()))
         picks, inputs = self.picks, self.inputs
-        if isinstance(next(iter(inputs.values()), None), TensorImage): return
-        for tag,rows in picks.items():
-            yield tag, '\n\n'.join(self.row(r, f'loss {l:.3g}', inputs.get(r)) for l,r in rows)
+        if isinstance(next(iter(inputs.values()), None), TensorImage):
+            return
+        for tag, rows in picks.items():
+            yield tag, '\n\n'.join(self.row(r, f'loss {l:.3g}', inputs.get(r)) for l, r in rows)
+
     def row(self, r, note, x=None):
         "A row in words: where it stands, its input where that is a text, its tree beside the truth"
         said = [textwrap.shorten(x, 400)] if isinstance(x, str) else []
@@ -114,22 +161,34 @@ class Tracked:
 
     def trees(self):
         "Trees of the first rows: decisions with probabilities, logits and conditions, beside the truth"
-        if not self.acc.logits: return []
-        loss, raw = self.learn.loss_func, in_order(self.acc.logits, self.acc.at_logits)[:self.n]
+        if not self.acc.logits:
+            return []
+        loss, raw = self.learn.loss_func, in_order(self.acc.logits, self.acc.at_logits)[: self.n]
         acts = loss.activation(raw)
         dec, raw = loss.decodes(acts), loss.layout.raw_acts(raw)
-        return [FlowPrediction(self.flow, d, a, r).tree(self.truth(i), logits=True, condition=True, top_k=3) for i,(d,a,r) in enumerate(zip(dec, acts, raw))]
+        return [
+            FlowPrediction(self.flow, d, a, r).tree(self.truth(i), logits=True, condition=True, top_k=3)
+            for i, (d, a, r) in enumerate(zip(dec, acts, raw))
+        ]
 
     @cached_property
     def packed(self):
         "Packed labels, and decided values as packed predictions whose mask says *reached*"
         y, vals = self.acc.packed()
-        return y, self.flow.loss_func.decisions.with_reached(vals.to(self.flow.loss_func.layout.target_order.device)).as_subclass(torch.Tensor).cpu()
-    def truth(self, i): "The labels of a row"; return FlowPrediction(self.flow, self.packed[0][i], frame=Frame.of_size(1, 1))
+        return y, self.flow.loss_func.decisions.with_reached(
+            vals.to(self.flow.loss_func.layout.target_order.device)
+        ).as_subclass(torch.Tensor).cpu()
+
+    def truth(self, i):
+        "The labels of a row"
+        return FlowPrediction(self.flow, self.packed[0][i], frame=Frame.of_size(1, 1))
+
     def pred(self, i, all_=False):
         "What was decided on a row; `all_`: of every task, reached or not"
         d = self.packed[1][i]
-        return FlowPrediction(self.flow, torch.stack([d[0], torch.ones_like(d[1])]) if all_ else d, frame=Frame.of_size(1, 1)) # points and boxes as shares of the picture
+        return FlowPrediction(
+            self.flow, torch.stack([d[0], torch.ones_like(d[1])]) if all_ else d, frame=Frame.of_size(1, 1)
+        )  # points and boxes as shares of the picture
 
     @cached_property
     def picks(self) -> dict:
@@ -138,35 +197,59 @@ class Tracked:
         for p in self.tasks:
             for what in ('worst', 'best'):
                 losses, rows = self.interp.top_losses(p, self.n, what == 'worst')
-                if len(rows): res[f'{p}/{what}'] = list(zip(losses.tolist(), rows.tolist()))
+                if len(rows):
+                    res[f'{p}/{what}'] = list(zip(losses.tolist(), rows.tolist()))
         return res
+
     @cached_property
-    def order(self): "Positions in the validation set of the rows that were kept"; return range(len(self.packed[0])) if self.scattered else list(self.dl.get_idxs())
+    def order(self):
+        "Positions in the validation set of the rows that were kept"
+        return range(len(self.packed[0])) if self.scattered else list(self.dl.get_idxs())
+
     @property
-    def scattered(self): "Whether it is not known which rows these are"; return self.dl.shuffle or self.dl.n != len(self.packed[0])
+    def scattered(self):
+        "Whether it is not known which rows these are"
+        return self.dl.shuffle or self.dl.n != len(self.packed[0])
+
     @cached_property
     def inputs(self) -> dict:
         "Position → decoded input of all that `picks` names; empty where the input has no picture or text of its own"
-        rows = sorted({r for rows in self.picks.values() for _,r in rows})
-        if self.scattered or not rows: return {}
-        dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked([self.order[r] for r in rows]), bs=64, num_workers=0)
+        rows = sorted({r for rows in self.picks.values() for _, r in rows})
+        if self.scattered or not rows:
+            return {}
+        dl = self.dl.new(
+            shuffle=False, drop_last=False, get_idxs=Picked([self.order[r] for r in rows]), bs=64, num_workers=0
+        )
         shown = [dl.show_batch(b, max_n=64, show=False)[2] for b in dl]
         return {} if shown[0] is None else dict(zip(rows, (o[0] for its in shown for o in its)))
 
     def strip(self, path, rows, images):
         "Rows of a task in a grid: the image, what was decided, the truth and the loss above"
         import matplotlib.pyplot as plt
-        c = math.ceil(len(rows)**.5)
-        r = -(-len(rows)//c)
-        fig, axs = plt.subplots(r, c, figsize=(2.3*c, 2.9*r), squeeze=False)
-        fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1 - .5/(2.9*r), wspace=.03, hspace=.25) # a layout to be solved would take longer than the drawing
-        for ax in axs.flat: ax.axis('off')
+
+        c = math.ceil(len(rows) ** 0.5)
+        r = -(-len(rows) // c)
+        fig, axs = plt.subplots(r, c, figsize=(2.3 * c, 2.9 * r), squeeze=False)
+        fig.subplots_adjust(
+            left=0.01, right=0.99, bottom=0.01, top=1 - 0.5 / (2.9 * r), wspace=0.03, hspace=0.25
+        )  # a layout to be solved would take longer than the drawing
+        for ax in axs.flat:
+            ax.axis('off')
         say = lambda v: textwrap.shorten(tell(v), 28, placeholder=' …')
-        for ax,(l,row) in zip(axs.flat, rows):
+        for ax, (l, row) in zip(axs.flat, rows):
             pred, truth = self.pred(row, True), self.truth(row)
             right = self.packed[1][row][1, self.flow.slices[path].targets].any()
             images[row].show(ctx=ax)
             if self.flow.tasks[path].draws is not None or self.flow.tasks[path].geometry:
-                for o,color,ls in ((truth, 'white', '--'), (pred, 'orange', '-')): provided('draw_shapes', 'vision')(ax, o, images[row].shape[:-3:-1], color, ls)
-            ax.set_title(f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} (row {self.order[row]})", fontsize=8, parse_math=False)
+                for o, color, ls in ((truth, 'white', '--'), (pred, 'orange', '-')):
+                    provided('draw_shapes', 'vision')(ax, o, images[row].shape[:-3:-1], color, ls)
+            ax.set_title(
+                (
+                    f"{say(pred[path])}{'' if right else ' (not reached)'}\ntruth {say(truth[path])}\nloss {l:.3g} "
+                    "(row "
+                    f"{self.order[row]})"
+                ),
+                fontsize=8,
+                parse_math=False,
+            )
         return fig

@@ -27,162 +27,252 @@ __all__ = ['ConditionalTracker', 'ConditionalTensorBoard', 'ConditionalWandb', '
 # %% ../../nbs/callback/tracking.ipynb #51ec6f91
 class ConditionalTracker(Callback):
     "Shows each fit task by task; a subclass says where: `open`, `close`, `write_scalars`, `write_figure`, `write_text`"
-    order, remove_on_fetch = 70, True # after ThresholdSearch
+
+    order, remove_on_fetch = 70, True  # after ThresholdSearch
     _stateattrs = ('writer', 'acc', 'sums', 'seen')
     writer = acc = sums = seen = None
-    def __init__(self,
-        every:int=0, # Pictures, trees and curves every so many epochs as well; 0: at the end of a fit only
+
+    def __init__(
+        self,
+        every: int = 0,  # Pictures, trees and curves every so many epochs as well; 0: at the end of a fit only
         tasks=None,  # Tasks to show inputs and curves of; by default the first 20
-        n:int=4,     # Best and worst inputs a task, and example trees
+        n: int = 4,  # Best and worst inputs a task, and example trees
     ):
         self.every, self.tasks, self.n, self.batches, self.trained, self.said = every, tasks, n, 0, False, False
 
     def before_fit(self):
         self.run = is_fitting(self.learn)
-        if not self.run: return
+        if not self.run:
+            return
         flow, self.trained = flow_of(self.learn), False
-        Tracked(self.learn, Kept(flow, self.n), tasks=self.tasks) # a wrong name is an error now
-        self.acc, self.shared = Kept(flow, self.n), next((m.acc for m in self.learn.metrics if isinstance(m, TaskMetric) and m.acc.flow is flow), None)
+        Tracked(self.learn, Kept(flow, self.n), tasks=self.tasks)  # a wrong name is an error now
+        self.acc, self.shared = (
+            Kept(flow, self.n),
+            next((m.acc for m in self.learn.metrics if isinstance(m, TaskMetric) and m.acc.flow is flow), None),
+        )
+
     def before_train(self):
         self.sums = None
-        if not self.trained and rank_distrib() == 0: self._begin()
-        self.trained = True # `learn.validate` is no fit
+        if not self.trained and rank_distrib() == 0:
+            self._begin()
+        self.trained = True  # `learn.validate` is no fit
+
     def before_validate(self):
-        if not is_predicting(self.learn): self.acc.reset()
+        if not is_predicting(self.learn):
+            self.acc.reset()
+
     def after_batch(self):
-        if is_predicting(self.learn) or not len(self.learn.yb): return
-        if self.training: self._add(); self.batches += 1
-        elif self.shared is None: self.acc.accumulate(self.learn)
-        else: self.acc.beside(self.learn)
+        if is_predicting(self.learn) or not len(self.learn.yb):
+            return
+        if self.training:
+            self._add()
+            self.batches += 1
+        elif self.shared is None:
+            self.acc.accumulate(self.learn)
+        else:
+            self.acc.beside(self.learn)
+
     def after_validate(self):
-        if is_predicting(self.learn) or not self.trained: return
-        if self.shared is not None and self.acc.kept: self.shared.task(self.shared.flow.paths[0]); self.acc.share(self.shared)
+        if is_predicting(self.learn) or not self.trained:
+            return
+        if self.shared is not None and self.acc.kept:
+            self.shared.task(self.shared.flow.paths[0])
+            self.acc.share(self.shared)
         self.seen, train = versions(self.model), None
         if self.sums is not None:
-            s, n = maybe_gather(self.sums[None]).sum(0).cpu() if scattered(self.learn.dl) else self.sums.cpu() # of all processes
-            train = torch.where(n > 0, s/n, torch.nan)
-        if rank_distrib() == 0: self.write_scalars(Tracked(self.learn, self.acc, train).scalars())
+            s, n = (
+                maybe_gather(self.sums[None]).sum(0).cpu() if scattered(self.learn.dl) else self.sums.cpu()
+            )  # of all processes
+            train = torch.where(n > 0, s / n, torch.nan)
+        if rank_distrib() == 0:
+            self.write_scalars(Tracked(self.learn, self.acc, train).scalars())
+
     def after_epoch(self):
-        if self.trained and self.every and (self.epoch + 1) % self.every == 0 and self.epoch + 1 < self.n_epoch: self._show()
+        if self.trained and self.every and (self.epoch + 1) % self.every == 0 and self.epoch + 1 < self.n_epoch:
+            self._show()
+
     def after_fit(self):
-        if not self.trained: return
+        if not self.trained:
+            return
         self.trained = False
-        if self.acc.parts and self.seen != versions(self.model): self.acc = collect(self.learn, acc=Kept(self.acc.flow, self.n)) # the best weights are back
+        if self.acc.parts and self.seen != versions(self.model):
+            self.acc = collect(self.learn, acc=Kept(self.acc.flow, self.n))  # the best weights are back
         self._show()
-        if rank_distrib() == 0: self.close()
+        if rank_distrib() == 0:
+            self.close()
         self.acc = self.sums = None
 
     @torch.no_grad()
     def _add(self):
         "Add up each task's loss and rows `(2, T)`"
         mix, loss, pred = mixed(self.learn), self.acc.flow.loss_func, self.learn.pred.detach()
-        if isinstance(pred, TaskSums): self.sums = pred.as_subclass(torch.Tensor).sum(0) + (0. if self.sums is None else self.sums); return
-        for y,share in [(self.learn.yb[0], None)] if mix is None else [(self.learn.yb[0], mix.lam), (mix.yb1[0], 1 - mix.lam)]: # two labels a row
+        if isinstance(pred, TaskSums):
+            self.sums = pred.as_subclass(torch.Tensor).sum(0) + (0.0 if self.sums is None else self.sums)
+            return
+        for y, share in (
+            [(self.learn.yb[0], None)] if mix is None else [(self.learn.yb[0], mix.lam), (mix.yb1[0], 1 - mix.lam)]
+        ):  # two labels a row
             x = loss.per_sample(pred, y)
             there = (~x.isnan()).to(x.dtype)
-            if share is not None: there = there*torch.as_tensor(share, device=x.device, dtype=x.dtype).reshape(-1, 1)
-            new = torch.stack([(torch.where(there > 0, x, 0.)*there).sum(0), there.sum(0)])
+            if share is not None:
+                there = there * torch.as_tensor(share, device=x.device, dtype=x.dtype).reshape(-1, 1)
+            new = torch.stack([(torch.where(there > 0, x, 0.0) * there).sum(0), there.sum(0)])
             self.sums = new if self.sums is None else self.sums + new
+
     def _begin(self):
-        if self.writer is None: self.open()
-        if self.said: return
+        if self.writer is None:
+            self.open()
+        if self.said:
+            return
         self._draw('_flow/tasks', self.acc.flow.plot().get_figure())
         self.write_text('_flow/text', str(self.acc.flow))
-        self.said = True # once, whatever the number of fits
+        self.said = True  # once, whatever the number of fits
+
     def _show(self):
         "Write what is dear to make"
-        if rank_distrib() != 0: return
+        if rank_distrib() != 0:
+            return
         import matplotlib.pyplot as plt
+
         t = Tracked(self.learn, self.acc, tasks=self.tasks, n=self.n)
         with no_random(), plt.ioff():
             self.write_scalars(t.thresholds())
-            for tag,fig in t.figures(): self._draw(tag, fig)
-            for tag,text in t.texts(): self.write_text(tag, text)
+            for tag, fig in t.figures():
+                self._draw(tag, fig)
+            for tag, text in t.texts():
+                self.write_text(tag, text)
+
     def _draw(self, tag, fig):
         import matplotlib.pyplot as plt
+
         self.write_figure(tag, fig)
         plt.close(fig)
 
-    def open(self): "Called before the first batch of a fit"
-    def close(self): "Called after a fit"
+    def open(self):
+        "Called before the first batch of a fit"
+
+    def close(self):
+        "Called after a fit"
 
 # %% ../../nbs/callback/tracking.ipynb #71fb04fc
 @delegates()
 class ConditionalTensorBoard(ConditionalTracker):
     "Writes each fit, task by task, for TensorBoard; steps are training batches, over all fits of this object"
-    def __init__(self,
-        log_dir=None, # Folder of the run; by default runs/<date>_<host>
-        **kwargs
+
+    def __init__(
+        self,
+        log_dir=None,  # Folder of the run; by default runs/<date>_<host>
+        **kwargs,
     ):
         import_extra('tensorboard', 'ConditionalTensorBoard', 'track')
         super().__init__(**kwargs)
         self.log_dir = log_dir
+
     def open(self):
         from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(self.log_dir)
         self.log_dir = self.writer.log_dir
-    def close(self): self.writer.close(); self.writer = None
+
+    def close(self):
+        self.writer.close()
+        self.writer = None
+
     def after_batch(self):
         super().after_batch()
-        if self.writer is None or not self.training or is_predicting(self.learn): return
+        if self.writer is None or not self.training or is_predicting(self.learn):
+            return
         self.writer.add_scalar('_total/smooth_loss', self.smooth_loss, self.batches)
-        for i,h in enumerate(self.opt.hypers):
-            for k in {'lr', 'mom'} & set(h): self.writer.add_scalar(f'_hypers/{k}_{i}', h[k], self.batches)
+        for i, h in enumerate(self.opt.hypers):
+            for k in {'lr', 'mom'} & set(h):
+                self.writer.add_scalar(f'_hypers/{k}_{i}', h[k], self.batches)
+
     def write_scalars(self, values):
-        for tag,v in values.items(): self.writer.add_scalar(tag, v, self.batches)
+        for tag, v in values.items():
+            self.writer.add_scalar(tag, v, self.batches)
         self.writer.flush()
-    def write_figure(self, tag, fig): self.writer.add_figure(tag, fig, self.batches, close=False)
-    def write_text(self, tag, text): self.writer.add_text(tag, f'```\n{text}\n```', self.batches)
+
+    def write_figure(self, tag, fig):
+        self.writer.add_figure(tag, fig, self.batches, close=False)
+
+    def write_text(self, tag, text):
+        self.writer.add_text(tag, f'```\n{text}\n```', self.batches)
 
 # %% ../../nbs/callback/tracking.ipynb #d1f3fb81
 @delegates()
 class ConditionalWandb(ConditionalTracker):
     "Writes each fit, task by task, to the run that `wandb.init` started, beside fastai's `WandbCallback`"
+
     def __init__(self, **kwargs):
         import_extra('wandb', 'ConditionalWandb', 'track')
         super().__init__(**kwargs)
         self.brought = None
         _meet_fastai()
+
     def open(self):
         import wandb
         from fastai.callback.wandb import WandbCallback
+
         if not hasattr(self.learn, 'wandb'):
             self.brought = WandbCallback(log_preds=False)
             self.learn.add_cb(self.brought)
             self.brought('before_fit')
         self.writer = wandb.run
+
     def close(self):
-        if self.brought is not None: self.learn.remove_cb(self.brought)
+        if self.brought is not None:
+            self.learn.remove_cb(self.brought)
         self.writer = self.brought = None
-    def _log(self, values): self.writer.log(values, step=max(self.learn.wandb._wandb_step, self.writer.step))
-    def write_scalars(self, values): self._log(values)
+
+    def _log(self, values):
+        self.writer.log(values, step=max(self.learn.wandb._wandb_step, self.writer.step))
+
+    def write_scalars(self, values):
+        self._log(values)
+
     def write_figure(self, tag, fig):
         import wandb
+
         self._log({tag: wandb.Image(fig)})
+
     def write_text(self, tag, text):
         import wandb
+
         self._log({tag: wandb.Html(f'<pre>{html.escape(text)}</pre>')})
+
 
 @cache
 def _meet_fastai():
     "Let fastai's `WandbCallback` show samples of a flow, and work"
     from fastai.callback import wandb as fw
+
     @dispatch
-    def wandb_process(x:TensorImage, y:TensorConditional, samples, outs, preds):
-        return _table(samples, outs, 'Input image', lambda x: fw.wandb.Image(x.permute(1,2,0)))
+    def wandb_process(x: TensorImage, y: TensorConditional, samples, outs, preds):
+        return _table(samples, outs, 'Input image', lambda x: fw.wandb.Image(x.permute(1, 2, 0)))
+
     @dispatch
-    def wandb_process(x:TensorBase, y:TensorConditional, samples, outs, preds): return _table(samples, outs, 'Input', str)
+    def wandb_process(x: TensorBase, y: TensorConditional, samples, outs, preds):
+        return _table(samples, outs, 'Input', str)
+
     plain = fw._format_config_value
-    try: plain(0) # fastai 2.8.12 stops at the first number of the configuration: github.com/fastai/fastai/issues/4173
-    except TypeError: fw._format_config_value = lambda v: plain(v) if isinstance(v, list) or hasattr(v, '__dict__') else v
+    try:
+        plain(0)  # fastai 2.8.12 stops at the first number of the configuration: github.com/fastai/fastai/issues/4173
+    except TypeError:
+        fw._format_config_value = lambda v: plain(v) if isinstance(v, list) or hasattr(v, '__dict__') else v
+
 
 def _table(samples, outs, name, show):
     import wandb
-    rows = [[show(s[0]), str(s[-1].tree()), str(o[0].tree(truth=s[-1]))] for s,o in zip(samples, outs)]
+
+    rows = [[show(s[0]), str(s[-1].tree()), str(o[0].tree(truth=s[-1]))] for s, o in zip(samples, outs)]
     return {'Prediction_Samples': wandb.Table(columns=[name, 'Ground_Truth', 'Predictions'], data=rows)}
 
 # %% ../../nbs/callback/tracking.ipynb #c239dc43
 @dispatch
-def tensorboard_log(x:TensorBase, y:TensorConditional, samples, outs, writer, step):
+def tensorboard_log(x: TensorBase, y: TensorConditional, samples, outs, writer, step):
     "Trees of predictions, in fastai's `TensorBoardCallback`"
-    writer.add_text('Sample results', '```\n' + '\n\n'.join(str(o[0].tree(truth=s[-1])) for s,o in zip(samples, outs)) + '\n```', step)
+    writer.add_text(
+        'Sample results',
+        '```\n' + '\n\n'.join(str(o[0].tree(truth=s[-1])) for s, o in zip(samples, outs)) + '\n```',
+        step,
+    )

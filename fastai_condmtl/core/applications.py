@@ -12,15 +12,21 @@ __all__ = ['provides', 'provided']
 # %% ../../nbs/core/applications.ipynb #e5203f84
 _provided: dict[str, object] = {}
 
+
 def provides(f):
     "Offer a function or a class of an application to the rooms below, by its name; a decorator"
     _provided[f.__name__] = f
     return f
 
+
 def provided(
-    name:str,        # What is asked for
-    application:str, # Who offers it: `vision`, `tabular` or `text`
+    name: str,  # What is asked for
+    application: str,  # Who offers it: `vision`, `tabular` or `text`
 ):
     "What an application offers; an error that says what to import where it has not been loaded"
-    if name not in _provided: raise FlowError(f"this needs what fastai_condmtl knows of {application}: write `from fastai_condmtl.{application}.all import *`")
+    if name not in _provided:
+        raise FlowError(
+            f"this needs what fastai_condmtl knows of {application}: write `from fastai_condmtl.{application}.all "
+            "import *`"
+        )
     return _provided[name]

@@ -16,22 +16,44 @@ __all__ = ['habits', 'UnknownArgument', 'arguments_of', 'check_arguments', 'near
 
 # %% ../../nbs/core/arguments.ipynb #835443dd
 # What loaders of fastai that have one target take, and where it is said here
-habits = dict.fromkeys(('label_col', 'y_names'), "labels are read from the columns that the tasks of the flow are named after, or from those that they name with col=")
-habits |= dict.fromkeys(('y_block', 'blocks'), "the flow is the target, and its tasks are blocks such as BinaryBlock(name) and SingleLabelBlock(name)")
+habits = dict.fromkeys(
+    ('label_col', 'y_names'),
+    (
+        "labels are read from the columns that the tasks of the flow are named after, or from those that they name "
+        "with "
+        "col="
+    ),
+)
+habits |= dict.fromkeys(
+    ('y_block', 'blocks'),
+    "the flow is the target, and its tasks are blocks such as BinaryBlock(name) and SingleLabelBlock(name)",
+)
 habits |= dict.fromkeys(('get_y', 'label_func', 'label_funcs'), "of a table the flow reads the columns itself")
-habits |= dict(label_delim="it is an argument of a task, MultiLabelBlock(name, label_delim=' ')",
-               is_lm="MaskedLMBlock(name) is a task that asks for words, and fastai's own TextDataLoaders.from_df(..., is_lm=True) has no flow")
+habits |= dict(
+    label_delim="it is an argument of a task, MultiLabelBlock(name, label_delim=' ')",
+    is_lm=(
+        "MaskedLMBlock(name) is a task that asks for words, and fastai's own TextDataLoaders.from_df(..., "
+        "is_lm=True) has no flow"
+    ),
+)
+
 
 class UnknownArgument(FlowError, TypeError):
     "Nothing reads an argument"
 
+
 @lru_cache(maxsize=256)  # a prediction makes loaders too
 def arguments_of(
-    *takers, # Functions, and classes: what their `__init__` and those of their bases take, and the methods that fastai lets one replace
+    # Functions, and classes: what their `__init__` and those of their bases take, and the methods that fastai lets one
+    # replace
+    *takers,
 ) -> frozenset:
     "Names of all keyword arguments that `takers` read"
-    return frozenset().union(*map(_of_class, (t for t in takers if isinstance(t, type))),
-                       *map(_of_function, (t for t in takers if not isinstance(t, type))))
+    return frozenset().union(
+        *map(_of_class, (t for t in takers if isinstance(t, type))),
+        *map(_of_function, (t for t in takers if not isinstance(t, type))),
+    )
+
 
 def _of_class(cls):
     "What the classes from `cls` up to `object` take"
@@ -42,30 +64,36 @@ def _of_class(cls):
         names |= set(vars(c).get('_methods', ()))  # see fastcore's `funcs_kwargs`
     return names
 
+
 def _of_function(f):
     "What `f` and the functions that it delegates to take"
     names = set()
     while f is not None:
         f = getattr(f, '__func__', f)
         for own in (f, inspect.unwrap(f)):
-            names |= {p.name for p in inspect.signature(own).parameters.values()
-                      if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            names |= {
+                p.name
+                for p in inspect.signature(own).parameters.values()
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            }
         f = getattr(f, '__delwrap__', None)
     return names - {'self', 'cls'}
 
+
 def check_arguments(
-    what:str,     # What was called, as users write it
-    given,        # Names of the keyword arguments that were given
-    *takers,      # What reads them, as for `arguments_of`
-    but=(),       # Names that a caller fills in, and nobody else may
+    what: str,  # What was called, as users write it
+    given,  # Names of the keyword arguments that were given
+    *takers,  # What reads them, as for `arguments_of`
+    but=(),  # Names that a caller fills in, and nobody else may
     prefixes=(),  # A name may begin with one of these: fastai's `val_` of loaders
 ):
     "Raise where none of `takers` reads an argument"
     taken = arguments_of(*takers) - set(but)
     for name in given:
-        stems = [name, *(name[len(p):] for p in prefixes if name.startswith(p))]
+        stems = [name, *(name[len(p) :] for p in prefixes if name.startswith(p))]
         if not any(s in taken for s in stems):
             raise UnknownArgument(f"{what} has no argument {name}=: {near_argument(name, taken)}")
+
 
 def near_argument(name, taken) -> str:
     "The hint about an unknown argument"
@@ -75,6 +103,7 @@ def near_argument(name, taken) -> str:
     if not hint.startswith('did you mean') and (alike := _of_one_word(name, taken)):
         return f"did you mean {' or '.join(map(repr, alike[:3]))}? Or leave it out"
     return f'{hint} Or leave it out' if hint.startswith('did you mean') else f'{hint}; leave it out'
+
 
 def _of_one_word(name, taken):
     "Arguments that share a word of some length with `name`"

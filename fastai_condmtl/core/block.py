@@ -8,8 +8,15 @@ from copy import copy
 from typing import Any
 import numpy as np, pandas as pd
 from .conditions import Comparable, as_condition, both, check_op
-from .errors import (
-    FlowError, row_name, check_name, check_features, check_weight_col, shortly, plain_number)
+from fastai_condmtl.core.errors import (
+    FlowError,
+    row_name,
+    check_name,
+    check_features,
+    check_weight_col,
+    shortly,
+    plain_number,
+)
 from .columns import is_list_of_words, is_mask, picture_hint, as_tuple
 
 # %% auto #0
@@ -18,49 +25,69 @@ __all__ = ['ConditionalBlock', 'given_by', 'names_of']
 # %% ../../nbs/core/block.ipynb #ee8478bc
 class ConditionalBlock(Comparable):
     "Base class of all kinds of task: the name, its column, and when it has meaning"
+
     name: str
     ops: tuple[str, ...] | None = ()
     metrics: tuple[str, ...] = ()
     n_out, n_summary, thresholded = 1, 1, False
-    exact = True # is a decision right or wrong (classes), or near or far (numbers)?
-    path: str | None = None # known once bound
-    draws: str | None = None # what to draw of it
-    questions: tuple = () # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
-    fillers: tuple = () # values that may stand in a vocabulary several times
-    labels: list | None = None # names of the target columns, where each is an answer of its own (known once bound)
-    geometry: str | None = None # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its transforms
-    blank = 0. # what `to_cell` is handed for a column that is not known
-    takes_lists = nan_is_empty = False # can one cell hold several values? is a blank cell an answer, "none of them"?
-    reduce = 'rows' # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
-    self_supervised = False # are the labels made with each batch (masked words), instead of read from the table?
-    default_params: dict = {} # of `params`, where another task of the family has them
-    lower_is_better: tuple[str, ...] = () # metrics of which less is more
-    weight_col: str | None = None # the column with a weight a row
-    fits_class_weights, learnt_weights = False, '' # does the block want to learn weights of its classes, and which did it learn, in words?
-    nll: Any = None # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be calibrated
-    def __init__(self,
-        name:str,     # Name of the task; with the flows around it, its path
-        col:str=None, # Column of the table; `name` by default
+    exact = True  # is a decision right or wrong (classes), or near or far (numbers)?
+    path: str | None = None  # known once bound
+    draws: str | None = None  # what to draw of it
+    questions: tuple = ()  # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
+    fillers: tuple = ()  # values that may stand in a vocabulary several times
+    labels: list | None = None  # names of the target columns, where each is an answer of its own (known once bound)
+    geometry: str | None = (
+        # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its
+        # transforms
+        None
+    )
+    blank = 0.0  # what `to_cell` is handed for a column that is not known
+    takes_lists = nan_is_empty = False  # can one cell hold several values? is a blank cell an answer, "none of them"?
+    # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
+    reduce = 'rows'
+    self_supervised = False  # are the labels made with each batch (masked words), instead of read from the table?
+    default_params: dict = {}  # of `params`, where another task of the family has them
+    lower_is_better: tuple[str, ...] = ()  # metrics of which less is more
+    weight_col: str | None = None  # the column with a weight a row
+    fits_class_weights, learnt_weights = (
+        False,
+        '',
+    )  # does the block want to learn weights of its classes, and which did it learn, in words?
+    # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be
+    # calibrated
+    nll: Any = None
+
+    def __init__(
+        self,
+        name: str,  # Name of the task; with the flows around it, its path
+        col: str = None,  # Column of the table; `name` by default
         *,
-        given=None,   # Condition under which the task has meaning; also written `block | condition`
-        weight:float=1., # Weight of the task's masked mean in the total loss
-        features:str=None, # Name of the branch whose features the task reads, see `branches=`; by default as its flow says, else the stock head
-        hidden:int=None, # Width of a hidden layer of the task's own
-        uses=(),         # Tasks (or their names) whose activations the task's head reads beside the features
-        detach_uses:bool=False, # Do gradients stop at these activations?
-        weight_col:str=None,    # Column with the weight of each row in this task's loss; by default as its flow says, else all rows weigh alike
+        given=None,  # Condition under which the task has meaning; also written `block | condition`
+        weight: float = 1.0,  # Weight of the task's masked mean in the total loss
+        # Name of the branch whose features the task reads, see `branches=`; by default as its flow says, else the stock
+        # head
+        features: str = None,
+        hidden: int = None,  # Width of a hidden layer of the task's own
+        uses=(),  # Tasks (or their names) whose activations the task's head reads beside the features
+        detach_uses: bool = False,  # Do gradients stop at these activations?
+        # Column with the weight of each row in this task's loss; by default as its flow says, else all rows weigh alike
+        weight_col: str = None,
     ):
         check_name(name)
         check_features(name, features)
         self.weight_col = check_weight_col(name, weight_col)
         hidden, weight = plain_number(hidden), plain_number(weight)
-        if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1): raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
+        if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1):
+            raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
         named = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
-        if bad := [u for u in named if not isinstance(u, (str, ConditionalBlock))]: raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
+        if bad := [u for u in named if not isinstance(u, (str, ConditionalBlock))]:
+            raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
         self.features, self.hidden, self.detach_uses = features, hidden, bool(detach_uses)
         self.uses = tuple(u if isinstance(u, str) else u.name for u in named)
-        if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300): raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
-        if col is not None and not isinstance(col, (str, int, float, tuple)): raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
+        if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300):
+            raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
+        if col is not None and not isinstance(col, (str, int, float, tuple)):
+            raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
         self.name, self.col, self.weight = name, col, float(weight)
         self.given = None if given is None else as_condition(given)
 
@@ -68,88 +95,216 @@ class ConditionalBlock(Comparable):
         res = copy(self)
         res.given = both(self.given, given_by(self, cond))
         return res
-    def _name(self): return self.name
-    def __repr__(self): return f"{type(self).__name__}({self.name!r})" + (f' | {self.given}' if self.given is not None else '')
+
+    def _name(self):
+        return self.name
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.name!r})" + (f' | {self.given}' if self.given is not None else '')
 
     @property
-    def cols(self): "The columns that hold the labels"; return [self.name if self.col is None else self.col]
-    @property
-    def n_targets(self): "Target columns of the task"; return 1
-    @property
-    def family(self): "Tasks with equal families are computed together"; return (type(self).__module__, type(self).__qualname__, self.n_out)
-    @property
-    def per_cell(self): "Do `loss`, `activate`, `decide` and `summarise` see one row a cell `(bs*n, n_out)`, or columns `(bs, n)`?"; return self.n_out > 1
-    def family_params(self): "Numbers for the whole family, `{name: list}`, handed to `loss`"; return {}
-    def params(self): "Numbers for each target column, `{name: (n_targets,)}`, handed to `loss` and `decide` for all columns of the family"; return {}
+    def cols(self):
+        "The columns that hold the labels"
+        return [self.name if self.col is None else self.col]
 
-    def bind(self,
-        df:pd.DataFrame, # The whole table
-        train:pd.DataFrame=None, # Its training rows; None: all
-        path:str=None,           # The task's path in its flow
+    @property
+    def n_targets(self):
+        "Target columns of the task"
+        return 1
+
+    @property
+    def family(self):
+        "Tasks with equal families are computed together"
+        return (type(self).__module__, type(self).__qualname__, self.n_out)
+
+    @property
+    def per_cell(self):
+        "Do `loss`, `activate`, `decide` and `summarise` see one row a cell `(bs*n, n_out)`, or columns `(bs, n)`?"
+        return self.n_out > 1
+
+    def family_params(self):
+        "Numbers for the whole family, `{name: list}`, handed to `loss`"
+        return {}
+
+    def params(self):
+        """Numbers for each target column, `{name: (n_targets,)}`, handed to `loss` and `decide` for all columns
+        of the family"""
+        return {}
+
+    def bind(
+        self,
+        df: pd.DataFrame,  # The whole table
+        train: pd.DataFrame = None,  # Its training rows; None: all
+        path: str = None,  # The task's path in its flow
     ):
         "A copy that has learnt from `df` what it was not told"
         res = copy(self)
         res.path = path or self.name
         res.setup(df, df if train is None else train)
         return res
-    def setup(self, df, train): "Learn from the whole table and its training rows (called on a copy)"
-    def fit_class_weights(self, vals, mask): "Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows' weights, `(N, W)` (called on a bound copy that is `balanced`)"
-    def encode(self, df): "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"; raise NotImplementedError(f'{type(self).__name__}.encode')
-    def scale(self, x): "Natural values to the loss scale"; return x
-    def unscale(self, x): "Loss scale to natural values"; return x
-    def parse_question(self, op, value): "`value` of an atom in natural values, after checking that the kind answers `op`"; check_op(op, self.ops, self.path or self.name, type(self).__name__); return value
-    def answer(self, op, value, vals, known, scaled=False): "Where an atom is true and where it is false, two boolean arrays (n,): of values and known `(n, W)`, NumPy arrays of labels or tensors of decisions"; raise NotImplementedError(f'{type(self).__name__}.answer')
-    def implied_labels(self, op, value, truth): "Natural values that an atom forces, `[(target column, value)]`"; return []
-    def loss(self, logits, targets, weight=None): "Loss of every cell; with `weight` their weighted sum"; raise NotImplementedError(f'{type(self).__name__}.loss')
-    def activate(self, logits): "What predictions are told as: probabilities, or values on the loss scale"; raise NotImplementedError(f'{type(self).__name__}.activate')
-    def decide(self, acts): "Decided values on the loss scale; thresholded kinds also take a threshold a column"; raise NotImplementedError(f'{type(self).__name__}.decide')
-    def summarise(self, acts, targets): "What scores need to know of each cell, in its last dimension `n_summary` numbers"; raise NotImplementedError(f'{type(self).__name__}.summarise')
-    def score(self, name, summary, true, mask, threshold=None): "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"; raise NotImplementedError(f'{type(self).__name__}.score')
-    def decided(self, summary, threshold=None): "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"; return summary[..., 0]
-    def fit_baseline(self, vals, mask): "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"; return None
-    def baseline(self, name, constant, vals): "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"; return None
-    def to_cell(self, vals): "Natural values of one row `(W,)` in the table's terms"; raise NotImplementedError(f'{type(self).__name__}.to_cell')
+
+    def setup(self, df, train):
+        "Learn from the whole table and its training rows (called on a copy)"
+
+    def fit_class_weights(self, vals, mask):
+        """Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows'
+        weights, `(N, W)` (called on a bound copy that is `balanced`)"""
+
+    def encode(self, df):
+        "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"
+        raise NotImplementedError(f'{type(self).__name__}.encode')
+
+    def scale(self, x):
+        "Natural values to the loss scale"
+        return x
+
+    def unscale(self, x):
+        "Loss scale to natural values"
+        return x
+
+    def parse_question(self, op, value):
+        "`value` of an atom in natural values, after checking that the kind answers `op`"
+        check_op(op, self.ops, self.path or self.name, type(self).__name__)
+        return value
+
+    def answer(self, op, value, vals, known, scaled=False):
+        """Where an atom is true and where it is false, two boolean arrays (n,): of values and known `(n, W)`,
+        NumPy arrays of labels or tensors of decisions"""
+        raise NotImplementedError(f'{type(self).__name__}.answer')
+
+    def implied_labels(self, op, value, truth):
+        "Natural values that an atom forces, `[(target column, value)]`"
+        return []
+
+    def loss(self, logits, targets, weight=None):
+        "Loss of every cell; with `weight` their weighted sum"
+        raise NotImplementedError(f'{type(self).__name__}.loss')
+
+    def activate(self, logits):
+        "What predictions are told as: probabilities, or values on the loss scale"
+        raise NotImplementedError(f'{type(self).__name__}.activate')
+
+    def decide(self, acts):
+        "Decided values on the loss scale; thresholded kinds also take a threshold a column"
+        raise NotImplementedError(f'{type(self).__name__}.decide')
+
+    def summarise(self, acts, targets):
+        "What scores need to know of each cell, in its last dimension `n_summary` numbers"
+        raise NotImplementedError(f'{type(self).__name__}.summarise')
+
+    def score(self, name, summary, true, mask, threshold=None):
+        "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"
+        raise NotImplementedError(f'{type(self).__name__}.score')
+
+    def decided(self, summary, threshold=None):
+        "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"
+        return summary[..., 0]
+
+    def fit_baseline(self, vals, mask):
+        "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"
+        return None
+
+    def baseline(self, name, constant, vals):
+        "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"
+        return None
+
+    def to_cell(self, vals):
+        "Natural values of one row `(W,)` in the table's terms"
+        raise NotImplementedError(f'{type(self).__name__}.to_cell')
+
     def to_columns(self, vals, known):
         "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N, W)"
-        return {self.cols[0]: np.array([self.to_cell(v) if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
+        return {
+            self.cols[0]: np.array(
+                [self.to_cell(v) if k.any() else None for v, k in zip(vals, known)] + [None], dtype=object
+            )[:-1]
+        }
+
     def question_states(self, op, value):
-        "An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the atom itself is a variable of two states"
+        """An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the
+        atom itself is a variable of two states"""
         return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
-    def n_states(self, variable): "States that a variable of `event` can take"; return max(2, self.n_out)
+
+    def n_states(self, variable):
+        "States that a variable of `event` can take"
+        return max(2, self.n_out)
+
     def state_probs(self, variable, acts, vals):
-        "Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"
+        """Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values
+        (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"""
         t = self.answer(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
         return np.stack([~t, t], 1).astype(float)
-    def columns_of(self, label): "Target columns of one of `labels`"; return [list(self.labels).index(label)]
-    def display_units(self, x): "Loss scale to what plots tell: natural values"; return self.unscale(x)
+
+    def columns_of(self, label):
+        "Target columns of one of `labels`"
+        return [list(self.labels).index(label)]
+
+    def display_units(self, x):
+        "Loss scale to what plots tell: natural values"
+        return self.unscale(x)
+
     def certain_acts(self, vals):
         "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
-        return vals if self.n_out == 1 else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.).flatten(1)
+        return (
+            vals
+            if self.n_out == 1
+            else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
+        )
+
     def matching_acts(self, new):
-        "Pairs (position among the activations, position among those of `new`, a bound block of the same kind) that mean the same. Classes and labels are known by their names; a binary task whose two words are exchanged, or a kind of another width without names, has none in common"
+        """Pairs (position among the activations, position among those of `new`, a bound block of the same kind)
+        that mean the same. Classes and labels are known by their names; a binary task whose two words are
+        exchanged, or a kind of another width without names, has none in common"""
         a, b = ([(type(v), v) for v in names_of(x)] for x in (self, new))
-        n, m = self.n_targets*self.n_out, new.n_targets*new.n_out
-        if len(a) == n and len(b) == m: return [(i, b.index(v)) for i,v in enumerate(a) if v in b]
+        n, m = self.n_targets * self.n_out, new.n_targets * new.n_out
+        if len(a) == n and len(b) == m:
+            return [(i, b.index(v)) for i, v in enumerate(a) if v in b]
         return [(i, i) for i in range(n)] if n == m and not (len(a) == len(b) and a != b and a == b[::-1]) else []
-    def matching_logits(self, new): "`matching_acts` of logits: what a task that goes on with another flow keeps"; return self.matching_acts(new)
-    def probability(self, acts): "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for kinds without"; return None
-    def describe(self): "What was learnt from the table, in a few words"; return ''
+
+    def matching_logits(self, new):
+        "`matching_acts` of logits: what a task that goes on with another flow keeps"
+        return self.matching_acts(new)
+
+    def probability(self, acts):
+        """What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for
+        kinds without"""
+        return None
+
+    def describe(self):
+        "What was learnt from the table, in a few words"
+        return ''
+
     def bad(self, df, col, i, why):
         "The error for a bad label: task, row and value, and what to do"
         v = df[col].iloc[i]
-        if isinstance(v, np.generic): v = v.item()
-        shown = shortly(v) if not is_mask(v) else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
-        return FlowError(f"task '{self.path or self.name}', {row_name(df, i)}, column '{col}', value {shown}: {why}{picture_hint(v)}{self._list_hint(v, why)}")
+        if isinstance(v, np.generic):
+            v = v.item()
+        shown = (
+            shortly(v)
+            if not is_mask(v)
+            else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
+        )
+        return FlowError(
+            f"task '{self.path or self.name}', {row_name(df, i)}, column '{col}', value {shown}: "
+            f"{why}{picture_hint(v)}{self._list_hint(v, why)}"
+        )
+
     def _list_hint(self, v, why):
         "What to add to an error about a list of labels where a cell holds one value"
-        if self.takes_lists or 'MultiLabelBlock' in why or not (is_list_of_words(v) or isinstance(as_tuple(v), tuple)): return ''
+        if self.takes_lists or 'MultiLabelBlock' in why or not (is_list_of_words(v) or isinstance(as_tuple(v), tuple)):
+            return ''
         return f". Several labels a row? MultiLabelBlock({self.name!r}) reads lists, also those that a csv made text of"
+
 
 def given_by(o, cond):
     "`cond` as a condition that `o` is given"
-    try: return as_condition(cond)
-    except FlowError as e: raise FlowError(f"`{o.name} | ...`: {e}") from None
+    try:
+        return as_condition(cond)
+    except FlowError as e:
+        raise FlowError(f"`{o.name} | ...`: {e}") from None
+
 
 def names_of(block) -> list:
-    "What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers where a kind names nothing"
+    """What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers
+    where a kind names nothing"""
     return list(getattr(block, 'vocab', None) or (('no', 'yes') if block.thresholded else range(block.n_out)))

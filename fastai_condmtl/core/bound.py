@@ -16,8 +16,15 @@ from .block import names_of
 from .flow import Flow
 from .plan import Plan, infer
 from .geometry import Geometry
-from .target import (
-    TensorConditional, check_lacks, check_cols, check_weights, as_table, row_weights, doubles)
+from fastai_condmtl.core.target import (
+    TensorConditional,
+    check_lacks,
+    check_cols,
+    check_weights,
+    as_table,
+    row_weights,
+    doubles,
+)
 
 # %% auto #0
 __all__ = ['Slices', 'Family', 'BoundFlow', 'NotYetBound', 'unseen_answers', 'as_series']
@@ -26,188 +33,299 @@ __all__ = ['Slices', 'Family', 'BoundFlow', 'NotYetBound', 'unseen_answers', 'as
 @dataclass(frozen=True)
 class Slices:
     "Where a task's columns are"
-    targets: slice # in D, flow order
+
+    targets: slice  # in D, flow order
     logits: slice  # in C, as the model gives them: grouped by family
-    acts: slice    # in C, flow order
+    acts: slice  # in C, flow order
+
 
 @dataclass(frozen=True)
 class Family:
     "Tasks computed together"
-    tasks: tuple   # Indices of the tasks, those with many target columns first
-    columns: tuple # Their target columns, in that order
-    n_out: int     # Logits a column
+
+    tasks: tuple  # Indices of the tasks, those with many target columns first
+    columns: tuple  # Their target columns, in that order
+    n_out: int  # Logits a column
+
 
 class BoundFlow:
     "A flow that has met its table: knows vocabularies, scales and where every column is"
-    untold: Mapping = MappingProxyType({}) # what no training row tells: path -> its labels, or () for the whole task
-    def __init__(self,
-        flow:Flow,       # Blocks and conditions
-        df:pd.DataFrame, # The whole table
+
+    untold: Mapping = MappingProxyType({})  # what no training row tells: path -> its labels, or () for the whole task
+
+    def __init__(
+        self,
+        flow: Flow,  # Blocks and conditions
+        df: pd.DataFrame,  # The whole table
         train_idx=None,  # Positions of the training rows; None: all
     ):
         self.flow, plan, self.untold = flow, Plan(flow), {}
         df = as_table(df, plan.blocks)
-        if not len(df): raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
-        for p,b in zip(plan.paths, plan.blocks): check_cols(p, b, df); check_lacks(p, b, df)
-        for p,c in zip(plan.paths, plan.weight_cols): check_weights(p, c, df)
-        df = df[list(dict.fromkeys([c for b in plan.blocks for c in b.cols] + [c for c in plan.weight_cols if c is not None]))]
-        try: train = df if train_idx is None else RowsOf.mark(df.iloc[train_idx], df, train_idx)
-        except IndexError: raise FlowError(f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows") from None
-        self.plan = plan.bind([b.bind(df, train, p) for p,b in zip(plan.paths, plan.blocks)])
+        if not len(df):
+            raise FlowError(f"flow '{flow.name}' met an empty table: hand over at least one row")
+        for p, b in zip(plan.paths, plan.blocks):
+            check_cols(p, b, df)
+            check_lacks(p, b, df)
+        for p, c in zip(plan.paths, plan.weight_cols):
+            check_weights(p, c, df)
+        df = df[
+            list(
+                dict.fromkeys([c for b in plan.blocks for c in b.cols] + [c for c in plan.weight_cols if c is not None])
+            )
+        ]
+        try:
+            train = df if train_idx is None else RowsOf.mark(df.iloc[train_idx], df, train_idx)
+        except IndexError:
+            raise FlowError(
+                f"flow '{flow.name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of "
+                "its rows"
+            ) from None
+        self.plan = plan.bind([b.bind(df, train, p) for p, b in zip(plan.paths, plan.blocks)])
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(b.fits_class_weights for b in self.plan.blocks):
             vals, mask = self.encode(train).numpy().transpose(1, 0, 2)
-            for b,s in zip(self.plan.blocks, self.target_slices):
-                if b.fits_class_weights: b.fit_class_weights(vals[:,s], mask[:,s])
-            self.lay_out() # weights are part of what tasks are grouped by
+            for b, s in zip(self.plan.blocks, self.target_slices):
+                if b.fits_class_weights:
+                    b.fit_class_weights(vals[:, s], mask[:, s])
+            self.lay_out()  # weights are part of what tasks are grouped by
 
     def lay_out(self):
         "Where each task's columns are, and which tasks are computed together"
         bs = self.plan.blocks
-        tgt, act = _offsets(b.n_targets for b in bs), _offsets(b.n_targets*b.n_out for b in bs)
+        tgt, act = _offsets(b.n_targets for b in bs), _offsets(b.n_targets * b.n_out for b in bs)
         self.n_targets, self.c = tgt[-1], act[-1]
-        fams, logit, start = {}, [None]*len(bs), 0
-        for i,b in enumerate(bs): fams.setdefault(b.family, []).append(i)
+        fams, logit, start = {}, [None] * len(bs), 0
+        for i, b in enumerate(bs):
+            fams.setdefault(b.family, []).append(i)
         self.families = []
-        for key in sorted(fams, key=lambda k: k[0] != 'sigmoid'): # wide tasks first, so that all narrow ones stand together
+        for key in sorted(
+            fams, key=lambda k: k[0] != 'sigmoid'
+        ):  # wide tasks first, so that all narrow ones stand together
             tasks = sorted(fams[key], key=lambda i: -bs[i].n_targets)
-            self.families.append(Family(tuple(tasks), tuple(c for i in tasks for c in range(tgt[i], tgt[i+1])), bs[tasks[0]].n_out))
+            self.families.append(
+                Family(tuple(tasks), tuple(c for i in tasks for c in range(tgt[i], tgt[i + 1])), bs[tasks[0]].n_out)
+            )
             for i in tasks:
-                logit[i] = slice(start, start + bs[i].n_targets*bs[i].n_out)
+                logit[i] = slice(start, start + bs[i].n_targets * bs[i].n_out)
                 start = logit[i].stop
-        self.slices = {p: Slices(slice(tgt[i], tgt[i+1]), logit[i], slice(act[i], act[i+1])) for i,p in enumerate(self.paths)}
+        self.slices = {
+            p: Slices(slice(tgt[i], tgt[i + 1]), logit[i], slice(act[i], act[i + 1])) for i, p in enumerate(self.paths)
+        }
         self.target_slices = [s.targets for s in self.slices.values()]
-        self.geometry = Geometry.of(bs, self.target_slices) # columns that follow the transforms of the picture; None without
-        zero, one = (np.concatenate([np.full(b.n_targets, float(b.unscale(x))) for b in bs]) for x in (0., 1.))
+        self.geometry = Geometry.of(
+            bs, self.target_slices
+        )  # columns that follow the transforms of the picture; None without
+        zero, one = (np.concatenate([np.full(b.n_targets, float(b.unscale(x))) for b in bs]) for x in (0.0, 1.0))
         self.units = torch.tensor(zero), torch.tensor(one - zero)
 
     def find(self, name):
         "The bound block called `name`, a path or an unambiguous leaf name"
         return self.tasks[self.path(name)]
-    def path(self, name): "The path of the task called `name`"; return self.plan.names.find(name, '', 'asked for')
-    def named(self,
-        tasks=None, # A path or leaf name, or several; None: all
+
+    def path(self, name):
+        "The path of the task called `name`"
+        return self.plan.names.find(name, '', 'asked for')
+
+    def named(
+        self,
+        tasks=None,  # A path or leaf name, or several; None: all
     ) -> list:
         "Paths of the tasks that are meant"
-        return list(self.paths) if tasks is None else [self.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
-    def needs(self, path): "All that must hold for the task at `path` to be asked, as one condition; None: it always is"; return all_of(self.plan.conds[g] for g in self.plan.gates[self.plan.index[path]])
+        return (
+            list(self.paths)
+            if tasks is None
+            else [self.path(t) for t in ([tasks] if isinstance(tasks, str) else tasks)]
+        )
+
+    def needs(self, path):
+        "All that must hold for the task at `path` to be asked, as one condition; None: it always is"
+        return all_of(self.plan.conds[g] for g in self.plan.gates[self.plan.index[path]])
+
     def __repr__(self):
-        by_path = {p: ' | '.join(str(self.plan.conds[g]) for g in gs) for p,gs in zip(self.paths, self.plan.gates)}
-        rows = [(p, type(b).__name__, b.describe(), f'given {by_path[p]}' if by_path[p] else '') for p,b in self.tasks.items()]
+        by_path = {p: ' | '.join(str(self.plan.conds[g]) for g in gs) for p, gs in zip(self.paths, self.plan.gates)}
+        rows = [
+            (p, type(b).__name__, b.describe(), f'given {by_path[p]}' if by_path[p] else '')
+            for p, b in self.tasks.items()
+        ]
         w = [max(len(r[j]) for r in rows) for j in range(3)]
-        return f"{self.flow.name}: {len(rows)} tasks, {self.n_targets} target columns, {self.c} logits\n" + '\n'.join('  '.join(x.ljust(n) for x,n in zip(r, w+[0])).rstrip() for r in rows)
+        return f"{self.flow.name}: {len(rows)} tasks, {self.n_targets} target columns, {self.c} logits\n" + '\n'.join(
+            '  '.join(x.ljust(n) for x, n in zip(r, w + [0])).rstrip() for r in rows
+        )
+
 
 @patch
-def bind(self:Flow,
-    df,             # DataFrame (or list of rows) with the labels
-    train_idx=None, # Positions of the training rows, from which standardisations are learnt; None: all
+def bind(
+    self: Flow,
+    df,  # DataFrame (or list of rows) with the labels
+    train_idx=None,  # Positions of the training rows, from which standardisations are learnt; None: all
 ) -> BoundFlow:
     "This flow bound to a table; the flow itself is not changed. Raises `FlowError` where flow and table do not fit"
     return BoundFlow(self, df, train_idx)
 
-def _offsets(sizes): return [0, *np.cumsum(list(sizes)).tolist()]
+
+def _offsets(sizes):
+    return [0, *np.cumsum(list(sizes)).tolist()]
 
 # %% ../../nbs/core/bound.ipynb #2934481f
 class NotYetBound(FlowError, AttributeError):
     "What a flow knows once it has met its data is asked of the flow as it was written"
 
+
 _of_instances = {'paths', 'tasks', 'slices', 'c', 'n_targets', 'plan', 'units', 'constants'}
+
 
 def _only_bound(self, name):
     "Attributes of a `BoundFlow` are said to be in `dls.flow`"
     if not name.startswith('_') and (name in _of_instances or hasattr(BoundFlow, name)):
-        raise NotYetBound(f"flow '{self.__dict__.get('name', '')}' as it was written has not met its data, and {name!r} is known then: write dls.flow.{name}")
+        raise NotYetBound(
+            f"flow '{self.__dict__.get('name', '')}' as it was written has not met its data, and {name!r} is known "
+            f"then: write dls.flow.{name}"
+        )
     raise AttributeError(f"'Flow' object has no attribute {name!r}")
 
-Flow.__getattr__ = _only_bound # `patch` would leave a `__getattr__` in this module, which is the module's own
+
+Flow.__getattr__ = _only_bound  # `patch` would leave a `__getattr__` in this module, which is the module's own
 
 # %% ../../nbs/core/bound.ipynb #f36557f3
 @patch
-def encode(self:BoundFlow,
-    df,                  # DataFrame or list of rows
-    missing_ok=False,    # A column that is not there counts as all missing, with a warning; otherwise it is an error
-    inferred=False,      # With `infer_labels`: do labels that were inferred count for their own task as well?
-    weighted=True,       # False: where a label counts the mask is 1, whatever the weight of its row
+def encode(
+    self: BoundFlow,
+    df,  # DataFrame or list of rows
+    missing_ok=False,  # A column that is not there counts as all missing, with a warning; otherwise it is an error
+    inferred=False,  # With `infer_labels`: do labels that were inferred count for their own task as well?
+    weighted=True,  # False: where a label counts the mask is 1, whatever the weight of its row
 ) -> TensorConditional:  # `(N, 2, D)` float32
     "Labels of a table, packed. Raises `FlowError` with task, row and value where a label does not fit"
     plan, df = self.plan, as_table(df, self.plan.blocks)
     gone = [c for b in plan.blocks for c in b.cols if c not in df.columns] if missing_ok else []
-    if gone: df = _fill_missing(df, gone)
-    for p,b in self.tasks.items(): check_cols(p, b, df)
-    weight_cols = [None if missing_ok and c not in df.columns else c for c in plan.weight_cols] # new rows weigh alike where nothing is said of it
-    for p,c in zip(self.paths, weight_cols): check_weights(p, c, df)
+    if gone:
+        df = _fill_missing(df, gone)
+    for p, b in self.tasks.items():
+        check_cols(p, b, df)
+    weight_cols = [
+        None if missing_ok and c not in df.columns else c for c in plan.weight_cols
+    ]  # new rows weigh alike where nothing is said of it
+    for p, c in zip(self.paths, weight_cols):
+        check_weights(p, c, df)
     out = np.zeros((len(df), 2, self.n_targets), dtype=np.float32)
     cols, asked = {}, {j for i in plan.order for j in plan.needs(i)}
-    def read(i): # natural values and known, kept only while needed
+
+    def read(i):  # natural values and known, kept only while needed
         if i not in cols:
             vals, known = plan.blocks[i].encode(df)
-            cols[i] = vals, known & (not set(plan.blocks[i].cols) & set(gone) or len(plan.blocks[i].cols) > 1) # a column that is not there is no label, whatever blanks mean
+            cols[i] = (
+                vals,
+                known & (not set(plan.blocks[i].cols) & set(gone) or len(plan.blocks[i].cols) > 1),
+            )  # a column that is not there is no label, whatever blanks mean
         return cols[i]
-    own = None # known as labelled, before anything is inferred
+
+    own = None  # known as labelled, before anything is inferred
     if self.flow.infer_labels:
         vals, known = zip(*map(read, range(len(plan.blocks))))
         vals2, known2, _ = infer(plan, vals, known)
         cols = dict(enumerate(zip(vals2, known2)))
-        if self.flow.infer_labels is True and not inferred: own = known
+        if self.flow.infer_labels is True and not inferred:
+            own = known
     ok = plan.applicable(lambda i: read(i)[0], lambda i: read(i)[1])
-    for i,s in enumerate(self.target_slices):
+    for i, s in enumerate(self.target_slices):
         vals, known = read(i)
-        if own is not None: known = own[i]
-        with np.errstate(over='ignore', invalid='ignore'): np.multiply(plan.blocks[i].scale(vals), known, out=out[:,0,s], casting='unsafe')
-        if not (fits := np.isfinite(out[:,0,s])).all(): raise plan.blocks[i].bad(df, plan.blocks[i].cols[0], int((~fits.all(1)).argmax()), "on the scale of the loss this is more than float32 holds: correct the cell, or use another unit")
-        out[:,1,s] = known if ok[i] is None else known & ok[i][:,None]
-        if weighted and weight_cols[i] is not None: out[:,1,s] *= row_weights(plan.blocks[i], df, weight_cols[i], out[:,1,s].any(1))[:,None]
-        if i not in asked: cols.pop(i, None)
+        if own is not None:
+            known = own[i]
+        with np.errstate(over='ignore', invalid='ignore'):
+            np.multiply(plan.blocks[i].scale(vals), known, out=out[:, 0, s], casting='unsafe')
+        if not (fits := np.isfinite(out[:, 0, s])).all():
+            raise plan.blocks[i].bad(
+                df,
+                plan.blocks[i].cols[0],
+                int((~fits.all(1)).argmax()),
+                "on the scale of the loss this is more than float32 holds: correct the cell, or use another unit",
+            )
+        out[:, 1, s] = known if ok[i] is None else known & ok[i][:, None]
+        if weighted and weight_cols[i] is not None:
+            out[:, 1, s] *= row_weights(plan.blocks[i], df, weight_cols[i], out[:, 1, s].any(1))[:, None]
+        if i not in asked:
+            cols.pop(i, None)
     return torch.from_numpy(out).as_subclass(TensorConditional)
 
+
 def _fill_missing(df, gone):
-    warnings.warn(f"no column {', '.join(map(repr, gone))} in the table: its labels count as missing", FlowWarning, stacklevel=4)
-    return df.assign(**{c: None for c in gone}) if all(isinstance(c, str) for c in gone) else pd.concat([df, pd.DataFrame({c: [None]*len(df) for c in gone}, index=df.index)], axis=1)
+    warnings.warn(
+        f"no column {', '.join(map(repr, gone))} in the table: its labels count as missing", FlowWarning, stacklevel=4
+    )
+    return (
+        df.assign(**{c: None for c in gone})
+        if all(isinstance(c, str) for c in gone)
+        else pd.concat([df, pd.DataFrame({c: [None] * len(df) for c in gone}, index=df.index)], axis=1)
+    )
 
 # %% ../../nbs/core/bound.ipynb #3f72e78e
 @patch
-def learn_constants(self:BoundFlow,
-    y, # Packed training rows `(N, 2, D)`
+def learn_constants(
+    self: BoundFlow,
+    y,  # Packed training rows `(N, 2, D)`
 ):
     "Learn what the trivial predictor says (kept through export), and warn of what these rows cannot teach"
     vals, mask = y.numpy().transpose(1, 0, 2)
-    mask = (mask > 0).astype(vals.dtype) # scores count rows, whatever their weight
-    self.constants = {p: b.fit_baseline(vals[:,s.targets], mask[:,s.targets]) for (p,s),b in zip(self.slices.items(), self.tasks.values())}
-    empty = [p for p,s in self.slices.items() if not mask[:,s.targets].any()]
-    if empty: warnings.warn(f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training goes on without", FlowWarning, stacklevel=3)
-    if mask.any(): # where nothing at all is labelled, the network is trained elsewhere
+    mask = (mask > 0).astype(vals.dtype)  # scores count rows, whatever their weight
+    self.constants = {
+        p: b.fit_baseline(vals[:, s.targets], mask[:, s.targets])
+        for (p, s), b in zip(self.slices.items(), self.tasks.values())
+    }
+    empty = [p for p, s in self.slices.items() if not mask[:, s.targets].any()]
+    if empty:
+        warnings.warn(
+            (
+                f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): "
+                "training "
+                "goes on without"
+            ),
+            FlowWarning,
+            stacklevel=3,
+        )
+    if mask.any():  # where nothing at all is labelled, the network is trained elsewhere
         _note_untold(self, vals, mask, empty)
+
 
 def _note_untold(bound, vals, mask, empty):
     "Note the tasks and labels that no training row tells, and warn of labels and answers that are not there"
     bound.untold, one_sided = {p: () for p in empty}, []
-    for path,s in bound.slices.items():
-        block, told = bound.tasks[path], mask[:,s.targets].any(0)
+    for path, s in bound.slices.items():
+        block, told = bound.tasks[path], mask[:, s.targets].any(0)
         if path in empty:
             continue
-        if gone := tuple(label for label,known in zip(block.labels or (), told) if not known):
+        if gone := tuple(label for label, known in zip(block.labels or (), told) if not known):
             bound.untold[path] = gone
-        one_sided += [f"{what} of '{path}'" for what in unseen_answers(block, vals[:,s.targets], mask[:,s.targets])]
-    labels = [f"{label!r} of '{path}'" for path,gone in bound.untold.items() for label in gone]
+        one_sided += [f"{what} of '{path}'" for what in unseen_answers(block, vals[:, s.targets], mask[:, s.targets])]
+    labels = [f"{label!r} of '{path}'" for path, gone in bound.untold.items() for label in gone]
     if labels:
-        warnings.warn(f"no training row tells the label {_listed(labels)}: nothing is learnt of it, and predictions of it mean nothing; "
-                      "fill in its column, or leave it out", FlowWarning, stacklevel=4)
+        warnings.warn(
+            f"no training row tells the label {_listed(labels)}: nothing is learnt of it, and predictions of it mean "
+            "nothing; "
+            "fill in its column, or leave it out",
+            FlowWarning,
+            stacklevel=4,
+        )
     if one_sided:
-        warnings.warn(f"no training row that counts says {_listed(one_sided)}: such an answer cannot be learnt; "
-                      "label some, put some into training (stratify=True), or leave it out", FlowWarning, stacklevel=4)
+        warnings.warn(
+            f"no training row that counts says {_listed(one_sided)}: such an answer cannot be learnt; "
+            "label some, put some into training (stratify=True), or leave it out",
+            FlowWarning,
+            stacklevel=4,
+        )
+
 
 def unseen_answers(
-    block, # Bound block
+    block,  # Bound block
     vals,  # Its values on the loss scale `(N, W)`
     mask,  # Where these count `(N, W)`
 ) -> list:
     "In words, the answers that no row gives although two or more rows count"
-    if block.self_supervised: # what is asked is not in the table
+    if block.self_supervised:  # what is asked is not in the table
         return []
     counts = mask.sum(0)
     if block.thresholded:
-        yes, names = (vals*mask).sum(0), names_of(block) if block.labels is not None else None
+        yes, names = (vals * mask).sum(0), names_of(block) if block.labels is not None else None
         res = []
         for j in np.flatnonzero((counts > 1) & ((yes == 0) | (yes == counts))):
             answer = 'a yes' if yes[j] == 0 else 'a no'
@@ -215,70 +333,101 @@ def unseen_answers(
         return res
     if not block.exact or not block.per_cell or counts[0] < 2:
         return []
-    seen = np.bincount(vals[mask[:,0] > 0,0].astype(int), minlength=block.n_out)
-    return [repr(name) for name,n in zip(names_of(block), seen) if n == 0]
+    seen = np.bincount(vals[mask[:, 0] > 0, 0].astype(int), minlength=block.n_out)
+    return [repr(name) for name, n in zip(names_of(block), seen) if n == 0]
+
 
 @patch
-def warn_of_untold(self:BoundFlow):
+def warn_of_untold(self: BoundFlow):
     "Warn that some of what is predicted was never told in training"
-    if not self.untold: return
-    names = [f"{label!r} of '{p}'" for p,gone in self.untold.items() for label in gone] + [repr(p) for p,gone in self.untold.items() if not gone]
-    warnings.warn(f"no training row told {_listed(names)}: what is predicted there means nothing; "
-                  "label some rows, or leave it out of the flow", FlowWarning, stacklevel=3)
+    if not self.untold:
+        return
+    names = [f"{label!r} of '{p}'" for p, gone in self.untold.items() for label in gone] + [
+        repr(p) for p, gone in self.untold.items() if not gone
+    ]
+    warnings.warn(
+        f"no training row told {_listed(names)}: what is predicted there means nothing; "
+        "label some rows, or leave it out of the flow",
+        FlowWarning,
+        stacklevel=3,
+    )
+
 
 def _listed(names, n=5):
     "Names, not without end"
     return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
 
+
 @patch
-def to_units(self:BoundFlow,
-    y, # Packed `(..., 2, D)` on the loss scale
+def to_units(
+    self: BoundFlow,
+    y,  # Packed `(..., 2, D)` on the loss scale
 ):
     "`y` with values in original units (classes stay indices)"
-    lo, span = (u.to(y.dtype).to(y.device) for u in self.units) # these are float64, which stays on the CPU
-    return torch.stack([y[..., 0, :]*span + lo, y[..., 1, :]], -2).as_subclass(type(y))
+    lo, span = (u.to(y.dtype).to(y.device) for u in self.units)  # these are float64, which stays on the CPU
+    return torch.stack([y[..., 0, :] * span + lo, y[..., 1, :]], -2).as_subclass(type(y))
+
 
 @patch
-def reached(self:BoundFlow,
-    vals, # Decoded values on the loss scale `(bs, D)`, or packed `(bs, 2, D)`
-):        # boolean `(bs, T)`
-    "Where each task's condition is true on decoded predictions: the rule of `Plan`, an atom being unknown only where its task is not reached"
-    vals = vals[:,0] if vals.ndim == 3 else vals
-    if type(vals) is not torch.Tensor: vals = vals.as_subclass(torch.Tensor)
-    all_ = torch.ones((vals.shape[0], 1), dtype=torch.bool, device=vals.device) # `len` would fix the number of rows of an exported graph
-    res = self.plan.applicable(lambda i: vals[:, self.target_slices[i]], lambda i: all_.expand(-1, self.plan.blocks[i].n_targets), scaled=True)
-    return torch.stack([all_[:,0] if r is None else r for r in res], 1)
+def reached(
+    self: BoundFlow,
+    vals,  # Decoded values on the loss scale `(bs, D)`, or packed `(bs, 2, D)`
+):  # boolean `(bs, T)`
+    """Where each task's condition is true on decoded predictions: the rule of `Plan`, an atom being unknown only
+    where its task is not reached"""
+    vals = vals[:, 0] if vals.ndim == 3 else vals
+    if type(vals) is not torch.Tensor:
+        vals = vals.as_subclass(torch.Tensor)
+    all_ = torch.ones(
+        (vals.shape[0], 1), dtype=torch.bool, device=vals.device
+    )  # `len` would fix the number of rows of an exported graph
+    res = self.plan.applicable(
+        lambda i: vals[:, self.target_slices[i]], lambda i: all_.expand(-1, self.plan.blocks[i].n_targets), scaled=True
+    )
+    return torch.stack([all_[:, 0] if r is None else r for r in res], 1)
+
 
 @patch
-def false_conditions(self:BoundFlow,
-    y, # Packed labels `(N, 2, D)`
-):     # boolean `(N, T)`
-    "Where each task's condition is known to be false by the labels (neither true nor unknown); labels that were only inferred, or are of a row of weight 0, are not seen here"
+def false_conditions(
+    self: BoundFlow,
+    y,  # Packed labels `(N, 2, D)`
+):  # boolean `(N, T)`
+    """Where each task's condition is known to be false by the labels (neither true nor unknown); labels that were
+    only inferred, or are of a row of weight 0, are not seen here"""
     vals, mask = y.as_subclass(torch.Tensor).unbind(1)
-    res = self.plan.states(lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True)
+    res = self.plan.states(
+        lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True
+    )
     return torch.stack([torch.zeros(len(y), dtype=torch.bool, device=y.device) if r is None else r[1] for r in res], 1)
 
 # %% ../../nbs/core/bound.ipynb #1dfef9d0
 def as_series(col):
     "A column in the dtype that pandas takes for it"
-    try: return pd.Series(col)
-    except UnicodeEncodeError: return pd.Series(col, dtype=object) # halves of surrogate pairs, which Arrow's strings cannot hold
+    try:
+        return pd.Series(col)
+    except UnicodeEncodeError:
+        return pd.Series(col, dtype=object)  # halves of surrogate pairs, which Arrow's strings cannot hold
+
 
 @patch
-def to_frame(self:BoundFlow,
-    y, # Packed `(N, 2, D)`, labels or decoded predictions
-    frames=None, # For decisions of flows with points or boxes: a `Frame` a row. None: coordinates as they stand
+def to_frame(
+    self: BoundFlow,
+    y,  # Packed `(N, 2, D)`, labels or decoded predictions
+    frames=None,  # For decisions of flows with points or boxes: a `Frame` a row. None: coordinates as they stand
 ) -> pd.DataFrame:
     "Packed rows in the table's own columns, blank where the mask is 0"
     natural = self.to_units(doubles(y)).as_subclass(torch.Tensor).numpy()
     if frames is not None and self.geometry is not None:
         cols = list(self.geometry.cols)
-        for x,f in zip(natural, frames): x[0,cols] = f.pixels(x[0,cols])
+        for x, f in zip(natural, frames):
+            x[0, cols] = f.pixels(x[0, cols])
     res, seen = {}, {}
-    for p,s in self.slices.items():
-        known = natural[:,1,s.targets] > 0
-        for j,(c,col) in enumerate(self.tasks[p].to_columns(natural[:,0,s.targets], known).items()):
-            k = known[:,j] if len(self.tasks[p].cols) > 1 else known.any(1)
-            res[c] = as_series(col) if c not in res else res[c].where(seen[c], as_series(col)) # tasks may share a column: the first that is reached fills it
+    for p, s in self.slices.items():
+        known = natural[:, 1, s.targets] > 0
+        for j, (c, col) in enumerate(self.tasks[p].to_columns(natural[:, 0, s.targets], known).items()):
+            k = known[:, j] if len(self.tasks[p].cols) > 1 else known.any(1)
+            res[c] = (
+                as_series(col) if c not in res else res[c].where(seen[c], as_series(col))
+            )  # tasks may share a column: the first that is reached fills it
             seen[c] = k | seen.get(c, False)
     return pd.DataFrame(res)

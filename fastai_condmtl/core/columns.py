@@ -28,9 +28,10 @@ _numpy_numbers = re.compile(rf'\[\s*{_number}(?:\s+{_number})+\s*\]', re.S | re.
 _wrapped = re.compile(r'(?:frozenset|set|array)\((.*?)(?:,\s*dtype=[^\[\]]*)?\)', re.S)
 _unreadable = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
+
 def read_list(
-    text,           # What stands in a cell; what is no text stays as it is
-    delim:str=None, # What stands between the labels of plain text, to make lists of all cells
+    text,  # What stands in a cell; what is no text stays as it is
+    delim: str = None,  # What stands between the labels of plain text, to make lists of all cells
 ) -> list | None:
     """The elements of a list, tuple, set or array that was written as `text`; of plain text None, or its parts.
     Raises `ValueError` of text in square or curly brackets that is no list"""
@@ -38,6 +39,7 @@ def read_list(
         return text
     res = _read_text(text.strip())
     return [p.strip() for p in text.split(delim) if p.strip()] if res is None and delim is not None else res
+
 
 def _read_text(text):
     "The elements of a list, None of plain text"
@@ -58,6 +60,7 @@ def _read_text(text):
         return None
     raise ValueError(text)
 
+
 def _literal(text):
     "What JSON or Python reads; None where neither does"
     for read in (json.loads, ast.literal_eval):
@@ -67,6 +70,7 @@ def _literal(text):
             pass
     return None
 
+
 def is_list_of_words(v) -> bool:
     "Is a cell a list of words that was written as text, or an empty one?"
     try:
@@ -75,9 +79,10 @@ def is_list_of_words(v) -> bool:
         return False
     return res is not None and (not res or any(isinstance(x, str) for x in res))
 
+
 def one_hot_width(
-    cells, # Lists
-) -> int: # 0 where they are not one-hot
+    cells,  # Lists
+) -> int:  # 0 where they are not one-hot
     "How many numbers each list holds, where all hold nothing but 0 and 1, equally many and two or more"
     widths = {len(c) for c in cells}
     if len(widths) != 1 or min(widths) < 2:
@@ -86,13 +91,22 @@ def one_hot_width(
 
 # %% ../../nbs/core/columns.ipynb #4eaf7e5f
 NO_YES = (('no', 'yes'), ('false', 'true'), ('n', 'y'), ('0', '1'), ('-1', '1'))
-LIKELY_NO_YES = (*NO_YES, ('off', 'on'), ('absent', 'present'), ('closed', 'open'), ('negative', 'positive'), ('neg', 'pos'))
+LIKELY_NO_YES = (
+    *NO_YES,
+    ('off', 'on'),
+    ('absent', 'present'),
+    ('closed', 'open'),
+    ('negative', 'positive'),
+    ('neg', 'pos'),
+)
+
 
 def no_yes(
-    values,        # The distinct values of a column
+    values,  # The distinct values of a column
     pairs=NO_YES,  # Words for no and yes, in small letters
 ) -> tuple | None:
-    "The words for no and yes among `values`, as they are written there; None where it is not clear. Of one word the other is written alike"
+    """The words for no and yes among `values`, as they are written there; None where it is not clear. Of one word
+    the other is written alike"""
     if set(values) == {-1, 1}:
         return -1, 1
     if not 0 < len(values) <= 2 or not all(isinstance(v, str) for v in values):
@@ -102,6 +116,7 @@ def no_yes(
     if pair is None or len(written) < len(values):
         return None
     return tuple(written.get(w) or _like(w, *written.values()) for w in pair)
+
 
 def _like(word, other):
     "`word` in the letters of `other`"
@@ -114,131 +129,278 @@ def _of_table(cols):
     "`df['a']`, or `df[['a', 'b']]`"
     return f'df[{(cols[0] if len(cols) == 1 else list(cols))!r}]'
 
+
 def blank_line(
     cols,  # Columns
-    value, # Plain value of a cell
+    value,  # Plain value of a cell
 ) -> str:
     "The line that makes cells with `value` blank"
     part = _of_table(cols)
     return f'{part} = {part}.where({part} != {value!r})'
 
+
 def replace_line(
     cols,  # Columns
-    value, # Plain value of a cell
-    new,   # What to write instead
+    value,  # Plain value of a cell
+    new,  # What to write instead
 ) -> str:
     "The line that writes `new` for `value`"
     part = _of_table(cols)
     return f'{part} = {part}.replace({value!r}, {new!r})'
 
 # %% ../../nbs/core/columns.ipynb #cd007f6e
-_sides = {'train': ('train', 'training', 'trn', 'tr'), 'valid': ('valid', 'validation', 'val', 'dev'), 'test': ('test', 'testing', 'tst')}
-_side_of_word = {w: side for side,words in _sides.items() for w in words}
-_bits = {'true': 'valid', 'yes': 'valid', '1': 'valid', '1.0': 'valid', 'false': 'train', 'no': 'train', '0': 'train', '0.0': 'train'}
+_sides = {
+    'train': ('train', 'training', 'trn', 'tr'),
+    'valid': ('valid', 'validation', 'val', 'dev'),
+    'test': ('test', 'testing', 'tst'),
+}
+_side_of_word = {w: side for side, words in _sides.items() for w in words}
+_bits = {
+    'true': 'valid',
+    'yes': 'valid',
+    '1': 'valid',
+    '1.0': 'valid',
+    'false': 'train',
+    'no': 'train',
+    '0': 'train',
+    '0.0': 'train',
+}
+
 
 def side_of(
-    v, # Value of a cell, not blank
+    v,  # Value of a cell, not blank
 ) -> str | None:
-    "Which side of a split a cell names: `train`, `valid` or `test`; None where it names none. True, 1 and yes are validation rows"
+    """Which side of a split a cell names: `train`, `valid` or `test`; None where it names none. True, 1 and yes
+    are validation rows"""
     word = str(v).strip().lower()
     return _side_of_word.get(word) or _bits.get(word)
 
 # %% ../../nbs/core/columns.ipynb #f61515e2
 def no_picture_files(block, df, labels):
     "A column of files is no column of classes (with `vocab` given nothing is asked)"
-    if len(labels) > 1 and all(map(is_picture_file, labels)): raise block.bad(df, block.cols[0], int(df[block.cols[0]].notna().to_numpy().argmax()), "all labels are names of picture files. If they are classes, name them with vocab=")
+    if len(labels) > 1 and all(map(is_picture_file, labels)):
+        raise block.bad(
+            df,
+            block.cols[0],
+            int(df[block.cols[0]].notna().to_numpy().argmax()),
+            "all labels are names of picture files. If they are classes, name them with vocab=",
+        )
+
 
 def sort_labels(labels):
     "Sorted, also where the types are mixed"
-    try: return sorted(labels)
-    except Exception: return sorted(labels, key=lambda l: (type(l).__name__, str(l))) # `<` of what stands in a cell may raise anything
+    try:
+        return sorted(labels)
+    except Exception:
+        return sorted(
+            labels, key=lambda l: (type(l).__name__, str(l))
+        )  # `<` of what stands in a cell may raise anything
 
-def any_true(masks): "Where any of some boolean arrays or tensors holds"; return reduce(operator.or_, masks)
-def all_true(masks): "Where all of some boolean arrays or tensors hold"; return reduce(operator.and_, masks)
 
-def factorise(s:pd.Series, lists=False):
-    "`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists, sets and arrays count as tuples"
-    if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'): s = s.astype(object) # Arrow cannot tell lists apart, and counts NaN as a value
+def any_true(masks):
+    "Where any of some boolean arrays or tensors holds"
+    return reduce(operator.or_, masks)
+
+
+def all_true(masks):
+    "Where all of some boolean arrays or tensors hold"
+    return reduce(operator.and_, masks)
+
+
+def factorise(s: pd.Series, lists=False):
+    """`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists,
+    sets and arrays count as tuples"""
+    if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'):
+        s = s.astype(object)  # Arrow cannot tell lists apart, and counts NaN as a value
     if lists and s.dtype == object:
         s = s.map(as_tuple)
-    if s.dtype == object and pd.api.types.infer_dtype(s, skipna=True).startswith('mixed'): s = s.map(_item) # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
+    if s.dtype == object and pd.api.types.infer_dtype(s, skipna=True).startswith('mixed'):
+        s = s.map(
+            _item
+        )  # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
     codes, uniq = pd.factorize(s)
     return codes, list(uniq)
 
+
 def as_tuple(v):
     "A list, set, array or tensor of one dimension as a tuple of plain values; all else stays"
-    if isinstance(v, str): return v
-    if isinstance(v, (list, set, frozenset)): return tuple(v)
-    if isinstance(v, np.ndarray) and not (v.ndim == 1 and v.dtype.kind in 'biufUO'): return tuple(v)
+    if isinstance(v, str):
+        return v
+    if isinstance(v, (list, set, frozenset)):
+        return tuple(v)
+    if isinstance(v, np.ndarray) and not (v.ndim == 1 and v.dtype.kind in 'biufUO'):
+        return tuple(v)
     return tuple(v.tolist()) if getattr(v, 'ndim', None) == 1 and hasattr(v, 'tolist') else v
 
-def _item(v): "A tensor or array of one value as that value"; return v.item() if getattr(v, 'ndim', None) == 0 and not isinstance(v, np.generic) else v
+
+def _item(v):
+    "A tensor or array of one value as that value"
+    return v.item() if getattr(v, 'ndim', None) == 0 and not isinstance(v, np.generic) else v
+
 
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
-    try: codes, uniq = factorise(df[col], lists)
-    except Exception as e: # `hash` and `==` of what stands in a cell may raise anything
-        i = next((i for i,v in enumerate(df[col]) if not _hashable(v, lists)), None)
-        if isinstance(e, UnicodeEncodeError): raise FlowError(f"task '{block.path or block.name}': column '{col}' holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding") from None
-        if i is None: raise FlowError(f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart ({type(e).__name__}: {e}): use strings or numbers") from None
-        fix = "use one value a row" if is_mask(df[col].iloc[i]) else "for several labels a row use MultiLabelBlock" if isinstance(df[col].iloc[i], (list, set, np.ndarray)) else "use a value that can be hashed, such as a string or a number"
+    try:
+        codes, uniq = factorise(df[col], lists)
+    except Exception as e:  # `hash` and `==` of what stands in a cell may raise anything
+        i = next((i for i, v in enumerate(df[col]) if not _hashable(v, lists)), None)
+        if isinstance(e, UnicodeEncodeError):
+            raise FlowError(
+                f"task '{block.path or block.name}': column '{col}' holds half of a character (a surrogate), which no "
+                "file can hold: read the table again with its right encoding"
+            ) from None
+        if i is None:
+            raise FlowError(
+                f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart "
+                f"({type(e).__name__}: {e}): use strings or numbers"
+            ) from None
+        fix = (
+            "use one value a row"
+            if is_mask(df[col].iloc[i])
+            else "for several labels a row use MultiLabelBlock"
+            if isinstance(df[col].iloc[i], (list, set, np.ndarray))
+            else "use a value that can be hashed, such as a string or a number"
+        )
         raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
-    if (j := next((j for j,v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row") # tensors can be hashed, and views of bytes
-    if (j := next((j for j,v in enumerate(uniq) if halved(v)), None)) is not None: raise block.bad(df, col, int((codes == j).argmax()), "holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
+    if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
+        raise block.bad(
+            df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
+        )  # tensors can be hashed, and views of bytes
+    if (j := next((j for j, v in enumerate(uniq) if halved(v)), None)) is not None:
+        raise block.bad(
+            df,
+            col,
+            int((codes == j).argmax()),
+            (
+                "holds half of a character (a surrogate), which no file can hold: read the table again with its right "
+                "encoding"
+            ),
+        )
     return codes, uniq
 
+
 def _hashable(v, lists):
-    try: hash(as_tuple(v) if lists else v)
-    except Exception: return False
+    try:
+        hash(as_tuple(v) if lists else v)
+    except Exception:
+        return False
     return True
+
 
 def take(values, codes):
     "Row `codes[i]` of `values`, and 0 where the code is -1; with the mask of known rows (N, W)"
     values = np.asarray(values)
-    if not len(values): values = np.zeros((1, *values.shape[1:]), dtype=values.dtype if values.ndim > 1 else float)
+    if not len(values):
+        values = np.zeros((1, *values.shape[1:]), dtype=values.dtype if values.ndim > 1 else float)
     known = codes >= 0
     res = values[np.where(known, codes, 0)]
-    res = np.where(known.reshape(-1, *[1]*(res.ndim-1)), res, 0)
-    return (res[:,None] if res.ndim == 1 else res), np.broadcast_to(known[:,None], (len(codes), values.shape[1] if values.ndim > 1 else 1))
+    res = np.where(known.reshape(-1, *[1] * (res.ndim - 1)), res, 0)
+    return (res[:, None] if res.ndim == 1 else res), np.broadcast_to(
+        known[:, None], (len(codes), values.shape[1] if values.ndim > 1 else 1)
+    )
+
 
 def look_up(block, df, col, fn, why):
     "Encode a column by `fn` of its distinct values; `why(value)` explains a value for which `fn` gives None"
     codes, uniq = distinct(block, df, col)
     vals = [fn(u) for u in uniq]
-    for j,v in enumerate(vals):
-        if v is None: raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))
+    for j, v in enumerate(vals):
+        if v is None:
+            raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))
     return take(np.array(vals, dtype=float), codes)
 
+
 def _is_float(v):
-    try: float(v)
-    except (TypeError, ValueError, OverflowError): return False
+    try:
+        float(v)
+    except (TypeError, ValueError, OverflowError):
+        return False
     return True
+
 
 def numbers(block, df, col):
     "A column of numbers as float64, NaN where missing"
     s = df[col]
-    if pd.api.types.is_datetime64_any_dtype(s) or pd.api.types.is_timedelta64_dtype(s) or pd.api.types.is_complex_dtype(s):
-        raise FlowError(f"task '{block.path}': column '{col}' holds {s.dtype}, not numbers: turn it into a number of known unit first")
+    if (
+        pd.api.types.is_datetime64_any_dtype(s)
+        or pd.api.types.is_timedelta64_dtype(s)
+        or pd.api.types.is_complex_dtype(s)
+    ):
+        raise FlowError(
+            f"task '{block.path}': column '{col}' holds {s.dtype}, not numbers: turn it into a number of known unit "
+            "first"
+        )
     if not pd.api.types.is_numeric_dtype(s):
         known = s.notna().to_numpy()
         text = s.map(lambda v: isinstance(v, (str, bytes, bytearray)), na_action='ignore').eq(True).to_numpy() & known
-        if text.any(): raise block.bad(df, col, int(text.argmax()), "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric")
-        dates = s.map(lambda v: isinstance(v, (np.datetime64, np.timedelta64, complex)), na_action='ignore').eq(True).to_numpy() & known # NumPy makes floats of them
-        if dates.any(): raise block.bad(df, col, int(dates.argmax()), "not a number: turn it into a number of known unit first, or leave the cell blank")
-        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any(): raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
-        try: s = s.astype(object).where(known, np.nan).astype(float)
+        if text.any():
+            raise block.bad(
+                df,
+                col,
+                int(text.argmax()),
+                "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric",
+            )
+        dates = (
+            s.map(lambda v: isinstance(v, (np.datetime64, np.timedelta64, complex)), na_action='ignore')
+            .eq(True)
+            .to_numpy()
+            & known
+        )  # NumPy makes floats of them
+        if dates.any():
+            raise block.bad(
+                df,
+                col,
+                int(dates.argmax()),
+                "not a number: turn it into a number of known unit first, or leave the cell blank",
+            )
+        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any():
+            raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
+        try:
+            s = s.astype(object).where(known, np.nan).astype(float)
         except (TypeError, ValueError, OverflowError):
-            if (i := next((i for i,v in enumerate(s) if known[i] and not _is_float(v)), None)) is not None: raise block.bad(df, col, i, "not a number, or too large for one: correct the cell or leave it blank") from None
-            raise FlowError(f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric") from None
+            if (i := next((i for i, v in enumerate(s) if known[i] and not _is_float(v)), None)) is not None:
+                raise block.bad(
+                    df, col, i, "not a number, or too large for one: correct the cell or leave it blank"
+                ) from None
+            raise FlowError(
+                f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with "
+                "pd.to_numeric"
+            ) from None
     x = s.to_numpy(dtype=np.float64, na_value=np.nan)
-    if (inf := np.isinf(x)).any(): raise block.bad(df, col, int(inf.argmax()), "not a finite number: correct the cell or leave it blank")
+    if (inf := np.isinf(x)).any():
+        raise block.bad(df, col, int(inf.argmax()), "not a finite number: correct the cell or leave it blank")
     return x
 
 # %% ../../nbs/core/columns.ipynb #964922af
-MASKS = ("Segmentation masks are no tasks of a flow. Train a network of its own on them (fastai's unet_learner with a MaskBlock), or make tasks of what they say, which mask_facts reads off: "
-         "is a class there (BinaryBlock), its share of the picture (BoundedRegressionBlock(..., y_range=(0, 1)) given that it is there), the box around it")
+MASKS = (
+    "Segmentation masks are no tasks of a flow. Train a network of its own on them (fastai's unet_learner with a "
+    "MaskBlock), or make tasks of what they say, which mask_facts reads off: "
+    "is a class there (BinaryBlock), its share of the picture (BoundedRegressionBlock(..., y_range=(0, 1)) given that "
+    "it is there), the box around it"
+)
 
-def is_mask(v): "Is a cell a picture: an opened image, or an array of two dimensions and more?"; return getattr(v, 'ndim', 0) >= 2 or hasattr(v, 'getpixel')
-def is_picture_file(v): "Is a cell the name of a picture's file?"; return isinstance(v, str) and v.lower().endswith((*IMAGES, '.npy')) or type(v).__name__ in ('PosixPath', 'WindowsPath')
-def is_mask_block(o): "Is it fastai's `MaskBlock`, called or not?"; return getattr(o, '__name__', '') == 'MaskBlock' or not isinstance(o, type) and any(type(t).__name__ == 'AddMaskCodes' for t in getattr(o, 'item_tfms', None) or ())
-def picture_hint(v): "What to add to an error about the label `v`"; return f". Is it a mask? Then: {MASKS}" if is_mask(v) or is_picture_file(v) else ''
+
+def is_mask(v):
+    "Is a cell a picture: an opened image, or an array of two dimensions and more?"
+    return getattr(v, 'ndim', 0) >= 2 or hasattr(v, 'getpixel')
+
+
+def is_picture_file(v):
+    "Is a cell the name of a picture's file?"
+    return (
+        isinstance(v, str) and v.lower().endswith((*IMAGES, '.npy')) or type(v).__name__ in ('PosixPath', 'WindowsPath')
+    )
+
+
+def is_mask_block(o):
+    "Is it fastai's `MaskBlock`, called or not?"
+    return (
+        getattr(o, '__name__', '') == 'MaskBlock'
+        or not isinstance(o, type)
+        and any(type(t).__name__ == 'AddMaskCodes' for t in getattr(o, 'item_tfms', None) or ())
+    )
+
+
+def picture_hint(v):
+    "What to add to an error about the label `v`"
+    return f". Is it a mask? Then: {MASKS}" if is_mask(v) or is_picture_file(v) else ''

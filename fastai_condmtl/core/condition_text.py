@@ -15,25 +15,39 @@ __all__ = ['plain', 'write_condition', 'read_condition']
 # %% ../../nbs/core/condition_text.ipynb #a6f880b6
 _questions = ('eq', 'ne', 'isin', 'has', 'has_any', 'has_all', 'gt', 'ge', 'lt', 'le', 'between')
 
+
 def plain(v):
     "A class, label or number as a plain Python value; a TypeError where it cannot stand in a file"
-    if isinstance(v, np.generic): v = pd.Timestamp(v) if isinstance(v, np.datetime64) else v.item()
-    if v is None or isinstance(v, bool): return v
+    if isinstance(v, np.generic):
+        v = pd.Timestamp(v) if isinstance(v, np.datetime64) else v.item()
+    if v is None or isinstance(v, bool):
+        return v
     for cls in (str, int, float):
-        if isinstance(v, cls): return str.__str__(v) if cls is str else cls(v) # enumerations by their value
-    if v is pd.NaT or v is pd.NA: raise TypeError(f"{v!r} is a missing value: no class can be that")
-    if isinstance(v, dt.datetime): return pd.Timestamp(v)
-    if isinstance(v, dt.date): return v
-    if isinstance(v, tuple): return tuple(plain(x) for x in v)
-    raise TypeError(f"{v!r} ({type(v).__name__}) cannot stand in a file: use a string, number, bool, date or tuple of these")
+        if isinstance(v, cls):
+            return str.__str__(v) if cls is str else cls(v)  # enumerations by their value
+    if v is pd.NaT or v is pd.NA:
+        raise TypeError(f"{v!r} is a missing value: no class can be that")
+    if isinstance(v, dt.datetime):
+        return pd.Timestamp(v)
+    if isinstance(v, dt.date):
+        return v
+    if isinstance(v, tuple):
+        return tuple(plain(x) for x in v)
+    raise TypeError(
+        f"{v!r} ({type(v).__name__}) cannot stand in a file: use a string, number, bool, date or tuple of these"
+    )
+
 
 def _literal(v):
     v = plain(v)
-    if isinstance(v, tuple): return f"({', '.join(map(_literal, v))}{',' if len(v) == 1 else ''})"
-    if isinstance(v, pd.Timestamp): return f"timestamp('{v.isoformat()}')"
+    if isinstance(v, tuple):
+        return f"({', '.join(map(_literal, v))}{',' if len(v) == 1 else ''})"
+    if isinstance(v, pd.Timestamp):
+        return f"timestamp('{v.isoformat()}')"
     return f"date('{v.isoformat()}')" if isinstance(v, dt.date) else repr(v)
 
-def write_condition(c:Condition) -> str:
+
+def write_condition(c: Condition) -> str:
     "`c` as text that `read_condition` reads back"
     return written(c, _literal)
 
@@ -41,55 +55,124 @@ def write_condition(c:Condition) -> str:
 _mirror = {ast.Gt: 'lt', ast.GtE: 'le', ast.Lt: 'gt', ast.LtE: 'ge'}
 _straight = {ast.Gt: 'gt', ast.GtE: 'ge', ast.Lt: 'lt', ast.LtE: 'le'}
 _calls = dict(timestamp=pd.Timestamp, date=dt.date.fromisoformat)
-_values_in = re.compile(r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|-?\b\d+(?:\.\d*)?(?:e[+-]?\d+)?""", re.S) # strings, closed or not, and numbers
-_how = "write names, `~a`, `a & b`, `any_of(a, b)`, `a > 3`, or `.eq .ne .isin .has .has_any .has_all .between` of values"
+_values_in = re.compile(
+    r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|-?\b\d+(?:\.\d*)?(?:e[+-]?\d+)?""", re.S
+)  # strings, closed or not, and numbers
+_how = (
+    "write names, `~a`, `a & b`, `any_of(a, b)`, `a > 3`, or `.eq .ne .isin .has .has_any .has_all .between` of values"
+)
+
 
 def read_condition(
-    text:str, # As `write_condition` writes it, or by hand
+    text: str,  # As `write_condition` writes it, or by hand
 ) -> Condition:
-    "The condition that `text` describes. Nothing is evaluated: whatever is not a name, a value or a question is an error"
-    if not isinstance(text, str): raise FlowError(f"{text!r} is no condition: {_how}, as a string")
-    bare = _values_in.sub('0', text) # a list of values may be long, what is built of them may not
-    if len(bare) > 20_000 or len(re.findall(r'[~&.(\[+-]', bare)) > 500: raise FlowError(f"the condition that begins {text[:40]!r} is too long to read: condition on a task that sums it up")
-    if '\0' in text: raise FlowError(f"{text!r} cannot be read (null bytes): {_how}") # another error in each Python
-    try: return _cond(ast.parse(text.strip(), mode='eval').body)
-    except (SyntaxError, RecursionError, MemoryError) as e: raise FlowError(f"{text!r} cannot be read ({getattr(e, 'msg', None) or 'nested too deeply'}): {_how}") from None
+    """The condition that `text` describes. Nothing is evaluated: whatever is not a name, a value or a question is
+    an error"""
+    if not isinstance(text, str):
+        raise FlowError(f"{text!r} is no condition: {_how}, as a string")
+    bare = _values_in.sub('0', text)  # a list of values may be long, what is built of them may not
+    if len(bare) > 20_000 or len(re.findall(r'[~&.(\[+-]', bare)) > 500:
+        raise FlowError(
+            f"the condition that begins {text[:40]!r} is too long to read: condition on a task that sums it up"
+        )
+    if '\0' in text:
+        raise FlowError(f"{text!r} cannot be read (null bytes): {_how}")  # another error in each Python
+    try:
+        return _cond(ast.parse(text.strip(), mode='eval').body)
+    except (SyntaxError, RecursionError, MemoryError) as e:
+        raise FlowError(f"{text!r} cannot be read ({getattr(e, 'msg', None) or 'nested too deeply'}): {_how}") from None
+
 
 def _cond(n) -> Condition:
-    if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.Invert): return ~_cond(n.operand)
-    if isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitAnd): return _cond(n.left) & _cond(n.right)
-    if isinstance(n, ast.Compare): return _comparison(n)
+    if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.Invert):
+        return ~_cond(n.operand)
+    if isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitAnd):
+        return _cond(n.left) & _cond(n.right)
+    if isinstance(n, ast.Compare):
+        return _comparison(n)
     if isinstance(n, ast.Call) and not n.keywords:
-        if isinstance(n.func, ast.Name) and n.func.id == 'any_of': return any_of(*map(_cond, n.args))
+        if isinstance(n.func, ast.Name) and n.func.id == 'any_of':
+            return any_of(*map(_cond, n.args))
         if isinstance(n.func, ast.Attribute) and n.func.attr in _questions:
-            try: return getattr(_task(n.func.value), n.func.attr)(*map(_value, n.args))
-            except TypeError: raise FlowError(f"`{ast.unparse(n)}`: {n.func.attr} takes {'two values' if n.func.attr == 'between' else 'one list' if n.func.attr in ('isin', 'has_any', 'has_all') else 'one value'}") from None
-    for kind,fix in _instead.items():
-        if isinstance(getattr(n, 'op', None), kind): raise FlowError(f"`{ast.unparse(n)}`: {fix}")
+            try:
+                return getattr(_task(n.func.value), n.func.attr)(*map(_value, n.args))
+            except TypeError:
+                raise FlowError(
+                    f"`{ast.unparse(n)}`: {n.func.attr} takes "
+                    f"{'two values' if n.func.attr == 'between' else 'one list' if n.func.attr in ('isin', 'has_any', 'has_all') else 'one value'}"
+                ) from None
+    for kind, fix in _instead.items():
+        if isinstance(getattr(n, 'op', None), kind):
+            raise FlowError(f"`{ast.unparse(n)}`: {fix}")
     return as_condition(_task(n))
 
-_instead = {ast.BitOr: "for \"or\" write any_of(a, b)", ast.Or: "for \"or\" write any_of(a, b)", ast.And: "for \"and\" write a & b", ast.Not: "for \"not\" write ~a"}
+
+_instead = {
+    ast.BitOr: "for \"or\" write any_of(a, b)",
+    ast.Or: "for \"or\" write any_of(a, b)",
+    ast.And: "for \"and\" write a & b",
+    ast.Not: "for \"not\" write ~a",
+}
+
 
 def _comparison(n):
     op = type(n.ops[0])
-    if op in (ast.Eq, ast.NotEq): raise FlowError(f"`{ast.unparse(n)}`: write .{'eq' if op is ast.Eq else 'ne'}(value); a binary task is a condition by itself")
-    if len(n.ops) > 1: raise FlowError(f"`{ast.unparse(n)}`: for lo <= x <= hi write x.between(lo, hi)")
-    if op not in _straight or any(isinstance(o, (ast.BinOp, ast.Compare, ast.BoolOp)) for o in (n.left, n.comparators[0])): raise FlowError(f"`{ast.unparse(n)}`: put comparisons in parentheses, (a > 3) & b; {_how}")
+    if op in (ast.Eq, ast.NotEq):
+        raise FlowError(
+            f"`{ast.unparse(n)}`: write .{'eq' if op is ast.Eq else 'ne'}(value); a binary task is a condition by "
+            "itself"
+        )
+    if len(n.ops) > 1:
+        raise FlowError(f"`{ast.unparse(n)}`: for lo <= x <= hi write x.between(lo, hi)")
+    if op not in _straight or any(
+        isinstance(o, (ast.BinOp, ast.Compare, ast.BoolOp)) for o in (n.left, n.comparators[0])
+    ):
+        raise FlowError(f"`{ast.unparse(n)}`: put comparisons in parentheses, (a > 3) & b; {_how}")
     left, right = n.left, n.comparators[0]
-    if isinstance(left, (ast.Constant, ast.UnaryOp)): return getattr(_task(right), _mirror[op])(_value(left))
+    if isinstance(left, (ast.Constant, ast.UnaryOp)):
+        return getattr(_task(right), _mirror[op])(_value(left))
     return getattr(_task(left), _straight[op])(_value(right))
 
+
 def _task(n):
-    if isinstance(n, ast.Name): return task(n.id)
-    if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == 'task' and len(n.args) == 1 and not n.keywords and isinstance(n.args[0], ast.Constant) and isinstance(n.args[0].value, str): return task(n.args[0].value)
+    if isinstance(n, ast.Name):
+        return task(n.id)
+    if (
+        isinstance(n, ast.Call)
+        and isinstance(n.func, ast.Name)
+        and n.func.id == 'task'
+        and len(n.args) == 1
+        and not n.keywords
+        and isinstance(n.args[0], ast.Constant)
+        and isinstance(n.args[0].value, str)
+    ):
+        return task(n.args[0].value)
     raise FlowError(f"`{ast.unparse(n)}` is neither a task nor a condition: {_how}")
 
+
 def _value(n):
-    if isinstance(n, ast.Constant) and (n.value is None or isinstance(n.value, (str, int, float))): return n.value
-    if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) and not isinstance(v := _value(n.operand), (str, bool, tuple, list, type(None))): return -v
-    if isinstance(n, ast.Name) and n.id == 'inf': return float('inf')
-    if isinstance(n, (ast.List, ast.Tuple)): return (list if isinstance(n, ast.List) else tuple)(map(_value, n.elts))
-    if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in _calls and len(n.args) == 1 and not n.keywords and isinstance(v := _value(n.args[0]), str):
-        try: return _calls[n.func.id](v)
-        except ValueError as e: raise FlowError(f"`{ast.unparse(n)}`: {e}") from None
+    if isinstance(n, ast.Constant) and (n.value is None or isinstance(n.value, (str, int, float))):
+        return n.value
+    if (
+        isinstance(n, ast.UnaryOp)
+        and isinstance(n.op, ast.USub)
+        and not isinstance(v := _value(n.operand), (str, bool, tuple, list, type(None)))
+    ):
+        return -v
+    if isinstance(n, ast.Name) and n.id == 'inf':
+        return float('inf')
+    if isinstance(n, (ast.List, ast.Tuple)):
+        return (list if isinstance(n, ast.List) else tuple)(map(_value, n.elts))
+    if (
+        isinstance(n, ast.Call)
+        and isinstance(n.func, ast.Name)
+        and n.func.id in _calls
+        and len(n.args) == 1
+        and not n.keywords
+        and isinstance(v := _value(n.args[0]), str)
+    ):
+        try:
+            return _calls[n.func.id](v)
+        except ValueError as e:
+            raise FlowError(f"`{ast.unparse(n)}`: {e}") from None
     raise FlowError(f"`{ast.unparse(n)}` is not a value: write a number, a 'string', True, False or a list of these")

@@ -17,206 +17,381 @@ __all__ = ['Condition', 'written', 'Atom', 'Not', 'And', 'AnyOf', 'any_of', 'as_
 # %% ../../nbs/core/conditions.ipynb #056c8635
 class Condition:
     "What must hold for a task to have meaning. Join with `~`, `&` and `any_of`; give to a task with `task | condition`"
-    def __invert__(self): return Not(self)
-    def __and__(self, o): return And(_flat(And, (self, as_condition(o))))
-    def __rand__(self, o): return as_condition(o) & self
+
+    def __invert__(self):
+        return Not(self)
+
+    def __and__(self, o):
+        return And(_flat(And, (self, as_condition(o))))
+
+    def __rand__(self, o):
+        return as_condition(o) & self
+
     def __bool__(self):
-        raise TypeError(f"the condition `{self}` has no truth value of its own: write `&` for and, `any_of(a, b)` for or, `~` for not, `.between(lo, hi)` for lo <= x <= hi")
+        raise TypeError(
+            f"the condition `{self}` has no truth value of its own: write `&` for and, `any_of(a, b)` for or, `~` for "
+            "not, `.between(lo, hi)` for lo <= x <= hi"
+        )
+
     def __or__(self, o):
-        raise FlowError(f"`{self} | ...`: `|` reads \"given\" and a condition cannot be given something. For \"or\" write any_of({self}, ...); to add a condition write `&`")
+        raise FlowError(
+            f"`{self} | ...`: `|` reads \"given\" and a condition cannot be given something. For \"or\" write "
+            f"any_of({self}, ...); to add a condition write `&`"
+        )
+
     def __ror__(self, o):
-        raise FlowError(f"`{o!r} | {self}`: only a block or a flow can be given a condition, not {type(o).__name__}; write `block | condition`")
+        raise FlowError(
+            f"`{o!r} | {self}`: only a block or a flow can be given a condition, not {type(o).__name__}; write `block "
+            "| condition`"
+        )
 
-    def __repr__(self): return written(self)
+    def __repr__(self):
+        return written(self)
 
-def _flat(cls, args): return tuple(b for a in args for b in (a.args if isinstance(a, cls) else (a,)))
+
+def _flat(cls, args):
+    return tuple(b for a in args for b in (a.args if isinstance(a, cls) else (a,)))
+
 
 _infix, _several = dict(gt='>', ge='>=', lt='<', le='<='), ('isin', 'has_any', 'has_all')
+
+
 def written(
-    cond,         # Condition
-    literal=repr, # How values are written
-    inside=False, # Within `~` or `&`, which bind more tightly?
+    cond,  # Condition
+    literal=repr,  # How values are written
+    inside=False,  # Within `~` or `&`, which bind more tightly?
 ) -> str:
     "`cond` as Python, with the names of tasks for the tasks"
-    if inside and (isinstance(cond, And) or isinstance(cond, Atom) and cond.op in _infix): return f'({written(cond, literal)})'
-    if isinstance(cond, Not): return f'~{written(cond.arg, literal, True)}'
-    if isinstance(cond, And): return ' & '.join([written(c, literal, True) for c in cond.args])
-    if isinstance(cond, AnyOf): return f"any_of({', '.join([written(c, literal) for c in cond.args])})"
+    if inside and (isinstance(cond, And) or isinstance(cond, Atom) and cond.op in _infix):
+        return f'({written(cond, literal)})'
+    if isinstance(cond, Not):
+        return f'~{written(cond.arg, literal, True)}'
+    if isinstance(cond, And):
+        return ' & '.join([written(c, literal, True) for c in cond.args])
+    if isinstance(cond, AnyOf):
+        return f"any_of({', '.join([written(c, literal) for c in cond.args])})"
     name, op, v = cond.task if _is_name(cond.task) else f'task({cond.task!r})', cond.op, cond.value
-    if op == 'true': return name
-    if op in _infix: return f'{name} {_infix[op]} {literal(v)}'
+    if op == 'true':
+        return name
+    if op in _infix:
+        return f'{name} {_infix[op]} {literal(v)}'
     return f"{name}.{op}({', '.join(map(literal, v)) if op == 'between' else '[' + ', '.join(map(literal, v)) + ']' if op in _several else literal(v)})"
 
-def _is_name(s): return s.isidentifier() and not keyword.iskeyword(s) and unicodedata.normalize('NFKC', s) == s # Python's parser folds look-alikes
+
+def _is_name(s):
+    return (
+        s.isidentifier() and not keyword.iskeyword(s) and unicodedata.normalize('NFKC', s) == s
+    )  # Python's parser folds look-alikes
 
 # %% ../../nbs/core/conditions.ipynb #7ed05fc1
 @dataclass(frozen=True, repr=False)
 class Atom(Condition):
     "One question to one task: `op` is `true` (a binary task by itself) or the name of a comparison"
-    task: str           # Leaf name or path of the task asked
-    op: str = 'true'    # `true eq ne isin has has_any has_all gt ge lt le between`
-    value: object = None # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`
-    given: Condition | None = field(default=None, compare=False) # The condition that the block carried when the atom was written: checked against the flow
-    cols: tuple | None = field(default=None, compare=False) # The columns that the block reads: the task found by its name must be the same
+
+    task: str  # Leaf name or path of the task asked
+    op: str = 'true'  # `true eq ne isin has has_any has_all gt ge lt le between`
+    value: object = (
+        None  # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`
+    )
+    given: Condition | None = field(
+        default=None, compare=False
+    )  # The condition that the block carried when the atom was written: checked against the flow
+    cols: tuple | None = field(
+        default=None, compare=False
+    )  # The columns that the block reads: the task found by its name must be the same
+
 
 @dataclass(frozen=True, repr=False)
 class Not(Condition):
     "True where `arg` is false, false where it is true, unknown where it is unknown"
+
     arg: Condition
+
 
 @dataclass(frozen=True, repr=False)
 class And(Condition):
     "False where any of `args` is false, else unknown where any is unknown, else true"
+
     args: tuple
+
 
 @dataclass(frozen=True, repr=False)
 class AnyOf(Condition):
     "True where any of `args` is true, else unknown where any is unknown, else false"
+
     args: tuple
 
 # %% ../../nbs/core/conditions.ipynb #8b600eb4
 def any_of(
-    *conds, # Conditions, binary blocks or `task(...)`; at least one
+    *conds,  # Conditions, binary blocks or `task(...)`; at least one
 ) -> Condition:
     "True where at least one of `conds` is: the \"or\" of conditions"
-    if not conds: raise FlowError("any_of() of nothing is never true: hand it at least one condition")
+    if not conds:
+        raise FlowError("any_of() of nothing is never true: hand it at least one condition")
     cs = tuple(map(as_condition, conds))
     return cs[0] if len(cs) == 1 else AnyOf(_flat(AnyOf, cs))
 
+
 def as_condition(o) -> Condition:
     "`o` as a condition: a condition stays, a binary block or `task(...)` becomes its atom; all else is an error"
-    if isinstance(o, Condition): return o
-    if isinstance(o, Comparable): return o._atom('true')
-    if type(o).__name__ in ('bool', 'bool_'): # NumPy 1 calls its own `bool_`
-        raise FlowError(f"{o} is not a condition. Was it written with `==`? Python compares objects there: write `task.eq(value)`")
+    if isinstance(o, Condition):
+        return o
+    if isinstance(o, Comparable):
+        return o._atom('true')
+    if type(o).__name__ in ('bool', 'bool_'):  # NumPy 1 calls its own `bool_`
+        raise FlowError(
+            f"{o} is not a condition. Was it written with `==`? Python compares objects there: write `task.eq(value)`"
+        )
     what = f"{type(o).__name__} '{o.name}'" if hasattr(o, 'name') else f'{o!r} ({type(o).__name__})'
-    raise FlowError(f"{what} is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')")
+    raise FlowError(
+        f"{what} is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')"
+    )
 
 # %% ../../nbs/core/conditions.ipynb #98e15abd
 class Comparable:
     "Something that conditions can ask about: a block, or `task(path)`"
-    ops: tuple[str, ...] | None = None # the questions this kind answers; None: not known yet
-    def _name(self): raise NotImplementedError(f'{type(self).__name__} must say which task it asks about')
-    given: Condition | None = None # a block knows its own
+
+    ops: tuple[str, ...] | None = None  # the questions this kind answers; None: not known yet
+
+    def _name(self):
+        raise NotImplementedError(f'{type(self).__name__} must say which task it asks about')
+
+    given: Condition | None = None  # a block knows its own
     cols: list | None = None
+
     def _atom(self, op, value=None):
         check_op(op, self.ops, self._name(), type(self).__name__)
         return Atom(self._name(), op, value, self.given, None if self.cols is None else tuple(self.cols))
-    def __invert__(self): return ~as_condition(self)
-    def __and__(self, o): return as_condition(self) & o
-    def __rand__(self, o): return as_condition(o) & as_condition(self)
-    def __bool__(self): raise TypeError(f"`{self._name()}` has no truth value of its own: write `&` for and, `any_of(a, b)` for or, `~` for not")
-    def eq(self, value): "The class is `value`"; return self._atom('eq', _one('eq', value, self, 'isin'))
-    def ne(self, value): "The class is another than `value`"; return self._atom('ne', _one('ne', value, self, 'isin'))
-    def isin(self, values): "The class is one of `values`"; return self._atom('isin', _values('isin', values))
-    def has(self, label): "The labels include `label`"; return self._atom('has', _one('has', label, self, 'has_any'))
-    def has_any(self, labels): "The labels include at least one of `labels`"; return self._atom('has_any', _values('has_any', labels))
-    def has_all(self, labels): "The labels include all of `labels`"; return self._atom('has_all', _values('has_all', labels))
-    def gt(self, value): "The number, in original units, is above `value`; the class stands above it"; return self._atom('gt', _limit(self, value))
-    def ge(self, value): "The number, in original units, is `value` or above"; return self._atom('ge', _limit(self, value))
-    def lt(self, value): "The number, in original units, is below `value`"; return self._atom('lt', _limit(self, value))
-    def le(self, value): "The number, in original units, is `value` or below"; return self._atom('le', _limit(self, value))
-    def between(self, lo, hi): "The number, in original units, is in the closed interval from `lo` to `hi`"; return self._atom('between', _interval(self, lo, hi))
+
+    def __invert__(self):
+        return ~as_condition(self)
+
+    def __and__(self, o):
+        return as_condition(self) & o
+
+    def __rand__(self, o):
+        return as_condition(o) & as_condition(self)
+
+    def __bool__(self):
+        raise TypeError(
+            f"`{self._name()}` has no truth value of its own: write `&` for and, `any_of(a, b)` for or, `~` for not"
+        )
+
+    def eq(self, value):
+        "The class is `value`"
+        return self._atom('eq', _one('eq', value, self, 'isin'))
+
+    def ne(self, value):
+        "The class is another than `value`"
+        return self._atom('ne', _one('ne', value, self, 'isin'))
+
+    def isin(self, values):
+        "The class is one of `values`"
+        return self._atom('isin', _values('isin', values))
+
+    def has(self, label):
+        "The labels include `label`"
+        return self._atom('has', _one('has', label, self, 'has_any'))
+
+    def has_any(self, labels):
+        "The labels include at least one of `labels`"
+        return self._atom('has_any', _values('has_any', labels))
+
+    def has_all(self, labels):
+        "The labels include all of `labels`"
+        return self._atom('has_all', _values('has_all', labels))
+
+    def gt(self, value):
+        "The number, in original units, is above `value`; the class stands above it"
+        return self._atom('gt', _limit(self, value))
+
+    def ge(self, value):
+        "The number, in original units, is `value` or above"
+        return self._atom('ge', _limit(self, value))
+
+    def lt(self, value):
+        "The number, in original units, is below `value`"
+        return self._atom('lt', _limit(self, value))
+
+    def le(self, value):
+        "The number, in original units, is `value` or below"
+        return self._atom('le', _limit(self, value))
+
+    def between(self, lo, hi):
+        "The number, in original units, is in the closed interval from `lo` to `hi`"
+        return self._atom('between', _interval(self, lo, hi))
+
     __gt__, __ge__, __lt__, __le__ = gt, ge, lt, le
 
+
 def _values(op, values):
-    if isinstance(values, str) or not hasattr(values, '__iter__'): raise FlowError(f"{op}({values!r}) wants several values: write {op}([{values!r}])")
-    if not (values := tuple(values)): raise FlowError(f"{op}([]) asks about nothing: hand it at least one value")
-    try: hash(values)
-    except TypeError: raise FlowError(f"{op}({list(values)!r}): values must be hashable, as labels are") from None
-    for v in values: _no_gap(f'{op}({list(values)!r})', v)
+    if isinstance(values, str) or not hasattr(values, '__iter__'):
+        raise FlowError(f"{op}({values!r}) wants several values: write {op}([{values!r}])")
+    if not (values := tuple(values)):
+        raise FlowError(f"{op}([]) asks about nothing: hand it at least one value")
+    try:
+        hash(values)
+    except TypeError:
+        raise FlowError(f"{op}({list(values)!r}): values must be hashable, as labels are") from None
+    for v in values:
+        _no_gap(f'{op}({list(values)!r})', v)
     return values
 
+
 def _one(op, v, o, several):
-    try: hash(v)
-    except TypeError: raise FlowError(f"{o._name()}.{op}({v!r}) wants one value: for several write {o._name()}.{several}({v!r})") from None
+    try:
+        hash(v)
+    except TypeError:
+        raise FlowError(
+            f"{o._name()}.{op}({v!r}) wants one value: for several write {o._name()}.{several}({v!r})"
+        ) from None
     _no_gap(f'{o._name()}.{op}({v!r})', v)
     return v
 
+
 def _no_gap(asked, v):
     "NaN, NaT and NA are no classes"
-    try: gap = bool(v != v)
-    except Exception: gap = type(v).__name__ == 'NAType' # `!=` of what stands in a cell may raise anything
-    if gap: raise FlowError(f"{asked}: {v!r} is a missing value, and no class can be that. Conditions are unknown where a label is missing: leave it out")
+    try:
+        gap = bool(v != v)
+    except Exception:
+        gap = type(v).__name__ == 'NAType'  # `!=` of what stands in a cell may raise anything
+    if gap:
+        raise FlowError(
+            f"{asked}: {v!r} is a missing value, and no class can be that. Conditions are unknown where a label is "
+            "missing: leave it out"
+        )
+
 
 def _interval(o, lo, hi):
     lo, hi = _limit(o, lo), _limit(o, hi)
-    if not _has_classes(o): check_interval(lo, hi, o._name())
+    if not _has_classes(o):
+        check_interval(lo, hi, o._name())
     return lo, hi
+
 
 def check_interval(lo, hi, name):
     "Raise where no number lies from `lo` to `hi`"
-    if lo > hi: raise never_true(name, 'between', (lo, hi), "the lower bound comes first")
+    if lo > hi:
+        raise never_true(name, 'between', (lo, hi), "the lower bound comes first")
 
-def never_true(name, op, value, why): "The error for an atom that no label can make true"; return FlowError(f"{written(Atom(name, op, value))} is never true: {why}")
 
-def is_number(v): "Has `v` an order among numbers?"; return isinstance(v, numbers.Real)
-def _has_classes(o): return o.ops is None or 'isin' in o.ops # or may have: the task is not known yet
+def never_true(name, op, value, why):
+    "The error for an atom that no label can make true"
+    return FlowError(f"{written(Atom(name, op, value))} is never true: {why}")
+
+
+def is_number(v):
+    "Has `v` an order among numbers?"
+    return isinstance(v, numbers.Real)
+
+
+def _has_classes(o):
+    return o.ops is None or 'isin' in o.ops  # or may have: the task is not known yet
+
+
 def _limit(o, v):
     "What to compare with: a number; of ordered classes any class"
     return _one('gt', v, o, 'isin') if _has_classes(o) and v is not None and not is_number(v) else as_number(v)
 
+
 def as_number(v):
     "`v`, after a check that it is a number to compare with"
-    try: f = float('nan') if isinstance(v, (str, bytes)) else float(v)
-    except (TypeError, ValueError, OverflowError): f = float('nan')
-    if f != f: raise FlowError(f"{v!r} is not a number to compare with: compare a regression with a number in its original units")
+    try:
+        f = float('nan') if isinstance(v, (str, bytes)) else float(v)
+    except (TypeError, ValueError, OverflowError):
+        f = float('nan')
+    if f != f:
+        raise FlowError(
+            f"{v!r} is not a number to compare with: compare a regression with a number in its original units"
+        )
     return v
 
 # %% ../../nbs/core/conditions.ipynb #f8b5900a
-_hints = {'true': "a binary task is a condition by itself", 'isin': "compare classes by .eq .ne .isin", 'has': "ask a multi-label task by .has .has_any .has_all",
-          'gt': "compare by > >= < <= or .between"}
+_hints = {
+    'true': "a binary task is a condition by itself",
+    'isin': "compare classes by .eq .ne .isin",
+    'has': "ask a multi-label task by .has .has_any .has_all",
+    'gt': "compare by > >= < <= or .between",
+}
+
+
 def check_op(op, ops, name, kind):
     "Raise where a task of this `kind` does not answer `op`"
-    if ops is None or op in ops: return
+    if ops is None or op in ops:
+        return
     asked = 'used bare as a condition' if op == 'true' else f'asked .{op}'
     fix = '; '.join(_hints[o] for o in _hints if o in ops) or 'condition on another task'
     raise FlowError(f"task '{name}' ({kind}) cannot be {asked}: {fix}")
 
+
 class task(Comparable):
-    "A task by its path or leaf name, for conditions on blocks that are written in line: `task('person.face.face_x1') > 3`"
-    def __init__(self, path:str): self.path = path
-    def _name(self): return self.path
-    def __repr__(self): return f'task({self.path!r})'
-    def __eq__(self, o): return isinstance(o, task) and o.path == self.path
-    def __hash__(self): return hash(self.path)
+    """A task by its path or leaf name, for conditions on blocks that are written in line:
+    `task('person.face.face_x1') > 3`"""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def _name(self):
+        return self.path
+
+    def __repr__(self):
+        return f'task({self.path!r})'
+
+    def __eq__(self, o):
+        return isinstance(o, task) and o.path == self.path
+
+    def __hash__(self):
+        return hash(self.path)
 
 # %% ../../nbs/core/conditions.ipynb #6c196171
 def kleene(
-    cond:Condition, # What to evaluate
-    state,          # Function from an `Atom` to its pair of boolean arrays `(true, false)`, each (n,)
+    cond: Condition,  # What to evaluate
+    state,  # Function from an `Atom` to its pair of boolean arrays `(true, false)`, each (n,)
 ) -> tuple:
     "`cond` as a pair of boolean arrays `(true, false)`, each (n,); unknown where both are False"
-    if isinstance(cond, Atom): return state(cond)
-    if isinstance(cond, Not): return kleene(cond.arg, state)[::-1]
+    if isinstance(cond, Atom):
+        return state(cond)
+    if isinstance(cond, Not):
+        return kleene(cond.arg, state)[::-1]
     ts, fs = zip(*(kleene(a, state) for a in cond.args))
     t, f = (operator.and_, operator.or_) if isinstance(cond, And) else (operator.or_, operator.and_)
     return reduce(t, ts), reduce(f, fs)
 
 # %% ../../nbs/core/conditions.ipynb #7d804039
-def conjuncts(cond:Condition | None) -> tuple:
+def conjuncts(cond: Condition | None) -> tuple:
     "The conditions that all must hold for `cond` to hold"
     return () if cond is None else cond.args if isinstance(cond, And) else (cond,)
 
-def both(a:Condition | None, b:Condition | None) -> Condition | None:
+
+def both(a: Condition | None, b: Condition | None) -> Condition | None:
     "`a & b`, where None is no condition"
     return all_of(c for c in (a, b) if c is not None)
+
 
 def all_of(conds) -> Condition | None:
     "One condition that holds where all of some hold; None of none"
     conds = tuple(conds)
     return None if not conds else conds[0] if len(conds) == 1 else And(_flat(And, conds))
 
-def atoms(cond:Condition | None):
-    "All atoms of `cond`, in order of writing"
-    if isinstance(cond, Atom): yield cond
-    elif isinstance(cond, Not): yield from atoms(cond.arg)
-    elif cond is not None:
-        for a in cond.args: yield from atoms(a)
 
-def forced(cond:Condition | None, truth=True):
-    "Pairs `(atom, truth)` that must hold if `cond` is `truth`: what a conjunction (or the negation of an `any_of`) leaves no choice about"
-    if isinstance(cond, Atom): yield cond, truth
-    elif isinstance(cond, Not): yield from forced(cond.arg, not truth)
+def atoms(cond: Condition | None):
+    "All atoms of `cond`, in order of writing"
+    if isinstance(cond, Atom):
+        yield cond
+    elif isinstance(cond, Not):
+        yield from atoms(cond.arg)
+    elif cond is not None:
+        for a in cond.args:
+            yield from atoms(a)
+
+
+def forced(cond: Condition | None, truth=True):
+    """Pairs `(atom, truth)` that must hold if `cond` is `truth`: what a conjunction (or the negation of an
+    `any_of`) leaves no choice about"""
+    if isinstance(cond, Atom):
+        yield cond, truth
+    elif isinstance(cond, Not):
+        yield from forced(cond.arg, not truth)
     elif cond is not None and (isinstance(cond, And) == truth or len(cond.args) == 1):
-        for a in cond.args: yield from forced(a, truth)
+        for a in cond.args:
+            yield from forced(a, truth)

@@ -17,97 +17,156 @@ __all__ = ['FlowError', 'FlowWarning', 'row_name', 'RowsOf', 'check_name', 'chec
 class FlowError(ValueError):
     "A flow that is wrong, or labels that do not fit it; the message names the task and ends with the fix"
 
+
 class FlowWarning(UserWarning):
     "What is worth knowing of a flow or its labels, and stops nothing"
 
 # %% ../../nbs/core/errors.ipynb #819016f8
 def row_name(df, i):
-    "What errors call row `i` of a table: its position in the table that the user handed over, and its index where that is another"
+    """What errors call row `i` of a table: its position in the table that the user handed over, and its index
+    where that is another"""
     at, i = df.index[i], RowsOf.position(df, i)
     at = at.item() if isinstance(at, np.generic) else at
-    if i is None: return f'row {at!r} (by its index)'
+    if i is None:
+        return f'row {at!r} (by its index)'
     return f'row {i}' if repr(at) == repr(i) else f'row {i} (index {at!r})'
 
+
 class RowsOf(dict):
-    "Where the rows of a part of a table stand in the whole one; in the part's `attrs`. A dict, so that pandas can write a table with it to a file; empty, so that no file grows by it"
-    def __init__(self, index, at=None): # the part's index; positions, None: not known
+    """Where the rows of a part of a table stand in the whole one; in the part's `attrs`. A dict, so that pandas
+    can write a table with it to a file; empty, so that no file grows by it"""
+
+    def __init__(self, index, at=None):  # the part's index; positions, None: not known
         super().__init__()
         self.index, self.at = index, at
-    def __deepcopy__(self, memo): return self # pandas copies `attrs` with each column
-    def __reduce__(self): return dict, ()
+
+    def __deepcopy__(self, memo):
+        return self  # pandas copies `attrs` with each column
+
+    def __reduce__(self):
+        return dict, ()
+
     @staticmethod
     def mark(
-        part, # Rows of `df`
-        df,   # A table, itself the user's or a part of it
-        at,   # Positions of the rows in `df`; None: not known
+        part,  # Rows of `df`
+        df,  # A table, itself the user's or a part of it
+        at,  # Positions of the rows in `df`; None: not known
     ):
         "`part`, whose rows errors call as `df` does"
         at = None if at is None else np.asarray(at)
         before = df.attrs.get('rows_of')
-        if at is not None and isinstance(before, RowsOf) and before.fits(df): at = None if before.at is None else before.at[at]
+        if at is not None and isinstance(before, RowsOf) and before.fits(df):
+            at = None if before.at is None else before.at[at]
         part.attrs['rows_of'] = RowsOf(part.index, at)
         return part
-    def fits(self, df): "Is `df` the part that was marked, and not some rows of it?"; return self.index.equals(df.index)
+
+    def fits(self, df):
+        "Is `df` the part that was marked, and not some rows of it?"
+        return self.index.equals(df.index)
+
     @staticmethod
     def position(df, i):
         "Row `i` of `df` in the whole table; None where it is not known"
         rows = df.attrs.get('rows_of')
-        if not isinstance(rows, RowsOf) or not rows.fits(df): return i
+        if not isinstance(rows, RowsOf) or not rows.fits(df):
+            return i
         return None if rows.at is None else int(rows.at[i])
+
 
 def check_name(name, what='task'):
     "Names become parts of paths and of metric names, which callbacks read"
-    if not isinstance(name, str) or not name.strip(): raise FlowError(f"{what} name {name!r}: use a non-empty string")
-    if halved(name): raise FlowError(f"{what} name {name!r} holds half of a character (a surrogate), which no file can hold: rename it")
+    if not isinstance(name, str) or not name.strip():
+        raise FlowError(f"{what} name {name!r}: use a non-empty string")
+    if halved(name):
+        raise FlowError(
+            f"{what} name {name!r} holds half of a character (a surrogate), which no file can hold: rename it"
+        )
     if bad := [c for c in '.,\n' if c in name]:
-        raise FlowError(f"{what} name {name!r} holds {bad[0]!r}: '.' joins the names of a path and ',' the columns of a log; rename it and keep the column with col={name!r}")
+        raise FlowError(
+            f"{what} name {name!r} holds {bad[0]!r}: '.' joins the names of a path and ',' the columns of a log; "
+            f"rename it and keep the column with col={name!r}"
+        )
     if bad := [w for w in ('loss', 'error') if w in name]:
-        raise FlowError(f"{what} name {name!r} is reserved: fastai's tracker callbacks minimise every metric with '{bad[0]}' in its name; rename it and keep the column with col={name!r}")
+        raise FlowError(
+            f"{what} name {name!r} is reserved: fastai's tracker callbacks minimise every metric with '{bad[0]}' in "
+            f"its name; rename it and keep the column with col={name!r}"
+        )
+
 
 def check_features(name, features):
     "A branch is called by a word"
-    if features is not None and (not isinstance(features, str) or not features.isidentifier()): raise FlowError(f"'{name}': features={features!r} must be the name of a branch, such as 'face'")
+    if features is not None and (not isinstance(features, str) or not features.isidentifier()):
+        raise FlowError(f"'{name}': features={features!r} must be the name of a branch, such as 'face'")
+
 
 def check_weight_col(name, col):
     "Weights of rows stand in one column"
-    if col is not None and (isinstance(col, bool) or not isinstance(col, (str, int, float))): raise FlowError(f"'{name}': weight_col={col!r} must be the name of one column")
+    if col is not None and (isinstance(col, bool) or not isinstance(col, (str, int, float))):
+        raise FlowError(f"'{name}': weight_col={col!r} must be the name of one column")
     return col
+
 
 def check_vocab(block, vocab):
     "A vocabulary is a list of distinct values, not one string"
-    if vocab is None: return None
-    if isinstance(vocab, str) or not hasattr(vocab, '__iter__'): raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
+    if vocab is None:
+        return None
+    if isinstance(vocab, str) or not hasattr(vocab, '__iter__'):
+        raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
     vocab = list(vocab)
-    if bad := [v for v in vocab if halved(v)]: raise FlowError(f"task '{block.name}': {bad[0]!r} in vocab holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding")
-    try: twice = [v for v,n in Counter(vocab).items() if n > 1 and v not in block.fillers]
-    except TypeError: twice = [v for i,v in enumerate(vocab) if v in vocab[:i]]
-    if twice: raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
+    if bad := [v for v in vocab if halved(v)]:
+        raise FlowError(
+            f"task '{block.name}': {bad[0]!r} in vocab holds half of a character (a surrogate), which no file can "
+            "hold: read the table again with its right encoding"
+        )
+    try:
+        twice = [v for v, n in Counter(vocab).items() if n > 1 and v not in block.fillers]
+    except TypeError:
+        twice = [v for i, v in enumerate(vocab) if v in vocab[:i]]
+    if twice:
+        raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
     return vocab
 
+
 def halved(v):
-    "Does a string hold half of a surrogate pair? These come of text read with a wrong encoding, and neither Arrow nor a file takes them"
-    if not isinstance(v, str) or v.isascii(): return False
-    try: v.encode()
-    except UnicodeEncodeError: return True
+    """Does a string hold half of a surrogate pair? These come of text read with a wrong encoding, and neither
+    Arrow nor a file takes them"""
+    if not isinstance(v, str) or v.isascii():
+        return False
+    try:
+        v.encode()
+    except UnicodeEncodeError:
+        return True
     return False
+
 
 def shortly(v, n=200):
     "`repr` of whatever stands in a cell, not without end"
-    try: s = repr(v)
-    except Exception: s = f'of type {type(v).__name__}' # integers of thousands of digits, for one
+    try:
+        s = repr(v)
+    except Exception:
+        s = f'of type {type(v).__name__}'  # integers of thousands of digits, for one
     return s if len(s) <= n else f'{s[:n]} …'
+
 
 def plain_number(x):
     "What a NumPy scalar or a tensor without dimensions holds; all else stays"
     return x.item() if getattr(x, 'ndim', None) == 0 and hasattr(x, 'item') else x
 
+
 def check_column(df, col, who, fix=''):
     "Raise where a table does not have column `col`, or has it several times; `who` begins the error"
-    if col not in df.columns: raise FlowError(f"{who} column '{col}', which the table does not have: {near(col, df.columns)}{fix}")
-    if isinstance(df[col], pd.DataFrame): raise FlowError(f"{who} column '{col}', which stands {df[col].shape[1]} times in the table: keep one")
+    if col not in df.columns:
+        raise FlowError(f"{who} column '{col}', which the table does not have: {near(col, df.columns)}{fix}")
+    if isinstance(df[col], pd.DataFrame):
+        raise FlowError(f"{who} column '{col}', which stands {df[col].shape[1]} times in the table: keep one")
+
 
 def near(word, words):
     "A hint for a misspelt `word`"
     words = [str(w)[:100] for w in islice(words, 10000)]
     m = difflib.get_close_matches(str(word)[:100], words, n=3)
-    return f"did you mean {' or '.join(map(repr, m))}?" if m else f"there are {', '.join(map(repr, words[:10])) or 'none'}{' …' if len(words) > 10 else ''}"
+    return (
+        f"did you mean {' or '.join(map(repr, m))}?"
+        if m
+        else f"there are {', '.join(map(repr, words[:10])) or 'none'}{' …' if len(words) > 10 else ''}"
+    )

@@ -17,18 +17,20 @@ __all__ = ['MissingExtra', 'missing_extra', 'import_extra']
 class MissingExtra(FlowError, ImportError):
     "A package that an extra brings is not installed; the message ends with the line that installs it"
 
+
 def missing_extra(
-    what:str,    # What needs it, as users call it: `learn.to_onnx`
-    package:str, # The package that is not there
-    extra:str,   # The extra that brings it
+    what: str,  # What needs it, as users call it: `learn.to_onnx`
+    package: str,  # The package that is not there
+    extra: str,  # The extra that brings it
 ) -> MissingExtra:
     "The error about an extra that is not installed"
     return MissingExtra(f"{what} needs the package {package}: pip install 'fastai_condmtl[{extra}]'")
 
+
 def import_extra(
-    name:str,  # Module to import, such as `onnx` or `torch.utils.tensorboard`
-    what:str,  # What needs it, as users call it
-    extra:str, # The extra that brings it
+    name: str,  # Module to import, such as `onnx` or `torch.utils.tensorboard`
+    what: str,  # What needs it, as users call it
+    extra: str,  # The extra that brings it
 ) -> ModuleType:
     "Import a module that an extra brings. Raises `MissingExtra` where a package is not installed"
     try:

@@ -13,60 +13,91 @@ from threading import get_ident
 __all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv']
 
 # %% ../../nbs/core/files.ipynb #ecaa4c0b
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp') # how names of picture files end, in small letters
+IMAGES = (
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.bmp',
+    '.gif',
+    '.tif',
+    '.tiff',
+    '.webp',
+)  # how names of picture files end, in small letters
+
 
 @contextmanager
 def atomic_write(
-    path, # File to write
+    path,  # File to write
 ):
-    "A path beside `path` to write to. It takes the place of `path` when the block ends well; after an error, or when the process is killed, `path` is as it was"
-    path = Path(os.path.realpath(path)) # through links, to what they point at
+    """A path beside `path` to write to. It takes the place of `path` when the block ends well; after an error, or
+    when the process is killed, `path` is as it was"""
+    path = Path(os.path.realpath(path))  # through links, to what they point at
     _sweep(path)
     tmp = path.with_name(f'.{path.name}.{_host()}-{os.getpid()}-{get_ident()}.tmp')
     try:
         yield tmp
-        if path.exists(): os.chmod(tmp, path.stat().st_mode)
+        if path.exists():
+            os.chmod(tmp, path.stat().st_mode)
         _sync(tmp)
         os.replace(tmp, path)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
-    if os.name == 'posix': _sync(path.parent) # the new name too is on the disk
+    if os.name == 'posix':
+        _sync(path.parent)  # the new name too is on the disk
 
-def _host(): return ''.join(c for c in socket.gethostname() if c.isalnum())
+
+def _host():
+    return ''.join(c for c in socket.gethostname() if c.isalnum())
+
+
 def _sync(path):
     fd = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 def _sweep(path):
     "Take away what processes of this machine that are no more have left"
     head = f'.{path.name}.{_host()}-'
     for f in path.parent.iterdir() if path.parent.is_dir() else ():
-        if not (f.name.startswith(head) and f.name.endswith('.tmp')): continue
-        pid = f.name[len(head):].partition('-')[0]
-        if pid.isdecimal() and not _alive(int(pid)): f.unlink(missing_ok=True)
+        if not (f.name.startswith(head) and f.name.endswith('.tmp')):
+            continue
+        pid = f.name[len(head) :].partition('-')[0]
+        if pid.isdecimal() and not _alive(int(pid)):
+            f.unlink(missing_ok=True)
+
 
 def _alive(pid):
-    if os.name != 'posix': return True # asking would end it there
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: return True
+    if os.name != 'posix':
+        return True  # asking would end it there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
     return True
 
+
 def write_text(
-    path, # File to write
-    text:str,
+    path,  # File to write
+    text: str,
 ) -> Path:
     "`text` as a file in UTF-8, whole or not at all"
-    with atomic_write(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding='utf-8')
     return Path(path)
 
+
 def write_csv(
-    df,   # DataFrame
-    path, # File to write
-    **kwargs # For `df.to_csv`
+    df,  # DataFrame
+    path,  # File to write
+    **kwargs,  # For `df.to_csv`
 ) -> Path:
     "A table as a file, whole or not at all"
-    with atomic_write(path) as tmp: df.to_csv(tmp, **kwargs)
+    with atomic_write(path) as tmp:
+        df.to_csv(tmp, **kwargs)
     return Path(path)

@@ -13,32 +13,53 @@ from .columns import MASKS, is_mask_block
 __all__ = ['Flow', 'walk', 'inherited', 'leaves', 'Names', 'FlowError']
 
 # %% ../../nbs/core/flow.ipynb #d043484d
-_all_ = ['FlowError'] # users catch it by this module's name
+_all_ = ['FlowError']  # users catch it by this module's name
 
 # %% ../../nbs/core/flow.ipynb #9071a38c
-_counterparts = dict(CategoryBlock='SingleLabelBlock(name)', MultiCategoryBlock='MultiLabelBlock(name)', PointBlock='KeypointsBlock(name, labels)', BBoxBlock='BoxBlock(name)',
-                     BBoxLblBlock='SingleLabelBlock(name)', RegressionBlock='UnboundedRegressionBlock(name), or BoundedRegressionBlock(name, y_range=(lo, hi))')
+_counterparts = dict(
+    CategoryBlock='SingleLabelBlock(name)',
+    MultiCategoryBlock='MultiLabelBlock(name)',
+    PointBlock='KeypointsBlock(name, labels)',
+    BBoxBlock='BoxBlock(name)',
+    BBoxLblBlock='SingleLabelBlock(name)',
+    RegressionBlock='UnboundedRegressionBlock(name), or BoundedRegressionBlock(name, y_range=(lo, hi))',
+)
+
 
 def _instead_of(t):
     "What to write instead of what is neither a block nor a flow"
-    if is_mask_block(t): return MASKS
-    if isinstance(t, Condition): return "a condition is given to a block: `block | condition`"
-    if isinstance(t, (list, tuple)): return "unpack the list: Flow(name, *tasks)"
-    if isinstance(t, type): return "make an object of it, with a name"
+    if is_mask_block(t):
+        return MASKS
+    if isinstance(t, Condition):
+        return "a condition is given to a block: `block | condition`"
+    if isinstance(t, (list, tuple)):
+        return "unpack the list: Flow(name, *tasks)"
+    if isinstance(t, type):
+        return "make an object of it, with a name"
     name = getattr(t, '__name__', '')
-    if name in _counterparts: return f"{name} is a block of one target: write {_counterparts[name]}"
+    if name in _counterparts:
+        return f"{name} is a block of one target: write {_counterparts[name]}"
     return "hand over blocks and flows"
+
 
 class Flow:
     "Tasks and flows under one name. Use it as a block: `DataBlock(blocks=(ImageBlock, flow))`"
+
     weight_col = None
-    def __init__(self,
-        name:str,   # Name; part of the paths of all tasks inside, unless this is the outermost flow
-        *tasks,     # Blocks and flows
-        given=None, # Condition for all of them; also written `flow | condition`
-        features:str=None, # Branch whose features the tasks read (those inside that do not name their own), see `branches=`
-        weight_col:str=None, # Column with the weight of each row in the losses of the tasks (those inside that do not name their own): a row of weight 2 counts as two, of 0 not at all
-        infer_labels=False, # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are conditioned on; 'train': filled labels also train their own task
+
+    def __init__(
+        self,
+        name: str,  # Name; part of the paths of all tasks inside, unless this is the outermost flow
+        *tasks,  # Blocks and flows
+        given=None,  # Condition for all of them; also written `flow | condition`
+        # Branch whose features the tasks read (those inside that do not name their own), see `branches=`
+        features: str = None,
+        # Column with the weight of each row in the losses of the tasks (those inside that do not name their own): a row
+        # of weight 2 counts as two, of 0 not at all
+        weight_col: str = None,
+        # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
+        # conditioned on; 'train': filled labels also train their own task
+        infer_labels=False,
     ):
         check_name(name, 'flow')
         check_features(name, features)
@@ -46,70 +67,124 @@ class Flow:
         for t in tasks:
             if not isinstance(t, (ConditionalBlock, Flow)):
                 what = t.__name__ if isinstance(t, FunctionType) else repr(t)
-                raise FlowError(f"flow '{name}' holds {what} ({type(t).__name__}), which is neither a block nor a flow: {_instead_of(t)}")
-        if not any(infer_labels is v for v in (False, True)) and infer_labels != 'train': raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
-        self.name, self.tasks, self.given, self.infer_labels = name, tasks, None if given is None else as_condition(given), infer_labels
+                raise FlowError(
+                    f"flow '{name}' holds {what} ({type(t).__name__}), which is neither a block nor a flow: "
+                    f"{_instead_of(t)}"
+                )
+        if not any(infer_labels is v for v in (False, True)) and infer_labels != 'train':
+            raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
+        self.name, self.tasks, self.given, self.infer_labels = (
+            name,
+            tasks,
+            None if given is None else as_condition(given),
+            infer_labels,
+        )
 
     def __or__(self, cond):
         res = copy(self)
         res.given = both(self.given, given_by(self, cond))
         return res
-    def __repr__(self): return '\n'.join(self._lines())
+
+    def __repr__(self):
+        return '\n'.join(self._lines())
+
     def _lines(self):
         yield f"{self.name}" + (f' | {self.given}' if self.given is not None else '')
         for t in self.tasks:
             last = t is self.tasks[-1]
-            lines = t._lines() if isinstance(t, Flow) else [f'{t.name}: {type(t).__name__}' + (f' | {t.given}' if t.given is not None else '')]
-            for i,l in enumerate(lines): yield ('└── ' if last else '├── ') + l if i == 0 else ('    ' if last else '│   ') + l
+            lines = (
+                t._lines()
+                if isinstance(t, Flow)
+                else [f'{t.name}: {type(t).__name__}' + (f' | {t.given}' if t.given is not None else '')]
+            )
+            for i, l in enumerate(lines):
+                yield ('└── ' if last else '├── ') + l if i == 0 else ('    ' if last else '│   ') + l
 
 # %% ../../nbs/core/flow.ipynb #5deb186c
 def walk(flow, prefix='', gates=()):
-    "All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, prefix of the scope it was written in)`"
-    if flow.given is not None: gates += ((flow.given, prefix.rpartition('.')[0].rpartition('.')[0]),) if prefix else ((flow.given, ''),)
+    """All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, prefix of the
+    scope it was written in)`"""
+    if flow.given is not None:
+        gates += ((flow.given, prefix.rpartition('.')[0].rpartition('.')[0]),) if prefix else ((flow.given, ''),)
     seen = {}
-    if not flow.tasks: raise FlowError(f"flow '{prefix[:-1] or flow.name}' is empty: add at least one block, or leave it out")
+    if not flow.tasks:
+        raise FlowError(f"flow '{prefix[:-1] or flow.name}' is empty: add at least one block, or leave it out")
     for t in flow.tasks:
         path = prefix + t.name
         if t.name in seen:
-            raise FlowError(f"two {'flows' if isinstance(t, Flow) and isinstance(seen[t.name], Flow) else 'tasks'} are called '{path}': " +
-                            ("it was added twice; leave one out" if t is seen[t.name] else "rename one and keep its column with col="))
+            raise FlowError(
+                f"two {'flows' if isinstance(t, Flow) and isinstance(seen[t.name], Flow) else 'tasks'} are called "
+                f"'{path}': "
+                + (
+                    "it was added twice; leave one out"
+                    if t is seen[t.name]
+                    else "rename one and keep its column with col="
+                )
+            )
         seen[t.name] = t
         if isinstance(t, Flow):
-            if t.infer_labels: raise FlowError(f"flow '{path}': infer_labels belongs to the outermost flow, which sees all labels: set it there")
+            if t.infer_labels:
+                raise FlowError(
+                    f"flow '{path}': infer_labels belongs to the outermost flow, which sees all labels: set it there"
+                )
             yield from walk(t, path + '.', gates)
-        else: yield path, t, gates + (((t.given, prefix[:-1]),) if t.given is not None else ())
+        else:
+            yield path, t, gates + (((t.given, prefix[:-1]),) if t.given is not None else ())
+
 
 def inherited(flow, what, value=None):
-    "What each task of `flow` names as `what`, in order of writing: its own, else that of the innermost flow which names one, else `value`"
+    """What each task of `flow` names as `what`, in order of writing: its own, else that of the innermost flow
+    which names one, else `value`"""
     for t in flow.tasks:
         own = getattr(t, what)
-        if own is None: own = value
-        if isinstance(t, Flow): yield from inherited(t, what, own)
-        else: yield own
+        if own is None:
+            own = value
+        if isinstance(t, Flow):
+            yield from inherited(t, what, own)
+        else:
+            yield own
+
 
 def leaves(flow):
     "The blocks of a flow, as written"
     for t in flow.tasks:
-        if isinstance(t, Flow): yield from leaves(t)
-        else: yield t
+        if isinstance(t, Flow):
+            yield from leaves(t)
+        else:
+            yield t
+
 
 class Names:
     "Finds tasks by name from within a flow"
+
     def __init__(self, paths):
         self.paths, self.ends = dict.fromkeys(paths), {}
         for p in self.paths:
             parts = p.split('.')
-            for i in range(len(parts)): self.ends.setdefault('.'.join(parts[i:]), []).append(p)
+            for i in range(len(parts)):
+                self.ends.setdefault('.'.join(parts[i:]), []).append(p)
+
     def find(self, name, scope, who='a condition asks for'):
         "The path of the task called `name` in `scope`, a flow's path ('' is the outermost); `who` begins the error"
-        if not isinstance(name, str): raise FlowError(f"{who} {name!r}: call a task by its name or path, a string; there are {', '.join(map(repr, [*self.paths][:10]))}")
+        if not isinstance(name, str):
+            raise FlowError(
+                f"{who} {name!r}: call a task by its name or path, a string; there are "
+                f"{', '.join(map(repr, [*self.paths][:10]))}"
+            )
         scopes = [scope]
-        while scopes[-1]: scopes.append(scopes[-1].rpartition('.')[0])
+        while scopes[-1]:
+            scopes.append(scopes[-1].rpartition('.')[0])
         inside = [(s + '.' if s else '') for s in scopes]
         for s in inside:
-            if s + name in self.paths: return s + name
+            if s + name in self.paths:
+                return s + name
         for s in inside:
             found = [p for p in self.ends.get(name, ()) if p.startswith(s)]
-            if len(found) == 1: return found[0]
-            if found: raise FlowError(f"{who} '{name}', which could be {' or '.join(map(repr, found[:5]))}: name it by its path, task({found[0]!r})")
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise FlowError(
+                    f"{who} '{name}', which could be {' or '.join(map(repr, found[:5]))}: name it by its path, "
+                    f"task({found[0]!r})"
+                )
         raise FlowError(f"{who} task '{name}', which the flow does not have: {near(name, self.ends)}")

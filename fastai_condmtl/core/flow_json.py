@@ -17,7 +17,6 @@ from .files import write_text
 from .flow import Flow
 from .plan import Plan
 
-
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', 'arguments', 'block_config', 'to_jsonable',
            'from_jsonable']
@@ -26,84 +25,138 @@ __all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', '
 _registered = {}
 _ours = ConditionalBlock.__module__.partition('.')[0] + '.'
 
+
 def register_block(
-    cls=None, # A class of blocks
-    name:str=None, # What files call it; by default its import path
+    cls=None,  # A class of blocks
+    name: str = None,  # What files call it; by default its import path
 ):
     "Allow files to name a kind of block of your own; also a decorator"
-    if cls is None: return lambda cls: register_block(cls, name)
-    if not (isinstance(cls, type) and issubclass(cls, ConditionalBlock)): raise FlowError(f"register_block({cls!r}): hand over a class that inherits from ConditionalBlock")
+    if cls is None:
+        return lambda cls: register_block(cls, name)
+    if not (isinstance(cls, type) and issubclass(cls, ConditionalBlock)):
+        raise FlowError(f"register_block({cls!r}): hand over a class that inherits from ConditionalBlock")
     _registered[name or block_name(cls)] = cls
     return cls
 
+
 def block_name(cls) -> str:
     "What files call a class of blocks: the name of one of ours, the import path of yours, or what it was registered as"
-    return next((k for k,c in _registered.items() if c is cls), None) or (cls.__name__ if cls.__module__.startswith(_ours) else f'{cls.__module__}.{cls.__qualname__}')
+    return next((k for k, c in _registered.items() if c is cls), None) or (
+        cls.__name__ if cls.__module__.startswith(_ours) else f'{cls.__module__}.{cls.__qualname__}'
+    )
+
 
 def _subclasses(cls):
-    for c in cls.__subclasses__(): yield c; yield from _subclasses(c)
+    for c in cls.__subclasses__():
+        yield c
+        yield from _subclasses(c)
 
-def block_class(name:str):
+
+def block_class(name: str):
     "The class that files call `name`"
-    ours = {c.__name__: c for c in _subclasses(ConditionalBlock) if c.__module__.startswith(_ours) and c.__name__.endswith('Block')} # `Classes` and their like are parts of kinds
+    ours = {
+        c.__name__: c
+        for c in _subclasses(ConditionalBlock)
+        if c.__module__.startswith(_ours) and c.__name__.endswith('Block')
+    }  # `Classes` and their like are parts of kinds
     known = {**ours, **_registered}
-    if isinstance(name, str) and name in known: return known[name]
-    if isinstance(name, str) and '.' in name: raise FlowError(f"block {name!r} is not registered: a file may come from anyone, so nothing is imported by name. If you trust it, import the class and call register_block({name.rpartition('.')[2]}) first")
-    raise FlowError(f"block {name!r} is not known: {near(name, known) if known else 'no kind has been loaded: write import fastai_condmtl.tasks.all first'}")
+    if isinstance(name, str) and name in known:
+        return known[name]
+    if isinstance(name, str) and '.' in name:
+        raise FlowError(
+            f"block {name!r} is not registered: a file may come from anyone, so nothing is imported by name. If you "
+            f"trust it, import the class and call register_block({name.rpartition('.')[2]}) first"
+        )
+    raise FlowError(
+        f"block {name!r} is not known: "
+        f"{near(name, known) if known else 'no kind has been loaded: write import fastai_condmtl.tasks.all first'}"
+    )
+
 
 def arguments(cls) -> dict:
     "Name of each argument of a class of blocks → its default, without name and condition"
     res = {}
     for c in cls.__mro__:
-        if '__init__' not in c.__dict__: continue
+        if '__init__' not in c.__dict__:
+            continue
         ps = inspect.signature(c.__init__).parameters.values()
         for p in ps:
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ('self', 'name', 'given'): res.setdefault(p.name, p.default)
-        if not any(p.kind == p.VAR_KEYWORD for p in ps): break
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ('self', 'name', 'given'):
+                res.setdefault(p.name, p.default)
+        if not any(p.kind == p.VAR_KEYWORD for p in ps):
+            break
     return res
 
-def block_config(block:ConditionalBlock) -> dict:
+
+def block_config(block: ConditionalBlock) -> dict:
     "Arguments that make `block` again, but for name and condition, as JSON values"
     defaults, where = arguments(type(block)), f"task '{block.name}'"
-    if hasattr(block, 'config'): vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | block.config()
+    if hasattr(block, 'config'):
+        vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | block.config()
     else:
-        kept = {k: a for c in reversed(type(block).__mro__) for k,a in vars(c).get('kept_as', {}).items()}
-        if lost := [k for k in defaults if not hasattr(block, kept.get(k, k))]: raise FlowError(f"{where} ({type(block).__name__}) does not keep its argument {lost[0]!r}: set self.{lost[0]} in __init__, or return the arguments from a method `config`")
+        kept = {k: a for c in reversed(type(block).__mro__) for k, a in vars(c).get('kept_as', {}).items()}
+        if lost := [k for k in defaults if not hasattr(block, kept.get(k, k))]:
+            raise FlowError(
+                f"{where} ({type(block).__name__}) does not keep its argument {lost[0]!r}: set self.{lost[0]} in "
+                "__init__, or return the arguments from a method `config`"
+            )
         vals = {k: getattr(block, kept.get(k, k)) for k in defaults}
-        if vals.get('cols') is not None and vals['vocab'] == vals['cols']: del vals['vocab'] # its default there
+        if vals.get('cols') is not None and vals['vocab'] == vals['cols']:
+            del vals['vocab']  # its default there
     res = {}
-    for k,v in vals.items():
-        try: v = to_jsonable(v, top=k != 'col') # of columns with several levels a tuple is the name
-        except TypeError as e: raise FlowError(f"{where}: {k}={e}") from None
+    for k, v in vals.items():
+        try:
+            v = to_jsonable(v, top=k != 'col')  # of columns with several levels a tuple is the name
+        except TypeError as e:
+            raise FlowError(f"{where}: {k}={e}") from None
         default = defaults.get(k, inspect.Parameter.empty)
-        if default is inspect.Parameter.empty or v != to_jsonable(default) or isinstance(v, bool) != isinstance(default, bool): res[k] = v
+        if (
+            default is inspect.Parameter.empty
+            or v != to_jsonable(default)
+            or isinstance(v, bool) != isinstance(default, bool)
+        ):
+            res[k] = v
     return res
 
 # %% ../../nbs/core/flow_json.ipynb #9566198e
-_marks = dict(tuple=lambda v: tuple(map(from_jsonable, v)), timestamp=pd.Timestamp, date=dt.date.fromisoformat, float=float)
+_marks = dict(
+    tuple=lambda v: tuple(map(from_jsonable, v)), timestamp=pd.Timestamp, date=dt.date.fromisoformat, float=float
+)
+
 
 def to_jsonable(v, top=True):
     "An argument as JSON values"
-    if hasattr(v, 'tolist') and not isinstance(v, np.generic): v = v.tolist() # arrays and tensors
-    if isinstance(v, list) or top and isinstance(v, (tuple, range)): return [to_jsonable(x, False) for x in v]
+    if hasattr(v, 'tolist') and not isinstance(v, np.generic):
+        v = v.tolist()  # arrays and tensors
+    if isinstance(v, list) or top and isinstance(v, (tuple, range)):
+        return [to_jsonable(x, False) for x in v]
     if isinstance(v, dict):
-        if bad := [k for k in v if not isinstance(k, str)] + [k for k in v if k in _marks and len(v) == 1]: raise TypeError(f"{v!r}: {bad[0]!r} cannot be a key in a file")
-        return {k: to_jsonable(x) for k,x in v.items()}
+        if bad := [k for k in v if not isinstance(k, str)] + [k for k in v if k in _marks and len(v) == 1]:
+            raise TypeError(f"{v!r}: {bad[0]!r} cannot be a key in a file")
+        return {k: to_jsonable(x) for k, x in v.items()}
     v = plain(v)
-    if isinstance(v, tuple): return dict(tuple=[to_jsonable(x, False) for x in v])
-    if isinstance(v, pd.Timestamp): return dict(timestamp=v.isoformat())
-    if isinstance(v, dt.date): return dict(date=v.isoformat())
+    if isinstance(v, tuple):
+        return dict(tuple=[to_jsonable(x, False) for x in v])
+    if isinstance(v, pd.Timestamp):
+        return dict(timestamp=v.isoformat())
+    if isinstance(v, dt.date):
+        return dict(date=v.isoformat())
     return dict(float=repr(v)) if isinstance(v, float) and not np.isfinite(v) else v
+
 
 def from_jsonable(v):
     "`to_jsonable` undone"
-    if isinstance(v, list): return list(map(from_jsonable, v))
-    if not isinstance(v, dict): return v
-    if len(v) == 1 and (k := next(iter(v))) in _marks: return _marks[k](v[k])
-    return {k: from_jsonable(x) for k,x in v.items()}
+    if isinstance(v, list):
+        return list(map(from_jsonable, v))
+    if not isinstance(v, dict):
+        return v
+    if len(v) == 1 and (k := next(iter(v))) in _marks:
+        return _marks[k](v[k])
+    return {k: from_jsonable(x) for k, x in v.items()}
 
 # %% ../../nbs/core/flow_json.ipynb #be16ffe4
 FORMAT, VERSION = 'fastai_condmtl.flow', 1
+
 
 def _entry(t):
     "A task or flow as a dict"
@@ -116,100 +169,187 @@ def _entry(t):
         return dict(flow=t.name, **common, **infer, **features, **weights, **note, tasks=[_entry(x) for x in t.tasks])
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
+
 def _written(t):
     try:
         text = write_condition(t.given)
-        read_condition(text) # what cannot be read back is an error now, not when the file is needed
+        read_condition(text)  # what cannot be read back is an error now, not when the file is needed
         return text
-    except (TypeError, FlowError, RecursionError) as e: raise FlowError(f"the condition `{shortly(t.given)}` of '{t.name}': {e}") from None
+    except (TypeError, FlowError, RecursionError) as e:
+        raise FlowError(f"the condition `{shortly(t.given)}` of '{t.name}': {e}") from None
+
 
 def _render(d, pad=''):
     "JSON with a line a task"
-    head = [f'{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}' for k,v in d.items() if k != 'tasks']
-    cut = next((i for i,k in enumerate(d) if k == 'note'), len(d))
+    head = [
+        f'{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}' for k, v in d.items() if k != 'tasks'
+    ]
+    cut = next((i for i, k in enumerate(d) if k == 'note'), len(d))
     text = ', '.join(head[:cut]) + ((f',\n{pad} ' if cut else '') + ', '.join(head[cut:]) if cut < len(head) else '')
-    if 'tasks' not in d: return f'{pad}{{{text}}}'
-    return f'{pad}{{{text},{chr(10) + pad if cut < len(head) else ""} "tasks": [\n' + ',\n'.join(_render(t, pad + '  ') for t in d['tasks']) + f'\n{pad}]}}'
+    if 'tasks' not in d:
+        return f'{pad}{{{text}}}'
+    return (
+        f'{pad}{{{text},{chr(10) + pad if cut < len(head) else ""} "tasks": [\n'
+        + ',\n'.join(_render(t, pad + '  ') for t in d['tasks'])
+        + f'\n{pad}]}}'
+    )
+
 
 @patch
-def to_json(self:Flow,
-    path=None, # File to write; None: return the text
+def to_json(
+    self: Flow,
+    path=None,  # File to write; None: return the text
 ):
-    "This flow as JSON, a line a task: blocks, arguments that are not the default, conditions as text. The path if one is given, else the text"
-    text = re.sub('[\ud800-\udfff]', lambda m: f'\\u{ord(m[0]):04x}', _render(dict(format=FORMAT, version=VERSION, **_entry(self)))) + '\n' # halves of a pair cannot be written to a file as they are
-    if path is None: return text
+    """This flow as JSON, a line a task: blocks, arguments that are not the default, conditions as text. The path
+    if one is given, else the text"""
+    text = (
+        re.sub(
+            '[\ud800-\udfff]',
+            lambda m: f'\\u{ord(m[0]):04x}',
+            _render(dict(format=FORMAT, version=VERSION, **_entry(self))),
+        )
+        + '\n'
+    )  # halves of a pair cannot be written to a file as they are
+    if path is None:
+        return text
     return write_text(path, text)
 
 # %% ../../nbs/core/flow_json.ipynb #4e6ece59
 def _load(source):
     "A path, JSON text or dict as a dict, and what to call it in errors"
-    if isinstance(source, dict): return source, 'this dict'
-    if not isinstance(source, (str, Path)): raise FlowError(f"Flow.from_json of a {type(source).__name__}: hand over a path, JSON text or a dict")
-    text, what = (source, 'this text') if isinstance(source, str) and source.lstrip()[:1] in ('{', '[') else (None, str(source))
+    if isinstance(source, dict):
+        return source, 'this dict'
+    if not isinstance(source, (str, Path)):
+        raise FlowError(f"Flow.from_json of a {type(source).__name__}: hand over a path, JSON text or a dict")
+    text, what = (
+        (source, 'this text') if isinstance(source, str) and source.lstrip()[:1] in ('{', '[') else (None, str(source))
+    )
     if text is None:
-        try: text = Path(source).read_text(encoding='utf-8')
-        except FileNotFoundError: raise FlowError(f"there is no file '{source}': check the path, or write one with flow.to_json('{source}')") from None
-        except (OSError, UnicodeDecodeError) as e: raise FlowError(f"'{source}' cannot be read as text: {e}") from None
-    try: return json.loads(text, object_pairs_hook=_once), what
-    except RecursionError: raise FlowError(f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes") from None
-    except FlowError as e: raise FlowError(f"{what}: {e}") from None
-    except ValueError as e: raise FlowError(f"{what} is no JSON: {e}. Compare it with what flow.to_json() writes") from None
+        try:
+            text = Path(source).read_text(encoding='utf-8')
+        except FileNotFoundError:
+            raise FlowError(
+                f"there is no file '{source}': check the path, or write one with flow.to_json('{source}')"
+            ) from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise FlowError(f"'{source}' cannot be read as text: {e}") from None
+    try:
+        return json.loads(text, object_pairs_hook=_once), what
+    except RecursionError:
+        raise FlowError(
+            f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes"
+        ) from None
+    except FlowError as e:
+        raise FlowError(f"{what}: {e}") from None
+    except ValueError as e:
+        raise FlowError(f"{what} is no JSON: {e}. Compare it with what flow.to_json() writes") from None
+
 
 def _once(pairs):
-    keys = [k for k,_ in pairs]
-    if twice := [k for k,n in Counter(keys).items() if n > 1]: raise FlowError(f"{twice[0]!r} stands twice in {dict(pairs)!r}: keep one")
+    keys = [k for k, _ in pairs]
+    if twice := [k for k, n in Counter(keys).items() if n > 1]:
+        raise FlowError(f"{twice[0]!r} stands twice in {dict(pairs)!r}: keep one")
     return dict(pairs)
+
 
 def _read_entry(d, path='', root=False):
     "A dict as a task or flow"
-    if not isinstance(d, dict): raise FlowError(f"'{path}' holds {d!r}: a task is an object such as {{\"name\": \"x\", \"block\": \"BinaryBlock\"}}")
+    if not isinstance(d, dict):
+        raise FlowError(
+            f"'{path}' holds {d!r}: a task is an object such as {{\"name\": \"x\", \"block\": \"BinaryBlock\"}}"
+        )
     kind = 'flow' if 'flow' in d else 'name'
-    if kind not in d or 'flow' in d and 'name' in d: raise FlowError(f"'{path}' holds {d!r}: a task has \"name\" and \"block\", a flow \"flow\" and \"tasks\"")
+    if kind not in d or 'flow' in d and 'name' in d:
+        raise FlowError(f"'{path}' holds {d!r}: a task has \"name\" and \"block\", a flow \"flow\" and \"tasks\"")
     d, name = dict(d), d[kind]
     del d[kind]
     here, note = name if root or not path else f'{path}.{name}', d.pop('note', None)
-    if not (note is None or isinstance(note, str) or isinstance(note, list) and all(isinstance(x, str) for x in note)): raise FlowError(f"task '{here}': note={note!r} must be a string or a list of strings")
+    if not (note is None or isinstance(note, str) or isinstance(note, list) and all(isinstance(x, str) for x in note)):
+        raise FlowError(f"task '{here}': note={note!r} must be a string or a list of strings")
     given = _read_given(d.pop('given', None), here)
     res = _read_flow(d, name, given, here, root) if kind == 'flow' else _read_block(d, name, given, here)
-    if note is not None: res.note = note
+    if note is not None:
+        res.note = note
     return res
 
+
 def _read_given(text, here):
-    try: return None if text is None else read_condition(text)
-    except FlowError as e: raise FlowError(f"the condition of '{here}': {e}") from None
+    try:
+        return None if text is None else read_condition(text)
+    except FlowError as e:
+        raise FlowError(f"the condition of '{here}': {e}") from None
+
 
 def _read_flow(d, name, given, here, root):
     tasks = d.pop('tasks', None)
-    if not isinstance(tasks, list) or not tasks: raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
+    if not isinstance(tasks, list) or not tasks:
+        raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
     infer, features, weight_col = d.pop('infer_labels', False), d.pop('features', None), d.pop('weight_col', None)
-    if d: raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'note'])}")
-    return Flow(name, *[_read_entry(t, '' if root else here) for t in tasks], given=given, infer_labels=infer, features=features, weight_col=weight_col)
+    if d:
+        raise FlowError(
+            f"flow '{here}': {next(iter(d))!r} is not known: "
+            f"{near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'note'])}"
+        )
+    return Flow(
+        name,
+        *[_read_entry(t, '' if root else here) for t in tasks],
+        given=given,
+        infer_labels=infer,
+        features=features,
+        weight_col=weight_col,
+    )
+
 
 def _read_block(d, name, given, here):
-    if 'block' not in d: raise FlowError(f"task '{here}' does not say what kind it is: add \"block\", such as \"BinaryBlock\"")
-    try: cls = block_class(d.pop('block'))
-    except FlowError as e: raise FlowError(f"task '{here}': {e}") from None
+    if 'block' not in d:
+        raise FlowError(f"task '{here}' does not say what kind it is: add \"block\", such as \"BinaryBlock\"")
+    try:
+        cls = block_class(d.pop('block'))
+    except FlowError as e:
+        raise FlowError(f"task '{here}': {e}") from None
     known = arguments(cls)
-    if not hasattr(cls, 'config') and (wrong := [k for k in d if k not in known]): raise FlowError(f"task '{here}' ({cls.__name__}): {wrong[0]!r} is not known: {near(wrong[0], known)}")
-    try: return cls(name, given=given, **{k: from_jsonable(v) for k,v in d.items()})
-    except FlowError: raise
-    except (TypeError, ValueError, AttributeError, OverflowError) as e: raise FlowError(f"task '{here}' ({cls.__name__}) cannot be made of {d!r}: {e}. Compare it with what flow.to_json() writes") from None
+    if not hasattr(cls, 'config') and (wrong := [k for k in d if k not in known]):
+        raise FlowError(f"task '{here}' ({cls.__name__}): {wrong[0]!r} is not known: {near(wrong[0], known)}")
+    try:
+        return cls(name, given=given, **{k: from_jsonable(v) for k, v in d.items()})
+    except FlowError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as e:
+        raise FlowError(
+            f"task '{here}' ({cls.__name__}) cannot be made of {d!r}: {e}. Compare it with what flow.to_json() writes"
+        ) from None
+
 
 @patch(cls_method=True)
-def from_json(cls:Flow,
-    source,     # Path, JSON text or dict
-    check:bool=True, # Are names that do not resolve, circles and the like errors now? False: for a flow that will be a part of another
+def from_json(
+    cls: Flow,
+    source,  # Path, JSON text or dict
+    # Are names that do not resolve, circles and the like errors now? False: for a flow that will be a part of another
+    check: bool = True,
 ) -> Flow:
-    "A flow out of what `flow.to_json` wrote, or of a file written by hand. Holds names and values only: nothing is evaluated or imported"
+    """A flow out of what `flow.to_json` wrote, or of a file written by hand. Holds names and values only: nothing
+    is evaluated or imported"""
     d, what = _load(source)
-    if not isinstance(d, dict) or d.get('format') != FORMAT: raise FlowError(f"{what} is no flow: it must be an object with \"format\": \"{FORMAT}\", as flow.to_json() writes it")
+    if not isinstance(d, dict) or d.get('format') != FORMAT:
+        raise FlowError(
+            f"{what} is no flow: it must be an object with \"format\": \"{FORMAT}\", as flow.to_json() writes it"
+        )
     v = d.get('version')
     if isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= VERSION:
-        raise FlowError(f"{what} has version {v!r}, and this fastai_condmtl reads {VERSION}: " + ("update the package" if isinstance(v, int) and v > VERSION else f'write "version": {VERSION}'))
-    if 'flow' not in d: raise FlowError(f"{what} has no \"flow\": write the name of the outermost flow there")
+        raise FlowError(
+            f"{what} has version {v!r}, and this fastai_condmtl reads {VERSION}: "
+            + ("update the package" if isinstance(v, int) and v > VERSION else f'write "version": {VERSION}')
+        )
+    if 'flow' not in d:
+        raise FlowError(f"{what} has no \"flow\": write the name of the outermost flow there")
     try:
-        res = _read_entry({k: x for k,x in d.items() if k not in ('format', 'version')}, root=True)
-        if check: Plan(res)
-    except RecursionError: raise FlowError(f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes") from None
-    except FlowError as e: raise FlowError(f"{what}: {e}") from None
+        res = _read_entry({k: x for k, x in d.items() if k not in ('format', 'version')}, root=True)
+        if check:
+            Plan(res)
+    except RecursionError:
+        raise FlowError(
+            f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes"
+        ) from None
+    except FlowError as e:
+        raise FlowError(f"{what}: {e}") from None
     return res

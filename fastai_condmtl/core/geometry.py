@@ -14,40 +14,72 @@ __all__ = ['Geometry', 'Frame']
 @dataclass(frozen=True)
 class Geometry:
     "Which columns of packed targets are coordinates, `x, y, x, y, ...`"
+
     points: tuple = ()  # Columns of points
-    boxes: tuple = ()   # Columns of boxes, four a box: left, top, right, bottom
+    boxes: tuple = ()  # Columns of boxes, four a box: left, top, right, bottom
     mirror: tuple = ()  # Where each column of the target comes from in a mirrored picture; empty: all stay
-    clamped: tuple = () # Columns of points that are moved to the edge when they leave the picture; others are masked
-    names: tuple = ()   # Paths of the tasks, for errors
+    clamped: tuple = ()  # Columns of points that are moved to the edge when they leave the picture; others are masked
+    names: tuple = ()  # Paths of the tasks, for errors
     keep: bool = False  # Let points outside be
+
     @property
-    def cols(self): "All columns of coordinates"; return self.points + self.boxes
+    def cols(self):
+        "All columns of coordinates"
+        return self.points + self.boxes
 
     @classmethod
-    def of(cls,
-        blocks, # Bound blocks
-        slices, # Their target columns
-    ):          # None where no block has coordinates
+    def of(
+        cls,
+        blocks,  # Bound blocks
+        slices,  # Their target columns
+    ):  # None where no block has coordinates
         "The geometry of a flow"
-        kind = lambda k: [(b, list(range(s.start, s.stop))) for b,s in zip(blocks, slices) if b.geometry == k]
+        kind = lambda k: [(b, list(range(s.start, s.stop))) for b, s in zip(blocks, slices) if b.geometry == k]
         points, boxes = kind('points'), kind('boxes')
-        if not points + boxes: return None
+        if not points + boxes:
+            return None
         mirror = list(range(slices[-1].stop))
-        for b,cols in points:
-            for i,j in b.swaps():
-                for a in (0, 1): mirror[cols[2*i + a]], mirror[cols[2*j + a]] = cols[2*j + a], cols[2*i + a]
-        flat = lambda xs: tuple(c for _,cols in xs for c in cols)
-        return cls(flat(points), flat(boxes), tuple(mirror) if any(b.swaps() for b,_ in points) else (), flat([p for p in points if p[0].outside == 'clamp']), tuple(b.path for b,_ in points + boxes))
+        for b, cols in points:
+            for i, j in b.swaps():
+                for a in (0, 1):
+                    mirror[cols[2 * i + a]], mirror[cols[2 * j + a]] = cols[2 * j + a], cols[2 * i + a]
+        flat = lambda xs: tuple(c for _, cols in xs for c in cols)
+        return cls(
+            flat(points),
+            flat(boxes),
+            tuple(mirror) if any(b.swaps() for b, _ in points) else (),
+            flat([p for p in points if p[0].outside == 'clamp']),
+            tuple(b.path for b, _ in points + boxes),
+        )
+
 
 class Frame:
     "From coordinates of a network, -1 to 1, to pixels of a picture"
-    def __init__(self,
-        affine, # `(2, 3)`: pixels are `affine @ (x, y, 1)`
-        size,   # Width and height of that picture
-    ): self.affine, self.size = np.asarray(affine, dtype=float), (float(size[0]), float(size[1]))
+
+    def __init__(
+        self,
+        affine,  # `(2, 3)`: pixels are `affine @ (x, y, 1)`
+        size,  # Width and height of that picture
+    ):
+        self.affine, self.size = np.asarray(affine, dtype=float), (float(size[0]), float(size[1]))
+
     @classmethod
-    def of_size(cls, w, h): "Of the picture that the network sees; of `(1, 1)`, shares of it"; return cls([[w/2, 0, w/2], [0, h/2, h/2]], (w, h))
-    def pixels(self, xy): "Coordinates `(..., x y x y ...)` as pixels"; p = np.asarray(xy, dtype=float); return (p.reshape(-1, 2) @ self.affine[:,:2].T + self.affine[:,2]).reshape(p.shape)
-    def shares(self, pixels): "Pixels `(..., x y x y ...)` as shares of width and height"; p = np.asarray(pixels, dtype=float); return (p.reshape(-1, 2)/self.size).reshape(p.shape)
-    def __eq__(self, o): return isinstance(o, Frame) and self.size == o.size and np.array_equal(self.affine, o.affine)
-    def __repr__(self): return f'Frame({self.size[0]:g} x {self.size[1]:g})'
+    def of_size(cls, w, h):
+        "Of the picture that the network sees; of `(1, 1)`, shares of it"
+        return cls([[w / 2, 0, w / 2], [0, h / 2, h / 2]], (w, h))
+
+    def pixels(self, xy):
+        "Coordinates `(..., x y x y ...)` as pixels"
+        p = np.asarray(xy, dtype=float)
+        return (p.reshape(-1, 2) @ self.affine[:, :2].T + self.affine[:, 2]).reshape(p.shape)
+
+    def shares(self, pixels):
+        "Pixels `(..., x y x y ...)` as shares of width and height"
+        p = np.asarray(pixels, dtype=float)
+        return (p.reshape(-1, 2) / self.size).reshape(p.shape)
+
+    def __eq__(self, o):
+        return isinstance(o, Frame) and self.size == o.size and np.array_equal(self.affine, o.affine)
+
+    def __repr__(self):
+        return f'Frame({self.size[0]:g} x {self.size[1]:g})'

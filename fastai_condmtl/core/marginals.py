@@ -19,46 +19,61 @@ __all__ = ['Diagrams', 'Marginal']
 # %% ../../nbs/core/marginals.ipynb #e8e45d32
 class Diagrams:
     "Decision diagrams of all conditions of a flow; nodes are numbers, 0 is never and 1 is always"
+
     limit = 200_000
-    def __init__(self, flow:BoundFlow):
+
+    def __init__(self, flow: BoundFlow):
         self.flow, plan = flow, flow.plan
-        self.variables, self.nodes, self.ids = {}, [None, None], {} # nodes: (variable, {child: states}), children before parents
+        self.variables, self.nodes, self.ids = (
+            {},
+            [None, None],
+            {},
+        )  # nodes: (variable, {child: states}), children before parents
         self.memo = {}
-        self.reached = [1]*len(plan.paths)
+        self.reached = [1] * len(plan.paths)
         events = {}
         for i in plan.order:
             for a in plan.natural:
                 if plan.index[a.task] == i:
                     events[a] = plan.blocks[i].question_states(a.op, plan.natural[a])
-                    for v,_ in events[a][1]: self.variables.setdefault((i, v), len(self.variables))
+                    for v, _ in events[a][1]:
+                        self.variables.setdefault((i, v), len(self.variables))
         self.keys, self.events = list(self.variables), events
         for i in plan.order:
             try:
-                for g in plan.gates[i]: self.reached[i] = self._join(all, self.reached[i], self.truth(plan.conds[g], True))
-            except FlowError as e: raise FlowError(f"task '{plan.paths[i]}': {e}") from None
+                for g in plan.gates[i]:
+                    self.reached[i] = self._join(all, self.reached[i], self.truth(plan.conds[g], True))
+            except FlowError as e:
+                raise FlowError(f"task '{plan.paths[i]}': {e}") from None
         self._prune()
 
     def _prune(self):
         "Keep the nodes that lead to a task, in their order"
         live = {0, 1, *self.reached}
         for n in range(len(self.nodes) - 1, 1, -1):
-            if n in live: live.update(self.nodes[n][1])
-        new = {n: k for k,n in enumerate(sorted(live))}
-        self.nodes = [None, None] + [(var, {new[k]: s for k,s in kids.items()}) for n,(var,kids) in enumerate(self.nodes[2:], 2) if n in live]
+            if n in live:
+                live.update(self.nodes[n][1])
+        new = {n: k for k, n in enumerate(sorted(live))}
+        self.nodes = [None, None] + [
+            (var, {new[k]: s for k, s in kids.items()}) for n, (var, kids) in enumerate(self.nodes[2:], 2) if n in live
+        ]
         self.reached = [new[r] for r in self.reached]
         del self.ids, self.memo, self.events
 
     def truth(self, cond, side):
         "The diagram of `cond` being true (`side`) or false; where it is neither, it is unknown"
-        if isinstance(cond, Not): return self.truth(cond.arg, not side)
+        if isinstance(cond, Not):
+            return self.truth(cond.arg, not side)
         if isinstance(cond, Atom):
             i, (how, parts) = self.flow.plan.index[cond.task], self.events[cond]
             res = None
-            for v,states in parts:
+            for v, states in parts:
                 d = self._leaf(self.variables[i, v], states, side)
                 res = d if res is None else self._join(how if side else {all: any, any: all}[how], res, d)
             return self._join(all, self.reached[i], res)
-        parts = sorted((self.truth(a, side) for a in cond.args), key=lambda d: self.nodes[d][0] if d > 1 else -1) # the diagram asked last is joined first, in whatever order it was written
+        parts = sorted(
+            (self.truth(a, side) for a in cond.args), key=lambda d: self.nodes[d][0] if d > 1 else -1
+        )  # the diagram asked last is joined first, in whatever order it was written
         return reduce(lambda a, b: self._join(all if isinstance(cond, And) == side else any, a, b), parts)
 
     def _leaf(self, var, states, side):
@@ -66,17 +81,23 @@ class Diagrams:
         states = set(states)
         yes, no = [s for s in range(n) if s in states], [s for s in range(n) if s not in states]
         return self._node(var, {1: yes, 0: no} if side else {1: no, 0: yes})
+
     def _states(self, var):
         i, v = self.keys[var]
         return self.flow.plan.blocks[i].n_states(v)
 
     def _node(self, var, kids):
         "The node that branches to `kids` {child: states}; equal nodes are one"
-        kids = {k: tuple(s) for k,s in sorted(kids.items()) if len(s)}
-        if len(kids) == 1: return next(iter(kids))
+        kids = {k: tuple(s) for k, s in sorted(kids.items()) if len(s)}
+        if len(kids) == 1:
+            return next(iter(kids))
         key = (var, tuple(kids.items()))
         if key not in self.ids:
-            if len(self.nodes) >= self.limit: raise FlowError(f"its conditions are too entangled with others for exact probabilities (more than {self.limit:,} cases in all): condition on fewer tasks at once")
+            if len(self.nodes) >= self.limit:
+                raise FlowError(
+                    f"its conditions are too entangled with others for exact probabilities (more than {self.limit:,} "
+                    "cases in all): condition on fewer tasks at once"
+                )
             self.ids[key] = len(self.nodes)
             self.nodes.append((var, kids))
         return self.ids[key]
@@ -84,51 +105,84 @@ class Diagrams:
     def _join(self, how, a, b):
         "`a and b` (all) or `a or b` (any)"
         stop, skip = (0, 1) if how is all else (1, 0)
-        if stop in (a, b): return stop
-        if a == skip or a == b: return b
-        if b == skip: return a
+        if stop in (a, b):
+            return stop
+        if a == skip or a == b:
+            return b
+        if b == skip:
+            return a
         key = (how, min(a, b), max(a, b))
         if key not in self.memo:
             (va, ka), (vb, kb) = self.nodes[a], self.nodes[b]
-            var, kids = max(va, vb), {} # what comes last in the flow is asked first: then children share the diagrams of their parents
+            var, kids = (
+                max(va, vb),
+                {},
+            )  # what comes last in the flow is asked first: then children share the diagrams of their parents
             if va != vb:
                 kids_, other = (ka, b) if va > vb else (kb, a)
-                for k,s in kids_.items(): kids.setdefault(self._join(how, k, other), []).extend(s)
+                for k, s in kids_.items():
+                    kids.setdefault(self._join(how, k, other), []).extend(s)
             else:
-                for k,s in ka.items():
-                    for k2,s2 in kb.items():
-                        if both := set(s) & set(s2): kids.setdefault(self._join(how, k, k2), []).extend(both)
-            self.memo[key] = self._node(var, {k: sorted(s) for k,s in kids.items()})
+                for k, s in ka.items():
+                    for k2, s2 in kb.items():
+                        if both := set(s) & set(s2):
+                            kids.setdefault(self._join(how, k, k2), []).extend(both)
+            self.memo[key] = self._node(var, {k: sorted(s) for k, s in kids.items()})
         return self.memo[key]
 
-    def __call__(self,
-        acts, # Activations `(n, C)` in flow order
-        vals, # Decided values on the loss scale `(n, D)`
-    ):        # float64 `(n, T)`
+    def __call__(
+        self,
+        acts,  # Activations `(n, C)` in flow order
+        vals,  # Decided values on the loss scale `(n, D)`
+    ):  # float64 `(n, T)`
         "P(reached) of every task"
         acts, vals = (torch.as_tensor(a).detach().cpu().numpy() for a in (acts, vals))
         flow, slices = self.flow, list(self.flow.slices.values())
-        p = [flow.plan.blocks[i].state_probs(v, acts[:,slices[i].acts].astype(np.float64), vals[:,slices[i].targets].astype(np.float32)) for i,v in self.keys] # only what is asked: others may have thousands of classes
+        p = [
+            flow.plan.blocks[i].state_probs(
+                v, acts[:, slices[i].acts].astype(np.float64), vals[:, slices[i].targets].astype(np.float32)
+            )
+            for i, v in self.keys
+        ]  # only what is asked: others may have thousands of classes
         of = [np.zeros(len(acts)), np.ones(len(acts))]
-        for var,kids in self.nodes[2:]: of.append(sum(p[var][:,list(s)].sum(1)*of[k] for k,s in kids.items()))
+        for var, kids in self.nodes[2:]:
+            of.append(sum(p[var][:, list(s)].sum(1) * of[k] for k, s in kids.items()))
         return np.clip(np.stack([of[r] for r in self.reached], 1), 0, 1)
 
+
 @patch(as_prop=True)
-def diagrams(self:BoundFlow):
+def diagrams(self: BoundFlow):
     "The `Diagrams` of this flow, made when first asked for"
-    if '_diagrams' not in self.__dict__: self._diagrams = Diagrams(self)
+    if '_diagrams' not in self.__dict__:
+        self._diagrams = Diagrams(self)
     return self._diagrams
 
 # %% ../../nbs/core/marginals.ipynb #31b6d696
 class Marginal(NamedTuple):
     "Of one task: how likely it is reached, and each value together with that"
+
     reached: float  # P(reached)
-    values: object  # P(yes and reached); of classes and labels a dict, of masked words a list of them; None for regressions
+    values: (
+        object  # P(yes and reached); of classes and labels a dict, of masked words a list of them; None for regressions
+    )
+
 
 @patch(as_prop=True)
-def marginals(self:FlowPrediction):
+def marginals(self: FlowPrediction):
     "Task → `Marginal`; None when the activations are not known (labels, or decoded without them)"
-    if self.activations is None: return None
-    reached = self.flow.diagrams(torch.as_tensor(self.activations)[None], torch.as_tensor(self.decoded)[None,0])[0]
-    def times(r, v): return None if v is None else {k: r*x for k,x in v.items()} if isinstance(v, dict) else [times(r, x) for x in v] if isinstance(v, list) else r*v
-    return {p: Marginal(float(r), times(float(r), self.probabilities.get(p))) for p,r in zip(self.flow.paths, reached)}
+    if self.activations is None:
+        return None
+    reached = self.flow.diagrams(torch.as_tensor(self.activations)[None], torch.as_tensor(self.decoded)[None, 0])[0]
+
+    def times(r, v):
+        return (
+            None
+            if v is None
+            else {k: r * x for k, x in v.items()}
+            if isinstance(v, dict)
+            else [times(r, x) for x in v]
+            if isinstance(v, list)
+            else r * v
+        )
+
+    return {p: Marginal(float(r), times(float(r), self.probabilities.get(p))) for p, r in zip(self.flow.paths, reached)}

@@ -7,8 +7,7 @@ from __future__ import annotations
 from copy import copy
 import numpy as np
 from .errors import FlowError
-from .conditions import (
-    Condition, Atom, Not, And, AnyOf, conjuncts, atoms, kleene, forced, check_op)
+from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, kleene, forced, check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
 
@@ -18,27 +17,37 @@ __all__ = ['Plan', 'infer']
 # %% ../../nbs/core/plan.ipynb #9f820b09
 class Plan:
     "A checked flow: `paths`, `blocks`, `gates` (per task, indices into `conds`) and `order`"
+
     def __init__(self, flow):
         _check_depth(flow)
         found = list(walk(flow))
-        self.paths, self.blocks = [p for p,_,_ in found], [b for _,b,_ in found]
-        self.index = {p: i for i,p in enumerate(self.paths)}
+        self.paths, self.blocks = [p for p, _, _ in found], [b for _, b, _ in found]
+        self.index = {p: i for i, p in enumerate(self.paths)}
         self.names, self.conds, ids = Names(self.paths), [], {}
         _check_columns(self.paths, self.blocks)
         self.gates, seen = [], {}
-        for path,_,gates in found:
-            for c,scope in gates: # a flow's condition is one object for all tasks in it: resolved once
-                if (id(c), scope) in seen: continue
+        for path, _, gates in found:
+            for c, scope in gates:  # a flow's condition is one object for all tasks in it: resolved once
+                if (id(c), scope) in seen:
+                    continue
                 g = _asked_by(path, c, self.resolve, c, scope)
-                if g not in ids: ids[g] = len(ids); self.conds.append(g)
+                if g not in ids:
+                    ids[g] = len(ids)
+                    self.conds.append(g)
                 seen[id(c), scope] = ids[g], path, c
-            self.gates.append(tuple(dict.fromkeys(seen[id(c), scope][0] for c,scope in gates)))
-        for (_,scope),(_,path,c) in seen.items(): self._check_given(path, c, scope)
+            self.gates.append(tuple(dict.fromkeys(seen[id(c), scope][0] for c, scope in gates)))
+        for (_, scope), (_, path, c) in seen.items():
+            self._check_given(path, c, scope)
         self.order = self._sort([self.needs(i) for i in range(len(found))], "the conditions go round in a circle")
-        self.features = list(inherited(flow, 'features', flow.features)) # the branch that each task reads; None: the stock head
+        self.features = list(
+            inherited(flow, 'features', flow.features)
+        )  # the branch that each task reads; None: the stock head
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
-        self.uses = [tuple(dict.fromkeys(self.index[self.names.find(u, p.rpartition('.')[0], f"'{p}' uses")] for u in b.uses)) for p,b in zip(self.paths, self.blocks)]
-        self.use_order = self._sort(self.uses, "the heads go round in a circle") # who is used comes first
+        self.uses = [
+            tuple(dict.fromkeys(self.index[self.names.find(u, p.rpartition('.')[0], f"'{p}' uses")] for u in b.uses))
+            for p, b in zip(self.paths, self.blocks)
+        ]
+        self.use_order = self._sort(self.uses, "the heads go round in a circle")  # who is used comes first
 
     def resolve(self, cond, scope):
         "`cond` with paths for names"
@@ -47,7 +56,8 @@ class Plan:
             block = self.blocks[self.index[path]]
             check_op(cond.op, block.ops, path, type(block).__name__)
             return Atom(path, cond.op, cond.value)
-        if isinstance(cond, Not): return Not(self.resolve(cond.arg, scope))
+        if isinstance(cond, Not):
+            return Not(self.resolve(cond.arg, scope))
         return type(cond)(tuple(self.resolve(a, scope) for a in cond.args))
 
     def _check_given(self, path, cond, scope):
@@ -55,12 +65,22 @@ class Plan:
         for a in atoms(cond):
             asked = self.names.find(a.task, scope)
             if a.cols is not None and (reads := self.blocks[self.index[asked]].cols) != list(a.cols):
-                raise FlowError(f"the condition `{cond}` of '{path}' uses a block '{a.task}' that reads {', '.join(map(repr, a.cols))}, but from there the name means task '{asked}', which reads {', '.join(map(repr, reads))}: name the task that is meant by its path, task('...')")
-            if a.given is None: continue
+                raise FlowError(
+                    f"the condition `{cond}` of '{path}' uses a block '{a.task}' that reads "
+                    f"{', '.join(map(repr, a.cols))}, but from there the name means task '{asked}', which reads "
+                    f"{', '.join(map(repr, reads))}: name the task that is meant by its path, task('...')"
+                )
+            if a.given is None:
+                continue
             has = {c for g in self.gates[self.index[asked]] for c in conjuncts(self.conds[g])}
             lacks = [c for c in conjuncts(a.given) if self.resolve(c, asked.rpartition('.')[0]) not in has]
-            if lacks: raise FlowError(f"the condition `{cond}` of '{path}' uses `{a.task} | {a.given}`, but task '{asked}' in the flow is not given `{lacks[0]}`. "
-                                      f"If \"or\" was meant, write any_of({a.task}, {a.given}); else put the conditioned block into the flow")
+            if lacks:
+                raise FlowError(
+                    f"the condition `{cond}` of '{path}' uses `{a.task} | {a.given}`, but task '{asked}' in the flow "
+                    f"is not given `{lacks[0]}`. "
+                    f"If \"or\" was meant, write any_of({a.task}, {a.given}); else put the conditioned block into the "
+                    "flow"
+                )
 
     def bind(self, blocks):
         "A copy with bound blocks, its conditions' values turned natural (and checked against vocabularies)"
@@ -68,58 +88,105 @@ class Plan:
         res.blocks = blocks
         res.natural = {}
         asked_by = {}
-        for path,gates in zip(self.paths, self.gates):
-            for g in gates: asked_by.setdefault(g, path)
-        for g,path in asked_by.items():
+        for path, gates in zip(self.paths, self.gates):
+            for g in gates:
+                asked_by.setdefault(g, path)
+        for g, path in asked_by.items():
             for a in atoms(self.conds[g]):
-                if a not in res.natural: res.natural[a] = _asked_by(path, self.conds[g], blocks[self.index[a.task]].parse_question, a.op, a.value)
-        for a,value in res.natural.items(): blocks[self.index[a.task]].questions += ((a.op, value),)
-        def asking(c): return Atom(c.task, c.op, res.natural[c]) if isinstance(c, Atom) else Not(asking(c.arg)) if isinstance(c, Not) else type(c)(tuple(map(asking, c.args)))
-        res.asking = [asking(c) for c in self.conds] # `conds` with natural values: `states` looks nothing up by condition, which PyTorch's tracer cannot before 2.7
+                if a not in res.natural:
+                    res.natural[a] = _asked_by(
+                        path, self.conds[g], blocks[self.index[a.task]].parse_question, a.op, a.value
+                    )
+        for a, value in res.natural.items():
+            blocks[self.index[a.task]].questions += ((a.op, value),)
+
+        def asking(c):
+            return (
+                Atom(c.task, c.op, res.natural[c])
+                if isinstance(c, Atom)
+                else Not(asking(c.arg))
+                if isinstance(c, Not)
+                else type(c)(tuple(map(asking, c.args)))
+            )
+
+        res.asking = [
+            asking(c)
+            for c in self.conds
+            # `conds` with natural values: `states` looks nothing up by condition, which PyTorch's tracer cannot before
+            # 2.7
+        ]
         return res
 
     def needs(self, i):
         "The tasks that the conditions of task `i` ask"
         return {self.index[a.task] for g in self.gates[i] for a in atoms(self.conds[g])}
+
     def above(self, i):
         "The tasks that the conditions of task `i` ask, those that theirs ask, and so on"
         res, left = set(), [i]
-        while left: left += (more := self.needs(left.pop()) - res); res |= more
+        while left:
+            left += (more := self.needs(left.pop()) - res)
+            res |= more
         return res
 
     def _sort(self, needs, what):
         "Positions of the tasks in an order where those that a task needs come first"
         users, left = [[] for _ in needs], [len(n) for n in needs]
-        for i,n in enumerate(needs):
-            for j in n: users[j].append(i)
-        order = [i for i,n in enumerate(left) if not n]
+        for i, n in enumerate(needs):
+            for j in n:
+                users[j].append(i)
+        order = [i for i, n in enumerate(left) if not n]
         for j in order:
             for i in users[j]:
                 left[i] -= 1
-                if not left[i]: order.append(i)
+                if not left[i]:
+                    order.append(i)
         if len(order) < len(needs):
-            i = next(i for i,n in enumerate(left) if n)
+            i = next(i for i, n in enumerate(left) if n)
             chain = [i]
-            while chain.count(chain[-1]) == 1: chain.append(next(j for j in needs[chain[-1]] if left[j]))
-            names = [self.paths[j] for j in chain[chain.index(chain[-1]):]]
-            raise FlowError(f"{what}: {' needs '.join(map(repr, names))}. Take one of these {'conditions' if 'conditions' in what else 'uses='} away" +
-                            (", or name the task that was meant by its path, task('...')" if len(names) == 2 and 'conditions' in what else ''))
+            while chain.count(chain[-1]) == 1:
+                chain.append(next(j for j in needs[chain[-1]] if left[j]))
+            names = [self.paths[j] for j in chain[chain.index(chain[-1]) :]]
+            raise FlowError(
+                f"{what}: {' needs '.join(map(repr, names))}. Take one of these "
+                f"{'conditions' if 'conditions' in what else 'uses='} away"
+                + (
+                    ", or name the task that was meant by its path, task('...')"
+                    if len(names) == 2 and 'conditions' in what
+                    else ''
+                )
+            )
         return order
 
-    def states(self,
-        values, # Function from a task's index to its values (n, W); None: not known yet, anything is possible
+    def states(
+        self,
+        values,  # Function from a task's index to its values (n, W); None: not known yet, anything is possible
         known,  # Function from a task's index to the rows (and labels) that are known (n, W), boolean
-        scaled=False, # Are values on the loss scale (packed targets), or natural (the table)?
-    ) -> list:  # For each task a pair of boolean arrays `(true, false)`, each (n,), or None: no condition. Where values are not known yet: can it be true, can it be false
+        scaled=False,  # Are values on the loss scale (packed targets), or natural (the table)?
+        # For each task a pair of boolean arrays `(true, false)`, each (n,), or None: no condition. Where values are not
+        # known yet: can it be true, can it be false
+    ) -> list:
         "The state of each task's condition: the one rule, for labels and for predictions"
-        res, cache = [None]*len(self.paths), {}
+        res, cache = [None] * len(self.paths), {}
+
         def state(atom):
             i = self.index[atom.task]
             vals, rows = values(i), known(i)
-            t, f = (rows.all(1), rows.all(1)) if vals is None else self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
+            t, f = (
+                (rows.all(1), rows.all(1))
+                if vals is None
+                else self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
+            )
             for x in (t, f):
-                if not str(getattr(x, 'dtype', '')).endswith('bool'): raise FlowError(f"`truth` of {type(self.blocks[i]).__name__} (task '{self.paths[i]}') gives {getattr(x, 'dtype', type(x).__name__)}, not booleans: compare with operators (`vals[:,0] == v`), which NumPy arrays and tensors both know")
+                if not str(getattr(x, 'dtype', '')).endswith('bool'):
+                    raise FlowError(
+                        f"`truth` of {type(self.blocks[i]).__name__} (task '{self.paths[i]}') gives "
+                        f"{getattr(x, 'dtype', type(x).__name__)}, not booleans: compare with operators "
+                        "(`vals[:,0] "
+                        "== v`), which NumPy arrays and tensors both know"
+                    )
             return (t, f) if res[i] is None else (t & res[i][0], f & res[i][0])
+
         def all_of(gates):
             if gates not in cache:
                 t, f = cache[gates[-1:]] if gates[-1:] in cache else kleene(self.asking[gates[-1]], state)
@@ -128,54 +195,86 @@ class Plan:
                     t, f = t & t0, f | f0
                 cache[gates] = t, f
             return cache[gates]
+
         for i in self.order:
-            if self.gates[i]: res[i] = all_of(self.gates[i])
+            if self.gates[i]:
+                res[i] = all_of(self.gates[i])
         return res
 
     def applicable(self, values, known, scaled=False) -> list:
-        "Where each task's condition is true: for each task a boolean (n,), or None: on every row. Arguments as for `states`"
+        """Where each task's condition is true: for each task a boolean (n,), or None: on every row. Arguments as
+        for `states`"""
         return [s if s is None else s[0] for s in self.states(values, known, scaled)]
+
 
 def _check_depth(flow, flows=200, conds=100):
     "What is nested beyond all reason would end in Python's own limit, somewhere"
     left = [(flow, 1)]
     while left:
         t, n = left.pop()
-        if n > (conds if isinstance(t, Condition) else flows): raise FlowError(f"flow '{flow.name}': {'conditions' if isinstance(t, Condition) else 'flows'} are nested more than {n - 1} deep: write it flatter")
-        if isinstance(t, (Flow, ConditionalBlock)) and t.given is not None: left.append((t.given, 1))
-        left += [(x, n + 1) for x in ((t.arg,) if isinstance(t, Not) else t.args if isinstance(t, (And, AnyOf)) else t.tasks if isinstance(t, Flow) else ())]
+        if n > (conds if isinstance(t, Condition) else flows):
+            raise FlowError(
+                f"flow '{flow.name}': {'conditions' if isinstance(t, Condition) else 'flows'} are nested more than "
+                f"{n - 1} deep: write it flatter"
+            )
+        if isinstance(t, (Flow, ConditionalBlock)) and t.given is not None:
+            left.append((t.given, 1))
+        left += [
+            (x, n + 1)
+            for x in (
+                (t.arg,)
+                if isinstance(t, Not)
+                else t.args
+                if isinstance(t, (And, AnyOf))
+                else t.tasks
+                if isinstance(t, Flow)
+                else ()
+            )
+        ]
+
 
 def _asked_by(path, cond, f, *args):
     "`f(*args)`, whose error then says which task's condition is meant"
-    try: return f(*args)
-    except FlowError as e: raise FlowError(f"the condition `{cond}` of '{path}': {e}") from None
+    try:
+        return f(*args)
+    except FlowError as e:
+        raise FlowError(f"the condition `{cond}` of '{path}': {e}") from None
+
 
 def _check_columns(paths, blocks):
     seen = {}
-    for p,b in zip(paths, blocks):
-        if b.col is not None or b.cols != [b.name]: continue
-        if b.name in seen: raise FlowError(f"tasks '{seen[b.name]}' and '{p}' both read column '{b.name}': say which columns are meant with col=")
+    for p, b in zip(paths, blocks):
+        if b.col is not None or b.cols != [b.name]:
+            continue
+        if b.name in seen:
+            raise FlowError(
+                f"tasks '{seen[b.name]}' and '{p}' both read column '{b.name}': say which columns are meant with col="
+            )
         seen[b.name] = p
 
 # %% ../../nbs/core/plan.ipynb #042eb7f8
 def infer(plan, vals, known):
-    "Fill what labels imply. `vals`, `known`: a list of arrays (N, W), one a task. Returns new lists and, per task, the rows that contradict (N,)"
-    vals, known, clash = list(vals), list(known), [None]*len(vals)
-    want, torn = [None]*len(vals), [None]*len(vals)
+    """Fill what labels imply. `vals`, `known`: a list of arrays (N, W), one a task. Returns new lists and, per
+    task, the rows that contradict (N,)"""
+    vals, known, clash = list(vals), list(known), [None] * len(vals)
+    want, torn = [None] * len(vals), [None] * len(vals)
     for i in reversed(plan.order):
         if want[i] is not None:
             asked = ~np.isnan(want[i])
             fill = asked & ~known[i] & ~torn[i]
             clash[i] = ((asked & known[i] & (vals[i] != want[i])) | (torn[i] & ~known[i])).any(1)
             vals[i], known[i] = np.where(fill, want[i], vals[i]), known[i] | fill
-        told = known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i] # a blank that is read as "none" tells nothing
+        told = (
+            known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i]
+        )  # a blank that is read as "none" tells nothing
         held = told.any(1)
         for g in plan.gates[i]:
             for atom, truth in forced(plan.conds[g]):
                 j = plan.index[atom.task]
                 for col, v in plan.blocks[j].implied_labels(atom.op, plan.natural[atom], truth):
-                    if want[j] is None: want[j], torn[j] = np.full(vals[j].shape, np.nan), np.zeros(vals[j].shape, dtype=bool)
-                    w = want[j][:,col]
-                    torn[j][:,col] |= held & ~np.isnan(w) & (w != v)
-                    want[j][:,col] = np.where(held & np.isnan(w), v, w)
+                    if want[j] is None:
+                        want[j], torn[j] = np.full(vals[j].shape, np.nan), np.zeros(vals[j].shape, dtype=bool)
+                    w = want[j][:, col]
+                    torn[j][:, col] |= held & ~np.isnan(w) & (w != v)
+                    want[j][:, col] = np.where(held & np.isnan(w), v, w)
     return vals, known, clash

@@ -17,13 +17,16 @@ __all__ = ['short_names', 'draw_flow']
 def short_names(paths):
     "Last names, where these tell the tasks apart"
     last = [p.rpartition('.')[2] for p in paths]
-    return [l if last.count(l) == 1 else p for l,p in zip(last, paths)]
+    return [l if last.count(l) == 1 else p for l, p in zip(last, paths)]
+
 
 def _depths(plan):
     "Longest way of conditions to each task"
     res = {}
-    for i in plan.order: res[i] = 1 + max((res[j] for j in plan.needs(i)), default=-1)
+    for i in plan.order:
+        res[i] = 1 + max((res[j] for j in plan.needs(i)), default=-1)
     return res
+
 
 def _rows(flow, plan, prefix='', level=0):
     "Lines of the figure: `('flow', path, Flow, level)` and `('task', index, block, level)`"
@@ -32,88 +35,195 @@ def _rows(flow, plan, prefix='', level=0):
         if isinstance(t, Flow):
             yield 'flow', path, t, level
             yield from _rows(t, plan, path + '.', level + 1)
-        else: yield 'task', plan.index[path], t, level
+        else:
+            yield 'task', plan.index[path], t, level
+
 
 def draw_flow(
-    flow:Flow, # What to draw
-    plan:Plan, # Its plan
+    flow: Flow,  # What to draw
+    plan: Plan,  # Its plan
     notes=None,  # Path → a line to write under a task
-    colors=None, # Path → face colour of a task
-    shares=None, # Path → a share in [0,1], drawn as a bar at the foot of the task
-    ax=None,     # Matplotlib axes; by default a new figure that fits
-    max_tasks:int=100, # Further tasks are not drawn (and said so)
+    colors=None,  # Path → face colour of a task
+    shares=None,  # Path → a share in [0,1], drawn as a bar at the foot of the task
+    ax=None,  # Matplotlib axes; by default a new figure that fits
+    max_tasks: int = 100,  # Further tasks are not drawn (and said so)
 ):
     "A figure of the flow with its conditions; returns the axes"
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch, Rectangle
+
     depth, rows = _depths(plan), list(_rows(flow, plan))
     all_tasks = sum(r[0] == 'task' for r in rows)
-    while sum(r[0] == 'task' for r in rows) > max_tasks: rows.pop()
-    lines = lambda kind, key, o: [o.name] + ([f'given {o.given}'] if o.given is not None else []) + ([notes[plan.paths[key]]] if kind == 'task' and notes and notes.get(plan.paths[key]) else [])
+    while sum(r[0] == 'task' for r in rows) > max_tasks:
+        rows.pop()
+    lines = lambda kind, key, o: (
+        [o.name]
+        + ([f'given {o.given}'] if o.given is not None else [])
+        + ([notes[plan.paths[key]]] if kind == 'task' and notes and notes.get(plan.paths[key]) else [])
+    )
     texts = [[l if len(l) < 60 else l[:57] + ' …' for l in lines(*r[:3])] for r in rows]
-    step, char, unit = .55, .098, .19 # in inches: the indent of a level, the width of a character, the height of a line
-    width = max([len(l) for (k,*_),t in zip(rows, texts) if k == 'task' for l in t] + [10])*char*.8 + .3
-    heights = [unit*(len(t) if r[0] == 'task' else 1) + (.24 if r[0] == 'task' else .14) for r,t in zip(rows, texts)]
-    left = lambda kind, key: step*(depth[key] if kind == 'task' else min(depth[i] for i,p in enumerate(plan.paths) if p.startswith(key + '.')))
-    wide = [left(*r[:2]) + (width if r[0] == 'task' else len('   '.join(t))*char) for r,t in zip(rows, texts)]
-    total_w, total_h = max(wide) + .3, sum(heights) + .3
+    step, char, unit = (
+        0.55,
+        0.098,
+        0.19,
+    )  # in inches: the indent of a level, the width of a character, the height of a line
+    width = max([len(l) for (k, *_), t in zip(rows, texts) if k == 'task' for l in t] + [10]) * char * 0.8 + 0.3
+    heights = [
+        unit * (len(t) if r[0] == 'task' else 1) + (0.24 if r[0] == 'task' else 0.14) for r, t in zip(rows, texts)
+    ]
+    left = lambda kind, key: (
+        step
+        * (depth[key] if kind == 'task' else min(depth[i] for i, p in enumerate(plan.paths) if p.startswith(key + '.')))
+    )
+    wide = [left(*r[:2]) + (width if r[0] == 'task' else len('   '.join(t)) * char) for r, t in zip(rows, texts)]
+    total_w, total_h = max(wide) + 0.3, sum(heights) + 0.3
     if ax is None:
         fig = plt.figure(figsize=(total_w, total_h))
         ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, total_w), ylim=(total_h, 0))
     ax.axis('off')
-    y, at, spans = .3, {}, []
-    ax.text(.1, .16, flow.name + (f'  given {flow.given}' if flow.given is not None else '') + (f'   (the first {max_tasks} of {all_tasks} tasks)' if all_tasks > max_tasks else ''), weight='bold', va='center', fontsize=10, parse_math=False)
+    y, at, spans = 0.3, {}, []
+    ax.text(
+        0.1,
+        0.16,
+        flow.name
+        + (f'  given {flow.given}' if flow.given is not None else '')
+        + (f'   (the first {max_tasks} of {all_tasks} tasks)' if all_tasks > max_tasks else ''),
+        weight='bold',
+        va='center',
+        fontsize=10,
+        parse_math=False,
+    )
     for (kind, key, _, level), text, h in zip(rows, texts, heights):
-        x = .1 + left(kind, key)
+        x = 0.1 + left(kind, key)
         if kind == 'flow':
             spans.append((key, x, y, level))
-            ax.text(x + .06, y + h/2, '   '.join(text), weight='bold', style='italic', va='center', fontsize=8.5, color='#333', parse_math=False)
+            ax.text(
+                x + 0.06,
+                y + h / 2,
+                '   '.join(text),
+                weight='bold',
+                style='italic',
+                va='center',
+                fontsize=8.5,
+                color='#333',
+                parse_math=False,
+            )
         else:
-            path, box = plan.paths[key], (x, y + .05, width, h - .12)
+            path, box = plan.paths[key], (x, y + 0.05, width, h - 0.12)
             at[key] = box
-            ax.add_patch(FancyBboxPatch(box[:2], *box[2:], boxstyle='round,pad=0,rounding_size=.06', fc=(colors or {}).get(path, '#eef3fb'), ec='#5a6b85', lw=.9, zorder=3))
-            for i,l in enumerate(text): ax.text(x + .1, box[1] + .05 + unit*(i + .5), l, fontsize=9 if i == 0 else 7.5, weight='bold' if i == 0 else 'normal', color='black' if i == 0 else '#444', va='center', zorder=4, parse_math=False)
-            if shares and path in shares: ax.add_patch(Rectangle((x + .04, box[1] + box[3] - .035), max(0., min(1., shares[path]))*(width - .08), .03, fc='#3b6fb5', zorder=4))
+            ax.add_patch(
+                FancyBboxPatch(
+                    box[:2],
+                    *box[2:],
+                    boxstyle='round,pad=0,rounding_size=.06',
+                    fc=(colors or {}).get(path, '#eef3fb'),
+                    ec='#5a6b85',
+                    lw=0.9,
+                    zorder=3,
+                )
+            )
+            for i, l in enumerate(text):
+                ax.text(
+                    x + 0.1,
+                    box[1] + 0.05 + unit * (i + 0.5),
+                    l,
+                    fontsize=9 if i == 0 else 7.5,
+                    weight='bold' if i == 0 else 'normal',
+                    color='black' if i == 0 else '#444',
+                    va='center',
+                    zorder=4,
+                    parse_math=False,
+                )
+            if shares and path in shares:
+                ax.add_patch(
+                    Rectangle(
+                        (x + 0.04, box[1] + box[3] - 0.035),
+                        max(0.0, min(1.0, shares[path])) * (width - 0.08),
+                        0.03,
+                        fc='#3b6fb5',
+                        zorder=4,
+                    )
+                )
         y += h
-    for key,x,top,level in spans: # a pale ground behind each inner flow
-        boxes = [b for i,b in at.items() if plan.paths[i].startswith(key + '.')]
-        if boxes: ax.add_patch(Rectangle((x - .05, top), total_w - x - .02 - .04*level, max(b[1] + b[3] for b in boxes) - top + .05, fc='#00000009', ec='#00000022', lw=.6, zorder=0))
-    for i,box in at.items():
-        for j,(color,ls) in _lines(plan, i).items():
-            if j not in at: continue
+    for key, x, top, level in spans:  # a pale ground behind each inner flow
+        boxes = [b for i, b in at.items() if plan.paths[i].startswith(key + '.')]
+        if boxes:
+            ax.add_patch(
+                Rectangle(
+                    (x - 0.05, top),
+                    total_w - x - 0.02 - 0.04 * level,
+                    max(b[1] + b[3] for b in boxes) - top + 0.05,
+                    fc='#00000009',
+                    ec='#00000022',
+                    lw=0.6,
+                    zorder=0,
+                )
+            )
+    for i, box in at.items():
+        for j, (color, ls) in _lines(plan, i).items():
+            if j not in at:
+                continue
             xj, yj, _, hj = at[j]
-            x0, below = xj + .12 + {'-': 0, '--': .07, ':': .14}[ls], yj < box[1]
-            ax.plot([x0, x0, box[0]], [yj + hj if below else yj, box[1] + box[3]/2, box[1] + box[3]/2], color=color, ls=ls, lw=1.2, zorder=2, solid_joinstyle='round')
-            ax.plot(box[0], box[1] + box[3]/2, '>', color=color, ms=4, zorder=5)
+            x0, below = xj + 0.12 + {'-': 0, '--': 0.07, ':': 0.14}[ls], yj < box[1]
+            ax.plot(
+                [x0, x0, box[0]],
+                [yj + hj if below else yj, box[1] + box[3] / 2, box[1] + box[3] / 2],
+                color=color,
+                ls=ls,
+                lw=1.2,
+                zorder=2,
+                solid_joinstyle='round',
+            )
+            ax.plot(box[0], box[1] + box[3] / 2, '>', color=color, ms=4, zorder=5)
     return ax
+
 
 def _lines(plan, i):
     "Task asked → colour and style of the line to task `i`"
     res, must = {}, {}
     for g in plan.gates[i]:
-        for a,truth in forced(plan.conds[g]): must.setdefault(plan.index[a.task], set()).add(truth)
-        for a in atoms(plan.conds[g]): res[plan.index[a.task]] = ('#888', ':')
-    for j,t in must.items(): res[j] = ('#888', ':') if len(t) > 1 else ('#2f855a', '-') if True in t else ('#c53030', '--')
+        for a, truth in forced(plan.conds[g]):
+            must.setdefault(plan.index[a.task], set()).add(truth)
+        for a in atoms(plan.conds[g]):
+            res[plan.index[a.task]] = ('#888', ':')
+    for j, t in must.items():
+        res[j] = ('#888', ':') if len(t) > 1 else ('#2f855a', '-') if True in t else ('#c53030', '--')
     return res
 
 # %% ../../nbs/core/plot.ipynb #153326fd
 @patch
-def show(self:Flow): "Print the flow with its conditions; names that do not resolve are errors"; Plan(self); print(self)
+def show(self: Flow):
+    "Print the flow with its conditions; names that do not resolve are errors"
+    Plan(self)
+    print(self)
+
+
 @patch
-def show(self:BoundFlow): "Print the tasks with what was learnt from the table, and their conditions"; print(self)
+def show(self: BoundFlow):
+    "Print the tasks with what was learnt from the table, and their conditions"
+    print(self)
+
+
 @patch
-def plot(self:Flow,
-    ax=None, # Matplotlib axes; by default a new figure that fits
-    **kwargs # `notes`, `colors`, `shares`, `max_tasks`, see `draw_flow`
+def plot(
+    self: Flow,
+    ax=None,  # Matplotlib axes; by default a new figure that fits
+    **kwargs,  # `notes`, `colors`, `shares`, `max_tasks`, see `draw_flow`
 ):
     "A figure of the flow with its conditions"
     return draw_flow(self, Plan(self), ax=ax, **kwargs)
+
+
 @patch
-def plot(self:BoundFlow,
-    ax=None, # Matplotlib axes; by default a new figure that fits
-    **kwargs # `notes`, `colors`, `shares`, `max_tasks`, see `draw_flow`
+def plot(
+    self: BoundFlow,
+    ax=None,  # Matplotlib axes; by default a new figure that fits
+    **kwargs,  # `notes`, `colors`, `shares`, `max_tasks`, see `draw_flow`
 ):
     "A figure of the flow with its conditions, kinds of task and what was learnt from the table"
-    notes = {p: type(b).__name__.removesuffix('Block') + (f', {b.describe()}' if b.describe() else '') for p,b in self.tasks.items()}
+    notes = {
+        p: type(b).__name__.removesuffix('Block') + (f', {b.describe()}' if b.describe() else '')
+        for p, b in self.tasks.items()
+    }
     return draw_flow(self.flow, self.plan, ax=ax, **{'notes': notes, **kwargs})

@@ -16,40 +16,71 @@ __all__ = ['FlowPrediction', 'shortened']
 
 # %% ../../nbs/core/prediction.ipynb #b8cd2b4c
 class FlowPrediction(Mapping):
-    "Task path (or unambiguous leaf name) → value in the table's terms; None where the task is not reached (or, for labels, does not count)"
-    def __init__(self,
-        flow:BoundFlow,   # Tells what the columns mean
-        decoded,          # Packed values `(2, D)` on the loss scale
-        activations=None, # Probabilities and regressions on the loss scale `(C,)`, where known
-        logits=None,      # Raw logits `(C,)` in flow order, where known
-        frame=None,       # Of flows with points or boxes: from coordinates -1 to 1 to pixels of a picture. None: decisions (with `activations`) are told as shares of the picture, labels as they stand
+    """Task path (or unambiguous leaf name) → value in the table's terms; None where the task is not reached (or,
+    for labels, does not count)"""
+
+    def __init__(
+        self,
+        flow: BoundFlow,  # Tells what the columns mean
+        decoded,  # Packed values `(2, D)` on the loss scale
+        activations=None,  # Probabilities and regressions on the loss scale `(C,)`, where known
+        logits=None,  # Raw logits `(C,)` in flow order, where known
+        # Of flows with points or boxes: from coordinates -1 to 1 to pixels of a picture. None: decisions (with
+        # `activations`) are told as shares of the picture, labels as they stand
+        frame=None,
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
-        self.frame = None if flow.geometry is None else frame or (Frame.of_size(1, 1) if activations is not None else None)
-        natural = flow.to_units(doubles(decoded)) # float64: labels read back as they stood in the table
+        self.frame = (
+            None if flow.geometry is None else frame or (Frame.of_size(1, 1) if activations is not None else None)
+        )
+        natural = flow.to_units(doubles(decoded))  # float64: labels read back as they stood in the table
         vals, mask = natural[0].numpy(), natural[1].numpy() > 0
-        if self.frame is not None: vals[list(flow.geometry.cols)] = self.frame.pixels(vals[list(flow.geometry.cols)])
+        if self.frame is not None:
+            vals[list(flow.geometry.cols)] = self.frame.pixels(vals[list(flow.geometry.cols)])
         self._natural = vals, mask
-        self._cells = {p: b.to_cell(np.where(mask[s.targets], vals[s.targets], b.blank)) if mask[s.targets].any() else None for (p,s),b in zip(flow.slices.items(), flow.tasks.values())}
-    def __getitem__(self, name): return self._cells[name] if name in self._cells else self._cells[self._path(name)]
+        self._cells = {
+            p: b.to_cell(np.where(mask[s.targets], vals[s.targets], b.blank)) if mask[s.targets].any() else None
+            for (p, s), b in zip(flow.slices.items(), flow.tasks.values())
+        }
+
+    def __getitem__(self, name):
+        return self._cells[name] if name in self._cells else self._cells[self._path(name)]
+
     def _path(self, name):
-        try: return self.flow.path(name)
-        except FlowError as e: raise KeyError(str(e)) from None
-    def __iter__(self): return iter(self._cells)
-    def __len__(self): return len(self._cells)
+        try:
+            return self.flow.path(name)
+        except FlowError as e:
+            raise KeyError(str(e)) from None
+
+    def __iter__(self):
+        return iter(self._cells)
+
+    def __len__(self):
+        return len(self._cells)
+
     @property
-    def reached(self): "The tasks that are reached, with their values"; return {p: v for p,v in self._cells.items() if v is not None}
+    def reached(self):
+        "The tasks that are reached, with their values"
+        return {p: v for p, v in self._cells.items() if v is not None}
+
     @property
     def probabilities(self):
-        "Task → probability of yes, or {class or label: probability}; regressions are left out. None when the activations are not known"
-        if self.activations is None: return None
+        """Task → probability of yes, or {class or label: probability}; regressions are left out. None when the
+        activations are not known"""
+        if self.activations is None:
+            return None
         acts = doubles(self.activations).numpy()
-        res = {p: b.probability(acts[s.acts]) for (p,s),b in zip(self.flow.slices.items(), self.flow.tasks.values())}
-        return {p: v for p,v in res.items() if v is not None}
-    def __repr__(self): return f"FlowPrediction({', '.join(f'{p}={shortened(v)}' for p,v in self.reached.items())})"
+        res = {p: b.probability(acts[s.acts]) for (p, s), b in zip(self.flow.slices.items(), self.flow.tasks.values())}
+        return {p: v for p, v in res.items() if v is not None}
+
+    def __repr__(self):
+        return f"FlowPrediction({', '.join(f'{p}={shortened(v)}' for p, v in self.reached.items())})"
+
 
 def shortened(v):
     "A value in few characters"
-    if isinstance(v, dict): return f"{{{', '.join(f'{k}: {shortened(x)}' for k,x in v.items())}}}"
-    if isinstance(v, tuple) and len(v) > 1: return f"({', '.join(map(shortened, v))})"
+    if isinstance(v, dict):
+        return f"{{{', '.join(f'{k}: {shortened(x)}' for k, x in v.items())}}}"
+    if isinstance(v, tuple) and len(v) > 1:
+        return f"({', '.join(map(shortened, v))})"
     return f'{v:.4g}' if isinstance(v, float) else f'{v!r}'

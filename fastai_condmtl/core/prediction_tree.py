@@ -14,130 +14,210 @@ __all__ = ['FlowTree', 'givens', 'add_nodes', 'tell_task', 'tell']
 # %% ../../nbs/core/prediction_tree.ipynb #2aee3fc3
 class FlowTree(Tree):
     "A `treelib.Tree` that keeps the order of writing; `print` shows it; `tree[path]` is the node of a task or flow"
-    def __getitem__(self, key): return super().__getitem__((self.root, key) if isinstance(key, str) and self.contains((self.root, key)) else key)
-    def __str__(self): return self.show(stdout=False, sorting=False).rstrip()
+
+    def __getitem__(self, key):
+        return super().__getitem__(
+            (self.root, key) if isinstance(key, str) and self.contains((self.root, key)) else key
+        )
+
+    def __str__(self):
+        return self.show(stdout=False, sorting=False).rstrip()
+
     __repr__ = __str__
+
     def lines(self):
         "Each line of the text with its node, from top to bottom"
         nodes = [self[n] for n in self.expand_tree(sorting=False)]
         return list(zip(str(self).split('\n'), nodes))
+
     def marked(self):
-        "`(sign, text, colour)` of each line below the outermost flow, which all rows share: wrong nodes have a cross and are red, those without a label gray; '' is no colour"
-        lines = [(t, n.data or {}) for t,n in self.lines()[1:] or self.lines()]
-        return [('✗ ' if d.get('wrong') else '  ', t, 'crimson' if d.get('wrong') else '' if d.get('known', True) else 'gray') for t,d in lines]
+        """`(sign, text, colour)` of each line below the outermost flow, which all rows share: wrong nodes have a
+        cross and are red, those without a label gray; '' is no colour"""
+        lines = [(t, n.data or {}) for t, n in self.lines()[1:] or self.lines()]
+        return [
+            (
+                '✗ ' if d.get('wrong') else '  ',
+                t,
+                'crimson' if d.get('wrong') else '' if d.get('known', True) else 'gray',
+            )
+            for t, d in lines
+        ]
+
 
 def givens(flow, prefix=''):
     "Path of each task and inner flow of a `Flow` → its own condition as written, '' without one"
     res = {}
     for t in flow.tasks:
         res[prefix + t.name] = '' if t.given is None else str(t.given)
-        if hasattr(t, 'tasks'): res.update(givens(t, prefix + t.name + '.'))
+        if hasattr(t, 'tasks'):
+            res.update(givens(t, prefix + t.name + '.'))
     return res
 
+
 def add_nodes(
-    tree:FlowTree,       # What to grow on
-    parent,              # Its node for the outermost flow
-    pred:FlowPrediction, # Prediction (or labels)
-    truth:FlowPrediction=None, # Labels to set beside
-    decoded=True,        # Tell what was decided
-    probability=True,    # Tell probabilities: of yes, of decided labels, of the `top_k` best classes
-    logits=False,        # Tell logits, where `pred.logits` knows them
-    condition=False,     # Tell the condition that opened a node
-    top_k:int=1,         # Classes to tell of a single-label task
+    tree: FlowTree,  # What to grow on
+    parent,  # Its node for the outermost flow
+    pred: FlowPrediction,  # Prediction (or labels)
+    truth: FlowPrediction = None,  # Labels to set beside
+    decoded=True,  # Tell what was decided
+    probability=True,  # Tell probabilities: of yes, of decided labels, of the `top_k` best classes
+    logits=False,  # Tell logits, where `pred.logits` knows them
+    condition=False,  # Tell the condition that opened a node
+    top_k: int = 1,  # Classes to tell of a single-label task
 ) -> FlowTree:
     "Add a node a flow and task that is reached (or labelled); a task's `data` holds `path, value, truth, known, wrong`"
     probs, given = (pred.probabilities or {}) if probability else {}, givens(pred.flow.flow) if condition else {}
     opened = lambda path: f'  [given {given[path]}]' if given.get(path) else ''
-    for path,block in pred.flow.tasks.items():
+    for path, block in pred.flow.tasks.items():
         value, true = pred[path], None if truth is None else truth[path]
-        if value is None and true is None: continue
-        told = [tell_task(block, value if decoded else None, probs.get(path), pred.logits[pred.flow.slices[path].acts] if logits and pred.logits is not None else None, top_k)]
+        if value is None and true is None:
+            continue
+        told = [
+            tell_task(
+                block,
+                value if decoded else None,
+                probs.get(path),
+                pred.logits[pred.flow.slices[path].acts] if logits and pred.logits is not None else None,
+                top_k,
+            )
+        ]
         wrong = False
         if truth is not None and true is not None:
             s = pred.flow.slices[path].targets
-            differs = ((pred.decoded[0,s] != truth.decoded[0,s]) & (truth.decoded[1,s] > 0)).any().item() # labels that are not known are neither right nor wrong
+            differs = (
+                ((pred.decoded[0, s] != truth.decoded[0, s]) & (truth.decoded[1, s] > 0)).any().item()
+            )  # labels that are not known are neither right nor wrong
             wrong = value is None or block.exact and differs
-            if value is None: told = ['not reached', f'truth {tell(true)}']
-            elif wrong or not block.exact: told.append(f'truth {tell(true)}')
+            if value is None:
+                told = ['not reached', f'truth {tell(true)}']
+            elif wrong or not block.exact:
+                told.append(f'truth {tell(true)}')
         *flows, name = path.split('.')
         at = parent
-        for k,f in enumerate(flows):
-            node = (parent, '.'.join(flows[:k + 1]))
-            if not tree.contains(node): tree.create_node(f + opened(node[1]), node, parent=at) # type: ignore[arg-type] # treelib takes whatever can be hashed
+        for k, f in enumerate(flows):
+            node = (parent, '.'.join(flows[: k + 1]))
+            if not tree.contains(node):
+                tree.create_node(f + opened(node[1]), node, parent=at)  # type: ignore[arg-type] # treelib takes whatever can be hashed
             at = node
         text = ', '.join(filter(None, told))
-        tree.create_node(name + (f': {text}' if text else '') + opened(path), (parent, path), parent=at, # type: ignore[arg-type]
-                         data=dict(path=path, value=value, truth=true, known=truth is None or true is not None, wrong=wrong))
+        tree.create_node(
+            name + (f': {text}' if text else '') + opened(path),
+            (parent, path),
+            parent=at,  # type: ignore[arg-type]
+            data=dict(path=path, value=value, truth=true, known=truth is None or true is not None, wrong=wrong),
+        )
     return tree
 
+
 @patch
-def tree(self:FlowPrediction,
-    truth:FlowPrediction=None, # Labels to set beside: nodes tell what would have been right
-    **kwargs                   # `decoded`, `probability`, `logits`, `condition`, `top_k`: what nodes tell, see `add_nodes`
+def tree(
+    self: FlowPrediction,
+    truth: FlowPrediction = None,  # Labels to set beside: nodes tell what would have been right
+    **kwargs,  # `decoded`, `probability`, `logits`, `condition`, `top_k`: what nodes tell, see `add_nodes`
 ) -> FlowTree:
-    "The prediction as a tree; a node's `data` holds `path`, `value`, and with `truth` also `truth`, `known` and `wrong`; `tree[path]` is a task's node"
+    """The prediction as a tree; a node's `data` holds `path`, `value`, and with `truth` also `truth`, `known` and
+    `wrong`; `tree[path]` is a task's node"""
     res = FlowTree()
     res.create_node(self.flow.flow.name, '')
     return add_nodes(res, '', self, truth, **kwargs)
 
+
 @patch
-def shapes(self:FlowPrediction) -> dict:
-    "What blocks say is to be drawn: name → `(x, y)` of a point or `(x, y, width, height)` of a box, as shares of the picture; only what is reached as a whole"
+def shapes(self: FlowPrediction) -> dict:
+    """What blocks say is to be drawn: name → `(x, y)` of a point or `(x, y, width, height)` of a box, as shares
+    of the picture; only what is reached as a whole"""
     parts = {}
-    for path,b in self.flow.tasks.items():
-        if b.draws is None: continue # the blocks of geometry below tell their shapes themselves
+    for path, b in self.flow.tasks.items():
+        if b.draws is None:
+            continue  # the blocks of geometry below tell their shapes themselves
         flow, (group, _, part) = path.rpartition('.')[0], b.draws.rpartition('.')
-        parts.setdefault('.'.join(filter(None, (flow, group))), {})[part] = None if self[path] is None else (self[path] - b.lo)/b.span
+        parts.setdefault('.'.join(filter(None, (flow, group))), {})[part] = (
+            None if self[path] is None else (self[path] - b.lo) / b.span
+        )
     res: dict[str, tuple] = {}
-    for name,p in parts.items():
-        if any(v is None for v in p.values()): continue
-        if {'x1','y1','w','h'} <= set(p): res[name] = (p['x1'], p['y1'], p['w'], p['h'])
-        elif {'x1','y1','x2','y2'} <= set(p): res[name] = (p['x1'], p['y1'], p['x2'] - p['x1'], p['y2'] - p['y1'])
-        elif {'x','y'} <= set(p): res[name] = (p['x'], p['y'])
-    if self.frame is None: return res # pixels of a picture whose size is not known
+    for name, p in parts.items():
+        if any(v is None for v in p.values()):
+            continue
+        if {'x1', 'y1', 'w', 'h'} <= set(p):
+            res[name] = (p['x1'], p['y1'], p['w'], p['h'])
+        elif {'x1', 'y1', 'x2', 'y2'} <= set(p):
+            res[name] = (p['x1'], p['y1'], p['x2'] - p['x1'], p['y2'] - p['y1'])
+        elif {'x', 'y'} <= set(p):
+            res[name] = (p['x'], p['y'])
+    if self.frame is None:
+        return res  # pixels of a picture whose size is not known
     vals, mask = self._natural
-    for path,s in self.flow.slices.items():
-        if self.flow.tasks[path].geometry is None or self[path] is None: continue
-        for name,shape in self.flow.tasks[path].shapes(self.frame.shares(vals[s.targets]), mask[s.targets]).items(): res['.'.join(filter(None, (path, name)))] = shape
+    for path, s in self.flow.slices.items():
+        if self.flow.tasks[path].geometry is None or self[path] is None:
+            continue
+        for name, shape in self.flow.tasks[path].shapes(self.frame.shares(vals[s.targets]), mask[s.targets]).items():
+            res['.'.join(filter(None, (path, name)))] = shape
     return res
+
 
 def tell_task(block, value, prob, logits, top_k):
     "What a node says of a task: `blue (0.93; red 0.05)`; any of `value`, `prob` and `logits` may be None"
     note: list[str] = []
-    if isinstance(prob, dict) and isinstance(value, list): # several labels: each with its own probability
+    if isinstance(prob, dict) and isinstance(value, list):  # several labels: each with its own probability
         text = ', '.join(f'{l} {prob[l]:.2f}' for l in value) or 'none'
     elif isinstance(prob, dict):
         best = sorted(prob, key=prob.get, reverse=True)
-        if value is None: text, note = '', [f'{l} {prob[l]:.2f}' for l in best[:max(top_k, 3)]]
-        else: text, note = tell(value), [f'{prob[value]:.2f}' + ''.join(f'; {l} {prob[l]:.2f}' for l in best[:top_k] if l != value)]
-    elif isinstance(prob, list): text, logits = ', '.join(_word(p, top_k) for p in prob) or 'none', None # several answers, each with words to choose from
-    elif value is None: text, note = '', [] if prob is None else [f'P(yes) {prob:.2f}']
+        if value is None:
+            text, note = '', [f'{l} {prob[l]:.2f}' for l in best[: max(top_k, 3)]]
+        else:
+            text, note = (
+                tell(value),
+                [f'{prob[value]:.2f}' + ''.join(f'; {l} {prob[l]:.2f}' for l in best[:top_k] if l != value)],
+            )
+    elif isinstance(prob, list):
+        text, logits = (
+            ', '.join(_word(p, top_k) for p in prob) or 'none',
+            None,
+        )  # several answers, each with words to choose from
+    elif value is None:
+        text, note = '', [] if prob is None else [f'P(yes) {prob:.2f}']
     else:
         yes, text = (getattr(block, 'vocab', None) or (False, True))[1], tell(value)
-        note = [] if prob is None else [f'{prob if value == yes else 1 - prob:.2f}'] # of the answer that is told
+        note = [] if prob is None else [f'{prob if value == yes else 1 - prob:.2f}']  # of the answer that is told
     if logits is not None:
         ls = [f'{x:.1f}' for x in logits.tolist()]
-        note.append('logit ' + ls[0] if len(ls) == 1 else 'logits ' + ' '.join(ls[:10]) + (' …' if len(ls) > 10 else ''))
+        note.append(
+            'logit ' + ls[0] if len(ls) == 1 else 'logits ' + ' '.join(ls[:10]) + (' …' if len(ls) > 10 else '')
+        )
     return ' '.join(filter(None, [text, f"({', '.join(note)})" if note else '']))
+
 
 def _word(prob, top_k):
     best = sorted(prob, key=prob.get, reverse=True)
     return f"{best[0]} ({prob[best[0]]:.2f}" + ''.join(f'; {w} {prob[w]:.2f}' for w in best[1:top_k]) + ')'
 
+
 def tell(value):
     "A value in words"
-    if isinstance(value, bool): return 'yes' if value else 'no'
-    if isinstance(value, list): return ', '.join(map(str, value)) or 'none'
-    if isinstance(value, tuple) and len(value) in (2, 4) and all(isinstance(v, float) for v in value): return ' '.join(f'{v:.3g}' for v in value) # a point, a box
-    if isinstance(value, dict): return ', '.join(f'{k} {tell(v)}' for k,v in value.items() if v is not None)
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    if isinstance(value, list):
+        return ', '.join(map(str, value)) or 'none'
+    if isinstance(value, tuple) and len(value) in (2, 4) and all(isinstance(v, float) for v in value):
+        return ' '.join(f'{v:.3g}' for v in value)  # a point, a box
+    if isinstance(value, dict):
+        return ', '.join(f'{k} {tell(v)}' for k, v in value.items() if v is not None)
     return shortened(value) if isinstance(value, float) else str(value)
 
+
 @patch
-def show(self:FlowPrediction,
-    ctx=None, # Matplotlib axes; None: print
-    **kwargs
+def show(
+    self: FlowPrediction,
+    ctx=None,  # Matplotlib axes; None: print
+    **kwargs,
 ):
     "Print the tree, or write it on `ctx`"
-    if ctx is None: print(self.tree())
-    else: ctx.set_title('\n'.join(f"{p.rpartition('.')[2]}: {tell(v)}" for p,v in self.reached.items()), fontsize=8, parse_math=False)
+    if ctx is None:
+        print(self.tree())
+    else:
+        ctx.set_title(
+            '\n'.join(f"{p.rpartition('.')[2]}: {tell(v)}" for p, v in self.reached.items()),
+            fontsize=8,
+            parse_math=False,
+        )
     return ctx

@@ -22,21 +22,25 @@ __all__ = ['Replaced', 'wraps_stock', 'stock_methods', 'restore_stock', 'adds_to
 @dataclass(frozen=True)
 class Replaced:
     "A stock method that has been replaced"
-    cls: type    # The class whose method it is
-    name: str    # Its name
-    stock: Any   # The attribute as it stood, with `classmethod` around it where there was one
-    own: bool    # Was it the class' own, or inherited?
+
+    cls: type  # The class whose method it is
+    name: str  # Its name
+    stock: Any  # The attribute as it stood, with `classmethod` around it where there was one
+    own: bool  # Was it the class' own, or inherited?
     module: str  # The module that replaced it
-    why: str     # What the replacement does, its docstring
+    why: str  # What the replacement does, its docstring
+
 
 _replaced: dict[tuple[type, str], Replaced] = {}
 
 # %% ../../nbs/core/stock.ipynb #a126e38d
 def wraps_stock(
-    cls:type,      # The class whose method is replaced
-    name:str=None, # The method; by default what the new function is called
+    cls: type,  # The class whose method is replaced
+    name: str = None,  # The method; by default what the new function is called
 ):
-    "Decorate `f(stock, self, ...)`: it takes the place of the method of `cls` that has its name, `stock` being the method as it was"
+    """Decorate `f(stock, self, ...)`: it takes the place of the method of `cls` that has its name, `stock` being
+    the method as it was"""
+
     def decorate(f):
         method = name or f.__name__
         before = _replaced.get((cls, method))
@@ -45,7 +49,9 @@ def wraps_stock(
         _replaced[cls, method] = Replaced(cls, method, stock, own, f.__module__, inspect.getdoc(f) or '')
         setattr(cls, method, _wrapped(f, stock))
         return f
+
     return decorate
+
 
 def _wrapped(f, stock):
     "The function that stands in the class: `f` with the stock method as its first argument"
@@ -59,6 +65,7 @@ def _wrapped(f, stock):
     method.__signature__ = _signature(f, plain)
     return classmethod(method) if isinstance(stock, classmethod) else method
 
+
 def _signature(f, stock):
     "The signature of `f` without `stock`; where `f` passes all on, that of the stock method"
     first, *params = inspect.signature(f).parameters.values()
@@ -68,9 +75,11 @@ def _signature(f, stock):
 
 # %% ../../nbs/core/stock.ipynb #9b65509e
 def stock_methods() -> pd.DataFrame:
-    "The stock methods that are replaced at this moment, a row each: the method, what its replacement does, and the module that replaced it"
+    """The stock methods that are replaced at this moment, a row each: the method, what its replacement does, and
+    the module that replaced it"""
     rows = [(f'{r.cls.__name__}.{r.name}', r.why, r.module) for r in _replaced.values()]
     return pd.DataFrame(sorted(rows), columns=['method', 'what it does with a flow', 'module'])
+
 
 def restore_stock():
     "Give all replaced methods back to fastai. Import the modules anew (in a new process) to replace them again"
@@ -83,9 +92,9 @@ def restore_stock():
 
 # %% ../../nbs/core/stock.ipynb #f61e59a1
 def adds_to_stock(
-    cls:type,      # The class that gains an attribute
-    name:str,      # Its name, which the class itself does not have
-    attr:property, # The attribute; its docstring says what it is for
+    cls: type,  # The class that gains an attribute
+    name: str,  # Its name, which the class itself does not have
+    attr: property,  # The attribute; its docstring says what it is for
 ):
     "Add a property to a class of fastai"
     if (cls, name) not in _replaced and hasattr(cls, name):
@@ -95,18 +104,22 @@ def adds_to_stock(
 
 # %% ../../nbs/core/stock.ipynb #ef417a36
 def after_import(
-    name:str, # Module that need not be installed, such as `fastai.distributed`
+    name: str,  # Module that need not be installed, such as `fastai.distributed`
 ):
     "Call the decorated function now if the module `name` has been imported, and after each import of it to come"
+
     def decorate(f):
         if name in sys.modules:
             f()
         sys.meta_path.insert(0, _AfterImport(name, f))
         return f
+
     return decorate
+
 
 class _AfterImport(MetaPathFinder):
     "Finds one module as the other finders do; its loader calls a function in the end"
+
     def __init__(self, name, f):
         self.name = name
         self.f = f
@@ -124,11 +137,13 @@ class _AfterImport(MetaPathFinder):
             spec.loader.exec_module = _and_then(spec.loader.exec_module, self.f)
         return spec
 
+
 def _and_then(exec_module, f):
     @wraps(exec_module)
     def exec_and_call(module):
         try:
             exec_module(module)
-        finally: # a module that breaks off has changed classes before it did
+        finally:  # a module that breaks off has changed classes before it did
             f()
+
     return exec_and_call

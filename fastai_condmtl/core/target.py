@@ -13,19 +13,32 @@ __all__ = ['TensorConditional', 'doubles', 'packed', 'check_lacks', 'check_cols'
 # %% ../../nbs/core/target.ipynb #6386770d
 class TensorConditional(TensorBase):
     "Packed labels or decoded predictions `(..., 2, D)`"
+
     @property
-    def vals(self): "Values on the loss scale `(..., D)`, 0 where unknown"; return self[..., 0, :]
+    def vals(self):
+        "Values on the loss scale `(..., D)`, 0 where unknown"
+        return self[..., 0, :]
+
     @property
-    def mask(self): "Above 0 where the value counts, by the weight of its row (1 without `weight_col`; a row of weight 0 counts as unlabelled): the gt mask of labels, *reached* for predictions `(..., D)`"; return self[..., 1, :]
+    def mask(self):
+        """Above 0 where the value counts, by the weight of its row (1 without `weight_col`; a row of weight 0
+        counts as unlabelled): the gt mask of labels, *reached* for predictions `(..., D)`"""
+        return self[..., 1, :]
+
 
 def doubles(
-    x, # Tensor, array or numbers
+    x,  # Tensor, array or numbers
 ):
     "`x` as a tensor in float64, on the CPU: not every device knows these (Apple's MPS does not)"
-    return x.detach().cpu().double() if isinstance(x, torch.Tensor) else torch.as_tensor(x, dtype=torch.float64, device='cpu')
+    return (
+        x.detach().cpu().double()
+        if isinstance(x, torch.Tensor)
+        else torch.as_tensor(x, dtype=torch.float64, device='cpu')
+    )
+
 
 def packed(
-    y, # Targets `(bs, 2, D)`, or flat `(bs, 2D)` as tabular batches have them
+    y,  # Targets `(bs, 2, D)`, or flat `(bs, 2D)` as tabular batches have them
 ):
     "`y` as `(bs, 2, D)`"
     return y if y.ndim == 3 else y.reshape(len(y), 2, -1)
@@ -34,34 +47,60 @@ def packed(
 def check_lacks(path, block, df):
     "Blanks of rows whose source has no such column (see `concat_sources`) say nothing"
     if block.nan_is_empty and (no := [n for c in block.cols for n in df.attrs.get('lacks', {}).get(c, ())]):
-        raise FlowError(f"task '{path}' reads a blank in column '{block.cols[0]}' as \"none of the labels\" (nan_is_empty=True), and source {' and '.join(map(repr, no))} has no such column: its rows would all count as none. "
-                        f"Leave nan_is_empty out, and write what blanks of the other sources mean with concat_sources(..., empty=[{block.cols[0]!r}])")
+        raise FlowError(
+            f"task '{path}' reads a blank in column '{block.cols[0]}' as \"none of the labels\" (nan_is_empty=True), "
+            f"and source {' and '.join(map(repr, no))} has no such column: its rows would all count as none. "
+            "Leave nan_is_empty out, and write what blanks of the other sources mean with concat_sources(..., "
+            f"empty=[{block.cols[0]!r}])"
+        )
+
 
 def check_cols(path, block, df):
     "Raise where the table lacks the columns of a task"
-    for c in block.cols: check_column(df, c, f"task '{path}' reads", " Name the column with col=")
+    for c in block.cols:
+        check_column(df, c, f"task '{path}' reads", " Name the column with col=")
+
 
 def check_weights(path, col, df):
     "Raise where the table lacks the column with the weights of a task's rows"
-    if col is not None: check_column(df, col, f"task '{path}' reads the weights of its rows from", " Name the column with weight_col=")
+    if col is not None:
+        check_column(df, col, f"task '{path}' reads the weights of its rows from", " Name the column with weight_col=")
 
 # %% ../../nbs/core/target.ipynb #52210c19
 def as_table(
-    rows,   # DataFrame; or a list of rows: Series, dicts, named tuples, sequences in task order, or bare values for a single task
-    blocks, # The blocks whose columns a sequence fills, in order
+    # DataFrame; or a list of rows: Series, dicts, named tuples, sequences in task order, or bare values for a single
+    # task
+    rows,
+    blocks,  # The blocks whose columns a sequence fills, in order
 ) -> pd.DataFrame:
     "`rows` as a DataFrame"
-    if isinstance(rows, pd.DataFrame): return rows
-    if isinstance(rows, pd.Series) or hasattr(rows, 'keys'): rows = [rows]
+    if isinstance(rows, pd.DataFrame):
+        return rows
+    if isinstance(rows, pd.Series) or hasattr(rows, 'keys'):
+        rows = [rows]
     rows, cols = list(rows), [c for b in blocks for c in b.cols]
-    if not rows: return pd.DataFrame(columns=list(dict.fromkeys(cols)))
+    if not rows:
+        return pd.DataFrame(columns=list(dict.fromkeys(cols)))
     r = rows[0]
-    if isinstance(r, pd.Series) or hasattr(r, 'keys'): return pd.DataFrame([dict(r) for r in rows])
-    if hasattr(r, '_fields'): return pd.DataFrame([r._asdict() for r in rows])
-    if len(cols) == 1 and (blocks[0].takes_lists or not (isinstance(r, (list, tuple)) and len(blocks) == 1 and len(r) == 1 and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows))):
+    if isinstance(r, pd.Series) or hasattr(r, 'keys'):
+        return pd.DataFrame([dict(r) for r in rows])
+    if hasattr(r, '_fields'):
+        return pd.DataFrame([r._asdict() for r in rows])
+    if len(cols) == 1 and (
+        blocks[0].takes_lists
+        or not (
+            isinstance(r, (list, tuple))
+            and len(blocks) == 1
+            and len(r) == 1
+            and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows)
+        )
+    ):
         return pd.DataFrame({cols[0]: pd.Series(rows, dtype=object).infer_objects()})
     if isinstance(r, (str, bytes)) or not hasattr(r, '__len__') or any(len(x) != len(cols) for x in rows):
-        raise FlowError(f"row {r!r} does not fit the columns {cols}: hand over a DataFrame row, a dict, a named tuple, or a sequence with one value a column")
+        raise FlowError(
+            f"row {r!r} does not fit the columns {cols}: hand over a DataFrame row, a dict, a named tuple, or a "
+            "sequence with one value a column"
+        )
     return pd.DataFrame([list(x) for x in rows], columns=cols)
 
 # %% ../../nbs/core/target.ipynb #f219230b
@@ -69,5 +108,11 @@ def row_weights(block, df, col, counts):
     "Weights of rows (N,); 0 where the row does not count anyway, and may be blank"
     x = numbers(block, df, col)
     bad = counts & ~((x >= 0) & (x < 3e38))
-    if bad.any(): raise block.bad(df, col, int(bad.argmax()), "the weight of a row must be a number that is not negative: correct the cell; 0 leaves the row out")
+    if bad.any():
+        raise block.bad(
+            df,
+            col,
+            int(bad.argmax()),
+            "the weight of a row must be a number that is not negative: correct the cell; 0 leaves the row out",
+        )
     return np.where(counts, x, 0)

@@ -25,99 +25,157 @@ __all__ = ['KINDS', 'Finding', 'Audit']
 # %% ../../nbs/data/audit.ipynb #5f000c94
 KINDS = ('contradiction', 'none_of', 'no_rows', 'one_class', 'few', 'gap', 'idle')
 
+
 @dataclass(frozen=True)
 class Finding:
     "Something in the labels that deserves a look"
+
     task_path: str
     kind: str  # One of `KINDS`
     text: str  # What was seen, and what to do
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), compare=False) # Positions of the rows
-    serious: bool = True # Wrong, or only worth knowing?
-    def __repr__(self): return f"{'!' if self.serious else '·'} {self.task_path}: {self.text}"
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), compare=False)  # Positions of the rows
+    serious: bool = True  # Wrong, or only worth knowing?
+
+    def __repr__(self):
+        return f"{'!' if self.serious else '·'} {self.task_path}: {self.text}"
+
 
 class Audit:
     "What `flow.audit` saw: `.table` (a row a task), `.findings`, `.rows(task, kind)`, `.show()`"
-    def __init__(self, bound:BoundFlow, table, findings, n): self.flow, self.table, self.findings, self.n = bound, table, findings, n
-    def rows(self,
-        task,      # Path or leaf name
-        kind=None, # Of one kind of finding only
+
+    def __init__(self, bound: BoundFlow, table, findings, n):
+        self.flow, self.table, self.findings, self.n = bound, table, findings, n
+
+    def rows(
+        self,
+        task,  # Path or leaf name
+        kind=None,  # Of one kind of finding only
     ) -> list:
         "Positions of the rows that the findings on a task are about"
         path = self.flow.path(task)
-        if kind not in (None, *KINDS): raise FlowError(f"no kind of finding {kind!r}: {near(kind, KINDS)}")
+        if kind not in (None, *KINDS):
+            raise FlowError(f"no kind of finding {kind!r}: {near(kind, KINDS)}")
         return sorted({int(r) for f in self.findings if f.task_path == path and kind in (None, f.kind) for r in f.rows})
+
     def __repr__(self):
-        head = f"{self.flow.flow.name}: {self.n} rows, {len(self.table)} tasks; {sum(f.serious for f in self.findings)} findings to mend, {sum(not f.serious for f in self.findings)} to know"
+        head = (
+            f"{self.flow.flow.name}: {self.n} rows, {len(self.table)} tasks; {sum(f.serious for f in self.findings)} "
+            f"findings to mend, {sum(not f.serious for f in self.findings)} to know"
+        )
         return '\n'.join([head, *self.told(), '', self.table.to_string(index=False)])
+
     def told(self):
         "The findings as lines; what is alike in several tasks, but for the number it begins with, is said once"
         alike = {}
-        for f in self.findings: alike.setdefault((f.serious, f.kind, re.sub(r'^\d+', '', f.text)), []).append(f)
+        for f in self.findings:
+            alike.setdefault((f.serious, f.kind, re.sub(r'^\d+', '', f.text)), []).append(f)
         for fs in alike.values():
-            if len(fs) == 1: yield repr(fs[0]); continue
-            ns, names = [int(m[0]) for f in fs if (m := re.match(r'\d+', f.text))], short_names(list(dict.fromkeys(f.task_path for f in fs)))
+            if len(fs) == 1:
+                yield repr(fs[0])
+                continue
+            ns, names = (
+                [int(m[0]) for f in fs if (m := re.match(r'\d+', f.text))],
+                short_names(list(dict.fromkeys(f.task_path for f in fs))),
+            )
             text = fs[0].text if len(set(ns)) < 2 else re.sub(r'^\d+', f'{min(ns)} to {max(ns)}', fs[0].text)
-            yield f"{'!' if fs[0].serious else '·'} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {text}"
-    def show(self,
-        ax=None, # Matplotlib axes; by default a new figure that fits
+            yield (
+                f"{'!' if fs[0].serious else '·'} "
+                f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {text}"
+            )
+
+    def show(
+        self,
+        ax=None,  # Matplotlib axes; by default a new figure that fits
     ):
-        "Print the findings and draw the flow with counts: a bar at the foot is the share of rows that count; tasks with serious findings are red"
+        """Print the findings and draw the flow with counts: a bar at the foot is the share of rows that count;
+        tasks with serious findings are red"""
         print('\n'.join([repr(self).split('\n')[0], *self.told()]))
         t, bad = self.table.set_index('task_path'), {f.task_path for f in self.findings if f.serious}
-        notes = {p: f'{r.masked} of {r.applicable} applicable rows labelled' + (f'; {r.balance}' if r.balance else '') for p,r in t.iterrows()}
-        return draw_flow(self.flow.flow, self.flow.plan, notes, {p: '#fdecea' for p in bad}, {p: r.masked/max(self.n, 1) for p,r in t.iterrows()}, ax)
+        notes = {
+            p: f'{r.masked} of {r.applicable} applicable rows labelled' + (f'; {r.balance}' if r.balance else '')
+            for p, r in t.iterrows()
+        }
+        return draw_flow(
+            self.flow.flow,
+            self.flow.plan,
+            notes,
+            {p: '#fdecea' for p in bad},
+            {p: r.masked / max(self.n, 1) for p, r in t.iterrows()},
+            ax,
+        )
 
 # %% ../../nbs/data/audit.ipynb #293322ba
 @patch
-def audit(self:Flow,
-    df,              # DataFrame (or list of rows) with the labels
-    few:int=20,      # Fewer rows of a class or answer than this are reported
+def audit(
+    self: Flow,
+    df,  # DataFrame (or list of rows) with the labels
+    few: int = 20,  # Fewer rows of a class or answer than this are reported
 ) -> Audit:
     "Count what each task of this flow can learn from `df`, and what contradicts it"
     return self.bind(df).audit(df, few)
 
+
 @patch
-def audit(self:BoundFlow, df, few:int=20) -> Audit:
+def audit(self: BoundFlow, df, few: int = 20) -> Audit:
     "`Flow.audit` with the vocabularies and scales of this bound flow"
     plan, df = self.plan, as_table(df, self.plan.blocks)
-    for p,b,c in zip(plan.paths, plan.blocks, plan.weight_cols): check_cols(p, b, df); check_weights(p, c, df)
+    for p, b, c in zip(plan.paths, plan.blocks, plan.weight_cols):
+        check_cols(p, b, df)
+        check_weights(p, c, df)
     data = [b.encode(df) for b in plan.blocks]
-    given = [k for _,k in data]
-    vals, known, clash = [v for v,_ in data], given, [None]*len(data)
-    if self.flow.infer_labels: vals, known, clash = infer(plan, vals, known)
+    given = [k for _, k in data]
+    vals, known, clash = [v for v, _ in data], given, [None] * len(data)
+    if self.flow.infer_labels:
+        vals, known, clash = infer(plan, vals, known)
     states, n, rows, found = plan.states(lambda i: vals[i], lambda i: known[i]), len(df), [], []
     own = known if self.flow.infer_labels == 'train' else given
     tasks = list(enumerate(zip(plan.paths, plan.blocks)))
-    for i,(path,block) in progress_bar(tasks, leave=False) if n*len(tasks) > 2e7 else tasks:
+    for i, (path, block) in progress_bar(tasks, leave=False) if n * len(tasks) > 2e7 else tasks:
         true, false = (np.ones(n, dtype=bool), np.zeros(n, dtype=bool)) if states[i] is None else states[i]
         some, says = own[i].any(1), _says(block, vals[i], own[i])
-        mask = own[i] & true[:,None]
-        if plan.weight_cols[i] is not None: mask &= row_weights(block, df, plan.weight_cols[i], mask.any(1))[:,None] > 0 # as in `encode`
-        rows.append(dict(task_path=path, kind=type(block).__name__.removesuffix('Block'), labelled=int(some.sum()), applicable=int(true.sum()), unknown=int((~true & ~false).sum()),
-                         masked=int(mask.any(1).sum()), labelled_if_false=int((some & false).sum()), positive_if_false=int((says & false).sum()), balance=_balance(block, vals[i], mask)))
+        mask = own[i] & true[:, None]
+        if plan.weight_cols[i] is not None:
+            mask &= row_weights(block, df, plan.weight_cols[i], mask.any(1))[:, None] > 0  # as in `encode`
+        rows.append(
+            dict(
+                task_path=path,
+                kind=type(block).__name__.removesuffix('Block'),
+                labelled=int(some.sum()),
+                applicable=int(true.sum()),
+                unknown=int((~true & ~false).sum()),
+                masked=int(mask.any(1).sum()),
+                labelled_if_false=int((some & false).sum()),
+                positive_if_false=int((says & false).sum()),
+                balance=_balance(block, vals[i], mask),
+            )
+        )
         found += _findings(self, i, true, false, some, says, mask, vals[i], clash[i], few)
     found += _none_of(self, vals, own, states)
     return Audit(self, pd.DataFrame(rows), sorted(found, key=lambda f: not f.serious), n)
 
+
 def _says(block, vals, known):
     "Rows (N,) whose label says that something is there: yes, some label, any class or number"
-    return (known & (vals > .5)).any(1) if block.thresholded else known.any(1)
+    return (known & (vals > 0.5)).any(1) if block.thresholded else known.any(1)
+
 
 def _balance(block, vals, mask):
     "In a few words, what the labels that count say"
     m = mask.any(1)
-    if not m.any() or block.self_supervised: return ''
+    if not m.any() or block.self_supervised:
+        return ''
     if block.thresholded:
-        share = (vals*mask).sum(0)/np.maximum(mask.sum(0), 1)
+        share = (vals * mask).sum(0) / np.maximum(mask.sum(0), 1)
         names = names_of(block) if block.labels is not None else names_of(block)[1:]
         order = np.argsort(-share, kind='stable')
         return ', '.join(f'{names[j]} {share[j]:.1%}' for j in order[:4]) + (' …' if len(names) > 4 else '')
     if block.exact and block.n_out > 1:
-        c, names = np.bincount(vals[m,0].astype(int), minlength=block.n_out), names_of(block)
+        c, names = np.bincount(vals[m, 0].astype(int), minlength=block.n_out), names_of(block)
         order = np.argsort(-c, kind='stable')
-        return ', '.join(f'{names[j]} {c[j]/m.sum():.0%}' for j in order[:4]) + (' …' if (c > 0).sum() > 4 else '')
+        return ', '.join(f'{names[j]} {c[j] / m.sum():.0%}' for j in order[:4]) + (' …' if (c > 0).sum() > 4 else '')
     x = vals[mask]
     return f'{x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}'
+
 
 def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     "What deserves a look in one task"
@@ -126,51 +184,144 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
     res, add = [], lambda *args, **kwargs: res.append(Finding(path, *args, **kwargs))
     where = lambda m: np.flatnonzero(m).astype(np.int32)
     unknown = ~true & ~false
-    if clash is not None and clash.any(): add('contradiction', f"{clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they are left as they stand; correct them", where(clash), serious=bool(clash.mean() < .2))
-    if (bad := says & false).any() and (block.thresholded or bad.sum() < .5*false.sum()):
+    if clash is not None and clash.any():
+        add(
+            'contradiction',
+            (
+                f"{clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they "
+                "are "
+                "left as they stand; correct them"
+            ),
+            where(clash),
+            serious=bool(clash.mean() < 0.2),
+        )
+    if (bad := says & false).any() and (block.thresholded or bad.sum() < 0.5 * false.sum()):
         what = 'say yes' if block.thresholded and block.labels is None else 'are labelled'
-        add('contradiction', f"{bad.sum()} rows {what} where the condition `{conds}` is false: they do not count; correct them, or change the condition", where(bad))
-    elif bad.any(): add('idle', f"{bad.sum()} rows are labelled where the condition `{conds}` is false: they do not count (a column filled throughout?)", where(bad), serious=False)
+        add(
+            'contradiction',
+            (
+                f"{bad.sum()} rows {what} where the condition `{conds}` is false: they do not count; correct them, or "
+                "change the condition"
+            ),
+            where(bad),
+        )
+    elif bad.any():
+        add(
+            'idle',
+            (
+                f"{bad.sum()} rows are labelled where the condition `{conds}` is false: they do not count (a column "
+                "filled throughout?)"
+            ),
+            where(bad),
+            serious=False,
+        )
     if not mask.any():
-        why = "no row is labelled" if not some.any() else f"its condition `{conds}` is never true" if not true.any() else "the rows that could have weight 0" if (some & true).any() else f"no row that is labelled has its condition `{conds}` true"
+        why = (
+            "no row is labelled"
+            if not some.any()
+            else f"its condition `{conds}` is never true"
+            if not true.any()
+            else "the rows that could have weight 0"
+            if (some & true).any()
+            else f"no row that is labelled has its condition `{conds}` true"
+        )
         add('no_rows', f"no row counts, since {why}: label some, or leave the task out")
     elif block.thresholded:
         names = [f" '{l}'" for l in block.vocab] if block.labels else ['']
-        for j,name in enumerate(names):
-            pos, tot = int((vals[:,j]*mask[:,j]).sum()), int(mask[:,j].sum())
+        for j, name in enumerate(names):
+            pos, tot = int((vals[:, j] * mask[:, j]).sum()), int(mask[:, j].sum())
             if not tot:
                 add('no_rows', f"label{name} is told by no row that counts: fill in its column, or leave it out")
                 continue
-            if min(pos, tot - pos) == 0: add('one_class', f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is nothing to learn")
-            elif min(pos, tot - pos) < few: add('few', f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy", serious=False)
-    elif block.self_supervised: pass # what is asked is not in the table
+            if min(pos, tot - pos) == 0:
+                add(
+                    'one_class',
+                    (
+                        f"label{name} is {'always yes' if pos else 'never yes'} in the {tot} rows that count: there is "
+                        "nothing to learn"
+                    ),
+                )
+            elif min(pos, tot - pos) < few:
+                add(
+                    'few',
+                    f"label{name} has {pos} yes and {tot - pos} no in the rows that count: scores will be noisy",
+                    serious=False,
+                )
+    elif block.self_supervised:
+        pass  # what is asked is not in the table
     elif block.exact and block.per_cell:
-        c = np.bincount(vals[mask[:,0],0].astype(int), minlength=block.n_out)
-        if (c > 0).sum() == 1: add('one_class', f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn")
-        elif (rare := [n for k,n in sorted(zip(c.tolist(), names_of(block)), key=lambda kn: kn[0]) if k < few]): # those without a row first
-             add('few', f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more", serious=False)
-    elif np.ptp(vals[mask]) == 0: add('one_class', f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn")
+        c = np.bincount(vals[mask[:, 0], 0].astype(int), minlength=block.n_out)
+        if (c > 0).sum() == 1:
+            add(
+                'one_class',
+                f"all {c.sum()} rows that count are {names_of(block)[int(c.argmax())]!r}: there is nothing to learn",
+            )
+        elif rare := [
+            n for k, n in sorted(zip(c.tolist(), names_of(block)), key=lambda kn: kn[0]) if k < few
+        ]:  # those without a row first
+            add(
+                'few',
+                (
+                    f"{len(rare)} of {block.n_out} classes have fewer than {few} rows that count: "
+                    f"{', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more"
+                ),
+                serious=False,
+            )
+    elif np.ptp(vals[mask]) == 0:
+        add(
+            'one_class',
+            f"all {mask.any(1).sum()} rows that count have the value {vals[mask][0]:g}: there is nothing to learn",
+        )
     if (lost := some & unknown).any():
-        can = any(plan.blocks[plan.index[a.task]].implied_labels(a.op, plan.natural[a], t) for g in plan.gates[i] for a,t in forced(plan.conds[g]))
-        fix = "label what it asks" if flow.flow.infer_labels or not can else "label what it asks, or let labels imply it: Flow(..., infer_labels=True)"
-        add('gap', f"{lost.sum()} labelled rows do not count, since it is not known whether `{conds}`: {fix}", where(lost), serious=False)
-    if conds is not None and true.all(): add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)
+        can = any(
+            plan.blocks[plan.index[a.task]].implied_labels(a.op, plan.natural[a], t)
+            for g in plan.gates[i]
+            for a, t in forced(plan.conds[g])
+        )
+        fix = (
+            "label what it asks"
+            if flow.flow.infer_labels or not can
+            else "label what it asks, or let labels imply it: Flow(..., infer_labels=True)"
+        )
+        add(
+            'gap',
+            f"{lost.sum()} labelled rows do not count, since it is not known whether `{conds}`: {fix}",
+            where(lost),
+            serious=False,
+        )
+    if conds is not None and true.all():
+        add('idle', f"the condition `{conds}` is true on every row: it does nothing", serious=False)
     return res
+
 
 def _none_of(flow, vals, known, states):
     "Binary tasks that are yes while all binary tasks under them say no, where nearly always one of them is yes"
     plan, kids = flow.plan, {}
-    for i,b in enumerate(plan.blocks):
+    for i, b in enumerate(plan.blocks):
         if b.ops == ('true',):
             own = {c for g in plan.gates[i] for c in conjuncts(plan.conds[g])}
             for c in own:
-                if isinstance(c, Atom) and c.op == 'true' and len(own) == 1: kids.setdefault(plan.index[c.task], []).append(i)
+                if isinstance(c, Atom) and c.op == 'true' and len(own) == 1:
+                    kids.setdefault(plan.index[c.task], []).append(i)
     res = []
-    for j,under in kids.items():
-        if len(under) < 2: continue
-        yes = known[j][:,0] & (vals[j][:,0] > .5) & (True if states[j] is None else states[j][0])
-        told = yes & np.all([known[i][:,0] for i in under], 0)
-        none = told & ~np.any([vals[i][:,0] > .5 for i in under], 0)
-        if none.any() and none.sum() < .2*told.sum():
-            res.append(Finding(flow.paths[j], 'none_of', f"{none.sum()} rows say yes while all of {', '.join(flow.paths[i].rpartition('.')[2] for i in under[:6])}{' …' if len(under) > 6 else ''} say no, as {1 - none.sum()/told.sum():.0%} of such rows do not: is one of these labels missing, or one more task?", np.flatnonzero(none).astype(np.int32)))
+    for j, under in kids.items():
+        if len(under) < 2:
+            continue
+        yes = known[j][:, 0] & (vals[j][:, 0] > 0.5) & (True if states[j] is None else states[j][0])
+        told = yes & np.all([known[i][:, 0] for i in under], 0)
+        none = told & ~np.any([vals[i][:, 0] > 0.5 for i in under], 0)
+        if none.any() and none.sum() < 0.2 * told.sum():
+            res.append(
+                Finding(
+                    flow.paths[j],
+                    'none_of',
+                    (
+                        f"{none.sum()} rows say yes while all of "
+                        f"{', '.join(flow.paths[i].rpartition('.')[2] for i in under[:6])}{' …' if len(under) > 6 else ''} "
+                        f"say no, as {1 - none.sum() / told.sum():.0%} of such rows do not: is one of these labels "
+                        "missing, or one more task?"
+                    ),
+                    np.flatnonzero(none).astype(np.int32),
+                )
+            )
     return res

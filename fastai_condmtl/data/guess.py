@@ -25,85 +25,198 @@ from ..core.conditions import any_of, as_condition, atoms, both, kleene, task
 from ..core.columns import LIKELY_NO_YES, is_list_of_words, no_yes, one_hot_width, read_list
 from ..core.files import IMAGES
 from ..core.flow import Flow
-import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json # noqa: F401  flow.audit, flow.to_json
+import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json  # noqa: F401  flow.audit, flow.to_json
 
 # %% auto #0
 __all__ = ['guess_fn_col', 'guess_kind', 'guess_shapes', 'shared_size', 'Table', 'guess_conditions', 'Guess', 'guess_flow',
            'task_name']
 
 # %% ../../nbs/data/guess.ipynb #85af1b14
-_orders = (('none', 'mild', 'moderate', 'severe'), ('very low', 'low', 'medium', 'high', 'very high'), ('small', 'medium', 'large'), ('never', 'rarely', 'sometimes', 'often', 'always'),
-           ('very poor', 'poor', 'fair', 'good', 'very good', 'excellent'), ('strongly disagree', 'disagree', 'neutral', 'agree', 'strongly agree'))
-_is_count, _is_rank = (re.compile(rf'(^|_)({w})(_|$)', re.I) for w in ('n|num|number|counts?', 'stars?|ratings?|rank|severity|grade|level'))
+_orders = (
+    ('none', 'mild', 'moderate', 'severe'),
+    ('very low', 'low', 'medium', 'high', 'very high'),
+    ('small', 'medium', 'large'),
+    ('never', 'rarely', 'sometimes', 'often', 'always'),
+    ('very poor', 'poor', 'fair', 'good', 'very good', 'excellent'),
+    ('strongly disagree', 'disagree', 'neutral', 'agree', 'strongly agree'),
+)
+_is_count, _is_rank = (
+    re.compile(rf'(^|_)({w})(_|$)', re.I) for w in ('n|num|number|counts?', 'stars?|ratings?|rank|severity|grade|level')
+)
 _is_split = re.compile(r'(is_?)?(valid(ation)?|train|test)|split|fold|subset', re.I)
+
 
 def guess_fn_col(df):
     "The column with the names of image files; None where there is none"
     text = {c: df[c].dropna() for c in df.columns if not pd.api.types.is_numeric_dtype(df[c])}
-    return next((c for c,s in text.items() if len(s) and np.mean([isinstance(v, (str, Path)) and str(v).lower().endswith(IMAGES) for v in s]) > .9), None)
+    return next(
+        (
+            c
+            for c, s in text.items()
+            if len(s) and np.mean([isinstance(v, (str, Path)) and str(v).lower().endswith(IMAGES) for v in s]) > 0.9
+        ),
+        None,
+    )
+
 
 def guess_kind(
-    s:pd.Series, # Column of labels
-    name:str,    # What to call the task
-    **kwargs,    # For the block
+    s: pd.Series,  # Column of labels
+    name: str,  # What to call the task
+    **kwargs,  # For the block
 ):
     "`(block or None, why)`"
     known = s.dropna()
-    if not len(known): return None, "no row is labelled"
-    if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered and known.nunique() > 2: return OrdinalBlock(name, **_plain_vocab(s.cat.categories), **kwargs), f"classes in an order: the column is an ordered categorical, {s.cat.categories[0]} to {s.cat.categories[-1]}"
-    try: codes, vals = factorise(known, lists=True)
-    except Exception: return None, "it holds values that cannot be compared, such as dicts or arrays" # their own `==` and `hash` raise all kinds
+    if not len(known):
+        return None, "no row is labelled"
+    if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered and known.nunique() > 2:
+        return OrdinalBlock(
+            name, **_plain_vocab(s.cat.categories), **kwargs
+        ), f"classes in an order: the column is an ordered categorical, {s.cat.categories[0]} to {s.cat.categories[-1]}"
+    try:
+        codes, vals = factorise(known, lists=True)
+    except Exception:
+        return (
+            None,
+            "it holds values that cannot be compared, such as dicts or arrays",
+        )  # their own `==` and `hash` raise all kinds
     known, codes = known[codes >= 0], codes[codes >= 0]
-    if not len(known): return None, "no row is labelled"
+    if not len(known):
+        return None, "no row is labelled"
     if any(isinstance(v, tuple) for v in vals):
         lists = [v for v in vals if isinstance(v, tuple)]
-        if n := one_hot_width(lists): return None, f"its cells are one-hot, rows of {n} numbers 0 and 1: name the labels, MultiLabelBlock({name!r}, vocab=[...])"
+        if n := one_hot_width(lists):
+            return (
+                None,
+                (
+                    f"its cells are one-hot, rows of {n} numbers 0 and 1: name the labels, MultiLabelBlock({name!r}, "
+                    "vocab=[...])"
+                ),
+            )
         return MultiLabelBlock(name, **kwargs), "several labels, since cells hold lists"
-    try: vals, count = [plain(v) for v in vals], np.bincount(codes)
-    except TypeError as e: return None, f"its values are no labels of a file: {e}"
+    try:
+        vals, count = [plain(v) for v in vals], np.bincount(codes)
+    except TypeError as e:
+        return None, f"its values are no labels of a file: {e}"
     few = f"{len(vals)} different values in {len(known)} labelled rows"
-    if len(vals) == 1: return None, f"it is {vals[0]!r} wherever it is labelled, so that there is nothing to learn. If blank means no here, fill the blanks with 0"
-    if pd.api.types.is_datetime64_any_dtype(s): return None, "it holds dates: turn them into numbers of a known unit"
-    if all(isinstance(v, (bool, int, float)) for v in vals): return _number(known, vals, count, name, few, kwargs)
-    if not all(isinstance(v, str) for v in vals): return (SingleLabelBlock(name, **kwargs), f"one of several classes: {few}") if len(vals) <= len(known)/2 else (None, f"{few}, of mixed types")
+    if len(vals) == 1:
+        return (
+            None,
+            (
+                f"it is {vals[0]!r} wherever it is labelled, so that there is nothing to learn. If blank means no "
+                "here, "
+                "fill the blanks with 0"
+            ),
+        )
+    if pd.api.types.is_datetime64_any_dtype(s):
+        return None, "it holds dates: turn them into numbers of a known unit"
+    if all(isinstance(v, (bool, int, float)) for v in vals):
+        return _number(known, vals, count, name, few, kwargs)
+    if not all(isinstance(v, str) for v in vals):
+        return (
+            (SingleLabelBlock(name, **kwargs), f"one of several classes: {few}")
+            if len(vals) <= len(known) / 2
+            else (None, f"{few}, of mixed types")
+        )
     return _words(known, vals, count, name, few, kwargs)
+
 
 def _written_lists(vals, name, kwargs):
     "`(block or None, why)` of a column of lists that were written as text; None of another column"
-    if not any(map(is_list_of_words, vals)) and not one_hot_width([_list_or_none(v) or () for v in vals]) > 2: return None
+    if not any(map(is_list_of_words, vals)) and not one_hot_width([_list_or_none(v) or () for v in vals]) > 2:
+        return None
     lists = [_list_or_none(v) for v in vals]
-    if plain := [v for v,l in zip(vals, lists) if l is None and v.strip()]: return None, f"some cells hold lists that were written as text, others plain text such as {plain[0]!r}: write all cells alike, df[{name!r}] = df[{name!r}].map(lambda v: read_list(v, ','), na_action='ignore')"
+    if plain := [v for v, l in zip(vals, lists) if l is None and v.strip()]:
+        return (
+            None,
+            (
+                f"some cells hold lists that were written as text, others plain text such as {plain[0]!r}: write all "
+                f"cells alike, df[{name!r}] = df[{name!r}].map(lambda v: read_list(v, ','), na_action='ignore')"
+            ),
+        )
     lists = [l or [] for l in lists]
-    if any(isinstance(l, (list, dict)) for c in lists for l in c): return None, "it holds lists of lists, written as text"
-    if n := one_hot_width(lists): return None, f"its cells are one-hot, rows of {n} numbers 0 and 1, written as text: name the labels, MultiLabelBlock({name!r}, vocab=[...])"
-    return MultiLabelBlock(name, **kwargs), f"several labels, since cells hold lists that were written as text, of {', '.join(map(repr, sort_labels({l for c in lists for l in c})[:6]))}"
+    if any(isinstance(l, (list, dict)) for c in lists for l in c):
+        return None, "it holds lists of lists, written as text"
+    if n := one_hot_width(lists):
+        return (
+            None,
+            (
+                f"its cells are one-hot, rows of {n} numbers 0 and 1, written as text: name the labels, "
+                f"MultiLabelBlock({name!r}, vocab=[...])"
+            ),
+        )
+    return (
+        MultiLabelBlock(name, **kwargs),
+        (
+            "several labels, since cells hold lists that were written as text, of "
+            f"{', '.join(map(repr, sort_labels({l for c in lists for l in c})[:6]))}"
+        ),
+    )
+
 
 def _list_or_none(v):
-    try: return read_list(v)
-    except ValueError: return None
+    try:
+        return read_list(v)
+    except ValueError:
+        return None
+
 
 def _plain_vocab(classes):
     "The classes by name, for a file; bands that `pd.cut` made keep to their column"
-    try: return dict(vocab=[plain(v) for v in classes])
-    except TypeError: return {}
+    try:
+        return dict(vocab=[plain(v) for v in classes])
+    except TypeError:
+        return {}
+
 
 def _number(known, vals, count, name, few, kwargs):
     lo, hi = min(vals), max(vals)
-    if not -1e300 < lo <= hi < 1e300: return None, "it holds numbers that are not finite, or too large to count with"
+    if not -1e300 < lo <= hi < 1e300:
+        return None, "it holds numbers that are not finite, or too large to count with"
     whole, between = all(float(v).is_integer() for v in vals), f"numbers from {lo:g} to {hi:g}"
-    if set(vals) <= {0, 1}: return BinaryBlock(name, **kwargs), "yes or no: its values are 0 and 1"
-    if whole and len(vals) == len(known) >= 20 and (known.is_monotonic_increasing or re.search(r'(^|_)(id|idx|index|key)$', name, re.I)): return None, "its numbers only name the rows"
-    if whole and lo >= 0 and _is_count.search(name): return CountBlock(name, **kwargs), f"how many: whole {between}, and its name says that it counts. If they only number something, take SingleLabelBlock"
-    if whole and len(vals) <= 12 and len(known) >= 10*len(vals):
-        if len(vals) > 2 and _is_rank.search(name): return OrdinalBlock(name, **kwargs), f"classes in an order: {few}, whole {between}, and its name says so"
-        return SingleLabelBlock(name, **kwargs), f"one of several classes: {few}, all whole numbers. If their order means something, take OrdinalBlock; if they count something, CountBlock; if they measure, UnboundedRegressionBlock"
-    if 0 <= lo and hi <= 1: return BoundedRegressionBlock(name, y_range=(0,1), **kwargs), f"a share: {between}"
-    return UnboundedRegressionBlock(name, **kwargs), f"a number: {between}. If it cannot lie beyond known limits, take BoundedRegressionBlock with y_range=[lowest, highest]"
+    if set(vals) <= {0, 1}:
+        return BinaryBlock(name, **kwargs), "yes or no: its values are 0 and 1"
+    if (
+        whole
+        and len(vals) == len(known) >= 20
+        and (known.is_monotonic_increasing or re.search(r'(^|_)(id|idx|index|key)$', name, re.I))
+    ):
+        return None, "its numbers only name the rows"
+    if whole and lo >= 0 and _is_count.search(name):
+        return (
+            CountBlock(name, **kwargs),
+            (
+                f"how many: whole {between}, and its name says that it counts. If they only number something, take "
+                "SingleLabelBlock"
+            ),
+        )
+    if whole and len(vals) <= 12 and len(known) >= 10 * len(vals):
+        if len(vals) > 2 and _is_rank.search(name):
+            return OrdinalBlock(name, **kwargs), f"classes in an order: {few}, whole {between}, and its name says so"
+        return (
+            SingleLabelBlock(name, **kwargs),
+            (
+                f"one of several classes: {few}, all whole numbers. If their order means something, take "
+                "OrdinalBlock; if "
+                "they count something, CountBlock; if they measure, UnboundedRegressionBlock"
+            ),
+        )
+    if 0 <= lo and hi <= 1:
+        return BoundedRegressionBlock(name, y_range=(0, 1), **kwargs), f"a share: {between}"
+    return (
+        UnboundedRegressionBlock(name, **kwargs),
+        (
+            f"a number: {between}. If it cannot lie beyond known limits, take BoundedRegressionBlock with "
+            "y_range=[lowest, highest]"
+        ),
+    )
+
 
 def _words(known, vals, count, name, few, kwargs):
     low = {v.strip().lower(): v for v in vals}
-    if len(vals) == 2 and (pair := no_yes(vals, LIKELY_NO_YES)): return BinaryBlock(name, vocab=pair, **kwargs), f"yes or no: its words are {pair[0]!r} and {pair[1]!r}"
-    if (found := _written_lists(vals, name, kwargs)) is not None: return found
+    if len(vals) == 2 and (pair := no_yes(vals, LIKELY_NO_YES)):
+        return BinaryBlock(name, vocab=pair, **kwargs), f"yes or no: its words are {pair[0]!r} and {pair[1]!r}"
+    if (found := _written_lists(vals, name, kwargs)) is not None:
+        return found
     if len(low) == len(vals) > 2 and (order := next((o for o in _orders if set(low) <= set(o)), None)):
         words = [low[w] for w in order if w in low]
         return OrdinalBlock(name, vocab=words, **kwargs), f"classes in an order: its words are {' < '.join(words)}"
@@ -111,204 +224,340 @@ def _words(known, vals, count, name, few, kwargs):
         cells = [[l for p in v.split(d) if (l := p.strip())] for v in vals]
         labels = Counter(l for c in cells for l in set(c))
         some = sum(len(c) > 1 for c in cells)
-        if some and len(labels) <= len(vals)/(1 if d != ' ' else 2) and (len(vals) > 2 or d != ' ') and max(labels.values()) > 1:
+        if (
+            some
+            and len(labels) <= len(vals) / (1 if d != ' ' else 2)
+            and (len(vals) > 2 or d != ' ')
+            and max(labels.values()) > 1
+        ):
             delim = {} if d == ',' else dict(label_delim=d)
-            return MultiLabelBlock(name, **delim, **kwargs), f"several labels: cells are combinations, with {d!r} between, of {', '.join(map(repr, sort_labels(labels)[:6]))}{' …' if len(labels) > 6 else ''}"
-    if len(vals) > len(known)/2: return None, f"free text or names: {few}"
+            return (
+                MultiLabelBlock(name, **delim, **kwargs),
+                (
+                    f"several labels: cells are combinations, with {d!r} between, of "
+                    f"{', '.join(map(repr, sort_labels(labels)[:6]))}{' …' if len(labels) > 6 else ''}"
+                ),
+            )
+    if len(vals) > len(known) / 2:
+        return None, f"free text or names: {few}"
     rare = int((count == 1).sum())
-    return SingleLabelBlock(name, **kwargs), f"one of several classes: {few}" + (f", {rare} of them once only" if rare else '')
+    return SingleLabelBlock(name, **kwargs), f"one of several classes: {few}" + (
+        f", {rare} of them once only" if rare else ''
+    )
 
 # %% ../../nbs/data/guess.ipynb #fb338849
-_shapes = (('x1','y1','w','h'), ('x1','y1','x2','y2'), ('x','y','w','h'), ('x','y'))
+_shapes = (('x1', 'y1', 'w', 'h'), ('x1', 'y1', 'x2', 'y2'), ('x', 'y', 'w', 'h'), ('x', 'y'))
+
 
 def guess_shapes(
-    df,        # Table
-    size=None, # Width and height of all pictures
+    df,  # Table
+    size=None,  # Width and height of all pictures
 ) -> dict:
     "Column → `(arguments of a BoundedRegressionBlock, why)`, for columns that together are a box or a point"
     ends, res = {}, {}
     for c in df.columns:
-        if isinstance(c, str) and (m := re.fullmatch(r'(.*?)_?(x1|y1|x2|y2|x|y|w|h)', c)) and m[1] and pd.api.types.is_numeric_dtype(df[c]) and df[c].nunique() > 1: ends.setdefault(m[1], {})[m[2]] = c
-    for stem,cols in ends.items():
-        if (parts := next((s for s in _shapes if set(s) <= set(cols)), None)) is None: continue
+        if (
+            isinstance(c, str)
+            and (m := re.fullmatch(r'(.*?)_?(x1|y1|x2|y2|x|y|w|h)', c))
+            and m[1]
+            and pd.api.types.is_numeric_dtype(df[c])
+            and df[c].nunique() > 1
+        ):
+            ends.setdefault(m[1], {})[m[2]] = c
+    for stem, cols in ends.items():
+        if (parts := next((s for s in _shapes if set(s) <= set(cols)), None)) is None:
+            continue
         what = f"part of the {'box' if len(parts) == 4 else 'point'} '{stem}' ({', '.join(cols[p] for p in parts)})"
         for p in parts:
             lo, hi = df[cols[p]].min(), df[cols[p]].max()
             end = None if size is None else size[p[0] in 'yh']
             if end is None or not (0 <= lo and hi <= end):
-                res[cols[p]] = {}, f"{what}: numbers from {lo:g} to {hi:g}, which is taken for their range. If they are pixels, write y_range=[0, width or height of the pictures]"
-            else: res[cols[p]] = dict(y_range=(0, end), draws=f"{stem}.{p + '1' if len(parts) == 4 and p in 'xy' else p}"), f"{what}, in pixels of pictures that are {size[0]} by {size[1]}"
+                res[cols[p]] = (
+                    {},
+                    (
+                        f"{what}: numbers from {lo:g} to {hi:g}, which is taken for their range. If they are pixels, "
+                        "write y_range=[0, width or height of the pictures]"
+                    ),
+                )
+            else:
+                res[cols[p]] = (
+                    dict(y_range=(0, end), draws=f"{stem}.{p + '1' if len(parts) == 4 and p in 'xy' else p}"),
+                    f"{what}, in pixels of pictures that are {size[0]} by {size[1]}",
+                )
     return res
+
 
 def shared_size(files, n=50):
     "Width and height that the first `n` of `files` share; None where they differ or cannot be read"
     from PIL import Image
+
     sizes = set()
     for f in list(files)[:n]:
         try:
-            if not Path(f).is_file(): return None # to open a pipe would be to wait for ever
-            with Image.open(f) as im: sizes.add(im.size)
-        except Exception: return None # readers of damaged files raise all kinds
+            if not Path(f).is_file():
+                return None  # to open a pipe would be to wait for ever
+            with Image.open(f) as im:
+                sizes.add(im.size)
+        except Exception:
+            return None  # readers of damaged files raise all kinds
     return sizes.pop() if len(sizes) == 1 else None
 
 # %% ../../nbs/data/guess.ipynb #3dd93beb
 class _Seen:
     "A candidate condition of a task: where it is true and false (N,), and how often the task is labelled there"
+
     def __init__(self, cond, cost, true, false, labelled, rows):
         self.cond, self.cost, self.true, self.false = cond, cost, true & rows, false & rows
-        (self.n_in, self.l_in), (self.n_out, self.l_out) = ((int(m.sum()), int((m & labelled).sum())) for m in (self.true, self.false))
-    rate = property(lambda self: self.l_in/max(self.n_in, 1))
+        (self.n_in, self.l_in), (self.n_out, self.l_out) = (
+            (int(m.sum()), int((m & labelled).sum())) for m in (self.true, self.false)
+        )
+
+    rate = property(lambda self: self.l_in / max(self.n_in, 1))
+
     def stands(self, tries):
         "Is the task labelled where the condition is true, hardly where it is false, and hardly by chance?"
-        least = max(20, .05*(self.n_in + self.n_out)) if self.cost == 4 else 5 # of numbers some end is always blank
-        if self.n_out < least or self.l_in < 5 or self.l_out > .02*self.n_out or self.rate < .05: return False
-        return binom.cdf(self.l_out, self.n_out, (self.l_in + self.l_out)/(self.n_in + self.n_out)) < 1e-4/tries
+        least = max(20, 0.05 * (self.n_in + self.n_out)) if self.cost == 4 else 5  # of numbers some end is always blank
+        if self.n_out < least or self.l_in < 5 or self.l_out > 0.02 * self.n_out or self.rate < 0.05:
+            return False
+        return binom.cdf(self.l_out, self.n_out, (self.l_in + self.l_out) / (self.n_in + self.n_out)) < 1e-4 / tries
+
     def beats(self, other, labelled):
         "Is the task blank where only `other` is true?"
         only = other.true & self.false
         n, l = int(only.sum()), int((only & labelled).sum())
-        return n >= 5 and l <= .02*n and binom.cdf(l, n, other.rate) < .01
+        return n >= 5 and l <= 0.02 * n and binom.cdf(l, n, other.rate) < 0.01
 
-def _neat(x): return int(x) if float(x).is_integer() else float(x)
+
+def _neat(x):
+    return int(x) if float(x).is_integer() else float(x)
+
 
 class Table:
     "Guessed tasks with their columns read: what is asked, and where it is known"
+
     def __init__(self, df, blocks):
         self.names, self.blocks = [b.name for b in blocks], [b.bind(df) for b in blocks]
         self.vals, self.known = zip(*(b.encode(df) for b in self.blocks)) if blocks else ((), ())
         self.any = [k.any(1) for k in self.known]
-        self.index = {n: i for i,n in enumerate(self.names)}
+        self.index = {n: i for i, n in enumerate(self.names)}
+
     def truth(self, cond):
         "Where a condition is true and where it is false, each (N,)"
+
         def state(a):
             i = self.index[a.task]
-            return self.blocks[i].answer(a.op, self.blocks[i].parse_question(a.op, a.value), self.vals[i], self.known[i])
+            return self.blocks[i].answer(
+                a.op, self.blocks[i].parse_question(a.op, a.value), self.vals[i], self.known[i]
+            )
+
         return kleene(cond, state)
 
     def asks(self, i, labelled, rows):
         "Candidate conditions on task `i`, `(condition, cost)`, for a task that is `labelled` (N,) in `rows` (N,)"
         b, q, k = self.blocks[i], task(self.names[i]), self.any[i] & rows
-        if b.thresholded: return [(c, 1 if isinstance(b, BinaryBlock) else 3) for c in self.atoms(i)]
-        if not k.any(): return []
-        if isinstance(b, Classes): return self._classes(b, q, self.vals[i][k,0].astype(int), labelled[k])
-        x, l = self.vals[i][k,0], labelled[k]
+        if b.thresholded:
+            return [(c, 1 if isinstance(b, BinaryBlock) else 3) for c in self.atoms(i)]
+        if not k.any():
+            return []
+        if isinstance(b, Classes):
+            return self._classes(b, q, self.vals[i][k, 0].astype(int), labelled[k])
+        x, l = self.vals[i][k, 0], labelled[k]
         return [(q >= _neat(x[l].min()), 4), (q <= _neat(x[l].max()), 4)] if l.any() else []
 
     def _classes(self, b, q, codes, labelled):
         "The classes under which a task is labelled"
         n, l = np.bincount(codes, minlength=len(b.vocab)), np.bincount(codes, labelled, minlength=len(b.vocab))
-        off = (n > 0) & (l <= .02*n)
+        off = (n > 0) & (l <= 0.02 * n)
         some, none = [b.vocab[j] for j in np.flatnonzero((n > 0) & ~off)], [b.vocab[j] for j in np.flatnonzero(off)]
-        if not some or not none or len(b.vocab) > 100: return []
-        if len(some) == 1: return [(q.eq(some[0]), 2)]
-        if len(none) == 1: return [(q.ne(none[0]), 2)]
+        if not some or not none or len(b.vocab) > 100:
+            return []
+        if len(some) == 1:
+            return [(q.eq(some[0]), 2)]
+        if len(none) == 1:
+            return [(q.ne(none[0]), 2)]
         return [(q.isin(some), 2) if len(some) <= len(none) else (~q.isin(none), 2)]
 
     def pairs(self, among, labelled, rows):
         "Pairs `any_of(a, b)` of atoms on the tasks `among` that are hardly labelled where both are false"
         own = [(c, i) for i in among for c in self.atoms(i)][:100]
-        if len(own) < 2: return []
-        no = np.stack([self.truth(c)[1] & rows for c,_ in own], 1).astype(np.float32)
-        n, l = no.T @ no, (no*labelled[:,None]).T @ no
-        return [any_of(own[i][0], own[j][0]) for i,j in combinations(range(len(own)), 2) if own[i][1] != own[j][1] and n[i,j] >= 5 and l[i,j] <= .02*n[i,j]]
+        if len(own) < 2:
+            return []
+        no = np.stack([self.truth(c)[1] & rows for c, _ in own], 1).astype(np.float32)
+        n, l = no.T @ no, (no * labelled[:, None]).T @ no
+        return [
+            any_of(own[i][0], own[j][0])
+            for i, j in combinations(range(len(own)), 2)
+            if own[i][1] != own[j][1] and n[i, j] >= 5 and l[i, j] <= 0.02 * n[i, j]
+        ]
+
     def atoms(self, i):
         "Questions to task `i` that do not depend on who asks"
         b, q = self.blocks[i], task(self.names[i])
-        if isinstance(b, BinaryBlock): return [as_condition(q), ~q]
-        if isinstance(b, MultiLabelBlock): return [c for l in b.vocab[:50] for c in (q.has(l), ~q.has(l))]
+        if isinstance(b, BinaryBlock):
+            return [as_condition(q), ~q]
+        if isinstance(b, MultiLabelBlock):
+            return [c for l in b.vocab[:50] for c in (q.has(l), ~q.has(l))]
         return [q.eq(v) for v in b.vocab[:20]] if isinstance(b, Classes) else []
 
     def best(self, t, barred, rows):
-        "The condition that explains best when task `t` is labelled within `rows` (N,), and those that explain it as well"
+        """The condition that explains best when task `t` is labelled within `rows` (N,), and those that explain
+        it as well"""
         labelled = self.any[t]
         asked = [c for i in range(len(self.blocks)) if i != t and i not in barred for c in self.asks(i, labelled, rows)]
-        look = lambda cs: [s for c,cost in cs for s in [_Seen(c, cost, *self.truth(c), labelled, rows)] if s.stands(len(cs))]
+        look = lambda cs: [
+            s for c, cost in cs for s in [_Seen(c, cost, *self.truth(c), labelled, rows)] if s.stands(len(cs))
+        ]
         found = look(asked)
-        if not found: found = look([(c, 5) for c in self.pairs([i for i in range(len(self.blocks)) if i != t and i not in barred], labelled, rows)])
+        if not found:
+            found = look(
+                [
+                    (c, 5)
+                    for c in self.pairs(
+                        [i for i in range(len(self.blocks)) if i != t and i not in barred], labelled, rows
+                    )
+                ]
+            )
         beaten = lambda s: any(o.beats(s, labelled) and not s.beats(o, labelled) for o in found if o is not s)
         left = sorted((s for s in found if not beaten(s)), key=lambda s: (s.cost, -round(s.rate, 2), -s.l_in))
-        return left[0] if left else None, [s.cond for s in left[1:] if left[0].rate - s.rate < .05][:2]
+        return left[0] if left else None, [s.cond for s in left[1:] if left[0].rate - s.rate < 0.05][:2]
 
 # %% ../../nbs/data/guess.ipynb #3fa85b75
-def guess_conditions(table:Table) -> dict:
+def guess_conditions(table: Table) -> dict:
     "Position of a task → `(condition or None, why)`, parents before children"
     res, needs = {}, {i: set() for i in range(len(table.blocks))}
-    def under(i): return {i}.union(*(under(j) for j in needs if i in needs[j]))
-    def first(i): # parents before children
-        for j in sorted(needs[i]): yield from first(j)
+
+    def under(i):
+        return {i}.union(*(under(j) for j in needs if i in needs[j]))
+
+    def first(i):  # parents before children
+        for j in sorted(needs[i]):
+            yield from first(j)
         yield i
+
     for t in sorted(needs, key=lambda i: -int(table.any[i].sum())):
         labelled, parts, why = table.any[t], [], []
         rows = np.ones(len(labelled), dtype=bool)
         while not labelled[rows].all() and len(why) < 3:
             seen, others = table.best(t, under(t), rows)
-            if seen is None: break
+            if seen is None:
+                break
             parts.append(seen.cond)
             unknown = rows & ~seen.true & ~seen.false
-            why.append(f"{'and of these ' if why else 'labelled '}in {seen.l_in} of {seen.n_in} rows where {write_condition(seen.cond)}, in {seen.l_out} of {seen.n_out} where not" +
-                       (f", in {int((labelled & unknown).sum())} of {int(unknown.sum())} where that is not known" if unknown.any() else '') +
-                       (f" ({' and '.join(map(write_condition, others))} would fit as well)" if others else ''))
+            why.append(
+                f"{'and of these ' if why else 'labelled '}in {seen.l_in} of {seen.n_in} rows where "
+                f"{write_condition(seen.cond)}, in {seen.l_out} of {seen.n_out} where not"
+                + (
+                    f", in {int((labelled & unknown).sum())} of {int(unknown.sum())} where that is not known"
+                    if unknown.any()
+                    else ''
+                )
+                + (f" ({' and '.join(map(write_condition, others))} would fit as well)" if others else '')
+            )
             needs[t] |= {table.index[a.task] for a in atoms(seen.cond)}
             rows = seen.true
         blank = int((~labelled).sum())
         parts.sort(key=lambda c: min(table.index[a.task] for a in atoms(c)))
-        res[t] = reduce(both, parts, None), '; '.join(why) if why else f"no condition: labelled in {len(labelled) - blank} of {len(labelled)} rows" + (", and no answer to another task tells when" if blank else '')
+        res[t] = (
+            reduce(both, parts, None),
+            '; '.join(why)
+            if why
+            else f"no condition: labelled in {len(labelled) - blank} of {len(labelled)} rows"
+            + (", and no answer to another task tells when" if blank else ''),
+        )
     return {i: res[i] for t in needs for i in first(t)}
+
 
 class Guess:
     "What `guess_flow` saw: `.flow`, `.fn_col`, `.left_out` (column → why), `.why` (task → sentences)"
-    def __init__(self, flow, fn_col, left_out, why): self.flow, self.fn_col, self.left_out, self.why = flow, fn_col, left_out, why
+
+    def __init__(self, flow, fn_col, left_out, why):
+        self.flow, self.fn_col, self.left_out, self.why = flow, fn_col, left_out, why
+
     def __repr__(self):
-        head = ([] if self.fn_col is None else [f"Image files: column '{self.fn_col}'"]) + [f"Left out: '{c}': {w}" for c,w in self.left_out.items()] + [n for n in self.flow.note if n.startswith('In ')]
-        return '\n'.join([repr(self.flow), '', *[f'{n}: {w}' for n,w in self.why.items()], '', *head]).rstrip()
+        head = (
+            ([] if self.fn_col is None else [f"Image files: column '{self.fn_col}'"])
+            + [f"Left out: '{c}': {w}" for c, w in self.left_out.items()]
+            + [n for n in self.flow.note if n.startswith('In ')]
+        )
+        return '\n'.join([repr(self.flow), '', *[f'{n}: {w}' for n, w in self.why.items()], '', *head]).rstrip()
+
 
 def guess_flow(
-    df,             # Table of labels, a row an item
-    name:str='flow', # What to call the flow
-    fn_col=None,    # Column with the image files; by default the one that looks so
-    ignore=(),      # Columns that are no tasks
-    files=(),       # Image files, to see how large they are
+    df,  # Table of labels, a row an item
+    name: str = 'flow',  # What to call the flow
+    fn_col=None,  # Column with the image files; by default the one that looks so
+    ignore=(),  # Columns that are no tasks
+    files=(),  # Image files, to see how large they are
 ) -> Guess:
-    "A first flow for a table: the kind of each column, and conditions from which labels are missing when. Each guess is explained, also in the notes of the flow"
-    if not isinstance(df, pd.DataFrame) or not len(df): raise FlowError("there is nothing to guess from: hand over a DataFrame with at least one row")
-    if gone := [c for c in ignore if c not in df.columns]: raise FlowError(f"ignore: {gone[0]!r} is not a column of the table, which has {', '.join(map(repr, df.columns))}")
-    if twice := df.columns[df.columns.duplicated()].tolist(): raise FlowError(f"column {twice[0]!r} stands twice in the table: keep one")
+    """A first flow for a table: the kind of each column, and conditions from which labels are missing when. Each
+    guess is explained, also in the notes of the flow"""
+    if not isinstance(df, pd.DataFrame) or not len(df):
+        raise FlowError("there is nothing to guess from: hand over a DataFrame with at least one row")
+    if gone := [c for c in ignore if c not in df.columns]:
+        raise FlowError(
+            f"ignore: {gone[0]!r} is not a column of the table, which has {', '.join(map(repr, df.columns))}"
+        )
+    if twice := df.columns[df.columns.duplicated()].tolist():
+        raise FlowError(f"column {twice[0]!r} stands twice in the table: keep one")
     fn_col = guess_fn_col(df) if fn_col is None else fn_col
     shapes, left_out, blocks, why = guess_shapes(df, shared_size(files) if len(files) else None), {}, [], {}
     for c in df.columns:
-        if c == fn_col or c in ignore: continue
+        if c == fn_col or c in ignore:
+            continue
         tname, kwargs = task_name(c, why)
-        if _is_split.fullmatch(str(c)) and len(set(map(str, df[c].dropna()))) <= 10: block, text = None, "it looks like a split into training and validation rows"
-        elif c in shapes: block, text = BoundedRegressionBlock(tname, **kwargs, **shapes[c][0]), shapes[c][1]
-        else: block, text = guess_kind(df[c], tname, **kwargs)
-        if block is None: left_out[c] = text
-        else: blocks.append(block); why[tname] = text + (f". Called '{tname}', since '{c}' cannot be a name" if kwargs and tname != str(c) else '')
-    if not blocks: raise FlowError("no column looks like a task: " + '; '.join(f"'{c}': {w}" for c,w in left_out.items()))
+        if _is_split.fullmatch(str(c)) and len(set(map(str, df[c].dropna()))) <= 10:
+            block, text = None, "it looks like a split into training and validation rows"
+        elif c in shapes:
+            block, text = BoundedRegressionBlock(tname, **kwargs, **shapes[c][0]), shapes[c][1]
+        else:
+            block, text = guess_kind(df[c], tname, **kwargs)
+        if block is None:
+            left_out[c] = text
+        else:
+            blocks.append(block)
+            why[tname] = text + (
+                f". Called '{tname}', since '{c}' cannot be a name" if kwargs and tname != str(c) else ''
+            )
+    if not blocks:
+        raise FlowError("no column looks like a task: " + '; '.join(f"'{c}': {w}" for c, w in left_out.items()))
     table = Table(df, blocks)
     conds, tasks = guess_conditions(table), []
-    for i,(cond,text) in conds.items():
+    for i, (cond, text) in conds.items():
         b = blocks[i]
         why[b.name] = f'{why[b.name]}. {text[0].upper()}{text[1:]}.'
         tasks.append(b if cond is None else b | cond)
         tasks[-1].note = why[b.name]
     flow = Flow(name, *tasks)
-    flow.note = [f"Guessed from {len(df)} rows: read every line, and change what is wrong."] + ([] if fn_col is None else [f"Image files: column '{fn_col}'."]) + \
-                [f"Left out column '{c}': {w}." for c,w in left_out.items()] + _lost(flow, df)
+    flow.note = (
+        [f"Guessed from {len(df)} rows: read every line, and change what is wrong."]
+        + ([] if fn_col is None else [f"Image files: column '{fn_col}'."])
+        + [f"Left out column '{c}': {w}." for c, w in left_out.items()]
+        + _lost(flow, df)
+    )
     return Guess(flow, fn_col, left_out, why)
 
+
 def task_name(
-    c,     # Column, or any text
-    taken, # Names that are given away
-) -> tuple: # `(name, arguments of the block)`
+    c,  # Column, or any text
+    taken,  # Names that are given away
+) -> tuple:  # `(name, arguments of the block)`
     "A name for the task of a column, and `col=` where it differs"
     name = str(c)
-    for a,b in (('.', '_'), (',', '_'), ('\n', ' '), ('error', 'err'), ('loss', 'los')): name = name.replace(a, b)
+    for a, b in (('.', '_'), (',', '_'), ('\n', ' '), ('error', 'err'), ('loss', 'los')):
+        name = name.replace(a, b)
     name = name.strip() or 'unnamed'
-    while name in taken: name += '_'
+    while name in taken:
+        name += '_'
     return name, {} if name == c else dict(col=c)
+
 
 def _lost(flow, df):
     "How many labels do not count since a condition is not known"
     gaps = [f for f in flow.audit(df).findings if f.kind == 'gap']
-    if not gaps: return []
-    return [f"In {len({r for f in gaps for r in f.rows})} rows some label does not count, since a label that its condition asks is missing there. If a label implies that its condition held, write \"infer_labels\": true beside \"flow\"."]
+    if not gaps:
+        return []
+    return [
+        f"In {len({r for f in gaps for r in f.rows})} rows some label does not count, since a label that its "
+        "condition asks is missing there. If a label implies that its condition held, write \"infer_labels\": true "
+        "beside \"flow\"."
+    ]

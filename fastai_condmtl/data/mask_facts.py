@@ -15,23 +15,33 @@ __all__ = ['SegmentationBlock', 'mask_facts']
 # %% ../../nbs/data/mask_facts.ipynb #a890c578
 class SegmentationBlock:
     "There is none: says what to do instead"
-    def __init__(self, *args, **kwargs): raise FlowError(f"SegmentationBlock: {MASKS}")
+
+    def __init__(self, *args, **kwargs):
+        raise FlowError(f"SegmentationBlock: {MASKS}")
 
 # %% ../../nbs/data/mask_facts.ipynb #62fe59fd
 def mask_facts(
     mask,  # Array of codes `(h, w)`, or an opened image
-    codes, # Names of the classes: a list by code, as for `MaskBlock`, or a dict, code → name; None leaves a class out
-) -> dict: # `{name: bool, name_share: float, name_x, name_y, name_w, name_h: float or None}`
-    "What a segmentation mask says of each class, for tasks: `df.join(pd.DataFrame([mask_facts(Image.open(f), codes) for f in df['mask']], index=df.index))`"
+    codes,  # Names of the classes: a list by code, as for `MaskBlock`, or a dict, code → name; None leaves a class out
+) -> dict:  # `{name: bool, name_share: float, name_x, name_y, name_w, name_h: float or None}`
+    """What a segmentation mask says of each class, for tasks: `df.join(pd.DataFrame([mask_facts(Image.open(f),
+    codes) for f in df['mask']], index=df.index))`"""
     m = np.asarray(mask)
     res: dict[str, bool | float | None] = {}
-    if m.ndim != 2: raise FlowError(f"a mask is an array of codes (h, w), not one of shape {m.shape}: convert a picture in colours first, e.g. with .convert('L') if its codes are gray levels")
+    if m.ndim != 2:
+        raise FlowError(
+            f"a mask is an array of codes (h, w), not one of shape {m.shape}: convert a picture in colours first, "
+            "e.g. with .convert('L') if its codes are gray levels"
+        )
     names = dict(codes) if isinstance(codes, Mapping) else dict(enumerate(codes))
-    if strange := sorted(set(np.unique(m).tolist()) - set(names)): raise FlowError(f"the mask has code {strange[0]}, which codes= does not name: name it, or give it None to leave it out")
+    if strange := sorted(set(np.unique(m).tolist()) - set(names)):
+        raise FlowError(
+            f"the mask has code {strange[0]}, which codes= does not name: name it, or give it None to leave it out"
+        )
     for name in dict.fromkeys(n for n in names.values() if n is not None):
-        here = np.isin(m, [c for c,n in names.items() if n == name]) # several codes may be one class
+        here = np.isin(m, [c for c, n in names.items() if n == name])  # several codes may be one class
         res[name], res[f'{name}_share'] = bool(here.any()), float(here.mean())
         ys, xs = (np.flatnonzero(here.any(1 - k)) for k in (0, 1))
         box = [xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1] if len(xs) else []
-        res |= {f'{name}_{c}': float(box[i]) if box else None for i,c in enumerate('xywh')}
+        res |= {f'{name}_{c}': float(box[i]) if box else None for i, c in enumerate('xywh')}
     return res

@@ -18,35 +18,69 @@ __all__ = ['eight_bits', 'OpenImage']
 
 # %% ../../nbs/data/pictures.ipynb #65aee438
 def eight_bits(im):
-    "A gray picture of 16 bits a pixel, or of whole or floating-point numbers, with 8 bits: PIL's `convert` would make all above 255 white"
-    if im.mode[0] not in 'IF': return im
+    """A gray picture of 16 bits a pixel, or of whole or floating-point numbers, with 8 bits: PIL's `convert`
+    would make all above 255 white"""
+    if im.mode[0] not in 'IF':
+        return im
     x = np.asarray(im)
     lo, hi = x.min(), x.max()
-    if im.mode != 'F' and 0 <= lo and hi <= 65535: return Image.fromarray(np.round(x/257).astype(np.uint8)) if im.mode != 'I' or hi > 255 else im
-    if not (0 <= lo and hi <= 255 and (hi > 1 or hi == 0)): raise ValueError(f"its gray values are numbers from {lo:g} to {hi:g}, of which nobody can tell what is white; save it with 8 or 16 bits a pixel")
+    if im.mode != 'F' and 0 <= lo and hi <= 65535:
+        return Image.fromarray(np.round(x / 257).astype(np.uint8)) if im.mode != 'I' or hi > 255 else im
+    if not (0 <= lo and hi <= 255 and (hi > 1 or hi == 0)):
+        raise ValueError(
+            f"its gray values are numbers from {lo:g} to {hi:g}, of which nobody can tell what is white; save it with "
+            "8 or 16 bits a pixel"
+        )
     return im
+
 
 class OpenImage(Transform):
     "Open an image as `cls.create` does, 16 bits a pixel as 8; an unreadable one is an error that names the file"
+
     input_types = (Path, str, Tensor, np.ndarray, bytes, PIL.Image.Image)
-    def __init__(self,
-        cls=PILImage, # Class that opens the images
-        rows=None,    # `FileRows` of the table, for errors
+
+    def __init__(
+        self,
+        cls=PILImage,  # Class that opens the images
+        rows=None,  # `FileRows` of the table, for errors
     ):
         super().__init__()
         self.cls, self.rows = cls, rows
+
     def __call__(self, fn, **kwargs):
         try:
             mode = getattr(self.cls, '_open_args', {}).get('mode')
-            if isinstance(fn, (str, Path)) and not Path(fn).is_file(): # to open a pipe would be to wait for ever
-                if not os.path.lexists(fn): raise FileNotFoundError
+            if isinstance(fn, (str, Path)) and not Path(fn).is_file():  # to open a pipe would be to wait for ever
+                if not os.path.lexists(fn):
+                    raise FileNotFoundError
                 raise OSError("it is a folder, a pipe or a link that leads nowhere, and no file")
-            if isinstance(fn, PIL.Image.Image): return self.cls.create(eight_bits(fn).convert(mode or fn.mode)) # a copy, with its pixels read
-            if mode not in ('RGB', 'L') or not isinstance(fn, (str, Path, bytes)) or getattr(self.cls.create, '__func__', None) is not PILBase.create.__func__: return self.cls.create(fn)
+            if isinstance(fn, PIL.Image.Image):
+                return self.cls.create(eight_bits(fn).convert(mode or fn.mode))  # a copy, with its pixels read
+            if (
+                mode not in ('RGB', 'L')
+                or not isinstance(fn, (str, Path, bytes))
+                or getattr(self.cls.create, '__func__', None) is not PILBase.create.__func__
+            ):
+                return self.cls.create(fn)
             return self.cls(eight_bits(load_image(io.BytesIO(fn) if isinstance(fn, bytes) else fn)).convert(mode))
-        except FileNotFoundError: raise FlowError(f"there is no image file '{fn}'{self._row(fn)}: check path=, folder=, suff= and the column with the file names, or leave such rows out with bad_images='skip'") from None
-        except Exception as e: raise FlowError(f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or leave such rows out with bad_images='skip'") from e
-    def decode(self, x, **kwargs): return x
-    def _row(self, fn): rows = getattr(self, 'rows', None); return '' if rows is None else rows.display_units(fn)
+        except FileNotFoundError:
+            raise FlowError(
+                f"there is no image file '{fn}'{self._row(fn)}: check path=, folder=, suff= and the column with the "
+                "file names, or leave such rows out with bad_images='skip'"
+            ) from None
+        except Exception as e:
+            raise FlowError(
+                f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or leave "
+                "such rows out with bad_images='skip'"
+            ) from e
 
-def _called(fn): return f"'{fn}'" if isinstance(fn, (str, Path)) else f'of type {type(fn).__name__}'
+    def decode(self, x, **kwargs):
+        return x
+
+    def _row(self, fn):
+        rows = getattr(self, 'rows', None)
+        return '' if rows is None else rows.display_units(fn)
+
+
+def _called(fn):
+    return f"'{fn}'" if isinstance(fn, (str, Path)) else f'of type {type(fn).__name__}'

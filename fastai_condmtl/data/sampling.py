@@ -22,136 +22,218 @@ __all__ = ['balanced_weights', 'group_rows', 'dataset_of', 'labels_of_rows', 'la
 
 # %% ../../nbs/data/sampling.ipynb #14537d2e
 def balanced_weights(
-    data,      # DataFrame, `DataLoaders` or a `DataLoader` (of which the training rows are meant)
-    by,        # A column's values; a task's answers on the rows where it counts; a list of tasks: the rows where each counts; a condition: true and false; or an array with a group a row
-    flow=None, # With a DataFrame: the flow whose tasks `by` asks for
-) -> np.ndarray: # `(N,)`, sum 1
+    data,  # DataFrame, `DataLoaders` or a `DataLoader` (of which the training rows are meant)
+    # A column's values; a task's answers on the rows where it counts; a list of tasks: the rows where each counts; a
+    # condition: true and false; or an array with a group a row
+    by,
+    flow=None,  # With a DataFrame: the flow whose tasks `by` asks for
+) -> np.ndarray:  # `(N,)`, sum 1
     "Weights of rows, such that groups are drawn alike; for `dls.balanced`, or fastai's `weighted_dataloaders`"
     groups, n = group_rows(data, by, flow), _n_rows(data)
-    if not len(groups): raise FlowError(f"balance by {by!r}: no training row is in any group, there is nothing to balance")
+    if not len(groups):
+        raise FlowError(f"balance by {by!r}: no training row is in any group, there is nothing to balance")
     w, inside = np.zeros(n), np.zeros(n, dtype=bool)
-    for idx in groups.values(): inside[idx] = True; w[idx] += 1/len(idx)
-    return np.where(inside, w/w.sum()*inside.mean(), 1/n)
+    for idx in groups.values():
+        inside[idx] = True
+        w[idx] += 1 / len(idx)
+    return np.where(inside, w / w.sum() * inside.mean(), 1 / n)
+
 
 def group_rows(data, by, flow=None) -> dict:
     "Group → positions of its rows, as `balanced_weights` reads `by`"
     ds = data if isinstance(data, pd.DataFrame) else dataset_of(data)
-    if isinstance(by, (np.ndarray, pd.Series, pd.Categorical, pd.Index)): return _positions(labels_of_rows(ds, by))
-    bound, y = _labelled(ds, data, flow) if not isinstance(by, str) or flow is not None or not isinstance(data, pd.DataFrame) else (None, None)
+    if isinstance(by, (np.ndarray, pd.Series, pd.Categorical, pd.Index)):
+        return _positions(labels_of_rows(ds, by))
+    bound, y = (
+        _labelled(ds, data, flow)
+        if not isinstance(by, str) or flow is not None or not isinstance(data, pd.DataFrame)
+        else (None, None)
+    )
     if isinstance(by, (list, tuple)):
-        if bound is None or y is None: _no_flow(by)
+        if bound is None or y is None:
+            _no_flow(by)
         paths = [bound.path(b.name if isinstance(b, ConditionalBlock) else b) for b in by]
-        res = {p: np.flatnonzero((y[:,1,bound.slices[p].targets] > 0).any(1)) for p in paths}
-        if bare := [p for p,i in res.items() if not len(i)]: raise FlowError(f"balance by tasks: no training row counts for '{bare[0]}': leave it out")
+        res = {p: np.flatnonzero((y[:, 1, bound.slices[p].targets] > 0).any(1)) for p in paths}
+        if bare := [p for p, i in res.items() if not len(i)]:
+            raise FlowError(f"balance by tasks: no training row counts for '{bare[0]}': leave it out")
         return res
     if isinstance(by, Condition) or isinstance(by, Comparable) and not isinstance(by, ConditionalBlock):
-        if bound is None: _no_flow(by)
-        if isinstance(ds, pd.DataFrame): y = bound.encode(ds, inferred=True, weighted=False).as_subclass(torch.Tensor) # as conditions of the flow itself are read
+        if bound is None:
+            _no_flow(by)
+        if isinstance(ds, pd.DataFrame):
+            y = bound.encode(ds, inferred=True, weighted=False).as_subclass(
+                torch.Tensor
+            )  # as conditions of the flow itself are read
         t, f = _states(bound, as_condition(by), y)
-        return {k: i for k,m in (('true', t), ('false', f)) if len(i := np.flatnonzero(m))}
+        return {k: i for k, m in (('true', t), ('false', f)) if len(i := np.flatnonzero(m))}
     name = by.name if isinstance(by, ConditionalBlock) else by
-    if not isinstance(name, str): raise FlowError(f"balance by {by!r}: name a column, a task or a list of tasks, or hand over a condition or an array with a group a row")
+    if not isinstance(name, str):
+        raise FlowError(
+            f"balance by {by!r}: name a column, a task or a list of tasks, or hand over a condition or an array with "
+            "a group a row"
+        )
     path = None if bound is None else _task(bound, name, ds)
     return _positions(labels_of_rows(ds, name)) if path is None else _answers(bound, path, y)
 
-def _no_flow(by) -> NoReturn: raise FlowError(f"balance by {by!r}: tasks and conditions need the flow, flow=")
-def _n_rows(data): return len(data) if isinstance(data, pd.DataFrame) else len(dataset_of(data))
+
+def _no_flow(by) -> NoReturn:
+    raise FlowError(f"balance by {by!r}: tasks and conditions need the flow, flow=")
+
+
+def _n_rows(data):
+    return len(data) if isinstance(data, pd.DataFrame) else len(dataset_of(data))
+
 
 def dataset_of(o):
     "The data set of a `DataLoader`, of `DataLoaders` the training set; a data set stays"
     return o.train.dataset if isinstance(o, DataLoaders) else getattr(o, 'dataset', o)
 
+
 def labels_of_rows(
-    ds, # DataFrame or data set
-    by, # Column, or an array with a label a row (of this set, or of the whole table it was split from)
+    ds,  # DataFrame or data set
+    by,  # Column, or an array with a label a row (of this set, or of the whole table it was split from)
 ) -> np.ndarray:
     "What column `by` says of each row of a data set"
     target = _encoded(ds)
     if not isinstance(by, str):
         x, whole = np.asarray(by, dtype=object), None if target is None else len(target.y)
-        if x.ndim == 1 and len(x) == len(ds): return x
-        if x.ndim == 1 and len(x) == whole: return x[np.asarray(target.idx)]
-        raise FlowError(f"an array of groups of shape {x.shape} does not fit {len(ds)} rows: hand over one label a row, in their order")
+        if x.ndim == 1 and len(x) == len(ds):
+            return x
+        if x.ndim == 1 and len(x) == whole:
+            return x[np.asarray(target.idx)]
+        raise FlowError(
+            f"an array of groups of shape {x.shape} does not fit {len(ds)} rows: hand over one label a row, in their "
+            "order"
+        )
     df = ds if isinstance(ds, pd.DataFrame) else getattr(ds, 'items', None)
-    if not isinstance(df, pd.DataFrame): raise FlowError(f"the rows' column {by!r} is not known, since the data was not made from a DataFrame: hand over an array with a label a row instead")
+    if not isinstance(df, pd.DataFrame):
+        raise FlowError(
+            f"the rows' column {by!r} is not known, since the data was not made from a DataFrame: hand over an array "
+            "with a label a row instead"
+        )
     check_column(df, by, 'rows are told apart by')
     x = df[by].astype(object).to_numpy()
-    if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}): x = np.array([*ds.classes[by]], dtype=object)[x.astype(int)] # tabular data keeps codes
+    if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}):
+        x = np.array([*ds.classes[by]], dtype=object)[x.astype(int)]  # tabular data keeps codes
     return x
 
-def _encoded(ds): return next((tl.items for tl in getattr(ds, 'tls', ()) if isinstance(getattr(tl, 'items', None), EncodedRows)), None)
+
+def _encoded(ds):
+    return next(
+        (tl.items for tl in getattr(ds, 'tls', ()) if isinstance(getattr(tl, 'items', None), EncodedRows)), None
+    )
+
 
 def _labelled(ds, data, flow):
     "The bound flow and packed labels of these rows"
     if isinstance(ds, pd.DataFrame):
-        if flow is None: return None, None
+        if flow is None:
+            return None, None
         bound = flow if isinstance(flow, BoundFlow) else as_flow(flow).bind(ds)
         return bound, bound.encode(ds).as_subclass(torch.Tensor)
     y = labels_of(ds)
     return (None, None) if y is None else (getattr(ds, 'flow', None), y)
 
+
 def labels_of(
-    ds, # Data set whose target is a flow
+    ds,  # Data set whose target is a flow
 ):
     "Packed labels `(N, 2, D)` of all rows of a data set; None where they are not known before a batch is made"
     rows = _encoded(ds)
-    if rows is not None: return rows.packed().as_subclass(torch.Tensor)
-    if isinstance(getattr(ds, 'ys', None), pd.DataFrame) and isinstance(getattr(ds, 'flow', None), BoundFlow): return packed(torch.tensor(ds.ys.to_numpy(dtype=np.float32)))
+    if rows is not None:
+        return rows.packed().as_subclass(torch.Tensor)
+    if isinstance(getattr(ds, 'ys', None), pd.DataFrame) and isinstance(getattr(ds, 'flow', None), BoundFlow):
+        return packed(torch.tensor(ds.ys.to_numpy(dtype=np.float32)))
     return None
+
 
 def _task(bound, name, ds):
     "The path of the task called `name`; None where it is only a column"
-    try: return bound.path(name)
+    try:
+        return bound.path(name)
     except FlowError:
         df = ds if isinstance(ds, pd.DataFrame) else getattr(ds, 'items', None)
-        if isinstance(df, pd.DataFrame) and name in df.columns: return None
-        raise FlowError(f"balance by {name!r}: neither a task nor a column: {near(name, [*bound.plan.names.ends, *(df.columns if isinstance(df, pd.DataFrame) else ())])}") from None
+        if isinstance(df, pd.DataFrame) and name in df.columns:
+            return None
+        raise FlowError(
+            f"balance by {name!r}: neither a task nor a column: "
+            f"{near(name, [*bound.plan.names.ends, *(df.columns if isinstance(df, pd.DataFrame) else ())])}"
+        ) from None
+
 
 def _positions(labels):
     codes, uniq = pd.factorize(np.asarray(labels, dtype=object))
     order = np.argsort(codes, kind='stable')
     ends = np.searchsorted(codes[order], np.arange(len(uniq) + 1))
-    return {u: order[a:b] for u,a,b in zip(uniq, ends, ends[1:])}
+    return {u: order[a:b] for u, a, b in zip(uniq, ends, ends[1:])}
+
 
 def _answers(bound, path, y):
     block, s = bound.tasks[path], bound.slices[path].targets
-    vals, mask = y[:,0,s].numpy(), y[:,1,s].numpy() > 0
-    if not block.exact: raise FlowError(f"balance by '{path}': a {type(block).__name__} has no answers to draw alike; balance by a condition (such as `block > 3`), or by [{path!r}], the rows where it counts")
-    if block.labels is not None: return {l: i for j,l in enumerate(block.labels) if len(i := np.flatnonzero(mask[:,j] & (vals[:,j] > .5)))}
+    vals, mask = y[:, 0, s].numpy(), y[:, 1, s].numpy() > 0
+    if not block.exact:
+        raise FlowError(
+            f"balance by '{path}': a {type(block).__name__} has no answers to draw alike; balance by a condition "
+            f"(such as `block > 3`), or by [{path!r}], the rows where it counts"
+        )
+    if block.labels is not None:
+        return {l: i for j, l in enumerate(block.labels) if len(i := np.flatnonzero(mask[:, j] & (vals[:, j] > 0.5)))}
     return {v: i for v in np.unique(vals[mask]) if len(i := np.flatnonzero((mask & (vals == v)).any(1)))}
+
 
 def _states(bound, cond, y):
     "Where a condition is true and where it is false by packed labels"
     vals, mask = y.numpy().transpose(1, 0, 2)
+
     def state(a):
         i = bound.plan.index[a.task]
         b, s = bound.plan.blocks[i], bound.target_slices[i]
-        return b.answer(a.op, b.parse_question(a.op, a.value), vals[:,s], mask[:,s] > 0, True)
+        return b.answer(a.op, b.parse_question(a.op, a.value), vals[:, s], mask[:, s] > 0, True)
+
     return kleene(bound.plan.resolve(cond, ''), state)
 
 # %% ../../nbs/data/sampling.ipynb #d8390b46
 class Drawn:
     "Mixed into a `DataLoader`'s class: an epoch is drawn with replacement, by weights"
+
     def __init__(self, *args, wgts=None, draw_seed=None, **kwargs):
         self.wgts, self.draws = wgts, np.random if draw_seed is None else np.random.default_rng(draw_seed)
         super().__init__(*args, **kwargs)
-        self.wgts = wgts # tabular loaders have weights of that name, which they set
-    def get_idxs(self): return self.draws.choice(len(self.wgts), self.n, p=self.wgts).tolist() if self.shuffle and self.n else super().get_idxs()
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset=dataset, cls=cls or self.plain, **kwargs)
-    def __reduce_ex__(self, protocol): return _blank, (self.plain,), self.__dict__
+        self.wgts = wgts  # tabular loaders have weights of that name, which they set
+
+    def get_idxs(self):
+        return (
+            self.draws.choice(len(self.wgts), self.n, p=self.wgts).tolist()
+            if self.shuffle and self.n
+            else super().get_idxs()
+        )
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        return super().new(dataset=dataset, cls=cls or self.plain, **kwargs)
+
+    def __reduce_ex__(self, protocol):
+        return _blank, (self.plain,), self.__dict__
+
 
 @lru_cache(None)
-def drawn(cls): "The class `cls` with weighted draws"; return type(f'Balanced{cls.__name__}', (Drawn, cls), dict(plain=cls, __module__=__name__))
-def _blank(cls): return drawn(cls).__new__(drawn(cls))
+def drawn(cls):
+    "The class `cls` with weighted draws"
+    return type(f'Balanced{cls.__name__}', (Drawn, cls), dict(plain=cls, __module__=__name__))
+
+
+def _blank(cls):
+    return drawn(cls).__new__(drawn(cls))
+
 
 @patch
-def balanced(self:DataLoaders,
-    by,        # As for `balanced_weights`: `'source'`, a task, a list of tasks, a condition
-    seed=None, # For the same draws again; None: NumPy's global state, which `set_seed` sets
-    n:int=None, # Rows an epoch; None: as many as there are
+def balanced(
+    self: DataLoaders,
+    by,  # As for `balanced_weights`: `'source'`, a task, a list of tasks, a condition
+    seed=None,  # For the same draws again; None: NumPy's global state, which `set_seed` sets
+    n: int = None,  # Rows an epoch; None: as many as there are
 ) -> DataLoaders:
     "These data, with an epoch's training rows drawn so that groups come alike"
     dl = self.train
-    cls: Any = getattr(type(dl), 'plain', type(dl)) # balanced again: by the last word
+    cls: Any = getattr(type(dl), 'plain', type(dl))  # balanced again: by the last word
     train = dl.new(cls=drawn(cls), wgts=balanced_weights(dl, by), draw_seed=seed, n=n or len(dl.dataset), shuffle=True)
     return type(self)(train, *self.loaders[1:], path=self.path, device=self.device)

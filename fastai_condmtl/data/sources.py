@@ -22,178 +22,326 @@ __all__ = ['concat_sources', 'Carry', 'source_of', 'SourceTfms']
 
 # %% ../../nbs/data/sources.ipynb #13e1296c
 def concat_sources(
-    sources,      # Name → DataFrame, or pairs `(name, DataFrame)`
-    flow=None,    # The flow that will read the table: only its columns need to fit, and it is told where a blank would be misread
-    fn_col=None,  # Column of the file names; where they differ a dict, source → column: they come under the first one's name
-    folders=None, # Source → folder of its files, put before the file names
-    source_col='source', # What the new column with the source's name is called
-    empty=(),     # Columns whose blanks mean "none of the labels" in the sources that have them: written as `''`
+    sources,  # Name → DataFrame, or pairs `(name, DataFrame)`
+    # The flow that will read the table: only its columns need to fit, and it is told where a blank would be misread
+    flow=None,
+    # Column of the file names; where they differ a dict, source → column: they come under the first one's name
+    fn_col=None,
+    folders=None,  # Source → folder of its files, put before the file names
+    source_col='source',  # What the new column with the source's name is called
+    empty=(),  # Columns whose blanks mean "none of the labels" in the sources that have them: written as `''`
 ) -> pd.DataFrame:
     "All rows in one table, numbered anew; a column that a source lacks is blank on its rows"
     pairs = list(sources.items() if isinstance(sources, Mapping) else sources)
     _check_sources(pairs, source_col)
-    names, empty = [n for n,_ in pairs], [empty] if isinstance(empty, str) else list(empty)
+    names, empty = [n for n, _ in pairs], [empty] if isinstance(empty, str) else list(empty)
     dfs = dict(_with_files(pairs, fn_col, folders))
     cols = list(dict.fromkeys(c for d in dfs.values() for c in d.columns))
-    if gone := [c for c in empty if c not in cols]: raise FlowError(f"empty={gone[0]!r} is not a column of any source: {near(gone[0], cols)}")
+    if gone := [c for c in empty if c not in cols]:
+        raise FlowError(f"empty={gone[0]!r} is not a column of any source: {near(gone[0], cols)}")
     blocks = [] if flow is None else list(zip((p := Plan(as_flow(flow))).paths, p.blocks))
-    for path,b in blocks:
+    for path, b in blocks:
         for c in b.cols:
-            if c not in cols: raise FlowError(f"task '{path}' reads column '{c}', which no source has: {near(c, cols)} Name the column with col=")
-    lists = {c for _,b in blocks if b.takes_lists for c in b.cols}
-    read = {c for _,b in blocks for c in b.cols}
-    for c in empty: dfs = {n: d.assign(**{c: d[c].astype(object).where(d[c].notna(), '')}) if c in d else d for n,d in dfs.items()}
+            if c not in cols:
+                raise FlowError(
+                    f"task '{path}' reads column '{c}', which no source has: {near(c, cols)} Name the column with col="
+                )
+    lists = {c for _, b in blocks if b.takes_lists for c in b.cols}
+    read = {c for _, b in blocks for c in b.cols}
+    for c in empty:
+        dfs = {n: d.assign(**{c: d[c].astype(object).where(d[c].notna(), '')}) if c in d else d for n, d in dfs.items()}
     res = {source_col: np.repeat(np.array(names, dtype=object), [len(d) for d in dfs.values()])}
-    for c in cols: res[c] = _join({n: d[c] for n,d in dfs.items() if c in d}, {n: len(d) for n,d in dfs.items()}, c, not blocks or c in read, c in lists)
+    for c in cols:
+        res[c] = _join(
+            {n: d[c] for n, d in dfs.items() if c in d},
+            {n: len(d) for n, d in dfs.items()},
+            c,
+            not blocks or c in read,
+            c in lists,
+        )
     res = pd.DataFrame(res)
     res.attrs['lacks'] = {c: no for c in cols if (no := [n for n in names if c not in dfs[n]])}
-    for path,b in blocks: check_lacks(path, b, res)
+    for path, b in blocks:
+        check_lacks(path, b, res)
     return res
 
+
 def _check_sources(pairs, source_col):
-    if not pairs: raise FlowError("there are no sources: hand over a dict, name → DataFrame")
+    if not pairs:
+        raise FlowError("there are no sources: hand over a dict, name → DataFrame")
     seen = set()
     for p in pairs:
-        if not isinstance(p, (tuple, list)) or len(p) != 2: raise FlowError(f"source {str(p)[:60]!r} has no name: hand over a dict, name → DataFrame")
+        if not isinstance(p, (tuple, list)) or len(p) != 2:
+            raise FlowError(f"source {str(p)[:60]!r} has no name: hand over a dict, name → DataFrame")
         n, d = p
-        if not isinstance(n, str) or not n.strip(): raise FlowError(f"source name {n!r}: use a non-empty string")
-        if n in seen: raise FlowError(f"two sources are called '{n}': rename one")
+        if not isinstance(n, str) or not n.strip():
+            raise FlowError(f"source name {n!r}: use a non-empty string")
+        if n in seen:
+            raise FlowError(f"two sources are called '{n}': rename one")
         seen.add(n)
-        if not isinstance(d, pd.DataFrame): raise FlowError(f"source '{n}' is a {type(d).__name__}: hand over a DataFrame")
-        if not len(d): raise FlowError(f"source '{n}' has no rows: leave it out")
-        if source_col in d: raise FlowError(f"source '{n}' has a column '{source_col}' already: call the new one otherwise with source_col=")
-        if len(twice := d.columns[d.columns.duplicated()]): raise FlowError(f"column '{twice[0]}' stands several times in source '{n}': keep one")
+        if not isinstance(d, pd.DataFrame):
+            raise FlowError(f"source '{n}' is a {type(d).__name__}: hand over a DataFrame")
+        if not len(d):
+            raise FlowError(f"source '{n}' has no rows: leave it out")
+        if source_col in d:
+            raise FlowError(
+                f"source '{n}' has a column '{source_col}' already: call the new one otherwise with source_col="
+            )
+        if len(twice := d.columns[d.columns.duplicated()]):
+            raise FlowError(f"column '{twice[0]}' stands several times in source '{n}': keep one")
+
 
 def _with_files(pairs, fn_col, folders):
     "Each source with its file names under one name, folder first"
-    names = [n for n,_ in pairs]
-    for what,d in (('folders', folders), ('fn_col', fn_col if isinstance(fn_col, dict) else None)):
-        if d is None: continue
-        if not isinstance(d, Mapping): raise FlowError(f"{what}={d!r} must be a dict, source → {'folder' if what == 'folders' else 'column'}")
-        if wrong := [n for n in d if n not in names]: raise FlowError(f"{what} names source {wrong[0]!r}, which is not there: {near(wrong[0], names)}")
-        if gone := [n for n in names if n not in d]: raise FlowError(f"{what} does not name source '{gone[0]}': add it" + (", '.' where its file names need no folder" if what == 'folders' else ''))
-    if folders is not None and fn_col is None: raise FlowError("folders= go before file names: say which column holds them with fn_col=")
-    for n,d in pairs:
-        if fn_col is None: yield n, d; continue
+    names = [n for n, _ in pairs]
+    for what, d in (('folders', folders), ('fn_col', fn_col if isinstance(fn_col, dict) else None)):
+        if d is None:
+            continue
+        if not isinstance(d, Mapping):
+            raise FlowError(f"{what}={d!r} must be a dict, source → {'folder' if what == 'folders' else 'column'}")
+        if wrong := [n for n in d if n not in names]:
+            raise FlowError(f"{what} names source {wrong[0]!r}, which is not there: {near(wrong[0], names)}")
+        if gone := [n for n in names if n not in d]:
+            raise FlowError(
+                f"{what} does not name source '{gone[0]}': add it"
+                + (", '.' where its file names need no folder" if what == 'folders' else '')
+            )
+    if folders is not None and fn_col is None:
+        raise FlowError("folders= go before file names: say which column holds them with fn_col=")
+    for n, d in pairs:
+        if fn_col is None:
+            yield n, d
+            continue
         col, to = (fn_col[n], next(iter(fn_col.values()))) if isinstance(fn_col, Mapping) else (fn_col, fn_col)
-        if col not in d: raise FlowError(f"fn_col={col!r} is not a column of source '{n}': {near(col, d.columns)}")
-        if col != to and to in d: raise FlowError(f"source '{n}' has its file names in '{col}', but also a column '{to}', which is what they are to be called: rename that one")
-        if d[col].isna().any(): raise FlowError(f"source '{n}', row {int(d[col].isna().to_numpy().argmax())}: no file name in column '{col}': leave such rows out")
-        files = d[col].map(str) if folders is None else [str(Path(folders[n])/str(f)) for f in d[col]]
+        if col not in d:
+            raise FlowError(f"fn_col={col!r} is not a column of source '{n}': {near(col, d.columns)}")
+        if col != to and to in d:
+            raise FlowError(
+                f"source '{n}' has its file names in '{col}', but also a column '{to}', which is what they are to be "
+                "called: rename that one"
+            )
+        if d[col].isna().any():
+            raise FlowError(
+                f"source '{n}', row {int(d[col].isna().to_numpy().argmax())}: no file name in column '{col}': leave "
+                "such rows out"
+            )
+        files = d[col].map(str) if folders is None else [str(Path(folders[n]) / str(f)) for f in d[col]]
         yield n, d.assign(**{col: files}).rename(columns={col: to})
 
 # %% ../../nbs/data/sources.ipynb #e6f2bafc
 def _kind(s):
-    "What a column holds: `words`, `numbers`, `yes/no`, `dates`, `lists`, another type's name; None where it is all blank or mixed"
+    """What a column holds: `words`, `numbers`, `yes/no`, `dates`, `lists`, another type's name; None where it is
+    all blank or mixed"""
     s = s.dropna()
-    if not len(s): return None
-    if isinstance(s.dtype, pd.CategoricalDtype): s = pd.Series(s.cat.categories)
+    if not len(s):
+        return None
+    if isinstance(s.dtype, pd.CategoricalDtype):
+        s = pd.Series(s.cat.categories)
     kind = pd.api.types.infer_dtype(s)
-    if kind == 'mixed' and all(isinstance(v, (list, tuple, set, frozenset, np.ndarray)) for v in s): return 'lists'
-    known = {'integer': 'numbers', 'floating': 'numbers', 'mixed-integer-float': 'numbers', 'decimal': 'numbers', 'string': 'words', 'boolean': 'yes/no', 'datetime64': 'dates', 'datetime': 'dates', 'date': 'dates'}
+    if kind == 'mixed' and all(isinstance(v, (list, tuple, set, frozenset, np.ndarray)) for v in s):
+        return 'lists'
+    known = {
+        'integer': 'numbers',
+        'floating': 'numbers',
+        'mixed-integer-float': 'numbers',
+        'decimal': 'numbers',
+        'string': 'words',
+        'boolean': 'yes/no',
+        'datetime64': 'dates',
+        'datetime': 'dates',
+        'date': 'dates',
+    }
     return known.get(kind, None if kind.startswith('mixed') else kind)
+
 
 def _join(parts, sizes, col, check, lists):
     "One column of all sources `{name: Series}`, blank where a source has none"
-    full = {n: s for n,s in parts.items() if s.notna().any()}
-    kinds = {n: k for n,s in full.items() if (k := _kind(s)) is not None}
+    full = {n: s for n, s in parts.items() if s.notna().any()}
+    kinds = {n: k for n, s in full.items() if (k := _kind(s)) is not None}
     have = set(kinds.values())
-    binary = have == {'yes/no', 'numbers'} and all(full[n].dropna().isin([0, 1]).all() for n,k in kinds.items() if k == 'numbers') # 1 and 0 say yes and no
-    if binary: have = {'numbers'}
+    binary = have == {'yes/no', 'numbers'} and all(
+        full[n].dropna().isin([0, 1]).all() for n, k in kinds.items() if k == 'numbers'
+    )  # 1 and 0 say yes and no
+    if binary:
+        have = {'numbers'}
     fits = len(have) < 2 or have <= {'words', 'lists'} or lists and have <= {'words', 'lists', 'numbers'}
-    if check and not fits: _disagree(full, kinds, col)
-    x = pd.concat([parts[n].astype(object) if n in parts else pd.Series([None]*k, dtype=object) for n,k in sizes.items()], ignore_index=True)
+    if check and not fits:
+        _disagree(full, kinds, col)
+    x = pd.concat(
+        [parts[n].astype(object) if n in parts else pd.Series([None] * k, dtype=object) for n, k in sizes.items()],
+        ignore_index=True,
+    )
     x = x.where(x.notna(), None)
-    if any(isinstance(s.dtype, pd.CategoricalDtype) for s in full.values()): return x.astype(_categories(full, col))
-    if not fits or len(kinds) < len(full): return x
+    if any(isinstance(s.dtype, pd.CategoricalDtype) for s in full.values()):
+        return x.astype(_categories(full, col))
+    if not fits or len(kinds) < len(full):
+        return x
     gaps = bool(x.isna().any())
     if have == {'numbers'}:
-        whole = binary or any(pd.api.types.is_integer_dtype(s) for s in full.values()) and all(_whole(s) for s in full.values()) # floats are integers with gaps, where another source has them as integers
-        if not whole: return x.astype(float)
-        try: return pd.Series(pd.array([None if v is None else int(v) for v in x], dtype='Int64')).astype('Int64' if gaps else int)
-        except OverflowError: return x # of more than 63 bits: as they are
-    if have == {'yes/no'}: return x.astype('boolean' if gaps else bool)
+        whole = (
+            binary
+            or any(pd.api.types.is_integer_dtype(s) for s in full.values())
+            and all(_whole(s) for s in full.values())
+        )  # floats are integers with gaps, where another source has them as integers
+        if not whole:
+            return x.astype(float)
+        try:
+            return pd.Series(pd.array([None if v is None else int(v) for v in x], dtype='Int64')).astype(
+                'Int64' if gaps else int
+            )
+        except OverflowError:
+            return x  # of more than 63 bits: as they are
+    if have == {'yes/no'}:
+        return x.astype('boolean' if gaps else bool)
     types = {s.dtype for s in full.values()}
     return x.astype(types.pop()) if len(types) == 1 else x
 
-def _whole(s): s = s.dropna(); return pd.api.types.is_integer_dtype(s) or bool((s.astype(float) % 1 == 0).all())
-def _first(s): v = s.dropna().iloc[0]; return v.item() if isinstance(v, np.generic) else v
+
+def _whole(s):
+    s = s.dropna()
+    return pd.api.types.is_integer_dtype(s) or bool((s.astype(float) % 1 == 0).all())
+
+
+def _first(s):
+    v = s.dropna().iloc[0]
+    return v.item() if isinstance(v, np.generic) else v
+
+
 def _disagree(full, kinds, col):
     (a, ka), *rest = kinds.items()
-    b, kb = next((n, k) for n,k in rest if k != ka)
-    hint = ". Several labels a row? Hand over flow=, whose MultiLabelBlock reads both" if {ka, kb} == {'words', 'numbers'} else ''
-    raise FlowError(f"column '{col}' holds {ka} in source '{a}' ({_first(full[a])!r}) and {kb} in source '{b}' ({_first(full[b])!r}): convert one of them, or rename it if it means something else{hint}")
+    b, kb = next((n, k) for n, k in rest if k != ka)
+    hint = (
+        ". Several labels a row? Hand over flow=, whose MultiLabelBlock reads both"
+        if {ka, kb} == {'words', 'numbers'}
+        else ''
+    )
+    raise FlowError(
+        f"column '{col}' holds {ka} in source '{a}' ({_first(full[a])!r}) and {kb} in source '{b}' "
+        f"({_first(full[b])!r}): convert one of them, or rename it if it means something else{hint}"
+    )
+
 
 def _categories(full, col):
     "One list of categories for all sources; words of columns that are not categorical come after it, sorted"
-    cats = {n: list(s.cat.categories) for n,s in full.items() if isinstance(s.dtype, pd.CategoricalDtype)}
+    cats = {n: list(s.cat.categories) for n, s in full.items() if isinstance(s.dtype, pd.CategoricalDtype)}
     ordered, longest = [n for n in cats if full[n].cat.ordered], max(cats, key=lambda n: len(cats[n]))
     for n in ordered:
-        if [c for c in cats[longest] if c in set(cats[n])] != cats[n]: raise FlowError(f"column '{col}' is ordered otherwise in source '{n}' ({' < '.join(map(str, cats[n][:6]))}) than in '{longest}' ({' < '.join(map(str, cats[longest][:6]))}): give both the same categories")
+        if [c for c in cats[longest] if c in set(cats[n])] != cats[n]:
+            raise FlowError(
+                f"column '{col}' is ordered otherwise in source '{n}' ({' < '.join(map(str, cats[n][:6]))}) than in "
+                f"'{longest}' ({' < '.join(map(str, cats[longest][:6]))}): give both the same categories"
+            )
     every = list(dict.fromkeys(c for n in [longest, *cats] for c in cats[n]))
-    new = {v for n,s in full.items() if n not in cats for v in s.dropna().unique()} - set(every)
-    if ordered and (more := every[len(cats[longest]):] + sorted(new, key=str)): raise FlowError(f"column '{col}' is ordered in source '{ordered[0]}', and another source has {', '.join(map(repr, more[:5]))} besides: give both a categorical of the same categories, in order")
+    new = {v for n, s in full.items() if n not in cats for v in s.dropna().unique()} - set(every)
+    if ordered and (more := every[len(cats[longest]) :] + sorted(new, key=str)):
+        raise FlowError(
+            f"column '{col}' is ordered in source '{ordered[0]}', and another source has "
+            f"{', '.join(map(repr, more[:5]))} besides: give both a categorical of the same categories, in order"
+        )
     return pd.CategoricalDtype(every + sort_labels(new), ordered=bool(ordered))
 
 # %% ../../nbs/data/sources.ipynb #80903c79
 class _Of:
     "Something on the way from a row to an input, and the source of the row"
-    def __init__(self, item, source): self.item, self.source = item, source
+
+    def __init__(self, item, source):
+        self.item, self.source = item, source
+
 
 class Carry(Transform):
     "A step from row to input that hands on whose row it is: the first asks the row, the last marks the input"
+
     def __init__(self, f, get=None, last=False):
         self.f, self.get, self.last, self.order = f, get, last, f.order
+
     @property
-    def name(self): return self.f.name
+    def name(self):
+        return self.f.name
+
     def __call__(self, o, **kwargs):
-        if self.get is not None: o = _Of(o, source_of(o, self.get))
-        if not isinstance(o, _Of): return self.f(o, **kwargs)
+        if self.get is not None:
+            o = _Of(o, source_of(o, self.get))
+        if not isinstance(o, _Of):
+            return self.f(o, **kwargs)
         res = self.f(o.item, **kwargs)
-        if not self.last: return _Of(res, o.source)
+        if not self.last:
+            return _Of(res, o.source)
         if o.source is not None:
-            try: res._source = o.source
-            except AttributeError: raise FlowError(f"SourceTfms cannot mark an input of type {type(res).__name__} with its source: it works where inputs are opened images or tensors") from None
+            try:
+                res._source = o.source
+            except AttributeError:
+                raise FlowError(
+                    f"SourceTfms cannot mark an input of type {type(res).__name__} with its source: it works where "
+                    "inputs are opened images or tensors"
+                ) from None
         return res
-    def decode(self, o, **kwargs): return self.f.decode(o, **kwargs)
+
+    def decode(self, o, **kwargs):
+        return self.f.decode(o, **kwargs)
+
     def __getattr__(self, k):
-        if k.startswith('__') or 'f' not in self.__dict__: raise AttributeError(k)
+        if k.startswith('__') or 'f' not in self.__dict__:
+            raise AttributeError(k)
         return getattr(self.f, k)
+
 
 def source_of(row, get):
     "What a row says of its source; None where it does not"
-    if not isinstance(get, str): res = get(row)
-    elif hasattr(row, 'get') and hasattr(row, 'keys'): res = row.get(get)
-    else: res = getattr(row, get, None) if hasattr(row, '_fields') else None
+    if not isinstance(get, str):
+        res = get(row)
+    elif hasattr(row, 'get') and hasattr(row, 'keys'):
+        res = row.get(get)
+    else:
+        res = getattr(row, get, None) if hasattr(row, '_fields') else None
     return None if res is None or np.ndim(res) == 0 and pd.isna(res) else res
+
 
 class SourceTfms(Transform):
     "Item transforms by source: `item_tfms=SourceTfms({'street': CropPad(64), 'porch': Resize(64)}, default='porch')`"
-    order = -1 # before all other item transforms: they may make a new image, which is not marked
-    def __init__(self,
-        tfms:dict,   # Source → item transform(s)
-        default,     # For sources that are not named and items that tell none: the name of one, or transforms of their own
-        get='source', # Column with the source, or a function of the raw item
+
+    order = -1  # before all other item transforms: they may make a new image, which is not marked
+
+    def __init__(
+        self,
+        tfms: dict,  # Source → item transform(s)
+        default,  # For sources that are not named and items that tell none: the name of one, or transforms of their own
+        get='source',  # Column with the source, or a function of the raw item
     ):
         super().__init__()
-        if not isinstance(tfms, Mapping) or not tfms: raise FlowError(f"SourceTfms takes a dict, source → transforms, not {tfms!r}")
-        if isinstance(default, str) and default not in tfms: raise FlowError(f"SourceTfms: default={default!r} is none of the sources: {near(default, tfms)}")
-        self.pipes, self.get = {k: Pipeline(v) for k,v in tfms.items()}, get
+        if not isinstance(tfms, Mapping) or not tfms:
+            raise FlowError(f"SourceTfms takes a dict, source → transforms, not {tfms!r}")
+        if isinstance(default, str) and default not in tfms:
+            raise FlowError(f"SourceTfms: default={default!r} is none of the sources: {near(default, tfms)}")
+        self.pipes, self.get = {k: Pipeline(v) for k, v in tfms.items()}, get
         self.default = self.pipes[default] if isinstance(default, str) else Pipeline(default)
+
     def setup(self, items=None, train_setup=False):
         self.install(getattr(items, 'dataset', None))
-        for p in {id(p): p for p in (*self.pipes.values(), self.default)}.values(): p.setup(items, train_setup)
+        for p in {id(p): p for p in (*self.pipes.values(), self.default)}.values():
+            p.setup(items, train_setup)
+
     def install(self, ds):
         "Have the readers of the input mark what they open"
-        if not getattr(ds, 'tls', None): raise FlowError("SourceTfms needs data with rows, as DataBlock and ConditionalDataLoaders make it; hand it over as item_tfms=")
+        if not getattr(ds, 'tls', None):
+            raise FlowError(
+                "SourceTfms needs data with rows, as DataBlock and ConditionalDataLoaders make it; hand it over as "
+                "item_tfms="
+            )
         df, fs = getattr(ds, 'items', None), ds.tls[0].tfms.fs
         if isinstance(df, pd.DataFrame) and isinstance(self.get, str):
             known = pd.unique(labels_of_rows(ds, self.get))
-            if wrong := [k for k in self.pipes if k not in known]: raise FlowError(f"SourceTfms has transforms for source {wrong[0]!r}, and no training row is of it: {near(wrong[0], [k for k in known if not pd.isna(k)])}")
+            if wrong := [k for k in self.pipes if k not in known]:
+                raise FlowError(
+                    f"SourceTfms has transforms for source {wrong[0]!r}, and no training row is of it: "
+                    f"{near(wrong[0], [k for k in known if not pd.isna(k)])}"
+                )
         if not any(isinstance(f, Carry) for f in fs):
-            fs[:] = [Carry(f, self.get if i == 0 else None, i == len(fs) - 1) for i,f in enumerate(fs)]
+            fs[:] = [Carry(f, self.get if i == 0 else None, i == len(fs) - 1) for i, f in enumerate(fs)]
+
     def __call__(self, b, split_idx=None, **kwargs):
         x = b[0] if isinstance(b, tuple) else b
         source = getattr(x, '__dict__', {}).pop('_source', None)
         return compose_tfms(b, tfms=self.pipes.get(source, self.default).fs, split_idx=split_idx)
-    def decode(self, b, **kwargs): return b
+
+    def decode(self, b, **kwargs):
+        return b

@@ -21,96 +21,146 @@ __all__ = ['StratifiedSplitter', 'label_groups', 'stratify', 'spread', 'repair',
 # %% ../../nbs/data/split.ipynb #660eaca0
 class StratifiedSplitter:
     "A splitter for `DataBlock` that puts rare tasks, classes and gates on both sides"
-    def __init__(self,
-        flow,          # Flow or task
-        valid_pct=.2,  # Share of validation rows
-        seed:int=None, # For the same split again
+
+    def __init__(
+        self,
+        flow,  # Flow or task
+        valid_pct=0.2,  # Share of validation rows
+        seed: int = None,  # For the same split again
     ):
-        if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
+        if not 0 <= valid_pct < 1:
+            raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
         self.flow, self.valid_pct, self.seed = as_flow(flow), valid_pct, seed
+
     def __call__(self, df):
         "Positions of training and validation rows"
-        if not isinstance(df, pd.DataFrame): raise FlowError(f"a stratified split reads the labels of a DataFrame, not of {type(df).__name__}: hand over a DataFrame, or pass a splitter of your own")
+        if not isinstance(df, pd.DataFrame):
+            raise FlowError(
+                f"a stratified split reads the labels of a DataFrame, not of {type(df).__name__}: hand over a "
+                "DataFrame, or pass a splitter of your own"
+            )
         bound = self.flow.bind(df)
         valid = stratify(label_groups(bound, bound.encode(df)), self.valid_pct, np.random.default_rng(self.seed))
         return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
 
+
 def label_groups(bound, y) -> sparse.csr_array:
-    "What should stand on both sides, boolean `(N, K)`: the rows where a target column counts, and those of each answer; sparse, since of a thousand classes a row has one"
+    """What should stand on both sides, boolean `(N, K)`: the rows where a target column counts, and those of each
+    answer; sparse, since of a thousand classes a row has one"""
     vals, mask = y.as_subclass(torch.Tensor).numpy().transpose(1, 0, 2)
     cols, rows, k = [], [], 0
+
     def add(i, j, width):
         nonlocal k
-        rows.append(i); cols.append(k + j); k += width
-    for p,s in bound.slices.items():
+        rows.append(i)
+        cols.append(k + j)
+        k += width
+
+    for p, s in bound.slices.items():
         b = bound.tasks[p]
         for c in range(s.targets.start, s.targets.stop):
-            i = np.flatnonzero(mask[:,c] > 0)
+            i = np.flatnonzero(mask[:, c] > 0)
             add(i, 0, 1)
-            if not b.self_supervised and (b.thresholded or b.n_out > 1): add(i, vals[i,c].astype(int), 2 if b.thresholded else b.n_out)
-    i, j = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r,c in zip(rows, cols)])
+            if not b.self_supervised and (b.thresholded or b.n_out > 1):
+                add(i, vals[i, c].astype(int), 2 if b.thresholded else b.n_out)
+    i, j = np.concatenate(rows), np.concatenate([np.broadcast_to(c, len(r)) for r, c in zip(rows, cols)])
     return sparse.csr_array((np.ones(len(i), dtype=bool), (i, j)), shape=(len(y), k))
 
+
 def stratify(groups, valid_pct, rng):
-    "Boolean (N,): validation rows, such that each column of `groups` (N, K), dense or sparse, with two rows or more has some on both sides, and all near their share"
+    """Boolean (N,): validation rows, such that each column of `groups` (N, K), dense or sparse, with two rows or
+    more has some on both sides, and all near their share"""
     groups = sparse.csr_array(groups)
-    return repair(groups, spread(groups, valid_pct, rng), rng) if valid_pct > 0 else np.zeros(groups.shape[0], dtype=bool)
+    return (
+        repair(groups, spread(groups, valid_pct, rng), rng) if valid_pct > 0 else np.zeros(groups.shape[0], dtype=bool)
+    )
+
 
 def spread(groups, valid_pct, rng):
-    """Iterative stratification (Sechidis et al., 2011, https://doi.org/10.1007/978-3-642-23808-6_10) for two sides: the rows of the scarcest group go one by one to the side that lacks more of that group.
-    Other than in the paper, groups of two rows or more want one on each side at least, and the last row of a group follows the sizes of the sides"""
+    """Iterative stratification (Sechidis et al., 2011, https://doi.org/10.1007/978-3-642-23808-6_10) for two sides:
+    the rows of the scarcest group go one by one to the side that lacks more of that group.
+    Other than in the paper, groups of two rows or more want one on each side at least, and the last row of a group
+    follows the sizes of the sides"""
     n, by_group, share = groups.shape[0], groups.tocsc(), np.array([1 - valid_pct, valid_pct])
     left = np.diff(by_group.indptr)
-    want = np.where(left > 1, np.clip(left*valid_pct, 1, left - 1), left*valid_pct)
-    want, room, side = np.stack([left - want, want]), n*share, np.full(n, -1, dtype=np.int8)
-    heap = [(int(m), r, j) for j,(m,r) in enumerate(zip(left, rng.random(len(left)).tolist())) if m]
+    want = np.where(left > 1, np.clip(left * valid_pct, 1, left - 1), left * valid_pct)
+    want, room, side = np.stack([left - want, want]), n * share, np.full(n, -1, dtype=np.int8)
+    heap = [(int(m), r, j) for j, (m, r) in enumerate(zip(left, rng.random(len(left)).tolist())) if m]
     heapify(heap)
     while heap:
         m, r, j = heappop(heap)
-        if m > left[j]: # rows have left it since, for other groups
-            if left[j]: heappush(heap, (int(left[j]), r, j))
+        if m > left[j]:  # rows have left it since, for other groups
+            if left[j]:
+                heappush(heap, (int(left[j]), r, j))
             continue
-        rows = by_group.indices[by_group.indptr[j]:by_group.indptr[j+1]]
+        rows = by_group.indices[by_group.indptr[j] : by_group.indptr[j + 1]]
         rows = rng.permutation(rows[side[rows] < 0])
         for i in rows:
-            lack = want[1,j] - want[0,j]
-            s = int(room[1]/share[1] > room[0]/share[0]) if lack == 0 or len(rows) == 1 and abs(lack) < 1 else int(lack > 0)
-            g = groups.indices[groups.indptr[i]:groups.indptr[i+1]]
-            side[i] = s; want[s,g] -= 1; left[g] -= 1; room[s] -= 1
+            lack = want[1, j] - want[0, j]
+            s = (
+                int(room[1] / share[1] > room[0] / share[0])
+                if lack == 0 or len(rows) == 1 and abs(lack) < 1
+                else int(lack > 0)
+            )
+            g = groups.indices[groups.indptr[i] : groups.indptr[i + 1]]
+            side[i] = s
+            want[s, g] -= 1
+            left[g] -= 1
+            room[s] -= 1
     rest = rng.permutation(np.flatnonzero(side < 0))
     side[rest] = np.arange(len(rest)) < round(room[1])
     return side > 0
 
+
 def repair(groups, valid, rng, tries=30):
-    "Flip few rows of `valid` (N,) until each column of `groups` with two rows or more has some on both sides (min-conflicts search)"
+    """Flip few rows of `valid` (N,) until each column of `groups` with two rows or more has some on both sides
+    (min-conflicts search)"""
     by_row, by_group = sparse.csr_array(groups), sparse.csc_array(groups)
-    row, col = (lambda i: by_row.indices[by_row.indptr[i]:by_row.indptr[i+1]]), (lambda j: by_group.indices[by_group.indptr[j]:by_group.indptr[j+1]])
+    row, col = (
+        (lambda i: by_row.indices[by_row.indptr[i] : by_row.indptr[i + 1]]),
+        (lambda j: by_group.indices[by_group.indptr[j] : by_group.indptr[j + 1]]),
+    )
     n_valid = by_row.T @ valid.astype(np.int64)
-    on = np.stack([np.diff(by_group.indptr) - n_valid, n_valid]) # rows of each group on the training and the validation side
-    for _ in range(tries*by_row.shape[1]):
+    on = np.stack(
+        [np.diff(by_group.indptr) - n_valid, n_valid]
+    )  # rows of each group on the training and the validation side
+    for _ in range(tries * by_row.shape[1]):
         broken = np.flatnonzero((on.sum(0) > 1) & (on.min(0) == 0))
-        if not len(broken): break
+        if not len(broken):
+            break
         can = col(rng.choice(broken))
         side = valid[can].astype(int)
-        cost = [((on[s, g] == 1) & (on[1-s, g] > 0)).sum() - ((on[1-s, g] == 0) & (on[s, g] > 1)).sum() for r,s in zip(can, side) for g in (row(r),)]
-        r = rng.choice(can) if rng.random() < .05 else can[np.argmin(cost + rng.random(len(can))*.5)]
+        cost = [
+            ((on[s, g] == 1) & (on[1 - s, g] > 0)).sum() - ((on[1 - s, g] == 0) & (on[s, g] > 1)).sum()
+            for r, s in zip(can, side)
+            for g in (row(r),)
+        ]
+        r = rng.choice(can) if rng.random() < 0.05 else can[np.argmin(cost + rng.random(len(can)) * 0.5)]
         s = int(valid[r])
-        on[s, row(r)] -= 1; on[1-s, row(r)] += 1
+        on[s, row(r)] -= 1
+        on[1 - s, row(r)] += 1
         valid[r] = not valid[r]
     return valid
 
+
 def stratified_folds(
-    flow,          # Flow or task
-    df,            # DataFrame
-    n:int=5,       # Folds
-    seed:int=None, # For the same folds again
-) -> list: # `[(training positions, validation positions)]`, each row in one validation part
+    flow,  # Flow or task
+    df,  # DataFrame
+    n: int = 5,  # Folds
+    seed: int = None,  # For the same folds again
+) -> list:  # `[(training positions, validation positions)]`, each row in one validation part
     "Folds in which tasks, classes, labels and gates have near equal shares: one fold is split off after the other"
     bound = as_flow(flow).bind(df)
-    if not 2 <= n <= len(df): raise FlowError(f"n={n!r} folds of {len(df)} rows: use from 2 to as many as there are rows")
-    groups, rng, fold, left = label_groups(bound, bound.encode(df)), np.random.default_rng(seed), np.zeros(len(df), dtype=int), np.arange(len(df))
+    if not 2 <= n <= len(df):
+        raise FlowError(f"n={n!r} folds of {len(df)} rows: use from 2 to as many as there are rows")
+    groups, rng, fold, left = (
+        label_groups(bound, bound.encode(df)),
+        np.random.default_rng(seed),
+        np.zeros(len(df), dtype=int),
+        np.arange(len(df)),
+    )
     for k in range(1, n):
-        valid = spread(groups[left], 1/(n - k + 1), rng)
+        valid = spread(groups[left], 1 / (n - k + 1), rng)
         fold[left[valid]], left = k, left[~valid]
     return [(L(np.flatnonzero(fold != k).tolist()), L(np.flatnonzero(fold == k).tolist())) for k in range(n)]
 
@@ -118,6 +168,7 @@ def stratified_folds(
 class ColumnSplitter:
     """Validation rows are those where `col` is true, 1 or says so in words (`valid`, `val`, `validation`, `dev`).
     Rows where it is blank are for training; rows that it calls `test` are for neither"""
+
     def __init__(self, col):
         self.col = col
 
@@ -126,9 +177,19 @@ class ColumnSplitter:
         train, valid = np.flatnonzero(sides == 'train'), np.flatnonzero(sides == 'valid')
         if not len(valid) or not len(train):
             side = next(k for k in ('train', 'valid', 'test') if (sides == k).any())
-            raise FlowError(f"valid_col={self.col!r} has rows for {side} and none for {'valid' if side == 'train' else 'train'}: mark some rows otherwise, or leave valid_col= out for a random split")
+            raise FlowError(
+                f"valid_col={self.col!r} has rows for {side} and none for {'valid' if side == 'train' else 'train'}: "
+                "mark some rows otherwise, or leave valid_col= out for a random split"
+            )
         if n_test := int((sides == 'test').sum()):
-            warnings.warn(f"valid_col={self.col!r} calls {n_test} rows 'test': they are neither trained on nor validated on. Hand them to learn.evaluate or learn.predict_df after the training", FlowWarning, stacklevel=2)
+            warnings.warn(
+                (
+                    f"valid_col={self.col!r} calls {n_test} rows 'test': they are neither trained on nor validated on. "
+                    "Hand them to learn.evaluate or learn.predict_df after the training"
+                ),
+                FlowWarning,
+                stacklevel=2,
+            )
         return L(train.tolist()), L(valid.tolist())
 
     def sides(self, df):
@@ -141,7 +202,11 @@ class ColumnSplitter:
         if (blank := codes < 0).any() and not blank.all():
             i = int(blank.argmax())
             more = f' and {blank.sum() - 1} more' if blank.sum() > 1 else ''
-            warnings.warn(f"valid_col={self.col!r} is blank in {row_name(df, i)}{more}: these are training rows", FlowWarning, stacklevel=3)
+            warnings.warn(
+                f"valid_col={self.col!r} is blank in {row_name(df, i)}{more}: these are training rows",
+                FlowWarning,
+                stacklevel=3,
+            )
         return np.array([*sides, 'train'], dtype=object)[codes]
 
     def factorise(self, df):
@@ -157,8 +222,12 @@ class ColumnSplitter:
         rarest = values[int(np.bincount(codes[codes >= 0]).argmin())]
         valid = next((x for x in values if side_of(x) == 'valid'), rarest)
         line = f"df['is_valid'] = df[{col!r}] == {valid!r}"
-        return FlowError(f"valid_col={col!r}, {row_name(df, int((codes == j).argmax()))}, value {shortly(v)}: it says neither train nor valid (nor test), and is neither true nor false. "
-                         f"Say which rows validate, and write valid_col='is_valid': {line}")
+        return FlowError(
+            f"valid_col={col!r}, {row_name(df, int((codes == j).argmax()))}, value {shortly(v)}: it says neither "
+            "train nor valid (nor test), and is neither true nor false. "
+            f"Say which rows validate, and write valid_col='is_valid': {line}"
+        )
+
 
 def _plain_cell(v):
     "What can be told apart: a list or the like as its text"
@@ -168,15 +237,24 @@ def _plain_cell(v):
         return repr(v)
     return v
 
-def as_splitter(flow, valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, valid_idx=None):
+
+def as_splitter(flow, valid_pct=0.2, seed=None, valid_col=None, stratify=False, splitter=None, valid_idx=None):
     "The splitter that arguments of a `from_df` ask for"
-    if not 0 <= valid_pct < 1: raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
-    given = [f'{k}=' for k,v in dict(splitter=splitter, valid_idx=valid_idx, valid_col=valid_col).items() if v is not None]
+    if not 0 <= valid_pct < 1:
+        raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
+    given = [
+        f'{k}=' for k, v in dict(splitter=splitter, valid_idx=valid_idx, valid_col=valid_col).items() if v is not None
+    ]
     if stratify and given:
-        raise FlowError(f"{given[0]} says which rows validate, and stratify=True asks for a split of its own: leave one of them out")
+        raise FlowError(
+            f"{given[0]} says which rows validate, and stratify=True asks for a split of its own: leave one of them out"
+        )
     if len(given) > 1:
         raise FlowError(f"{' and '.join(given)} both say which rows validate: leave all but one out")
-    if splitter is not None: return splitter
-    if valid_idx is not None: return RowsSplitter(valid_idx)
-    if valid_col is not None: return ColumnSplitter(valid_col)
+    if splitter is not None:
+        return splitter
+    if valid_idx is not None:
+        return RowsSplitter(valid_idx)
+    if valid_col is not None:
+        return ColumnSplitter(valid_col)
     return StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)

@@ -23,7 +23,7 @@ from ..core.bound import BoundFlow
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction
 from ..core.applications import provided
-import fastai_condmtl.loss.conditional # noqa: F401  the loss of a bound flow
+import fastai_condmtl.loss.conditional  # noqa: F401  the loss of a bound flow
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'FreshTransform', 'keep_only_batch', 'dataloaders',
@@ -32,53 +32,94 @@ __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'as_flow', 'Fresh
 # %% ../../nbs/data/target_block.ipynb #df18e190
 class EncodedRows:
     "Rows of a packed tensor `(N, 2, D)`, picked by position"
-    def __init__(self,
-        y,        # Packed labels of the whole table
-        idx=None, # Positions of these rows in `y`; None: all
-        geo=None, # `Geometry` of flows with points or boxes: travels with each row
+
+    def __init__(
+        self,
+        y,  # Packed labels of the whole table
+        idx=None,  # Positions of these rows in `y`; None: all
+        geo=None,  # `Geometry` of flows with points or boxes: travels with each row
     ):
         self.y, self.geo = y.as_subclass(torch.Tensor), geo
-        self.idx = range(len(y)) if idx is None else idx if isinstance(idx, range) else np.asarray(idx, dtype=np.int64) # a list would be an object a row, copied into every worker as it counts references
+        self.idx = (
+            range(len(y)) if idx is None else idx if isinstance(idx, range) else np.asarray(idx, dtype=np.int64)
+        )  # a list would be an object a row, copied into every worker as it counts references
+
     @property
-    def iloc(self): return self
-    def __len__(self): return len(self.idx)
+    def iloc(self):
+        return self
+
+    def __len__(self):
+        return len(self.idx)
+
     def __getitem__(self, i):
-        if isinstance(i, (list, slice, np.ndarray)): return EncodedRows(self.y, self.idx[i] if isinstance(i, slice) else np.asarray(self.idx, dtype=np.int64)[np.asarray(i, dtype=np.int64)], self.geo)
+        if isinstance(i, (list, slice, np.ndarray)):
+            return EncodedRows(
+                self.y,
+                self.idx[i]
+                if isinstance(i, slice)
+                else np.asarray(self.idx, dtype=np.int64)[np.asarray(i, dtype=np.int64)],
+                self.geo,
+            )
         y = self.y[self.idx[i] if isinstance(self.idx, range) else self.idx.item(i)].as_subclass(TensorConditional)
-        if self.geo is not None: y.geo = self.geo
+        if self.geo is not None:
+            y.geo = self.geo
         return y
-    def _rows(self): return self.y if isinstance(self.idx, range) and self.idx == range(len(self.y)) else self.y[torch.as_tensor(np.asarray(self.idx))]
-    def packed(self): "All rows as one tensor `(n, 2, D)`"; return self._rows().as_subclass(TensorConditional)
+
+    def _rows(self):
+        return (
+            self.y
+            if isinstance(self.idx, range) and self.idx == range(len(self.y))
+            else self.y[torch.as_tensor(np.asarray(self.idx))]
+        )
+
+    def packed(self):
+        "All rows as one tensor `(n, 2, D)`"
+        return self._rows().as_subclass(TensorConditional)
+
     def __getstate__(self):
-        if get_spawning_popen() is not None: return self.__dict__ # to a worker of a loader: torch hands it the table itself, in shared memory
-        return dict(y=self._rows(), idx=range(len(self.idx)), geo=self.geo) # what is exported carries its own rows only
-    def __repr__(self): return f'EncodedRows({len(self)} of {len(self.y)})'
+        if get_spawning_popen() is not None:
+            return self.__dict__  # to a worker of a loader: torch hands it the table itself, in shared memory
+        return dict(
+            y=self._rows(), idx=range(len(self.idx)), geo=self.geo
+        )  # what is exported carries its own rows only
+
+    def __repr__(self):
+        return f'EncodedRows({len(self)} of {len(self.y)})'
+
 
 class ConditionalLists(TfmdLists):
-    "The target's part of `Datasets`, once its labels are encoded; raw rows handed to it (a labelled test set) are encoded as a whole"
+    """The target's part of `Datasets`, once its labels are encoded; raw rows handed to it (a labelled test set)
+    are encoded as a whole"""
+
     def __init__(self, items, tfms, **kwargs):
         if not isinstance(items, EncodedRows):
             tfm = next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, FlowTransform))
             items = EncodedRows(tfm.encode_rows(items), geo=tfm.bound.geometry)
         super().__init__(items, tfms, **kwargs)
+
     def __getitem__(self, i):
-        if not is_indexer(i): return L([self[j] for j in (range(len(self))[i] if isinstance(i, slice) else mask2idxs(i))])
+        if not is_indexer(i):
+            return L([self[j] for j in (range(len(self))[i] if isinstance(i, slice) else mask2idxs(i))])
         y = self.items[int(i)]
         return y if len(self.tfms.fs) == 1 else self.tfms(y)
 
 # %% ../../nbs/data/target_block.ipynb #51ca1e24
 class FlowTransform(Transform):
     "Sets a flow up with the data of a `Datasets`, whose target it then is; decodes packed rows to `FlowPrediction`"
+
     order, train_setup, input_types = 1, False, (object,)
+
     def __init__(self, flow):
         super().__init__()
         self.unbound, self.bound, self.getters = as_flow(flow), None, []
 
     def setup(self, items=None, train_setup=False):
-        if hasattr(items, 'y_names'): # a `TabularPandas`, not a `Datasets`
+        if hasattr(items, 'y_names'):  # a `TabularPandas`, not a `Datasets`
             self.__class__ = provided('TableTransform', 'tabular')
             return self.setup(items)
-        self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop'] # they read raw rows; from now on rows are encoded
+        self.getters = [
+            f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop'
+        ]  # they read raw rows; from now on rows are encoded
         items.tfms.fs.clear()
         table = self.table(items.items)
         train = np.asarray(items.splits[0], dtype=int)
@@ -93,78 +134,146 @@ class FlowTransform(Transform):
         if isinstance(rows, pd.DataFrame) and len(self.getters) == 1 and _reads_columns(self.getters[0]):
             cols, need = list(self.getters[0].cols), [c for b in blocks for c in b.cols]
             if self.bound is None:
-                for c in cols: check_column(rows, c, 'get_y reads')
-            weights = rows[[c for c in self.weight_cols() if c in rows.columns and c not in cols]] # weights are no labels: get_y need not name them
+                for c in cols:
+                    check_column(rows, c, 'get_y reads')
+            weights = rows[
+                [c for c in self.weight_cols() if c in rows.columns and c not in cols]
+            ]  # weights are no labels: get_y need not name them
             rows = rows[[c for c in cols if c in rows.columns]]
             rows = rows if set(need) & set(cols) or len(need) != rows.shape[1] else rows.set_axis(need, axis=1)
             return rows if not weights.shape[1] else pd.concat([rows, weights], axis=1)
         if self.getters:
             rows = [rows.iloc[i] for i in range(len(rows))] if isinstance(rows, pd.DataFrame) else rows
-            for f in self.getters: rows = [f(r) for r in rows]
+            for f in self.getters:
+                rows = [f(r) for r in rows]
         return as_table(rows, blocks)
 
-    def weight_cols(self): "The columns that hold weights of rows"; return [c for c in dict.fromkeys(inherited(self.unbound, 'weight_col', self.unbound.weight_col)) if c is not None]
+    def weight_cols(self):
+        "The columns that hold weights of rows"
+        return [
+            c for c in dict.fromkeys(inherited(self.unbound, 'weight_col', self.unbound.weight_col)) if c is not None
+        ]
+
     def encode_rows(self, rows):
         "Packed labels of raw rows; a column that is not there counts as missing, with a warning"
         return self.bound.encode(self.table(rows), missing_ok=True)
 
-    def __call__(self, x, **kwargs): return x if isinstance(x, TensorConditional) else EncodedRows(self.encode_rows([x]), geo=self.bound.geometry)[0]
-    def decode(self, x, **kwargs): return FlowPrediction(self.bound, x.reshape(2, -1), frame=getattr(x, 'frame', None)) if isinstance(x, TensorConditional) else x
+    def __call__(self, x, **kwargs):
+        return x if isinstance(x, TensorConditional) else EncodedRows(self.encode_rows([x]), geo=self.bound.geometry)[0]
+
+    def decode(self, x, **kwargs):
+        return (
+            FlowPrediction(self.bound, x.reshape(2, -1), frame=getattr(x, 'frame', None))
+            if isinstance(x, TensorConditional)
+            else x
+        )
 
     def _of_bound(self, name):
-        if self.bound is None: raise AttributeError(name)
+        if self.bound is None:
+            raise AttributeError(name)
         return self.bound if name == 'flow' else getattr(self.bound, name)
+
     @property
-    def flow(self): "The bound flow: `dls.flow`"; return self._of_bound('flow')
+    def flow(self):
+        "The bound flow: `dls.flow`"
+        return self._of_bound('flow')
+
     @property
-    def c(self): "Logits of the model: `dls.c`"; return self._of_bound('c')
+    def c(self):
+        "Logits of the model: `dls.c`"
+        return self._of_bound('c')
+
     @property
-    def loss_func(self): "The one loss: `dls.loss_func`"; return self._of_bound('loss_func')
+    def loss_func(self):
+        "The one loss: `dls.loss_func`"
+        return self._of_bound('loss_func')
+
 
 def as_flow(o):
     "A bare task as a flow of one"
-    if isinstance(o, Flow): return o
-    if not isinstance(o, ConditionalBlock) and is_mask_block(o): raise FlowError(f"MaskBlock: {MASKS}")
-    if isinstance(o, (list, tuple, L)): raise FlowError(f"a {type(o).__name__} of {len(o)} is neither a flow nor a task: put all tasks into one flow, Flow(name, *tasks)")
-    if not isinstance(o, ConditionalBlock): raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
+    if isinstance(o, Flow):
+        return o
+    if not isinstance(o, ConditionalBlock) and is_mask_block(o):
+        raise FlowError(f"MaskBlock: {MASKS}")
+    if isinstance(o, (list, tuple, L)):
+        raise FlowError(
+            f"a {type(o).__name__} of {len(o)} is neither a flow nor a task: put all tasks into one flow, Flow(name, "
+            "*tasks)"
+        )
+    if not isinstance(o, ConditionalBlock):
+        raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")
     return Flow(o.name, o)
-def _reads_columns(f): return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) for c in f.cols)
+
+
+def _reads_columns(f):
+    return type(f) is ColReader and not (f.pref or f.suff or f.label_delim) and all(isinstance(c, str) for c in f.cols)
 
 # %% ../../nbs/data/target_block.ipynb #9537abc5
 class FreshTransform:
     "A list of one new `FlowTransform` each time it is read"
-    def __init__(self, flow): self.flow = flow
-    def __iter__(self): yield FlowTransform(self.flow)
-    def __len__(self): return 1
+
+    def __init__(self, flow):
+        self.flow = flow
+
+    def __iter__(self):
+        yield FlowTransform(self.flow)
+
+    def __len__(self):
+        return 1
+
 
 @patch(as_prop=True)
-def type_tfms(self:Flow): "For `DataBlock`"; return FreshTransform(self)
+def type_tfms(self: Flow):
+    "For `DataBlock`"
+    return FreshTransform(self)
+
+
 @patch(as_prop=True)
-def type_tfms(self:ConditionalBlock): "For `DataBlock`: a bare task as target"; return FreshTransform(self)
+def type_tfms(self: ConditionalBlock):
+    "For `DataBlock`: a bare task as target"
+    return FreshTransform(self)
+
 
 def _vision_tfms(o, kind):
     "Transforms that points and boxes need; vision is only imported where a block has them"
     blocks = list(leaves(as_flow(o)))
-    if not any(b.geometry for b in blocks) and not any(b.draws for b in blocks): return []
+    if not any(b.geometry for b in blocks) and not any(b.draws for b in blocks):
+        return []
     return provided('flow_tfms', 'vision')(blocks, kind)
 
+
 @patch(as_prop=True)
-def item_tfms(self:Flow): "For `DataBlock`: what scales points and boxes"; return _vision_tfms(self, 'item')
+def item_tfms(self: Flow):
+    "For `DataBlock`: what scales points and boxes"
+    return _vision_tfms(self, 'item')
+
+
 @patch(as_prop=True)
-def item_tfms(self:ConditionalBlock): "For `DataBlock`"; return _vision_tfms(self, 'item')
+def item_tfms(self: ConditionalBlock):
+    "For `DataBlock`"
+    return _vision_tfms(self, 'item')
+
+
 @patch(as_prop=True)
-def batch_tfms(self:Flow): "For `DataBlock`: what masks or clamps points that have left the picture"; return _vision_tfms(self, 'batch')
+def batch_tfms(self: Flow):
+    "For `DataBlock`: what masks or clamps points that have left the picture"
+    return _vision_tfms(self, 'batch')
+
+
 @patch(as_prop=True)
-def batch_tfms(self:ConditionalBlock): "For `DataBlock`"; return _vision_tfms(self, 'batch')
+def batch_tfms(self: ConditionalBlock):
+    "For `DataBlock`"
+    return _vision_tfms(self, 'batch')
 
 # %% ../../nbs/data/target_block.ipynb #d3a71a8a
 def keep_only_batch(
-    dl, # `DataLoader` of training rows
+    dl,  # `DataLoader` of training rows
 ):
     "Have `dl` keep an incomplete batch where it is the only one"
     if dl.drop_last and dl.n and dl.bs is not None and dl.n < dl.bs:
         dl.drop_last = False
     return dl
+
 
 @wraps_stock(FilteredBase)
 def dataloaders(stock, self, *args, **kwargs):
@@ -177,6 +286,7 @@ def dataloaders(stock, self, *args, **kwargs):
 # %% ../../nbs/data/target_block.ipynb #a4c3cdfd
 class RowsSplitter:
     "Validation rows are those at the positions `valid_idx`, or where a boolean `valid_idx` is true"
+
     def __init__(self, valid_idx):
         self.valid_idx = valid_idx
 
@@ -187,47 +297,73 @@ class RowsSplitter:
         if not x.size:
             x = x.reshape(-1).astype(int)
         if x.ndim != 1 or x.dtype.kind not in 'iu':
-            raise FlowError(f"valid_idx={shortly(self.valid_idx, 60)} must be the positions of the validation rows, such as [0, 5, 7], or a boolean a row")
+            raise FlowError(
+                f"valid_idx={shortly(self.valid_idx, 60)} must be the positions of the validation rows, such as [0, "
+                "5, 7], or a boolean a row"
+            )
         if (bad := (x < 0) | (x >= n)).any():
-            raise FlowError(f"valid_idx names row {x[bad.argmax()]}, and the rows count from 0 to {n - 1}: hand over positions, such as np.flatnonzero(df['is_valid'])")
+            raise FlowError(
+                f"valid_idx names row {x[bad.argmax()]}, and the rows count from 0 to {n - 1}: hand over positions, "
+                "such as np.flatnonzero(df['is_valid'])"
+            )
         valid = np.zeros(n, dtype=bool)
         valid[x] = True
         return L(np.flatnonzero(~valid).tolist()), L(x[np.sort(np.unique(x, return_index=True)[1])].tolist())
 
+
 def check_loader_arguments(
-    what:str, # The method that was called, as users write it
-    given:dict, # Its keyword arguments
+    what: str,  # The method that was called, as users write it
+    given: dict,  # Its keyword arguments
     *takers,  # What reads them beside fastai's loaders
-    dl_type=TfmdDL, # The loader
-    but=(),   # What the method fills in itself
+    dl_type=TfmdDL,  # The loader
+    but=(),  # What the method fills in itself
 ):
     "Raise where nothing reads an argument of a `from_*`"
     dl_type = given.get('dl_type') or dl_type
     fixed = ('dataset', 'source', 'dblock', 'df', *but)
-    check_arguments(what, given, *takers, DataBlock.dataloaders, FilteredBase.dataloaders, dl_type, but=fixed, prefixes=('val_',))
+    check_arguments(
+        what, given, *takers, DataBlock.dataloaders, FilteredBase.dataloaders, dl_type, but=fixed, prefixes=('val_',)
+    )
     for kwargs in given.get('dl_kwargs') or ():
         check_arguments(f'{what}: a loader of dl_kwargs=', kwargs, dl_type, but=['dataset'])
 
+
 def has_one_label(
-    cls,         # `DataLoaders` for flows
-    name:str,    # A method of fastai's loaders that reads one label from the name of a file or folder
-    instead:str, # What to write
+    cls,  # `DataLoaders` for flows
+    name: str,  # A method of fastai's loaders that reads one label from the name of a file or folder
+    instead: str,  # What to write
 ):
     "Have a method that there is not say what to write"
+
     def method(cls, *args, **kwargs):
-        raise FlowError(f"{cls.__name__} has no {name}, which knows one label of an item, and not those of a flow: {instead}")
+        raise FlowError(
+            f"{cls.__name__} has no {name}, which knows one label of an item, and not those of a flow: {instead}"
+        )
+
     method.__name__ = name
     method.__doc__ = f"There is none: {instead}"
     setattr(cls, name, classmethod(method))
 
 # %% ../../nbs/data/target_block.ipynb #fb02d42c
 def read_labels(
-    csv, # File (or buffer) to read
-    keep_default_na:bool=True, # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
-    **kwargs # For `pd.read_csv`
+    csv,  # File (or buffer) to read
+    # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
+    keep_default_na: bool = True,
+    **kwargs,  # For `pd.read_csv`
 ) -> pd.DataFrame:
     "A csv as a table; cells beyond the columns that its first line names are an error, unless they are blank"
     with warnings.catch_warnings():
         warnings.filterwarnings('error', 'Length of header', pd.errors.ParserWarning)
-        try: return pd.read_csv(csv, index_col=False, keep_default_na=keep_default_na, na_values=None if keep_default_na else [''], **kwargs)
-        except pd.errors.ParserWarning: raise FlowError(f"lines of {repr(str(csv)) if isinstance(csv, (str, Path)) else 'the csv'} hold more cells than the first line names columns: name each column there, or take out what stands beyond the last") from None
+        try:
+            return pd.read_csv(
+                csv,
+                index_col=False,
+                keep_default_na=keep_default_na,
+                na_values=None if keep_default_na else [''],
+                **kwargs,
+            )
+        except pd.errors.ParserWarning:
+            raise FlowError(
+                f"lines of {repr(str(csv)) if isinstance(csv, (str, Path)) else 'the csv'} hold more cells than the "
+                "first line names columns: name each column there, or take out what stands beyond the last"
+            ) from None

@@ -13,150 +13,268 @@ from PIL import Image, ImageDraw
 __all__ = ['POSES', 'POINTS', 'XY', 'TONES', 'faces', 'mtfl_line', 'utkface_name', 'save_faces']
 
 # %% ../../nbs/datasets/faces.ipynb #bec86261
-POSES  = ('left profile', 'left', 'frontal', 'right', 'right profile') # where the face looks, as seen in the picture; MTFL's codes 1 to 5
-POINTS = ('left_eye', 'right_eye', 'nose', 'left_mouth', 'right_mouth') # MTFL's five landmarks, left and right as seen in the picture
-XY     = tuple(f'{p}_{a}' for p in POINTS for a in 'xy')
-TONES  = ((248,218,198), (228,184,146), (196,144,102), (148,102,70), (96,64,46)) # of skin: stand where UTKFace has its codes 0 to 4
-_HAIRS = ((38,28,24), (92,56,30), (168,98,44), (206,168,92))
-_ODDS  = np.array([.1, .16, .48, .16, .1]) # of each pose
+POSES = (
+    'left profile',
+    'left',
+    'frontal',
+    'right',
+    'right profile',
+)  # where the face looks, as seen in the picture; MTFL's codes 1 to 5
+POINTS = (
+    'left_eye',
+    'right_eye',
+    'nose',
+    'left_mouth',
+    'right_mouth',
+)  # MTFL's five landmarks, left and right as seen in the picture
+XY = tuple(f'{p}_{a}' for p in POINTS for a in 'xy')
+TONES = (
+    (248, 218, 198),
+    (228, 184, 146),
+    (196, 144, 102),
+    (148, 102, 70),
+    (96, 64, 46),
+)  # of skin: stand where UTKFace has its codes 0 to 4
+_HAIRS = ((38, 28, 24), (92, 56, 30), (168, 98, 44), (206, 168, 92))
+_ODDS = np.array([0.1, 0.16, 0.48, 0.16, 0.1])  # of each pose
 
 # %% ../../nbs/datasets/faces.ipynb #59fd4634
 class _Head:
     "A head on a 256 x 256 canvas"
+
     def __init__(self, rng, age, pose):
-        child = np.clip(1 - age/18, 0, 1) # small, round, with large eyes that sit low
+        child = np.clip(1 - age / 18, 0, 1)  # small, round, with large eyes that sit low
         self.yaw = (-64, -33, 0, 33, 64)[pose] + rng.uniform(-9, 9)
-        self.a = (74 - 14*child)*rng.uniform(.86, 1.08) # half width and half height
-        self.b = self.a*(1.12 + .12*(1 - child) + .06*min(age, 90)/90)*rng.uniform(.97, 1.03)
+        self.a = (74 - 14 * child) * rng.uniform(0.86, 1.08)  # half width and half height
+        self.b = self.a * (1.12 + 0.12 * (1 - child) + 0.06 * min(age, 90) / 90) * rng.uniform(0.97, 1.03)
         self.x, self.y = 128 + rng.uniform(-20, 20), 128 + rng.uniform(-22, 22)
-        self.eyes, self.eye = -.12 + .18*child, (.13 + .05*child)*self.a # their height, their radius
-    def at(self, azimuth, height, out=1.):
+        self.eyes, self.eye = -0.12 + 0.18 * child, (0.13 + 0.05 * child) * self.a  # their height, their radius
+
+    def at(self, azimuth, height, out=1.0):
         "Where a point is in the picture, and whether it is seen"
         t = np.deg2rad(azimuth + self.yaw)
-        return self.x + self.a*out*np.sqrt(max(0, 1 - height**2))*np.sin(t), self.y + self.b*height, bool(np.cos(t) > .25)
+        return (
+            self.x + self.a * out * np.sqrt(max(0, 1 - height**2)) * np.sin(t),
+            self.y + self.b * height,
+            bool(np.cos(t) > 0.25),
+        )
 
-def _oval(d, x, y, rx, ry, **kw): d.ellipse((x - rx, y - ry, x + rx, y + ry), **kw)
-def _mix(a, b, t): return tuple(int(round(v)) for v in np.add(np.multiply(a, 1 - t), np.multiply(b, t)))
-def _tint(rng, rgb, spread=10): return tuple(np.clip(np.add(rgb, rng.integers(-spread, spread + 1, 3)), 0, 255).tolist())
+
+def _oval(d, x, y, rx, ry, **kw):
+    d.ellipse((x - rx, y - ry, x + rx, y + ry), **kw)
+
+
+def _mix(a, b, t):
+    return tuple(int(round(v)) for v in np.add(np.multiply(a, 1 - t), np.multiply(b, t)))
+
+
+def _tint(rng, rgb, spread=10):
+    return tuple(np.clip(np.add(rgb, rng.integers(-spread, spread + 1, 3)), 0, 255).tolist())
 
 # %% ../../nbs/datasets/faces.ipynb #26e68084
 def _hair(d, h, hair, age, back, long):
     "Behind the face: the crown, and what falls on the shoulders; before it: what the hairline leaves"
     if back:
-        shift = -.16*h.a*np.sin(np.deg2rad(h.yaw)) # the back of a turned head shows
-        _oval(d, h.x + shift, h.y - .1*h.b, 1.1*h.a, 1.02*h.b, fill=hair)
-        if long: d.rounded_rectangle((h.x + shift - 1.14*h.a, h.y - .2*h.b, h.x + shift + 1.14*h.a, h.y + 1.25*h.b), .4*h.a, fill=hair)
+        shift = -0.16 * h.a * np.sin(np.deg2rad(h.yaw))  # the back of a turned head shows
+        _oval(d, h.x + shift, h.y - 0.1 * h.b, 1.1 * h.a, 1.02 * h.b, fill=hair)
+        if long:
+            d.rounded_rectangle(
+                (h.x + shift - 1.14 * h.a, h.y - 0.2 * h.b, h.x + shift + 1.14 * h.a, h.y + 1.25 * h.b),
+                0.4 * h.a,
+                fill=hair,
+            )
         return
-    line = -.42 - .4*min(age, 95)/95 # as a share of the half height
-    pts = [(h.x + h.a*1.02*np.sin(t), h.y - h.b*1.02*np.cos(t)) for t in np.linspace(-np.arccos(-line), np.arccos(-line), 24)]
+    line = -0.42 - 0.4 * min(age, 95) / 95  # as a share of the half height
+    pts = [
+        (h.x + h.a * 1.02 * np.sin(t), h.y - h.b * 1.02 * np.cos(t))
+        for t in np.linspace(-np.arccos(-line), np.arccos(-line), 24)
+    ]
     d.polygon(pts, fill=hair)
 
+
 def _eye(d, rng, h, side, color, skin, lashes):
-    x, y, seen = h.at(26*side, h.eyes, .94)
-    if not seen: return x, y, seen
-    r, look = h.eye, .3*h.eye*np.sin(np.deg2rad(h.yaw))
-    thin = max(.5, np.cos(np.deg2rad(26*side + h.yaw))**.5) # foreshortened
-    _oval(d, x, y, 1.35*r*thin, r, fill=(250,250,248), outline=(40,30,30), width=2)
-    _oval(d, x + look, y, .62*r*thin, .62*r, fill=color)
-    _oval(d, x + look, y, .3*r*thin, .3*r, fill=(12,12,14))
-    if lashes: d.line([(x - 1.5*r*thin, y - .5*r), (x, y - 1.15*r), (x + 1.5*r*thin, y - .5*r)], fill=(25,18,18), width=5)
+    x, y, seen = h.at(26 * side, h.eyes, 0.94)
+    if not seen:
+        return x, y, seen
+    r, look = h.eye, 0.3 * h.eye * np.sin(np.deg2rad(h.yaw))
+    thin = max(0.5, np.cos(np.deg2rad(26 * side + h.yaw)) ** 0.5)  # foreshortened
+    _oval(d, x, y, 1.35 * r * thin, r, fill=(250, 250, 248), outline=(40, 30, 30), width=2)
+    _oval(d, x + look, y, 0.62 * r * thin, 0.62 * r, fill=color)
+    _oval(d, x + look, y, 0.3 * r * thin, 0.3 * r, fill=(12, 12, 14))
+    if lashes:
+        d.line(
+            [(x - 1.5 * r * thin, y - 0.5 * r), (x, y - 1.15 * r), (x + 1.5 * r * thin, y - 0.5 * r)],
+            fill=(25, 18, 18),
+            width=5,
+        )
     return x, y, seen
+
 
 def _lines(d, h, skin, age):
     "Wrinkles"
-    ink, old = _mix(skin, (40,20,15), .25 + .3*min(age, 90)/90), age - 30
-    for k in range(int(np.clip(old//14, 0, 4))): # forehead
-        p = [h.at(az, -.34 - .1*k + .015*(abs(az) > 15), .95)[:2] for az in range(-34, 35, 17)]
+    ink, old = _mix(skin, (40, 20, 15), 0.25 + 0.3 * min(age, 90) / 90), age - 30
+    for k in range(int(np.clip(old // 14, 0, 4))):  # forehead
+        p = [h.at(az, -0.34 - 0.1 * k + 0.015 * (abs(az) > 15), 0.95)[:2] for az in range(-34, 35, 17)]
         d.line(p, fill=ink, width=3)
     for side in (-1, 1):
-        if old > 5 and h.at(34*side, .3)[2]:
-            d.line([h.at(16*side, .2, .98)[:2], h.at(27*side, .34, .96)[:2], h.at(30*side, .5, .96)[:2]], fill=ink, width=3)
-        x, y, seen = h.at(27*side, h.eyes + .14, .95)
-        if old > 20 and seen: d.arc((x - 1.3*h.eye, y - h.eye, x + 1.3*h.eye, y + .8*h.eye), 20, 160, fill=ink, width=3)
+        if old > 5 and h.at(34 * side, 0.3)[2]:
+            d.line(
+                [h.at(16 * side, 0.2, 0.98)[:2], h.at(27 * side, 0.34, 0.96)[:2], h.at(30 * side, 0.5, 0.96)[:2]],
+                fill=ink,
+                width=3,
+            )
+        x, y, seen = h.at(27 * side, h.eyes + 0.14, 0.95)
+        if old > 20 and seen:
+            d.arc((x - 1.3 * h.eye, y - h.eye, x + 1.3 * h.eye, y + 0.8 * h.eye), 20, 160, fill=ink, width=3)
 
 # %% ../../nbs/datasets/faces.ipynb #ab80d0d5
 def _face(rng):
-    "A face on 256 x 256 pixels; its labels, landmarks as shares of the picture (a guess where hidden); the hidden landmarks"
-    pose, female, smile, glasses, tone = int(rng.choice(5, p=_ODDS)), rng.random() < .5, rng.random() < .5, rng.random() < .25, int(rng.integers(5))
+    """A face on 256 x 256 pixels; its labels, landmarks as shares of the picture (a guess where hidden); the
+    hidden landmarks"""
+    pose, female, smile, glasses, tone = (
+        int(rng.choice(5, p=_ODDS)),
+        rng.random() < 0.5,
+        rng.random() < 0.5,
+        rng.random() < 0.25,
+        int(rng.integers(5)),
+    )
     ages = [rng.uniform(0, 12), rng.normal(28, 8), rng.uniform(35, 65), rng.uniform(60, 100), rng.uniform(90, 117)]
-    age = int(np.clip(rng.choice(ages, p=[.17, .38, .25, .17, .03]), 0, 116))
-    im = Image.new('RGB', (256,256), _tint(rng, (150,158,166), 60))
+    age = int(np.clip(rng.choice(ages, p=[0.17, 0.38, 0.25, 0.17, 0.03]), 0, 116))
+    im = Image.new('RGB', (256, 256), _tint(rng, (150, 158, 166), 60))
     d, h = ImageDraw.Draw(im), _Head(rng, age, pose)
-    for _ in range(int(rng.integers(2, 6))): _oval(d, *rng.uniform(0, 256, 2), *rng.uniform(12, 60, 2), fill=_tint(rng, (150,158,166), 70))
+    for _ in range(int(rng.integers(2, 6))):
+        _oval(d, *rng.uniform(0, 256, 2), *rng.uniform(12, 60, 2), fill=_tint(rng, (150, 158, 166), 70))
     skin = _tint(rng, TONES[tone], 9)
-    gray, hair = np.clip((age - 38 + rng.normal(0, 5))/42, 0, 1), _tint(rng, _HAIRS[rng.integers(4 if tone < 2 else 2)], 12)
-    hair = _mix(hair, (226,226,228), gray)
+    gray, hair = (
+        np.clip((age - 38 + rng.normal(0, 5)) / 42, 0, 1),
+        _tint(rng, _HAIRS[rng.integers(4 if tone < 2 else 2)], 12),
+    )
+    hair = _mix(hair, (226, 226, 228), gray)
     _hair(d, h, hair, age, True, female)
-    d.rounded_rectangle((h.x - 1.5*h.a, h.y + 1.22*h.b, h.x + 1.5*h.a, 290), 30, fill=_tint(rng, (110,110,120), 90)) # shoulders
-    d.rectangle((h.x - .38*h.a, h.y + .7*h.b, h.x + .38*h.a, h.y + 1.3*h.b), fill=_mix(skin, (60,30,20), .18))
-    for side in (-1, 1): # ears
-        x, y, seen = h.at(88*side, .02)
-        if seen or abs(h.yaw) < 20: _oval(d, x, y, .14*h.a*(1 + age/300), .2*h.b*(1 + age/300), fill=_mix(skin, (120,50,40), .12))
+    d.rounded_rectangle(
+        (h.x - 1.5 * h.a, h.y + 1.22 * h.b, h.x + 1.5 * h.a, 290), 30, fill=_tint(rng, (110, 110, 120), 90)
+    )  # shoulders
+    d.rectangle(
+        (h.x - 0.38 * h.a, h.y + 0.7 * h.b, h.x + 0.38 * h.a, h.y + 1.3 * h.b), fill=_mix(skin, (60, 30, 20), 0.18)
+    )
+    for side in (-1, 1):  # ears
+        x, y, seen = h.at(88 * side, 0.02)
+        if seen or abs(h.yaw) < 20:
+            _oval(
+                d, x, y, 0.14 * h.a * (1 + age / 300), 0.2 * h.b * (1 + age / 300), fill=_mix(skin, (120, 50, 40), 0.12)
+            )
     _oval(d, h.x, h.y, h.a, h.b, fill=skin)
-    if not female and age > 18 and rng.random() < .35: # beard
-        d.chord((h.x - .97*h.a, h.y - .97*h.b, h.x + .97*h.a, h.y + .97*h.b), 18, 162, fill=_mix(hair, skin, .15))
+    if not female and age > 18 and rng.random() < 0.35:  # beard
+        d.chord(
+            (h.x - 0.97 * h.a, h.y - 0.97 * h.b, h.x + 0.97 * h.a, h.y + 0.97 * h.b),
+            18,
+            162,
+            fill=_mix(hair, skin, 0.15),
+        )
     _hair(d, h, hair, age, False, female)
     _lines(d, h, skin, age)
-    iris, marks, hidden = _tint(rng, (70,80,70), 40), {}, []
-    for side,name in ((-1, 'left_eye'), (1, 'right_eye')):
+    iris, marks, hidden = _tint(rng, (70, 80, 70), 40), {}, []
+    for side, name in ((-1, 'left_eye'), (1, 'right_eye')):
         *marks[name], seen = _eye(d, rng, h, side, iris, skin, female)
         if seen and not glasses:
-            x, y, _ = h.at(26*side, h.eyes, .94)
-            d.line([(x - 1.5*h.eye, y - 1.7*h.eye), (x + 1.4*h.eye, y - 1.9*h.eye)], fill=_mix(hair, (20,14,10), .4), width=6)
-        if glasses or not seen: hidden.append(name)
+            x, y, _ = h.at(26 * side, h.eyes, 0.94)
+            d.line(
+                [(x - 1.5 * h.eye, y - 1.7 * h.eye), (x + 1.4 * h.eye, y - 1.9 * h.eye)],
+                fill=_mix(hair, (20, 14, 10), 0.4),
+                width=6,
+            )
+        if glasses or not seen:
+            hidden.append(name)
     if glasses:
-        (xl, yl), (xr, yr), r = marks['left_eye'], marks['right_eye'], 1.9*h.eye
-        d.line([(h.at(-80, h.eyes)[0], yl), (h.at(80, h.eyes)[0], yr)], fill=(20,20,24), width=6)
-        shift = rng.uniform(-.35, .35, 2)*h.eye # glasses do not sit right before the eyes
-        for x,y,side in ((xl, yl, -1), (xr, yr, 1)):
-            thin = max(.5, np.cos(np.deg2rad(26*side + h.yaw)))
-            if h.at(26*side, 0)[2]: _oval(d, x + shift[0], y + shift[1], r*thin, r, fill=(24,24,30), outline=(70,70,80), width=3)
-    *marks['nose'], _ = h.at(0, h.eyes + .38, 1.12)
-    top, wing = h.at(-6, h.eyes + .08, 1.)[:2], h.at(12, h.eyes + .4, 1.02)[:2]
-    d.line([top, tuple(marks['nose']), wing], fill=_mix(skin, (60,25,15), .5), width=6, joint='curve')
-    corners = [h.at(az*(1.15 if smile else .9), .55 - .05*smile, .93) for az in (-24, 24)]
-    for name,(x,y,seen) in zip(POINTS[3:], corners):
+        (xl, yl), (xr, yr), r = marks['left_eye'], marks['right_eye'], 1.9 * h.eye
+        d.line([(h.at(-80, h.eyes)[0], yl), (h.at(80, h.eyes)[0], yr)], fill=(20, 20, 24), width=6)
+        shift = rng.uniform(-0.35, 0.35, 2) * h.eye  # glasses do not sit right before the eyes
+        for x, y, side in ((xl, yl, -1), (xr, yr, 1)):
+            thin = max(0.5, np.cos(np.deg2rad(26 * side + h.yaw)))
+            if h.at(26 * side, 0)[2]:
+                _oval(d, x + shift[0], y + shift[1], r * thin, r, fill=(24, 24, 30), outline=(70, 70, 80), width=3)
+    *marks['nose'], _ = h.at(0, h.eyes + 0.38, 1.12)
+    top, wing = h.at(-6, h.eyes + 0.08, 1.0)[:2], h.at(12, h.eyes + 0.4, 1.02)[:2]
+    d.line([top, tuple(marks['nose']), wing], fill=_mix(skin, (60, 25, 15), 0.5), width=6, joint='curve')
+    corners = [h.at(az * (1.15 if smile else 0.9), 0.55 - 0.05 * smile, 0.93) for az in (-24, 24)]
+    for name, (x, y, seen) in zip(POINTS[3:], corners):
         marks[name] = [x, y]
-        if not seen: hidden.append(name)
+        if not seen:
+            hidden.append(name)
     (xl, yl), (xr, yr) = marks['left_mouth'], marks['right_mouth']
-    xl, xr = (max(xl, h.x - .96*h.a) if h.yaw < 0 else xl), (min(xr, h.x + .96*h.a) if h.yaw > 0 else xr)
-    lips, depth = (_tint(rng, (190,40,50), 14) if female else _mix(skin, (120,30,25), .55)), (.2 if smile else -.04)*h.b
-    curve = [(xl + (xr - xl)*t, yl + depth*4*t*(1 - t)) for t in np.linspace(0, 1, 9)]
-    if smile: d.polygon(curve, fill=(248,246,240))
+    xl, xr = (max(xl, h.x - 0.96 * h.a) if h.yaw < 0 else xl), (min(xr, h.x + 0.96 * h.a) if h.yaw > 0 else xr)
+    lips, depth = (
+        (_tint(rng, (190, 40, 50), 14) if female else _mix(skin, (120, 30, 25), 0.55)),
+        (0.2 if smile else -0.04) * h.b,
+    )
+    curve = [(xl + (xr - xl) * t, yl + depth * 4 * t * (1 - t)) for t in np.linspace(0, 1, 9)]
+    if smile:
+        d.polygon(curve, fill=(248, 246, 240))
     d.line(curve + (curve[:1] if smile else []), fill=lips, width=6, joint='curve')
-    guess = {p: rng.normal(0, 9, 2) for p in POINTS} # what is hidden is written down as well as it can be
-    res = {f'{p}_{a}': float(np.clip((marks[p][k] + (guess[p][k] if p in hidden else 0))/256, .01, .99)) for p in POINTS for k,a in enumerate('xy')}
-    return im, dict(res, gender='female' if female else 'male', smile=int(smile), glasses=int(glasses), pose=POSES[pose], age=age, race=tone), hidden
+    guess = {p: rng.normal(0, 9, 2) for p in POINTS}  # what is hidden is written down as well as it can be
+    res = {
+        f'{p}_{a}': float(np.clip((marks[p][k] + (guess[p][k] if p in hidden else 0)) / 256, 0.01, 0.99))
+        for p in POINTS
+        for k, a in enumerate('xy')
+    }
+    return (
+        im,
+        dict(
+            res,
+            gender='female' if female else 'male',
+            smile=int(smile),
+            glasses=int(glasses),
+            pose=POSES[pose],
+            age=age,
+            race=tone,
+        ),
+        hidden,
+    )
+
 
 def _shot(seed, i, *sizes):
     "Picture number `i` in several sizes (the same light, noise of its own): uint8 arrays; labels; hidden landmarks"
     rng = np.random.default_rng([seed, i])
     im, row, hidden = _face(rng)
-    light, noise = rng.uniform(.84, 1.06), rng.uniform(2, 7)
+    light, noise = rng.uniform(0.84, 1.06), rng.uniform(2, 7)
+
     def shoot(s):
-        shot = np.asarray(im.resize((s,s), Image.Resampling.BOX))*light + rng.standard_normal((s,s,1), np.float32)*noise
+        shot = (
+            np.asarray(im.resize((s, s), Image.Resampling.BOX)) * light
+            + rng.standard_normal((s, s, 1), np.float32) * noise
+        )
         return shot.clip(0, 255).astype(np.uint8)
+
     return [shoot(s) for s in sizes], row, hidden
+
 
 def _gap(rng, row, hidden, size, missing):
     "A row of the table: landmarks in pixels, blank where hidden, and blanks at random (a landmark as a whole)"
-    blank = set(hidden) | {k for k in (*POINTS, 'gender', 'smile', 'glasses', 'pose', 'age', 'race') if rng.random() < missing}
-    return {k: None if k in blank or k[:-2] in blank else v*size if k in XY else v for k,v in row.items()}
+    blank = set(hidden) | {
+        k for k in (*POINTS, 'gender', 'smile', 'glasses', 'pose', 'age', 'race') if rng.random() < missing
+    }
+    return {k: None if k in blank or k[:-2] in blank else v * size if k in XY else v for k, v in row.items()}
 
 # %% ../../nbs/datasets/faces.ipynb #5eb4ff5f
 _LABELS = (*XY, 'gender', 'smile', 'glasses', 'pose', 'age', 'race')
+
+
 def _table(rows):
     df = pd.DataFrame(rows, columns=['img', *_LABELS])
     return df.astype({c: float for c in (*XY, 'smile', 'glasses', 'age', 'race')})
 
+
 def faces(
-    n=1000,     # Pictures
-    seed=42,    # Everything follows from it
-    missing=.1, # Share of the labels to blank at random; landmarks that are hidden are blank in any case
-    size=64,    # Height and width in pixels; landmarks scale along
-):              # uint8 `(n, size, size, 3)` and a table: `img` (a name), ten landmark columns, `gender`, `smile`, `glasses`, `pose`, `age`, `race`
+    n=1000,  # Pictures
+    seed=42,  # Everything follows from it
+    missing=0.1,  # Share of the labels to blank at random; landmarks that are hidden are blank in any case
+    size=64,  # Height and width in pixels; landmarks scale along
+    # uint8 `(n, size, size, 3)` and a table: `img` (a name), ten landmark columns, `gender`, `smile`, `glasses`,
+    # `pose`,
+    # `age`, `race`
+):
     "Cartoon faces and what is known about them"
-    ims, rows = np.empty((n,size,size,3), np.uint8), []
+    ims, rows = np.empty((n, size, size, 3), np.uint8), []
     for i in range(n):
         (ims[i],), row, hidden = _shot(seed, i, size)
         rows.append(dict(_gap(np.random.default_rng([seed, i, 1]), row, hidden, size, missing), img=f'{i}.jpg'))
@@ -164,45 +282,58 @@ def faces(
 
 # %% ../../nbs/datasets/faces.ipynb #88415ae9
 def mtfl_line(
-    file, # Name of the picture, relative to the folder of the list
+    file,  # Name of the picture, relative to the folder of the list
     row,  # Labels: `XY` in pixels, and 'gender', 'smile', 'glasses', 'pose' in words and 0/1
 ):
     "An annotation line as MTFL writes it"
     xy = ' '.join(f'{row[f"{p}_{a}"]:.6f}' for a in 'xy' for p in POINTS)
-    return f" {file} {xy} {1 + (row['gender']=='female')} {2 - row['smile']} {2 - row['glasses']} {1 + POSES.index(row['pose'])}\r\n"
+    return (
+        f" {file} {xy} {1 + (row['gender'] == 'female')} {2 - row['smile']} {2 - row['glasses']} "
+        f"{1 + POSES.index(row['pose'])}\r\n"
+    )
+
 
 def utkface_name(
-    row,          # Labels: 'age', 'gender', 'race'
-    i,            # Number of the picture, from which the time stamp follows
-    race=True,    # False: leave the third number out, as in three names of the real download
+    row,  # Labels: 'age', 'gender', 'race'
+    i,  # Number of the picture, from which the time stamp follows
+    race=True,  # False: leave the third number out, as in three names of the real download
 ):
     "A file name as UTKFace has it"
-    t = datetime(2017, 1, 9, 14) + timedelta(seconds=int(i), milliseconds=int(i)*7919 % 1000)
-    codes = [row['age'], int(row['gender']=='female')] + [row['race']]*race
-    return '_'.join(map(str, codes)) + f"_{t:%Y%m%d%H%M%S}{t.microsecond//1000:03d}.jpg.chip.jpg"
+    t = datetime(2017, 1, 9, 14) + timedelta(seconds=int(i), milliseconds=int(i) * 7919 % 1000)
+    codes = [row['age'], int(row['gender'] == 'female')] + [row['race']] * race
+    return '_'.join(map(str, codes)) + f"_{t:%Y%m%d%H%M%S}{t.microsecond // 1000:03d}.jpg.chip.jpg"
+
 
 def save_faces(
-    path,       # Folder, made if it does not exist
-    n=1000,     # Pictures
-    seed=42,    # Everything follows from it
-    missing=.1, # As for `faces`
-    size=64,    # Height and width of the pictures in `UTKFace`; those in `MTFL` are of this size and of one and a half times this size
-    test=.2,    # Share of the pictures for MTFL's `testing.txt`, the last ones
-):              # The table with gaps, as in `labels.csv`
-    "Draw `faces` and write them as `MTFL/`, `UTKFace/` and `labels.csv` under `path`: JPEG pictures in the published formats"
+    path,  # Folder, made if it does not exist
+    n=1000,  # Pictures
+    seed=42,  # Everything follows from it
+    missing=0.1,  # As for `faces`
+    # Height and width of the pictures in `UTKFace`; those in `MTFL` are of this size and of one and a half times this
+    # size
+    size=64,
+    test=0.2,  # Share of the pictures for MTFL's `testing.txt`, the last ones
+):  # The table with gaps, as in `labels.csv`
+    """Draw `faces` and write them as `MTFL/`, `UTKFace/` and `labels.csv` under `path`: JPEG pictures in the
+    published formats"""
     path, lists, rows = Path(path), dict(training=[], testing=[]), []
-    for f in ('MTFL/drawn_a', 'MTFL/drawn_b', 'MTFL/drawn_test', 'UTKFace'): (path/f).mkdir(parents=True, exist_ok=True)
+    for f in ('MTFL/drawn_a', 'MTFL/drawn_b', 'MTFL/drawn_test', 'UTKFace'):
+        (path / f).mkdir(parents=True, exist_ok=True)
     for i in range(n):
-        folder = 'drawn_test' if i >= round(n*(1 - test)) else 'drawn_b' if i % 3 == 2 else 'drawn_a'
-        big = size*3//2 if folder=='drawn_b' else size
-        ims, row, hidden = _shot(seed, i, size, *[big]*(big!=size))
+        folder = 'drawn_test' if i >= round(n * (1 - test)) else 'drawn_b' if i % 3 == 2 else 'drawn_a'
+        big = size * 3 // 2 if folder == 'drawn_b' else size
+        ims, row, hidden = _shot(seed, i, size, *[big] * (big != size))
         rng = np.random.default_rng([seed, i, 1])
-        gaps, name = _gap(rng, row, hidden, size, missing), utkface_name(row, i, rng.random() > .02)
+        gaps, name = _gap(rng, row, hidden, size, missing), utkface_name(row, i, rng.random() > 0.02)
         rows.append(dict(gaps, img=f'UTKFace/{name}'))
-        list_, sep = ('testing', '/') if folder=='drawn_test' else ('training', '\\')
-        lists[list_].append(mtfl_line(f'{folder}{sep}{i:05d}.jpg', {k: v*big if k in XY else v for k,v in row.items()}))
-        for im,file in zip((ims[0], ims[-1]), (path/'UTKFace'/name, path/'MTFL'/folder/f'{i:05d}.jpg')): Image.fromarray(im).save(file, quality=95)
-    for k,v in lists.items(): (path/'MTFL'/f'{k}.txt').write_bytes(''.join(v).encode())
+        list_, sep = ('testing', '/') if folder == 'drawn_test' else ('training', '\\')
+        lists[list_].append(
+            mtfl_line(f'{folder}{sep}{i:05d}.jpg', {k: v * big if k in XY else v for k, v in row.items()})
+        )
+        for im, file in zip((ims[0], ims[-1]), (path / 'UTKFace' / name, path / 'MTFL' / folder / f'{i:05d}.jpg')):
+            Image.fromarray(im).save(file, quality=95)
+    for k, v in lists.items():
+        (path / 'MTFL' / f'{k}.txt').write_bytes(''.join(v).encode())
     df = _table(rows)
-    df.to_csv(path/'labels.csv', index=False)
+    df.to_csv(path / 'labels.csv', index=False)
     return df

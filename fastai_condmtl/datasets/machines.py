@@ -12,48 +12,73 @@ from ..core.flow import Flow
 __all__ = ['MACHINE_CATS', 'MACHINE_CONTS', 'MODES', 'machines', 'machines_flow']
 
 # %% ../../nbs/datasets/machines.ipynb #3187211f
-MACHINE_CATS  = ['Type']
-MACHINE_CONTS = ['Air temperature [K]', 'Process temperature [K]', 'Rotational speed [rpm]', 'Torque [Nm]', 'Tool wear [min]']
-MODES         = ['TWF', 'HDF', 'PWF', 'OSF'] # why a machine failed; RNF, a random failure, has no reason to be learnt
+MACHINE_CATS = ['Type']
+MACHINE_CONTS = [
+    'Air temperature [K]',
+    'Process temperature [K]',
+    'Rotational speed [rpm]',
+    'Torque [Nm]',
+    'Tool wear [min]',
+]
+MODES = ['TWF', 'HDF', 'PWF', 'OSF']  # why a machine failed; RNF, a random failure, has no reason to be learnt
 _WEAR, _STRAIN = dict(L=2, M=3, H=5), dict(L=11_000, M=12_000, H=13_000)
+
 
 def _walk(rng, n, std):
     "A random walk of mean 0 and standard deviation `std`"
     x = rng.normal(size=n).cumsum()
-    return (x - x.mean())/max(x.std(), 1e-9)*std
+    return (x - x.mean()) / max(x.std(), 1e-9) * std
+
 
 def _tools(rng, kinds):
     "Wear of the tool at each product, and where it fails instead of being replaced in time"
     wear, fails, now, life = np.zeros(len(kinds), dtype=int), np.zeros(len(kinds), dtype=bool), 0, rng.uniform(200, 240)
-    for i,k in enumerate(kinds):
+    for i, k in enumerate(kinds):
         wear[i] = now
         now += _WEAR[k]
-        if wear[i] >= life: fails[i], now, life = rng.random() < .4, 0, rng.uniform(200, 240)
+        if wear[i] >= life:
+            fails[i], now, life = rng.random() < 0.4, 0, rng.uniform(200, 240)
     return wear, fails
 
+
 def machines(
-    n:int=10000, # Products
-    seed:int=0,
-    missing:float=0., # Share of the labels to blank at random
+    n: int = 10000,  # Products
+    seed: int = 0,
+    missing: float = 0.0,  # Share of the labels to blank at random
 ) -> pd.DataFrame:
     "A row a product: quality, what the sensors said, whether the machine failed and how"
     rng = np.random.default_rng(seed)
-    kind   = rng.choice(['L','M','H'], n, p=[.6,.3,.1])
-    air    = (300 + _walk(rng, n, 2)).round(1)
-    heat   = (air + 10 + _walk(rng, n, 1)).round(1)
+    kind = rng.choice(['L', 'M', 'H'], n, p=[0.6, 0.3, 0.1])
+    air = (300 + _walk(rng, n, 2)).round(1)
+    heat = (air + 10 + _walk(rng, n, 1)).round(1)
     torque = rng.normal(40, 10, n)
-    while (low := torque < 3).any(): torque[low] = rng.normal(40, 10, low.sum())
+    while (low := torque < 3).any():
+        torque[low] = rng.normal(40, 10, low.sum())
     torque = torque.round(1)
-    speed  = (1414*(40/np.maximum(torque - 8, 3))**.279 + rng.normal(0, 51, n)).round().astype(int) # fitted to the published table
+    speed = (
+        (1414 * (40 / np.maximum(torque - 8, 3)) ** 0.279 + rng.normal(0, 51, n)).round().astype(int)
+    )  # fitted to the published table
     wear, twf = _tools(rng, kind)
-    power  = torque*speed*2*np.pi/60
-    modes  = dict(TWF=twf, HDF=((heat - air).round(1) < 8.6) & (speed < 1380), PWF=(power < 3500) | (power > 9000),
-                  OSF=torque*wear > np.array([_STRAIN[k] for k in kind]), RNF=rng.random(n) < .001)
-    df = pd.DataFrame({'Type': kind, **dict(zip(MACHINE_CONTS, (air, heat, speed, torque, wear))),
-                       'Machine failure': np.any(list(modes.values()), 0).astype(int), **{k: m.astype(int) for k,m in modes.items()}})
+    power = torque * speed * 2 * np.pi / 60
+    modes = dict(
+        TWF=twf,
+        HDF=((heat - air).round(1) < 8.6) & (speed < 1380),
+        PWF=(power < 3500) | (power > 9000),
+        OSF=torque * wear > np.array([_STRAIN[k] for k in kind]),
+        RNF=rng.random(n) < 0.001,
+    )
+    df = pd.DataFrame(
+        {
+            'Type': kind,
+            **dict(zip(MACHINE_CONTS, (air, heat, speed, torque, wear))),
+            'Machine failure': np.any(list(modes.values()), 0).astype(int),
+            **{k: m.astype(int) for k, m in modes.items()},
+        }
+    )
     for c in ('Machine failure', *MODES) if missing else ():
         df[c] = df[c].where(rng.random(n) >= missing)
     return df
+
 
 def machines_flow() -> Flow:
     "Does the machine fail, and only then, why? (several reasons may hold at once)"

@@ -26,160 +26,259 @@ __all__ = ['RACES', 'read_mtfl', 'mtfl_flow', 'read_utkface', 'utkface_flow', 'r
 # %% ../../nbs/datasets/readers.ipynb #54037da4
 def _point(name, size, **kwargs):
     "A point in pixels of its own picture; or, with `size`, of pictures squashed to that size"
-    if size is None: return KeypointsBlock(name, [f'{name}_x', f'{name}_y'], **kwargs)
+    if size is None:
+        return KeypointsBlock(name, [f'{name}_x', f'{name}_y'], **kwargs)
     return Flow(name, *[BoundedRegressionBlock(a, f'{name}_{a}', y_range=(0, size), draws=a, **kwargs) for a in 'xy'])
+
 
 def _listed(what, items, n=5):
     "A warning that lists what could not be read"
-    if len(items): warnings.warn(f"{what}: {', '.join(map(repr, list(items)[:n]))}{f' and {len(items) - n} more' if len(items) > n else ''}", FlowWarning, stacklevel=3)
+    if len(items):
+        warnings.warn(
+            f"{what}: {', '.join(map(repr, list(items)[:n]))}{f' and {len(items) - n} more' if len(items) > n else ''}",
+            FlowWarning,
+            stacklevel=3,
+        )
+
 
 def _folder(path, file=None):
     path = Path(path)
-    if not path.is_dir(): raise FlowError(f"there is no folder '{path}': name the one that the download was unpacked to")
-    if file is not None and not (path/file).is_file(): raise FlowError(f"there is no file '{file}' in '{path}', which holds {', '.join(sorted(p.name for p in path.iterdir())[:10]) or 'nothing'}: name the folder that the download was unpacked to")
+    if not path.is_dir():
+        raise FlowError(f"there is no folder '{path}': name the one that the download was unpacked to")
+    if file is not None and not (path / file).is_file():
+        raise FlowError(
+            f"there is no file '{file}' in '{path}', which holds "
+            f"{', '.join(sorted(p.name for p in path.iterdir())[:10]) or 'nothing'}: name the folder that the "
+            "download was unpacked to"
+        )
     return path
+
 
 def _size(file):
     try:
-        if not Path(file).is_file(): raise OSError(file) # to open a pipe would be to wait for ever
-        with Image.open(file) as im: return im.size
-    except Exception: raise FlowError(f"picture '{file}' cannot be read, and its landmarks are told in pixels of its own size: unpack the pictures beside the lists, or keep these pixels with size=None") from None
+        if not Path(file).is_file():
+            raise OSError(file)  # to open a pipe would be to wait for ever
+        with Image.open(file) as im:
+            return im.size
+    except Exception:
+        raise FlowError(
+            f"picture '{file}' cannot be read, and its landmarks are told in pixels of its own size: unpack the "
+            "pictures beside the lists, or keep these pixels with size=None"
+        ) from None
 
 # %% ../../nbs/datasets/readers.ipynb #3a5074da
 _lists = dict(train='training.txt', test='testing.txt')
 
+
 def read_mtfl(
-    path,       # Folder with `training.txt`, `testing.txt` and the pictures
-    split=None, # `train` or `test`; None: both, the test rows for validation
-    size=40,    # Landmarks in pixels of pictures squashed to this width and height; None: of each picture's own
-) -> pd.DataFrame: # `img`, ten landmark columns, `gender`, `smile`, `glasses`, `pose`, `is_valid`
+    path,  # Folder with `training.txt`, `testing.txt` and the pictures
+    split=None,  # `train` or `test`; None: both, the test rows for validation
+    size=40,  # Landmarks in pixels of pictures squashed to this width and height; None: of each picture's own
+) -> pd.DataFrame:  # `img`, ten landmark columns, `gender`, `smile`, `glasses`, `pose`, `is_valid`
     "The lists of MTFL. Landmarks outside their picture are left blank, with a warning"
-    if split not in (None, *_lists): raise FlowError(f"split={split!r} must be 'train', 'test' or None for both")
+    if split not in (None, *_lists):
+        raise FlowError(f"split={split!r} must be 'train', 'test' or None for both")
     path, rows = Path(path), []
     for k in [split] if split else _lists:
-        file = _folder(path, _lists[k])/_lists[k]
-        for i,line in enumerate(file.read_text(encoding='utf-8').splitlines(), 1):
-            if line.strip(): rows.append((*_mtfl_row(line.split(), f'line {i} of {file.name}'), k == 'test'))
-    df = pd.DataFrame(rows, columns=['img', *(f'{p}_{a}' for a in 'xy' for p in POINTS), 'gender', 'smile', 'glasses', 'pose', 'is_valid'])[['img', *XY, 'gender', 'smile', 'glasses', 'pose', 'is_valid']]
-    if size is None or not len(df): return df
-    wh, gone = np.array([_size(path/f) for f in df.img]), []
+        file = _folder(path, _lists[k]) / _lists[k]
+        for i, line in enumerate(file.read_text(encoding='utf-8').splitlines(), 1):
+            if line.strip():
+                rows.append((*_mtfl_row(line.split(), f'line {i} of {file.name}'), k == 'test'))
+    df = pd.DataFrame(
+        rows,
+        columns=['img', *(f'{p}_{a}' for a in 'xy' for p in POINTS), 'gender', 'smile', 'glasses', 'pose', 'is_valid'],
+    )[['img', *XY, 'gender', 'smile', 'glasses', 'pose', 'is_valid']]
+    if size is None or not len(df):
+        return df
+    wh, gone = np.array([_size(path / f) for f in df.img]), []
     for p in POINTS:
-        xy = df[[f'{p}_x', f'{p}_y']].to_numpy()*size/wh
+        xy = df[[f'{p}_x', f'{p}_y']].to_numpy() * size / wh
         out = ((xy < 0) | (xy > size)).any(1)
         gone += [f'{f}: {p}' for f in df.img[out]]
-        df[[f'{p}_x', f'{p}_y']] = np.where(out[:,None], np.nan, xy)
+        df[[f'{p}_x', f'{p}_y']] = np.where(out[:, None], np.nan, xy)
     _listed(f"{len(gone)} landmarks lie outside their picture and are left blank", gone)
     return df
+
 
 def _mtfl_row(parts, where):
     "The words of a line as labels"
     try:
         file, nums, codes = parts[0].replace('\\', '/'), [float(v) for v in parts[1:11]], [int(v) for v in parts[11:]]
         gender, smile, glasses, pose = codes
-        if len(nums) < 10 or not ({gender, smile, glasses} <= {1, 2} and 1 <= pose <= 5): raise ValueError
-    except (ValueError, IndexError): raise FlowError(f"{where} is no line of MTFL: {' '.join(parts)!r}. It must be a file, ten numbers, three codes of 1 or 2 (gender, smile, glasses) and a pose from 1 to 5") from None
+        if len(nums) < 10 or not ({gender, smile, glasses} <= {1, 2} and 1 <= pose <= 5):
+            raise ValueError
+    except (ValueError, IndexError):
+        raise FlowError(
+            f"{where} is no line of MTFL: {' '.join(parts)!r}. It must be a file, ten numbers, three codes of 1 or 2 "
+            "(gender, smile, glasses) and a pose from 1 to 5"
+        ) from None
     return file, *nums, ('male', 'female')[gender - 1], 2 - smile, 2 - glasses, POSES[pose - 1]
 
+
 def mtfl_flow(
-    size=40, # As for `read_mtfl`. None: each landmark a `KeypointsBlock`, which follows the transforms of the pictures
-    weight=20., # Of each coordinate, whose squared error is small beside the losses of the attributes
+    size=40,  # As for `read_mtfl`. None: each landmark a `KeypointsBlock`, which follows the transforms of the pictures
+    weight=20.0,  # Of each coordinate, whose squared error is small beside the losses of the attributes
 ) -> Flow:
     "Four attributes and five landmarks; those on the far side of a profile are not asked"
     pose = SingleLabelBlock('pose', vocab=list(POSES))
     far = {p: 'left profile' if p.startswith('left') else 'right profile' for p in POINTS if p != 'nose'}
     points = [_point(p, size, weight=weight) for p in POINTS]
-    return Flow('mtfl', BinaryBlock('gender', vocab=('male', 'female')), BinaryBlock('smile'), BinaryBlock('glasses'), pose,
-                *[p | pose.ne(far[p.name]) if p.name in far else p for p in points])
+    return Flow(
+        'mtfl',
+        BinaryBlock('gender', vocab=('male', 'female')),
+        BinaryBlock('smile'),
+        BinaryBlock('glasses'),
+        pose,
+        *[p | pose.ne(far[p.name]) if p.name in far else p for p in points],
+    )
 
 # %% ../../nbs/datasets/readers.ipynb #d17cbf93
-RACES = ('White', 'Black', 'Asian', 'Indian', 'Others') # UTKFace's codes 0 to 4
+RACES = ('White', 'Black', 'Asian', 'Indian', 'Others')  # UTKFace's codes 0 to 4
+
 
 def read_utkface(
-    path,        # Folder with the pictures, or folders of them
-    races=RACES, # What to call the codes of race
-) -> pd.DataFrame: # `img`, `age`, `gender`, `race`
+    path,  # Folder with the pictures, or folders of them
+    races=RACES,  # What to call the codes of race
+) -> pd.DataFrame:  # `img`, `age`, `gender`, `race`
     "The names of UTKFace's pictures; what a name does not say is a gap, with a warning"
     path, rows, odd = _folder(path), [], []
     for f in sorted(f.relative_to(path).as_posix() for f in path.rglob('*') if f.suffix.lower() in IMAGES):
         parts = f.rpartition('/')[2].split('_')
-        taken = next((i for i,p in enumerate(parts) if re.match(r'\d{8,}', p)), 0) # the time: a name without one is another name
-        codes = [int(p) if re.fullmatch(r'\d{1,3}', p) else None for p in parts[:min(taken, 3)]]
-        age, gender, race = (codes + [None]*3)[:3]
+        taken = next(
+            (i for i, p in enumerate(parts) if re.match(r'\d{8,}', p)), 0
+        )  # the time: a name without one is another name
+        codes = [int(p) if re.fullmatch(r'\d{1,3}', p) else None for p in parts[: min(taken, 3)]]
+        age, gender, race = (codes + [None] * 3)[:3]
         gender, race = gender if gender in (0, 1) else None, race if race is not None and race < len(races) else None
-        if taken != 3 or None in (age, gender, race): odd.append(f)
-        rows.append((f, age, None if gender is None else ('male', 'female')[gender], None if race is None else races[race]))
-    if not rows: raise FlowError(f"there is no picture in '{path}': name the folder that the download was unpacked to")
+        if taken != 3 or None in (age, gender, race):
+            odd.append(f)
+        rows.append(
+            (f, age, None if gender is None else ('male', 'female')[gender], None if race is None else races[race])
+        )
+    if not rows:
+        raise FlowError(f"there is no picture in '{path}': name the folder that the download was unpacked to")
     _listed(f"{len(odd)} names do not say all of age, gender and race, which are left blank there", odd)
     return pd.DataFrame(rows, columns=['img', 'age', 'gender', 'race']).astype(dict(age=float))
 
+
 def utkface_flow(
-    races=RACES, # As for `read_utkface`
+    races=RACES,  # As for `read_utkface`
 ) -> Flow:
     "Age, gender and race of every face"
-    return Flow('utkface', UnboundedRegressionBlock('age'), BinaryBlock('gender', vocab=('male', 'female')), SingleLabelBlock('race', vocab=list(races)))
+    return Flow(
+        'utkface',
+        UnboundedRegressionBlock('age'),
+        BinaryBlock('gender', vocab=('male', 'female')),
+        SingleLabelBlock('race', vocab=list(races)),
+    )
 
 # %% ../../nbs/datasets/readers.ipynb #42e44cac
 def read_pascal(
-    csv,            # The file, or the folder with `train.csv`
-    folder='train', # Where the pictures are, below the folder of the file; None: names are told as they stand
-    label_delim=' ', # What stands between the labels
+    csv,  # The file, or the folder with `train.csv`
+    folder='train',  # Where the pictures are, below the folder of the file; None: names are told as they stand
+    label_delim=' ',  # What stands between the labels
 ) -> pd.DataFrame:  # `fname`, `labels`, `is_valid` (where the file has it)
-    "A csv of file names and delimited labels. A picture without a label is one on which nothing is to be seen: the cell is `''`"
-    csv = _folder(csv, 'train.csv')/'train.csv' if Path(csv).is_dir() else Path(csv)
-    if not csv.is_file(): raise FlowError(f"there is no file '{csv}': name the csv, or the folder with train.csv")
+    """A csv of file names and delimited labels. A picture without a label is one on which nothing is to be seen:
+    the cell is `''`"""
+    csv = _folder(csv, 'train.csv') / 'train.csv' if Path(csv).is_dir() else Path(csv)
+    if not csv.is_file():
+        raise FlowError(f"there is no file '{csv}': name the csv, or the folder with train.csv")
     df = pd.read_csv(csv, dtype=dict(fname=str, labels=str), keep_default_na=False)
-    if gone := [c for c in ('fname', 'labels') if c not in df]: raise FlowError(f"'{csv}' has no column '{gone[0]}': {near(gone[0], df.columns)} The first line must name fname and labels")
-    df['labels'] = df.labels.str.split(label_delim).map(lambda ls: label_delim.join(filter(None, (l.strip() for l in ls))))
-    if folder: df['fname'] = f'{folder}/' + df.fname
+    if gone := [c for c in ('fname', 'labels') if c not in df]:
+        raise FlowError(
+            f"'{csv}' has no column '{gone[0]}': {near(gone[0], df.columns)} The first line must name fname and labels"
+        )
+    df['labels'] = df.labels.str.split(label_delim).map(
+        lambda ls: label_delim.join(filter(None, (l.strip() for l in ls)))
+    )
+    if folder:
+        df['fname'] = f'{folder}/' + df.fname
     if 'is_valid' in df:
         valid = df.is_valid.astype(str).str.lower().map({'true': True, 'false': False, '1': True, '0': False})
-        if valid.isna().any(): raise FlowError(f"'{csv}', line {int(valid.isna().to_numpy().argmax()) + 2}: is_valid is {df.is_valid[valid.isna()].iloc[0]!r}, which is neither True nor False")
+        if valid.isna().any():
+            raise FlowError(
+                f"'{csv}', line {int(valid.isna().to_numpy().argmax()) + 2}: is_valid is "
+                f"{df.is_valid[valid.isna()].iloc[0]!r}, which is neither True nor False"
+            )
         df['is_valid'] = valid.astype(bool)
     return df[[c for c in ('fname', 'labels', 'is_valid') if c in df]]
 
-def pascal_flow(label_delim=' ') -> Flow: "One multi-label task"; return Flow('pascal', MultiLabelBlock('labels', label_delim=label_delim))
+
+def pascal_flow(label_delim=' ') -> Flow:
+    "One multi-label task"
+    return Flow('pascal', MultiLabelBlock('labels', label_delim=label_delim))
 
 # %% ../../nbs/datasets/readers.ipynb #60f1e68f
 def _numbers(file, shape):
     "The first numbers of a file, as an array of this shape"
-    try: return np.array(Path(file).read_text().split()[:int(np.prod(shape))], dtype=float).reshape(shape)
-    except (OSError, ValueError): return None
+    try:
+        return np.array(Path(file).read_text().split()[: int(np.prod(shape))], dtype=float).reshape(shape)
+    except (OSError, ValueError):
+        return None
+
 
 def head_angles(
-    rotation, # 3 x 3
-) -> tuple:   # yaw, pitch, roll
-    "A rotation as angles in degrees: `rotation.T` turns by pitch about x, then by minus yaw about y, then by minus roll about z"
+    rotation,  # 3 x 3
+) -> tuple:  # yaw, pitch, roll
+    """A rotation as angles in degrees: `rotation.T` turns by pitch about x, then by minus yaw about y, then by
+    minus roll about z"""
     r = np.asarray(rotation, dtype=float).T
-    return tuple(float(v) for v in np.rad2deg([np.arctan2(r[2,0], np.hypot(r[2,1], r[2,2])), np.arctan2(r[2,1], r[2,2]), -np.arctan2(r[1,0], r[0,0])]))
+    return tuple(
+        float(v)
+        for v in np.rad2deg(
+            [
+                np.arctan2(r[2, 0], np.hypot(r[2, 1], r[2, 2])),
+                np.arctan2(r[2, 1], r[2, 2]),
+                -np.arctan2(r[1, 0], r[0, 0]),
+            ]
+        )
+    )
+
 
 def read_biwi(
-    path,         # Folder with the folders 01 to 24
-    valid='13',   # Recording for validation, or several: pictures of one person are much alike, and must not stand on both sides
-) -> pd.DataFrame: # `img`, `person`, `head_x`, `head_y`, `depth`, `yaw`, `pitch`, `roll`, `is_valid`
-    "Centre of the head in pixels, its distance in millimetres and where it looks. Frames whose pose cannot be read, or whose centre lies outside the picture, are left blank there, with a warning"
+    path,  # Folder with the folders 01 to 24
+    # Recording for validation, or several: pictures of one person are much alike, and must not stand on both sides
+    valid='13',
+) -> pd.DataFrame:  # `img`, `person`, `head_x`, `head_y`, `depth`, `yaw`, `pitch`, `roll`, `is_valid`
+    """Centre of the head in pixels, its distance in millimetres and where it looks. Frames whose pose cannot be
+    read, or whose centre lies outside the picture, are left blank there, with a warning"""
     path, valid, rows, odd, out = _folder(path), {valid} if isinstance(valid, str) else set(valid), [], [], []
     for d in sorted(p for p in path.iterdir() if p.is_dir()):
         frames = sorted(d.glob('frame_*_rgb.*'))
-        if not frames: continue
-        if (cal := _numbers(d/'rgb.cal', (3,3))) is None: raise FlowError(f"'{d.name}/rgb.cal' cannot be read: it must begin with the 3 x 3 matrix of the camera; unpack it from the download")
+        if not frames:
+            continue
+        if (cal := _numbers(d / 'rgb.cal', (3, 3))) is None:
+            raise FlowError(
+                f"'{d.name}/rgb.cal' cannot be read: it must begin with the 3 x 3 matrix of the camera; unpack it "
+                "from the download"
+            )
         w, h = _size(frames[0])
         for f in frames:
-            pose = _numbers(f.with_name(f.name.rpartition('_')[0] + '_pose.txt'), (4,3))
-            labels = [None]*6
-            if pose is None or not pose[3,2] > 0: odd.append(f'{d.name}/{f.name}')
+            pose = _numbers(f.with_name(f.name.rpartition('_')[0] + '_pose.txt'), (4, 3))
+            labels = [None] * 6
+            if pose is None or not pose[3, 2] > 0:
+                odd.append(f'{d.name}/{f.name}')
             else:
                 (x, y, z), angles = pose[3], head_angles(pose[:3])
-                u, v = x*cal[0,0]/z + cal[0,2], y*cal[1,1]/z + cal[1,2]
+                u, v = x * cal[0, 0] / z + cal[0, 2], y * cal[1, 1] / z + cal[1, 2]
                 inside = 0 <= u <= w and 0 <= v <= h
-                if not inside: out.append(f'{d.name}/{f.name}')
+                if not inside:
+                    out.append(f'{d.name}/{f.name}')
                 labels = [u if inside else None, v if inside else None, z, *angles]
             rows.append((f'{d.name}/{f.name}', d.name, *labels, d.name in valid))
-    if not rows: raise FlowError(f"there is no frame_*_rgb.jpg in the folders of '{path}': name the folder that holds 01 to 24")
+    if not rows:
+        raise FlowError(f"there is no frame_*_rgb.jpg in the folders of '{path}': name the folder that holds 01 to 24")
     _listed(f"the pose of {len(odd)} frames cannot be read and is left blank", odd)
     _listed(f"the head's centre lies outside the picture in {len(out)} frames and is left blank", out)
     cols = ['head_x', 'head_y', 'depth', 'yaw', 'pitch', 'roll']
     return pd.DataFrame(rows, columns=['img', 'person', *cols, 'is_valid']).astype({c: float for c in cols})
 
+
 def biwi_flow() -> Flow:
     "Where the head is, how far away, and where it looks"
-    return Flow('biwi', _point('head', None), UnboundedRegressionBlock('depth'), *[UnboundedRegressionBlock(a) for a in ('yaw', 'pitch', 'roll')])
+    return Flow(
+        'biwi',
+        _point('head', None),
+        UnboundedRegressionBlock('depth'),
+        *[UnboundedRegressionBlock(a) for a in ('yaw', 'pitch', 'roll')],
+    )

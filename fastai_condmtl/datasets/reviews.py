@@ -14,47 +14,161 @@ from ..core.flow import Flow
 __all__ = ['CAUSES', 'reviews', 'review_flow']
 
 # %% ../../nbs/datasets/reviews.ipynb #42e68ce0
-_WORDS = dict(en=dict(
-    product=['kettle', 'lamp', 'backpack', 'keyboard', 'blender', 'jacket', 'headset', 'chair', 'bottle', 'clock'],
-    start=['I bought this {p} last week.', 'This {p} was a gift for my sister.', 'We ordered the {p} for the office.', 'My second {p} from this shop.', 'The {p} is for everyday use.', 'Saw the {p} in a video.'],
-    good=['It works perfectly.', 'We love it and use it every day.', 'Exactly as described.', 'Great value and lovely finish.', 'My family is delighted.', 'Better than the old one.', 'A pleasure to use.', 'Highly recommended to everyone.'],
-    delivery=['The parcel came two weeks late.', 'The courier left the box in the rain.', 'Shipping took forever.', 'It was sent to the wrong address.', 'Tracking never showed where the package was.', 'The driver did not ring the bell.', 'The box arrived crushed.', 'Half of the order is still in transit.'],
-    quality=['It broke after two days.', 'The plastic feels cheap.', 'A seam came apart at once.', 'The switch no longer works.', 'Paint is peeling off everywhere.', 'It stopped charging.', 'The handle is loose.', 'There was a crack in the base.'],
-    service=['Nobody answers my emails.', 'The hotline hung up on me.', 'Support was rude.', 'I waited an hour on the phone.', 'They closed my ticket without a word.', 'The agent did not listen.', 'My question was ignored.', 'The chat sent me in circles.'],
-    refund=['I want my money back.', 'Please refund me.', 'I am returning it and expect a refund.', 'Give me back what I paid.'],
-    keep=['A pity.', 'I will keep it anyway.', 'Not what I had hoped for.', 'Please do better next time.'],
-), de=dict(
-    product=['Kessel', 'Lampe', 'Rucksack', 'Tastatur', 'Mixer', 'Jacke', 'Uhr'],
-    start=['Ich habe letzte Woche bestellt: {p}.', 'Das war ein Geschenk, eine Sache namens {p}.', 'Wir brauchen {p} im Büro.', 'Schon wieder {p} aus diesem Laden.'],
-    good=['Alles funktioniert bestens.', 'Wir sind begeistert.', 'Genau wie beschrieben.', 'Sehr zu empfehlen.', 'Ein schönes Stück.'],
-    delivery=['Das Paket kam zwei Wochen zu spät.', 'Der Bote klingelte nicht.', 'Der Versand dauerte ewig.', 'Der Karton war zerdrückt.', 'Die Sendung ging verloren.'],
-    quality=['Nach zwei Tagen war es kaputt.', 'Das Plastik wirkt billig.', 'Der Schalter klemmt.', 'Die Farbe blättert ab.', 'Ein Riss im Boden.'],
-    service=['Niemand antwortet auf Mails.', 'Die Hotline legte auf.', 'Der Kundendienst war unfreundlich.', 'Meine Frage wurde ignoriert.', 'Eine Stunde in der Warteschleife.'],
-    refund=['Ich will mein Geld zurück.', 'Bitte erstatten Sie den Betrag.', 'Ich schicke es zurück und erwarte mein Geld.'],
-    keep=['Schade.', 'Ich behalte es trotzdem.', 'Das hatte ich mir anders vorgestellt.'],
-))
-CAUSES = ('delivery', 'quality', 'service') # of a complaint
+_WORDS = dict(
+    en=dict(
+        product=['kettle', 'lamp', 'backpack', 'keyboard', 'blender', 'jacket', 'headset', 'chair', 'bottle', 'clock'],
+        start=[
+            'I bought this {p} last week.',
+            'This {p} was a gift for my sister.',
+            'We ordered the {p} for the office.',
+            'My second {p} from this shop.',
+            'The {p} is for everyday use.',
+            'Saw the {p} in a video.',
+        ],
+        good=[
+            'It works perfectly.',
+            'We love it and use it every day.',
+            'Exactly as described.',
+            'Great value and lovely finish.',
+            'My family is delighted.',
+            'Better than the old one.',
+            'A pleasure to use.',
+            'Highly recommended to everyone.',
+        ],
+        delivery=[
+            'The parcel came two weeks late.',
+            'The courier left the box in the rain.',
+            'Shipping took forever.',
+            'It was sent to the wrong address.',
+            'Tracking never showed where the package was.',
+            'The driver did not ring the bell.',
+            'The box arrived crushed.',
+            'Half of the order is still in transit.',
+        ],
+        quality=[
+            'It broke after two days.',
+            'The plastic feels cheap.',
+            'A seam came apart at once.',
+            'The switch no longer works.',
+            'Paint is peeling off everywhere.',
+            'It stopped charging.',
+            'The handle is loose.',
+            'There was a crack in the base.',
+        ],
+        service=[
+            'Nobody answers my emails.',
+            'The hotline hung up on me.',
+            'Support was rude.',
+            'I waited an hour on the phone.',
+            'They closed my ticket without a word.',
+            'The agent did not listen.',
+            'My question was ignored.',
+            'The chat sent me in circles.',
+        ],
+        refund=[
+            'I want my money back.',
+            'Please refund me.',
+            'I am returning it and expect a refund.',
+            'Give me back what I paid.',
+        ],
+        keep=['A pity.', 'I will keep it anyway.', 'Not what I had hoped for.', 'Please do better next time.'],
+    ),
+    de=dict(
+        product=['Kessel', 'Lampe', 'Rucksack', 'Tastatur', 'Mixer', 'Jacke', 'Uhr'],
+        start=[
+            'Ich habe letzte Woche bestellt: {p}.',
+            'Das war ein Geschenk, eine Sache namens {p}.',
+            'Wir brauchen {p} im Büro.',
+            'Schon wieder {p} aus diesem Laden.',
+        ],
+        good=[
+            'Alles funktioniert bestens.',
+            'Wir sind begeistert.',
+            'Genau wie beschrieben.',
+            'Sehr zu empfehlen.',
+            'Ein schönes Stück.',
+        ],
+        delivery=[
+            'Das Paket kam zwei Wochen zu spät.',
+            'Der Bote klingelte nicht.',
+            'Der Versand dauerte ewig.',
+            'Der Karton war zerdrückt.',
+            'Die Sendung ging verloren.',
+        ],
+        quality=[
+            'Nach zwei Tagen war es kaputt.',
+            'Das Plastik wirkt billig.',
+            'Der Schalter klemmt.',
+            'Die Farbe blättert ab.',
+            'Ein Riss im Boden.',
+        ],
+        service=[
+            'Niemand antwortet auf Mails.',
+            'Die Hotline legte auf.',
+            'Der Kundendienst war unfreundlich.',
+            'Meine Frage wurde ignoriert.',
+            'Eine Stunde in der Warteschleife.',
+        ],
+        refund=[
+            'Ich will mein Geld zurück.',
+            'Bitte erstatten Sie den Betrag.',
+            'Ich schicke es zurück und erwarte mein Geld.',
+        ],
+        keep=['Schade.', 'Ich behalte es trotzdem.', 'Das hatte ich mir anders vorgestellt.'],
+    ),
+)
+CAUSES = ('delivery', 'quality', 'service')  # of a complaint
+
 
 def reviews(
-    n:int=600,          # Rows
-    seed:int=0,         # For the same reviews again
-    missing:float=.15,  # Share of labels that are blank, at random
+    n: int = 600,  # Rows
+    seed: int = 0,  # For the same reviews again
+    missing: float = 0.15,  # Share of labels that are blank, at random
 ) -> pd.DataFrame:
-    "A table of reviews: `text`, `complaint`, `cause`, `refund`, `stars`, `language`; `cause` and `refund` are told of complaints only"
+    """A table of reviews: `text`, `complaint`, `cause`, `refund`, `stars`, `language`; `cause` and `refund` are
+    told of complaints only"""
     rng, rows = np.random.default_rng(seed), []
     pick = lambda xs: xs[rng.integers(len(xs))]
     for _ in range(n):
-        lang, bad, cause, refund = 'de' if rng.random() < .25 else 'en', bool(rng.random() < .55), pick(CAUSES), bool(rng.random() < .45)
+        lang, bad, cause, refund = (
+            'de' if rng.random() < 0.25 else 'en',
+            bool(rng.random() < 0.55),
+            pick(CAUSES),
+            bool(rng.random() < 0.45),
+        )
         w = _WORDS[lang]
-        said = [w[cause][i] for i in rng.permutation(len(w[cause]))[:rng.integers(1, 3)]] + [pick(w['refund'] if refund else w['keep'])]*bool(rng.random() < .9 or refund) if bad else [pick(w['good']) for _ in range(rng.integers(1, 3))]
+        said = (
+            [w[cause][i] for i in rng.permutation(len(w[cause]))[: rng.integers(1, 3)]]
+            + [pick(w['refund'] if refund else w['keep'])] * bool(rng.random() < 0.9 or refund)
+            if bad
+            else [pick(w['good']) for _ in range(rng.integers(1, 3))]
+        )
         stars = (1 if refund else int(rng.integers(2, 4))) if bad else int(rng.integers(4, 6))
-        rows.append((' '.join([pick(w['start']).format(p=pick(w['product'])), *said]), bad, cause if bad else None, refund if bad else None, float(stars), lang))
-    df = pd.DataFrame(rows, columns=['text', 'complaint', 'cause', 'refund', 'stars', 'language']).astype(dict(complaint=object, refund=object))
-    for c in df.columns[1:]: df.loc[rng.random(n) < missing, c] = None
+        rows.append(
+            (
+                ' '.join([pick(w['start']).format(p=pick(w['product'])), *said]),
+                bad,
+                cause if bad else None,
+                refund if bad else None,
+                float(stars),
+                lang,
+            )
+        )
+    df = pd.DataFrame(rows, columns=['text', 'complaint', 'cause', 'refund', 'stars', 'language']).astype(
+        dict(complaint=object, refund=object)
+    )
+    for c in df.columns[1:]:
+        df.loc[rng.random(n) < missing, c] = None
     return df
+
 
 def review_flow() -> Flow:
     "What can be asked of a review"
     complaint = BinaryBlock('complaint')
-    return Flow('review', complaint, Flow('about', SingleLabelBlock('cause'), BinaryBlock('refund')) | complaint,
-                BoundedRegressionBlock('stars', y_range=(1, 5)), SingleLabelBlock('language'))
+    return Flow(
+        'review',
+        complaint,
+        Flow('about', SingleLabelBlock('cause'), BinaryBlock('refund')) | complaint,
+        BoundedRegressionBlock('stars', y_range=(1, 5)),
+        SingleLabelBlock('language'),
+    )

@@ -21,116 +21,192 @@ __all__ = ['SCENES', 'SHIRTS', 'FACES', 'LABELS', 'DIGITS', 'CORNERS', 'security
            'security_flow', 'digits_table', 'digits_flow', 'faces', 'save_faces']
 
 # %% ../../nbs/datasets/synthetic.ipynb #a0e0d601
-_all_ = ['faces', 'save_faces'] # drawn in a module of their own
+_all_ = ['faces', 'save_faces']  # drawn in a module of their own
 
 # %% ../../nbs/datasets/synthetic.ipynb #911885b8
-SCENES = ('camera_covered', 'camera_sprayed', 'door_locked', 'door_unlocked', 'lock_hidden', 'nobody',
-          'person', 'person_far', 'person_turned', 'person_parcel', 'old_camera') # the kinds of scene
-SHIRTS = dict(black=(28,28,32), blue=(35,75,205), green=(25,145,55), purple=(135,40,155), red=(205,30,40),
-              white=(238,238,236), yellow=(240,212,35)) # `shirt_type`: its colour
-FACES  = ('beard', 'glasses', 'hat') # `facial_characteristics`
-LABELS = ('camera_blocked', 'door_open', 'person_present', 'door_locked', 'face_x1', 'face_y1', 'face_w', 'face_h',
-          'facial_characteristics', 'body_x1', 'body_y1', 'body_w', 'body_h', 'shirt_type') # one column a task
-_ODDS  = np.array([1,1,1,1,1,1,5,4,1,1,1])/18 # of each kind: people have most tasks, so most pictures show them
+SCENES = (
+    'camera_covered',
+    'camera_sprayed',
+    'door_locked',
+    'door_unlocked',
+    'lock_hidden',
+    'nobody',
+    'person',
+    'person_far',
+    'person_turned',
+    'person_parcel',
+    'old_camera',
+)  # the kinds of scene
+SHIRTS = dict(
+    black=(28, 28, 32),
+    blue=(35, 75, 205),
+    green=(25, 145, 55),
+    purple=(135, 40, 155),
+    red=(205, 30, 40),
+    white=(238, 238, 236),
+    yellow=(240, 212, 35),
+)  # `shirt_type`: its colour
+FACES = ('beard', 'glasses', 'hat')  # `facial_characteristics`
+LABELS = (
+    'camera_blocked',
+    'door_open',
+    'person_present',
+    'door_locked',
+    'face_x1',
+    'face_y1',
+    'face_w',
+    'face_h',
+    'facial_characteristics',
+    'body_x1',
+    'body_y1',
+    'body_w',
+    'body_h',
+    'shirt_type',
+)  # one column a task
+_ODDS = (
+    np.array([1, 1, 1, 1, 1, 1, 5, 4, 1, 1, 1]) / 18
+)  # of each kind: people have most tasks, so most pictures show them
 
 # %% ../../nbs/datasets/synthetic.ipynb #967e007d
 def _tint(rng, rgb, spread=14):
     "`rgb`, a little off"
-    return tuple(np.clip(np.add(rgb, rng.integers(-spread, spread+1, 3)), 0, 255).tolist())
+    return tuple(np.clip(np.add(rgb, rng.integers(-spread, spread + 1, 3)), 0, 255).tolist())
 
-def _box(d, x, y, w, h, fill): d.rectangle((x, y, x+w-1, y+h-1), fill=fill)
-def _oval(d, x, y, w, h, fill): d.ellipse((x, y, x+w-1, y+h-1), fill=fill)
-def _pick(rng, xs): return xs[rng.integers(len(xs))]
+
+def _box(d, x, y, w, h, fill):
+    d.rectangle((x, y, x + w - 1, y + h - 1), fill=fill)
+
+
+def _oval(d, x, y, w, h, fill):
+    d.ellipse((x, y, x + w - 1, y + h - 1), fill=fill)
+
+
+def _pick(rng, xs):
+    return xs[rng.integers(len(xs))]
+
 
 def _room(d, rng, is_open):
     "Wall, floor and door; where the door is: x, y, w, h"
-    x,y,w = (int(rng.integers(a, b)) for a,b in ((13,20), (3,8), (29,36)))
-    wall = _tint(rng, _pick(rng, [(196,186,170), (172,182,190), (190,170,160), (170,180,165)]))
-    line,step,style = _tint(rng, np.subtract(wall, 18), 6), int(rng.integers(5, 10)), rng.integers(3)
+    x, y, w = (int(rng.integers(a, b)) for a, b in ((13, 20), (3, 8), (29, 36)))
+    wall = _tint(rng, _pick(rng, [(196, 186, 170), (172, 182, 190), (190, 170, 160), (170, 180, 165)]))
+    line, step, style = _tint(rng, np.subtract(wall, 18), 6), int(rng.integers(5, 10)), rng.integers(3)
     _box(d, 0, 0, 64, 64, wall)
-    for i in range(int(rng.integers(step)), 64, step): # stripes, boards or plain
-        if style==0: _box(d, i, 0, 2, 64, line)
-        if style==1: _box(d, 0, i, 64, 1, line)
-    _box(d, 0, 60, 64, 4, _tint(rng, (120,105,90)))
-    wood = _tint(rng, _pick(rng, [(128,88,56), (150,112,80), (104,80,66), (112,112,120)]))
-    _box(d, x-2, y-2, w+4, 64-y, _tint(rng, (92,74,60), 8))
+    for i in range(int(rng.integers(step)), 64, step):  # stripes, boards or plain
+        if style == 0:
+            _box(d, i, 0, 2, 64, line)
+        if style == 1:
+            _box(d, 0, i, 64, 1, line)
+    _box(d, 0, 60, 64, 4, _tint(rng, (120, 105, 90)))
+    wood = _tint(rng, _pick(rng, [(128, 88, 56), (150, 112, 80), (104, 80, 66), (112, 112, 120)]))
+    _box(d, x - 2, y - 2, w + 4, 64 - y, _tint(rng, (92, 74, 60), 8))
     if is_open:
-        _box(d, x, y, w, 60-y, _tint(rng, _pick(rng, [(86,84,88), (100,92,82), (82,90,98)]), 8)) # the hall, in the dark
-        _box(d, x, 52, w, 9, _tint(rng, (122,108,92), 8))
-        d.polygon([(x,y), (x-7,y+3), (x-7,63), (x,60)] if rng.random() < .5 else [(x+w-1,y), (x+w+6,y+3), (x+w+6,63), (x+w-1,60)], fill=wood)
+        _box(
+            d, x, y, w, 60 - y, _tint(rng, _pick(rng, [(86, 84, 88), (100, 92, 82), (82, 90, 98)]), 8)
+        )  # the hall, in the dark
+        _box(d, x, 52, w, 9, _tint(rng, (122, 108, 92), 8))
+        d.polygon(
+            [(x, y), (x - 7, y + 3), (x - 7, 63), (x, 60)]
+            if rng.random() < 0.5
+            else [(x + w - 1, y), (x + w + 6, y + 3), (x + w + 6, 63), (x + w - 1, 60)],
+            fill=wood,
+        )
     else:
-        _box(d, x, y, w, 60-y, wood)
+        _box(d, x, y, w, 60 - y, wood)
         dark = _tint(rng, np.subtract(wood, 22), 4)
-        for r in (y+4, y+(60-y)//2+2): _box(d, x+5, r, w-14, (60-y)//2-7, dark)
-    return x, y, w, 60-y
+        for r in (y + 4, y + (60 - y) // 2 + 2):
+            _box(d, x + 5, r, w - 14, (60 - y) // 2 - 7, dark)
+    return x, y, w, 60 - y
 
 # %% ../../nbs/datasets/synthetic.ipynb #0dfd3303
 def _lock(d, rng, door, state):
     "A lock at the right edge of `door`: 'door_locked', 'door_unlocked', or hidden"
-    x,y,w,h = door
-    lx,ly = x+w-6, y + int(rng.integers(h//2-8, h//2+6))
-    shut = state=='door_locked' or (state=='lock_hidden' and rng.random() < .5)
-    _box(d, lx-1, ly-1, 6, 6, (40,40,42))
-    _box(d, lx, ly, 4, 4, _tint(rng, (235,40,35) if shut else (50,225,70)))
-    _box(d, lx-1, ly+6, 9 if shut else 4, 3, _tint(rng, (205,205,210)))
-    if state=='lock_hidden':
-        sheet = _tint(rng, (225,222,205))
-        _box(d, lx-6, ly-5, 16, 19, sheet)
-        for r in range(ly-2, ly+12, 3): _box(d, lx-4, r, int(rng.integers(7, 13)), 1, (90,90,110))
+    x, y, w, h = door
+    lx, ly = x + w - 6, y + int(rng.integers(h // 2 - 8, h // 2 + 6))
+    shut = state == 'door_locked' or (state == 'lock_hidden' and rng.random() < 0.5)
+    _box(d, lx - 1, ly - 1, 6, 6, (40, 40, 42))
+    _box(d, lx, ly, 4, 4, _tint(rng, (235, 40, 35) if shut else (50, 225, 70)))
+    _box(d, lx - 1, ly + 6, 9 if shut else 4, 3, _tint(rng, (205, 205, 210)))
+    if state == 'lock_hidden':
+        sheet = _tint(rng, (225, 222, 205))
+        _box(d, lx - 6, ly - 5, 16, 19, sheet)
+        for r in range(ly - 2, ly + 12, 3):
+            _box(d, lx - 4, r, int(rng.integers(7, 13)), 1, (90, 90, 110))
+
 
 def _block(d, rng, kind):
     "Cover the whole view"
-    if kind=='camera_covered':
+    if kind == 'camera_covered':
         base = rng.integers(8, 34, 3)
-        for i in range(64): _box(d, i, 0, 1, 64, tuple((base + int(8*np.sin(i/(2+base[0]/12)))).clip(0).tolist()))
-        for _ in range(6): d.line(rng.integers(-10, 74, 4).tolist(), fill=_tint(rng, base+14, 4), width=int(rng.integers(2, 7)))
+        for i in range(64):
+            _box(d, i, 0, 1, 64, tuple((base + int(8 * np.sin(i / (2 + base[0] / 12)))).clip(0).tolist()))
+        for _ in range(6):
+            d.line(rng.integers(-10, 74, 4).tolist(), fill=_tint(rng, base + 14, 4), width=int(rng.integers(2, 7)))
     else:
-        paint = _tint(rng, _pick(rng, [(225,90,160), (240,130,40), (60,200,210), (150,215,70), (245,245,235)]))
-        for x,y in np.stack(np.meshgrid(range(4,64,8), range(4,64,8)), -1).reshape(-1,2) + rng.integers(-4, 5, (64,2)):
+        paint = _tint(
+            rng, _pick(rng, [(225, 90, 160), (240, 130, 40), (60, 200, 210), (150, 215, 70), (245, 245, 235)])
+        )
+        for x, y in np.stack(np.meshgrid(range(4, 64, 8), range(4, 64, 8)), -1).reshape(-1, 2) + rng.integers(
+            -4, 5, (64, 2)
+        ):
             r = int(rng.integers(7, 12))
-            _oval(d, int(x)-r, int(y)-r, 2*r, 2*r, _tint(rng, paint, 10))
+            _oval(d, int(x) - r, int(y) - r, 2 * r, 2 * r, _tint(rng, paint, 10))
 
 # %% ../../nbs/datasets/synthetic.ipynb #553f9477
 def _person(d, rng, door, kind):
     "Someone in `door`; the labels of face and body"
-    (x,_,w,_),far = door, kind=='person_far'
-    fw,fh,bw,bh,feet = (int(rng.integers(a, b)) for a,b in
-        (((7,10), (8,11), (9,14), (19,27), (50,59)) if far else ((10,16), (11,17), (14,23), (29,40), (57,63))))
-    bx = x + (w-bw)//2 + int(rng.integers(-8, 9))
-    by = feet-bh
-    fx,fy = bx + (bw-fw)//2 + int(rng.integers(-2, 3)), by-fh
-    shirt,top = _pick(rng, tuple(SHIRTS)), bh*5//9 # the upper part, arms included
+    (x, _, w, _), far = door, kind == 'person_far'
+    fw, fh, bw, bh, feet = (
+        int(rng.integers(a, b))
+        for a, b in (
+            ((7, 10), (8, 11), (9, 14), (19, 27), (50, 59))
+            if far
+            else ((10, 16), (11, 17), (14, 23), (29, 40), (57, 63))
+        )
+    )
+    bx = x + (w - bw) // 2 + int(rng.integers(-8, 9))
+    by = feet - bh
+    fx, fy = bx + (bw - fw) // 2 + int(rng.integers(-2, 3)), by - fh
+    shirt, top = _pick(rng, tuple(SHIRTS)), bh * 5 // 9  # the upper part, arms included
     _box(d, bx, by, bw, top, _tint(rng, SHIRTS[shirt], 10))
-    legs = _tint(rng, _pick(rng, [(70,78,98), (98,92,84), (84,66,60)]), 8)
-    for lx in (bx+1, bx+bw//2+1): _box(d, lx, by+top, bw//2-1, bh-top, legs)
-    _box(d, bx, feet-2, bw, 2, (34,30,30))
-    if kind=='person_parcel':
-        _box(d, bx, by, bw, top+1, _tint(rng, (176,132,82), 8))
-        _box(d, bx+bw//2-1, by, 2, top+1, (214,190,140))
-    hair = _tint(rng, _pick(rng, [(60,40,28), (112,72,36), (150,120,70)]), 8) # all that is seen from behind
+    legs = _tint(rng, _pick(rng, [(70, 78, 98), (98, 92, 84), (84, 66, 60)]), 8)
+    for lx in (bx + 1, bx + bw // 2 + 1):
+        _box(d, lx, by + top, bw // 2 - 1, bh - top, legs)
+    _box(d, bx, feet - 2, bw, 2, (34, 30, 30))
+    if kind == 'person_parcel':
+        _box(d, bx, by, bw, top + 1, _tint(rng, (176, 132, 82), 8))
+        _box(d, bx + bw // 2 - 1, by, 2, top + 1, (214, 190, 140))
+    hair = _tint(rng, _pick(rng, [(60, 40, 28), (112, 72, 36), (150, 120, 70)]), 8)  # all that is seen from behind
     _oval(d, fx, fy, fw, fh, hair)
-    body = dict(body_x1=bx, body_y1=by, body_w=bw, body_h=bh, **({} if kind=='person_parcel' else dict(shirt_type=shirt)))
-    if kind=='person_turned': return body
-    skin = _tint(rng, _pick(rng, [(238,200,168), (216,170,132), (186,136,100)]), 8)
-    _oval(d, fx, fy+2, fw, fh-2, skin)
-    marks = [o for o,on in zip(FACES, f'{rng.integers(1, 8):03b}') if on=='1'] # any but none
-    eyes = fy + fh//2 - 1
-    if 'beard' in marks: d.chord((fx, fy+2, fx+fw-1, fy+fh-1), 10, 170, fill=_tint(rng, (52,28,18), 8))
-    if 'glasses' in marks: _box(d, fx, eyes, fw, 3, _tint(rng, (230,35,60), 8))
+    body = dict(
+        body_x1=bx, body_y1=by, body_w=bw, body_h=bh, **({} if kind == 'person_parcel' else dict(shirt_type=shirt))
+    )
+    if kind == 'person_turned':
+        return body
+    skin = _tint(rng, _pick(rng, [(238, 200, 168), (216, 170, 132), (186, 136, 100)]), 8)
+    _oval(d, fx, fy + 2, fw, fh - 2, skin)
+    marks = [o for o, on in zip(FACES, f'{rng.integers(1, 8):03b}') if on == '1']  # any but none
+    eyes = fy + fh // 2 - 1
+    if 'beard' in marks:
+        d.chord((fx, fy + 2, fx + fw - 1, fy + fh - 1), 10, 170, fill=_tint(rng, (52, 28, 18), 8))
+    if 'glasses' in marks:
+        _box(d, fx, eyes, fw, 3, _tint(rng, (230, 35, 60), 8))
     else:
-        for ex in (fx+fw//4, fx+fw-1-fw//4): _box(d, ex, eyes, 1, 1, (30,26,26))
+        for ex in (fx + fw // 4, fx + fw - 1 - fw // 4):
+            _box(d, ex, eyes, 1, 1, (30, 26, 26))
     if 'hat' in marks:
-        hat = _tint(rng, (40,190,190), 10)
-        for inset,dy,h in ((1,0,3), (0,2,1)): _box(d, fx+inset, fy+dy, fw-2*inset, h, hat) # crown, brim
+        hat = _tint(rng, (40, 190, 190), 10)
+        for inset, dy, h in ((1, 0, 3), (0, 2, 1)):
+            _box(d, fx + inset, fy + dy, fw - 2 * inset, h, hat)  # crown, brim
     return dict(face_x1=fx, face_y1=fy, face_w=fw, face_h=fh, facial_characteristics=','.join(marks), **body)
 
 # %% ../../nbs/datasets/synthetic.ipynb #5a2462fd
 def _scene(rng, kind):
     "A picture of one `kind` of scene, 64x64, and every label that has a meaning in it"
-    im = Image.new('RGB', (64,64))
+    im = Image.new('RGB', (64, 64))
     d = ImageDraw.Draw(im)
-    old = kind=='old_camera'
-    if old: kind = _pick(rng, ('door_locked', 'door_unlocked', 'nobody', 'person'))
+    old = kind == 'old_camera'
+    if old:
+        kind = _pick(rng, ('door_locked', 'door_unlocked', 'nobody', 'person'))
     is_open = kind.startswith(('nobody', 'person'))
     door = _room(d, rng, is_open)
     if kind.startswith('camera'):
@@ -138,121 +214,147 @@ def _scene(rng, kind):
         return im, dict(camera_blocked=1)
     res = dict(camera_blocked=0, door_open=int(is_open))
     if is_open:
-        res['person_present'] = int(kind!='nobody')
-        if kind!='nobody': res.update(_person(d, rng, door, kind))
+        res['person_present'] = int(kind != 'nobody')
+        if kind != 'nobody':
+            res.update(_person(d, rng, door, kind))
     else:
         _lock(d, rng, door, kind)
-        if kind!='lock_hidden': res['door_locked'] = int(kind=='door_locked')
-    if old: # greyer, stamped, and nobody asked whether the camera was blocked
+        if kind != 'lock_hidden':
+            res['door_locked'] = int(kind == 'door_locked')
+    if old:  # greyer, stamped, and nobody asked whether the camera was blocked
         del res['camera_blocked']
-        im = Image.blend(im, im.convert('L').convert('RGB'), .25)
+        im = Image.blend(im, im.convert('L').convert('RGB'), 0.25)
         d = ImageDraw.Draw(im)
-        for x in rng.permutation(range(35,62,3))[:7].tolist(): _box(d, x, 1, 2, 3, (250,240,120))
+        for x in rng.permutation(range(35, 62, 3))[:7].tolist():
+            _box(d, x, 1, 2, 3, (250, 240, 120))
     return im, res
 
 # %% ../../nbs/datasets/synthetic.ipynb #8c2cb3b4
 def security_scenes(
-    n=1000, # pictures
-    seed=42, # everything follows from it
-    missing=.1, # share of the labels that have a meaning to blank at random, on top of the blanks that belong to a scene
-    size=64, # height and width in pixels; boxes scale along
-    bar=noop, # what hands on the numbers of the pictures one by one and shows how far it is, such as fastprogress' `progress_bar`
-): # uint8 `(n, size, size, 3)` and a table of `LABELS`, `img` (file name) and `scene` (one of `SCENES`)
+    n=1000,  # pictures
+    seed=42,  # everything follows from it
+    # share of the labels that have a meaning to blank at random, on top of the blanks that belong to a scene
+    missing=0.1,
+    size=64,  # height and width in pixels; boxes scale along
+    # what hands on the numbers of the pictures one by one and shows how far it is, such as fastprogress' `progress_bar`
+    bar=noop,
+):  # uint8 `(n, size, size, 3)` and a table of `LABELS`, `img` (file name) and `scene` (one of `SCENES`)
     "Pictures of a security camera, with labels that only have a meaning given others"
-    ims,rows = np.empty((n,size,size,3), np.uint8), []
+    ims, rows = np.empty((n, size, size, 3), np.uint8), []
     for i in bar(range(n)):
         rng = np.random.default_rng([seed, i])
         kind = SCENES[rng.choice(len(SCENES), p=_ODDS)]
         gap = dict(zip(LABELS, rng.random(len(LABELS)) < missing))
-        im,res = _scene(rng, kind)
-        if size!=64: im = im.resize((size,size), Image.Resampling.BOX)
-        light,noise = rng.uniform(.75, 1.08), rng.uniform(3, 9)
-        ims[i] = (np.asarray(im)*light + rng.standard_normal((size,size,3), np.float32)*noise).clip(0, 255)
+        im, res = _scene(rng, kind)
+        if size != 64:
+            im = im.resize((size, size), Image.Resampling.BOX)
+        light, noise = rng.uniform(0.75, 1.08), rng.uniform(3, 9)
+        ims[i] = (np.asarray(im) * light + rng.standard_normal((size, size, 3), np.float32) * noise).clip(0, 255)
         rows.append([np.nan if gap[o] else res.get(o, np.nan) for o in LABELS] + [f'{i}.png', kind])
     df = pd.DataFrame(rows, columns=[*LABELS, 'img', 'scene'])
     for o in LABELS:
-        if o not in ('facial_characteristics', 'shirt_type'): df[o] = df[o].astype(float) * (size/64 if o[:5] in ('face_', 'body_') else 1)
+        if o not in ('facial_characteristics', 'shirt_type'):
+            df[o] = df[o].astype(float) * (size / 64 if o[:5] in ('face_', 'body_') else 1)
     return ims, df
 
 # %% ../../nbs/datasets/synthetic.ipynb #e7ef0ebd
 def save_pictures(
-    path, # folder, made if it does not exist
-    images, # uint8 `(n, h, w, 3)`
-    df, # a row a picture, file names in `img`
-): # `df`
+    path,  # folder, made if it does not exist
+    images,  # uint8 `(n, h, w, 3)`
+    df,  # a row a picture, file names in `img`
+):  # `df`
     "Write `images` and `labels.csv` under `path`"
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    for im,name in zip(images, df.img): Image.fromarray(im).save(path/name)
-    df.to_csv(path/'labels.csv', index=False)
+    for im, name in zip(images, df.img):
+        Image.fromarray(im).save(path / name)
+    df.to_csv(path / 'labels.csv', index=False)
     return df
+
 
 @delegates(security_scenes)
 def save_scenes(
-    path, # folder, made if it does not exist
-    **kwargs
-): # the table, as `pd.read_csv(path/'labels.csv')` gives it back
+    path,  # folder, made if it does not exist
+    **kwargs,
+):  # the table, as `pd.read_csv(path/'labels.csv')` gives it back
     "Draw `security_scenes`, write them and their `labels.csv` under `path`"
     return save_pictures(path, *security_scenes(**kwargs))
 
 # %% ../../nbs/datasets/synthetic.ipynb #a77a79e7
 def security_flow(
-    size=64, # height and width of the pictures that boxes are measured in
-    box_weight=1., # weight of each of the eight coordinates in the loss
-): # a `Flow` over the `LABELS` of `security_scenes`
+    size=64,  # height and width of the pictures that boxes are measured in
+    box_weight=1.0,  # weight of each of the eight coordinates in the loss
+):  # a `Flow` over the `LABELS` of `security_scenes`
     "Which of the camera's questions make sense given which answers"
-    box = lambda o: [BoundedRegressionBlock(f'{o}_{c}', y_range=(0,size), weight=box_weight, draws=c) for c in ('x1','y1','w','h')]
+    box = lambda o: [
+        BoundedRegressionBlock(f'{o}_{c}', y_range=(0, size), weight=box_weight, draws=c)
+        for c in ('x1', 'y1', 'w', 'h')
+    ]
     camera_blocked = BinaryBlock('camera_blocked')
-    door_open      = BinaryBlock('door_open')      | ~camera_blocked
-    door_locked    = BinaryBlock('door_locked')    | ~door_open
+    door_open = BinaryBlock('door_open') | ~camera_blocked
+    door_locked = BinaryBlock('door_locked') | ~door_open
     person_present = BinaryBlock('person_present') | door_open
-    face   = Flow('face_regression', *box('face'), MultiLabelBlock('facial_characteristics'))
-    body   = Flow('body_regression', *box('body'), SingleLabelBlock('shirt_type'))
+    face = Flow('face_regression', *box('face'), MultiLabelBlock('facial_characteristics'))
+    body = Flow('body_regression', *box('body'), SingleLabelBlock('shirt_type'))
     person = Flow('person_regression', face, body) | person_present
     return Flow('security', camera_blocked, door_open, door_locked, person_present, person)
 
 # %% ../../nbs/datasets/synthetic.ipynb #5357d309
-DIGITS  = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 CORNERS = ('top left', 'top right', 'bottom left', 'bottom right')
+
 
 def _measure(ink):
     "Corners, width and slant of `ink` (8,8)"
-    quarters = ink.reshape(2,4,2,4).sum((1,3)).ravel()
-    rows,cols = np.mgrid[:8,:8]
-    mean = lambda v: (ink*v).sum()/ink.sum()
-    dy,dx = rows-mean(rows), cols-mean(cols)
-    return [o for o,q in zip(CORNERS, quarters) if q > ink.sum()/4], (12*mean(dx*dx))**.5, mean(dx*dy)/mean(dy*dy)
+    quarters = ink.reshape(2, 4, 2, 4).sum((1, 3)).ravel()
+    rows, cols = np.mgrid[:8, :8]
+    mean = lambda v: (ink * v).sum() / ink.sum()
+    dy, dx = rows - mean(rows), cols - mean(cols)
+    return (
+        [o for o, q in zip(CORNERS, quarters) if q > ink.sum() / 4],
+        (12 * mean(dx * dx)) ** 0.5,
+        mean(dx * dy) / mean(dy * dy),
+    )
+
 
 def digits_table(
-    seed=42, # of the gaps
-    missing=.1, # share of the labels that have a meaning to blank at random
-    size=32, # height and width the 8x8 digits are enlarged to
-): # uint8 `(1797, size, size, 3)` and a table of seven tasks and `img` (file name)
+    seed=42,  # of the gaps
+    missing=0.1,  # share of the labels that have a meaning to blank at random
+    size=32,  # height and width the 8x8 digits are enlarged to
+):  # uint8 `(1797, size, size, 3)` and a table of seven tasks and `img` (file name)
     "scikit-learn's handwritten digits, with questions about their shape"
     from sklearn.datasets import load_digits
-    inks,digits = load_digits(return_X_y=True)
-    inks,ims,rows = inks.reshape(-1,8,8), np.empty((len(inks),size,size,3), np.uint8), []
-    for i,(ink,digit) in enumerate(zip(inks, digits)):
-        im = Image.fromarray((ink*255/16).astype(np.uint8)).resize((size,size), Image.Resampling.BICUBIC)
-        ims[i] = np.asarray(im)[...,None]
-        corners,width,slant = _measure(ink)
-        row = dict(digit=DIGITS[digit], width=min(width, 8.), has_loop=np.nan if digit==4 else float(digit in (0,6,8,9)))
-        if digit in (0,6,8,9): row['two_loops'] = float(digit==8)
-        if digit in (6,9): row['loop_on_top'] = float(digit==9)
-        if digit in (1,2,3,5,7): row['corners'] = ','.join(corners)
-        if digit in (1,7): row['slant'] = slant
+
+    inks, digits = load_digits(return_X_y=True)
+    inks, ims, rows = inks.reshape(-1, 8, 8), np.empty((len(inks), size, size, 3), np.uint8), []
+    for i, (ink, digit) in enumerate(zip(inks, digits)):
+        im = Image.fromarray((ink * 255 / 16).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+        ims[i] = np.asarray(im)[..., None]
+        corners, width, slant = _measure(ink)
+        row = dict(
+            digit=DIGITS[digit], width=min(width, 8.0), has_loop=np.nan if digit == 4 else float(digit in (0, 6, 8, 9))
+        )
+        if digit in (0, 6, 8, 9):
+            row['two_loops'] = float(digit == 8)
+        if digit in (6, 9):
+            row['loop_on_top'] = float(digit == 9)
+        if digit in (1, 2, 3, 5, 7):
+            row['corners'] = ','.join(corners)
+        if digit in (1, 7):
+            row['slant'] = slant
         rows.append(row)
     df = pd.DataFrame(rows, columns=['digit', 'has_loop', 'two_loops', 'loop_on_top', 'corners', 'width', 'slant'])
     df = df.mask(np.random.default_rng(seed).random(df.shape) < missing)
     return ims, df.assign(img=[f'{i}.png' for i in range(len(df))])
 
+
 def digits_flow():
     "Which questions about a digit of `digits_table` make sense given which answers"
-    digit       = SingleLabelBlock('digit', vocab=list(DIGITS))
-    has_loop    = BinaryBlock('has_loop')
-    two_loops   = BinaryBlock('two_loops')        | has_loop
-    loop_on_top = BinaryBlock('loop_on_top')      | digit.isin(['six', 'nine'])
-    corners     = MultiLabelBlock('corners', vocab=list(CORNERS)) | ~has_loop
-    width       = BoundedRegressionBlock('width', y_range=(0,8))
-    slant       = UnboundedRegressionBlock('slant') | digit.isin(['one', 'seven'])
+    digit = SingleLabelBlock('digit', vocab=list(DIGITS))
+    has_loop = BinaryBlock('has_loop')
+    two_loops = BinaryBlock('two_loops') | has_loop
+    loop_on_top = BinaryBlock('loop_on_top') | digit.isin(['six', 'nine'])
+    corners = MultiLabelBlock('corners', vocab=list(CORNERS)) | ~has_loop
+    width = BoundedRegressionBlock('width', y_range=(0, 8))
+    slant = UnboundedRegressionBlock('slant') | digit.isin(['one', 'seven'])
     return Flow('digits', digit, has_loop, two_loops, loop_on_top, corners, width, slant)

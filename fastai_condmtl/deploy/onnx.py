@@ -27,127 +27,198 @@ __all__ = ['Deployed', 'input_steps', 'raw_inputs', 'columns_of']
 # %% ../../nbs/deploy/onnx.ipynb #54ab1af4
 class _GlobalMax(nn.Module):
     "`nn.AdaptiveMaxPool2d(1)` in an operator that ONNX has: the exporter of older PyTorch does not know that one"
-    def forward(self, x): return x.amax((2, 3))[:, :, None, None]
+
+    def forward(self, x):
+        return x.amax((2, 3))[:, :, None, None]
+
 
 class Deployed(nn.Module):
     "From inputs to `(values, probabilities, reached)` as plain tensors: what goes into a graph"
-    def __init__(self,
-        model:nn.Module, # The network
-        loss:ConditionalLoss, # Holds thresholds and temperatures
-        scale=None,      # What pixels 0 … 255 are divided by; None: inputs go to the network as they are
-        mean=None, std=None, # Normalisation after that, `(1, C, 1, 1)`
+
+    def __init__(
+        self,
+        model: nn.Module,  # The network
+        loss: ConditionalLoss,  # Holds thresholds and temperatures
+        scale=None,  # What pixels 0 … 255 are divided by; None: inputs go to the network as they are
+        mean=None,
+        std=None,  # Normalisation after that, `(1, C, 1, 1)`
     ):
         super().__init__()
         self.model, self.loss, self.scale = model, loss.clone(), scale
-        for head in [m for m in self.model.modules() if isinstance(m, ConditionalHead)]: head.context = None # every branch on every row
+        for head in [m for m in self.model.modules() if isinstance(m, ConditionalHead)]:
+            head.context = None  # every branch on every row
         for m in list(self.model.modules()):
-            for n,c in m.named_children():
-                if isinstance(c, nn.AdaptiveMaxPool2d) and c.output_size in (1, (1, 1)) and not c.return_indices: setattr(m, n, _GlobalMax())
-        for k,b in enumerate(self.loss.layout.blocks): self.register_buffer(f'threshold_{k}', self.loss.decisions.thresholds_of(k) if b.thresholded else None)
-        if self.loss.decisions.temperature is not None: self.register_buffer('temperature', self.loss.decisions.temperature.clone())
-        self.register_buffer('mean', mean); self.register_buffer('std', std)
+            for n, c in m.named_children():
+                if isinstance(c, nn.AdaptiveMaxPool2d) and c.output_size in (1, (1, 1)) and not c.return_indices:
+                    setattr(m, n, _GlobalMax())
+        for k, b in enumerate(self.loss.layout.blocks):
+            self.register_buffer(f'threshold_{k}', self.loss.decisions.thresholds_of(k) if b.thresholded else None)
+        if self.loss.decisions.temperature is not None:
+            self.register_buffer('temperature', self.loss.decisions.temperature.clone())
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std)
         lo, span = loss.flow.units
-        self.register_buffer('lo', lo.float()); self.register_buffer('span', span.float())
+        self.register_buffer('lo', lo.float())
+        self.register_buffer('span', span.float())
+
     def forward(self, *inputs):
-        if self.scale is not None: inputs = (inputs[0].float()/self.scale, *inputs[1:])
-        if self.mean is not None: inputs = ((inputs[0] - self.mean)/self.std, *inputs[1:])
+        if self.scale is not None:
+            inputs = (inputs[0].float() / self.scale, *inputs[1:])
+        if self.mean is not None:
+            inputs = ((inputs[0] - self.mean) / self.std, *inputs[1:])
         loss, acts = self.loss, self.loss.activation(self.model(*inputs))
         vals = []
-        for k,(b,a) in enumerate(zip(loss.layout.blocks, loss.layout.family_acts(acts))):
+        for k, (b, a) in enumerate(zip(loss.layout.blocks, loss.layout.family_acts(acts))):
             t = getattr(self, f'threshold_{k}')
             vals.append((b.decide(a) if t is None else b.decide(a, t)).reshape(acts.shape[0], loss.layout.n_columns[k]))
         vals = torch.cat(vals, 1).index_select(1, loss.layout.target_back)
-        return vals*self.span + self.lo, acts, loss.flow.reached(vals)
+        return vals * self.span + self.lo, acts, loss.flow.reached(vals)
 
 # %% ../../nbs/deploy/onnx.ipynb #033d24f1
 def input_steps(
-    learn, # Learner of pictures
-) -> dict: # `scale`, `mean`, `std` of `Deployed`
+    learn,  # Learner of pictures
+) -> dict:  # `scale`, `mean`, `std` of `Deployed`
     "What `learn` does with a batch of pixels before the network sees it"
     res = {}
     for f in learn.dls.valid.after_batch.fs if 0 < len(learn.dls.loaders) else ():
-        if f.split_idx == 0 or _spares_pictures(f): continue
-        if isinstance(f, IntToFloatTensor) and 'mean' not in res: res['scale'] = float(f.div)
-        elif isinstance(f, Normalize): res |= dict(mean=f.mean.detach().cpu().as_subclass(torch.Tensor).float(), std=f.std.detach().cpu().as_subclass(torch.Tensor).float())
-        else: raise FlowError(f"batch transform {type(f).__name__} runs on validation batches, and an exported graph does not know it: make it an item transform, or put it into the network")
+        if f.split_idx == 0 or _spares_pictures(f):
+            continue
+        if isinstance(f, IntToFloatTensor) and 'mean' not in res:
+            res['scale'] = float(f.div)
+        elif isinstance(f, Normalize):
+            res |= dict(
+                mean=f.mean.detach().cpu().as_subclass(torch.Tensor).float(),
+                std=f.std.detach().cpu().as_subclass(torch.Tensor).float(),
+            )
+        else:
+            raise FlowError(
+                f"batch transform {type(f).__name__} runs on validation batches, and an exported graph does not know "
+                "it: make it an item transform, or put it into the network"
+            )
     return res
 
+
 def _spares_pictures(f):
-    "Does `f` leave validation pictures as they are? Ours only follow them; those of `aug_transforms()` turn them by nothing, which changes no more than the last digit"
-    if isinstance(f, ToTensor) or type(f).__module__.startswith(ConditionalBlock.__module__.partition('.')[0] + '.'): return True
+    """Does `f` leave validation pictures as they are? Ours only follow them; those of `aug_transforms()` turn
+    them by nothing, which changes no more than the last digit"""
+    if isinstance(f, ToTensor) or type(f).__module__.startswith(ConditionalBlock.__module__.partition('.')[0] + '.'):
+        return True
     return [c.__name__ for c in type(f).__mro__ if c.__name__ == 'AffineCoordTfm'] != [] and f.size is None
 
+
 def raw_inputs(
-    learn, # Learner
-    n:int=2,
+    learn,  # Learner
+    n: int = 2,
 ) -> tuple | None:
     "Inputs of `n` rows as the item transforms leave them; None where the data of the learner is gone (it was exported)"
     dl = learn.dls.valid if len(learn.dls.loaders) > 1 and len(learn.dls.valid_ds) else learn.dls.train
-    if not len(dl.dataset): return None
+    if not len(dl.dataset):
+        return None
     dl = dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0)
     b = dl.do_batch([dl.do_item(i % len(dl.dataset)) for i in range(n)])
-    return tuple(x.as_subclass(torch.Tensor).cpu() for x in b[:getattr(learn.dls, 'n_inp', 1)])
+    return tuple(x.as_subclass(torch.Tensor).cpu() for x in b[: getattr(learn.dls, 'n_inp', 1)])
+
 
 @patch
-def deployed(self:Learner) -> Deployed:
+def deployed(self: Learner) -> Deployed:
     "A module for servers, on the CPU and a copy: inputs to `(values, probabilities, reached)`, see `Deployed`"
     flow_of(self)
     return Deployed(deepcopy(get_model(self.model)).cpu().float(), loss_of(self), **input_steps(self)).cpu().eval()
 
+
 def _example(learn, example):
-    if example is None: example = raw_inputs(learn)
-    if example is None: raise FlowError("this learner has no data to take the size of inputs from: hand over example=, such as torch.zeros(2, 3, 224, 224, dtype=torch.uint8)")
+    if example is None:
+        example = raw_inputs(learn)
+    if example is None:
+        raise FlowError(
+            "this learner has no data to take the size of inputs from: hand over example=, such as torch.zeros(2, 3, "
+            "224, 224, dtype=torch.uint8)"
+        )
     res = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    return tuple(x if len(x) > 1 else torch.cat([x, x]) for x in res) # one row would be taken for a constant
+    return tuple(x if len(x) > 1 else torch.cat([x, x]) for x in res)  # one row would be taken for a constant
+
 
 @patch
-def to_exported(self:Learner,
-    path=None,    # File to write, `.pt2`; None: only return it
-    example=None, # Inputs `(N, ...)`; by default two rows of the data
+def to_exported(
+    self: Learner,
+    path=None,  # File to write, `.pt2`; None: only return it
+    example=None,  # Inputs `(N, ...)`; by default two rows of the data
 ) -> torch.export.ExportedProgram:
     "The graph of `learn.deployed()` by `torch.export`, for any number of rows"
     example = _example(self, example)
     batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
-    res = torch.export.export(self.deployed(), example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True)
-    if path is None: return res
+    res = torch.export.export(
+        self.deployed(), example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=True
+    )
+    if path is None:
+        return res
     with atomic_write(path) as tmp:
-        with open(tmp, 'wb') as f: torch.export.save(res, f)
+        with open(tmp, 'wb') as f:
+            torch.export.save(res, f)
     return res
 
 # %% ../../nbs/deploy/onnx.ipynb #1df6ff5a
 def columns_of(
-    loss, # `ConditionalLoss`
+    loss,  # `ConditionalLoss`
 ) -> dict:
     "What the columns of `values`, `probabilities` and `reached` mean, as JSON values"
     flow, tasks = loss.flow, []
-    for j,(p,b) in enumerate(flow.tasks.items()):
+    for j, (p, b) in enumerate(flow.tasks.items()):
         s, given = flow.slices[p], flow.needs(p)
-        t = dict(path=p, block=type(b).__name__, values=[s.targets.start, s.targets.stop], probabilities=[s.acts.start, s.acts.stop], reached=j)
-        if given is not None: t['given'] = str(given)
-        if b.n_out > 1 or b.thresholded: t['vocab'] = [v if isinstance(v, (str, int, float, bool)) else str(v) for v in map(_item, names_of(b))]
-        if b.labels is not None and 'vocab' not in t: t['columns'] = [str(l) for l in b.labels]
-        if b.thresholded: t['thresholds'] = [float(x) for x in torch.as_tensor(loss.thresholds.get(p, b.thresholds())).reshape(-1).expand(b.n_targets)]
-        if p in loss.temperatures: t['temperature'] = loss.temperatures[p]
-        if b.geometry: t['coordinates'] = '-1 to 1 of the picture'
+        t = dict(
+            path=p,
+            block=type(b).__name__,
+            values=[s.targets.start, s.targets.stop],
+            probabilities=[s.acts.start, s.acts.stop],
+            reached=j,
+        )
+        if given is not None:
+            t['given'] = str(given)
+        if b.n_out > 1 or b.thresholded:
+            t['vocab'] = [v if isinstance(v, (str, int, float, bool)) else str(v) for v in map(_item, names_of(b))]
+        if b.labels is not None and 'vocab' not in t:
+            t['columns'] = [str(l) for l in b.labels]
+        if b.thresholded:
+            t['thresholds'] = [
+                float(x)
+                for x in torch.as_tensor(loss.thresholds.get(p, b.thresholds())).reshape(-1).expand(b.n_targets)
+            ]
+        if p in loss.temperatures:
+            t['temperature'] = loss.temperatures[p]
+        if b.geometry:
+            t['coordinates'] = '-1 to 1 of the picture'
         tasks.append(t)
     return dict(format='fastai_condmtl.columns', version=1, flow=flow.flow.name, tasks=tasks)
 
-def _item(v): return v.item() if hasattr(v, 'item') else v
+
+def _item(v):
+    return v.item() if hasattr(v, 'item') else v
+
 
 @patch
-def to_onnx(self:Learner,
-    path,         # File to write, `.onnx`
-    example=None, # Inputs `(N, ...)`; by default two rows of the data
-    opset:int=None, # Version of ONNX operators; by default as PyTorch chooses
+def to_onnx(
+    self: Learner,
+    path,  # File to write, `.onnx`
+    example=None,  # Inputs `(N, ...)`; by default two rows of the data
+    opset: int = None,  # Version of ONNX operators; by default as PyTorch chooses
 ) -> Path:
-    "One ONNX graph: inputs → `values`, `probabilities`, `reached` for any number of rows; its metadata tells what columns mean"
+    """One ONNX graph: inputs → `values`, `probabilities`, `reached` for any number of rows; its metadata tells
+    what columns mean"""
     onnx = import_extra('onnx', 'learn.to_onnx', 'onnx')
     import_extra('onnxscript', 'learn.to_onnx', 'onnx')
     example = _example(self, example)
     names = ['image'] if len(example) == 1 and example[0].ndim == 4 else [f'input_{i}' for i in range(len(example))]
-    program = torch.onnx.export(self.to_exported(example=example), dynamo=True, input_names=names, output_names=['values', 'probabilities', 'reached'], opset_version=opset, verbose=False)
-    assert program is not None # it is one where `dynamo=True`
+    program = torch.onnx.export(
+        self.to_exported(example=example),
+        dynamo=True,
+        input_names=names,
+        output_names=['values', 'probabilities', 'reached'],
+        opset_version=opset,
+        verbose=False,
+    )
+    assert program is not None  # it is one where `dynamo=True`
     res = program.model_proto
     onnx.helper.set_model_props(res, dict(fastai_condmtl=json.dumps(columns_of(loss_of(self)), ensure_ascii=False)))
-    with atomic_write(path) as tmp: onnx.save_model(res, str(tmp))
+    with atomic_write(path) as tmp:
+        onnx.save_model(res, str(tmp))
     return Path(path)

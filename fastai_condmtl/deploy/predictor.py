@@ -24,76 +24,136 @@ def picture_config(learn):
     "What is done to a picture before the network, as JSON values"
     from fastai.data.transforms import ToTensor
     from fastai.vision.augment import Resize
+
     res, steps = {}, input_steps(learn)
     dl = learn.dls.valid
     for f in dl.after_item.fs:
-        if f.split_idx == 0 or isinstance(f, ToTensor) or type(f).__module__.startswith('fastai_condmtl.'): continue
-        if type(f) is not Resize or res: raise FlowError(f"item transform {type(f).__name__} runs on validation items, and a safe file does not know it: use Resize, or learn.export for those who trust you")
-        if flow_of(learn).geometry is not None and str(f.method) != 'squish': raise FlowError("points and boxes come back as pixels of the original where it was squished: use Resize(size, method='squish')")
-        res['resize'] = dict(size=[int(x) for x in f.size], method=str(f.method), pad_mode=str(f.pad_mode), resamples=[int(x) for x in f.resamples])
-    res['pixels'] = {k: v if isinstance(v, float) else v.flatten().tolist() for k,v in steps.items()}
+        if f.split_idx == 0 or isinstance(f, ToTensor) or type(f).__module__.startswith('fastai_condmtl.'):
+            continue
+        if type(f) is not Resize or res:
+            raise FlowError(
+                f"item transform {type(f).__name__} runs on validation items, and a safe file does not know it: use "
+                "Resize, or learn.export for those who trust you"
+            )
+        if flow_of(learn).geometry is not None and str(f.method) != 'squish':
+            raise FlowError(
+                "points and boxes come back as pixels of the original where it was squished: use Resize(size, "
+                "method='squish')"
+            )
+        res['resize'] = dict(
+            size=[int(x) for x in f.size],
+            method=str(f.method),
+            pad_mode=str(f.pad_mode),
+            resamples=[int(x) for x in f.resamples],
+        )
+    res['pixels'] = {k: v if isinstance(v, float) else v.flatten().tolist() for k, v in steps.items()}
     res['mode'] = 'L' if getattr(learn, 'n_in', 3) == 1 else 'RGB'
     return res
 
+
 class Predictor:
     "Predicts pictures as the learner did whose `save_safe` wrote the file"
-    def __init__(self,
-        flow:BoundFlow,      # Tasks, and what they have learnt
-        model:nn.Module,     # The trained network
-        loss:ConditionalLoss, # With thresholds and temperatures
-        pictures:dict,       # What is done to a picture, from `picture_config`
+
+    def __init__(
+        self,
+        flow: BoundFlow,  # Tasks, and what they have learnt
+        model: nn.Module,  # The trained network
+        loss: ConditionalLoss,  # With thresholds and temperatures
+        pictures: dict,  # What is done to a picture, from `picture_config`
     ):
         from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
         from fastai.vision.augment import Resize
         from fastai.vision.core import PILImage, PILImageBW
         from fastai_condmtl.data.pictures import OpenImage
+
         self.flow, self.model, self.loss = flow, model.eval(), loss
         self.open = OpenImage(PILImageBW if pictures.get('mode') == 'L' else PILImage)
         r, px = pictures.get('resize'), pictures.get('pixels', {})
-        self.item = [] if r is None else [Resize(tuple(reversed(_sizes(r['size']))), method=r['method'], pad_mode=r['pad_mode'], resamples=tuple(r['resamples']))]
+        self.item = (
+            []
+            if r is None
+            else [
+                Resize(
+                    tuple(reversed(_sizes(r['size']))),
+                    method=r['method'],
+                    pad_mode=r['pad_mode'],
+                    resamples=tuple(r['resamples']),
+                )
+            ]
+        )
         self.to_tensor = ToTensor()
-        self.batch = ([IntToFloatTensor(div=_positive(px['scale']))] if 'scale' in px else []) + ([Normalize.from_stats(px['mean'], px['std'], cuda=False)] if 'mean' in px else [])
-    def _open(self, o): return self.open(Image.fromarray(o) if isinstance(o, np.ndarray) else o)
+        self.batch = ([IntToFloatTensor(div=_positive(px['scale']))] if 'scale' in px else []) + (
+            [Normalize.from_stats(px['mean'], px['std'], cuda=False)] if 'mean' in px else []
+        )
+
+    def _open(self, o):
+        return self.open(Image.fromarray(o) if isinstance(o, np.ndarray) else o)
+
     def _tensor(self, o):
         x = self._open(o)
-        for t in self.item: x = t(x, split_idx=1)
+        for t in self.item:
+            x = t(x, split_idx=1)
         return self.to_tensor(x)
+
     def _batch(self, items):
         x = torch.stack([self._tensor(o) for o in items])
-        for t in self.batch: x = t(x, split_idx=1)
+        for t in self.batch:
+            x = t(x, split_idx=1)
         return x.as_subclass(torch.Tensor)
+
     @torch.no_grad()
-    def get_preds(self,
-        items, # List of pictures: paths, PIL images, or arrays `(H, W, 3)` uint8
-        bs:int=64, # At a time
-    ):         # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
+    def get_preds(
+        self,
+        items,  # List of pictures: paths, PIL images, or arrays `(H, W, 3)` uint8
+        bs: int = 64,  # At a time
+    ):  # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
         "Activations and decisions"
-        if isinstance(items, (str, Path)): raise FlowError("hand over a list of pictures: [item], or write predict(item)")
-        parts = [self.loss.activation(self.model(self._batch(items[i:i + bs]))) for i in range(0, len(items), bs)]
+        if isinstance(items, (str, Path)):
+            raise FlowError("hand over a list of pictures: [item], or write predict(item)")
+        parts = [self.loss.activation(self.model(self._batch(items[i : i + bs]))) for i in range(0, len(items), bs)]
         acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
         return acts, self.loss.decodes(acts)
+
     def predict(self, item):
         "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"
         acts, dec = self.get_preds([item])
         return FlowPrediction(self.flow, dec[0], acts[0], frame=self._frames([item])[0]), dec[0], acts[0]
+
     def check(self):
-        "A small picture through all that is done to pictures, and where their size is told through the network too: an error where that cannot be"
+        """A small picture through all that is done to pictures, and where their size is told through the network
+        too: an error where that cannot be"""
         im = Image.new('RGB', (16, 12), (10, 100, 250))
         x, n = self._batch([im]), len(self._open(im).getbands())
-        if x.shape[1] != n: raise ValueError(f'a picture of {n} channels becomes one of {x.shape[1]}')
-        if not torch.isfinite(x).all(): raise ValueError('pixels become numbers that are not finite')
-        if self.item and not torch.isfinite(self.get_preds([im])[0]).all(): raise ValueError('activations are not finite')
+        if x.shape[1] != n:
+            raise ValueError(f'a picture of {n} channels becomes one of {x.shape[1]}')
+        if not torch.isfinite(x).all():
+            raise ValueError('pixels become numbers that are not finite')
+        if self.item and not torch.isfinite(self.get_preds([im])[0]).all():
+            raise ValueError('activations are not finite')
+
     def _frames(self, items):
         "From what the network sees, a squished picture, to pixels of each"
-        return [None]*len(items) if self.flow.geometry is None else [Frame.of_size(*self._open(o).size) for o in items]
-    def predict_df(self, items, bs:int=64) -> pd.DataFrame:
+        return (
+            [None] * len(items) if self.flow.geometry is None else [Frame.of_size(*self._open(o).size) for o in items]
+        )
+
+    def predict_df(self, items, bs: int = 64) -> pd.DataFrame:
         "Predictions in the table's own columns, blank where a task is not reached"
-        return self.flow.to_frame(self.get_preds(items, bs)[1], None if self.flow.geometry is None else self._frames(items))
-    def __repr__(self): return f"Predictor of {self.flow!r}"
+        return self.flow.to_frame(
+            self.get_preds(items, bs)[1], None if self.flow.geometry is None else self._frames(items)
+        )
+
+    def __repr__(self):
+        return f"Predictor of {self.flow!r}"
+
 
 def _sizes(s):
-    if not (isinstance(s, list) and len(s) == 2 and all(type(x) is int and 0 < x <= 2**14 for x in s)): raise FlowError(f"the file resizes pictures to {s!r}: write it with learn.save_safe")
+    if not (isinstance(s, list) and len(s) == 2 and all(type(x) is int and 0 < x <= 2**14 for x in s)):
+        raise FlowError(f"the file resizes pictures to {s!r}: write it with learn.save_safe")
     return s
+
+
 def _positive(x):
-    if type(x) not in (int, float) or not x > 0: raise FlowError(f"the file divides pixels by {x!r}: write it with learn.save_safe")
+    if type(x) not in (int, float) or not x > 0:
+        raise FlowError(f"the file divides pixels by {x!r}: write it with learn.save_safe")
     return x

@@ -23,8 +23,8 @@ from ..loss.conditional import ConditionalLoss
 from .predictor import Predictor, picture_config
 from ..core.bound import BoundFlow
 from ..core.target import doubles
-import fastai_condmtl.core.flow_json # noqa: F401  Flow.to_json
-import fastai_condmtl.tasks.all # noqa: F401  kinds that files name
+import fastai_condmtl.core.flow_json  # noqa: F401  Flow.to_json
+import fastai_condmtl.tasks.all  # noqa: F401  kinds that files name
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'learnt', 'give_learnt', 'network_config', 'make_network', 'read_header',
@@ -33,203 +33,353 @@ __all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'learnt', 'give_learnt', 'network_
 # %% ../../nbs/deploy/safe.ipynb #8a51e4cb
 _from_binding = ('path', 'questions', 'given', 'name', 'col', 'weight')
 
+
 def learnt(
-    block,   # Bound block
-    unbound, # The same block before
+    block,  # Bound block
+    unbound,  # The same block before
 ) -> dict:
     "What binding has set: attribute → JSON value"
     res = {}
-    for k,v in vars(block).items():
-        if k in _from_binding or k in vars(unbound) and (vars(unbound)[k] is v): continue
-        try: res[k] = _write(v)
-        except TypeError as e: raise FlowError(f"task '{block.path}' ({type(block).__name__}) has learnt {k}={v!r}, which is no plain data ({e}): keep numbers, texts and lists of them") from None
+    for k, v in vars(block).items():
+        if k in _from_binding or k in vars(unbound) and (vars(unbound)[k] is v):
+            continue
+        try:
+            res[k] = _write(v)
+        except TypeError as e:
+            raise FlowError(
+                f"task '{block.path}' ({type(block).__name__}) has learnt {k}={v!r}, which is no plain data ({e}): "
+                "keep numbers, texts and lists of them"
+            ) from None
     return res
+
 
 def _write(v):
     "`to_jsonable`, and dicts with any keys"
-    if isinstance(v, dict): return dict(pairs=[[_write(k), _write(x)] for k,x in v.items()])
-    if isinstance(v, np.ndarray) or isinstance(v, torch.Tensor): return dict(array=np.asarray(v).tolist(), dtype=str(np.asarray(v).dtype))
-    if isinstance(v, (list, tuple)): return dict({type(v).__name__: [_write(x) for x in v]}) if type(v) in (list, tuple) else _no(v)
+    if isinstance(v, dict):
+        return dict(pairs=[[_write(k), _write(x)] for k, x in v.items()])
+    if isinstance(v, np.ndarray) or isinstance(v, torch.Tensor):
+        return dict(array=np.asarray(v).tolist(), dtype=str(np.asarray(v).dtype))
+    if isinstance(v, (list, tuple)):
+        return dict({type(v).__name__: [_write(x) for x in v]}) if type(v) in (list, tuple) else _no(v)
     return to_jsonable(v)
-def _no(v): raise TypeError(f'{type(v).__name__} {v!r}')
+
+
+def _no(v):
+    raise TypeError(f'{type(v).__name__} {v!r}')
+
 
 def _read(v):
-    if not isinstance(v, dict): return v
-    if v.keys() == {'pairs'}: return {_read(k): _read(x) for k,x in v['pairs']}
-    if v.keys() == {'array', 'dtype'} and np.dtype(v['dtype']).kind in 'fiub': return np.array(v['array'], dtype=v['dtype'])
-    if v.keys() == {'list'}: return [_read(x) for x in v['list']]
-    if v.keys() == {'tuple'}: return tuple(_read(x) for x in v['tuple'])
+    if not isinstance(v, dict):
+        return v
+    if v.keys() == {'pairs'}:
+        return {_read(k): _read(x) for k, x in v['pairs']}
+    if v.keys() == {'array', 'dtype'} and np.dtype(v['dtype']).kind in 'fiub':
+        return np.array(v['array'], dtype=v['dtype'])
+    if v.keys() == {'list'}:
+        return [_read(x) for x in v['list']]
+    if v.keys() == {'tuple'}:
+        return tuple(_read(x) for x in v['tuple'])
     return from_jsonable(v)
 
-_renamed = {'learnt': 'learnt_weights'} # attributes that files of version 0.1.0 call otherwise
+
+_renamed = {'learnt': 'learnt_weights'}  # attributes that files of version 0.1.0 call otherwise
+
 
 def give_learnt(
     block,  # Block of a flow that was read
-    state:dict, # From `learnt`
-    path:str, # Its path
-):          # A bound copy
+    state: dict,  # From `learnt`
+    path: str,  # Its path
+):  # A bound copy
     "The bound block again"
     from copy import copy
+
     res = copy(block)
-    for k,v in state.items():
+    for k, v in state.items():
         k = _renamed.get(k, k)
-        if not k.isidentifier() or k[0] == '_' or k in _from_binding or hasattr(type(res), k) and (callable(c := getattr(type(res), k)) or isinstance(c, property)): raise FlowError(f"task '{path}' ({type(block).__name__}) cannot have learnt {k!r}")
+        if (
+            not k.isidentifier()
+            or k[0] == '_'
+            or k in _from_binding
+            or hasattr(type(res), k)
+            and (callable(c := getattr(type(res), k)) or isinstance(c, property))
+        ):
+            raise FlowError(f"task '{path}' ({type(block).__name__}) cannot have learnt {k!r}")
         setattr(res, k, _read(v))
     res.path = path
     return res
 
+
 @patch
-def to_dict(self:BoundFlow) -> dict:
+def to_dict(self: BoundFlow) -> dict:
     "The flow and what its blocks have learnt, as JSON values"
     written = list(Plan(self.flow).blocks)
-    state = {p: learnt(b, u) for (p,b),u in zip(self.tasks.items(), written)}
-    return dict(flow=json.loads(self.flow.to_json()), learnt=state, untold={p: [_write(l) for l in labels] for p,labels in self.untold.items()})
+    state = {p: learnt(b, u) for (p, b), u in zip(self.tasks.items(), written)}
+    return dict(
+        flow=json.loads(self.flow.to_json()),
+        learnt=state,
+        untold={p: [_write(l) for l in labels] for p, labels in self.untold.items()},
+    )
+
 
 @patch(cls_method=True)
-def from_dict(cls:BoundFlow,
-    d:dict, # From `bound.to_dict()`
+def from_dict(
+    cls: BoundFlow,
+    d: dict,  # From `bound.to_dict()`
 ) -> BoundFlow:
     "A bound flow without a table. Names and values only: nothing is evaluated or imported"
     flow = Flow.from_json(d.get('flow'))
     plan, state = Plan(flow), d.get('learnt')
-    if not isinstance(state, dict) or list(state) != plan.paths or not all(isinstance(s, dict) for s in state.values()): raise FlowError(f"the file does not tell what each of the {len(plan.paths)} tasks of flow '{flow.name}' has learnt: write it with learn.save_safe")
-    res = cls.__new__(cls) # type: ignore[arg-type] # `patch` reads the class off the annotation
+    if not isinstance(state, dict) or list(state) != plan.paths or not all(isinstance(s, dict) for s in state.values()):
+        raise FlowError(
+            f"the file does not tell what each of the {len(plan.paths)} tasks of flow '{flow.name}' has learnt: write "
+            "it with learn.save_safe"
+        )
+    res = cls.__new__(cls)  # type: ignore[arg-type] # `patch` reads the class off the annotation
     res.flow = flow
-    try: # values of a stranger: whatever does not fit is one error
-        res.plan = plan.bind([give_learnt(b, state[p], p) for p,b in zip(plan.paths, plan.blocks)])
+    try:  # values of a stranger: whatever does not fit is one error
+        res.plan = plan.bind([give_learnt(b, state[p], p) for p, b in zip(plan.paths, plan.blocks)])
         res.paths, res.tasks = plan.paths, dict(zip(plan.paths, res.plan.blocks))
-        if (n := sum(b.n_targets*b.n_out for b in res.plan.blocks)) > 10**7: raise FlowError(f"{n} logits")
+        if (n := sum(b.n_targets * b.n_out for b in res.plan.blocks)) > 10**7:
+            raise FlowError(f"{n} logits")
         res.lay_out()
-    except FlowError: raise
-    except Exception as e: raise FlowError(f"what the tasks of flow '{flow.name}' have learnt does not fit together ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
-    res.constants = {p: None for p in res.paths} # the trivial predictor stays with the learner
+    except FlowError:
+        raise
+    except Exception as e:
+        raise FlowError(
+            f"what the tasks of flow '{flow.name}' have learnt does not fit together ({type(e).__name__}: {e}): write "
+            "the file with learn.save_safe"
+        ) from e
+    res.constants = {p: None for p in res.paths}  # the trivial predictor stays with the learner
     untold = d.get('untold', {})
-    if not isinstance(untold, dict) or not all(p in res.paths and isinstance(labels, list) for p,labels in untold.items()):
-        raise FlowError(f"what the file says of labels that no row told does not fit flow '{flow.name}': write the file with learn.save_safe")
-    res.untold = {p: tuple(_read(l) for l in labels) for p,labels in untold.items()}
+    if not isinstance(untold, dict) or not all(
+        p in res.paths and isinstance(labels, list) for p, labels in untold.items()
+    ):
+        raise FlowError(
+            f"what the file says of labels that no row told does not fit flow '{flow.name}': write the file with "
+            "learn.save_safe"
+        )
+    res.untold = {p: tuple(_read(l) for l in labels) for p, labels in untold.items()}
     return res
 
 # %% ../../nbs/deploy/safe.ipynb #8a2cb131
-_head_args = dict(concat_pool=bool, pool=bool, lin_ftrs=list, ps=float, first_bn=bool, bn_final=bool, lin_first=bool, n_in=int)
+_head_args = dict(
+    concat_pool=bool, pool=bool, lin_ftrs=list, ps=float, first_bn=bool, bn_final=bool, lin_first=bool, n_in=int
+)
+
 
 def network_config(learn):
     "How to make the network of `learn` by names; None where that cannot be"
     arch = getattr(learn, 'arch', None)
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', None)
-    if name is None or getattr(learn, 'custom_head', None) is not None or getattr(learn, 'cut', None) is not None or not _is_arch(name, arch): return None
+    if (
+        name is None
+        or getattr(learn, 'custom_head', None) is not None
+        or getattr(learn, 'cut', None) is not None
+        or not _is_arch(name, arch)
+    ):
+        return None
     branches = {}
-    for n,b in (getattr(learn, 'branches', None) or {}).items():
+    for n, b in (getattr(learn, 'branches', None) or {}).items():
         width = b.module if isinstance(b, Branch) else b
-        if not isinstance(width, int): return None
+        if not isinstance(width, int):
+            return None
         branches[n] = [width, isinstance(b, Branch) and b.only_needed]
     args = {k: _plain_arg(getattr(learn, k)) for k in _head_args if getattr(learn, k, None) is not None}
     return dict(arch=name, timm=isinstance(arch, str), branches=branches, args=args)
 
-def _plain_arg(v): return list(v) if isinstance(v, (list, tuple)) else v
+
+def _plain_arg(v):
+    return list(v) if isinstance(v, (list, tuple)) else v
+
 
 def _is_arch(name, arch=None):
     "Is it an architecture of torchvision, or (`arch` a string) of timm?"
     if isinstance(arch, str):
         return import_extra('timm', f'the architecture {name!r}', 'timm').is_model(name)
     import torchvision.models as tv
+
     return name in tv.list_models(tv) and (arch is None or getattr(tv, name) is arch)
 
+
 def make_network(
-    config:dict, # From `network_config`
-    flow:BoundFlow,
+    config: dict,  # From `network_config`
+    flow: BoundFlow,
 ) -> nn.Module:
     "The network, untrained"
     from fastai.vision.learner import create_timm_model, create_vision_model
+
     d = config if isinstance(config, dict) else {}
     arch, args, branches = d.get('arch'), d.get('args', {}), d.get('branches', {})
-    if not isinstance(arch, str) or not _is_arch(arch, arch if d.get('timm') else None): raise FlowError(f"the file names architecture {arch!r}, which {'timm' if d.get('timm') else 'torchvision'} does not have: update the package, or hand over the network, load_safe(file, model=...)")
-    if not isinstance(args, dict) or any(k not in _head_args for k in args): raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
-    if not isinstance(branches, dict) or any(not (isinstance(b, list) and len(b) == 2 and type(b[0]) is int and 0 < b[0] <= 2**16) for b in branches.values()): raise FlowError(f"the file gives the network branches {branches!r}: write it with learn.save_safe")
-    if any(type(x) not in (int, float, bool, list) or isinstance(x, (int, float)) and not 0 <= x <= 2**16 or isinstance(x, list) and not all(type(y) is int and 0 < y <= 2**16 for y in x) for x in args.values()): raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
+    if not isinstance(arch, str) or not _is_arch(arch, arch if d.get('timm') else None):
+        raise FlowError(
+            f"the file names architecture {arch!r}, which {'timm' if d.get('timm') else 'torchvision'} does not have: "
+            "update the package, or hand over the network, load_safe(file, model=...)"
+        )
+    if not isinstance(args, dict) or any(k not in _head_args for k in args):
+        raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
+    if not isinstance(branches, dict) or any(
+        not (isinstance(b, list) and len(b) == 2 and type(b[0]) is int and 0 < b[0] <= 2**16) for b in branches.values()
+    ):
+        raise FlowError(f"the file gives the network branches {branches!r}: write it with learn.save_safe")
+    if any(
+        type(x) not in (int, float, bool, list)
+        or isinstance(x, (int, float))
+        and not 0 <= x <= 2**16
+        or isinstance(x, list)
+        and not all(type(y) is int and 0 < y <= 2**16 for y in x)
+        for x in args.values()
+    ):
+        raise FlowError(f"the file gives the network arguments {args!r}: write it with learn.save_safe")
     heads = bool(branches) or needs_heads(flow)
     n_out = max(1, stock_logits(flow)) if heads else flow.c
-    if d.get('timm'): model = create_timm_model(arch, n_out, pretrained=False, **args)[0]
+    if d.get('timm'):
+        model = create_timm_model(arch, n_out, pretrained=False, **args)[0]
     else:
         import torchvision.models as tv
+
         model = create_vision_model(getattr(tv, arch), n_out, pretrained=False, **args)
-    if not heads: return model.eval()
-    with torch.no_grad(): feats = model[0].eval()(torch.zeros(2, int(args.get('n_in', 3)), 224, 224))
-    model[1] = conditional_head(flow, feats, {n: Branch(w, bool(o)) for n,(w,o) in branches.items()}, model[1] if None in flow.plan.features else None)
+    if not heads:
+        return model.eval()
+    with torch.no_grad():
+        feats = model[0].eval()(torch.zeros(2, int(args.get('n_in', 3)), 224, 224))
+    model[1] = conditional_head(
+        flow,
+        feats,
+        {n: Branch(w, bool(o)) for n, (w, o) in branches.items()},
+        model[1] if None in flow.plan.features else None,
+    )
     return model.eval()
 
 # %% ../../nbs/deploy/safe.ipynb #a9aa61af
-FORMAT, VERSION, MAX_HEADER = 'fastai_condmtl.safe', 1, 16*2**20
+FORMAT, VERSION, MAX_HEADER = 'fastai_condmtl.safe', 1, 16 * 2**20
+
 
 def _safetensors(
-    what, # What needs it, as users call it
+    what,  # What needs it, as users call it
 ):
     import_extra('safetensors.torch', what, 'safe')
     return import_extra('safetensors', what, 'safe')
 
+
 @patch
-def save_safe(self:Learner,
-    path, # File to write, `.safetensors`
+def save_safe(
+    self: Learner,
+    path,  # File to write, `.safetensors`
 ) -> Path:
-    "Weights, flow, thresholds and what is done to pictures as numbers and names, whole or not at all; `load_safe` reads it without trusting it"
+    """Weights, flow, thresholds and what is done to pictures as numbers and names, whole or not at all;
+    `load_safe` reads it without trusting it"""
     st, flow, loss, model = _safetensors('learn.save_safe'), flow_of(self), loss_of(self), get_model(self.model)
     config = network_config(self)
-    weights = {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
-    if config is not None and _sizes_of(make_network(config, flow).state_dict()) != _sizes_of(weights): config = None
-    if config is None: warnings.warn("this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)", FlowWarning, stacklevel=2)
-    d = dict(format=FORMAT, version=VERSION, **flow.to_dict(), network=config, pictures=picture_config(self),
-             thresholds={p: doubles(t).reshape(-1).tolist() for p,t in loss.thresholds.items()}, temperatures=dict(loss.temperatures))
-    with atomic_write(path) as tmp: st.torch.save_file(weights, tmp, metadata={FORMAT: json.dumps(d, ensure_ascii=False)})
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    if config is not None and _sizes_of(make_network(config, flow).state_dict()) != _sizes_of(weights):
+        config = None
+    if config is None:
+        warnings.warn(
+            "this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)",
+            FlowWarning,
+            stacklevel=2,
+        )
+    d = dict(
+        format=FORMAT,
+        version=VERSION,
+        **flow.to_dict(),
+        network=config,
+        pictures=picture_config(self),
+        thresholds={p: doubles(t).reshape(-1).tolist() for p, t in loss.thresholds.items()},
+        temperatures=dict(loss.temperatures),
+    )
+    with atomic_write(path) as tmp:
+        st.torch.save_file(weights, tmp, metadata={FORMAT: json.dumps(d, ensure_ascii=False)})
     return Path(path)
 
-def _sizes_of(state): return {k: (tuple(v.shape), v.dtype) for k,v in state.items()}
+
+def _sizes_of(state):
+    return {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
+
 
 def read_header(
-    path, # `.safetensors` file
+    path,  # `.safetensors` file
 ) -> dict:
     "What `learn.save_safe` wrote beside the weights"
     path = Path(path)
-    if not path.is_file(): raise FlowError(f"there is no file '{path}': check the path, or write one with learn.save_safe")
+    if not path.is_file():
+        raise FlowError(f"there is no file '{path}': check the path, or write one with learn.save_safe")
     bad = FlowError(f"'{path}' is no file of learn.save_safe")
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
-        if not 2 <= n <= MAX_HEADER or n + 8 > path.stat().st_size: raise bad
+        if not 2 <= n <= MAX_HEADER or n + 8 > path.stat().st_size:
+            raise bad
         head = f.read(n)
     try:
         d = json.loads(json.loads(head)['__metadata__'][FORMAT])
-        if not isinstance(d, dict): raise bad
-    except (ValueError, KeyError, TypeError, RecursionError) as e: raise FlowError(f"{bad} ({type(e).__name__})") from None
-    if d.get('format') != FORMAT or d.get('version') != VERSION or isinstance(d.get('version'), bool): raise FlowError(f"{bad} of version {VERSION}, it says {d.get('version')!r}: update the package")
+        if not isinstance(d, dict):
+            raise bad
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise FlowError(f"{bad} ({type(e).__name__})") from None
+    if d.get('format') != FORMAT or d.get('version') != VERSION or isinstance(d.get('version'), bool):
+        raise FlowError(f"{bad} of version {VERSION}, it says {d.get('version')!r}: update the package")
     return d
 
+
 def load_safe(
-    path,       # File that `learn.save_safe` wrote; it may come from anyone
-    model=None, # The network, where the file cannot name it; by default by the name in the file
+    path,  # File that `learn.save_safe` wrote; it may come from anyone
+    model=None,  # The network, where the file cannot name it; by default by the name in the file
 ) -> Predictor:
     "A `Predictor` that says what the learner said. Nothing of the file is run"
     st, d = _safetensors('load_safe'), read_header(path)
     flow = BoundFlow.from_dict(d)
-    if model is None and d.get('network') is None: raise FlowError(f"'{path}' does not name its network: hand over the one it was trained as, load_safe(path, model=...)")
-    if model is None: model = make_network(d['network'], flow)
+    if model is None and d.get('network') is None:
+        raise FlowError(
+            f"'{path}' does not name its network: hand over the one it was trained as, load_safe(path, model=...)"
+        )
+    if model is None:
+        model = make_network(d['network'], flow)
     try:
-        with st.safe_open(str(path), 'pt') as f: sizes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
-        want = {k: tuple(v.shape) for k,v in model.state_dict().items()}
+        with st.safe_open(str(path), 'pt') as f:
+            sizes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+        want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
         if sizes != want:
             k = next(k for k in {**want, **sizes} if sizes.get(k) != want.get(k))
-            raise FlowError(f"'{path}' does not fit the network: '{k}' is {sizes.get(k, 'missing')} in the file and {want.get(k, 'missing')} in the network. Hand over the network it was trained as, load_safe(path, model=...)")
+            raise FlowError(
+                f"'{path}' does not fit the network: '{k}' is {sizes.get(k, 'missing')} in the file and "
+                f"{want.get(k, 'missing')} in the network. Hand over the network it was trained as, "
+                "load_safe(path, "
+                "model=...)"
+            )
         model.load_state_dict(st.torch.load_file(str(path)))
-    except st.SafetensorError as e: raise FlowError(f"'{path}' cannot be read: {e}") from None
+    except st.SafetensorError as e:
+        raise FlowError(f"'{path}' cannot be read: {e}") from None
     loss = ConditionalLoss(flow)
     _thresholds(loss, d)
-    try: (res := Predictor(flow, model, loss, d['pictures'])).check()
-    except FlowError: raise
-    except Exception as e: raise FlowError(f"'{path}': what is done to pictures, {d.get('pictures')!r}, cannot be ({type(e).__name__}: {e}): write the file with learn.save_safe") from e
+    try:
+        (res := Predictor(flow, model, loss, d['pictures'])).check()
+    except FlowError:
+        raise
+    except Exception as e:
+        raise FlowError(
+            f"'{path}': what is done to pictures, {d.get('pictures')!r}, cannot be ({type(e).__name__}: {e}): write "
+            "the file with learn.save_safe"
+        ) from e
     return res
+
 
 def _thresholds(loss, d):
     "Thresholds and temperatures of a file, checked"
     ts = d.get('thresholds')
-    if not isinstance(ts, dict) or not isinstance(d.get('temperatures'), dict) or ts.keys() != loss.thresholds.keys(): raise FlowError("the file does not tell the thresholds of all tasks that have some, and the temperatures: write it with learn.save_safe")
+    if not isinstance(ts, dict) or not isinstance(d.get('temperatures'), dict) or ts.keys() != loss.thresholds.keys():
+        raise FlowError(
+            "the file does not tell the thresholds of all tasks that have some, and the temperatures: write it with "
+            "learn.save_safe"
+        )
     loss.temperatures = d['temperatures']
-    for p,t in ts.items():
-        if p not in loss.thresholds or not isinstance(t, list) or len(t) not in (1, loss.flow.tasks[p].n_targets) or not all(type(x) in (int, float) and -.001 <= x <= 1.001 for x in t): raise FlowError(f"the thresholds of task {p!r} must be probabilities, one a label: write the file with learn.save_safe")
+    for p, t in ts.items():
+        if (
+            p not in loss.thresholds
+            or not isinstance(t, list)
+            or len(t) not in (1, loss.flow.tasks[p].n_targets)
+            or not all(type(x) in (int, float) and -0.001 <= x <= 1.001 for x in t)
+        ):
+            raise FlowError(
+                f"the thresholds of task {p!r} must be probabilities, one a label: write the file with learn.save_safe"
+            )
         loss.thresholds[p] = torch.tensor(t, dtype=torch.float32)

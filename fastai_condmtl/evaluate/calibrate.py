@@ -19,16 +19,19 @@ __all__ = ['calibration_error', 'fit_temperature']
 
 # %% ../../nbs/evaluate/calibrate.ipynb #90c1f202
 def calibration_error(
-    conf,   # Confidence `(n,)`, from 0 to 1
-    hit,    # Whether it came true `(n,)`
-    bins:int=15,
+    conf,  # Confidence `(n,)`, from 0 to 1
+    hit,  # Whether it came true `(n,)`
+    bins: int = 15,
 ) -> float:
-    "Expected calibration error: mean over bins of equal width of |share that came true - mean confidence|, weighted by rows; NaN without rows"
+    """Expected calibration error: mean over bins of equal width of |share that came true - mean confidence|,
+    weighted by rows; NaN without rows"""
     conf, hit = np.asarray(conf, dtype=float), np.asarray(hit, dtype=float)
-    if not len(conf): return float('nan')
-    k = np.minimum((conf*bins).astype(int), bins - 1)
+    if not len(conf):
+        return float('nan')
+    k = np.minimum((conf * bins).astype(int), bins - 1)
     gap = np.bincount(k, hit - conf, minlength=bins)
-    return float(np.abs(gap).sum()/len(conf))
+    return float(np.abs(gap).sum() / len(conf))
+
 
 def _labelled(learn, dl, ds_idx):
     "Raw logits `(N, C)` and packed labels `(N, 2, D)`, in double precision"
@@ -37,108 +40,185 @@ def _labelled(learn, dl, ds_idx):
     raw, y = (doubles(torch.as_tensor(a).as_subclass(torch.Tensor)) for a in (raw, y))
     return raw, packed(y)
 
+
 def _cells(flow, path, raw, y):
     "Logits and targets of the cells of a task that count: `(n, n_out)` or `(n,)`, and `(n,)`"
     s, b = flow.slices[path], flow.tasks[path]
-    m = y[:,1,s.targets] > 0
-    x = raw[:,s.logits]
-    if torch.isnan(x[m.any(1)]).any(): raise FlowError(f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be calibrated, look at its training (a lower learning rate?)")
-    return x.reshape(*m.shape, -1)[m] if b.per_cell else x[m], y[:,0,s.targets][m]
+    m = y[:, 1, s.targets] > 0
+    x = raw[:, s.logits]
+    if torch.isnan(x[m.any(1)]).any():
+        raise FlowError(
+            f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be calibrated, look at "
+            "its training (a lower learning rate?)"
+        )
+    return x.reshape(*m.shape, -1)[m] if b.per_cell else x[m], y[:, 0, s.targets][m]
+
 
 def _sure(block, x, y):
     "Confidence and whether it came true: of yes, or of the best class"
     p = block.activate(x)
-    if not block.per_cell: return p.numpy(), y.numpy() > .5
+    if not block.per_cell:
+        return p.numpy(), y.numpy() > 0.5
     conf, best = p.max(-1)
     return conf.numpy(), (best == y).numpy()
 
+
 def fit_temperature(block, x, y) -> float:
     "The temperature that maximises the likelihood of logits `x` and targets `y`, between 1/50 and 50"
-    from scipy.optimize import minimize_scalar # comes with scikit-learn
-    res = minimize_scalar(lambda t: block.nll(x/np.exp(t), y, 1/(len(y) + 1)).mean().item(), bounds=(-np.log(50), np.log(50)), method='bounded', options=dict(xatol=1e-4))
+    from scipy.optimize import minimize_scalar  # comes with scikit-learn
+
+    res = minimize_scalar(
+        lambda t: block.nll(x / np.exp(t), y, 1 / (len(y) + 1)).mean().item(),
+        bounds=(-np.log(50), np.log(50)),
+        method='bounded',
+        options=dict(xatol=1e-4),
+    )
     return float(np.exp(res.x))
 
 # %% ../../nbs/evaluate/calibrate.ipynb #20c0361c
 @patch
-def calibrate(self:Learner,
+def calibrate(
+    self: Learner,
     tasks=None,  # Paths or leaf names; by default all that have probabilities
-    dl=None, ds_idx:int=1, # Labelled data; by default the validation set
-    min_support:int=50, # Tasks with fewer cells that count keep the temperature that is in force
-    folds:int=5,
+    dl=None,
+    ds_idx: int = 1,  # Labelled data; by default the validation set
+    min_support: int = 50,  # Tasks with fewer cells that count keep the temperature that is in force
+    folds: int = 5,
 ) -> pd.DataFrame:
-    "Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds, metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path, temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"
+    """Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds,
+    metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path,
+    temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"""
     flow, loss = flow_of(self), own_loss(self)
-    if folds < 2: raise FlowError(f"folds={folds!r}: a temperature is judged by rows that did not choose it, which takes at least 2")
-    paths = [p for p,b in flow.tasks.items() if b.nll is not None] if tasks is None else flow.named(tasks)
-    if wrong := [p for p in paths if flow.tasks[p].nll is None]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) has no probabilities to calibrate: leave it out of tasks=")
+    if folds < 2:
+        raise FlowError(
+            f"folds={folds!r}: a temperature is judged by rows that did not choose it, which takes at least 2"
+        )
+    paths = [p for p, b in flow.tasks.items() if b.nll is not None] if tasks is None else flow.named(tasks)
+    if wrong := [p for p in paths if flow.tasks[p].nll is None]:
+        raise FlowError(
+            f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) has no probabilities to calibrate: leave it "
+            "out of tasks="
+        )
     raw, y = _labelled(self, dl, ds_idx)
     old, rows = dict(loss.temperatures), []
     new = dict(old)
     for path in progress(self, paths, 'temperatures'):
         block = flow.tasks[path]
         x, t = _cells(flow, path, raw, y)
-        temp, note = _temperature(block, x, t, min_support, folds, old.get(path, 1.))
+        temp, note = _temperature(block, x, t, min_support, folds, old.get(path, 1.0))
         new[path] = temp
-        before, after = (block.nll(x/k, t) for k in (1., temp))
-        rows.append((path, temp, *(a.mean().item() if len(t) else np.nan for a in (before, after)), *(calibration_error(*_sure(block, x/k, t)) for k in (1., temp)), len(t), note))
-    raw = raw.float().to(loss.layout.target_order.device) # type: ignore[arg-type] # a buffer
+        before, after = (block.nll(x / k, t) for k in (1.0, temp))
+        rows.append(
+            (
+                path,
+                temp,
+                *(a.mean().item() if len(t) else np.nan for a in (before, after)),
+                *(calibration_error(*_sure(block, x / k, t)) for k in (1.0, temp)),
+                len(t),
+                note,
+            )
+        )
+    raw = raw.float().to(loss.layout.target_order.device)  # type: ignore[arg-type] # a buffer
     before = loss.activation(raw).cpu()
-    loss.temperatures = {p: t for p,t in new.items() if t != 1}
+    loss.temperatures = {p: t for p, t in new.items() if t != 1}
     _move_thresholds(loss, old, new, before, loss.activation(raw).cpu())
-    return pd.DataFrame(rows, columns=['task_path', 'temperature', 'nll_before', 'nll_after', 'ece_before', 'ece_after', 'num_samples', 'note'])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            'task_path',
+            'temperature',
+            'nll_before',
+            'nll_after',
+            'ece_before',
+            'ece_after',
+            'num_samples',
+            'note',
+        ],
+    )
+
 
 def _temperature(block, x, y, min_support, folds, now, seed=0):
     "The temperature to put in force, and a note: why none was sought or found, or that it is at the limit"
-    if len(y) < min_support: return now, f'kept {now:.3g}: {len(y)} rows are too few'
+    if len(y) < min_support:
+        return now, f'kept {now:.3g}: {len(y)} rows are too few'
     fold, gain = np.random.default_rng(seed).permutation(len(y)) % folds, np.zeros(len(y))
     for k in range(folds):
         ours = torch.from_numpy(fold != k)
         t = fit_temperature(block, x[ours], y[ours])
-        gain[fold == k] = (block.nll(x[~ours], y[~ours]) - block.nll(x[~ours]/t, y[~ours])).numpy()
-    se = gain.std()/len(y)**.5
-    if not gain.mean() > se: return 1., f'kept 1: cross-fit gain {gain.mean():.4f}, standard error {se:.4f}'
+        gain[fold == k] = (block.nll(x[~ours], y[~ours]) - block.nll(x[~ours] / t, y[~ours])).numpy()
+    se = gain.std() / len(y) ** 0.5
+    if not gain.mean() > se:
+        return 1.0, f'kept 1: cross-fit gain {gain.mean():.4f}, standard error {se:.4f}'
     t = fit_temperature(block, x, y)
     return t, 'at the limit: these logits say next to nothing' if t > 49 else ''
 
+
 def _move_thresholds(loss, old, new, before, after):
-    "Thresholds in force, and those remembered of the search, on the new probabilities; on the rows of `before` and `after` (activations) no decision changes, not even by rounding"
+    """Thresholds in force, and those remembered of the search, on the new probabilities; on the rows of `before`
+    and `after` (activations) no decision changes, not even by rounding"""
+
     def moved(path, t):
         t = torch.as_tensor(t, dtype=torch.float32, device='cpu').clamp(0, 1)
-        res, s = move_threshold(t, old.get(path, 1.)/new[path]), loss.flow.slices[path].acts
-        yes, p = before[:,s] > t, after[:,s]
-        lo, hi = torch.where(yes, -torch.inf, p).amax(0), torch.where(yes, p, torch.inf).amin(0) # highest no, lowest yes
+        res, s = move_threshold(t, old.get(path, 1.0) / new[path]), loss.flow.slices[path].acts
+        yes, p = before[:, s] > t, after[:, s]
+        lo, hi = (
+            torch.where(yes, -torch.inf, p).amax(0),
+            torch.where(yes, p, torch.inf).amin(0),
+        )  # highest no, lowest yes
         close = (res < lo + 1e-6) | (res > hi - 1e-6)
-        return torch.where(close & lo.isfinite() & hi.isfinite(), (lo + hi)/2, res).clamp(0, 1)
+        return torch.where(close & lo.isfinite() & hi.isfinite(), (lo + hi) / 2, res).clamp(0, 1)
+
     for path in new:
-        if not loss.flow.tasks[path].thresholded or old.get(path, 1.) == new[path]: continue
+        if not loss.flow.tasks[path].thresholded or old.get(path, 1.0) == new[path]:
+            continue
         loss.thresholds[path] = moved(path, loss.thresholds.get(path, loss.flow.tasks[path].thresholds()))
-        if (t := loss.tuned.get(path)) is not None: t.found, t.start = moved(path, t.found).numpy(), moved(path, t.start).numpy()
+        if (t := loss.tuned.get(path)) is not None:
+            t.found, t.start = moved(path, t.found).numpy(), moved(path, t.start).numpy()
 
 # %% ../../nbs/evaluate/calibrate.ipynb #25e586dd
 @patch
-def plot_reliability(self:Learner,
-    task,         # Path or leaf name
-    bins:int=10,  # Bins of equal width
-    dl=None, ds_idx:int=1, # Labelled data; by default the validation set
-    ax=None,      # Matplotlib axes
+def plot_reliability(
+    self: Learner,
+    task,  # Path or leaf name
+    bins: int = 10,  # Bins of equal width
+    dl=None,
+    ds_idx: int = 1,  # Labelled data; by default the validation set
+    ax=None,  # Matplotlib axes
 ):
-    "How often what was predicted with a probability came true, of plain logits and with the temperature in force: of yes (labels pooled), or of the best class"
+    """How often what was predicted with a probability came true, of plain logits and with the temperature in
+    force: of yes (labels pooled), or of the best class"""
     import matplotlib.pyplot as plt
     from sklearn.calibration import calibration_curve
+
     flow, loss = flow_of(self), loss_of(self)
     path = flow.path(task)
     block = flow.tasks[path]
-    if block.nll is None: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probabilities: plot a binary, single- or multi-label task")
+    if block.nll is None:
+        raise FlowError(
+            f"task '{path}' ({type(block).__name__}) has no probabilities: plot a binary, single- or multi-label task"
+        )
     x, t = _cells(flow, path, *_labelled(self, dl, ds_idx))
-    if not len(t): raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
-    if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
-    ax.plot([0,1], [0,1], color='gray', lw=1, ls=':')
-    now = loss.temperatures.get(path, 1.)
-    for temp,style in [(1., 's--' if now != 1 else 'o-')] + [(now, 'o-')]*(now != 1):
-        conf, hit = _sure(block, x/temp, t)
+    if not len(t):
+        raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
+    if ax is None:
+        ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')[1]
+    ax.plot([0, 1], [0, 1], color='gray', lw=1, ls=':')
+    now = loss.temperatures.get(path, 1.0)
+    for temp, style in [(1.0, 's--' if now != 1 else 'o-')] + [(now, 'o-')] * (now != 1):
+        conf, hit = _sure(block, x / temp, t)
         share, mean = calibration_curve(hit, conf, n_bins=bins)
-        ax.plot(mean, share, style, label=f"{'plain' if temp == 1 else f'temperature {temp:.2f}'}: error {calibration_error(conf, hit):.3f}")
-    ax.set(xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'), ylabel='share that came true', xlim=(0,1), ylim=(0,1))
+        ax.plot(
+            mean,
+            share,
+            style,
+            label=f"{'plain' if temp == 1 else f'temperature {temp:.2f}'}: error {calibration_error(conf, hit):.3f}",
+        )
+    ax.set(
+        xlabel='predicted ' + ('probability of yes' if not block.per_cell else 'probability of the best class'),
+        ylabel='share that came true',
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
     ax.set_title(f"{path.rpartition('.')[2]}, {len(t)} {'labels' if block.n_targets > 1 else 'rows'}", parse_math=False)
     ax.legend(fontsize='small')
     return ax

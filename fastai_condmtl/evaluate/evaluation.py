@@ -26,135 +26,272 @@ __all__ = ['SCORES', 'Evaluation', 'groups_by', 'judged', 'judge', 'interval', '
 # %% ../../nbs/evaluate/evaluation.ipynb #dcfe4508
 class Evaluation(pd.DataFrame):
     "The table of `learn.evaluate`; `.show()` is its picture for a notebook"
-    _metadata = ['cross_fit', 'lower', 'by'] # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds; metrics of which less is more; the column with groups of rows
+
+    _metadata = [
+        'cross_fit',
+        'lower',
+        'by',
+        # tasks whose thresholds these rows had tuned: judged by cross-fit thresholds; metrics of which less is more;
+        # the
+        # column with groups of rows
+    ]
     cross_fit, lower, by = (), ('mae', 'rmse'), None
+
     @property
-    def _constructor(self): return Evaluation
-    def show(self,
-        digits:int=3, # Decimals
+    def _constructor(self):
+        return Evaluation
+
+    def show(
+        self,
+        digits: int = 3,  # Decimals
     ):
-        "A pandas `Styler`: scores better than the trivial predictor in green, worse in red; what parents' errors cost as bars"
-        t, num = self.reset_index(drop=True), [c for c in self.columns if c in ('metric_res', 'ci_low', 'ci_high', 'baseline', 'cascade_res', 'missed', 'spurious')]
-        if self.by in t: t[self.by] = t[self.by].map(lambda v: '–' if pd.isna(v) else v)
+        """A pandas `Styler`: scores better than the trivial predictor in green, worse in red; what parents'
+        errors cost as bars"""
+        t, num = (
+            self.reset_index(drop=True),
+            [
+                c
+                for c in self.columns
+                if c in ('metric_res', 'ci_low', 'ci_high', 'baseline', 'cascade_res', 'missed', 'spurious')
+            ],
+        )
+        if self.by in t:
+            t[self.by] = t[self.by].map(lambda v: '–' if pd.isna(v) else v)
+
         def verdict(row):
             sign = -1 if row.metric_name in self.lower else 1
-            d = sign*(row.metric_res - row.baseline)
-            return [f"color: {'seagreen' if d > 0 else 'crimson'}; font-weight: bold" if c == 'metric_res' and d == d and d != 0 else '' for c in t.columns]
-        res = t.style.set_uuid(hashlib.md5(t.to_csv().encode()).hexdigest()[:8]).hide(axis='index').format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–')
-        if {'metric_name', 'metric_res', 'baseline'} <= set(t): res = res.apply(verdict, axis=1)
+            d = sign * (row.metric_res - row.baseline)
+            return [
+                f"color: {'seagreen' if d > 0 else 'crimson'}; font-weight: bold"
+                if c == 'metric_res' and d == d and d != 0
+                else ''
+                for c in t.columns
+            ]
+
+        res = (
+            t.style.set_uuid(hashlib.md5(t.to_csv().encode()).hexdigest()[:8])
+            .hide(axis='index')
+            .format({c: f'{{:.{digits}f}}' for c in num}, na_rep='–')
+        )
+        if {'metric_name', 'metric_res', 'baseline'} <= set(t):
+            res = res.apply(verdict, axis=1)
         for c in ('missed', 'spurious'):
-            if c in t: res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
-        if 'task_path' in t: res = res.apply(lambda s: ['color: transparent' if d else '' for d in t.task_path.duplicated()], subset=['task_path'])
-        if self.by in t and {'task_path', 'metric_name'} <= set(t): res = res.apply(lambda s: ['color: transparent' if d else '' for d in t.duplicated(['task_path', 'metric_name'])], subset=['metric_name'])
-        res = res.set_properties(subset=[c for c in t.columns if c not in ('task_path', 'metric_name', self.by)], **{'text-align': 'right'})
-        return res.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them") if self.cross_fit else res
+            if c in t:
+                res = res.bar(subset=c, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
+        if 'task_path' in t:
+            res = res.apply(
+                lambda s: ['color: transparent' if d else '' for d in t.task_path.duplicated()], subset=['task_path']
+            )
+        if self.by in t and {'task_path', 'metric_name'} <= set(t):
+            res = res.apply(
+                lambda s: ['color: transparent' if d else '' for d in t.duplicated(['task_path', 'metric_name'])],
+                subset=['metric_name'],
+            )
+        res = res.set_properties(
+            subset=[c for c in t.columns if c not in ('task_path', 'metric_name', self.by)], **{'text-align': 'right'}
+        )
+        return (
+            res.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them")
+            if self.cross_fit
+            else res
+        )
+
 
 @patch
-def evaluate(self:Learner,
-    dl=None,   # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
+def evaluate(
+    self: Learner,
+    dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
     ds_idx=1,  # 0: training set, 1: validation set
-    metrics='all', # Metric names, as for `flow.metrics`; None for one headline metric a task
-    n_boot:int=0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
-    by=None,       # A row for each group of rows instead: a column of their table (`'source'`), or an array with a label a row
+    metrics='all',  # Metric names, as for `flow.metrics`; None for one headline metric a task
+    n_boot: int = 0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
+    # A row for each group of rows instead: a column of their table (`'source'`), or an array with a label a row
+    by=None,
 ) -> pd.DataFrame:
-    "A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res, cascade_samples, missed, spurious`; with `by` a column of that name after the metric's"
+    """A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res,
+    cascade_samples, missed, spurious`; with `by` a column of that name after the metric's"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics)
     dl = as_loader(self, dl, labels=True)
-    name, groups = (None, [(None, slice(None))]) if by is None else groups_by(self.dls[ds_idx] if dl is None else dl, by)
+    name, groups = (
+        (None, [(None, slice(None))]) if by is None else groups_by(self.dls[ds_idx] if dl is None else dl, by)
+    )
     learn_shapes(self)
     acc = judged(self, dl, ds_idx)
     reached, false = acc.reached(), acc.false_conditions()
     rows = []
-    for i,(path,block) in progress(self if n_boot else None, enumerate(flow.tasks.items()), 'bootstrap'):
+    for i, (path, block) in progress(self if n_boot else None, enumerate(flow.tasks.items()), 'bootstrap'):
         summary, true, mask, t = acc.task(path)
         for metric in wanted_metrics(block, metrics):
-            for group,k in groups: rows.append((path, metric, group, *_scores(block, metric, flow.constants[path], summary[k], true[k], mask[k], t if np.ndim(t) < 2 else t[k], reached[k,i], false[k,i], n_boot)))
-    res = Evaluation(rows, columns=['task_path', 'metric_name', name or 'group', *SCORES] + ['ci_low', 'ci_high']*bool(n_boot))
-    if by is None: res = res.drop(columns='group')
-    res.cross_fit, res.lower, res.by = tuple(acc.cross_fit), tuple({m for b in flow.tasks.values() for m in b.lower_is_better}), name
+            for group, k in groups:
+                rows.append(
+                    (
+                        path,
+                        metric,
+                        group,
+                        *_scores(
+                            block,
+                            metric,
+                            flow.constants[path],
+                            summary[k],
+                            true[k],
+                            mask[k],
+                            t if np.ndim(t) < 2 else t[k],
+                            reached[k, i],
+                            false[k, i],
+                            n_boot,
+                        ),
+                    )
+                )
+    res = Evaluation(
+        rows, columns=['task_path', 'metric_name', name or 'group', *SCORES] + ['ci_low', 'ci_high'] * bool(n_boot)
+    )
+    if by is None:
+        res = res.drop(columns='group')
+    res.cross_fit, res.lower, res.by = (
+        tuple(acc.cross_fit),
+        tuple({m for b in flow.tasks.values() for m in b.lower_is_better}),
+        name,
+    )
     return res
 
+
 SCORES = ['metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious']
+
+
 def _scores(block, name, constant, summary, true, mask, threshold, hit, false, n_boot):
     "`SCORES` of one task and metric on some rows"
     counts, trivial = mask.any(1), block.baseline(name, constant, true)
-    res = (block.score(name, summary, true, mask, threshold), int(counts.sum()), np.nan if trivial is None else block.score(name, trivial, true, mask, .5),
-           block.score(name, summary, true, mask & hit[:,None], threshold), int((counts & hit).sum()), _share(counts & ~hit, counts), _share(hit & false, hit))
-    return res + interval(block, name, summary[counts], true[counts], mask[counts], threshold if np.ndim(threshold) < 2 else threshold[counts], n_boot) if n_boot else res
+    res = (
+        block.score(name, summary, true, mask, threshold),
+        int(counts.sum()),
+        np.nan if trivial is None else block.score(name, trivial, true, mask, 0.5),
+        block.score(name, summary, true, mask & hit[:, None], threshold),
+        int((counts & hit).sum()),
+        _share(counts & ~hit, counts),
+        _share(hit & false, hit),
+    )
+    return (
+        res
+        + interval(
+            block,
+            name,
+            summary[counts],
+            true[counts],
+            mask[counts],
+            threshold if np.ndim(threshold) < 2 else threshold[counts],
+            n_boot,
+        )
+        if n_boot
+        else res
+    )
+
 
 def groups_by(dl, by):
-    "What `by` is called, and the groups of a `DataLoader`'s rows as `[(label, positions)]`, in the order in which `collect` sees them; rows without a label come last, as None"
+    """What `by` is called, and the groups of a `DataLoader`'s rows as `[(label, positions)]`, in the order in
+    which `collect` sees them; rows without a label come last, as None"""
     name = by if isinstance(by, str) else str(getattr(by, 'name', None) or 'group')
-    if name in ('task_path', 'metric_name', 'ci_low', 'ci_high', *SCORES): raise FlowError(f"by={name!r} is the name of a column of the result: hand over a Series with another name, e.g. by=df[{name!r}].rename('other')")
+    if name in ('task_path', 'metric_name', 'ci_low', 'ci_high', *SCORES):
+        raise FlowError(
+            f"by={name!r} is the name of a column of the result: hand over a Series with another name, e.g. "
+            f"by=df[{name!r}].rename('other')"
+        )
     dl = dl.new(shuffle=False, drop_last=False)
     codes, labels = pd.factorize(labels_of_rows(dl.dataset, by)[list(dl.get_idxs())])
     labels = [l.item() if isinstance(l, np.generic) else l for l in labels]
-    res = [(l, np.flatnonzero(codes == labels.index(l))) for l in sort_labels(labels)] + [(None, np.flatnonzero(codes < 0))]
-    return name, [(l, k) for l,k in res if len(k)]
+    res = [(l, np.flatnonzero(codes == labels.index(l))) for l in sort_labels(labels)] + [
+        (None, np.flatnonzero(codes < 0))
+    ]
+    return name, [(l, k) for l, k in res if len(k)]
+
 
 def judged(learn, dl=None, ds_idx=1):
     "`collect`, with thresholds to judge by"
     return judge(loss_of(learn), collect(learn, dl, ds_idx))
 
+
 def judge(
-    loss, # `ConditionalLoss` with the thresholds in force
+    loss,  # `ConditionalLoss` with the thresholds in force
     acc,  # Collected predictions
-) -> Accumulator: # Another view of the same rows
+) -> Accumulator:  # Another view of the same rows
     "`acc` with thresholds to judge by: cross-fit where these rows tuned them (`.cross_fit` names the tasks)"
-    res = object.__new__(type(acc)) # `copy` would leave the rows behind
+    res = object.__new__(type(acc))  # `copy` would leave the rows behind
     res.__dict__.update(acc.__dict__)
     res.thresholds = cross_fitted(loss, acc)
-    res.cross_fit = [p for p,t in res.thresholds.items() if np.ndim(t) == 2]
+    res.cross_fit = [p for p, t in res.thresholds.items() if np.ndim(t) == 2]
     return res
 
-def interval(block, name, summary, true, mask, threshold, n_boot, level=.95, seed=0):
+
+def interval(block, name, summary, true, mask, threshold, n_boot, level=0.95, seed=0):
     "Bootstrap interval of a score: rows drawn with replacement"
     rng, n, res = np.random.default_rng(seed), len(true), []
     for _ in range(n_boot if n else 0):
         i = rng.integers(0, n, n)
-        res.append(block.score(name, summary[i], true[i], mask[i], threshold if np.ndim(threshold) < 2 else threshold[i]))
+        res.append(
+            block.score(name, summary[i], true[i], mask[i], threshold if np.ndim(threshold) < 2 else threshold[i])
+        )
     res = np.array(res, dtype=float)
-    return tuple(np.nanquantile(res, [(1 - level)/2, (1 + level)/2])) if np.isfinite(res).any() else (np.nan, np.nan)
+    return (
+        tuple(np.nanquantile(res, [(1 - level) / 2, (1 + level) / 2])) if np.isfinite(res).any() else (np.nan, np.nan)
+    )
 
-def _share(part, whole): return part.sum()/whole.sum() if whole.any() else float('nan')
+
+def _share(part, whole):
+    return part.sum() / whole.sum() if whole.any() else float('nan')
 
 # %% ../../nbs/evaluate/evaluation.ipynb #77289122
 @patch
-def cascade_report(self:Learner,
+def cascade_report(
+    self: Learner,
     dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
-    ds_idx=1, # 0: training set, 1: validation set
+    ds_idx=1,  # 0: training set, 1: validation set
 ) -> pd.DataFrame:
-    "A row a parent and a task that its mistakes reach: `parent, task_path, missed, spurious` (rows), `num_samples` (rows of the gt mask), `reached` (rows); most costly first. A parent of None: no labelled parent erred (labels were inferred)"
+    """A row a parent and a task that its mistakes reach: `parent, task_path, missed, spurious` (rows),
+    `num_samples` (rows of the gt mask), `reached` (rows); most costly first. A parent of None: no labelled parent
+    erred (labels were inferred)"""
     return blame(judged(self, dl, ds_idx))
+
 
 def blame(acc) -> pd.DataFrame:
     "`cascade_report` of collected predictions"
     flow, (y, dec) = acc.flow, acc.packed()
     plan, reached, false = flow.plan, acc.reached(), acc.false_conditions()
     vals, mask = (a.numpy() for a in y.unbind(1))
-    counts = np.stack([mask[:,s].any(1) for s in flow.target_slices], 1)
+    counts = np.stack([mask[:, s].any(1) for s in flow.target_slices], 1)
     erred, asked, rows = _erred(flow, vals, mask > 0, dec.numpy()), {}, []
     for i in plan.order:
-        asked[i] = set().union({a for g in plan.gates[i] for a in atoms(plan.conds[g])}, *(asked[j] for j in plan.needs(i))) # all that is asked on the way to `i`
-        left = dict(missed=counts[:,i] & ~reached[:,i], spurious=reached[:,i] & false[:,i])
-        if not any(l.any() for l in left.values()): continue
-        size = dict(task_path=flow.paths[i], num_samples=int(counts[:,i].sum()), reached=int(reached[:,i].sum()))
-        of = {j: reached[:,j] & np.any([erred[a] for a in asked[i] if plan.index[a.task] == j], 0) for j in {plan.index[a.task] for a in asked[i]}}
+        asked[i] = set().union(
+            {a for g in plan.gates[i] for a in atoms(plan.conds[g])}, *(asked[j] for j in plan.needs(i))
+        )  # all that is asked on the way to `i`
+        left = dict(missed=counts[:, i] & ~reached[:, i], spurious=reached[:, i] & false[:, i])
+        if not any(l.any() for l in left.values()):
+            continue
+        size = dict(task_path=flow.paths[i], num_samples=int(counts[:, i].sum()), reached=int(reached[:, i].sum()))
+        of = {
+            j: reached[:, j] & np.any([erred[a] for a in asked[i] if plan.index[a.task] == j], 0)
+            for j in {plan.index[a.task] for a in asked[i]}
+        }
         for j in [j for j in plan.order if j in of] + [None]:
-            mine = {k: l if j is None else l & of[j] for k,l in left.items()}
-            left = {k: l & ~mine[k] for k,l in left.items()}
-            if any(m.any() for m in mine.values()): rows.append(dict(parent=None if j is None else flow.paths[j], **{k: int(m.sum()) for k,m in mine.items()}, **size))
+            mine = {k: l if j is None else l & of[j] for k, l in left.items()}
+            left = {k: l & ~mine[k] for k, l in left.items()}
+            if any(m.any() for m in mine.values()):
+                rows.append(
+                    dict(
+                        parent=None if j is None else flow.paths[j],
+                        **{k: int(m.sum()) for k, m in mine.items()},
+                        **size,
+                    )
+                )
     res = pd.DataFrame(rows, columns=['parent', 'task_path', 'missed', 'spurious', 'num_samples', 'reached'])
     return res.iloc[np.argsort(-(res.missed + res.spurious), kind='stable')].reset_index(drop=True)
+
 
 def _erred(flow, vals, known, dec):
     "Of each atom of a condition: rows (N,) where decision and label give it different answers"
     res = {}
-    for a,value in flow.plan.natural.items():
+    for a, value in flow.plan.natural.items():
         i = flow.plan.index[a.task]
         block, s = flow.plan.blocks[i], flow.target_slices[i]
-        t, f = block.answer(a.op, value, vals[:,s], known[:,s], True)
-        p, _ = block.answer(a.op, value, dec[:,s], np.ones_like(known[:,s]), True)
+        t, f = block.answer(a.op, value, vals[:, s], known[:, s], True)
+        p, _ = block.answer(a.op, value, dec[:, s], np.ones_like(known[:, s]), True)
         res[a] = (t & ~p) | (f & p)
     return res

@@ -12,36 +12,47 @@ from ..learn.accumulate import Accumulator
 __all__ = ['SAMPLE', 'label_hashes', 'row_hashes', 'Seen']
 
 # %% ../../nbs/evaluate/fingerprint.ipynb #272dbef8
-SAMPLE = 2048 # hashes to keep: 16 KB a task, whatever the number of rows
+SAMPLE = 2048  # hashes to keep: 16 KB a task, whatever the number of rows
 
-def _hashes(table, **more): return pd.util.hash_pandas_object(pd.DataFrame(table).assign(**more), index=False).to_numpy()
 
-def label_hashes(acc:Accumulator) -> np.ndarray: # `(N,)`
+def _hashes(table, **more):
+    return pd.util.hash_pandas_object(pd.DataFrame(table).assign(**more), index=False).to_numpy()
+
+
+def label_hashes(acc: Accumulator) -> np.ndarray:  # `(N,)`
     "A number for each row, of all its labels; their sum tells these rows, in whatever order, from others"
     return _hashes(acc.packed()[0].numpy().reshape(len(acc.task(acc.flow.paths[0])[1]), -1))
 
+
 def row_hashes(
-    p,      # Probabilities `(N, W)` of a task
-    m,      # Its gt mask `(N, W)`
-    labels, # `label_hashes` of all rows
-    temperature=1., # What its logits were divided by
-) -> np.ndarray: # As long as there are rows that count
+    p,  # Probabilities `(N, W)` of a task
+    m,  # Its gt mask `(N, W)`
+    labels,  # `label_hashes` of all rows
+    temperature=1.0,  # What its logits were divided by
+) -> np.ndarray:  # As long as there are rows that count
     "A number for each row that counts for the task: of all its labels, and of what was predicted, to five decimals"
     from scipy.special import expit, logit
+
     rows = m.any(1)
-    return _hashes(np.where(m, expit(temperature*logit(p.astype(float))), 0).round(5)[rows], labels=labels[rows])
+    return _hashes(np.where(m, expit(temperature * logit(p.astype(float))), 0).round(5)[rows], labels=labels[rows])
+
 
 @dataclass
 class Seen:
     "A sample of rows: those of the smallest hashes, which are the same sample of whatever rows they are among"
-    hashes: np.ndarray # Ascending
-    alike: float       # Share of the rows that cannot be told from another
+
+    hashes: np.ndarray  # Ascending
+    alike: float  # Share of the rows that cannot be told from another
+
     @classmethod
     def of(cls, hashes):
         each, n = np.unique(hashes, return_counts=True)
-        return cls(each[:SAMPLE], float(n[n > 1].sum()/max(n.sum(), 1)))
+        return cls(each[:SAMPLE], float(n[n > 1].sum() / max(n.sum(), 1)))
+
     def most(self, hashes) -> bool:
-        "Are most of these rows among those that were seen, and more than chance would have it? Not said where nine rows in ten are alike"
-        if self.alike > .9: return False
+        """Are most of these rows among those that were seen, and more than chance would have it? Not said where
+        nine rows in ten are alike"""
+        if self.alike > 0.9:
+            return False
         some = hashes if len(self.hashes) < SAMPLE else hashes[hashes <= self.hashes[-1]]
-        return len(some) > 0 and bool(np.isin(some, self.hashes).mean() > (1 + self.alike)/2)
+        return len(some) > 0 and bool(np.isin(some, self.hashes).mean() > (1 + self.alike) / 2)

@@ -21,177 +21,321 @@ __all__ = ['Losses', 'ConditionalInterpretation']
 # %% ../../nbs/evaluate/interpret.ipynb #f2d83f15
 class Losses(Accumulator):
     "An `Accumulator` that also keeps each row's loss for each task `(N, T)`"
-    def reset(self): super().reset(); self.kept = []
+
+    def reset(self):
+        super().reset()
+        self.kept = []
+
     def accumulate(self, learn):
         n = len(self.parts)
         super().accumulate(learn)
-        if len(self.parts) > n: self.kept.append(gather_rows(getattr(learn, 'dl', None), learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0])
-    def losses(self): "`(N, T)`, unweighted, NaN where a row does not count"; return in_order(self.kept, self.at)
+        if len(self.parts) > n:
+            self.kept.append(
+                gather_rows(getattr(learn, 'dl', None), learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0]
+            )
+
+    def losses(self):
+        "`(N, T)`, unweighted, NaN where a row does not count"
+        return in_order(self.kept, self.at)
+
 
 class ConditionalInterpretation:
     "Predictions of a learner on labelled data, task by task: `ConditionalInterpretation.from_learner(learn)`"
-    def __init__(self, learn, dl, acc): self.learn, self.dl, self.acc, self.flow = learn, dl, acc, acc.flow
+
+    def __init__(self, learn, dl, acc):
+        self.learn, self.dl, self.acc, self.flow = learn, dl, acc, acc.flow
+
     @classmethod
-    def from_learner(cls,
-        learn,        # Learner whose data has a flow
-        ds_idx:int=1, # 0: training set, 1: validation set
-        dl=None,      # Other labelled data, a `DataLoader` or a DataFrame
+    def from_learner(
+        cls,
+        learn,  # Learner whose data has a flow
+        ds_idx: int = 1,  # 0: training set, 1: validation set
+        dl=None,  # Other labelled data, a `DataLoader` or a DataFrame
     ):
         "Predict once, keep what is needed"
         dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
-        dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset)))) # in the order of the table, also where texts are sorted by length
-        with learn.no_bar(): return cls(learn, dl, collect(learn, dl, acc=Losses(flow_of(learn))))
+        dl = dl.new(
+            shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset)))
+        )  # in the order of the table, also where texts are sorted by length
+        with learn.no_bar():
+            return cls(learn, dl, collect(learn, dl, acc=Losses(flow_of(learn))))
 
     def losses(self, task=None):
         "Losses `(N,)` of a task, NaN where a row does not count; of None the sum over tasks, by the weights in force"
         all_ = self.acc.losses()
-        if task is not None: return all_[:, self.flow.paths.index(self.flow.path(task))]
+        if task is not None:
+            return all_[:, self.flow.paths.index(self.flow.path(task))]
         some = ~all_.isnan().all(1)
-        return torch.where(some, (all_*loss_of(self.learn).task_weights().to(all_)).nansum(1), torch.nan)
-    def top_losses(self,
-        task=None,    # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
-        k:int=None,   # How many; None: all
-        largest=True, # The worst, or the best
-    ) -> tuple: # `(losses, positions)`
+        return torch.where(some, (all_ * loss_of(self.learn).task_weights().to(all_)).nansum(1), torch.nan)
+
+    def top_losses(
+        self,
+        task=None,  # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
+        k: int = None,  # How many; None: all
+        largest=True,  # The worst, or the best
+    ) -> tuple:  # `(losses, positions)`
         "Rows by their loss, of those that count only"
-        if isinstance(task, int): task, k = None, task
+        if isinstance(task, int):
+            task, k = None, task
         x = self.losses(task)
-        rows = (~x.isnan()).nonzero()[:,0]
+        rows = (~x.isnan()).nonzero()[:, 0]
         order = x[rows].argsort(descending=largest, stable=True)[:k]
         return x[rows][order], rows[order]
 
-    def plot_top_losses(self,
-        task=None,    # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
-        k:int=6,      # How many
-        largest=True, # The worst, or the best
-        **kwargs      # `nrows`, `ncols`, `figsize`
+    def plot_top_losses(
+        self,
+        task=None,  # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
+        k: int = 6,  # How many
+        largest=True,  # The worst, or the best
+        **kwargs,  # `nrows`, `ncols`, `figsize`
     ):
         "Show rows by their loss, as `show_results` shows them, with the loss above"
-        if isinstance(task, int): task, k = None, task
+        if isinstance(task, int):
+            task, k = None, task
         losses, rows = self.top_losses(task, k, largest)
-        if not len(rows): raise FlowError(f"no row counts for task '{task}': there is nothing to show")
+        if not len(rows):
+            raise FlowError(f"no row counts for task '{task}': there is nothing to show")
         dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked(rows), bs=len(rows))
         b = dl.one_batch()
-        with self.learn.no_bar(), self.learn.no_logging(): dec = self.learn.get_preds(dl=[b], with_decoded=True)[2]
+        with self.learn.no_bar(), self.learn.no_logging():
+            dec = self.learn.get_preds(dl=[b], with_decoded=True)[2]
         name = 'total loss' if task is None else f"loss of {self.flow.path(task).rpartition('.')[2]}"
-        dl.show_results(b, dec, max_n=len(rows), titles=[f'{name} {l:.3g} (row {i})' for l,i in zip(losses, rows.tolist())], **kwargs)
+        dl.show_results(
+            b,
+            dec,
+            max_n=len(rows),
+            titles=[f'{name} {l:.3g} (row {i})' for l, i in zip(losses, rows.tolist())],
+            **kwargs,
+        )
 
     def _of(self, task, label=None):
         "Path, block, and of the rows (or cells of one label) that count: summary `(n, K)`, truth `(n,)`, threshold"
         path = self.flow.path(task)
         block, (summary, true, mask, t) = self.flow.tasks[path], self.acc.task(path)
         names = block.labels or [None]
-        if label is not None and names == [None]: raise FlowError(f"task '{path}' ({type(block).__name__}) has no labels: leave label= out")
-        if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, [n for n in names if n is not None])}")
-        if label is None and len(names) > 1: raise FlowError(f"task '{path}' has several labels: say which with label=, one of {', '.join(map(repr, names[:10]))}")
+        if label is not None and names == [None]:
+            raise FlowError(f"task '{path}' ({type(block).__name__}) has no labels: leave label= out")
+        if label is not None and label not in names:
+            raise FlowError(f"task '{path}' has no label {label!r}: {near(label, [n for n in names if n is not None])}")
+        if label is None and len(names) > 1:
+            raise FlowError(
+                f"task '{path}' has several labels: say which with label=, one of {', '.join(map(repr, names[:10]))}"
+            )
         j = names.index(label) if label is not None else 0
-        if t is None and block.thresholded: t = block.thresholds().numpy()
-        return path, block, summary[mask[:,j], j], true[mask[:,j], j], None if t is None else float(np.broadcast_to(t, len(names))[j])
+        if t is None and block.thresholded:
+            t = block.thresholds().numpy()
+        return (
+            path,
+            block,
+            summary[mask[:, j], j],
+            true[mask[:, j], j],
+            None if t is None else float(np.broadcast_to(t, len(names))[j]),
+        )
 
     def _classes(self, task, label):
         path = self.flow.path(task)
-        if not self.flow.tasks[path].exact: raise FlowError(f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at plot_residuals('{path}')")
+        if not self.flow.tasks[path].exact:
+            raise FlowError(
+                f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at "
+                f"plot_residuals('{path}')"
+            )
         path, block, summary, true, t = self._of(task, label)
-        if not block.thresholded and (not block.per_cell or block.n_targets > 1): raise FlowError(f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the table")
-        if block.thresholded: return path, [str(v) for v in (('no', 'yes') if block.labels is not None else names_of(block))], (true > .5).astype(int), (summary[:,0] > t).astype(int)
-        return path, [str(v) for v in names_of(block)], true.astype(int), summary[:,0].astype(int)
+        if not block.thresholded and (not block.per_cell or block.n_targets > 1):
+            raise FlowError(
+                f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the "
+                "table"
+            )
+        if block.thresholded:
+            return (
+                path,
+                [str(v) for v in (('no', 'yes') if block.labels is not None else names_of(block))],
+                (true > 0.5).astype(int),
+                (summary[:, 0] > t).astype(int),
+            )
+        return path, [str(v) for v in names_of(block)], true.astype(int), summary[:, 0].astype(int)
 
-    def confusion_matrix(self,
-        task,       # Binary or single-label task; a multi-label one with `label`
-        label=None, # One label of a multi-label task
+    def confusion_matrix(
+        self,
+        task,  # Binary or single-label task; a multi-label one with `label`
+        label=None,  # One label of a multi-label task
     ) -> np.ndarray:
         "Rows that count: true class down, decided class across"
         from sklearn.metrics import confusion_matrix
-        _, names, true, pred = self._classes(task, label)
-        return confusion_matrix(true, pred, labels=range(len(names))) if len(true) else np.zeros((len(names),)*2, dtype=int)
 
-    def plot_confusion_matrix(self, task, label=None,
-        normalize=False, # Shares of the true class instead of rows
+        _, names, true, pred = self._classes(task, label)
+        return (
+            confusion_matrix(true, pred, labels=range(len(names)))
+            if len(true)
+            else np.zeros((len(names),) * 2, dtype=int)
+        )
+
+    def plot_confusion_matrix(
+        self,
+        task,
+        label=None,
+        normalize=False,  # Shares of the true class instead of rows
         max_classes=40,  # Of more classes, those that are confused the most are drawn, and the title says so
-        cmap='Blues', ax=None, **kwargs # For scikit-learn's `ConfusionMatrixDisplay.from_predictions`
+        cmap='Blues',
+        ax=None,
+        **kwargs,  # For scikit-learn's `ConfusionMatrixDisplay.from_predictions`
     ):
         "Draw `confusion_matrix`"
         import matplotlib.pyplot as plt
         from sklearn.metrics import ConfusionMatrixDisplay
+
         path, names, true, pred = self._classes(task, label)
-        if not len(true): raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
+        if not len(true):
+            raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
         of = len(names)
         if of > max_classes:
-            often = [c for i,j,_ in self._confused(true, pred, of)[:max_classes] for c in (i, j)] + np.argsort(-np.bincount(true, minlength=of), kind='stable')[:max_classes].tolist()
+            often = [c for i, j, _ in self._confused(true, pred, of)[:max_classes] for c in (i, j)] + np.argsort(
+                -np.bincount(true, minlength=of), kind='stable'
+            )[:max_classes].tolist()
             some = sorted(list(dict.fromkeys(often))[:max_classes])
             place = np.full(of, -1)
             place[some] = np.arange(len(some))
-            kept = (place[true] >= 0) & (place[pred] >= 0) # rows between these classes
+            kept = (place[true] >= 0) & (place[pred] >= 0)  # rows between these classes
             names, true, pred = [names[j] for j in some], place[true[kept]], place[pred[kept]]
-        size = min(12, 2.2 + .5*len(names))
-        if ax is None: ax = plt.subplots(figsize=(size + .6, size), layout='constrained')[1]
-        d = ConfusionMatrixDisplay.from_predictions(true, pred, labels=range(len(names)), display_labels=names, normalize='true' if normalize else None,
-                                                    xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, ax=ax, colorbar=False, values_format='.2f' if normalize else None, **kwargs)
-        for t in d.ax_.get_xticklabels() + d.ax_.get_yticklabels(): t.set_parse_math(False)
-        d.ax_.set_title(parse_math=False, label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows" + (f" between {len(names)} of {of} classes" if of > len(names) else ''))
+        size = min(12, 2.2 + 0.5 * len(names))
+        if ax is None:
+            ax = plt.subplots(figsize=(size + 0.6, size), layout='constrained')[1]
+        d = ConfusionMatrixDisplay.from_predictions(
+            true,
+            pred,
+            labels=range(len(names)),
+            display_labels=names,
+            normalize='true' if normalize else None,
+            xticks_rotation=90 if max(map(len, names)) > 3 else 0,
+            cmap=cmap,
+            ax=ax,
+            colorbar=False,
+            values_format='.2f' if normalize else None,
+            **kwargs,
+        )
+        for t in d.ax_.get_xticklabels() + d.ax_.get_yticklabels():
+            t.set_parse_math(False)
+        d.ax_.set_title(
+            parse_math=False,
+            label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows"
+            + (f" between {len(names)} of {of} classes" if of > len(names) else ''),
+        )
         return d.ax_
 
-    def most_confused(self, task,
-        min_val:int=1, # Rows at least
-        label=None,    # One label of a multi-label task
-    ) -> list: # `(true, decided, rows)`
+    def most_confused(
+        self,
+        task,
+        min_val: int = 1,  # Rows at least
+        label=None,  # One label of a multi-label task
+    ) -> list:  # `(true, decided, rows)`
         "Confusions of a task with classes, or of one label, the most frequent first"
         path, names, true, pred = self._classes(task, label)
         block = self.flow.tasks[path]
-        vocab = (False, True) if block.thresholded and (block.labels is not None or not block.vocab) else names_of(block)
-        return [(vocab[i], vocab[j], n) for i,j,n in self._confused(true, pred, len(names)) if n >= min_val]
+        vocab = (
+            (False, True) if block.thresholded and (block.labels is not None or not block.vocab) else names_of(block)
+        )
+        return [(vocab[i], vocab[j], n) for i, j, n in self._confused(true, pred, len(names)) if n >= min_val]
 
     def _confused(self, true, pred, of):
-        "Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first; only what occurs, since of 5,000 classes there are 25 million pairs"
-        pairs, n = np.unique((true*of + pred)[true != pred], return_counts=True)
+        """Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first; only
+        what occurs, since of 5,000 classes there are 25 million pairs"""
+        pairs, n = np.unique((true * of + pred)[true != pred], return_counts=True)
         order = np.argsort(-n, kind='stable')
         return list(zip((pairs[order] // of).tolist(), (pairs[order] % of).tolist(), n[order].tolist()))
 
     def _curves(self, task, label, display, ax, **kwargs):
         import matplotlib.pyplot as plt
         from sklearn import metrics
+
         path = self.flow.path(task)
         block = self.flow.tasks[path]
-        if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and multi-label tasks; look at {'plot_confusion_matrix' if block.exact else 'plot_residuals'}('{path}')")
-        if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
+        if not block.thresholded:
+            raise FlowError(
+                f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and "
+                "multi-label tasks; look at "
+                f"{'plot_confusion_matrix' if block.exact else 'plot_residuals'}('{path}')"
+            )
+        if ax is None:
+            ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')[1]
         drawn = 0
         for l in (label is None and block.labels) or [label]:
             _, _, summary, true, _ = self._of(path, l)
-            if not 0 < true.sum() < len(true): continue # one class only: no curve
-            getattr(metrics, display).from_predictions(true > .5, summary[:,0], name=path.rpartition('.')[2] if l is None else str(l), ax=ax, **kwargs)
+            if not 0 < true.sum() < len(true):
+                continue  # one class only: no curve
+            getattr(metrics, display).from_predictions(
+                true > 0.5, summary[:, 0], name=path.rpartition('.')[2] if l is None else str(l), ax=ax, **kwargs
+            )
             drawn += 1
-        if not drawn: raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
+        if not drawn:
+            raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
         ax.set_title(path.rpartition('.')[2], parse_math=False)
         return ax
-    def plot_roc(self, task, label=None, ax=None): "ROC curves of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'RocCurveDisplay', ax, plot_chance_level=False)
-    def plot_precision_recall(self, task, label=None, ax=None): "Precision over recall of a binary or multi-label task (scikit-learn's)"; return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
 
-    def residuals(self, task,
-        label=None, # One point of a `KeypointsBlock`
+    def plot_roc(self, task, label=None, ax=None):
+        "ROC curves of a binary or multi-label task (scikit-learn's)"
+        return self._curves(task, label, 'RocCurveDisplay', ax, plot_chance_level=False)
+
+    def plot_precision_recall(self, task, label=None, ax=None):
+        "Precision over recall of a binary or multi-label task (scikit-learn's)"
+        return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
+
+    def residuals(
+        self,
+        task,
+        label=None,  # One point of a `KeypointsBlock`
     ) -> pd.DataFrame:
-        "`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original units, a row each that counts; the index is its position. Of points and boxes as shares of the picture, a row a `coordinate`"
+        """`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original
+        units, a row each that counts; the index is its position. Of points and boxes as shares of the picture, a
+        row a `coordinate`"""
         path = self.flow.path(task)
         block = self.flow.tasks[path]
-        if block.exact: raise FlowError(f"task '{path}' ({type(block).__name__}) has no residuals: look at plot_confusion_matrix('{path}'{', label=...' if block.labels else ''})")
-        if label is not None and label not in (block.labels or ()): raise FlowError(f"task '{path}' has no label {label!r}: " + (near(label, block.labels) if block.labels else "leave label= out"))
+        if block.exact:
+            raise FlowError(
+                f"task '{path}' ({type(block).__name__}) has no residuals: look at "
+                f"plot_confusion_matrix('{path}'{', label=...' if block.labels else ''})"
+            )
+        if label is not None and label not in (block.labels or ()):
+            raise FlowError(
+                f"task '{path}' has no label {label!r}: "
+                + (near(label, block.labels) if block.labels else "leave label= out")
+            )
         summary, true, mask, _ = self.acc.task(path)
         cols = list(range(block.n_targets)) if label is None else block.columns_of(label)
-        at, col = np.nonzero(mask[:,cols])
-        t, p = (block.display_units(np.asarray(a, dtype=float)[:,cols][at, col]) for a in (true, summary[...,0]))
-        names = {} if block.geometry is None else dict(coordinate=np.array(block.coordinates, dtype=object)[np.array(cols)[col]])
+        at, col = np.nonzero(mask[:, cols])
+        t, p = (block.display_units(np.asarray(a, dtype=float)[:, cols][at, col]) for a in (true, summary[..., 0]))
+        names = (
+            {}
+            if block.geometry is None
+            else dict(coordinate=np.array(block.coordinates, dtype=object)[np.array(cols)[col]])
+        )
         return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p, **names), index=at)
-    def plot_residuals(self, task,
-        kind='actual_vs_predicted', # Or `residual_vs_predicted`
-        ax=None, label=None, **kwargs # One point of a `KeypointsBlock`; for scikit-learn's `PredictionErrorDisplay.from_predictions`
+
+    def plot_residuals(
+        self,
+        task,
+        kind='actual_vs_predicted',  # Or `residual_vs_predicted`
+        ax=None,
+        label=None,
+        **kwargs,  # One point of a `KeypointsBlock`; for scikit-learn's `PredictionErrorDisplay.from_predictions`
     ):
         "Predictions of a regression against the truth, in original units (of points and boxes: shares of the picture)"
         import matplotlib.pyplot as plt
         from sklearn.metrics import PredictionErrorDisplay
+
         r = self.residuals(task, label)
-        if not len(r): raise FlowError(f"no row counts for task '{self.flow.path(task)}': there is nothing to plot")
-        if ax is None: ax = plt.subplots(figsize=(4.6,4.2), layout='constrained')[1]
-        PredictionErrorDisplay.from_predictions(r.truth, r.predicted, kind=kind, ax=ax, **{'scatter_kwargs': dict(alpha=min(1., 30/len(r)**.5), s=12), **kwargs})
+        if not len(r):
+            raise FlowError(f"no row counts for task '{self.flow.path(task)}': there is nothing to plot")
+        if ax is None:
+            ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')[1]
+        PredictionErrorDisplay.from_predictions(
+            r.truth,
+            r.predicted,
+            kind=kind,
+            ax=ax,
+            **{'scatter_kwargs': dict(alpha=min(1.0, 30 / len(r) ** 0.5), s=12), **kwargs},
+        )
         ax.set_title(f"{self.flow.path(task).rpartition('.')[2]}, {len(r)} rows", parse_math=False)
         return ax
 
-    def cascade_report(self) -> pd.DataFrame: "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"; return blame(judge(loss_of(self.learn), self.acc))
+    def cascade_report(self) -> pd.DataFrame:
+        "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"
+        return blame(judge(loss_of(self.learn), self.acc))

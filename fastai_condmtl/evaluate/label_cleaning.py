@@ -21,137 +21,212 @@ __all__ = ['put', 'Cleaner']
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #8f7a423b
 def put(
-    old:pd.Series, # Column of a table
-    use,           # Rows to write to, boolean (n,)
-    new,           # What to write, as long as `old`
+    old: pd.Series,  # Column of a table
+    use,  # Rows to write to, boolean (n,)
+    new,  # What to write, as long as `old`
 ) -> pd.Series:
     "`old` with `new` in the rows of `use`, in the type of `old` if that can hold it"
     number = pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old)
+
     def plain(v):
         v = v.item() if isinstance(v, np.generic) else v
         return int(v) if number and isinstance(v, bool) else v
+
     want = [plain(v) for v in pd.Series(list(new), dtype=object)[use]]
     res = old.astype(object).copy()
     res[use] = pd.Series(want, index=res.index[use], dtype=object)
-    try: cast = res.astype(old.dtype)
-    except (TypeError, ValueError): return res if pd.api.types.is_string_dtype(old) else res.infer_objects()
-    return cast if all(pd.isna(a) is True and pd.isna(b) is True or a == b for a,b in zip(cast[use], want)) else res.infer_objects() # an integer column holds no fraction
+    try:
+        cast = res.astype(old.dtype)
+    except (TypeError, ValueError):
+        return res if pd.api.types.is_string_dtype(old) else res.infer_objects()
+    return (
+        cast
+        if all(pd.isna(a) is True and pd.isna(b) is True or a == b for a, b in zip(cast[use], want))
+        else res.infer_objects()
+    )  # an integer column holds no fraction
+
 
 def _evidence(flow, acts, vals, y):
     "Activations and decided values where labels that count are certain"
     acts, vals = acts.clone(), vals.clone()
-    for p,s in flow.slices.items():
-        b, m = flow.tasks[p], y[:,1,s.targets] > 0
-        if b.self_supervised: continue
-        acts[:,s.acts] = torch.where(m.repeat_interleave(b.n_out, 1), b.certain_acts(y[:,0,s.targets].to(acts.dtype)), acts[:,s.acts])
-        vals[:,s.targets] = torch.where(m, y[:,0,s.targets], vals[:,s.targets])
+    for p, s in flow.slices.items():
+        b, m = flow.tasks[p], y[:, 1, s.targets] > 0
+        if b.self_supervised:
+            continue
+        acts[:, s.acts] = torch.where(
+            m.repeat_interleave(b.n_out, 1), b.certain_acts(y[:, 0, s.targets].to(acts.dtype)), acts[:, s.acts]
+        )
+        vals[:, s.targets] = torch.where(m, y[:, 0, s.targets], vals[:, s.targets])
     return acts, vals
+
 
 def _sure(block, acts, vals):
     "Probability of each decided value (n, W); 1 for kinds without probabilities"
-    if block.nll is None: return torch.ones_like(vals)
-    if block.n_out > 1: return acts.reshape(*vals.shape, -1).gather(-1, vals.long()[...,None])[...,0]
-    return torch.where(vals > .5, acts, 1 - acts)
+    if block.nll is None:
+        return torch.ones_like(vals)
+    if block.n_out > 1:
+        return acts.reshape(*vals.shape, -1).gather(-1, vals.long()[..., None])[..., 0]
+    return torch.where(vals > 0.5, acts, 1 - acts)
+
 
 @patch
-def fill_labels(self:Learner,
-    df:pd.DataFrame,         # Table with the inputs and the labels' columns
-    min_confidence:float=.9, # Fill only what is at least that sure; 0: everything that is reached
-    tasks=None,              # Paths or leaf names; by default all
-    **kwargs                 # For `dls.test_dl`, e.g. `bs`
-) -> tuple: # `(table, filled, report)`
-    "A copy of `df` with blank labels filled by predictions; a boolean table of the cells that were; and a row a task: `task_path, blank, reached, filled`"
+def fill_labels(
+    self: Learner,
+    df: pd.DataFrame,  # Table with the inputs and the labels' columns
+    min_confidence: float = 0.9,  # Fill only what is at least that sure; 0: everything that is reached
+    tasks=None,  # Paths or leaf names; by default all
+    **kwargs,  # For `dls.test_dl`, e.g. `bs`
+) -> tuple:  # `(table, filled, report)`
+    """A copy of `df` with blank labels filled by predictions; a boolean table of the cells that were; and a row a
+    task: `task_path, blank, reached, filled`"""
     flow, loss = flow_of(self), loss_of(self)
-    paths = [p for p in flow.named(tasks) if not flow.tasks[p].self_supervised] # labels that are made are no part of a table
-    if not 0 <= min_confidence <= 1: raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
+    paths = [
+        p for p in flow.named(tasks) if not flow.tasks[p].self_supervised
+    ]  # labels that are made are no part of a table
+    if not 0 <= min_confidence <= 1:
+        raise FlowError(f"min_confidence={min_confidence!r} must be a probability from 0 to 1")
     dl = self.dls.test_dl(df, **kwargs) if len(df) else None
-    with every_row(self): acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
+    with every_row(self):
+        acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
     y = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
     acts, vals = _evidence(flow, acts, loss.decide(acts), y)
     reached, sure = flow.reached(vals), torch.from_numpy(flow.diagrams(acts, vals)).float()
     fill, res, rows = torch.zeros_like(vals, dtype=torch.bool), df.copy(), []
-    for p,s in flow.slices.items():
-        if p not in paths: continue
+    for p, s in flow.slices.items():
+        if p not in paths:
+            continue
         b, i = flow.tasks[p], flow.paths.index(p)
-        blank = torch.from_numpy(np.stack([df[c].isna().to_numpy() if c in df else np.ones(len(df), dtype=bool) for c in b.cols], 1)) # (n, columns)
-        conf = _sure(b, acts[:,s.acts], vals[:,s.targets])
-        if b.nan_is_empty: blank[:] = False # a blank is a label there
-        if len(b.cols) == 1: conf = conf.prod(1, keepdim=True) # a cell of several labels is right as a whole
-        mine = blank & reached[:,i:i + 1] & (conf*sure[:,i:i + 1] >= min_confidence)
-        fill[:,s.targets] = mine.expand(-1, b.n_targets)
-        rows.append((p, int(blank.any(1).sum()), int((blank.any(1) & reached[:,i]).sum()), int(mine.any(1).sum())))
-    new = flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1), frames_of(flow, dl) if len(df) else None).set_axis(df.index).drop(columns=[b.name for b in flow.tasks.values() if b.self_supervised])
+        blank = torch.from_numpy(
+            np.stack([df[c].isna().to_numpy() if c in df else np.ones(len(df), dtype=bool) for c in b.cols], 1)
+        )  # (n, columns)
+        conf = _sure(b, acts[:, s.acts], vals[:, s.targets])
+        if b.nan_is_empty:
+            blank[:] = False  # a blank is a label there
+        if len(b.cols) == 1:
+            conf = conf.prod(1, keepdim=True)  # a cell of several labels is right as a whole
+        mine = blank & reached[:, i : i + 1] & (conf * sure[:, i : i + 1] >= min_confidence)
+        fill[:, s.targets] = mine.expand(-1, b.n_targets)
+        rows.append((p, int(blank.any(1).sum()), int((blank.any(1) & reached[:, i]).sum()), int(mine.any(1).sum())))
+    new = (
+        flow.to_frame(torch.stack([vals, fill.to(vals.dtype)], 1), frames_of(flow, dl) if len(df) else None)
+        .set_axis(df.index)
+        .drop(columns=[b.name for b in flow.tasks.values() if b.self_supervised])
+    )
     filled = pd.DataFrame(False, index=df.index, columns=list(new.columns))
     for c in new:
         use = new[c].notna().to_numpy() & (df[c].isna().to_numpy() if c in df else True)
-        if c not in res: res[c] = pd.Series(None, index=df.index, dtype=object)
-        if use.any(): res[c] = put(res[c], use, new[c])
+        if c not in res:
+            res[c] = pd.Series(None, index=df.index, dtype=object)
+        if use.any():
+            res[c] = put(res[c], use, new[c])
         filled[c] = use
     return res, filled, pd.DataFrame(rows, columns=['task_path', 'blank', 'reached', 'filled'])
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #664fd90f
 class Cleaner:
     "The most suspicious labels of a learner's rows, a task at a time; corrections go back into the table"
-    def __init__(self,
-        learn,        # Trained learner
-        df:pd.DataFrame, # The table whose rows are looked at, with inputs and labels
-        k:int=30,     # Rows a task at most
-        tasks=None,   # Paths or leaf names; by default all
-        **kwargs      # For `dls.test_dl`
+
+    def __init__(
+        self,
+        learn,  # Trained learner
+        df: pd.DataFrame,  # The table whose rows are looked at, with inputs and labels
+        k: int = 30,  # Rows a task at most
+        tasks=None,  # Paths or leaf names; by default all
+        **kwargs,  # For `dls.test_dl`
     ):
-        if not df.index.is_unique: raise FlowError("the table's index has duplicates, so that corrections could not be told apart: df.reset_index(drop=True)")
+        if not df.index.is_unique:
+            raise FlowError(
+                "the table's index has duplicates, so that corrections could not be told apart: "
+                "df.reset_index(drop=True)"
+            )
         self.flow, self.df, self.learn, self.fixes = flow_of(learn), df, learn, {}
-        if not len(df): raise FlowError("the table is empty: there are no labels to look at")
-        self.interp = ConditionalInterpretation.from_learner(learn, dl=learn.dls.test_dl(df, with_labels=True, **kwargs))
+        if not len(df):
+            raise FlowError("the table is empty: there are no labels to look at")
+        self.interp = ConditionalInterpretation.from_learner(
+            learn, dl=learn.dls.test_dl(df, with_labels=True, **kwargs)
+        )
         paths = [p for p in self.flow.named(tasks) if not self.flow.tasks[p].self_supervised]
         y, dec = self.interp.acc.packed()
         frames = frames_of(self.flow, self.interp.dl)
         rows = []
         for p in paths:
             losses, at = self.interp.top_losses(p, k)
-            for l,i in zip(losses.tolist(), at.tolist()):
-                said, thought = (FlowPrediction(self.flow, torch.stack([v, y[i,1]]), frame=frames and frames[i])[p] for v in (y[i,0], dec[i]))
-                if said != thought: rows.append((p, df.index[i], said, thought, l))
+            for l, i in zip(losses.tolist(), at.tolist()):
+                said, thought = (
+                    FlowPrediction(self.flow, torch.stack([v, y[i, 1]]), frame=frames and frames[i])[p]
+                    for v in (y[i, 0], dec[i])
+                )
+                if said != thought:
+                    rows.append((p, df.index[i], said, thought, l))
         self.table = pd.DataFrame(rows, columns=['task_path', 'row', 'label', 'predicted', 'loss'])
-    def _repr_html_(self): return self.table.assign(label=self.table.label.map(tell), predicted=self.table.predicted.map(tell)).to_html(index=False, escape=True)
-    def show(self, task, k:int=6, **kwargs):
+
+    def _repr_html_(self):
+        return self.table.assign(label=self.table.label.map(tell), predicted=self.table.predicted.map(tell)).to_html(
+            index=False, escape=True
+        )
+
+    def show(self, task, k: int = 6, **kwargs):
         "Show the most suspicious rows of a task: what was labelled beside what is predicted"
         return self.interp.plot_top_losses(task, k, **kwargs)
-    def correct(self,
-        row,        # Index label of the row in the table
-        task,       # Path or leaf name
-        value=None, # What is right, in the table's terms; by default what was predicted
+
+    def correct(
+        self,
+        row,  # Index label of the row in the table
+        task,  # Path or leaf name
+        value=None,  # What is right, in the table's terms; by default what was predicted
     ):
         "Note a correction; a value that the task cannot have is an error"
         path = self.flow.path(task)
         b = self.flow.tasks[path]
-        if len(b.cols) > 1: raise FlowError(f"task '{path}' has a column a label: correct the table's columns {b.cols[:5]} directly")
+        if len(b.cols) > 1:
+            raise FlowError(f"task '{path}' has a column a label: correct the table's columns {b.cols[:5]} directly")
         self._there(row, b)
         if value is None:
             mine = self.table[(self.table.task_path == path) & (self.table.row == row)]
-            if not len(mine): raise FlowError(f"row {row!r} is not listed for task '{path}': say what is right with value=")
+            if not len(mine):
+                raise FlowError(f"row {row!r} is not listed for task '{path}': say what is right with value=")
             value = mine.predicted.iloc[0]
         b.encode(pd.DataFrame({b.cols[0]: [value]}, index=[row]))
         self.fixes[row, path] = value
         return self
+
     def blank(self, row, task):
         "Note that a label is to be taken out"
         path = self.flow.path(task)
         self._there(row, self.flow.tasks[path])
         self.fixes[row, path] = None
         return self
+
     def _there(self, row, block):
-        if row not in self.df.index: raise FlowError(f"the table has no row {row!r}: {near(row, self.df.index)}")
-        if gone := [c for c in block.cols if c not in self.df]: raise FlowError(f"the table has no column '{gone[0]}' of task '{block.path}': {near(gone[0], self.df.columns)}")
+        if row not in self.df.index:
+            raise FlowError(f"the table has no row {row!r}: {near(row, self.df.index)}")
+        if gone := [c for c in block.cols if c not in self.df]:
+            raise FlowError(
+                f"the table has no column '{gone[0]}' of task '{block.path}': {near(gone[0], self.df.columns)}"
+            )
+
     def apply(self) -> pd.DataFrame:
         "A copy of the table with all corrections"
         res = self.df.copy()
-        for (row,path),v in self.fixes.items():
+        for (row, path), v in self.fixes.items():
             b = self.flow.tasks[path]
-            for c in b.cols: res[c] = put(res[c], (res.index == row), [b.join(v) if isinstance(v, list) else v]*len(res))
+            for c in b.cols:
+                res[c] = put(res[c], (res.index == row), [b.join(v) if isinstance(v, list) else v] * len(res))
         return res
+
     def to_csv(self, file):
-        "Write the corrections, a row each: `row, task_path, old, new`; what is to be taken out is blank, a label list without a label is `[]`"
-        pd.DataFrame([(row, path, self.df.at[row, self.flow.tasks[path].cols[0]], '[]' if v == [] else self.flow.tasks[path].join(v) if isinstance(v, list) else v) for (row,path),v in self.fixes.items()],
-                     columns=['row', 'task_path', 'old', 'new']).to_csv(file, index=False)
+        """Write the corrections, a row each: `row, task_path, old, new`; what is to be taken out is blank, a
+        label list without a label is `[]`"""
+        pd.DataFrame(
+            [
+                (
+                    row,
+                    path,
+                    self.df.at[row, self.flow.tasks[path].cols[0]],
+                    '[]' if v == [] else self.flow.tasks[path].join(v) if isinstance(v, list) else v,
+                )
+                for (row, path), v in self.fixes.items()
+            ],
+            columns=['row', 'task_path', 'old', 'new'],
+        ).to_csv(file, index=False)
         return file

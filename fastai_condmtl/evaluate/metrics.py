@@ -20,37 +20,62 @@ __all__ = ['TaskMetric', 'check_metrics', 'wanted_metrics']
 # %% ../../nbs/evaluate/metrics.ipynb #47f48a09
 class TaskMetric(Metric):
     "One score of one task, named `<path>.<metric>`; NaN where no row counts"
-    def __init__(self,
-        acc:Accumulator, # Shared with the flow's other metrics
-        path:str,        # The task
-        metric:str,      # Name of the score
-        label=None,      # Of a multi-label task: this label only
-        shown:str=None,  # What the label is called in the metric's name
+
+    def __init__(
+        self,
+        acc: Accumulator,  # Shared with the flow's other metrics
+        path: str,  # The task
+        metric: str,  # Name of the score
+        label=None,  # Of a multi-label task: this label only
+        shown: str = None,  # What the label is called in the metric's name
     ):
         self.acc, self.path, self.metric, self.label, self.shown = acc, path, metric, label, shown
-    def reset(self): self.acc.reset()
-    def accumulate(self, learn): self.acc.accumulate(learn)
+
+    def reset(self):
+        self.acc.reset()
+
+    def accumulate(self, learn):
+        self.acc.accumulate(learn)
+
     @property
     def value(self):
         data = self.acc.task(self.path)
         return None if data is None else self.of(self.acc.flow.tasks[self.path], *data)
+
     def of(self, block, summary, true, mask, threshold):
-        "The score of a bound block's summary `(N, W, K)`, values and gt mask `(N, W)`, at thresholds (None: the block's own)"
-        if self.label is None: return block.score(self.metric, summary, true, mask, threshold)
+        """The score of a bound block's summary `(N, W, K)`, values and gt mask `(N, W)`, at thresholds (None: the
+        block's own)"""
+        if self.label is None:
+            return block.score(self.metric, summary, true, mask, threshold)
         cols = block.columns_of(self.label)
         t = getattr(block, 'threshold', None) if threshold is None else threshold
-        return float(block.label_scores(self.metric, summary[:,cols], true[:,cols], mask[:,cols], t if np.ndim(t) == 0 or len(t) == 1 else t[cols[0]])[0])
+        return float(
+            block.label_scores(
+                self.metric,
+                summary[:, cols],
+                true[:, cols],
+                mask[:, cols],
+                t if np.ndim(t) == 0 or len(t) == 1 else t[cols[0]],
+            )[0]
+        )
+
     @property
-    def name(self): return f"{self.path}{'' if self.label is None else '.' + (self.shown or _safe(str(self.label)))}.{self.metric}"
+    def name(self):
+        return f"{self.path}{'' if self.label is None else '.' + (self.shown or _safe(str(self.label)))}.{self.metric}"
 
 # %% ../../nbs/evaluate/metrics.ipynb #b06343ef
-def _safe(label): return re.sub('loss|error', lambda m: m[0][:2] + '-' + m[0][2:], re.sub('[.,]', '_', label)) # trackers read names: no label may turn them round
+def _safe(label):
+    return re.sub(
+        'loss|error', lambda m: m[0][:2] + '-' + m[0][2:], re.sub('[.,]', '_', label)
+    )  # trackers read names: no label may turn them round
+
 
 @patch
-def metrics(self:BoundFlow,
-    *names,          # Metric names, or `'all'`; by default one headline metric a task (accuracy, or mae in original units)
-    tasks=None,      # Paths or leaf names of the tasks wanted; by default all
-    per_label=False, # One metric a label instead of the mean over the labels of multi-label tasks
+def metrics(
+    self: BoundFlow,
+    *names,  # Metric names, or `'all'`; by default one headline metric a task (accuracy, or mae in original units)
+    tasks=None,  # Paths or leaf names of the tasks wanted; by default all
+    per_label=False,  # One metric a label instead of the mean over the labels of multi-label tasks
 ) -> list:
     "fastai metrics of the tasks of this flow, sharing one accumulator"
     acc, res = Accumulator(self), []
@@ -59,24 +84,34 @@ def metrics(self:BoundFlow,
         block = self.tasks[path]
         labels = (per_label and block.labels) or [None]
         shown = [None if l is None else _safe(str(l)) for l in labels]
-        shown = [f'{s}_{j}' if s is not None and shown.count(s) > 1 else s for j,s in enumerate(shown)]
-        for m in wanted_metrics(block, names): res += [TaskMetric(acc, path, m, l, s) for l,s in zip(labels, shown)]
+        shown = [f'{s}_{j}' if s is not None and shown.count(s) > 1 else s for j, s in enumerate(shown)]
+        for m in wanted_metrics(block, names):
+            res += [TaskMetric(acc, path, m, l, s) for l, s in zip(labels, shown)]
     return res
+
 
 def check_metrics(flow, names):
     "Raise for a name that no task of `flow` has a metric of"
     known = sorted({m for b in flow.tasks.values() for m in b.metrics})
-    if bad := [n for n in names if aliases.get(n, n) not in known and n != 'all' and not re.fullmatch(r'accuracy_[1-9]\d*', n)]:
-        raise FlowError(f"no task of flow '{flow.flow.name}' has a metric {bad[0]!r}: {near(bad[0], known)} Known: {', '.join(known)}")
+    if bad := [
+        n for n in names if aliases.get(n, n) not in known and n != 'all' and not re.fullmatch(r'accuracy_[1-9]\d*', n)
+    ]:
+        raise FlowError(
+            f"no task of flow '{flow.flow.name}' has a metric {bad[0]!r}: {near(bad[0], known)} Known: "
+            f"{', '.join(known)}"
+        )
+
 
 def wanted_metrics(
-    block, # Bound block
-    names, # Metric names or `all`; none for the headline
+    block,  # Bound block
+    names,  # Metric names or `all`; none for the headline
 ) -> list:
     "The metrics of `names` that a kind of task has"
-    if not names: return list(block.metrics[:1])
+    if not names:
+        return list(block.metrics[:1])
     k = lambda m: int(m[9:]) if m.startswith('accuracy_') else 0
-    if 'all' in names: return [m for m in block.metrics if k(m) < block.n_out] # top-k of k classes says nothing
+    if 'all' in names:
+        return [m for m in block.metrics if k(m) < block.n_out]  # top-k of k classes says nothing
     names = [aliases.get(n, n) for n in names]
     return [n for n in dict.fromkeys(names) if n in block.metrics or k(n) and 'accuracy_3' in block.metrics]
 
@@ -86,15 +121,23 @@ def _metrics_follow(learn, old, kept):
     "Metrics of tasks are those of the new flow"
     learn.metrics = _grown_metrics(list(learn.metrics), learn.dls.flow, kept)
 
+
 def _grown_metrics(metrics, new, kept):
     "Kept tasks keep their metrics, new ones get the headline; other metrics stay"
-    ours, back = [m for m in metrics if isinstance(m, TaskMetric)], {p: q for q,p in kept.items()}
-    if not ours: return metrics
+    ours, back = [m for m in metrics if isinstance(m, TaskMetric)], {p: q for q, p in kept.items()}
+    if not ours:
+        return metrics
     fresh, res = new.metrics(), []
     had = {}
     for m in ours:
-        if m.path in back: had.setdefault(back[m.path], []).append(m)
+        if m.path in back:
+            had.setdefault(back[m.path], []).append(m)
     for m in fresh:
         block = new.tasks[m.path]
-        res += [TaskMetric(m.acc, m.path, o.metric, o.label, o.shown) for o in had.get(m.path, []) if o.metric in block.metrics + (o.metric,)*o.metric.startswith('accuracy_') and (o.label is None or o.label in (block.labels or ()))] or [m]
+        res += [
+            TaskMetric(m.acc, m.path, o.metric, o.label, o.shown)
+            for o in had.get(m.path, [])
+            if o.metric in block.metrics + (o.metric,) * o.metric.startswith('accuracy_')
+            and (o.label is None or o.label in (block.labels or ()))
+        ] or [m]
     return res + [m for m in metrics if not isinstance(m, TaskMetric)]

@@ -19,7 +19,15 @@ from ..loss.conditional import ConditionalLoss
 from ..learn.accumulate import Accumulator
 from ..tasks.scores import aliases, binary_score, counts
 from .fingerprint import Seen, label_hashes, row_hashes
-from ..tasks.thresholds import as_constraint, best_threshold, cross_fit, gain, score_of_counts, threshold_curve, threshold_interval
+from fastai_condmtl.tasks.thresholds import (
+    as_constraint,
+    best_threshold,
+    cross_fit,
+    gain,
+    score_of_counts,
+    threshold_curve,
+    threshold_interval,
+)
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Aim', 'as_aim', 'aims', 'tune_task', 'Tuned', 'in_force', 'search', 'cross_fitted']
@@ -28,86 +36,154 @@ __all__ = ['COLUMNS', 'Aim', 'as_aim', 'aims', 'tune_task', 'Tuned', 'in_force',
 @dataclass(frozen=True)
 class Aim:
     "What a threshold is searched for"
+
     metric: object = 'f1_score'
     constraint: tuple | None = None
     average: str | None = None
+
     def __str__(self):
-        name = self.metric if isinstance(self.metric, str) else getattr(self.metric, '__name__', None) or str(self.metric)
+        name = (
+            self.metric if isinstance(self.metric, str) else getattr(self.metric, '__name__', None) or str(self.metric)
+        )
         return name + ('' if self.constraint is None else f' given {self.constraint[0]} >= {self.constraint[1]:g}')
+
 
 def as_aim(o, constraint=None) -> Aim:
     "A metric, or a dict of `metric` and `constraint`, checked"
-    if isinstance(o, Aim): return o
+    if isinstance(o, Aim):
+        return o
     if isinstance(o, dict):
-        if wrong := set(o) - {'metric', 'constraint'}: raise FlowError(f"tune={o!r}: {near(wrong.pop(), ['metric', 'constraint'])}")
+        if wrong := set(o) - {'metric', 'constraint'}:
+            raise FlowError(f"tune={o!r}: {near(wrong.pop(), ['metric', 'constraint'])}")
         o, constraint = o.get('metric', 'f1_score'), o.get('constraint', constraint)
     as_constraint(constraint)
     name = aliases.get(o, o) if isinstance(o, str) else o
     if isinstance(name, str) and name == 'f1_micro':
-        if constraint is not None: raise FlowError("'f1_micro' is searched over all labels together and takes no constraint: leave constraint out, or tune a metric of single labels")
+        if constraint is not None:
+            raise FlowError(
+                "'f1_micro' is searched over all labels together and takes no constraint: leave constraint out, or "
+                "tune a metric of single labels"
+            )
         return Aim('f1_score', None, 'micro')
     score_of_counts(name)
     return Aim(name, constraint)
 
+
 def aims(flow, metric='f1_score', constraint=None, gates='balanced_accuracy', tasks=None) -> dict:
-    "Task path → `Aim`, parents before children, without the tasks that are left alone; wrong names are errors before anything is trained"
-    if isinstance(metric, dict) and not set(metric) <= {'metric', 'constraint'}: metric, tasks = 'f1_score', {**metric, **(tasks or {})} # tune={task: metric}
-    if tasks is not None and not isinstance(tasks, dict): raise FlowError(f"tasks={tasks!r} must be a dict: task → metric, or None to leave it alone")
-    own = {flow.path(t): m for t,m in (tasks or {}).items()}
-    if wrong := [p for p in own if own[p] is not None and not flow.tasks[p].thresholded]: raise FlowError(f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) is decided without a threshold: leave it out of tasks=")
+    """Task path → `Aim`, parents before children, without the tasks that are left alone; wrong names are errors
+    before anything is trained"""
+    if isinstance(metric, dict) and not set(metric) <= {'metric', 'constraint'}:
+        metric, tasks = 'f1_score', {**metric, **(tasks or {})}  # tune={task: metric}
+    if tasks is not None and not isinstance(tasks, dict):
+        raise FlowError(f"tasks={tasks!r} must be a dict: task → metric, or None to leave it alone")
+    own = {flow.path(t): m for t, m in (tasks or {}).items()}
+    if wrong := [p for p in own if own[p] is not None and not flow.tasks[p].thresholded]:
+        raise FlowError(
+            f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) is decided without a threshold: leave it out "
+            "of tasks="
+        )
     every, both = as_aim(metric, constraint), None if gates is None or constraint is not None else as_aim(gates)
     asked, res = {j for i in range(len(flow.paths)) for j in flow.plan.needs(i)}, {}
     for i in flow.plan.order:
         path, block = flow.paths[i], flow.plan.blocks[i]
-        if not block.thresholded: continue
+        if not block.thresholded:
+            continue
         told = own.get(path, getattr(block, 'tune', 'auto'))
         try:
-            if told is not None: res[path] = (both if i in asked and both else every) if isinstance(told, str) and told == 'auto' else as_aim(told)
-        except FlowError as e: raise FlowError(f"task '{path}': {e}") from None
+            if told is not None:
+                res[path] = (
+                    (both if i in asked and both else every)
+                    if isinstance(told, str) and told == 'auto'
+                    else as_aim(told)
+                )
+        except FlowError as e:
+            raise FlowError(f"task '{path}': {e}") from None
     return res
 
 # %% ../../nbs/evaluate/tune.ipynb #2b3547e1
-COLUMNS = ['task_path', 'label', 'threshold', 'score', 'score_at_half', 'cross_fit_score', 'ci_low', 'ci_high', 'num_pos', 'num_samples', 'metric', 'note']
+COLUMNS = [
+    'task_path',
+    'label',
+    'threshold',
+    'score',
+    'score_at_half',
+    'cross_fit_score',
+    'ci_low',
+    'ci_high',
+    'num_pos',
+    'num_samples',
+    'metric',
+    'note',
+]
+
 
 def tune_task(
-    p, y, m,  # Probabilities, truth and gt mask, each `(N, W)`
-    aim:Aim,  # What is searched for
-    start,    # Thresholds to start with (W,)
-    n_boot:int=0, min_support:int=5, # See `search_thresholds`
-    now=None, # Thresholds in force (W,), which stay where rows are too few; None: those to start with
+    p,
+    y,
+    m,  # Probabilities, truth and gt mask, each `(N, W)`
+    aim: Aim,  # What is searched for
+    start,  # Thresholds to start with (W,)
+    n_boot: int = 0,
+    min_support: int = 5,  # See `search_thresholds`
+    now=None,  # Thresholds in force (W,), which stay where rows are too few; None: those to start with
 ):
     "Thresholds (W,) to put in force, and of each label what was found (a list of dicts)"
     start = np.asarray(start, dtype=float)
     now = start if now is None else np.asarray(now, dtype=float)
-    if aim.average: return _tune_pooled(p, y, m, aim, start, min_support, now)
-    rows = [_tune_one(p[k,j], y[k,j], aim, start[j], n_boot, min_support, now[j]) for j,k in enumerate(m.T)]
+    if aim.average:
+        return _tune_pooled(p, y, m, aim, start, min_support, now)
+    rows = [_tune_one(p[k, j], y[k, j], aim, start[j], n_boot, min_support, now[j]) for j, k in enumerate(m.T)]
     return np.array([r['threshold'] for r in rows]), rows
 
-def _few(n_pos, n, min_support): "Too few rows to choose by?"; return np.minimum(n_pos, n - n_pos) < max(min_support, 1)
+
+def _few(n_pos, n, min_support):
+    "Too few rows to choose by?"
+    return np.minimum(n_pos, n - n_pos) < max(min_support, 1)
+
 
 def _tune_one(p, y, aim, start, n_boot, min_support, now):
     "What was found for one task or label, on its rows that count"
     fn, n_pos = score_of_counts(aim.metric), int(y.sum())
     few = bool(_few(n_pos, len(y), min_support))
-    if few: start = now
-    res = dict(threshold=start, score=np.nan, score_at_half=np.nan, cross_fit_score=np.nan, ci_low=np.nan, ci_high=np.nan, num_pos=n_pos, num_samples=len(y), note='')
-    if len(y): res['score'], res['score_at_half'] = [float(fn(*counts(p > t, y))) for t in (start, .5)]
-    res['cross_fit_score'] = res['score'] # of the rule in force
-    if few: return res | dict(note=f'kept {start:g}: {n_pos} positive and {len(y) - n_pos} negative rows are too few')
+    if few:
+        start = now
+    res = dict(
+        threshold=start,
+        score=np.nan,
+        score_at_half=np.nan,
+        cross_fit_score=np.nan,
+        ci_low=np.nan,
+        ci_high=np.nan,
+        num_pos=n_pos,
+        num_samples=len(y),
+        note='',
+    )
+    if len(y):
+        res['score'], res['score_at_half'] = [float(fn(*counts(p > t, y))) for t in (start, 0.5)]
+    res['cross_fit_score'] = res['score']  # of the rule in force
+    if few:
+        return res | dict(note=f'kept {start:g}: {n_pos} positive and {len(y) - n_pos} negative rows are too few')
     t, score = best_threshold(p, y, None, aim.metric, aim.constraint)
-    if np.isnan(t) and aim.constraint is None: return res | dict(note=f'kept {start:g}: the metric is NaN at every threshold')
-    if not 0 <= t <= 1: # beyond a probability of exactly 0 or 1
+    if np.isnan(t) and aim.constraint is None:
+        return res | dict(note=f'kept {start:g}: the metric is NaN at every threshold')
+    if not 0 <= t <= 1:  # beyond a probability of exactly 0 or 1
         t = float(np.clip(t, 0, 1))
         score = float(fn(*counts(p > t, y)))
-    if np.isnan(t): return res | dict(note=f'kept {start:g}: infeasible, no threshold has {aim.constraint[0]} >= {aim.constraint[1]:g}')
-    if n_boot: res['ci_low'], res['ci_high'] = threshold_interval(p, y, aim.metric, aim.constraint, n_boot)
+    if np.isnan(t):
+        return res | dict(
+            note=f'kept {start:g}: infeasible, no threshold has {aim.constraint[0]} >= {aim.constraint[1]:g}'
+        )
+    if n_boot:
+        res['ci_low'], res['ci_high'] = threshold_interval(p, y, aim.metric, aim.constraint, n_boot)
     fitted = p > cross_fit(p, y, None, aim.metric, aim.constraint, start=start)
     other = float(fn(*counts(fitted, y)))
     limit = as_constraint(aim.constraint)
-    if limit is None or limit[0](*counts(p > start, y)) >= limit[1] - 1e-12: # what may stay moves only where that pays
+    if limit is None or limit[0](*counts(p > start, y)) >= limit[1] - 1e-12:  # what may stay moves only where that pays
         better, se = gain(fn, y, fitted, p > start)
-        if not better > se: return res | dict(note=f'kept {start:g}: cross-fit gain {better:.3f}, standard error {se:.3f}')
+        if not better > se:
+            return res | dict(note=f'kept {start:g}: cross-fit gain {better:.3f}, standard error {se:.3f}')
     return res | dict(threshold=t, score=score, cross_fit_score=other)
+
 
 def _tune_pooled(p, y, m, aim, start, min_support, now):
     "The thresholds that together are best for the pooled counts"
@@ -115,166 +191,274 @@ def _tune_pooled(p, y, m, aim, start, min_support, now):
     few = _few(n_pos, n, min_support)
     start = np.where(few, now, start)
     at = lambda t: float(fn(*(c.sum() for c in counts(p > t, y, m)))) if m.any() else np.nan
-    if not few.all(): m = m & ~few # the few are left alone, and do not speak for the rest
-    now, half = at(start), at(.5)
-    rows = [dict(threshold=start[j], score=now, score_at_half=half, cross_fit_score=now, ci_low=np.nan, ci_high=np.nan, num_pos=int(n_pos[j]), num_samples=int(n[j]),
-                 note=f'kept {start[j]:g}: {n_pos[j]} positive and {n[j] - n_pos[j]} negative rows are too few' if few[j] else '') for j in range(len(n))]
-    if few.all(): return start, rows
+    if not few.all():
+        m = m & ~few  # the few are left alone, and do not speak for the rest
+    now, half = at(start), at(0.5)
+    rows = [
+        dict(
+            threshold=start[j],
+            score=now,
+            score_at_half=half,
+            cross_fit_score=now,
+            ci_low=np.nan,
+            ci_high=np.nan,
+            num_pos=int(n_pos[j]),
+            num_samples=int(n[j]),
+            note=f'kept {start[j]:g}: {n_pos[j]} positive and {n[j] - n_pos[j]} negative rows are too few'
+            if few[j]
+            else '',
+        )
+        for j in range(len(n))
+    ]
+    if few.all():
+        return start, rows
     t, score = best_threshold(p, y, m, aim.metric, None, aim.average)
     t = np.clip(t, 0, 1)
     fitted = p > cross_fit(p, y, m, aim.metric, None, aim.average, start)
     better, se = gain(fn, y[m], fitted[m], (p > start)[m])
     for j in np.flatnonzero(~few):
-        rows[j] |= dict(threshold=float(t[j]), score=score, cross_fit_score=float(fn(*(c.sum() for c in counts(fitted, y, m))))) if better > se else \
-            dict(note=f'kept {start[j]:g}: cross-fit gain {better:.3f}, standard error {se:.3f}')
+        rows[j] |= (
+            dict(
+                threshold=float(t[j]), score=score, cross_fit_score=float(fn(*(c.sum() for c in counts(fitted, y, m))))
+            )
+            if better > se
+            else dict(note=f'kept {start[j]:g}: cross-fit gain {better:.3f}, standard error {se:.3f}')
+        )
     return np.array([r['threshold'] for r in rows]), rows
 
 # %% ../../nbs/evaluate/tune.ipynb #e73ded4b
 @dataclass
 class Tuned:
     "How the thresholds of a task came to be"
-    aim: Aim            # What was searched for
-    start: np.ndarray   # Thresholds before (W,)
-    found: np.ndarray   # Thresholds put in force (W,)
-    rows: int           # Sum of the `label_hashes` that were used
-    ranking: np.ndarray # How the predictions ranked them (W,): with the labels it tells these rows from others, and temperatures leave it alone
-    seen: Seen          # The rows that were used, one by one
 
-def _ranking(p, y, m): "Area under the ROC curve of each label (W,)"; return np.array([binary_score('roc_auc', p[k,j], y[k,j]) for j,k in enumerate(m.T)])
+    aim: Aim  # What was searched for
+    start: np.ndarray  # Thresholds before (W,)
+    found: np.ndarray  # Thresholds put in force (W,)
+    rows: int  # Sum of the `label_hashes` that were used
+    # How the predictions ranked them (W,): with the labels it tells these rows from others, and temperatures leave it
+    # alone
+    ranking: np.ndarray
+    seen: Seen  # The rows that were used, one by one
+
+
+def _ranking(p, y, m):
+    "Area under the ROC curve of each label (W,)"
+    return np.array([binary_score('roc_auc', p[k, j], y[k, j]) for j, k in enumerate(m.T)])
+
 
 def in_force(loss, path):
     "The thresholds of a task (W,)"
     b = loss.flow.tasks[path]
-    return np.broadcast_to(torch.as_tensor(loss.thresholds.get(path, b.thresholds())).detach().cpu().numpy().astype(np.float32).reshape(-1), (b.n_targets,))
+    return np.broadcast_to(
+        torch.as_tensor(loss.thresholds.get(path, b.thresholds()))
+        .detach()
+        .cpu()
+        .numpy()
+        .astype(np.float32)
+        .reshape(-1),
+        (b.n_targets,),
+    )
+
 
 def _data(acc, path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Probabilities, truth and gt mask of a thresholded task, each `(N, W)`"
     summary, true, mask, _ = acc.task(path)
-    if np.isnan(summary[...,0][mask]).any(): raise FlowError(f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be tuned, look at its training (a lower learning rate?)")
-    return summary[...,0], true > .5, mask
+    if np.isnan(summary[..., 0][mask]).any():
+        raise FlowError(
+            f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be tuned, look at its "
+            "training (a lower learning rate?)"
+        )
+    return summary[..., 0], true > 0.5, mask
 
-def search(loss:ConditionalLoss, acc:Accumulator, wanted:dict, n_boot=0, min_support=5, learn=None) -> pd.DataFrame:
+
+def search(loss: ConditionalLoss, acc: Accumulator, wanted: dict, n_boot=0, min_support=5, learn=None) -> pd.DataFrame:
     "Search the thresholds of `wanted` (see `aims`), put them in force in `loss`; a row a task and label"
     rows, tuned, labels, temps = [], {}, label_hashes(acc), dict(loss.temperatures)
-    for path,aim in progress(learn, wanted.items(), 'thresholds'):
+    for path, aim in progress(learn, wanted.items(), 'thresholds'):
         block = loss.flow.tasks[path]
         start = block.thresholds().numpy()
         data = _data(acc, path)
         new, of_task = tune_task(*data, aim, start, n_boot, min_support, in_force(loss, path))
-        tuned[path] = Tuned(aim, start, new.astype(np.float32), int(labels.sum()), _ranking(*data), Seen.of(row_hashes(data[0], data[2], labels, temps.get(path, 1.))))
-        names = block.vocab if block.labels else [None]*block.n_targets
-        rows += [dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r) for l,r in zip(names, of_task)]
-    loss.thresholds.update({p: torch.from_numpy(t.found.copy()) for p,t in tuned.items()}) # all or none: an error above changes nothing
+        tuned[path] = Tuned(
+            aim,
+            start,
+            new.astype(np.float32),
+            int(labels.sum()),
+            _ranking(*data),
+            Seen.of(row_hashes(data[0], data[2], labels, temps.get(path, 1.0))),
+        )
+        names = block.vocab if block.labels else [None] * block.n_targets
+        rows += [
+            dict(task_path=path, label=l, metric=str(aim) + ('' if aim.average is None else ', pooled'), **r)
+            for l, r in zip(names, of_task)
+        ]
+    loss.thresholds.update(
+        {p: torch.from_numpy(t.found.copy()) for p, t in tuned.items()}
+    )  # all or none: an error above changes nothing
     loss.tuned.update(tuned)
     res = pd.DataFrame(rows, columns=COLUMNS)
-    return res.assign(label=pd.Series([r['label'] for r in rows], dtype=object, index=res.index)) # a column of text would turn None into NaN
+    return res.assign(
+        label=pd.Series([r['label'] for r in rows], dtype=object, index=res.index)
+    )  # a column of text would turn None into NaN
 
-def cross_fitted(loss:ConditionalLoss, acc:Accumulator) -> dict:
-    "Thresholds to judge `acc` by: those in force, but row by row `(N, W)` by other folds for tasks whose thresholds were found on these very rows, or on most of them"
+
+def cross_fitted(loss: ConditionalLoss, acc: Accumulator) -> dict:
+    """Thresholds to judge `acc` by: those in force, but row by row `(N, W)` by other folds for tasks whose
+    thresholds were found on these very rows, or on most of them"""
     res, temps = dict(loss.thresholds), dict(loss.temperatures)
-    if not loss.tuned: return res
+    if not loss.tuned:
+        return res
     labels = label_hashes(acc)
-    for path,t in loss.tuned.items():
+    for path, t in loss.tuned.items():
         now = in_force(loss, path)
-        moved = (now == t.found) & (now != t.start) # neither kept nor set by hand since
-        if not moved.any(): continue
+        moved = (now == t.found) & (now != t.start)  # neither kept nor set by hand since
+        if not moved.any():
+            continue
         p, y, m = _data(acc, path)
-        same = t.rows == int(labels.sum()) and np.allclose(_ranking(p, y, m), t.ranking, atol=1e-4, equal_nan=True) # however exactly they were predicted
-        if not (same or t.seen.most(row_hashes(p, m, labels, temps.get(path, 1.)))): continue # other rows with these labels, or another model since
+        same = t.rows == int(labels.sum()) and np.allclose(
+            _ranking(p, y, m), t.ranking, atol=1e-4, equal_nan=True
+        )  # however exactly they were predicted
+        if not (same or t.seen.most(row_hashes(p, m, labels, temps.get(path, 1.0)))):
+            continue  # other rows with these labels, or another model since
         each = np.tile(now, (len(p), 1))
-        if t.aim.average: each[:,moved] = cross_fit(p, y, m & moved, t.aim.metric, None, t.aim.average, t.start)[:,moved]
+        if t.aim.average:
+            each[:, moved] = cross_fit(p, y, m & moved, t.aim.metric, None, t.aim.average, t.start)[:, moved]
         else:
             for j in np.flatnonzero(moved):
-                k = m[:,j]
-                each[k,j] = cross_fit(p[k,j], y[k,j], None, t.aim.metric, t.aim.constraint, start=t.start[j])
+                k = m[:, j]
+                each[k, j] = cross_fit(p[k, j], y[k, j], None, t.aim.metric, t.aim.constraint, start=t.start[j])
         res[path] = each
     return res
 
 # %% ../../nbs/evaluate/tune.ipynb #8f5c8b57
 @patch
-def search_thresholds(self:Learner,
-    metric='f1_score', # What to maximise; see `best_threshold`, also `'f1_micro'`
-    constraint=None,   # Only rules that meet it, e.g. `('precision', .9)`
-    gates='balanced_accuracy', # What to maximise for tasks that others are conditioned on; None: `metric`, as with a constraint
-    tasks:dict=None,   # Task (path or leaf name) → metric of its own (or dict of `metric` and `constraint`); None leaves it alone
-    n_boot:int=0,      # Bootstrap draws for `ci_low` and `ci_high` of the threshold; 0: none
-    min_support:int=5, # Labels with fewer positive or negative rows keep the threshold that is in force
-    dl=None, ds_idx:int=1, # Labelled data; by default that of `ds_idx`
+def search_thresholds(
+    self: Learner,
+    metric='f1_score',  # What to maximise; see `best_threshold`, also `'f1_micro'`
+    constraint=None,  # Only rules that meet it, e.g. `('precision', .9)`
+    # What to maximise for tasks that others are conditioned on; None: `metric`, as with a constraint
+    gates='balanced_accuracy',
+    # Task (path or leaf name) → metric of its own (or dict of `metric` and `constraint`); None leaves it alone
+    tasks: dict = None,
+    n_boot: int = 0,  # Bootstrap draws for `ci_low` and `ci_high` of the threshold; 0: none
+    min_support: int = 5,  # Labels with fewer positive or negative rows keep the threshold that is in force
+    dl=None,
+    ds_idx: int = 1,  # Labelled data; by default that of `ds_idx`
 ) -> pd.DataFrame:
-    "Search every binary task and label on its masked rows and put what pays in force in `loss_func.thresholds`; a row a task and label"
+    """Search every binary task and label on its masked rows and put what pays in force in `loss_func.thresholds`;
+    a row a task and label"""
     wanted = aims(flow_of(self), metric, constraint, gates, tasks)
     return search(own_loss(self), collect(self, dl, ds_idx), wanted, n_boot, min_support, self)
 
 # %% ../../nbs/evaluate/tune.ipynb #e7644c53
 @patch
-def plot_threshold(self:Learner,
-    task,          # Path or leaf name
-    metric=None,   # By default what the task was tuned for, else F1
-    label=None,    # Of a multi-label task; by default all labels
-    n_boot:int=200, # Bootstrap draws for the band (95 %); 0: none
-    dl=None, ds_idx:int=1, # Labelled data
-    ax=None,       # Matplotlib axes
-    acc=None,      # Predictions that were collected before, instead of `dl`
+def plot_threshold(
+    self: Learner,
+    task,  # Path or leaf name
+    metric=None,  # By default what the task was tuned for, else F1
+    label=None,  # Of a multi-label task; by default all labels
+    n_boot: int = 200,  # Bootstrap draws for the band (95 %); 0: none
+    dl=None,
+    ds_idx: int = 1,  # Labelled data
+    ax=None,  # Matplotlib axes
+    acc=None,  # Predictions that were collected before, instead of `dl`
 ):
     "The metric over the threshold with its bootstrap band, the threshold in force, and the one to start with"
     import matplotlib.pyplot as plt
+
     flow, loss = flow_of(self), loss_of(self)
     path = flow.path(task)
     block = flow.tasks[path]
-    if not block.thresholded: raise FlowError(f"task '{path}' ({type(block).__name__}) is decided without a threshold: plot a binary or multi-label task")
+    if not block.thresholded:
+        raise FlowError(
+            f"task '{path}' ({type(block).__name__}) is decided without a threshold: plot a binary or multi-label task"
+        )
     aim = as_aim(metric) if metric is not None else loss.tuned[path].aim if path in loss.tuned else Aim()
     p, y, m = _data(collect(self, dl, ds_idx) if acc is None else acc, path)
     names = block.labels or [path.rpartition('.')[2]]
-    if label is not None and label not in names: raise FlowError(f"task '{path}' has no label {label!r}: {near(label, names)}")
-    if ax is None: ax = plt.subplots(figsize=(6,3.6), layout='constrained')[1]
-    for j,name in enumerate(names):
-        if label not in (None, name) or not m[:,j].any(): continue
-        x, v, draws = threshold_curve(p[m[:,j],j], y[m[:,j],j], aim.metric, n_boot=n_boot)
-        line, = ax.plot(x, v, label=f'{name}, {m[:,j].sum()} rows', drawstyle='steps-mid', lw=1.5)
-        if n_boot: ax.fill_between(x, *np.quantile(draws, [.025, .975], axis=0), step='mid', alpha=.15, color=line.get_color(), lw=0)
+    if label is not None and label not in names:
+        raise FlowError(f"task '{path}' has no label {label!r}: {near(label, names)}")
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 3.6), layout='constrained')[1]
+    for j, name in enumerate(names):
+        if label not in (None, name) or not m[:, j].any():
+            continue
+        x, v, draws = threshold_curve(p[m[:, j], j], y[m[:, j], j], aim.metric, n_boot=n_boot)
+        (line,) = ax.plot(x, v, label=f'{name}, {m[:, j].sum()} rows', drawstyle='steps-mid', lw=1.5)
+        if n_boot:
+            ax.fill_between(
+                x, *np.quantile(draws, [0.025, 0.975], axis=0), step='mid', alpha=0.15, color=line.get_color(), lw=0
+            )
         t = float(in_force(loss, path)[j])
-        ax.plot(t, float(score_of_counts(aim.metric)(*counts(p[m[:,j],j] > t, y[m[:,j],j]))), 'o', color=line.get_color(), ms=7)
-        ax.annotate(f'{t:.2f}', (t, v[np.abs(x - t).argmin()]), textcoords='offset points', xytext=(6,6))
+        ax.plot(
+            t,
+            float(score_of_counts(aim.metric)(*counts(p[m[:, j], j] > t, y[m[:, j], j]))),
+            'o',
+            color=line.get_color(),
+            ms=7,
+        )
+        ax.annotate(f'{t:.2f}', (t, v[np.abs(x - t).argmin()]), textcoords='offset points', xytext=(6, 6))
     ax.axvline(float(np.mean(block.threshold)), color='gray', lw=1, ls=':')
-    ax.set(xlabel='threshold', ylabel=str(aim), xlim=(0,1))
+    ax.set(xlabel='threshold', ylabel=str(aim), xlim=(0, 1))
     ax.set_title(path.rpartition('.')[2], parse_math=False)
-    for text in ax.legend(fontsize='small').get_texts(): text.set_parse_math(False)
+    for text in ax.legend(fontsize='small').get_texts():
+        text.set_parse_math(False)
     return ax
 
 # %% ../../nbs/evaluate/tune.ipynb #6a361e6e
 @patch
-def save_thresholds(self:Learner,
-    file, # Path of a JSON file
+def save_thresholds(
+    self: Learner,
+    file,  # Path of a JSON file
 ):
     "Write the thresholds in force (and temperatures) as JSON"
     loss, res = loss_of(self), {}
-    for path,b in flow_of(self).tasks.items():
-        if not b.thresholded: continue
+    for path, b in flow_of(self).tasks.items():
+        if not b.thresholded:
+            continue
         t = [float(v) for v in in_force(loss, path)]
-        res[path] = [dict(label=str(l), threshold=v) for l,v in zip(b.vocab, t)] if b.labels else t[0]
-    return write_text(file, json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures)), indent=1))
+        res[path] = [dict(label=str(l), threshold=v) for l, v in zip(b.vocab, t)] if b.labels else t[0]
+    return write_text(
+        file, json.dumps(dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures)), indent=1)
+    )
+
 
 @patch
-def load_thresholds(self:Learner,
-    file, # Path of a JSON file that `save_thresholds` wrote
+def load_thresholds(
+    self: Learner,
+    file,  # Path of a JSON file that `save_thresholds` wrote
 ):
-    "Put the thresholds (and temperatures) of a file in force; a task or label that the flow does not have is an error, and nothing is changed"
+    """Put the thresholds (and temperatures) of a file in force; a task or label that the flow does not have is an
+    error, and nothing is changed"""
     flow, res = flow_of(self), {}
-    try: data = json.loads(Path(file).read_text())
-    except ValueError as e: raise FlowError(f"{file} is no JSON file ({e}): write it with learn.save_thresholds") from None
-    if not (isinstance(data, dict) and isinstance(data.get('thresholds'), dict) and isinstance(data.get('temperatures', {}), dict)): raise FlowError(f"{file} holds no thresholds by task: write it with learn.save_thresholds")
-    for path,t in data['thresholds'].items():
+    try:
+        data = json.loads(Path(file).read_text())
+    except ValueError as e:
+        raise FlowError(f"{file} is no JSON file ({e}): write it with learn.save_thresholds") from None
+    if not (
+        isinstance(data, dict)
+        and isinstance(data.get('thresholds'), dict)
+        and isinstance(data.get('temperatures', {}), dict)
+    ):
+        raise FlowError(f"{file} holds no thresholds by task: write it with learn.save_thresholds")
+    for path, t in data['thresholds'].items():
         path = flow.path(path)
         b, labelled = flow.tasks[path], flow.tasks[path].labels
-        if not b.thresholded: raise FlowError(f"{file}: task '{path}' ({type(b).__name__}) is decided without a threshold: leave it out")
+        if not b.thresholded:
+            raise FlowError(f"{file}: task '{path}' ({type(b).__name__}) is decided without a threshold: leave it out")
         if labelled:
             names = [str(l) for l in b.vocab or []]
             if not (isinstance(t, list) and [d.get('label') if isinstance(d, dict) else None for d in t] == names):
-                raise FlowError(f"{file}: task '{path}' must list a label and a threshold for each of {names[:10]}, in this order: save the thresholds again from a learner of this flow")
+                raise FlowError(
+                    f"{file}: task '{path}' must list a label and a threshold for each of {names[:10]}, in this "
+                    "order: save the thresholds again from a learner of this flow"
+                )
         values = [d.get('threshold') for d in t] if labelled else [t]
-        if bad := [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not -.001 <= v <= 1.001]: # a hair beyond 0 or 1 decides saturated probabilities
+        if bad := [
+            v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not -0.001 <= v <= 1.001
+        ]:  # a hair beyond 0 or 1 decides saturated probabilities
             raise FlowError(f"{file}: threshold {bad[0]!r} of task '{path}' must be a probability from 0 to 1")
-        res[path] = torch.tensor(values or [.5], dtype=torch.float32)
+        res[path] = torch.tensor(values or [0.5], dtype=torch.float32)
     loss = own_loss(self)
     loss.temperatures = data.get('temperatures', {})
     loss.thresholds.update(res)

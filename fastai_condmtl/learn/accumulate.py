@@ -19,7 +19,7 @@ from ..loss.ranks import gather_rows, in_order, whole
 from ..core.errors import FlowError
 from .reading import as_loader
 from .state import flow_of, loss_of
-import fastai.callback.progress # noqa: F401  no_bar
+import fastai.callback.progress  # noqa: F401  no_bar
 
 # %% auto #0
 __all__ = ['Accumulator', 'progress', 'Picked', 'every_row', 'check_labelled', 'Collect', 'collect', 'raw_preds']
@@ -27,109 +27,168 @@ __all__ = ['Accumulator', 'progress', 'Picked', 'every_row', 'check_labelled', '
 # %% ../../nbs/learn/accumulate.ipynb #87ad35a5
 class Accumulator:
     "What all metrics of a flow share: predictions, in the compact form that scores need, and targets, over an epoch"
-    def __init__(self, flow:BoundFlow):
+
+    def __init__(self, flow: BoundFlow):
         self.flow = flow
         self.reset()
-    def reset(self): self.parts, self.at, self.seen, self.data, self.thresholds = [], [], None, None, {}
-    def __getstate__(self): return dict(flow=self.flow, parts=[], at=[], seen=None, data=None, thresholds={}) # no rows leave with an export
+
+    def reset(self):
+        self.parts, self.at, self.seen, self.data, self.thresholds = [], [], None, None, {}
+
+    def __getstate__(self):
+        return dict(
+            flow=self.flow, parts=[], at=[], seen=None, data=None, thresholds={}
+        )  # no rows leave with an export
 
     def accumulate(self, learn):
         "Keep the batch that `learn` has just predicted, once, whoever asks"
-        if self.seen is not None and self.seen() is learn.pred: return
+        if self.seen is not None and self.seen() is learn.pred:
+            return
         self.seen, self.data = weakref.ref(learn.pred), None
         loss = learn.loss_func if isinstance(learn.loss_func, ConditionalLoss) else self.flow.loss_func
-        if not self.parts: self.thresholds = dict(loss.thresholds) # as they were when these rows were predicted
+        if not self.parts:
+            self.thresholds = dict(loss.thresholds)  # as they were when these rows were predicted
         rows, at = gather_rows(getattr(learn, 'dl', None), self.pack(learn.pred, learn.yb[0], loss))
         self.parts.append(rows)
-        if at is not None: self.at.append(at)
+        if at is not None:
+            self.at.append(at)
 
     @torch.no_grad()
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
         vals, mask = loss.layout.targets_of(as_plain(y))
-        parts = [b.summarise(b.activate(x), v).reshape(len(pred), -1) for b,x,v in zip(loss.layout.blocks, loss.layout.logits_of(loss.decisions.tempered(pred)), loss.layout.columns_of(vals))]
+        parts = [
+            b.summarise(b.activate(x), v).reshape(len(pred), -1)
+            for b, x, v in zip(
+                loss.layout.blocks, loss.layout.logits_of(loss.decisions.tempered(pred)), loss.layout.columns_of(vals)
+            )
+        ]
         return torch.cat([*parts, vals, mask], 1)
 
     def task(self, path):
-        "Of one task: summary `(N, W, K)`, values `(N, W)`, gt mask `(N, W)`; and its thresholds, None for the block's own. None before anything was accumulated"
-        if not self.parts: return None
+        """Of one task: summary `(N, W, K)`, values `(N, W)`, gt mask `(N, W)`; and its thresholds, None for the
+        block's own. None before anything was accumulated"""
+        if not self.parts:
+            return None
         if self.data is None:
             data, loss, self.data = in_order(self.parts, self.at).numpy(), self.flow.loss_func, {}
-            D, S = sum(loss.layout.n_columns), data.shape[1] - 2*sum(loss.layout.n_columns)
+            D, S = sum(loss.layout.n_columns), data.shape[1] - 2 * sum(loss.layout.n_columns)
             col, start = 0, 0
-            for f,b in zip(self.flow.families, loss.layout.blocks):
+            for f, b in zip(self.flow.families, loss.layout.blocks):
                 K = b.n_summary
                 for i in f.tasks:
                     W = self.flow.plan.blocks[i].n_targets
-                    self.data[self.flow.paths[i]] = (data[:, start:start + W*K].reshape(-1, W, K), data[:, S + col:S + col + W], data[:, S + D + col:S + D + col + W] > 0)
-                    col, start = col + W, start + W*K
+                    self.data[self.flow.paths[i]] = (
+                        data[:, start : start + W * K].reshape(-1, W, K),
+                        data[:, S + col : S + col + W],
+                        data[:, S + D + col : S + D + col + W] > 0,
+                    )
+                    col, start = col + W, start + W * K
         t = self.thresholds.get(path)
         return (*self.data[path], None if t is None else torch.as_tensor(t).detach().cpu().numpy())
 
     def packed(self):
         "All rows as packed labels `(N, 2, D)` and decided values `(N, D)` in flow order, on the loss scale"
         flow = self.flow
-        dec, y = (np.empty((len(self.task(flow.paths[0])[1]), *s), dtype=np.float32) for s in ((flow.n_targets,), (2, flow.n_targets)))
-        for p,s in flow.slices.items():
-            summary, y[:,0,s.targets], y[:,1,s.targets], threshold = self.task(p)
-            dec[:,s.targets] = flow.tasks[p].decided(summary, threshold)
+        dec, y = (
+            np.empty((len(self.task(flow.paths[0])[1]), *s), dtype=np.float32)
+            for s in ((flow.n_targets,), (2, flow.n_targets))
+        )
+        for p, s in flow.slices.items():
+            summary, y[:, 0, s.targets], y[:, 1, s.targets], threshold = self.task(p)
+            dec[:, s.targets] = flow.tasks[p].decided(summary, threshold)
         return torch.from_numpy(y), torch.from_numpy(dec)
-    def reached(self): "Where the model's own decisions reach each task `(N, T)`"; return self.flow.reached(self.packed()[1]).numpy()
-    def false_conditions(self): "Where each task's condition is false by the labels `(N, T)`"; return self.flow.false_conditions(self.packed()[0]).numpy()
+
+    def reached(self):
+        "Where the model's own decisions reach each task `(N, T)`"
+        return self.flow.reached(self.packed()[1]).numpy()
+
+    def false_conditions(self):
+        "Where each task's condition is false by the labels `(N, T)`"
+        return self.flow.false_conditions(self.packed()[0]).numpy()
 
 # %% ../../nbs/learn/accumulate.ipynb #d0fec756
 def progress(learn, items, comment=''):
     "`items` one by one, under a progress bar where the learner shows them (`learn.no_bar()` silences it)"
     items = list(items)
-    if not hasattr(learn, 'progress') or len(items) < 2: yield from items; return
+    if not hasattr(learn, 'progress') or len(items) < 2:
+        yield from items
+        return
     bar = progress_bar(items, leave=False)
     bar.comment = comment
     yield from bar
 
+
 class Picked:
     "Positions of a `DataLoader`'s rows, in this order: its `get_idxs`"
-    def __init__(self, idxs): self.idxs = [int(i) for i in idxs]
-    def __call__(self): return self.idxs
+
+    def __init__(self, idxs):
+        self.idxs = [int(i) for i in idxs]
+
+    def __call__(self):
+        return self.idxs
+
 
 @contextmanager
 def every_row(learn):
-    "Branches run on every row, whether it needs them or not: for what asks of tasks that are not reached (see `Branch`)"
+    """Branches run on every row, whether it needs them or not: for what asks of tasks that are not reached (see
+    `Branch`)"""
     was, learn.all_rows = getattr(learn, 'all_rows', False), True
-    try: yield
-    finally: learn.all_rows = was
+    try:
+        yield
+    finally:
+        learn.all_rows = was
 
 # %% ../../nbs/learn/accumulate.ipynb #0a3d5ae1
 def check_labelled(there):
     "Rows without labels can be compared with nothing"
-    if not there: raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+    if not there:
+        raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+
 
 class Collect(Callback):
     "Hands each validation batch to an `Accumulator`"
-    run_train, name = False, 'gather_preds' # by this name trackers, loggers and `is_fitting` know that it is no fit
-    def __init__(self, acc): self.acc = acc
-    def before_validate(self): self.acc.reset()
+
+    run_train, name = False, 'gather_preds'  # by this name trackers, loggers and `is_fitting` know that it is no fit
+
+    def __init__(self, acc):
+        self.acc = acc
+
+    def before_validate(self):
+        self.acc.reset()
+
     def after_batch(self):
-        if len(self.yb): self.acc.accumulate(self.learn)
+        if len(self.yb):
+            self.acc.accumulate(self.learn)
+
 
 def collect(
-    learn,           # Learner whose data has a flow
-    dl=None,         # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
-    ds_idx:int=1,    # 0: training set, 1: validation set
-    acc=None,        # What to fill; by default a new `Accumulator`
+    learn,  # Learner whose data has a flow
+    dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
+    ds_idx: int = 1,  # 0: training set, 1: validation set
+    acc=None,  # What to fill; by default a new `Accumulator`
 ) -> Accumulator:
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
     loss_of(learn)
     dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
     dl = whole(dl).new(shuffle=False, drop_last=False)
-    if not len(dl.dataset): raise FlowError("there is nothing to evaluate: the data set is empty")
-    mute = [(cb, cb.run) for cb in learn.cbs if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))] # they would forget the training, or take this for one
-    for cb,_ in mute: cb.run = False
+    if not len(dl.dataset):
+        raise FlowError("there is nothing to evaluate: the data set is empty")
+    mute = [
+        (cb, cb.run)
+        for cb in learn.cbs
+        if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))
+    ]  # they would forget the training, or take this for one
+    for cb, _ in mute:
+        cb.run = False
     try:
-        with learn.validation_context(cbs=[Collect(acc)]), every_row(learn): learn._do_epoch_validate(dl=dl)
+        with learn.validation_context(cbs=[Collect(acc)]), every_row(learn):
+            learn._do_epoch_validate(dl=dl)
     finally:
-        for cb,was in mute: cb.run = was
+        for cb, was in mute:
+            cb.run = was
     check_labelled(acc.parts)
     return acc
 
@@ -138,5 +197,7 @@ def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
     "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`; and packed labels `(n, 2, D)`, None without"
     loss_of(learn)
     dl = as_loader(learn, dl) if items is None else learn.dls.test_dl(items, **kwargs)
-    if not len((learn.dls[ds_idx] if dl is None else dl).dataset): raise FlowError("there is nothing to predict: the data set is empty")
-    with learn.no_bar(), learn.no_logging(): return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]
+    if not len((learn.dls[ds_idx] if dl is None else dl).dataset):
+        raise FlowError("there is nothing to predict: the data set is empty")
+    with learn.no_bar(), learn.no_logging():
+        return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]

@@ -19,20 +19,31 @@ __all__ = []
 
 # %% ../../nbs/learn/explain.ipynb #50ec4740
 @patch
-def explain(self:Learner,
-    items=None, # DataFrame with the inputs, or list of items as `learn.predict` takes them; by default the first of the validation set
+def explain(
+    self: Learner,
+    # DataFrame with the inputs, or list of items as `learn.predict` takes them; by default the first of the validation
+    # set
+    items=None,
     *,
-    decoded=True, probability=True, logits=True, condition=True, # What nodes tell: decisions, probabilities, logits, the conditions that opened them
-    top_k:int=3,  # Classes to tell of a single-label task
-    max_n:int=20, # Items at most
-    **kwargs      # For `dls.test_dl`
+    decoded=True,
+    probability=True,
+    logits=True,
+    condition=True,  # What nodes tell: decisions, probabilities, logits, the conditions that opened them
+    top_k: int = 3,  # Classes to tell of a single-label task
+    max_n: int = 20,  # Items at most
+    **kwargs,  # For `dls.test_dl`
 ) -> FlowTree:
-    "A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached are left out; `tree[(i, path)]` is a node of item number `i`"
+    """A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached
+    are left out; `tree[(i, path)]` is a node of item number `i`"""
     flow, loss = flow_of(self), loss_of(self)
-    if isinstance(max_n, bool) or not isinstance(max_n, (int, np.integer)) or max_n < 1: raise FlowError(f"max_n={max_n!r} must be a positive whole number: how many items to explain at most")
+    if isinstance(max_n, bool) or not isinstance(max_n, (int, np.integer)) or max_n < 1:
+        raise FlowError(f"max_n={max_n!r} must be a positive whole number: how many items to explain at most")
     if items is None:
-        if not len(self.dls[1].dataset): raise FlowError("there is no validation set to explain: hand over items")
-        dl = self.dls[1].new(shuffle=False, drop_last=False, get_idxs=Picked(range(min(max_n, len(self.dls[1].dataset)))))
+        if not len(self.dls[1].dataset):
+            raise FlowError("there is no validation set to explain: hand over items")
+        dl = self.dls[1].new(
+            shuffle=False, drop_last=False, get_idxs=Picked(range(min(max_n, len(self.dls[1].dataset))))
+        )
         raw = raw_preds(self, None, dl)[0]
         frames = frames_of(flow, dl)
         names = [f'validation item {i}' for i in range(len(raw))]
@@ -40,14 +51,26 @@ def explain(self:Learner,
         items = _listed(items)
         index = _index(items, 'explain')[:max_n]
         items = items[:max_n] if not isinstance(items, pd.DataFrame) else items.iloc[:max_n]
-        names = [f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}' for i,o in zip(index, index if isinstance(items, pd.DataFrame) else items)]
+        names = [
+            f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}'
+            for i, o in zip(index, index if isinstance(items, pd.DataFrame) else items)
+        ]
         dl = self.dls.test_dl(items, **kwargs) if len(index) else None
         raw, frames = (raw_preds(self, dl=dl)[0], frames_of(flow, dl)) if len(index) else (torch.zeros(0, flow.c), None)
     acts = loss.activation(raw)
     dec, raw = loss.decodes(acts), loss.layout.raw_acts(raw)
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
-    for i,(d,a,r) in enumerate(zip(dec, acts, raw)):
-        tree.create_node(str(names[i]), i, parent='') # type: ignore[arg-type] # treelib takes whatever can be hashed
-        add_nodes(tree, i, FlowPrediction(flow, d, a, r, frames and frames[i]), decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
+    for i, (d, a, r) in enumerate(zip(dec, acts, raw)):
+        tree.create_node(str(names[i]), i, parent='')  # type: ignore[arg-type] # treelib takes whatever can be hashed
+        add_nodes(
+            tree,
+            i,
+            FlowPrediction(flow, d, a, r, frames and frames[i]),
+            decoded=decoded,
+            probability=probability,
+            logits=logits,
+            condition=condition,
+            top_k=top_k,
+        )
     return tree

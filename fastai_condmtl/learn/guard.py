@@ -17,16 +17,20 @@ __all__ = ['before_fit_check', 'FlowGuard', 'fit']
 # %% ../../nbs/learn/guard.ipynb #9f7e3806
 _checks: dict[str, object] = {}
 
+
 def before_fit_check(
-    f, # Function of a `Learner` that raises a `FlowError` or warns
+    f,  # Function of a `Learner` that raises a `FlowError` or warns
 ):
     "Have `f(learn)` called before each fit of a learner whose data has a flow"
     _checks[f'{f.__module__}.{f.__qualname__}'] = f
     return f
 
+
 class FlowGuard(Callback):
     "Calls the checks before the callbacks of a fit begin"
+
     order = -100
+
     def before_fit(self):
         for check in list(_checks.values()):
             check(self.learn)
@@ -38,6 +42,7 @@ def fit(stock, self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         cbs = [FlowGuard(), *_as_list(cbs)]
     return stock(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+
 
 def _as_list(cbs):
     "Callbacks as fastai takes them: none, one or several"

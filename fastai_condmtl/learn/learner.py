@@ -20,7 +20,7 @@ from .sides import check_views
 from ..core.applications import provided
 from .state import flow_of
 from .accumulate import Picked, every_row
-import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals # noqa: F401  what an exported learner may ask for
+import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
 __all__ = ['predict', 'show_results', 'tta', 'frames_of', 'learn_shapes', 'export']
@@ -28,9 +28,10 @@ __all__ = ['predict', 'show_results', 'tta', 'frames_of', 'learn_shapes', 'expor
 # %% ../../nbs/learn/learner.ipynb #0c96be0a
 def _fits(ds, item, n=None):
     "Is `item` of the types that each input of a data set takes first, or of its first `n`?"
-    tls = list(getattr(ds, 'tls', ()))[:getattr(ds, 'n_inp', 1)]
+    tls = list(getattr(ds, 'tls', ()))[: getattr(ds, 'n_inp', 1)]
     types = lambda tl: [tuple(t) if isinstance(t, list) else t for t in (tl.types or ())[:n]]
     return all(any(isinstance(item, t) for t in types(tl)) for tl in tls)
+
 
 def _several(ds, item):
     "Are these several items, and not one that happens to be a list?"
@@ -41,11 +42,13 @@ def _several(ds, item):
     lots = (list, L, set, frozenset, pd.DataFrame, pd.Index)
     return (isinstance(item, lots) or hasattr(item, '__next__')) and not _fits(ds, item, 1)
 
+
 def _lacks_column(ds, row):
     "Does a Series lack the column that the data is read from? Then it is no row, but a column of items"
     tls = list(getattr(ds, 'tls', ()))
     read = next((f for f in tls[0].tfms.fs if isinstance(f, ColReader)), None) if tls else None
     return read is not None and all(isinstance(c, str) and c not in row.index for c in read.cols)
+
 
 def _as_item(ds, item):
     "A dict is a row of the table, where the data was built from one; what holds several items is none"
@@ -53,11 +56,15 @@ def _as_item(ds, item):
         item = item.iloc[0]
     if not _several(ds, item):
         if not isinstance(item, (dict, tuple)) or _fits(ds, item, 1 if isinstance(item, tuple) else None):
-            return item # of a tuple, transforms further on take each part by itself
+            return item  # of a tuple, transforms further on take each part by itself
         if isinstance(item, dict) and _fits(ds, row := pd.Series(item)):
             return row
-    raise FlowError(f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table "
-                    "(df.iloc[0], or a dict where rows were the items), a file, a text. For several there is learn.predict_df(items)")
+    raise FlowError(
+        f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table "
+        "(df.iloc[0], or a dict where rows were the items), a file, a text. For several there is "
+        "learn.predict_df(items)"
+    )
+
 
 @wraps_stock(Learner)
 def predict(stock, self, item, rm_type_tfms=None, with_input=False):
@@ -74,14 +81,17 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False):
         return res
     return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
 
+
 @wraps_stock(Learner)
 def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
-    "Items without labels are shown with their predictions; other data is read as the network was trained, and `dl` may be a DataFrame. A batch is predicted by this process alone"
+    """Items without labels are shown with their predictions; other data is read as the network was trained, and
+    `dl` may be a DataFrame. A batch is predicted by this process alone"""
     dl = as_loader(self, dl)
     with without_ranks(self):
         if lacks_labels(self, dl):
             return show_predictions(self, dl, max_n=max_n, **kwargs)
         return stock(self, ds_idx=ds_idx, dl=dl, max_n=max_n, shuffle=shuffle, **kwargs)
+
 
 @wraps_stock(Learner)
 def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
@@ -90,55 +100,76 @@ def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     with every_row(self):
         return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
 
+
 def frames_of(
-    flow, # Bound flow
-    dl,   # Its `DataLoader`, or one of inputs only
+    flow,  # Bound flow
+    dl,  # Its `DataLoader`, or one of inputs only
 ) -> list | None:
-    "For each item, in order, the `Frame` that leads to pixels of its original picture; None for flows without points and boxes"
-    if flow.geometry is None: return None
+    """For each item, in order, the `Frame` that leads to pixels of its original picture; None for flows without
+    points and boxes"""
+    if flow.geometry is None:
+        return None
     return provided('original_frames', 'vision')(dl)
 
+
 def learn_shapes(
-    learn,        # Learner whose data has a flow
-    max_n:int=500, # Training rows to look at, evenly spread
+    learn,  # Learner whose data has a flow
+    max_n: int = 500,  # Training rows to look at, evenly spread
 ):
-    "What the trivial predictor says of points and boxes: mean and median of training rows as a validation set would see them. Read once, when they are first asked for or exported, since it takes the pictures"
+    """What the trivial predictor says of points and boxes: mean and median of training rows as a validation set
+    would see them. Read once, when they are first asked for or exported, since it takes the pictures"""
     flow, ds = flow_of(learn), learn.dls.train_ds
-    todo = [p for p,b in flow.tasks.items() if b.geometry and flow.constants[p] is None] if len(ds) else []
-    if not todo: return
+    todo = [p for p, b in flow.tasks.items() if b.geometry and flow.constants[p] is None] if len(ds) else []
+    if not todo:
+        return
     idxs = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
-    with ds.set_split_idx(1): y = torch.cat([b[-1].as_subclass(torch.Tensor).cpu() for b in learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(idxs), num_workers=0)])
+    with ds.set_split_idx(1):
+        y = torch.cat(
+            [
+                b[-1].as_subclass(torch.Tensor).cpu()
+                for b in learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(idxs), num_workers=0)
+            ]
+        )
     vals, mask = y.numpy().transpose(1, 0, 2)
-    for p in todo: flow.constants[p] = flow.tasks[p].shape_constant(vals[:,flow.slices[p].targets], mask[:,flow.slices[p].targets])
+    for p in todo:
+        flow.constants[p] = flow.tasks[p].shape_constant(
+            vals[:, flow.slices[p].targets], mask[:, flow.slices[p].targets]
+        )
+
 
 @wraps_stock(Learner)
 def export(stock, self, fname='export.pkl', **kwargs):
-    "The file is there whole or not at all; it knows what the trivial predictor says, and nothing that trains on several processes"
+    """The file is there whole or not at all; it knows what the trivial predictor says, and nothing that trains on
+    several processes"""
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         learn_shapes(self)
     dls, opt = self.dls, self.opt
     try:
-        with save_whole(self.path/fname) as tmp, without_ranks(self), travelling(self):
+        with save_whole(self.path / fname) as tmp, without_ranks(self), travelling(self):
             return stock(self, tmp.absolute(), **kwargs)
     finally:
         self.dls = dls
         if self.opt is None:
-            self.opt = opt # what cannot be pickled leaves the learner as it was
+            self.opt = opt  # what cannot be pickled leaves the learner as it was
 
 # %% ../../nbs/learn/learner.ipynb #5e067280
 @patch
-def predict_df(self:Learner,
-    items,      # DataFrame with the inputs, or list of items as `learn.predict` takes them
-    **kwargs    # For `dls.test_dl`, e.g. `bs`, `num_workers`
+def predict_df(
+    self: Learner,
+    items,  # DataFrame with the inputs, or list of items as `learn.predict` takes them
+    **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
     "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
     items = _listed(items)
     flow, index = flow_of(self), _index(items, 'predict_df')
     cols = list(dict.fromkeys(c for b in flow.tasks.values() for c in b.cols))
-    if not len(index): return pd.DataFrame(columns=cols, index=index)
+    if not len(index):
+        return pd.DataFrame(columns=cols, index=index)
     dl = self.dls.test_dl(items, **kwargs)
-    with self.no_bar(), self.no_logging(): dec = self.get_preds(dl=dl, with_decoded=True)[2]
+    with self.no_bar(), self.no_logging():
+        dec = self.get_preds(dl=dl, with_decoded=True)[2]
     return flow.to_frame(dec, frames_of(flow, dl)).set_axis(index)
+
 
 def _listed(items):
     "Several items as a list; a table, and what is one item, stay"
@@ -147,9 +178,19 @@ def _listed(items):
         several = items.ndim > 3 or items.dtype.kind in 'OUS' and items.ndim > 0
     return list(items) if several else items
 
+
 def _index(items, what):
     "What the rows of `items` are called"
-    if isinstance(items, pd.DataFrame): return items.index
-    if isinstance(items, pd.Series): raise FlowError(f"{what} takes a DataFrame or a list of items, not one row: write df.loc[[i]], or list(df['column']) where items stand in a column")
-    if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'): raise FlowError(f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or learn.predict(item)")
+    if isinstance(items, pd.DataFrame):
+        return items.index
+    if isinstance(items, pd.Series):
+        raise FlowError(
+            f"{what} takes a DataFrame or a list of items, not one row: write df.loc[[i]], or list(df['column']) "
+            "where items stand in a column"
+        )
+    if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'):
+        raise FlowError(
+            f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or "
+            "learn.predict(item)"
+        )
     return pd.RangeIndex(len(items))

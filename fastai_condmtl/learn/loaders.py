@@ -15,9 +15,15 @@ from ..core.bound import BoundFlow
 __all__ = ['new']
 
 # %% ../../nbs/learn/loaders.ipynb #f04b9052
-_of_dataloaders = {'bs', 'shuffle', 'n', 'drop_last'}  # fastai's `dataloaders` hands these on, with whatever a stock DataBlock was given: that is left alone
+_of_dataloaders = {
+    'bs',
+    'shuffle',
+    'n',
+    'drop_last',
+}  # fastai's `dataloaders` hands these on, with whatever a stock DataBlock was given: that is left alone
 
 _of_fastai = {'shuffled', 'process'}  # its own `tta` and `Interpretation` hand these on, and nothing reads them
+
 
 @wraps_stock(TfmdDL)
 def new(stock, self, dataset=None, cls=None, **kwargs):

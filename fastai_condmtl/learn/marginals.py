@@ -17,22 +17,34 @@ __all__ = []
 
 # %% ../../nbs/learn/marginals.ipynb #c9eced9a
 @patch
-def get_marginals(self:Learner,
-    items=None, # DataFrame with the inputs, or list of items; by default the rows of `dl` or `ds_idx`
-    dl=None, ds_idx:int=1, # As for `get_preds`
-    **kwargs    # For `dls.test_dl`
+def get_marginals(
+    self: Learner,
+    items=None,  # DataFrame with the inputs, or list of items; by default the rows of `dl` or `ds_idx`
+    dl=None,
+    ds_idx: int = 1,  # As for `get_preds`
+    **kwargs,  # For `dls.test_dl`
 ) -> pd.DataFrame:
-    "Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) a class or label (of binary tasks both answers)"
+    """Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) a class or label (of binary tasks
+    both answers)"""
     flow, loss = flow_of(self), loss_of(self)
     items = _listed(items)
     index = None if items is None else _index(items, 'get_marginals')
-    with every_row(self): acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0]) if index is None or len(index) else torch.zeros(0, flow.c)
+    with every_row(self):
+        acts = (
+            loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])
+            if index is None or len(index)
+            else torch.zeros(0, flow.c)
+        )
     reached, acts = flow.diagrams(acts, loss.decide(acts)), doubles(acts).numpy()
     res = {}
-    for j,(p,b) in enumerate(flow.tasks.items()):
-        res[p, 'P(reached)'], a = reached[:,j], acts[:,flow.slices[p].acts]
+    for j, (p, b) in enumerate(flow.tasks.items()):
+        res[p, 'P(reached)'], a = reached[:, j], acts[:, flow.slices[p].acts]
         vocab = getattr(b, 'vocab', None)
-        if b.thresholded and b.labels is None: a, vocab = np.stack([1 - a[:,0], a[:,0]], 1), vocab or (False, True)
-        if b.nll is not None: res.update({(p, v): reached[:,j]*a[:,k] for k,v in enumerate(range(b.n_out) if vocab is None else vocab)})
+        if b.thresholded and b.labels is None:
+            a, vocab = np.stack([1 - a[:, 0], a[:, 0]], 1), vocab or (False, True)
+        if b.nll is not None:
+            res.update(
+                {(p, v): reached[:, j] * a[:, k] for k, v in enumerate(range(b.n_out) if vocab is None else vocab)}
+            )
     res = pd.DataFrame(res, index=index)
     return res.set_axis(pd.MultiIndex.from_tuples(res.columns, names=['task_path', 'value']), axis=1)

@@ -21,33 +21,45 @@ __all__ = ['task_params', 'PartialTraining', 'freeze_to', 'create_opt']
 
 # %% ../../nbs/learn/partial.ipynb #94355ceb
 @patch
-def select(self:BoundFlow,
-    *names, # Paths or leaf names of tasks or flows, or names of branches
+def select(
+    self: BoundFlow,
+    *names,  # Paths or leaf names of tasks or flows, or names of branches
 ) -> list:  # Paths, in flow order
     "The tasks that are called by `names`: themselves, those in a flow, or those that read a branch"
     res = {p for n in names for p in _select(self, n)}
     return [p for p in self.paths if p in res]
 
+
 def _select(flow, name):
-    if not isinstance(name, str): raise FlowError(f"{name!r} names no task: hand over the name or path of a task, flow or branch")
+    if not isinstance(name, str):
+        raise FlowError(f"{name!r} names no task: hand over the name or path of a task, flow or branch")
     flows = {'.'.join(parts[:i]) for p in flow.paths for parts in (p.split('.'),) for i in range(1, len(parts))}
     known = [*flow.paths, *flows]
     found = [name] if name in known else [k for k in known if k.endswith('.' + name)]
-    if len(found) > 1: raise FlowError(f"'{name}' could be {' or '.join(map(repr, sorted(found)[:5]))}: name one by its path")
-    if found: return [p for p in flow.paths if p == found[0] or p.startswith(found[0] + '.')]
-    found = [p for p,f in zip(flow.paths, flow.plan.features) if f == name]
-    if not found: raise FlowError(f"there is no task, flow or branch '{name}': {near(name, sorted({e for k in known for e in (k, k.rpartition('.')[2])} | {f for f in flow.plan.features if f}))}")
+    if len(found) > 1:
+        raise FlowError(f"'{name}' could be {' or '.join(map(repr, sorted(found)[:5]))}: name one by its path")
+    if found:
+        return [p for p in flow.paths if p == found[0] or p.startswith(found[0] + '.')]
+    found = [p for p, f in zip(flow.paths, flow.plan.features) if f == name]
+    if not found:
+        raise FlowError(
+            f"there is no task, flow or branch '{name}': "
+            f"{near(name, sorted({e for k in known for e in (k, k.rpartition('.')[2])} | {f for f in flow.plan.features if f}))}"
+        )
     return found
 
 # %% ../../nbs/learn/partial.ipynb #b93f0486
 def task_params(
-    model, # Network of a learner whose data has a flow
+    model,  # Network of a learner whose data has a flow
     flow,  # Its bound flow
-    paths, # Paths of tasks
+    paths,  # Paths of tasks
 ) -> list:
     "Parameters that belong to these tasks alone, as pairs of parameter and positions along its first dimension"
     cols, res = {c for p in paths for c in range(flow.slices[p].logits.start, flow.slices[p].logits.stop)}, []
-    def add(params, rows): res.extend((p, torch.tensor(rows, device=p.device)) for p in params if p is not None and rows)
+
+    def add(params, rows):
+        res.extend((p, torch.tensor(rows, device=p.device)) for p in params if p is not None and rows)
+
     head = last_layer(model, flow)
     if isinstance(head, nn.Linear):
         add((head.weight, head.bias), sorted(cols))
@@ -57,93 +69,154 @@ def task_params(
         for h in unit.heads:
             if isinstance(h, DeepHeads):
                 n, hidden = h.shape
-                mine = [t for t in range(n) if left[t*h.weight.shape[1]] in cols]
-                add((h.first.weight, h.first.bias), [t*hidden + k for t in mine for k in range(hidden)])
+                mine = [t for t in range(n) if left[t * h.weight.shape[1]] in cols]
+                add((h.first.weight, h.first.bias), [t * hidden + k for t in mine for k in range(hidden)])
                 add((h.weight, h.bias), mine)
-                left = left[n*h.weight.shape[1]:]
+                left = left[n * h.weight.shape[1] :]
             else:
                 add((h.weight, h.bias), [k for k in range(h.out_features) if left[k] in cols])
-                left = left[h.out_features:]
+                left = left[h.out_features :]
     for u in head.uses:
-        if u.cols.start in cols: add((u.lin.weight,), list(range(u.lin.out_features)))
+        if u.cols.start in cols:
+            add((u.lin.weight,), list(range(u.lin.out_features)))
     return res
 
 # %% ../../nbs/learn/partial.ipynb #9db72c70
 class PartialTraining(Callback):
     "Trains what belongs to some tasks, see `learn.freeze_except`"
-    run_after, run_valid = TrainEvalCallback, False
-    def __init__(self,
-        paths,      # Paths of the tasks
-        neck=False, # Also train the layers between the body and these tasks?
-    ): self.paths, self.neck, self.off, self.still, self.kept = paths, neck, [], [], []
 
-    def before_fit(self): self.apply()
+    run_after, run_valid = TrainEvalCallback, False
+
+    def __init__(
+        self,
+        paths,  # Paths of the tasks
+        neck=False,  # Also train the layers between the body and these tasks?
+    ):
+        self.paths, self.neck, self.off, self.still, self.kept = paths, neck, [], [], []
+
+    def before_fit(self):
+        self.apply()
+
     def before_train(self):
         inside = self._inside() if self.neck else set()
         for m in self.model.modules():
-            if isinstance(m, nn.modules.batchnorm._NormBase) and id(m) not in inside and not any(p.requires_grad for p in m.parameters()): m.eval()
+            if (
+                isinstance(m, nn.modules.batchnorm._NormBase)
+                and id(m) not in inside
+                and not any(p.requires_grad for p in m.parameters())
+            ):
+                m.eval()
+
     def after_backward(self):
-        for p,rows in self.still:
-            if p.grad is not None: p.grad.index_fill_(0, rows, 0.)
-    def before_step(self): self.kept = [p.detach().index_select(0, rows) for p,rows in self.still]
+        for p, rows in self.still:
+            if p.grad is not None:
+                p.grad.index_fill_(0, rows, 0.0)
+
+    def before_step(self):
+        self.kept = [p.detach().index_select(0, rows) for p, rows in self.still]
+
     def after_step(self):
-        for (p,rows),old in zip(self.still, self.kept): p.data.index_copy_(0, rows, old)
+        for (p, rows), old in zip(self.still, self.kept):
+            p.data.index_copy_(0, rows, old)
         self.kept = []
 
     def apply(self):
-        "Turn `off` the parameters that are not trained; `still` is what must not move of the others: pairs of parameter and positions"
+        """Turn `off` the parameters that are not trained; `still` is what must not move of the others: pairs of
+        parameter and positions"""
         whole, self.still = {id(p) for p in self._neck()} if self.neck else set(), []
-        mine = {id(p): rows for p,rows in task_params(self.model, flow_of(self.learn), self.paths)}
+        mine = {id(p): rows for p, rows in task_params(self.model, flow_of(self.learn), self.paths)}
         for p in self.model.parameters():
             if id(p) not in mine and id(p) not in whole:
-                if p.requires_grad: self.off.append(p.requires_grad_(False))
-                p.grad = None # fastai's optimizers go on decaying whatever once had a gradient
-            if id(p) not in mine: continue
-            rest = torch.ones(len(p), dtype=torch.bool, device=p.device).index_fill_(0, mine[id(p)], False).nonzero()[:,0]
-            if len(rest): self.still.append((p, rest))
+                if p.requires_grad:
+                    self.off.append(p.requires_grad_(False))
+                p.grad = None  # fastai's optimizers go on decaying whatever once had a gradient
+            if id(p) not in mine:
+                continue
+            rest = (
+                torch.ones(len(p), dtype=torch.bool, device=p.device).index_fill_(0, mine[id(p)], False).nonzero()[:, 0]
+            )
+            if len(rest):
+                self.still.append((p, rest))
+
     def _neck(self):
         "Parameters that the named tasks read through, and no longer the body"
         flow, head = flow_of(self.learn), head_of(self.learn)
         if head is not None:
             read = {flow.plan.features[flow.paths.index(p)] for p in self.paths}
-            return [p for n,u in zip(head.names, head.units) if n in read and u.neck is not None for p in u.neck.parameters()]
+            return [
+                p
+                for n, u in zip(head.names, head.units)
+                if n in read and u.neck is not None
+                for p in u.neck.parameters()
+            ]
         lin = last_layer(self.model, flow)
         return [p for p in self.learn.opt.param_lists[-1] if p is not lin.weight and p is not lin.bias]
+
     def _inside(self):
-        "Modules (by id) that stand where all that can be trained is trained: normalisation without parameters of its own takes part there"
-        mine = {id(p) for p in self._neck()} | {id(p) for p,_ in task_params(self.model, flow_of(self.learn), self.paths)}
-        return {id(n) for m in self.model.modules() if (ps := {id(p) for p in m.parameters()}) and ps <= mine for n in m.modules()}
-    def __getstate__(self): return {**self.__dict__, 'still': [], 'kept': []}
+        """Modules (by id) that stand where all that can be trained is trained: normalisation without parameters
+        of its own takes part there"""
+        mine = {id(p) for p in self._neck()} | {
+            id(p) for p, _ in task_params(self.model, flow_of(self.learn), self.paths)
+        }
+        return {
+            id(n)
+            for m in self.model.modules()
+            if (ps := {id(p) for p in m.parameters()}) and ps <= mine
+            for n in m.modules()
+        }
+
+    def __getstate__(self):
+        return {**self.__dict__, 'still': [], 'kept': []}
+
     def __repr__(self):
-        n, still = sum(p.numel() for p in self.model.parameters() if p.requires_grad), sum(p[0].numel()*len(rows) for p,rows in self.still)
-        return f"PartialTraining({', '.join(self.paths)}: {n - still:,} of {sum(p.numel() for p in self.model.parameters()):,} parameters)"
+        n, still = (
+            sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            sum(p[0].numel() * len(rows) for p, rows in self.still),
+        )
+        return (
+            f"PartialTraining({', '.join(self.paths)}: {n - still:,} of "
+            f"{sum(p.numel() for p in self.model.parameters()):,} parameters)"
+        )
 
 # %% ../../nbs/learn/partial.ipynb #73afb43f
 @patch
-def freeze_except(self:Learner,
-    *tasks,     # Paths or leaf names of tasks or flows, or names of branches
-    neck:bool=False, # Also train what lies between the body and these tasks: the neck of their branch, or the rest of the last freeze group
+def freeze_except(
+    self: Learner,
+    *tasks,  # Paths or leaf names of tasks or flows, or names of branches
+    # Also train what lies between the body and these tasks: the neck of their branch, or the rest of the last freeze
+    # group
+    neck: bool = False,
 ):
-    "Train what belongs to these tasks alone: everything else stays as it is to the last bit, until `unfreeze`, `freeze` or `freeze_to`"
-    if not tasks: raise FlowError("freeze_except() of nothing: name the tasks to train, or freeze all groups but the last with learn.freeze()")
+    """Train what belongs to these tasks alone: everything else stays as it is to the last bit, until `unfreeze`,
+    `freeze` or `freeze_to`"""
+    if not tasks:
+        raise FlowError(
+            "freeze_except() of nothing: name the tasks to train, or freeze all groups but the last with learn.freeze()"
+        )
     cb = PartialTraining(flow_of(self).select(*tasks), neck)
-    task_params(self.model, self.dls.flow, cb.paths) # an error here leaves the learner as it was
+    task_params(self.model, self.dls.flow, cb.paths)  # an error here leaves the learner as it was
     self.unfreeze()
     self.add_cb(cb)
     cb.apply()
+
 
 @wraps_stock(Learner)
 def freeze_to(stock, self, n):
     "Freeze parameter groups up to `n`; ends `freeze_except`"
     for cb in self.cbs.filter(lambda cb: cb.name == 'partial_training'):
-        for p in cb.off: p.requires_grad_(True)
+        for p in cb.off:
+            p.requires_grad_(True)
         self.remove_cb(cb)
     stock(self, n)
 
+
 @wraps_stock(Learner)
 def create_opt(stock, self):
-    "Create an optimizer with default hyper-parameters, of all parameters, also while `freeze_except` is in force (the stock splitter takes those that are trained)"
+    """Create an optimizer with default hyper-parameters, of all parameters, also while `freeze_except` is in
+    force (the stock splitter takes those that are trained)"""
     off = [p for cb in self.cbs if cb.name == 'partial_training' for p in cb.off]
-    for p in off: p.requires_grad_(True)
+    for p in off:
+        p.requires_grad_(True)
     stock(self)
-    for p in off: p.requires_grad_(False)
+    for p in off:
+        p.requires_grad_(False)

@@ -17,54 +17,73 @@ from ..loss.ranks import scattered, _positions, _step
 __all__ = ['one_batch', 'to_detach', 'after_validate', 'without_ranks']
 
 # %% ../../nbs/learn/ranks.ipynb #e01eecc4
-def _has_flow(learn): return isinstance(getattr(getattr(learn, 'dls', None), 'flow', None), BoundFlow)
+def _has_flow(learn):
+    return isinstance(getattr(getattr(learn, 'dls', None), 'flow', None), BoundFlow)
+
 
 def _once(learn, b):
     "A batch without the labels of rows that were appended"
     dl, i = learn.dl, getattr(learn.dls, 'n_inp', 1 if len(b) == 1 else len(b) - 1)
     n = find_bs(b)
     left = int((_positions(dl, n, [dl.rank]) < dl.n).sum())
-    if left == n or len(b) <= i: return b
+    if left == n or len(b) <= i:
+        return b
     y = b[i].clone()
-    y.view(n, 2, -1)[left:,1] = 0
-    return (*b[:i], y, *b[i+1:])
+    y.view(n, 2, -1)[left:, 1] = 0
+    return (*b[:i], y, *b[i + 1 :])
+
 
 @wraps_stock(Learner)
 def one_batch(stock, self, i, b):
     "A batch; where processes share it, its labels count once and its means are those of all"
-    if not (scattered(self.dl) and _has_flow(self)): return stock(self, i, b)
-    with _step(self.dl.world_size): return stock(self, i, _once(self, b))
+    if not (scattered(self.dl) and _has_flow(self)):
+        return stock(self, i, b)
+    with _step(self.dl.world_size):
+        return stock(self, i, _once(self, b))
+
 
 @wraps_stock(Learner)
 def to_detach(stock, self, b, cpu=True, gather=True):
     "`b` detached, gathered where rows are dealt out"
     return stock(self, b, cpu, gather and (scattered(getattr(self, 'dl', None)) or not _has_flow(self)))
 
+
 @wraps_stock(GatherPredsCallback)
 def after_validate(stock, self):
     "Concatenate all recorded tensors, in the order of the data"
     stock(self)
     dl = self.learn.dl
-    if not (scattered(dl) and _has_flow(self.learn)) or not hasattr(self, 'preds'): return
+    if not (scattered(dl) and _has_flow(self.learn)) or not hasattr(self, 'preds'):
+        return
     idx = _gathered(dl).argsort()
     for k in ('inputs', 'preds', 'targets', 'losses'):
-        if (v := getattr(self, k, None)) is not None and len(v): setattr(self, k, nested_reorder(v, idx))
+        if (v := getattr(self, k, None)) is not None and len(v):
+            setattr(self, k, nested_reorder(v, idx))
+
 
 def _gathered(dl):
     "Positions of the rows in the order in which they come when batches of all processes are put one after the other"
-    each, bs = dl.n_padded//dl.world_size, dl.bs or 1
-    at = torch.cat([(torch.arange(dl.world_size)[:,None]*each + torch.arange(i, min(i + bs, each))).reshape(-1) for i in range(0, each, bs)])
+    each, bs = dl.n_padded // dl.world_size, dl.bs or 1
+    at = torch.cat(
+        [
+            (torch.arange(dl.world_size)[:, None] * each + torch.arange(i, min(i + bs, each))).reshape(-1)
+            for i in range(0, each, bs)
+        ]
+    )
     return at[at < dl.n]
 
 # %% ../../nbs/learn/ranks.ipynb #01dbb04e
 @contextmanager
 def without_ranks(
-    learn, # `Learner`
+    learn,  # `Learner`
 ):
     "This process on its own: all rows are here, and no other is waited for, inside of `distrib_ctx` as well"
     cbs, model = [cb for cb in learn.cbs if type(cb).__name__ == 'DistributedTrainer'], learn.model
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel): learn.model = model.module
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        learn.model = model.module
     try:
-        with learn.removed_cbs(cbs), _step(1): yield learn
+        with learn.removed_cbs(cbs), _step(1):
+            yield learn
     finally:
-        if learn.model is getattr(model, 'module', None): learn.model = model
+        if learn.model is getattr(model, 'module', None):
+            learn.model = model

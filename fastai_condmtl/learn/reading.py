@@ -35,46 +35,66 @@ def _meaning(block):
     vocab = getattr(block, 'vocab', None)
     names = None if vocab is None else [(type(v).__name__, v) for v in vocab]
     labels = None if block.labels is None else list(block.labels)
-    return type(block), block.n_targets, block.n_out, names, labels, float(block.unscale(0.)), float(block.unscale(1.))
+    return (
+        type(block),
+        block.n_targets,
+        block.n_out,
+        names,
+        labels,
+        float(block.unscale(0.0)),
+        float(block.unscale(1.0)),
+    )
+
 
 def same_reading(
-    a:BoundFlow,
-    b:BoundFlow,
+    a: BoundFlow,
+    b: BoundFlow,
 ) -> bool:
-    "Do both flows tell the same of the same outputs: the same tasks in the same places, with the same classes, scales and conditions?"
+    """Do both flows tell the same of the same outputs: the same tasks in the same places, with the same classes,
+    scales and conditions?"""
     if a is b:
         return True
     if why_not_same_tasks(a, b) or a.families != b.families:
         return False
     return all(_meaning(a.tasks[p]) == _meaning(b.tasks[p]) and a.slices[p] == b.slices[p] for p in a.paths)
 
+
 def why_not_same_tasks(
-    own:BoundFlow,   # Flow of a network
-    other:BoundFlow, # Flow of other data
+    own: BoundFlow,  # Flow of a network
+    other: BoundFlow,  # Flow of other data
 ) -> str:
     "Why labels of `other` cannot stand for labels of `own`, whatever the classes and scales; empty where they can"
     if set(own.paths) != set(other.paths):
-        only = [[p for p in a.paths if p not in b.tasks] for a,b in ((own, other), (other, own))]
-        said = [f"only {who} has {', '.join(map(repr, paths))}" for who,paths in zip(("the network", "the new data"), only) if paths]
+        only = [[p for p in a.paths if p not in b.tasks] for a, b in ((own, other), (other, own))]
+        said = [
+            f"only {who} has {', '.join(map(repr, paths))}"
+            for who, paths in zip(("the network", "the new data"), only)
+            if paths
+        ]
         return f"the tasks differ ({', '.join(said)})"
-    for path,block in own.tasks.items():
+    for path, block in own.tasks.items():
         new = other.tasks[path]
         if type(block) is not type(new):
-            return f"task '{path}' is a {type(block).__name__} of the network and a {type(new).__name__} of the new data"
+            return (
+                f"task '{path}' is a {type(block).__name__} of the network and a {type(new).__name__} of the new data"
+            )
         if _conditions(own, path) != _conditions(other, path):
             return f"task '{path}' has other conditions in the new data"
     return ''
 
-def _conditions(flow, path): return sorted(str(flow.plan.conds[g]) for g in flow.plan.gates[flow.plan.index[path]])
+
+def _conditions(flow, path):
+    return sorted(str(flow.plan.conds[g]) for g in flow.plan.gates[flow.plan.index[path]])
 
 # %% ../../nbs/learn/reading.ipynb #39772be9
 FIX = "to go on with these classes and scales, and keep what the network has learnt, write learn.change_flow(new_dls)"
 
+
 def reread(
-    y,               # Packed labels `(N, 2, D)` by `other`
-    other:BoundFlow, # The flow that encoded them
-    own:BoundFlow,   # The flow of the network
-) -> TensorConditional: # `(N, 2, D)`
+    y,  # Packed labels `(N, 2, D)` by `other`
+    other: BoundFlow,  # The flow that encoded them
+    own: BoundFlow,  # The flow of the network
+) -> TensorConditional:  # `(N, 2, D)`
     "Labels as `own` encodes them; a `FlowError` that points at `learn.change_flow` where it cannot"
     if other is own or same_reading(own, other):
         return y.as_subclass(TensorConditional)
@@ -82,23 +102,34 @@ def reread(
         raise FlowError(f"the network cannot be read by the flow of the new data, since {why}: {FIX}")
     y = y.as_subclass(torch.Tensor)
     out = torch.zeros(len(y), 2, own.n_targets)
-    for path,block in own.tasks.items():
+    for path, block in own.tasks.items():
         new, here, there = other.tasks[path], own.slices[path].targets, other.slices[path].targets
-        part = y[:,:,there]
-        out[:,:,here] = part if _meaning(block) == _meaning(new) else _reread_task(path, part, new, block)
+        part = y[:, :, there]
+        out[:, :, here] = part if _meaning(block) == _meaning(new) else _reread_task(path, part, new, block)
     return out.as_subclass(TensorConditional)
+
 
 def _why_not_weighted(own, other):
     "Weights of rows need a loss that was made for them"
     weighted = [any(c is not None for c in f.plan.weight_cols) for f in (own, other)]
-    return "its rows have weights (weight_col=), and those that the network was trained with have none" if weighted == [False, True] else ''
+    return (
+        "its rows have weights (weight_col=), and those that the network was trained with have none"
+        if weighted == [False, True]
+        else ''
+    )
+
 
 def _reread_task(path, y, other, own):
     "Packed labels `(N, 2, W)` of one task as the block `own` encodes them"
     if own.self_supervised:
-        raise FlowError(f"task '{path}' asks for other words in the new data than the network was trained with: build it with text_vocab=learn.dls.vocab. Or, {FIX}")
+        raise FlowError(
+            f"task '{path}' asks for other words in the new data than the network was trained with: build it with "
+            f"text_vocab=learn.dls.vocab. Or, {FIX}"
+        )
     if set(other.cols) != set(own.cols) and (len(own.cols) > 1 or len(other.cols) > 1):
-        raise FlowError(f"the network cannot be read by the flow of the new data: task '{path}' has other columns there. {FIX}")
+        raise FlowError(
+            f"the network cannot be read by the flow of the new data: task '{path}' has other columns there. {FIX}"
+        )
     vals, mask = doubles(y).numpy().transpose(1, 0, 2)
     table = pd.DataFrame(other.to_columns(other.unscale(vals), mask > 0))
     if len(own.cols) == 1:
@@ -108,49 +139,62 @@ def _reread_task(path, y, other, own):
     except FlowError as e:
         raise FlowError(f"the network does not know a label of the new data. {e} Or, {FIX}") from None
     res = np.zeros((len(y), 2, own.n_targets), dtype=np.float32)
-    res[:,0] = own.scale(natural)*known
-    res[:,1] = _mask_of(mask, other, own)
+    res[:, 0] = own.scale(natural) * known
+    res[:, 1] = _mask_of(mask, other, own)
     return torch.from_numpy(res)
+
 
 def _mask_of(mask, other, own):
     "The gt mask of a task with the labels of another block in the columns of `own`"
     if own.labels is None or list(own.labels) == list(other.labels):
         return mask
-    row = mask.max(1) if own.takes_lists else np.zeros(len(mask)) # a label that new rows never have is known to be absent
-    at = {l: j for j,l in enumerate(other.labels)}
-    return np.stack([mask[:,at[l]] if l in at else row for l in own.labels], 1)
+    row = (
+        mask.max(1) if own.takes_lists else np.zeros(len(mask))
+    )  # a label that new rows never have is known to be absent
+    at = {l: j for j, l in enumerate(other.labels)}
+    return np.stack([mask[:, at[l]] if l in at else row for l in own.labels], 1)
 
 # %% ../../nbs/learn/reading.ipynb #b2582376
 _inputs: dict[type, object] = {}
 
+
 def reads_input(
-    cls:type, # Class of a transform of inputs that learns from its data
+    cls: type,  # Class of a transform of inputs that learns from its data
 ):
-    "Register `f(own, other, tl)`: `tl`, whose transform is `other`, as the transform `own` of the network reads it; `tl` itself where there is no difference"
+    """Register `f(own, other, tl)`: `tl`, whose transform is `other`, as the transform `own` of the network reads
+    it; `tl` itself where there is no difference"""
+
     def decorate(f):
         _inputs[cls] = f
         return f
+
     return decorate
+
 
 @singledispatch
 def as_own(
     ds,  # Data set of whatever kind
-    own, # Data set of the learner, which may be without rows
-    labels=True, # False: the inputs only
+    own,  # Data set of the learner, which may be without rows
+    labels=True,  # False: the inputs only
 ):
     "`ds` with labels and inputs as `own` reads them; `ds` itself where there is no difference"
     if not labels or same_reading(own.flow, ds.flow):
         return ds
     raise FlowError(f"data of type {type(ds).__name__} cannot be read again as the network was trained: {FIX}")
 
+
 @as_own.register
-def _(ds:Datasets, own, labels=True):
+def _(ds: Datasets, own, labels=True):
     if not isinstance(own, Datasets):
-        raise FlowError(f"the learner's data is a {type(own).__name__}, the new data a {type(ds).__name__}: hand over data of the same kind")
-    tls = [_own_list(tl, mine, labels) for tl,mine in zip(ds.tls, own.tls)]
-    if all(a is b for a,b in zip(tls, ds.tls)):
+        raise FlowError(
+            f"the learner's data is a {type(own).__name__}, the new data a {type(ds).__name__}: hand over data of the "
+            "same kind"
+        )
+    tls = [_own_list(tl, mine, labels) for tl, mine in zip(ds.tls, own.tls)]
+    if all(a is b for a, b in zip(tls, ds.tls)):
         return ds
-    return Datasets(tls=[*tls, *ds.tls[len(tls):]], n_inp=ds.n_inp)
+    return Datasets(tls=[*tls, *ds.tls[len(tls) :]], n_inp=ds.n_inp)
+
 
 def _own_list(tl, own, labels):
     "One input, or the target, of a `Datasets`"
@@ -164,6 +208,7 @@ def _own_list(tl, own, labels):
             tl = how(fit[0], f, tl)
     return tl
 
+
 def _own_labels(tl, tfm, own):
     if tfm.bound is None or same_reading(own.bound, tfm.bound):
         return tl
@@ -172,11 +217,12 @@ def _own_labels(tl, tfm, own):
     new.unbound, new.bound = own.unbound, own.bound
     return with_transform(tl, tfm, new, EncodedRows(y, geo=own.bound.geometry))
 
+
 def with_transform(
-    tl,         # `TfmdLists`
-    old,        # One of its transforms
-    new,        # What takes its place
-    items=None, # Items; by default those of `tl`
+    tl,  # `TfmdLists`
+    old,  # One of its transforms
+    new,  # What takes its place
+    items=None,  # Items; by default those of `tl`
 ):
     "A copy of `tl` with another transform; `tl` stays as it is"
     res = tl._new(tl.items if items is None else items, split_idx=tl.split_idx)
@@ -186,8 +232,8 @@ def with_transform(
 
 # %% ../../nbs/learn/reading.ipynb #2d6fd6a5
 def with_dataset(
-    dl, # `DataLoader`
-    ds, # Data set with as many rows
+    dl,  # `DataLoader`
+    ds,  # Data set with as many rows
 ):
     "A copy of `dl` with another data set; its batch size, weights, order and transforms stay"
     res, f = copy(dl), dl.fake_l
@@ -198,18 +244,23 @@ def with_dataset(
         res.after_batch = _pipeline(dl, [ReadTabBatch(ds) if isinstance(t, ReadTabBatch) else t for t in tfms])
     return res
 
-def _pipeline(dl, tfms): return Pipeline(tfms, split_idx=dl.after_batch.split_idx)
+
+def _pipeline(dl, tfms):
+    return Pipeline(tfms, split_idx=dl.after_batch.split_idx)
+
 
 def norms_of(dl) -> list:
     "The `Normalize` transforms of a loader's batches"
     return [t for t in getattr(getattr(dl, 'after_batch', None), 'fs', ()) if isinstance(t, Normalize)]
 
+
 @dataclass
 class Reading:
     "How the network of a learner is read"
-    empty: object # The learner's data set without rows: its flow, and transforms of the inputs
-    norms: list   # What `vision_learner` adds to the data of a pretrained body
-    loaders: list # The loaders that are known to read so
+
+    empty: object  # The learner's data set without rows: its flow, and transforms of the inputs
+    norms: list  # What `vision_learner` adds to the data of a pretrained body
+    loaders: list  # The loaders that are known to read so
 
     @classmethod
     def of(cls, dls):
@@ -221,7 +272,8 @@ class Reading:
         return cls(ds.new_empty() if hasattr(ds, 'new_empty') else ds, norms_of(whole(loaders[0])), loaders)
 
     @property
-    def flow(self): return self.empty.flow
+    def flow(self):
+        return self.empty.flow
 
     def loader(self, dl, labels=True):
         "`dl` as the network reads it; `dl` itself where there is no difference, or where it holds no rows of fastai's"
@@ -237,9 +289,10 @@ class Reading:
         return dl
 
     def data(self, dls, labels=True):
-        "`DataLoaders` as the network reads them (with `labels=False` their inputs only); the same object where there is no difference"
+        """`DataLoaders` as the network reads them (with `labels=False` their inputs only); the same object where
+        there is no difference"""
         loaders = [self.loader(dl, labels) for dl in dls.loaders]
-        if all(a is b for a,b in zip(loaders, dls.loaders)):
+        if all(a is b for a, b in zip(loaders, dls.loaders)):
             return dls
         res = copy(dls)
         res.loaders = loaders
@@ -251,14 +304,15 @@ def _get_dls(self):
     if 'dls' not in known:
         raise AttributeError('dls')
     reading = known.get('_reading')
-    if reading is not None and reading.loaders != known['dls'].loaders: # `learn.dls.train = ...`
+    if reading is not None and reading.loaders != known['dls'].loaders:  # `learn.dls.train = ...`
         _set_dls(self, known['dls'])
     return known['dls']
+
 
 def _set_dls(self, new):
     known = self.__dict__
     reading = known.get('_reading')
-    if reading is None and 'dls' in known: # a learner that was made before this module was loaded
+    if reading is None and 'dls' in known:  # a learner that was made before this module was loaded
         reading = Reading.of(known['dls'])
     if reading is not None and getattr(new, 'loaders', None):
         if any(isinstance(getattr(dl, 'flow', None), BoundFlow) for dl in new.loaders):
@@ -267,34 +321,47 @@ def _set_dls(self, new):
             _check_no_flow(known.get('loss_func'))
     put_data(self, new)
 
-adds_to_stock(Learner, 'dls', property(_get_dls, _set_dls, doc="The learner's `DataLoaders`, read as its network was trained"))
+
+adds_to_stock(
+    Learner, 'dls', property(_get_dls, _set_dls, doc="The learner's `DataLoaders`, read as its network was trained")
+)
+
 
 def _check_no_flow(loss):
     if isinstance(loss, ConditionalLoss):
-        raise FlowError("the new data has no flow, and the learner's loss_func is that of a flow: build the data with the flow of the network as target, or set learn.loss_func first")
+        raise FlowError(
+            "the new data has no flow, and the learner's loss_func is that of a flow: build the data with the flow of "
+            "the network as target, or set learn.loss_func first"
+        )
+
 
 def own_inputs(
-    learn, # `Learner`
-    new,   # `DataLoaders` with whatever flow
+    learn,  # `Learner`
+    new,  # `DataLoaders` with whatever flow
 ):
     "`new` with its inputs prepared as the learner's network was trained; the same object where there is no difference"
     reading = learn.__dict__.get('_reading')
     return new if reading is None else reading.data(new, labels=False)
 
+
 def put_data(
-    learn, # `Learner`
-    new,   # `DataLoaders`
+    learn,  # `Learner`
+    new,  # `DataLoaders`
 ):
     "Give a learner data whose flow its network is read by from now on, whatever it was before"
     learn.__dict__['dls'], learn.__dict__['_reading'] = new, Reading.of(new)
 
 # %% ../../nbs/learn/reading.ipynb #7d468e7b
-ASK = "these rows have no labels to compare with: hand over a DataFrame with the columns of the labels, or dls.test_dl(df, with_labels=True)"
+ASK = (
+    "these rows have no labels to compare with: hand over a DataFrame with the columns of the labels, or "
+    "dls.test_dl(df, with_labels=True)"
+)
+
 
 def as_loader(
-    learn,        # `Learner`
-    dl,           # `DataLoader`, DataFrame, or None
-    labels=False, # Must there be labels?
+    learn,  # `Learner`
+    dl,  # `DataLoader`, DataFrame, or None
+    labels=False,  # Must there be labels?
 ):
     "A loader as the learner's network is read; of a DataFrame the test loader, with labels where it has their columns"
     reading = learn.__dict__.get('_reading')
@@ -314,10 +381,12 @@ def as_loader(
         raise FlowError(f"a {type(dl).__name__} is no DataLoader, and {ASK}")
     return reading.loader(dl)
 
+
 @wraps_stock(Learner)
 def get_preds(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     "Other data is read as the network was trained; `dl` may be a DataFrame"
     return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
+
 
 @wraps_stock(Learner)
 def validate(stock, self, ds_idx=1, dl=None, cbs=None):
@@ -327,9 +396,12 @@ def validate(stock, self, ds_idx=1, dl=None, cbs=None):
         raise FlowError(ASK)
     return stock(self, ds_idx=ds_idx, dl=dl, cbs=cbs)
 
+
 def _has_no_labels(learn, dl):
     "Does a loader of items of a flow have inputs only?"
     ds = getattr(dl, 'dataset', None)
     if learn.__dict__.get('_reading') is None:
         return False
-    return not getattr(ds, 'labelled', True) or len(getattr(ds, 'tls', (None,)*(learn.dls.n_inp + 1))) <= learn.dls.n_inp
+    return (
+        not getattr(ds, 'labelled', True) or len(getattr(ds, 'tls', (None,) * (learn.dls.n_inp + 1))) <= learn.dls.n_inp
+    )

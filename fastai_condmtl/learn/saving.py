@@ -17,30 +17,44 @@ __all__ = ['travels', 'travelling', 'atomic_save', 'save']
 # %% ../../nbs/learn/saving.ipynb #9b9e9e53
 _travellers: list[type] = []
 
+
 def travels(cls):
-    "Put an instance of `cls` into every learner of a flow that is exported: whoever loads the file loads the module of `cls`, too"
+    """Put an instance of `cls` into every learner of a flow that is exported: whoever loads the file loads the
+    module of `cls`, too"""
     _travellers[:] = [c for c in _travellers if c.__qualname__ != cls.__qualname__] + [cls]
     return cls
+
 
 @contextmanager
 def travelling(learn):
     "While a learner of a flow is pickled, it holds what travels along"
-    if getattr(learn.dls, 'flow', None) is not None: learn.travellers = [cls() for cls in _travellers]
-    try: yield
-    finally: learn.__dict__.pop('travellers', None)
+    if getattr(learn.dls, 'flow', None) is not None:
+        learn.travellers = [cls() for cls in _travellers]
+    try:
+        yield
+    finally:
+        learn.__dict__.pop('travellers', None)
+
 
 @contextmanager
 def atomic_save(
-    path, # File to write
+    path,  # File to write
 ):
-    "`atomic_write` on the process that writes; on the others of a distributed training, which leave writing to it, nothing"
-    if rank_distrib(): yield Path(path); return
-    with atomic_write(path) as tmp: yield tmp
+    """`atomic_write` on the process that writes; on the others of a distributed training, which leave writing to
+    it, nothing"""
+    if rank_distrib():
+        yield Path(path)
+        return
+    with atomic_write(path) as tmp:
+        yield tmp
+
 
 @wraps_stock(Learner)
 def save(stock, self, file, **kwargs):
     "Save model and optimizer state (if `with_opt`) to `self.path/self.model_dir/file`, whole or not at all"
-    if not isinstance(file, (str, Path)): return stock(self, file, **kwargs) # a buffer
-    file = join_path_file(file, self.path/self.model_dir, ext='.pth')
-    with atomic_save(file) as tmp: save_model(tmp, self.model, getattr(self, 'opt', None), **kwargs)
+    if not isinstance(file, (str, Path)):
+        return stock(self, file, **kwargs)  # a buffer
+    file = join_path_file(file, self.path / self.model_dir, ext='.pth')
+    with atomic_save(file) as tmp:
+        save_model(tmp, self.model, getattr(self, 'opt', None), **kwargs)
     return file

@@ -19,8 +19,8 @@ __all__ = ['lacks_labels', 'show_predictions', 'without_truth', 'prediction_besi
 
 # %% ../../nbs/learn/show.ipynb #84d9ffaa
 def lacks_labels(
-    learn, # `Learner`
-    dl,    # What it is to predict; None: its own data
+    learn,  # `Learner`
+    dl,  # What it is to predict; None: its own data
 ) -> bool:
     "Does `dl` hold inputs only, where the learner's data has a flow?"
     parts = getattr(getattr(dl, 'dataset', None), 'tls', None)
@@ -30,10 +30,10 @@ def lacks_labels(
 
 # %% ../../nbs/learn/show.ipynb #cd942f4e
 def show_predictions(
-    learn,      # `Learner` whose data has a flow
-    dl,         # `DataLoader` of inputs without labels
-    max_n:int=9, # Items at most
-    **kwargs    # For the `show_results` of the kind of input: `ctxs`, `nrows`, `ncols`, `figsize`, `titles`, ...
+    learn,  # `Learner` whose data has a flow
+    dl,  # `DataLoader` of inputs without labels
+    max_n: int = 9,  # Items at most
+    **kwargs,  # For the `show_results` of the kind of input: `ctxs`, `nrows`, `ncols`, `figsize`, `titles`, ...
 ):
     "Show the first batch of `dl` beside the trees of its predictions"
     batch = dl.one_batch()
@@ -43,14 +43,16 @@ def show_predictions(
     preds = L((prediction_beside(learn.dls.flow, y, s),) for y, s in zip(decided, samples))
     show_results(detuplify(batch), decided, samples.map(without_truth), preds, max_n=max_n, **kwargs)
 
+
 def without_truth(sample):
     "A sample of inputs with None in the place of the label"
     return (*sample, None)
 
+
 def prediction_beside(
-    flow,   # Bound flow
-    y,      # Packed decisions `(2, D)`
-    sample, # Decoded inputs, which show the picture that coordinates are told of
+    flow,  # Bound flow
+    y,  # Packed decisions `(2, D)`
+    sample,  # Decoded inputs, which show the picture that coordinates are told of
 ) -> FlowPrediction:
     "Decisions of one item, with points and boxes in pixels of the picture that is shown"
     if flow.geometry is None:

@@ -26,28 +26,108 @@ __all__ = ['words_of', 'exchanged', 'speaks_of', 'Mirror', 'mirrors_of', 'side_l
 # %% ../../nbs/learn/sides.ipynb #624d83c7
 # What a transform changes: `across` exchanges left and right, `upright` top and bottom, `handed` the sense of rotation
 _plain = dict(
-    across={'left', 'right', 'leftmost', 'rightmost', 'leftward', 'rightward', 'leftwards', 'rightwards',
-            'lefthand', 'righthand', 'mirrored', 'flipped'},
-    upright={'top', 'bottom', 'topmost', 'bottommost', 'up', 'down', 'upward', 'downward', 'upwards', 'downwards',
-             'upside', 'upper', 'lower', 'above', 'below'},
-    handed={'clockwise', 'anticlockwise', 'counterclockwise'})
+    across={
+        'left',
+        'right',
+        'leftmost',
+        'rightmost',
+        'leftward',
+        'rightward',
+        'leftwards',
+        'rightwards',
+        'lefthand',
+        'righthand',
+        'mirrored',
+        'flipped',
+    },
+    upright={
+        'top',
+        'bottom',
+        'topmost',
+        'bottommost',
+        'up',
+        'down',
+        'upward',
+        'downward',
+        'upwards',
+        'downwards',
+        'upside',
+        'upper',
+        'lower',
+        'above',
+        'below',
+    },
+    handed={'clockwise', 'anticlockwise', 'counterclockwise'},
+)
 _paired = dict(
-    across={'l': 'r', 'r': 'l', 'east': 'west', 'west': 'east', 'eastbound': 'westbound', 'westbound': 'eastbound',
-            'port': 'starboard', 'starboard': 'port', 'northeast': 'northwest', 'northwest': 'northeast',
-            'southeast': 'southwest', 'southwest': 'southeast'},
-    upright={'north': 'south', 'south': 'north', 'northbound': 'southbound', 'southbound': 'northbound',
-             'northeast': 'southeast', 'southeast': 'northeast', 'northwest': 'southwest', 'southwest': 'northwest'},
-    handed={'cw': 'ccw', 'ccw': 'cw'})
+    across={
+        'l': 'r',
+        'r': 'l',
+        'east': 'west',
+        'west': 'east',
+        'eastbound': 'westbound',
+        'westbound': 'eastbound',
+        'port': 'starboard',
+        'starboard': 'port',
+        'northeast': 'northwest',
+        'northwest': 'northeast',
+        'southeast': 'southwest',
+        'southwest': 'southeast',
+    },
+    upright={
+        'north': 'south',
+        'south': 'north',
+        'northbound': 'southbound',
+        'southbound': 'northbound',
+        'northeast': 'southeast',
+        'southeast': 'northeast',
+        'northwest': 'southwest',
+        'southwest': 'northwest',
+    },
+    handed={'cw': 'ccw', 'ccw': 'cw'},
+)
 _other_senses = {
-    ('left', 'over'), ('left', 'overs'), ('left', 'out'), ('left', 'behind'), ('left', 'alone'), ('has', 'left'),
-    ('have', 'left'), ('time', 'left'), ('days', 'left'), ('hours', 'left'), ('minutes', 'left'), ('none', 'left'),
-    ('nothing', 'left'), ('right', 'answer'), ('right', 'angle'), ('right', 'angled'), ('right', 'away'), ('all', 'right'),
-    ('human', 'right'), ('close', 'up'), ('grown', 'up'), ('pick', 'up'), ('set', 'up'), ('make', 'up'), ('line', 'up'),
-    ('cleaned', 'up'), ('broken', 'down'), ('break', 'down')}
-_opposites = {'left': 'right', 'right': 'left', 'leftmost': 'rightmost', 'rightmost': 'leftmost',
-              'lefthand': 'righthand', 'righthand': 'lefthand', **_paired['across']}
+    ('left', 'over'),
+    ('left', 'overs'),
+    ('left', 'out'),
+    ('left', 'behind'),
+    ('left', 'alone'),
+    ('has', 'left'),
+    ('have', 'left'),
+    ('time', 'left'),
+    ('days', 'left'),
+    ('hours', 'left'),
+    ('minutes', 'left'),
+    ('none', 'left'),
+    ('nothing', 'left'),
+    ('right', 'answer'),
+    ('right', 'angle'),
+    ('right', 'angled'),
+    ('right', 'away'),
+    ('all', 'right'),
+    ('human', 'right'),
+    ('close', 'up'),
+    ('grown', 'up'),
+    ('pick', 'up'),
+    ('set', 'up'),
+    ('make', 'up'),
+    ('line', 'up'),
+    ('cleaned', 'up'),
+    ('broken', 'down'),
+    ('break', 'down'),
+}
+_opposites = {
+    'left': 'right',
+    'right': 'left',
+    'leftmost': 'rightmost',
+    'rightmost': 'leftmost',
+    'lefthand': 'righthand',
+    'righthand': 'lefthand',
+    **_paired['across'],
+}
 _angles = {'yaw', 'azimuth', 'steering'}
 _axes = {'x': 'y', 'cx': 'cy', 'xc': 'yc', 'xmin': 'ymin', 'xmax': 'ymax'}
+
 
 def words_of(text) -> tuple:
     "Words and numbers of a name, in small letters: those of `left_eye`, `leftEye` and `left eye` are the same"
@@ -55,21 +135,23 @@ def words_of(text) -> tuple:
     camel = [w for part in parts for w in re.findall(r'\d+|[A-Z]+(?![a-z])|[A-Z]?[^\WA-Z\d_]+', part) or [part]]
     return tuple(w.lower() for w in camel)
 
+
 def exchanged(words, i, by):
     "`words` with another in place `i`"
-    return (*words[:i], by, *words[i + 1:])
+    return (*words[:i], by, *words[i + 1 :])
+
 
 def speaks_of(
-    text,   # A label, or the name of a task
-    ways,   # What pictures undergo, of `across`, `upright`, `handed`
-    others, # `words_of` the names beside it
+    text,  # A label, or the name of a task
+    ways,  # What pictures undergo, of `across`, `upright`, `handed`
+    others,  # `words_of` the names beside it
 ) -> bool:
     "Does a name speak of what is exchanged?"
     words = words_of(text)
     for i, w in enumerate(words):
         if w == 'right' and ('wrong' in words or exchanged(words, i, 'wrong') in others):
             continue
-        if _other_senses & {words[i - 1:i + 1], words[i:i + 2]}:
+        if _other_senses & {words[i - 1 : i + 1], words[i : i + 2]}:
             continue
         if any(w in _plain[way] for way in ways):
             return True
@@ -81,28 +163,32 @@ def speaks_of(
 @dataclass(frozen=True)
 class Mirror:
     "A transform that exchanges sides"
-    name: str       # Its class
-    ways: frozenset # What it does, of `across`, `upright`, `handed`
-    fix: str        # What to write instead
+
+    name: str  # Its class
+    ways: frozenset  # What it does, of `across`, `upright`, `handed`
+    fix: str  # What to write instead
+
 
 _across = frozenset({'across', 'handed'})
-_by_chance = 7 # stands for a number that is drawn anew each time
+_by_chance = 7  # stands for a number that is drawn anew each time
 _all_ways = frozenset({'across', 'upright', 'handed'})
 _dihedral = {0: frozenset(), 1: _across, 2: frozenset({'upright', 'handed'}), 4: frozenset({'across', 'upright'})}
 
+
 def mirrors_of(
-    tfms, # Transforms
+    tfms,  # Transforms
 ) -> list:
     "Those that exchange sides in training pictures, as `Mirror`"
-    augment = sys.modules.get('fastai.vision.augment') # without it nothing of fastai's turns a picture
+    augment = sys.modules.get('fastai.vision.augment')  # without it nothing of fastai's turns a picture
     res: list[Mirror] = []
     for tfm in tfms if augment is not None else ():
         if isinstance(tfm, SourceTfms):
             for pipe in [*tfm.pipes.values(), tfm.default]:
                 res += mirrors_of(getattr(pipe, 'fs', ()))
-        elif getattr(tfm, 'split_idx', None) != 1: # that is one of validation items alone
+        elif getattr(tfm, 'split_idx', None) != 1:  # that is one of validation items alone
             res += _item_mirrors(augment, tfm) + _batch_mirrors(augment, tfm)
     return [m for m in res if m.ways]
+
 
 def _item_mirrors(augment, tfm):
     "Of a transform of items"
@@ -111,18 +197,22 @@ def _item_mirrors(augment, tfm):
             return [Mirror(type(tfm).__name__, ways, f'leave {type(tfm).__name__} out')]
     return []
 
+
 def _batch_mirrors(augment, tfm):
     "Of a transform of batches, which may be composed of several"
     if not isinstance(tfm, augment.AffineCoordTfm):
         return []
-    parts = [(f.func, f.keywords) for f in tfm.aff_fs if isinstance(f, partial) and f.keywords.get('p', .5) > 0]
+    parts = [(f.func, f.keywords) for f in tfm.aff_fs if isinstance(f, partial) and f.keywords.get('p', 0.5) > 0]
     return [_batch_mirror(augment, func, args) for func, args in parts]
+
 
 def _batch_mirror(augment, func, args):
     "What one function of an affine transform does"
     draws = _draws(args.get('draw'))
     if func is augment.flip_mat:
-        return Mirror('Flip', _across if any(draws) else frozenset(), 'write aug_transforms(do_flip=False), or leave Flip out')
+        return Mirror(
+            'Flip', _across if any(draws) else frozenset(), 'write aug_transforms(do_flip=False), or leave Flip out'
+        )
     if func is augment.dihedral_mat:
         ways = frozenset().union(*(_dihedral.get(k, _all_ways) for k in draws))
         return Mirror('Dihedral', ways, 'write aug_transforms(do_flip=False), or leave Dihedral out')
@@ -132,6 +222,7 @@ def _batch_mirror(augment, func, args):
         return Mirror('Rotate', ways, 'write aug_transforms(max_rotate=10), whose turns are small')
     return Mirror(getattr(func, '__name__', ''), frozenset(), '')
 
+
 def _draws(draw) -> list:
     "What is drawn, as a list of numbers"
     if draw is None or callable(draw):
@@ -140,12 +231,13 @@ def _draws(draw) -> list:
 
 # %% ../../nbs/learn/sides.ipynb #3e278e97
 def side_labels(
-    flow, # Bound flow
-    ways, # What pictures undergo, of `across`, `upright`, `handed`
+    flow,  # Bound flow
+    ways,  # What pictures undergo, of `across`, `upright`, `handed`
 ) -> dict:
-    "Path of each task whose name, column or labels speak of what is exchanged → these labels, empty where its name does"
+    """Path of each task whose name, column or labels speak of what is exchanged → these labels, empty where its
+    name does"""
     tasks = {p: b for p, b in flow.tasks.items() if not b.self_supervised}
-    names = {p: {p} if b.geometry else {p, *map(str, b.cols)} for p, b in tasks.items()} # points are told apart below
+    names = {p: {p} if b.geometry else {p, *map(str, b.cols)} for p, b in tasks.items()}  # points are told apart below
     others = {words_of(n) for ns in names.values() for n in ns}
     numbers = {p: words_of(p) for p, b in flow.tasks.items() if not b.exact and not b.geometry and b.draws is None}
     res = {}
@@ -155,11 +247,13 @@ def side_labels(
             res[path] = said
     return res
 
+
 def _side_answers(block, ways):
     "Classes, labels or words of a block that speak of what is exchanged"
     vocab = [v for v in getattr(block, 'vocab', None) or () if isinstance(v, str)]
     others = {words_of(v) for v in vocab}
     return [v for v in vocab if speaks_of(v, ways, others)]
+
 
 def _is_direction(path, numbers, ways):
     "Is a number an angle to one side, or a coordinate whose partner is there?"
@@ -171,9 +265,10 @@ def _is_direction(path, numbers, ways):
         pairs = pairs | {y: x for x, y in _axes.items()}
     return any(w in pairs and exchanged(words, i, pairs[w]) in numbers.values() for i, w in enumerate(words))
 
+
 def sideless_pairs(
-    block, # Bound `KeypointsBlock`
-) -> tuple: # Names of points, and pairs to write
+    block,  # Bound `KeypointsBlock`
+) -> tuple:  # Names of points, and pairs to write
     "Points that have a side and no counterpart in `flip_pairs`"
     paired = {l for pair in block.flip_pairs for l in pair}
     words = {l: words_of(l) for l in block.labels}
@@ -185,6 +280,7 @@ def sideless_pairs(
             pairs.append((l, partner))
     return alone, pairs
 
+
 def _are_opposite(a, b):
     "Are two names equal but for a side?"
     return any(w in _opposites and exchanged(a, i, _opposites[w]) == b for i, w in enumerate(a))
@@ -194,9 +290,10 @@ def _listed(items, n=4):
     "The first of some items, as text"
     return ', '.join(items[:n]) + (' …' if len(items) > n else '')
 
+
 def told_sides(
-    flow, # Bound flow
-    tfms, # Transforms of the pictures
+    flow,  # Bound flow
+    tfms,  # Transforms of the pictures
 ) -> list:
     "A sentence for each thing that is wrong with a flow under these transforms"
     mirrors = mirrors_of(tfms)
@@ -204,7 +301,9 @@ def told_sides(
     res = []
     if said := side_labels(flow, ways) if ways else {}:
         name, fix = _told_mirrors([m for m in mirrors if side_labels(flow, m.ways)])
-        tasks = [f"task '{p}'" + (f" ({_listed(list(map(repr, labels)))})" if labels else '') for p, labels in said.items()]
+        tasks = [
+            f"task '{p}'" + (f" ({_listed(list(map(repr, labels)))})" if labels else '') for p, labels in said.items()
+        ]
         res.append(f"{name} flips pictures, and labels that speak of sides stay as they are, {_listed(tasks)}: {fix}")
     across = [m for m in mirrors if 'handed' in m.ways]
     for path, block in flow.tasks.items():
@@ -212,23 +311,28 @@ def told_sides(
         if alone:
             name, fix = _told_mirrors(across)
             fix = f'write flip_pairs={pairs}' if pairs else fix
-            res.append(f"{name} flips pictures, where point {_listed(list(map(repr, alone)))} of task '{path}' keeps its name "
-                       f"on the other side: {fix}")
+            res.append(
+                f"{name} flips pictures, where point {_listed(list(map(repr, alone)))} of task '{path}' keeps its name "
+                f"on the other side: {fix}"
+            )
     return res
+
 
 def _told_mirrors(mirrors):
     "Names of transforms, and what to write instead"
     return ' and '.join(dict.fromkeys(m.name for m in mirrors)), '; '.join(dict.fromkeys(m.fix for m in mirrors))
 
+
 def tfms_of(
-    dl, # `DataLoader`
+    dl,  # `DataLoader`
 ) -> list:
     "Transforms of the items and batches of a loader"
     return [f for k in ('after_item', 'before_batch', 'after_batch') for f in getattr(getattr(dl, k, None), 'fs', ())]
 
+
 @before_fit_check
 def check_sides(
-    learn, # `Learner` whose data has a flow
+    learn,  # `Learner` whose data has a flow
 ):
     "Warn of labels that stay as they are where training pictures are mirrored"
     for text in told_sides(learn.dls.flow, tfms_of(learn.dls.train)):
@@ -236,23 +340,32 @@ def check_sides(
 
 # %% ../../nbs/learn/sides.ipynb #e32882af
 def check_views(
-    learn, # `Learner`
-    ds_idx=1, dl=None, n=4, item_tfms=None, batch_tfms=None, # As for `learn.tta`
-    **kwargs
+    learn,  # `Learner`
+    ds_idx=1,
+    dl=None,
+    n=4,
+    item_tfms=None,
+    batch_tfms=None,  # As for `learn.tta`
+    **kwargs,
 ):
     "Warn of labels and coordinates that `learn.tta` averages over views in which they mean something else"
     flow = getattr(learn.dls, 'flow', None)
     if not isinstance(flow, BoundFlow):
         return
     tfms = tfms_of(learn.dls[ds_idx] if dl is None else dl)
-    if item_tfms is not None or batch_tfms is not None: # fastai replaces both
+    if item_tfms is not None or batch_tfms is not None:  # fastai replaces both
         tfms = [f for given in (item_tfms, batch_tfms) for f in L(given)]
     ways = frozenset().union(*(m.ways for m in mirrors_of(tfms)))
     turned = list(side_labels(flow, ways)) if ways else []
     moved = [p for p, b in flow.tasks.items() if (b.geometry or b.draws) and _moves(tfms)]
     if tasks := list(dict.fromkeys(turned + moved)):
-        warnings.warn(f"learn.tta averages over views that flip or move pictures, and predictions of "
-                      f"{_listed([repr(t) for t in tasks])} are not moved back: write learn.get_preds", FlowWarning, stacklevel=3)
+        warnings.warn(
+            f"learn.tta averages over views that flip or move pictures, and predictions of "
+            f"{_listed([repr(t) for t in tasks])} are not moved back: write learn.get_preds",
+            FlowWarning,
+            stacklevel=3,
+        )
+
 
 def _moves(tfms):
     "Does any transform move what a picture shows, by chance?"

@@ -13,40 +13,64 @@ __all__ = ['flow_of', 'loss_of', 'own_loss', 'is_lr_find', 'is_predicting', 'is_
 
 # %% ../../nbs/learn/state.ipynb #17d30b82
 def flow_of(
-    learn, # `Learner` or `DataLoaders`
+    learn,  # `Learner` or `DataLoaders`
 ) -> BoundFlow:
     "The bound flow of a learner's data; an error that says what to do where there is none"
     flow = getattr(getattr(learn, 'dls', learn), 'flow', None)
-    if not isinstance(flow, BoundFlow): raise FlowError("this learner's data has no flow: build it with a flow (or a task) as target block, e.g. ConditionalDataLoaders.from_df(df, flow) or DataBlock(blocks=(ImageBlock, flow))")
+    if not isinstance(flow, BoundFlow):
+        raise FlowError(
+            "this learner's data has no flow: build it with a flow (or a task) as target block, e.g. "
+            "ConditionalDataLoaders.from_df(df, flow) or DataBlock(blocks=(ImageBlock, flow))"
+        )
     return flow
+
 
 def loss_of(learn) -> ConditionalLoss:
     "The learner's loss, which holds thresholds and temperatures; an error where it is another one"
     flow_of(learn)
-    if not isinstance(learn.loss_func, ConditionalLoss): raise FlowError(f"this learner's loss_func ({getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)}) is not the flow's: leave loss_func= out, so that it comes with the data")
+    if not isinstance(learn.loss_func, ConditionalLoss):
+        raise FlowError(
+            f"this learner's loss_func ({getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)}) is "
+            "not the flow's: leave loss_func= out, so that it comes with the data"
+        )
     return learn.loss_func
+
 
 def own_loss(learn) -> ConditionalLoss:
     "`loss_of`, after making it the learner's own: what is tuned here must not change other learners on the same data"
     loss = loss_of(learn)
-    if loss is loss.flow.loss_func: learn.loss_func = loss.clone()
+    if loss is loss.flow.loss_func:
+        learn.loss_func = loss.clone()
     return learn.loss_func
 
 # %% ../../nbs/learn/state.ipynb #778ef9b5
-def is_lr_find(learn) -> bool: "Is this `lr_find`, whose steps will be undone?"; return hasattr(learn, 'lr_finder')
-def is_predicting(learn) -> bool: "Are these predictions that somebody asked for, such as `get_preds`?"; return hasattr(learn, 'gather_preds')
-def is_fitting(learn) -> bool: "Is this a fit (or a validation) for good, and neither `lr_find` nor predictions?"; return not is_lr_find(learn) and not is_predicting(learn)
+def is_lr_find(learn) -> bool:
+    "Is this `lr_find`, whose steps will be undone?"
+    return hasattr(learn, 'lr_finder')
+
+
+def is_predicting(learn) -> bool:
+    "Are these predictions that somebody asked for, such as `get_preds`?"
+    return hasattr(learn, 'gather_preds')
+
+
+def is_fitting(learn) -> bool:
+    "Is this a fit (or a validation) for good, and neither `lr_find` nor predictions?"
+    return not is_lr_find(learn) and not is_predicting(learn)
+
 
 def mixed(learn):
-    "fastai's MixUp or CutMix where it has taken the place of the loss in this step: `yb1` are the other labels of each row, `lam` the shares of the first; None without"
+    """fastai's MixUp or CutMix where it has taken the place of the loss in this step: `yb1` are the other labels
+    of each row, `lam` the shares of the first; None without"""
     mix = getattr(learn.loss_func, '__self__', None)
     return mix if hasattr(mix, 'yb1') and hasattr(mix, 'lam') else None
 
 # %% ../../nbs/learn/state.ipynb #ffc24c69
 _followers: dict[str, object] = {}
 
+
 def follows_flow(
-    f, # Function `f(learn, old, kept)`: `old` is the flow that was bound before, `kept` its paths by the new ones
+    f,  # Function `f(learn, old, kept)`: `old` is the flow that was bound before, `kept` its paths by the new ones
 ):
     "Register what a learner holds besides its network and loss: it follows the learner to another flow"
     _followers[f'{f.__module__}.{f.__qualname__}'] = f

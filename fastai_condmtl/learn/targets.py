@@ -21,8 +21,13 @@ from ..core.stock import wraps_stock
 __all__ = ['SAID', 'why_not_one_target', 'check_sides', 'why_no_attribute', 'from_learner']
 
 # %% ../../nbs/learn/targets.ipynb #ee4ca90c
-def _has_flow(tl): return any(isinstance(f, FlowTransform) for f in getattr(getattr(tl, 'tfms', None), 'fs', ()))
-def _has_mask(tl): return any(getattr(t, '__name__', '') == 'PILMask' for t in getattr(tl, 'types', None) or ())
+def _has_flow(tl):
+    return any(isinstance(f, FlowTransform) for f in getattr(getattr(tl, 'tfms', None), 'fs', ()))
+
+
+def _has_mask(tl):
+    return any(getattr(t, '__name__', '') == 'PILMask' for t in getattr(tl, 'types', None) or ())
+
 
 def why_not_one_target(ds) -> str:
     "What is wrong with the targets of a data set that has a flow; empty where nothing is"
@@ -31,11 +36,18 @@ def why_not_one_target(ds) -> str:
         return ''
     fix = "put all tasks into one flow, Flow(name, *tasks), and hand it over as the last block"
     if any(map(_has_flow, tls[:n_inp])):
-        return f"a flow (or a task) stands among the {n_inp} inputs of the data, so that the answers would be given away: {fix}"
+        return (
+            f"a flow (or a task) stands among the {n_inp} inputs of the data, so that the answers would be given "
+            f"away: {fix}"
+        )
     if len(tls) > n_inp + 1:
         masks = f". {MASKS}" if any(map(_has_mask, tls)) else ''
-        return f"the data has {len(tls) - n_inp} targets, and a flow is the only one that its loss can train: {fix}; or say with n_inp= which blocks are inputs{masks}"
+        return (
+            f"the data has {len(tls) - n_inp} targets, and a flow is the only one that its loss can train: {fix}; or "
+            f"say with n_inp= which blocks are inputs{masks}"
+        )
     return ''
+
 
 def check_sides(ds):
     "A flow is the only target, and no mask is an input"
@@ -45,6 +57,7 @@ def check_sides(ds):
     if getattr(ds, 'n_inp', 1) > 1 and any(map(_has_mask, inputs)):
         raise FlowError(f"a mask is an input of the data: of several blocks all but the last are inputs. {MASKS}")
 
+
 @wraps_stock(Datasets, '__init__')
 def _one_target(stock, self, *args, **kwargs):
     "Several targets, one of which is a flow, are an error"
@@ -52,21 +65,33 @@ def _one_target(stock, self, *args, **kwargs):
     if why := why_not_one_target(self):
         raise FlowError(why)
 
+
 @wraps_stock(Tabular, '__init__')
 def _one_block(stock, self, *args, **kwargs):
     "Several target blocks, one of which is a flow, are an error"
     y_block = args[5] if len(args) > 5 else kwargs.get('y_block')
     if isinstance(y_block, (list, tuple)) or hasattr(y_block, 'attrgot'):
         if any(isinstance(b, (Flow, ConditionalBlock)) for b in y_block):
-            raise FlowError(f"y_block= holds {len(y_block)} blocks: put all tasks into one flow, y_block=Flow(name, *tasks)")
+            raise FlowError(
+                f"y_block= holds {len(y_block)} blocks: put all tasks into one flow, y_block=Flow(name, *tasks)"
+            )
     stock(self, *args, **kwargs)
 
 # %% ../../nbs/learn/targets.ipynb #74f5ed44
-SAID = dict.fromkeys(('vocab', 'categorize', 'multi_categorize', 'o2i'), "the classes of each task are in dls.flow: dls.flow.find('task').vocab")
+SAID = dict.fromkeys(
+    ('vocab', 'categorize', 'multi_categorize', 'o2i'),
+    "the classes of each task are in dls.flow: dls.flow.find('task').vocab",
+)
+
 
 def why_no_attribute(name, flow) -> str:
     "What the error about an attribute says that data of one target would have; empty for all others"
-    return f"'{name}': the target of these data is a flow, and {SAID[name]}" if name in SAID and isinstance(flow, BoundFlow) else ''
+    return (
+        f"'{name}': the target of these data is a flow, and {SAID[name]}"
+        if name in SAID and isinstance(flow, BoundFlow)
+        else ''
+    )
+
 
 @wraps_stock(Datasets, '__getattr__')
 def _or_where_it_is(stock, self, k):
@@ -82,13 +107,18 @@ def _or_where_it_is(stock, self, k):
 # %% ../../nbs/learn/targets.ipynb #6ca19472
 def _no_interpretation(cls, learn):
     if isinstance(getattr(learn.dls, 'flow', None), BoundFlow):
-        raise FlowError(f"{cls.__name__} reads data of one target, and the target of these data is a flow: use ConditionalInterpretation.from_learner(learn), which tells of each task")
+        raise FlowError(
+            f"{cls.__name__} reads data of one target, and the target of these data is a flow: use "
+            "ConditionalInterpretation.from_learner(learn), which tells of each task"
+        )
+
 
 @wraps_stock(ClassificationInterpretation)
 def from_learner(stock, cls, learn, *args, **kwargs):
     "Data with a flow is led to `ConditionalInterpretation`"
     _no_interpretation(cls, learn)
     return stock(cls, learn, *args, **kwargs)
+
 
 @wraps_stock(SegmentationInterpretation)
 def from_learner(stock, cls, learn, *args, **kwargs):

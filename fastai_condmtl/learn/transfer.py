@@ -17,8 +17,15 @@ from .transfer_weights import copy_tasks, kept_tasks, needs_bias
 from ..core.errors import FlowError
 from ..data.target_block import FlowTransform, as_flow
 from ..core.flow import Flow
-from .heads import (
-    Branch, ConditionalHead, RunNeeded, conditional_head, last_layer, needs_heads, stock_logits)
+from fastai_condmtl.learn.heads import (
+    Branch,
+    ConditionalHead,
+    RunNeeded,
+    conditional_head,
+    last_layer,
+    needs_heads,
+    stock_logits,
+)
 from .reading import own_inputs, put_data
 from .state import flow_of, loss_of, _followers
 
@@ -29,29 +36,64 @@ __all__ = ['new_layer', 'regrown_data']
 def _linear(like, n_out, bias, init):
     "A fresh layer beside `like`"
     res = nn.Linear(like.in_features, n_out, bias=bias, device=like.weight.device, dtype=like.weight.dtype)
-    if init is not None or like.bias is None: apply_init(res, init or nn.init.kaiming_normal_)
+    if init is not None or like.bias is None:
+        apply_init(res, init or nn.init.kaiming_normal_)
     return res
+
 
 def new_layer(learn, layer, old, new, branches, bias, init):
     "What takes the place of `layer` for the flow `new`"
-    if isinstance(layer, nn.Linear) and branches is None and not needs_heads(new): return _linear(layer, new.c, bias or layer.bias is not None, init)
+    if isinstance(layer, nn.Linear) and branches is None and not needs_heads(new):
+        return _linear(layer, new.c, bias or layer.bias is not None, init)
     asked, had = [f for f in dict.fromkeys(new.plan.features) if f is not None], {}
     if isinstance(layer, ConditionalHead):
-        had = {n: Branch(deepcopy(u.neck).cpu(), n in layer.only_needed) for n,u in zip(layer.names, layer.units) if n in asked}
-        if twice := [n for n in branches or {} if n in layer.names]: raise FlowError(f"the branch {twice[0]!r} is there already and keeps what it has learnt: leave it out of branches=, or give the new one another name")
-        unit, place = next((u for n,u in zip(layer.names, layer.units) if n is None), None), layer
+        had = {
+            n: Branch(deepcopy(u.neck).cpu(), n in layer.only_needed)
+            for n, u in zip(layer.names, layer.units)
+            if n in asked
+        }
+        if twice := [n for n in branches or {} if n in layer.names]:
+            raise FlowError(
+                f"the branch {twice[0]!r} is there already and keeps what it has learnt: leave it out of branches=, "
+                "or give the new one another name"
+            )
+        unit, place = next((u for n, u in zip(layer.names, layer.units) if n is None), None), layer
         like = None if unit is None else next((h for h in unit.heads if isinstance(h, nn.Linear)), None)
-        neck, nf = (None, None) if unit is None else (unit.neck, like.in_features if like is not None else unit.heads[0].first.in_features)
+        neck, nf = (
+            (None, None)
+            if unit is None
+            else (unit.neck, like.in_features if like is not None else unit.heads[0].first.in_features)
+        )
     else:
         place, like = _stock(learn.model, layer), layer
         neck, nf = place[:-1], layer.in_features
-    stock = None if nf is None or None not in new.plan.features else nn.Sequential(*([] if neck is None else deepcopy(neck)), _linear(like if like is not None else nn.Linear(nf, 1), max(1, stock_logits(new)), bias or (like is not None and like.bias is not None), init))
+    stock = (
+        None
+        if nf is None or None not in new.plan.features
+        else nn.Sequential(
+            *([] if neck is None else deepcopy(neck)),
+            _linear(
+                like if like is not None else nn.Linear(nf, 1),
+                max(1, stock_logits(new)),
+                bias or (like is not None and like.bias is not None),
+                init,
+            ),
+        )
+    )
     feats, p = _features(learn, place), next(place.parameters())
-    return conditional_head(new, feats, {**had, **(branches or {})}, None if stock is None else stock.cpu()).to(p.device)
+    return conditional_head(new, feats, {**had, **(branches or {})}, None if stock is None else stock.cpu()).to(
+        p.device
+    )
+
 
 def _stock(model, layer):
-    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.Sequential) and model[-1][-1] is layer: return model[-1]
-    raise FlowError("tasks with features=, hidden= or uses= need a network nn.Sequential(body, head) whose head is a Sequential that ends in nn.Linear: build one with conditional_head, or leave these out")
+    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.Sequential) and model[-1][-1] is layer:
+        return model[-1]
+    raise FlowError(
+        "tasks with features=, hidden= or uses= need a network nn.Sequential(body, head) whose head is a Sequential "
+        "that ends in nn.Linear: build one with conditional_head, or leave these out"
+    )
+
 
 def _features(learn, place):
     "What the module `place` reads of the first two rows"
@@ -59,14 +101,19 @@ def _features(learn, place):
     b, p = dl.one_batch(), next(learn.model.parameters())
     hook = place.register_forward_pre_hook(lambda m, x: seen.append(x[0].detach().cpu()))
     try:
-        with torch.no_grad(): learn.model.eval()(*[x.to(p.device).as_subclass(torch.Tensor) for x in b[:dl.n_inp]])
-    finally: hook.remove(); learn.model.train(was)
+        with torch.no_grad():
+            learn.model.eval()(*[x.to(p.device).as_subclass(torch.Tensor) for x in b[: dl.n_inp]])
+    finally:
+        hook.remove()
+        learn.model.train(was)
     return seen[0].as_subclass(torch.Tensor)
+
 
 def _put(model, old, new):
     "`model` with the module `new` in the place of `old`"
-    if model is old: return new
-    name = next(n for n,m in model.named_modules() if m is old)
+    if model is old:
+        return new
+    name = next(n for n, m in model.named_modules() if m is old)
     above, _, leaf = name.rpartition('.')
     setattr(model.get_submodule(above), leaf, new)
     return model
@@ -76,76 +123,112 @@ def regrown_data(dls, flow, df=None, splitter=None):
     "`DataLoaders` as `dls`, with another flow, and another table where one is given"
     flow, how = as_flow(flow), "build DataLoaders with the new flow and hand these over: learn.change_flow(new_dls)"
     ds = dls.train_ds
-    if not isinstance(ds, Datasets) or len(ds.tls) < 2: raise FlowError(f"data of type {type(ds).__name__} cannot be read again: {how}")
+    if not isinstance(ds, Datasets) or len(ds.tls) < 2:
+        raise FlowError(f"data of type {type(ds).__name__} cannot be read again: {how}")
     parts = [dl.dataset.tls[0].items for dl in dls.loaders[:2]]
     if df is None:
-        if not sum(map(len, parts)): raise FlowError("a loaded learner has no rows: hand over df= and splitter=")
-        if not all(isinstance(p, pd.DataFrame) for p in parts): raise FlowError(f"the learner's rows are no table: hand over df=, or {how}")
+        if not sum(map(len, parts)):
+            raise FlowError("a loaded learner has no rows: hand over df= and splitter=")
+        if not all(isinstance(p, pd.DataFrame) for p in parts):
+            raise FlowError(f"the learner's rows are no table: hand over df=, or {how}")
         df, n = pd.concat(parts), len(parts[0])
         splits = list(range(n)), list(range(n, len(df)))
     elif splitter is None:
-        if not all(isinstance(p, pd.DataFrame) for p in parts) or not len(parts[0]) or not len(parts[1]) or not df.index.is_unique or not set().union(*(p.index for p in parts)) <= set(df.index):
-            raise FlowError("the table has not all rows of the old one (by index label), so which rows are for validation is not known: hand over splitter=, such as RandomSplitter()")
+        if (
+            not all(isinstance(p, pd.DataFrame) for p in parts)
+            or not len(parts[0])
+            or not len(parts[1])
+            or not df.index.is_unique
+            or not set().union(*(p.index for p in parts)) <= set(df.index)
+        ):
+            raise FlowError(
+                "the table has not all rows of the old one (by index label), so which rows are for validation is not "
+                "known: hand over splitter=, such as RandomSplitter()"
+            )
         sides = [df.index.get_indexer(p.index).tolist() for p in parts]
         old = set(sides[0] + sides[1])
         splits = sides[0] + [i for i in range(len(df)) if i not in old], sides[1]
-    if splitter is not None: splits = splitter(df)
-    inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[:ds.n_inp]]
+    if splitter is not None:
+        splits = splitter(df)
+    inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[: ds.n_inp]]
     new = Datasets(tls=[*inputs, TfmdLists(df, [FlowTransform(flow)], splits=splits)], n_inp=ds.n_inp)
-    return type(dls)(*[dl.new(new.subset(i)) for i,dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
+    return type(dls)(*[dl.new(new.subset(i)) for i, dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
+
 
 def _same_norm(old, new):
     "What `vision_learner` has added to the data of a pretrained body"
     norm = lambda dls: [t for t in getattr(dls.train.after_batch, 'fs', ()) if isinstance(t, Normalize)]
-    if norm(old) and not norm(new): new.add_tfms(norm(old), 'after_batch')
+    if norm(old) and not norm(new):
+        new.add_tfms(norm(old), 'after_batch')
 
 # %% ../../nbs/learn/transfer.ipynb #a0ec5ea1
 def _grown_loss(old_loss, new, kept, notes):
     "A loss for `new` with the thresholds and temperatures of kept tasks"
     loss, old, temps = new.loss_func.clone(), old_loss.flow, {}
     loss.reduction = old_loss.reduction
-    for q,p in kept.items():
+    for q, p in kept.items():
         a, b = old.tasks[p], new.tasks[q]
-        if notes[q].startswith('starts anew'): continue
+        if notes[q].startswith('starts anew'):
+            continue
         _keep_told(old, new, p, q)
-        if p in old_loss.temperatures: temps[q] = old_loss.temperatures[p]
-        if not b.thresholded: continue
-        pairs, t, mine = a.matching_acts(b), torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets), b.thresholds().clone()
-        for i,j in pairs: mine[j] = t[i]
+        if p in old_loss.temperatures:
+            temps[q] = old_loss.temperatures[p]
+        if not b.thresholded:
+            continue
+        pairs, t, mine = (
+            a.matching_acts(b),
+            torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets),
+            b.thresholds().clone(),
+        )
+        for i, j in pairs:
+            mine[j] = t[i]
         loss.thresholds[q] = mine
-        if p in old_loss.tuned and pairs == [(i, i) for i in range(a.n_targets)] and a.n_targets == b.n_targets: loss.tuned[q] = old_loss.tuned[p]
-    if temps: loss.temperatures = temps
+        if p in old_loss.tuned and pairs == [(i, i) for i in range(a.n_targets)] and a.n_targets == b.n_targets:
+            loss.tuned[q] = old_loss.tuned[p]
+    if temps:
+        loss.temperatures = temps
     return loss
+
 
 def _keep_told(old, new, p, q):
     "What the old rows told of a kept task the network still knows: untold is what neither table tells"
-    if q not in new.untold: return
+    if q not in new.untold:
+        return
     was, now = old.untold.get(p), new.untold.pop(q)
-    if was is None: return
-    both = tuple(label for label in now if label in was) if was and now else was or now # () is the whole task
-    if both or not (was and now): new.untold[q] = both
+    if was is None:
+        return
+    both = tuple(label for label in now if label in was) if was and now else was or now  # () is the whole task
+    if both or not (was and now):
+        new.untold[q] = both
+
 
 @patch
-def change_flow(self:Learner,
-    new,            # `DataLoaders` with the new flow; or the new flow (or task), with the learner's own rows or those of `df`
-    df=None,        # Table to train on from now on, where `new` is a flow: with all columns that the learner's data are read from
+def change_flow(
+    self: Learner,
+    new,  # `DataLoaders` with the new flow; or the new flow (or task), with the learner's own rows or those of `df`
+    # Table to train on from now on, where `new` is a flow: with all columns that the learner's data are read from
+    df=None,
     splitter=None,  # Splitter for `df`; by default rows stay on their side by index label
     *,
-    renamed=None,   # dict: task or flow → what it is called now
+    renamed=None,  # dict: task or flow → what it is called now
     branches=None,  # New branches, as for `conditional_vision_learner`; those that are there stay
-    init=None,      # How new rows begin, as `init` of `vision_learner`; by default as the head did
+    init=None,  # How new rows begin, as `init` of `vision_learner`; by default as the head did
 ) -> pd.DataFrame:
-    "Go on with another flow: body, necks, heads and thresholds of kept tasks stay, `learn.loss_func`, `dls`, metrics are new, the optimizer starts anew. A row a task: `task_path, was, note`"
+    """Go on with another flow: body, necks, heads and thresholds of kept tasks stay, `learn.loss_func`, `dls`,
+    metrics are new, the optimizer starts anew. A row a task: `task_path, was, note`"""
     old, old_loss = flow_of(self), loss_of(self)
     layer = last_layer(self.model, old)
-    if isinstance(new, (Flow, ConditionalBlock)): dls = regrown_data(self.dls, new, df, splitter)
+    if isinstance(new, (Flow, ConditionalBlock)):
+        dls = regrown_data(self.dls, new, df, splitter)
     elif isinstance(new, DataLoaders):
-        if df is not None or splitter is not None: raise FlowError("DataLoaders have their rows: leave df= and splitter= out")
+        if df is not None or splitter is not None:
+            raise FlowError("DataLoaders have their rows: leave df= and splitter= out")
         dls = own_inputs(self, new)
-    else: raise FlowError(f"change_flow takes a flow, or DataLoaders with one, not {type(new).__name__}")
+    else:
+        raise FlowError(f"change_flow takes a flow, or DataLoaders with one, not {type(new).__name__}")
     flow = flow_of(dls)
     kept = kept_tasks(old, flow, renamed)
-    bias = any(needs_bias(old.tasks[p], flow.tasks[q]) for q,p in kept.items())
+    bias = any(needs_bias(old.tasks[p], flow.tasks[q]) for q, p in kept.items())
     _same_norm(self.dls, dls)
     before = self.dls
     put_data(self, dls)
@@ -154,35 +237,66 @@ def change_flow(self:Learner,
         notes = copy_tasks(layer, old, fresh, flow, kept)
     except Exception:
         put_data(self, before)
-        raise # the learner is as it was
+        raise  # the learner is as it was
     fresh.train(layer.training)
-    self.model = _put(self.model, layer if isinstance(layer, ConditionalHead) or isinstance(fresh, nn.Linear) else _stock(self.model, layer), fresh)
+    self.model = _put(
+        self.model,
+        layer if isinstance(layer, ConditionalHead) or isinstance(fresh, nn.Linear) else _stock(self.model, layer),
+        fresh,
+    )
     self.loss_func = _grown_loss(old_loss, flow, kept, notes)
-    for follow in _followers.values(): follow(self, old, kept)
+    for follow in _followers.values():
+        follow(self, old, kept)
     for cb in list(self.cbs):
-        if isinstance(cb, RunNeeded) and not isinstance(fresh, ConditionalHead): self.remove_cb(cb)
-    if isinstance(fresh, ConditionalHead) and not any(isinstance(cb, RunNeeded) for cb in self.cbs): self.add_cb(RunNeeded())
+        if isinstance(cb, RunNeeded) and not isinstance(fresh, ConditionalHead):
+            self.remove_cb(cb)
+    if isinstance(fresh, ConditionalHead) and not any(isinstance(cb, RunNeeded) for cb in self.cbs):
+        self.add_cb(RunNeeded())
     frozen = getattr(self.opt, 'frozen_idx', 0)
     self.opt = None
-    self.model.zero_grad() # frozen weights with an old gradient would decay
-    if frozen: self.freeze_to(frozen)
-    rows = [(q, kept.get(q, ''), notes.get(q, 'new')) for q in flow.paths] + [('', p, 'gone') for p in old.paths if p not in kept.values()]
+    self.model.zero_grad()  # frozen weights with an old gradient would decay
+    if frozen:
+        self.freeze_to(frozen)
+    rows = [(q, kept.get(q, ''), notes.get(q, 'new')) for q in flow.paths] + [
+        ('', p, 'gone') for p in old.paths if p not in kept.values()
+    ]
     return pd.DataFrame(rows, columns=['task_path', 'was', 'note'])
 
 # %% ../../nbs/learn/transfer.ipynb #5fe84805
 @patch
-def body_from(self:Learner,
-    other, # Learner or network whose body is taken: `model[0]`, of the same architecture; its head may be any
+def body_from(
+    self: Learner,
+    other,  # Learner or network whose body is taken: `model[0]`, of the same architecture; its head may be any
 ) -> Learner:
     "Copy the weights of another learner's body, e.g. of a stock classification learner"
-    body = lambda o, who: m[0] if isinstance(m := getattr(o, 'model', o), nn.Sequential) and len(m) > 1 else _raise(f"{who} network ({type(m).__name__}) is no nn.Sequential(body, head): copy its weights with load_state_dict")
+    body = lambda o, who: (
+        m[0]
+        if isinstance(m := getattr(o, 'model', o), nn.Sequential) and len(m) > 1
+        else _raise(
+            f"{who} network ({type(m).__name__}) is no nn.Sequential(body, head): copy its weights with load_state_dict"
+        )
+    )
     mine, theirs = body(self, "this learner's").state_dict(), body(other, 'the other').state_dict()
-    for k,v in mine.items():
-        if k not in theirs: raise FlowError(f"the other body has no parameter '{k}' {tuple(v.shape)}: both learners must have the same architecture")
-        if theirs[k].shape != v.shape: raise FlowError(f"parameter '{k}' is {tuple(v.shape)} here and {tuple(theirs[k].shape)} in the other body: both learners must have the same architecture")
-    if more := [k for k in theirs if k not in mine]: raise FlowError(f"this body has no parameter '{more[0]}' {tuple(theirs[more[0]].shape)}: both learners must have the same architecture")
+    for k, v in mine.items():
+        if k not in theirs:
+            raise FlowError(
+                f"the other body has no parameter '{k}' {tuple(v.shape)}: both learners must have the same architecture"
+            )
+        if theirs[k].shape != v.shape:
+            raise FlowError(
+                f"parameter '{k}' is {tuple(v.shape)} here and {tuple(theirs[k].shape)} in the other body: both "
+                "learners must have the same architecture"
+            )
+    if more := [k for k in theirs if k not in mine]:
+        raise FlowError(
+            f"this body has no parameter '{more[0]}' {tuple(theirs[more[0]].shape)}: both learners must have the same "
+            "architecture"
+        )
     self.model[0].load_state_dict(theirs)
-    if hasattr(other, 'dls'): _same_norm(other.dls, self.dls)
+    if hasattr(other, 'dls'):
+        _same_norm(other.dls, self.dls)
     return self
 
-def _raise(why): raise FlowError(why)
+
+def _raise(why):
+    raise FlowError(why)

@@ -18,124 +18,204 @@ __all__ = ['kept_tasks', 'task_layers', 'copy_tasks', 'needs_bias']
 
 # %% ../../nbs/learn/transfer_weights.ipynb #a541f3e9
 def kept_tasks(
-    old,          # Bound flow
-    new,          # Bound flow
-    renamed=None, # dict: task or flow in `old` → what it is called in `new`
-) -> dict:        # path in `new` → path in `old`
+    old,  # Bound flow
+    new,  # Bound flow
+    renamed=None,  # dict: task or flow in `old` → what it is called in `new`
+) -> dict:  # path in `new` → path in `old`
     "Which tasks of `new` go on with what a task of `old` has learnt"
     res, taken = {}, set()
+
     def keep(p, q):
-        if type(old.tasks[p]) is not type(new.tasks[q]): return False # another kind starts anew
-        if q in res or p in taken: raise FlowError(f"renamed=: '{p}' and '{res.get(q, p)}' cannot both be '{q}': name each task once")
-        res[q] = p; taken.add(p)
+        if type(old.tasks[p]) is not type(new.tasks[q]):
+            return False  # another kind starts anew
+        if q in res or p in taken:
+            raise FlowError(f"renamed=: '{p}' and '{res.get(q, p)}' cannot both be '{q}': name each task once")
+        res[q] = p
+        taken.add(p)
         return True
-    for a,b in (renamed or {}).items():
+
+    for a, b in (renamed or {}).items():
         inside = [p for p in old.paths if p.startswith(a + '.')] if a not in old.tasks else []
-        pairs = [(p, b + p[len(a):]) for p in inside if b + p[len(a):] in new.tasks] if inside else [(_path(old, a, 'the old'), _path(new, b, 'the new'))]
-        if not pairs: raise FlowError(f"renamed=: the new flow has no '{b}' with tasks of '{a}': {near(b, new.paths)}")
-        for p,q in pairs:
-            if not keep(p, q): raise FlowError(f"renamed=: '{p}' is a {type(old.tasks[p]).__name__} and '{q}' a {type(new.tasks[q]).__name__}, which cannot go on with its weights: leave it out, and it starts anew")
+        pairs = (
+            [(p, b + p[len(a) :]) for p in inside if b + p[len(a) :] in new.tasks]
+            if inside
+            else [(_path(old, a, 'the old'), _path(new, b, 'the new'))]
+        )
+        if not pairs:
+            raise FlowError(f"renamed=: the new flow has no '{b}' with tasks of '{a}': {near(b, new.paths)}")
+        for p, q in pairs:
+            if not keep(p, q):
+                raise FlowError(
+                    f"renamed=: '{p}' is a {type(old.tasks[p]).__name__} and '{q}' a {type(new.tasks[q]).__name__}, "
+                    "which cannot go on with its weights: leave it out, and it starts anew"
+                )
     for p in old.paths:
-        if p in new.tasks and p not in res and p not in taken: keep(p, p)
+        if p in new.tasks and p not in res and p not in taken:
+            keep(p, p)
     key = lambda flow, p: (type(flow.tasks[p]), p.rpartition('.')[2], tuple(flow.tasks[p].cols))
-    free = [[p for p in f.paths if p not in t] for f,t in ((old, taken), (new, res))]
-    seen = [Counter(key(f, p) for p in ps) for f,ps in zip((old, new), free)]
+    free = [[p for p in f.paths if p not in t] for f, t in ((old, taken), (new, res))]
+    seen = [Counter(key(f, p) for p in ps) for f, ps in zip((old, new), free)]
     where = {key(old, p): p for p in free[0]}
     for q in free[1]:
         k = key(new, q)
-        if k in where and seen[0][k] == seen[1][k] == 1: keep(where[k], q)
+        if k in where and seen[0][k] == seen[1][k] == 1:
+            keep(where[k], q)
     return res
 
+
 def _path(flow, name, which):
-    try: return flow.path(name)
-    except FlowError as e: raise FlowError(f"renamed=, {which} flow: {e}") from None
+    try:
+        return flow.path(name)
+    except FlowError as e:
+        raise FlowError(f"renamed=, {which} flow: {e}") from None
 
 # %% ../../nbs/learn/transfer_weights.ipynb #354e44d2
 def task_layers(
-    layer, # The network's `ConditionalHead`, or its last `nn.Linear`
+    layer,  # The network's `ConditionalHead`, or its last `nn.Linear`
     flow,  # Bound flow
     path,  # Task
 ):
     "`(what it reads, its own hidden layer, its rows)`, the latter two as dicts of views into the parameters"
     s = flow.slices[path].logits
     width = s.stop - s.start
-    if isinstance(layer, nn.Linear): return ('linear', layer.in_features), {}, _rows(layer, s.start, width)
-    for name,u in zip(layer.names, layer.units):
+    if isinstance(layer, nn.Linear):
+        return ('linear', layer.in_features), {}, _rows(layer, s.start, width)
+    for name, u in zip(layer.names, layer.units):
         at = 0
         for h in u.heads:
-            n = h.out_features if isinstance(h, nn.Linear) else h.weight.shape[0]*h.weight.shape[1]
-            if s.start in (cols := u.cols[at:at + n]):
+            n = h.out_features if isinstance(h, nn.Linear) else h.weight.shape[0] * h.weight.shape[1]
+            if s.start in (cols := u.cols[at : at + n]):
                 k = cols.index(s.start)
-                if isinstance(h, nn.Linear): return ('linear', name, h.in_features), {}, _rows(h, k, width)
-                t, H = k//width, h.shape[1]
-                return ('deep', name, h.first.in_features, H), _rows(h.first, t*H, H, 'first_'), {n: getattr(h, n).data[t] for n in ('weight', 'bias')}
+                if isinstance(h, nn.Linear):
+                    return ('linear', name, h.in_features), {}, _rows(h, k, width)
+                t, H = k // width, h.shape[1]
+                return (
+                    ('deep', name, h.first.in_features, H),
+                    _rows(h.first, t * H, H, 'first_'),
+                    {n: getattr(h, n).data[t] for n in ('weight', 'bias')},
+                )
             at += n
 
-def _rows(lin, start, n, prefix=''): return {prefix + k: p.data[start:start + n] for k,p in lin.named_parameters()}
+
+def _rows(lin, start, n, prefix=''):
+    return {prefix + k: p.data[start : start + n] for k, p in lin.named_parameters()}
+
 
 def copy_tasks(
-    old_layer, old,  # `ConditionalHead` or last `nn.Linear` of the network as it was, and its bound flow
-    new_layer, new,  # The same of the network as it will be
-    kept,            # As `kept_tasks` tells
-) -> dict:           # path in `new` → note
+    old_layer,
+    old,  # `ConditionalHead` or last `nn.Linear` of the network as it was, and its bound flow
+    new_layer,
+    new,  # The same of the network as it will be
+    kept,  # As `kept_tasks` tells
+) -> dict:  # path in `new` → note
     "Copy what kept tasks have learnt; what was newly made stays where there is nothing to copy"
     notes = {}
     with torch.no_grad():
-        for q,p in kept.items():
+        for q, p in kept.items():
             a, b = old.tasks[p], new.tasks[q]
-            (was, own, rows), (now, own2, rows2), pairs = task_layers(old_layer, old, p), task_layers(new_layer, new, q), a.matching_logits(b)
-            if isinstance(old_layer, nn.Linear) and not isinstance(new_layer, nn.Linear): was = ('linear', None, was[1])
-            if was != now or not pairs: notes[q] = 'starts anew: ' + ('reads other features, or has another hidden layer' if was != now else 'no class or label in common'); continue
+            (was, own, rows), (now, own2, rows2), pairs = (
+                task_layers(old_layer, old, p),
+                task_layers(new_layer, new, q),
+                a.matching_logits(b),
+            )
+            if isinstance(old_layer, nn.Linear) and not isinstance(new_layer, nn.Linear):
+                was = ('linear', None, was[1])
+            if was != now or not pairs:
+                notes[q] = 'starts anew: ' + (
+                    'reads other features, or has another hidden layer' if was != now else 'no class or label in common'
+                )
+                continue
             i, j = map(list, zip(*pairs))
-            for k,v in own2.items(): v.copy_(own[k])
-            for k,v in rows2.items():
-                if k in rows: v[j] = rows[k][i]
-                else: v[j] = 0. # a bias where there was none
+            for k, v in own2.items():
+                v.copy_(own[k])
+            for k, v in rows2.items():
+                if k in rows:
+                    v[j] = rows[k][i]
+                else:
+                    v[j] = 0.0  # a bias where there was none
             notes[q] = _rescale(a, b, rows2)
-            lost, more = [n for n,m in zip(('lost', 'new'), (a.n_targets*a.n_out - len(pairs), b.n_targets*b.n_out - len(pairs))) if m], b.n_targets*b.n_out - len(pairs)
-            if lost: notes[q] = f"{len(pairs)} of {b.n_targets*b.n_out} rows kept" + (f', {more} start anew' if more else '')
-        if isinstance(new_layer, ConditionalHead): _copy_uses(old_layer, old, new_layer, new, kept, notes)
+            lost, more = (
+                [
+                    n
+                    for n, m in zip(
+                        ('lost', 'new'), (a.n_targets * a.n_out - len(pairs), b.n_targets * b.n_out - len(pairs))
+                    )
+                    if m
+                ],
+                b.n_targets * b.n_out - len(pairs),
+            )
+            if lost:
+                notes[q] = f"{len(pairs)} of {b.n_targets * b.n_out} rows kept" + (
+                    f', {more} start anew' if more else ''
+                )
+        if isinstance(new_layer, ConditionalHead):
+            _copy_uses(old_layer, old, new_layer, new, kept, notes)
     return notes
+
 
 def _rescale(a, b, rows):
     "Standardised anew: the last layer gives the same numbers in original units"
     logits = _scales(a, b)[0]
-    if logits is None: return f'range was {a.lo:g} to {a.lo + a.span:g}: predictions are off until trained'
-    if logits == (1., 0.): return ''
-    for v in rows.values(): v.mul_(logits[0])
+    if logits is None:
+        return f'range was {a.lo:g} to {a.lo + a.span:g}: predictions are off until trained'
+    if logits == (1.0, 0.0):
+        return ''
+    for v in rows.values():
+        v.mul_(logits[0])
     rows['bias'].add_(logits[1])
     return 'standardised anew, same predictions'
 
-def _scales(a, b):
-    "Of a number whose scale was `a`'s and is `b`'s: `(k, c)`, by which its logits become `k*logit + c` (None where a sigmoid stands between), and `(k, c)`, by which what it is read as now becomes what it was read as"
-    same, lo, span = (1., 0.), getattr(a, 'lo', None), getattr(a, 'span', None)
-    if lo is None or (lo, span) == (b.lo, b.span): return same, same
-    k = b.span/span
-    if isinstance(a, CountBlock): return (1., -math.log(k)), (k, 0.) # the logit is a logarithm
-    return (None, same) if getattr(a, 'bounded', True) else ((1/k, (lo - b.lo)/b.span), (k, (b.lo - lo)/span))
 
-def needs_bias(a, b): "Does a kept number move to another scale, so that its layer needs a bias?"; return _scales(a, b)[0] not in (None, (1., 0.))
+def _scales(a, b):
+    """Of a number whose scale was `a`'s and is `b`'s: `(k, c)`, by which its logits become `k*logit + c` (None
+    where a sigmoid stands between), and `(k, c)`, by which what it is read as now becomes what it was read as"""
+    same, lo, span = (1.0, 0.0), getattr(a, 'lo', None), getattr(a, 'span', None)
+    if lo is None or (lo, span) == (b.lo, b.span):
+        return same, same
+    k = b.span / span
+    if isinstance(a, CountBlock):
+        return (1.0, -math.log(k)), (k, 0.0)  # the logit is a logarithm
+    return (None, same) if getattr(a, 'bounded', True) else ((1 / k, (lo - b.lo) / b.span), (k, (b.lo - lo) / span))
+
+
+def needs_bias(a, b):
+    "Does a kept number move to another scale, so that its layer needs a bias?"
+    return _scales(a, b)[0] not in (None, (1.0, 0.0))
+
 
 def _copy_uses(old_layer, old, new_layer, new, kept, notes):
     "What tasks read of tasks; a kept task begins to read a new one with zeros, so that it predicts as before"
     before = {old.paths[u.task]: u for u in getattr(old_layer, 'uses', ())}
     for u in new_layer.uses:
         q = new.paths[u.task]
-        if q not in kept or notes[q].startswith('starts anew'): continue
+        if q not in kept or notes[q].startswith('starts anew'):
+            continue
         u.lin.weight.zero_()
         mine, b, at = old.tasks[kept[q]], before.get(kept[q]), 0
-        rows, own, bias = mine.matching_logits(new.tasks[q]), (_scales(mine, new.tasks[q])[0] or (1.,))[0], task_layers(new_layer, new, q)[2].get('bias')
-        for i,s in zip(u.read, u.read_cols):
+        rows, own, bias = (
+            mine.matching_logits(new.tasks[q]),
+            (_scales(mine, new.tasks[q])[0] or (1.0,))[0],
+            task_layers(new_layer, new, q)[2].get('bias'),
+        )
+        for i, s in zip(u.read, u.read_cols):
             r = new.paths[i]
             if b is not None and r in kept and (k := old.paths.index(kept[r])) in b.read:
-                start, read = sum(c.stop - c.start for c in b.read_cols[:b.read.index(k)]), old.tasks[kept[r]]
+                start, read = sum(c.stop - c.start for c in b.read_cols[: b.read.index(k)]), old.tasks[kept[r]]
                 wide, shift = _scales(read, new.tasks[r])[1]
-                for y,y2 in rows:
-                    for x,x2 in read.matching_acts(new.tasks[r]):
-                        w = own*b.lin.weight[y, start + x]
-                        u.lin.weight[y2, at + x2] = w*wide
-                        if shift: bias[y2] += w*shift
+                for y, y2 in rows:
+                    for x, x2 in read.matching_acts(new.tasks[r]):
+                        w = own * b.lin.weight[y, start + x]
+                        u.lin.weight[y2, at + x2] = w * wide
+                        if shift:
+                            bias[y2] += w * shift
             at += s.stop - s.start
-    for q,p in kept.items():
-        if p in before and (lost := [old.paths[k] for k in before[p].read if old.paths[k] not in {kept.get(new.paths[i]) for u in new_layer.uses if new.paths[u.task] == q for i in u.read}]):
+    for q, p in kept.items():
+        if p in before and (
+            lost := [
+                old.paths[k]
+                for k in before[p].read
+                if old.paths[k]
+                not in {kept.get(new.paths[i]) for u in new_layer.uses if new.paths[u.task] == q for i in u.read}
+            ]
+        ):
             notes[q] = ', '.join(filter(None, [notes[q], f"no longer reads {', '.join(map(repr, lost))}"]))

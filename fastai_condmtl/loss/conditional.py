@@ -24,16 +24,23 @@ __all__ = ['ConditionalLoss', 'several_targets']
 # %% ../../nbs/loss/conditional.ipynb #11b24c85
 class ConditionalLoss(nn.Module):
     "The masked loss of a flow, its activation and its decisions, in the form that fastai's `Learner` asks of a loss"
+
     y_int = True  # MixUp and CutMix keep both targets, each with its own mask
-    def __init__(self,
-        flow:BoundFlow,       # Which tasks, where
-        reduction:str='mean', # `mean`: the total; `none`: one value a row, scaled so that their mean is the total; `sum`: the total times the rows
+
+    def __init__(
+        self,
+        flow: BoundFlow,  # Which tasks, where
+        # `mean`: the total; `none`: one value a row, scaled so that their mean is the total; `sum`: the total times the
+        # rows
+        reduction: str = 'mean',
     ):
         super().__init__()
         blocks = flow.plan.blocks
         self.flow, self.reduction = flow, reduction
         self.layout = Layout(flow)
-        self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=any(c is not None for c in flow.plan.weight_cols))
+        self.mean = MaskedMean(
+            self.layout, [b.weight for b in blocks], weighted=any(c is not None for c in flow.plan.weight_cols)
+        )
         self.decisions = Decisions(self.layout)
         on_whole_space = any(getattr(b, 'whole_space', False) for b in blocks)
         self.whole = WholeSpace(flow, self.layout.columns) if on_whole_space else None
@@ -45,10 +52,11 @@ class ConditionalLoss(nn.Module):
         res.set_weights(self.task_weights())
         return res.to(self.layout.target_order.device)
 
-    def forward(self,
-        pred,    # Raw logits `(bs, C)`
-        y,       # Packed targets `(bs, 2, D)` or `(bs, 2D)`
-        *others, # There are none: a flow is the only target
+    def forward(
+        self,
+        pred,  # Raw logits `(bs, C)`
+        y,  # Packed targets `(bs, 2, D)` or `(bs, 2D)`
+        *others,  # There are none: a flow is the only target
     ):
         "The total, weighted; reduced as `reduction` says"
         if isinstance(pred, TaskSums):
@@ -59,9 +67,9 @@ class ConditionalLoss(nn.Module):
         pred, vals, mask, whole = self._prepare(pred, y)
         weights = self.mean.cell_weights(mask)
         if self.reduction == 'none':
-            return (self._cells(pred, vals, whole)*weights).sum(1)*len(pred)
+            return (self._cells(pred, vals, whole) * weights).sum(1) * len(pred)
         total = self._total(pred, vals, weights, whole)
-        return total*len(pred)*step_ranks() if self.reduction == 'sum' else total
+        return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
 
     def _prepare(self, pred, y):
         "Plain logits; values and mask in their order, as copies; the cells of tasks on the whole space, None without"
@@ -83,10 +91,10 @@ class ConditionalLoss(nn.Module):
         "The weighted sum of all cells, one call a family"
         layout, total = self.layout, None
         if whole is not None:
-            total = (whole*weights.index_select(1, self.whole.cols)).sum()
-            weights = weights.index_fill(1, self.whole.cols, 0.)
+            total = (whole * weights.index_select(1, self.whole.cols)).sum()
+            weights = weights.index_fill(1, self.whole.cols, 0.0)
         parts = zip(layout.blocks, layout.logits_of(pred), layout.columns_of(vals), layout.columns_of(weights))
-        for k,(block,logits,targets,w) in enumerate(parts):
+        for k, (block, logits, targets, w) in enumerate(parts):
             params = layout.params(k, pred) if layout.param_names[k] else {}
             loss = block.loss(logits, targets, w, **params)
             total = loss if total is None else total + loss
@@ -96,90 +104,106 @@ class ConditionalLoss(nn.Module):
         "The loss of each cell `(bs, D)`, masked or not, in the order of the logits"
         layout = self.layout
         parts = enumerate(zip(layout.blocks, layout.logits_of(pred), layout.columns_of(vals)))
-        cells = [b.loss(x, v, **layout.params(k, pred)).reshape(len(pred), layout.n_columns[k]) for k,(b,x,v) in parts]
+        cells = [
+            b.loss(x, v, **layout.params(k, pred)).reshape(len(pred), layout.n_columns[k]) for k, (b, x, v) in parts
+        ]
         res = torch.cat(cells, 1)
         return res if whole is None else res.index_copy(1, self.whole.cols, whole)
 
-    def per_sample(self,
-        pred, # Raw logits `(bs, C)`
-        y,    # Packed targets
-    ):        # `(bs, T)` in flow order
-        "Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows that train them): rank rows by this"
+    def per_sample(
+        self,
+        pred,  # Raw logits `(bs, C)`
+        y,  # Packed targets
+    ):  # `(bs, T)` in flow order
+        """Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows
+        that train them): rank rows by this"""
         return self._of_rows(pred, y)[0]
 
-    def per_task(self,
-        pred, # Raw logits `(bs, C)`
-        y,    # Packed targets
-    ):        # `(T,)` in flow order
+    def per_task(
+        self,
+        pred,  # Raw logits `(bs, C)`
+        y,  # Packed targets
+    ):  # `(T,)` in flow order
         "Each task's masked mean, weighted by rows where they have weights, but not by task; NaN where no row counts"
         losses, rows = self.sums(pred, y)
-        return losses/rows
+        return losses / rows
 
-    def sums(self,
-        pred, # Raw logits `(bs, C)`
-        y,    # Packed targets
-    ):        # `(2, T)` in flow order
-        "What means can be made of wherever a batch is in several parts: each task's sum of losses over the rows that count, unweighted by task, and these rows (or their weights)"
+    def sums(
+        self,
+        pred,  # Raw logits `(bs, C)`
+        y,  # Packed targets
+    ):  # `(2, T)` in flow order
+        """What means can be made of wherever a batch is in several parts: each task's sum of losses over the rows
+        that count, unweighted by task, and these rows (or their weights)"""
         losses, rows = self._of_rows(pred, y)
-        return torch.stack([torch.where(rows > 0, losses, 0.).mul(rows).sum(0), rows.sum(0)])
+        return torch.stack([torch.where(rows > 0, losses, 0.0).mul(rows).sum(0), rows.sum(0)])
 
     def _of_rows(self, pred, y):
         "Mean loss and weight of each row for each task, both `(bs, T)`"
         pred, vals, mask, whole = self._prepare(pred, y)
         return self.mean.of_rows(self._cells(pred, vals, whole), mask)
 
-    def task_losses(self,
-        pred, # Raw logits `(bs, C)`
-        y,    # Packed targets
-        rows=None, # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
-    ):        # `(T,)` and `(T,)` in flow order
-        "Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight is not 0): differentiable, without waiting for the device"
+    def task_losses(
+        self,
+        pred,  # Raw logits `(bs, C)`
+        y,  # Packed targets
+        rows=None,  # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
+    ):  # `(T,)` and `(T,)` in flow order
+        """Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight
+        is not 0): differentiable, without waiting for the device"""
         if isinstance(pred, TaskSums):
             losses, there = _means(pred)
             return losses, there & (self.task_weights().to(losses.device) > 0)
         pred, vals, mask, whole = self._prepare(pred, y)
         counts = self.mean.sum_by_task((mask > 0).any(0).to(mask.dtype))
         there, task_weights = rank_sums(counts)[0], self.task_weights().to(pred.device, pred.dtype)
-        weights = self.mean.cell_weights(mask)  # in place, so before `vals`, which shares its memory's version, is part of a graph
-        cells = self._cells(pred, vals, whole)*weights
+        weights = self.mean.cell_weights(
+            mask
+        )  # in place, so before `vals`, which shares its memory's version, is part of a graph
+        cells = self._cells(pred, vals, whole) * weights
         if rows is not None:
-            cells = cells*torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
-        losses = self.mean.sum_by_task(cells.sum(0))/torch.where(task_weights > 0, task_weights, 1.)
+            cells = cells * torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
+        losses = self.mean.sum_by_task(cells.sum(0)) / torch.where(task_weights > 0, task_weights, 1.0)
         return mean_value(losses), (there > 0) & (task_weights > 0)
 
-    def of_sums(self,
-        parts, # `sums` of each part of a batch, `TaskSums`
+    def of_sums(
+        self,
+        parts,  # `sums` of each part of a batch, `TaskSums`
     ):
         "The total: what `forward` says of all rows at once"
         self._drop_temperatures(parts)
         losses, _ = _means(parts)
-        return (self.task_weights().to(losses.device, losses.dtype)*losses).sum()
+        return (self.task_weights().to(losses.device, losses.dtype) * losses).sum()
 
     def task_weights(self):
         "The weights in force `(T,)` in flow order, where the loss lives"
         return self.mean.task_weights()
 
-    def set_weights(self,
-        weights, # `(T,)` in flow order
+    def set_weights(
+        self,
+        weights,  # `(T,)` in flow order
     ):
         "Put weights of tasks in force, without waiting for the device"
         self.mean.set_task_weights(weights)
 
-    def activation(self,
-        pred, # Raw logits `(bs, C)`
-    ):        # `(bs, C)` in flow order
+    def activation(
+        self,
+        pred,  # Raw logits `(bs, C)`
+    ):  # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
         return self.decisions.activation(pred)
 
-    def decide(self,
-        acts, # Activations `(bs, C)` in flow order
-    ):        # `(bs, D)` in flow order
+    def decide(
+        self,
+        acts,  # Activations `(bs, C)` in flow order
+    ):  # `(bs, D)` in flow order
         "Decided values of all tasks, reached or not, on the loss scale"
         return self.decisions.decide(acts)
 
-    def decodes(self,
-        acts, # Activations `(bs, C)` in flow order
-    ):        # `TensorConditional` `(bs, 2, D)`
+    def decodes(
+        self,
+        acts,  # Activations `(bs, C)` in flow order
+    ):  # `TensorConditional` `(bs, 2, D)`
         "Decisions, with *reached* in row 1"
         return self.decisions.decodes(acts)
 
@@ -203,7 +227,8 @@ class ConditionalLoss(nn.Module):
 
     @property
     def temperatures(self):
-        "Task -> temperature, of the tasks that were calibrated. Assign a dict to set them (thresholds in force stay where they are; `learn.calibrate` moves them along)"
+        """Task -> temperature, of the tasks that were calibrated. Assign a dict to set them (thresholds in force
+        stay where they are; `learn.calibrate` moves them along)"""
         return self.decisions.temperatures
 
     @temperatures.setter
@@ -211,20 +236,29 @@ class ConditionalLoss(nn.Module):
         self.decisions.temperatures = temperatures
 
     def __repr__(self):
-        return f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.layout.blocks)} families, reduction={self.reduction!r})"
+        return (
+            f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.layout.blocks)} "
+            f"families, reduction={self.reduction!r})"
+        )
+
 
 def _means(parts):
     "Means of `TaskSums` `(T,)`, 0 where there is none, and where there is one"
     losses, rows = parts.as_subclass(torch.Tensor).sum(0)
-    return losses/torch.where(rows > 0, rows, 1.), rows > 0
+    return losses / torch.where(rows > 0, rows, 1.0), rows > 0
+
 
 def several_targets(*targets):
     "The error about targets beside the flow"
     has_mask = any(t.ndim == 3 and not t.is_floating_point() for t in targets)
-    return FlowError(f"the data has {len(targets)} targets, and a flow is the only one that its loss can train: put all tasks into one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else ''))
+    return FlowError(
+        f"the data has {len(targets)} targets, and a flow is the only one that its loss can train: put all tasks into "
+        "one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else '')
+    )
+
 
 @patch(as_prop=True)
-def loss_func(self:BoundFlow):
+def loss_func(self: BoundFlow):
     "The one loss of this bound flow: it holds the thresholds"
     if '_loss_func' not in self.__dict__:
         self._loss_func = ConditionalLoss(self)

@@ -23,17 +23,24 @@ __all__ = ['TaskSums', 'as_plain', 'as_plain_pair', 'move_threshold', 'Decisions
 
 # %% ../../nbs/loss/decisions.ipynb #65f3bf31
 class TaskSums(TensorBase):
-    "What `ConditionalLoss.sums` gives for each part of a batch, `(parts, 2, T)`: it stands in place of predictions where these stay in parts"
+    """What `ConditionalLoss.sums` gives for each part of a batch, `(parts, 2, T)`: it stands in place of
+    predictions where these stay in parts"""
+
 
 _half = (torch.float16, torch.bfloat16)
+
 
 def as_plain(x):
     "`x` as a plain tensor, at least in single precision"
     if type(x) is not torch.Tensor:
         if isinstance(x, TaskSums):
-            raise FlowError("with balance_memory=True there are no predictions in training, only each task's sum of losses and its rows: leave balance_memory out, or the callback that asks for predictions")
+            raise FlowError(
+                "with balance_memory=True there are no predictions in training, only each task's sum of losses and "
+                "its rows: leave balance_memory out, or the callback that asks for predictions"
+            )
         x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in _half else x
+
 
 def as_plain_pair(pred, y):
     "Predictions and targets as plain tensors of one dtype"
@@ -42,23 +49,30 @@ def as_plain_pair(pred, y):
 
 # %% ../../nbs/loss/decisions.ipynb #33272dc9
 def move_threshold(
-    t,     # Threshold(s)
-    ratio, # Temperature before over temperature after
+    t,  # Threshold(s)
+    ratio,  # Temperature before over temperature after
 ):
     "Thresholds that decide logits over another temperature as `t` did before"
     t = doubles(t).reshape(-1)
-    return ((t.log() - (1 - t).log())*ratio).sigmoid().float()
+    return ((t.log() - (1 - t).log()) * ratio).sigmoid().float()
+
 
 class Decisions(nn.Module):
     "Activations and decisions of a flow, with its thresholds and temperatures"
-    def __init__(self,
-        layout:Layout, # Where the columns of each task are
+
+    def __init__(
+        self,
+        layout: Layout,  # Where the columns of each task are
     ):
         super().__init__()
         self.flow, self.layout = layout.flow, layout
-        self.thresholds = {p: b.thresholds() for p,b in self.flow.tasks.items() if b.thresholded}  # path -> one value, or one a label
+        self.thresholds = {
+            p: b.thresholds() for p, b in self.flow.tasks.items() if b.thresholded
+        }  # path -> one value, or one a label
         self.tuned = {}  # path -> how its thresholds were found: see `ThresholdSearch`
-        self.register_buffer('temperature', None, persistent=False)  # of all logits (C,), in their order; None: never calibrated
+        self.register_buffer(
+            'temperature', None, persistent=False
+        )  # of all logits (C,), in their order; None: never calibrated
 
     def copy_from(self, other):
         "Take over the thresholds and temperatures of `other`, the decisions of the same flow"
@@ -70,15 +84,15 @@ class Decisions(nn.Module):
         "Task -> temperature, of the tasks that were calibrated; assign a dict to set them"
         if self.temperature is None:
             return MappingProxyType({})
-        found = {p: self.temperature[s.logits.start].item() for p,s in self.flow.slices.items()}
-        return MappingProxyType({p: t for p,t in found.items() if t != 1 and self.flow.tasks[p].nll is not None})
+        found = {p: self.temperature[s.logits.start].item() for p, s in self.flow.slices.items()}
+        return MappingProxyType({p: t for p, t in found.items() if t != 1 and self.flow.tasks[p].nll is not None})
 
     @temperatures.setter
     def temperatures(self, temps):
         if not isinstance(temps, Mapping):
             raise FlowError(f"temperatures={temps!r} must be a dict: task → positive number")
         temperature = torch.ones(self.flow.c)
-        for name,t in temps.items():
+        for name, t in temps.items():
             path = self.flow.path(name)
             check_temperature(self.flow, path, t)
             temperature[self.flow.slices[path].logits] = float(t)
@@ -86,22 +100,30 @@ class Decisions(nn.Module):
 
     def reset_temperatures(self):
         "Drop temperatures that were found for other weights, and move thresholds so that no decision changes"
-        for path,t in self.temperatures.items():
+        for path, t in self.temperatures.items():
             if self.flow.tasks[path].thresholded:
                 self.thresholds[path] = move_threshold(self.thresholds[path], t)
         self.temperatures, self.tuned = {}, {}
-        warnings.warn("the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() once more when it is done", FlowWarning, stacklevel=2)
+        warnings.warn(
+            (
+                "the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() "
+                "once more when it is done"
+            ),
+            FlowWarning,
+            stacklevel=2,
+        )
 
     def tempered(self, pred):
         "Logits over their temperatures: what probabilities are made of (the loss itself sees plain logits)"
-        return pred if self.temperature is None else pred/self.temperature.to(pred.device, pred.dtype)
+        return pred if self.temperature is None else pred / self.temperature.to(pred.device, pred.dtype)
 
-    def activation(self,
-        pred, # Raw logits `(bs, C)`
-    ):        # `(bs, C)` in flow order
+    def activation(
+        self,
+        pred,  # Raw logits `(bs, C)`
+    ):  # `(bs, C)` in flow order
         "Probabilities, and regressions on the loss scale"
         pred = self.tempered(as_plain(pred))
-        acts = [b.activate(x) for b,x in zip(self.layout.blocks, self.layout.logits_of(pred))]
+        acts = [b.activate(x) for b, x in zip(self.layout.blocks, self.layout.logits_of(pred))]
         return self.layout.join_acts(acts, pred.shape[0])
 
     def thresholds_of(self, k, device=None, dtype=None):
@@ -110,40 +132,55 @@ class Decisions(nn.Module):
         res = []
         for i in self.flow.families[k].tasks:
             path, block = self.flow.paths[i], self.flow.plan.blocks[i]
-            t = torch.as_tensor(self.thresholds.get(path, block.thresholds()), device='cpu').detach().float().reshape(-1)
+            t = (
+                torch.as_tensor(self.thresholds.get(path, block.thresholds()), device='cpu')
+                .detach()
+                .float()
+                .reshape(-1)
+            )
             if len(t) not in (1, block.n_targets):
-                raise FlowError(f"thresholds[{path!r}] has {len(t)} values for {block.n_targets} labels: give one value, or one a label")
+                raise FlowError(
+                    f"thresholds[{path!r}] has {len(t)} values for {block.n_targets} labels: give one value, or one a "
+                    "label"
+                )
             res.append(t.expand(block.n_targets))
         return torch.cat(res).to(device=device, dtype=dtype)
 
     def _check_thresholds(self):
         "Every threshold belongs to a task that has one"
-        known = [p for p,b in self.flow.tasks.items() if b.thresholded]
+        known = [p for p, b in self.flow.tasks.items() if b.thresholded]
         unknown = [p for p in self.thresholds if p not in known]
         if unknown:
             raise FlowError(f"thresholds has no task {unknown[0]!r} to use it for: {near(unknown[0], known)}")
 
-    def decide(self,
-        acts, # Activations `(bs, C)` in flow order
-    ):        # `(bs, D)` in flow order
+    def decide(
+        self,
+        acts,  # Activations `(bs, C)` in flow order
+    ):  # `(bs, D)` in flow order
         "Decided values of all tasks, reached or not, on the loss scale"
         parts = enumerate(zip(self.layout.blocks, self.layout.family_acts(acts)))
-        vals = [b.decide(a, self.thresholds_of(k, a.device, a.dtype)) if b.thresholded else b.decide(a) for k,(b,a) in parts]
+        vals = [
+            b.decide(a, self.thresholds_of(k, a.device, a.dtype)) if b.thresholded else b.decide(a)
+            for k, (b, a) in parts
+        ]
         return self.layout.join_columns(vals, len(acts))
 
-    def decodes(self,
-        acts, # Activations `(bs, C)` in flow order
+    def decodes(
+        self,
+        acts,  # Activations `(bs, C)` in flow order
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decisions, with *reached* in row 1"
         self.flow.warn_of_untold()
         return self.with_reached(self.decide(as_plain(acts)))
 
-    def with_reached(self,
-        vals, # Decided values `(bs, D)` on the loss scale
+    def with_reached(
+        self,
+        vals,  # Decided values `(bs, D)` on the loss scale
     ) -> TensorConditional:  # `(bs, 2, D)`
         "Decided values packed with *reached* in row 1"
         reached = self.flow.reached(vals).index_select(1, self.layout.column_tasks.to(vals.device))
         return torch.stack([vals, reached.to(vals.dtype)], 1).as_subclass(TensorConditional)
+
 
 def check_temperature(flow, path, t):
     "A temperature is a positive number, of a task with probabilities"

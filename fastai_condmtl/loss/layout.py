@@ -21,34 +21,41 @@ __all__ = ['Run', 'Layout']
 @dataclass(frozen=True)
 class Run:
     "Neighbouring tasks with equally many target columns"
-    n_tasks: int # How many tasks
-    width: int   # Target columns of each
-    pooled: bool # Is a task's loss the mean over all cells that count, or over rows of each row's mean?
+
+    n_tasks: int  # How many tasks
+    width: int  # Target columns of each
+    pooled: bool  # Is a task's loss the mean over all cells that count, or over rows of each row's mean?
+
     @property
     def n_columns(self):
         "Target columns of the run"
-        return self.n_tasks*self.width
+        return self.n_tasks * self.width
+
 
 def _runs(blocks):
     "The runs of `blocks`, which stand in the order of the logits"
     kinds = [(b.n_targets, b.reduce == 'cells') for b in blocks]
-    starts = [i for i,kind in enumerate(kinds) if i == 0 or kind != kinds[i-1]]
+    starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     ends = [*starts[1:], len(kinds)]
-    return [Run(end - start, *kinds[start]) for start,end in zip(starts, ends)]
+    return [Run(end - start, *kinds[start]) for start, end in zip(starts, ends)]
+
 
 def _inverse(order):
     "The permutation that undoes `order`"
-    res = [0]*len(order)
-    for i,c in enumerate(order):
+    res = [0] * len(order)
+    for i, c in enumerate(order):
         res[c] = i
     return res
 
 # %% ../../nbs/loss/layout.ipynb #f1181c01
 class Layout(nn.Module):
     "The order of columns in a flow's logits, targets and activations"
+
     task_back: torch.Tensor
-    def __init__(self,
-        flow:BoundFlow, # Which tasks, where
+
+    def __init__(
+        self,
+        flow: BoundFlow,  # Which tasks, where
     ):
         super().__init__()
         slices = list(flow.slices.values())
@@ -56,20 +63,20 @@ class Layout(nn.Module):
         self.tasks = [i for f in flow.families for i in f.tasks]  # index of each task, in the order of the logits
         self.blocks = [flow.plan.blocks[f.tasks[0]] for f in flow.families]  # one speaks for its family
         self.n_columns = [len(f.columns) for f in flow.families]
-        self.n_logits = [len(f.columns)*f.n_out for f in flow.families]
+        self.n_logits = [len(f.columns) * f.n_out for f in flow.families]
         self.n_all_logits = sum(self.n_logits)
         # Logits a cell, where a family sees one row a cell; 0 where it sees columns.
-        self.cell_logits = [f.n_out if b.per_cell else 0 for f,b in zip(flow.families, self.blocks)]
+        self.cell_logits = [f.n_out if b.per_cell else 0 for f, b in zip(flow.families, self.blocks)]
         self.runs = _runs([flow.plan.blocks[i] for i in self.tasks])
         self.run_columns = [r.n_columns for r in self.runs]
         self.columns = [c for f in flow.families for c in f.columns]  # target columns, in the order of the logits
         acts = [c for i in self.tasks for c in range(slices[i].acts.start, slices[i].acts.stop)]
-        self.add_index('target_order', self.columns)                 # flow order -> order of the logits
-        self.add_index('target_back', _inverse(self.columns))   # order of the logits -> flow order
-        self.add_index('act_order', acts)                       # flow order -> order of the logits
-        self.add_index('act_back', _inverse(acts))              # order of the logits -> flow order
-        self.add_index('task_back', _inverse(self.tasks))       # tasks, order of the logits -> flow order
-        self.add_index('column_tasks', [i for i,b in enumerate(flow.plan.blocks) for _ in range(b.n_targets)])
+        self.add_index('target_order', self.columns)  # flow order -> order of the logits
+        self.add_index('target_back', _inverse(self.columns))  # order of the logits -> flow order
+        self.add_index('act_order', acts)  # flow order -> order of the logits
+        self.add_index('act_back', _inverse(acts))  # order of the logits -> flow order
+        self.add_index('task_back', _inverse(self.tasks))  # tasks, order of the logits -> flow order
+        self.add_index('column_tasks', [i for i, b in enumerate(flow.plan.blocks) for _ in range(b.n_targets)])
         self.param_names = [self._add_params(k) for k in range(len(flow.families))]
 
     def add_index(self, name, index):
@@ -82,12 +89,12 @@ class Layout(nn.Module):
         given = [self.flow.plan.blocks[i].params() for i in family.tasks]
         names = sorted({name for params in given for name in params})
         values = {name: [] for name in names}
-        for i,params in zip(family.tasks, given):
+        for i, params in zip(family.tasks, given):
             n_targets = self.flow.plan.blocks[i].n_targets
             for name in names:
-                values[name] += params[name] if name in params else [block.default_params[name]]*n_targets
+                values[name] += params[name] if name in params else [block.default_params[name]] * n_targets
         values |= block.family_params()
-        for name,x in values.items():
+        for name, x in values.items():
             self.register_buffer(f'{name}_{k}', torch.tensor(x, dtype=torch.float32), persistent=False)
         return list(values)
 
@@ -107,13 +114,16 @@ class Layout(nn.Module):
     def logits_of(self, pred):
         "The logits `(bs, C)` of each family: `(bs, n)`, or one row a cell `(bs*n, n_out)`"
         if pred.shape[1] != self.n_all_logits:
-            raise FlowError(f"the network puts out {pred.shape[1]} numbers a row, and the flow needs {self.n_all_logits} logits: give its last layer dls.c outputs")
+            raise FlowError(
+                f"the network puts out {pred.shape[1]} numbers a row, and the flow needs {self.n_all_logits} logits: "
+                "give its last layer dls.c outputs"
+            )
         parts = pred.split(self.n_logits, 1)
-        return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x,n in zip(parts, self.cell_logits)]
+        return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x, n in zip(parts, self.cell_logits)]
 
     def columns_of(self, x):
         "Columns `(bs, D)` in the order of the logits, of each family: `(bs, n)`, or one row a cell `(bs*n,)`"
-        return [c.reshape(-1) if n else c for c,n in zip(x.split(self.n_columns, 1), self.cell_logits)]
+        return [c.reshape(-1) if n else c for c, n in zip(x.split(self.n_columns, 1), self.cell_logits)]
 
     def family_acts(self, acts):
         "Activations `(bs, C)` in flow order, of each family, shaped as `logits_of`"
@@ -121,12 +131,12 @@ class Layout(nn.Module):
 
     def join_acts(self, parts, n_rows):
         "Activations of each family as `(bs, C)` in flow order"
-        acts = torch.cat([x.reshape(n_rows, n) for x,n in zip(parts, self.n_logits)], 1)
+        acts = torch.cat([x.reshape(n_rows, n) for x, n in zip(parts, self.n_logits)], 1)
         return acts.index_select(1, self.act_back.to(acts.device))
 
     def join_columns(self, parts, n_rows):
         "Columns of each family as `(bs, D)` in flow order"
-        return self.to_flow_order(torch.cat([x.reshape(n_rows, n) for x,n in zip(parts, self.n_columns)], 1))
+        return self.to_flow_order(torch.cat([x.reshape(n_rows, n) for x, n in zip(parts, self.n_columns)], 1))
 
     def to_flow_order(self, x):
         "Columns `(bs, D)` in flow order"

@@ -19,10 +19,12 @@ __all__ = ['MaskedMean']
 # %% ../../nbs/loss/masked_mean.ipynb #511fc0fb
 class MaskedMean(nn.Module):
     "The weighted mean of each task over the cells that count"
-    def __init__(self,
-        layout:Layout,          # Where the columns of each task are
-        weights:Sequence[float], # The weight of each task `(T,)` in flow order
-        weighted:bool=False,    # Does the mask hold weights of rows, or only 0 and 1 (which is quicker)?
+
+    def __init__(
+        self,
+        layout: Layout,  # Where the columns of each task are
+        weights: Sequence[float],  # The weight of each task `(T,)` in flow order
+        weighted: bool = False,  # Does the mask hold weights of rows, or only 0 and 1 (which is quicker)?
     ):
         super().__init__()
         self.runs, self.run_columns, self.weighted = layout.runs, layout.run_columns, weighted
@@ -30,29 +32,31 @@ class MaskedMean(nn.Module):
         # A buffer a run: weights `(tasks,)`, of several columns `(tasks, 1)`.
         self.weight_names = [f'weight_{k}' for k in range(len(self.runs))]
         in_order = [float(weights[i]) for i in layout.tasks]
-        for name,run,w in zip(self.weight_names, self.runs, torch.tensor(in_order).split([r.n_tasks for r in self.runs])):
-            self.register_buffer(name, w.clone() if run.width == 1 else w[:,None].clone(), persistent=False)
+        for name, run, w in zip(
+            self.weight_names, self.runs, torch.tensor(in_order).split([r.n_tasks for r in self.runs])
+        ):
+            self.register_buffer(name, w.clone() if run.width == 1 else w[:, None].clone(), persistent=False)
 
     def cell_weights(self, mask):
         "Turn the gt mask `(bs, D)`, in the order of the logits, into the weight of each cell, in place"
         parts = self._split(mask)
         n_ranks = step_ranks()
-        supports = [None]*len(parts) if n_ranks == 1 else rank_sums(*map(self._support, parts, self.runs))
-        for cells,run,name,support in zip(parts, self.runs, self.weight_names, supports):
+        supports = [None] * len(parts) if n_ranks == 1 else rank_sums(*map(self._support, parts, self.runs))
+        for cells, run, name, support in zip(parts, self.runs, self.weight_names, supports):
             weights = self._weights_like(name, cells)
             if n_ranks > 1:
-                weights = weights*n_ranks  # gradients are averaged over processes, and are to be added up
+                weights = weights * n_ranks  # gradients are averaged over processes, and are to be added up
             n_labels = self._n_labels(cells) if run.width > 1 and not run.pooled else None
             if support is None:
                 support = self._support(cells, run, n_labels)
             divisor = support if n_labels is None else n_labels.mul_(support)
-            cells.mul_(weights/self._or_one(divisor))
+            cells.mul_(weights / self._or_one(divisor))
         return mask
 
     def _split(self, mask):
         "Views of the columns of each run: `(bs, tasks)`, of several columns a task `(bs, tasks, width)`"
         parts = mask.split(self.run_columns, 1) if len(self.runs) > 1 else (mask,)
-        return [m if r.width == 1 else m.view(-1, r.n_tasks, r.width) for m,r in zip(parts, self.runs)]
+        return [m if r.width == 1 else m.view(-1, r.n_tasks, r.width) for m, r in zip(parts, self.runs)]
 
     def _weights_like(self, name, cells):
         "Weights of the tasks of a run, where `cells` are"
@@ -66,11 +70,12 @@ class MaskedMean(nn.Module):
         return (cells.sign() if self.weighted else cells).sum(2, keepdim=True)
 
     def _support(self, cells, run, n_labels=None):
-        "The rows (or, of pooled tasks, cells) that count, by their weight: `(tasks,)`, of several columns a task `(tasks, 1)`"
+        """The rows (or, of pooled tasks, cells) that count, by their weight: `(tasks,)`, of several columns a
+        task `(tasks, 1)`"""
         if run.width == 1:
             return cells.sum(0)
         if run.pooled:
-            return cells.sum((0, 2))[:,None]
+            return cells.sum((0, 2))[:, None]
         if self.weighted or n_labels is None:
             return cells.amax(2, keepdim=True).sum(0)
         return n_labels.sign().sum(0)
@@ -81,21 +86,25 @@ class MaskedMean(nn.Module):
 
     def sum_by_task(self, x):
         "Columns `(D,)`, in the order of the logits, summed over the columns of each task: `(T,)` in flow order"
-        parts = [p.view(r.n_tasks, r.width).sum(1) for p,r in zip(x.split(self.run_columns), self.runs)]
+        parts = [p.view(r.n_tasks, r.width).sum(1) for p, r in zip(x.split(self.run_columns), self.runs)]
         return torch.cat(parts).index_select(0, self.task_back.to(x.device))
 
-    def of_rows(self,
-        cells, # Losses of cells `(bs, D)` in the order of the logits
+    def of_rows(
+        self,
+        cells,  # Losses of cells `(bs, D)` in the order of the logits
         mask,  # Gt mask `(bs, D)`, likewise
     ):
-        "The mean of each row over its cells that count, NaN where none does, and the weight of the row: both `(bs, T)` in flow order"
+        """The mean of each row over its cells that count, NaN where none does, and the weight of the row: both
+        `(bs, T)` in flow order"""
         known, means, weights = mask.sign(), [], []
-        parts = zip(self.runs, *(x.split(self.run_columns, 1) for x in (cells*known, known, mask)))
-        for run,loss,count,m in parts:
+        parts = zip(self.runs, *(x.split(self.run_columns, 1) for x in (cells * known, known, mask)))
+        for run, loss, count, m in parts:
             loss, count, m = (x.reshape(len(x), run.n_tasks, run.width) for x in (loss, count, m))
             n_labels = count.sum(2)
-            means.append(torch.where(n_labels > 0, loss.sum(2)/n_labels.clamp(min=1), torch.nan))
-            weights.append(m.sum(2) if run.pooled else m.amax(2))  # where cells are pooled, a row speaks for all of its own
+            means.append(torch.where(n_labels > 0, loss.sum(2) / n_labels.clamp(min=1), torch.nan))
+            weights.append(
+                m.sum(2) if run.pooled else m.amax(2)
+            )  # where cells are pooled, a row speaks for all of its own
         return [torch.cat(x, 1).index_select(1, self.task_back.to(mask.device)) for x in (means, weights)]
 
     def task_weights(self):
@@ -103,10 +112,11 @@ class MaskedMean(nn.Module):
         parts = [self._buffers[name].reshape(-1) for name in self.weight_names]
         return torch.cat(parts).index_select(0, self.task_back)
 
-    def set_task_weights(self,
-        weights, # `(T,)` in flow order
+    def set_task_weights(
+        self,
+        weights,  # `(T,)` in flow order
     ):
         "Put weights of tasks in force, without waiting for the device"
         in_order = weights.to(self.task_back.device).index_select(0, self.task_back.argsort())
-        for name,part in zip(self.weight_names, in_order.split([r.n_tasks for r in self.runs])):
+        for name, part in zip(self.weight_names, in_order.split([r.n_tasks for r in self.runs])):
             self._buffers[name].copy_(part.view_as(self._buffers[name]))

@@ -13,34 +13,42 @@ __all__ = ['scattered', 'whole', 'gather_rows', 'in_order', 'step_ranks', 'rank_
 
 # %% ../../nbs/loss/ranks.ipynb #fbb0281a
 def scattered(
-    dl, # `DataLoader`
+    dl,  # `DataLoader`
 ) -> bool:
     "Does each process see its part of the rows only?"
-    return getattr(dl, '__dict__', {}).get('world_size', 1) > 1 # fastai's DistributedDL, which cannot be imported without accelerate
+    return (
+        getattr(dl, '__dict__', {}).get('world_size', 1) > 1
+    )  # fastai's DistributedDL, which cannot be imported without accelerate
+
 
 def whole(dl):
     "The `DataLoader` of all rows"
     return dl.dl if scattered(dl) else dl
 
+
 def _positions(dl, n, ranks):
-    "Where `n` rows that each of `ranks` has just been given stand among all of them: of those that were appended, beyond the end"
+    """Where `n` rows that each of `ranks` has just been given stand among all of them: of those that were
+    appended, beyond the end"""
     start = dl.i - n
-    return (torch.tensor(ranks)[:,None]*(dl.n_padded//dl.world_size) + start + torch.arange(n)).reshape(-1)
+    return (torch.tensor(ranks)[:, None] * (dl.n_padded // dl.world_size) + start + torch.arange(n)).reshape(-1)
+
 
 def gather_rows(
-    dl, # The learner's `DataLoader` of the moment
+    dl,  # The learner's `DataLoader` of the moment
     x,  # Tensor, a row for each of the batch
-):      # Rows on the CPU, and their positions; None where all rows are here and in order
+):  # Rows on the CPU, and their positions; None where all rows are here and in order
     "Rows of the present batch of all processes, each once"
     x = x.detach()
-    if not scattered(dl): return x.cpu(), None
+    if not scattered(dl):
+        return x.cpu(), None
     at = _positions(dl, len(x), range(dl.world_size))
     keep = at < dl.n
     return maybe_gather(x).cpu()[keep], at[keep]
 
+
 def in_order(
-    parts, # Tensors of rows, as `gather_rows` gave them
-    at,    # Their positions; empty where they are in order
+    parts,  # Tensors of rows, as `gather_rows` gave them
+    at,  # Their positions; empty where they are in order
 ):
     "One tensor, in the order of the data"
     x = torch.cat(parts)
@@ -48,35 +56,48 @@ def in_order(
 
 # %% ../../nbs/loss/ranks.ipynb #edc1ca2b
 _now = 1
-def step_ranks() -> int: "How many processes share the batch that is in work"; return _now
+
+
+def step_ranks() -> int:
+    "How many processes share the batch that is in work"
+    return _now
+
 
 @contextmanager
 def _step(n):
     global _now
     was, _now = _now, n
-    try: yield
-    finally: _now = was
+    try:
+        yield
+    finally:
+        _now = was
+
 
 def rank_sums(
-    *xs, # Tensors without gradient, of one dtype and device
+    *xs,  # Tensors without gradient, of one dtype and device
 ) -> list:
     "Their sums over the processes that share this batch, sent as one"
-    if _now == 1: return list(xs)
+    if _now == 1:
+        return list(xs)
     buf = torch.cat([x.reshape(-1) for x in xs])
     torch.distributed.all_reduce(buf)
-    return [b.view(x.shape) for b,x in zip(buf.split([x.numel() for x in xs]), xs)]
+    return [b.view(x.shape) for b, x in zip(buf.split([x.numel() for x in xs]), xs)]
+
 
 def mean_value(
-    x, # Tensor with gradient
+    x,  # Tensor with gradient
 ):
     "`x` with the value of its mean over the processes, and the gradient that it has here: what PyTorch will average"
-    if _now == 1: return x
+    if _now == 1:
+        return x
     own = x.detach()
-    return x + (rank_sums(own)[0]/_now - own)
+    return x + (rank_sums(own)[0] / _now - own)
+
 
 def of_first(
-    x, # Tensor
+    x,  # Tensor
 ):
     "`x` as rank 0 has it"
-    if _now > 1: torch.distributed.broadcast(x := x.contiguous(), 0)
+    if _now > 1:
+        torch.distributed.broadcast(x := x.contiguous(), 0)
     return x

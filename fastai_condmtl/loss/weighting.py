@@ -18,168 +18,265 @@ __all__ = ['WEIGHTINGS', 'METHODS', 'share', 'Static', 'Uncertainty', 'DWA', 'FA
 
 # %% ../../nbs/loss/weighting.ipynb #46f510c9
 def share(
-    x,     # Scores `(T,)`
-    there, # Which tasks take part `(T,)`, boolean
+    x,  # Scores `(T,)`
+    there,  # Which tasks take part `(T,)`, boolean
 ):
     "Softmax over the tasks that take part, 0 for the others"
-    return x.masked_fill(~there, torch.finfo(x.dtype).min).softmax(0)*there
+    return x.masked_fill(~there, torch.finfo(x.dtype).min).softmax(0) * there
+
 
 class Static:
     "The plain weighted sum: every factor is 1"
-    gradients = False # does it ask for the tasks' gradients?
-    def state(self,
-        n:int,    # Tasks
-        probable, # Which of them have a likelihood of classes (others: of numbers) `(T,)`
-    ) -> dict:    # name → tensor, an `nn.Parameter` if the optimizer is to train it
+
+    gradients = False  # does it ask for the tasks' gradients?
+
+    def state(
+        self,
+        n: int,  # Tasks
+        probable,  # Which of them have a likelihood of classes (others: of numbers) `(T,)`
+    ) -> dict:  # name → tensor, an `nn.Parameter` if the optimizer is to train it
         "What is kept in the network"
         return {}
-    def factors(self,
-        s,      # The state, as it is now
-        losses, # Losses `(T,)`, 0 where absent
+
+    def factors(
+        self,
+        s,  # The state, as it is now
+        losses,  # Losses `(T,)`, 0 where absent
         there,  # Which tasks are in this batch `(T,)`
-    ):          # `(T,)`, 0 where absent
+    ):  # `(T,)`, 0 where absent
         "The factor of each loss in this step"
         return there.to(losses.dtype)
-    def total(self,
-        s, losses, there, # As for `factors`
-        w,      # Weights of the blocks `(T,)`
-        gram=None, # Products of the tasks' weighted gradients `(T, T)`, where asked for
+
+    def total(
+        self,
+        s,
+        losses,
+        there,  # As for `factors`
+        w,  # Weights of the blocks `(T,)`
+        gram=None,  # Products of the tasks' weighted gradients `(T, T)`, where asked for
     ):
         "What to descend, and the factors in it"
         b = self.factors(s, losses.detach(), there) if gram is None else self.solve(gram, there)
-        return (w*b*losses).sum(), b
-    def note(self, s, losses, there): "Called in each step, with losses without gradient"
-    def epoch(self, s): "Called after each epoch"
+        return (w * b * losses).sum(), b
+
+    def note(self, s, losses, there):
+        "Called in each step, with losses without gradient"
+
+    def epoch(self, s):
+        "Called after each epoch"
 
 # %% ../../nbs/loss/weighting.ipynb #9bf3a8fb
 class Uncertainty(Static):
     "Learned log-variances (Kendall, Gal & Cipolla 2018): Σ w (f·exp(-s)·L + s/2), f = 1 for classes and ½ for numbers"
+
     def state(self, n, probable):
-        f = torch.where(probable, 1., .5)
+        f = torch.where(probable, 1.0, 0.5)
         return dict(log_vars=nn.Parameter(f.log()), scale=f)
+
     def total(self, s, losses, there, w, gram=None):
-        b = s['scale']*torch.exp(-s['log_vars'])*there
-        return (w*(b*losses + there*s['log_vars']/2)).sum(), b.detach()
+        b = s['scale'] * torch.exp(-s['log_vars']) * there
+        return (w * (b * losses + there * s['log_vars'] / 2)).sum(), b.detach()
 
 # %% ../../nbs/loss/weighting.ipynb #576cc0ce
 class DWA(Static):
-    "Dynamic weight average (Liu, Johns & Davison 2019): K·softmax(r/temperature), r = ratio of the mean losses of the last two epochs"
-    def __init__(self, temperature:float=2.):
-        if not temperature > 0: raise FlowError(f"temperature={temperature!r} must be a positive number")
+    """Dynamic weight average (Liu, Johns & Davison 2019): K·softmax(r/temperature), r = ratio of the mean losses
+    of the last two epochs"""
+
+    def __init__(self, temperature: float = 2.0):
+        if not temperature > 0:
+            raise FlowError(f"temperature={temperature!r} must be a positive number")
         self.temperature = temperature
-    def state(self, n, probable): return dict(history=torch.full((2, n), torch.nan), sums=torch.zeros(2, n)) # older and newer epoch; losses and steps of this one
+
+    def state(self, n, probable):
+        return dict(
+            history=torch.full((2, n), torch.nan), sums=torch.zeros(2, n)
+        )  # older and newer epoch; losses and steps of this one
+
     def factors(self, s, losses, there):
         older, newer = s['history']
-        return there.sum()*share(torch.nan_to_num(newer/older, nan=1., posinf=1.)/self.temperature, there)
-    def note(self, s, losses, there): s['sums'] += torch.stack([losses*there, there])
+        return there.sum() * share(torch.nan_to_num(newer / older, nan=1.0, posinf=1.0) / self.temperature, there)
+
+    def note(self, s, losses, there):
+        s['sums'] += torch.stack([losses * there, there])
+
     def epoch(self, s):
         x, n = s['sums']
-        s['history'].copy_(torch.where(n > 0, torch.stack([s['history'][1], x/n.clamp(min=1)]), s['history']))
+        s['history'].copy_(torch.where(n > 0, torch.stack([s['history'][1], x / n.clamp(min=1)]), s['history']))
         s['sums'].zero_()
 
 # %% ../../nbs/loss/weighting.ipynb #2a3ad5c4
 class FAMO(Static):
-    "Fast adaptive multitask optimization (Liu et al. 2023): descends the logarithms of losses, mixed so that they sink equally fast"
+    """Fast adaptive multitask optimization (Liu et al. 2023): descends the logarithms of losses, mixed so that
+    they sink equally fast"""
+
     eps = 1e-8
-    def __init__(self,
-        lr:float=.025, # Learning rate of the logits
-        wd:float=1e-3, # Their weight decay
-        every:int=5,   # Steps between looks at what a step has brought; 1: as published
+
+    def __init__(
+        self,
+        lr: float = 0.025,  # Learning rate of the logits
+        wd: float = 1e-3,  # Their weight decay
+        every: int = 5,  # Steps between looks at what a step has brought; 1: as published
     ):
-        if not (isinstance(every, int) and every > 0): raise FlowError(f"every={every!r} must be a positive whole number")
+        if not (isinstance(every, int) and every > 0):
+            raise FlowError(f"every={every!r} must be a positive whole number")
         self.lr, self.wd, self.every = lr, wd, every
-    def state(self, n, probable): return {k: torch.zeros(n) for k in ('logits', 'mean', 'square', 'steps')}
+
+    def state(self, n, probable):
+        return {k: torch.zeros(n) for k in ('logits', 'mean', 'square', 'steps')}
+
     def factors(self, s, losses, there):
-        q = share(s['logits'], there)/(losses + self.eps)
-        return there.sum()*q/q.sum().clamp(min=torch.finfo(q.dtype).tiny)
+        q = share(s['logits'], there) / (losses + self.eps)
+        return there.sum() * q / q.sum().clamp(min=torch.finfo(q.dtype).tiny)
+
     def update(self, s, before, after, there):
         "A step of Adam on the logits, after losses `before` became `after` on one batch"
-        delta = torch.where(there, torch.log(before + self.eps) - torch.log(after + self.eps), 0.)
+        delta = torch.where(there, torch.log(before + self.eps) - torch.log(after + self.eps), 0.0)
         z = share(s['logits'], there)
-        g = z*(delta - (z*delta).sum()) + self.wd*s['logits']
-        m, v, n = .9*s['mean'] + .1*g, .999*s['square'] + .001*g*g, s['steps'] + 1
-        step = self.lr*m/(1 - .9**n)/((v/(1 - .999**n)).sqrt() + 1e-8)
-        for k,x in dict(logits=s['logits'] - step, mean=m, square=v, steps=n).items(): s[k].copy_(torch.where(there, x, s[k])) # an absent task has not moved
+        g = z * (delta - (z * delta).sum()) + self.wd * s['logits']
+        m, v, n = 0.9 * s['mean'] + 0.1 * g, 0.999 * s['square'] + 0.001 * g * g, s['steps'] + 1
+        step = self.lr * m / (1 - 0.9**n) / ((v / (1 - 0.999**n)).sqrt() + 1e-8)
+        for k, x in dict(logits=s['logits'] - step, mean=m, square=v, steps=n).items():
+            s[k].copy_(torch.where(there, x, s[k]))  # an absent task has not moved
 
 # %% ../../nbs/loss/weighting.ipynb #3ba96676
 class STCH(Static):
-    "Smooth Tchebycheff scalarization (Lin et al. 2024): descends μ·log Σ exp(w·L/μ), losses over their means in the first epochs"
-    def __init__(self,
-        mu:float=.5,  # The smaller, the nearer to the worst task alone
-        warmup:int=1, # Epochs of the plain sum, whose mean losses are the units from then on; 0: losses as they are
+    """Smooth Tchebycheff scalarization (Lin et al. 2024): descends μ·log Σ exp(w·L/μ), losses over their means in
+    the first epochs"""
+
+    def __init__(
+        self,
+        mu: float = 0.5,  # The smaller, the nearer to the worst task alone
+        warmup: int = 1,  # Epochs of the plain sum, whose mean losses are the units from then on; 0: losses as they are
     ):
-        if not mu > 0: raise FlowError(f"mu={mu!r} must be a positive number")
+        if not mu > 0:
+            raise FlowError(f"mu={mu!r} must be a positive number")
         self.mu, self.warmup = mu, warmup
-    def state(self, n, probable): return dict(first=torch.zeros(2, n), epochs=torch.zeros(1)) # losses and steps of the first epochs
+
+    def state(self, n, probable):
+        return dict(first=torch.zeros(2, n), epochs=torch.zeros(1))  # losses and steps of the first epochs
+
     def total(self, s, losses, there, w, gram=None):
         x, n = s['first']
-        unit = torch.where(n > 0, x/n.clamp(min=1), torch.nan)
-        unit = torch.nan_to_num(torch.where(unit > 0, unit, unit.nanmean()), nan=1.) # a task that was not there yet: a unit like the others'
-        if not self.warmup: unit = torch.ones_like(losses)
-        b = there.sum()*share((w*losses.detach()/unit)/self.mu, there)*unit.mean()/unit
+        unit = torch.where(n > 0, x / n.clamp(min=1), torch.nan)
+        unit = torch.nan_to_num(
+            torch.where(unit > 0, unit, unit.nanmean()), nan=1.0
+        )  # a task that was not there yet: a unit like the others'
+        if not self.warmup:
+            unit = torch.ones_like(losses)
+        b = there.sum() * share((w * losses.detach() / unit) / self.mu, there) * unit.mean() / unit
         b = torch.where(s['epochs'] < self.warmup, there.to(b.dtype), b)
-        return (w*b*losses).sum(), b
-    def note(self, s, losses, there): s['first'] += torch.stack([losses*there, there])*(s['epochs'] < self.warmup)
-    def epoch(self, s): s['epochs'] += 1
+        return (w * b * losses).sum(), b
+
+    def note(self, s, losses, there):
+        s['first'] += torch.stack([losses * there, there]) * (s['epochs'] < self.warmup)
+
+    def epoch(self, s):
+        s['epochs'] += 1
 
 # %% ../../nbs/loss/weighting.ipynb #fae4f1c0
-WEIGHTINGS = dict(upgrad='UPGrad', mgda='MGDA', pcgrad='PCGrad', cagrad='CAGrad', gradvac='GradVac', imtl_g='IMTLG', aligned_mtl='AlignedMTL', dual_proj='DualProj', fairgrad='FairGrad')
-_options = dict(cagrad=dict(c=.4), fairgrad=dict(alpha=1.)) # what TorchJD leaves to its user
+WEIGHTINGS = dict(
+    upgrad='UPGrad',
+    mgda='MGDA',
+    pcgrad='PCGrad',
+    cagrad='CAGrad',
+    gradvac='GradVac',
+    imtl_g='IMTLG',
+    aligned_mtl='AlignedMTL',
+    dual_proj='DualProj',
+    fairgrad='FairGrad',
+)
+_options = dict(cagrad=dict(c=0.4), fairgrad=dict(alpha=1.0))  # what TorchJD leaves to its user
+
 
 class Gramian(Static):
-    "Weights from the products of the tasks' gradients, by a weighting of TorchJD (or any function from a Gramian `(n, n)` to weights `(n,)`)"
+    """Weights from the products of the tasks' gradients, by a weighting of TorchJD (or any function from a
+    Gramian `(n, n)` to weights `(n,)`)"""
+
     gradients = True
-    def __init__(self,
-        weighting, # A name of `WEIGHTINGS`, or a weighting
-        **options  # For TorchJD's weighting of that name
+
+    def __init__(
+        self,
+        weighting,  # A name of `WEIGHTINGS`, or a weighting
+        **options,  # For TorchJD's weighting of that name
     ):
         self.name = weighting if isinstance(weighting, str) else None
         self.options, self.weighting, self.units = options, None if self.name else weighting, {}
-        self.fresh = deepcopy(weighting if self.name is None else self.solver()) # what is missing or wrong is an error now
-    def __getstate__(self): return self.__dict__ | (dict(weighting=None, fresh=None) if self.name else {}) # an exported learner opens without TorchJD
+        self.fresh = deepcopy(
+            weighting if self.name is None else self.solver()
+        )  # what is missing or wrong is an error now
+
+    def __getstate__(self):
+        return self.__dict__ | (
+            dict(weighting=None, fresh=None) if self.name else {}
+        )  # an exported learner opens without TorchJD
+
     def solver(self):
         "The weighting, made at first use"
-        if self.weighting is None: self.weighting = _torchjd(self.name, self.options); self.fresh = deepcopy(self.weighting)
+        if self.weighting is None:
+            self.weighting = _torchjd(self.name, self.options)
+            self.fresh = deepcopy(self.weighting)
         return self.weighting
+
     def unit(self, n, solver=None):
         "What brings the weights of `n` unrelated gradients of one length to 1"
-        if solver is not None: return n/solver(torch.eye(n, dtype=torch.float64)).sum()
+        if solver is not None:
+            return n / solver(torch.eye(n, dtype=torch.float64)).sum()
         if n not in self.units:
-            with torch.random.fork_rng(devices=[]): self.units[n] = n/deepcopy(self.fresh)(torch.eye(n, dtype=torch.float64)).sum()
+            with torch.random.fork_rng(devices=[]):
+                self.units[n] = n / deepcopy(self.fresh)(torch.eye(n, dtype=torch.float64)).sum()
         return self.units[n]
+
     def solve(self, gram, there):
         "Factors `(T,)` of tasks whose gradients have the products `gram`"
-        idx = there.cpu().nonzero()[:,0]
-        g, res, n = gram.detach().cpu().double()[idx][:,idx], there.to(gram.dtype), len(idx)
-        if n < 2 or not g.isfinite().all() or not g.diagonal().sum() > 0: return res # nothing to balance; or a step that mixed precision will drop
+        idx = there.cpu().nonzero()[:, 0]
+        g, res, n = gram.detach().cpu().double()[idx][:, idx], there.to(gram.dtype), len(idx)
+        if n < 2 or not g.isfinite().all() or not g.diagonal().sum() > 0:
+            return res  # nothing to balance; or a step that mixed precision will drop
         solver = self.solver()
         pref = getattr(solver, 'pref_vector', None)
-        if pref is not None: solver = deepcopy(solver); solver.pref_vector = pref.cpu().double()[idx] # a number a task: those of the tasks that are here
-        b = solver(g*(n/g.diagonal().sum()))*self.unit(n, solver if pref is not None else None)
-        return of_first(res.index_put((idx.to(res.device),), b.to(res.device, res.dtype))) # a solver may draw lots
+        if pref is not None:
+            solver = deepcopy(solver)
+            solver.pref_vector = pref.cpu().double()[idx]  # a number a task: those of the tasks that are here
+        b = solver(g * (n / g.diagonal().sum())) * self.unit(n, solver if pref is not None else None)
+        return of_first(res.index_put((idx.to(res.device),), b.to(res.device, res.dtype)))  # a solver may draw lots
+
 
 def _torchjd(name, options):
     aggregation = import_extra('torchjd.aggregation', f'balance={name!r}', 'balance')
-    try: return getattr(aggregation, WEIGHTINGS[name] + 'Weighting')(**{**_options.get(name, {}), **options})
+    try:
+        return getattr(aggregation, WEIGHTINGS[name] + 'Weighting')(**{**_options.get(name, {}), **options})
     except ImportError as e:
-        if 'quadprog' not in str(e): raise
+        if 'quadprog' not in str(e):
+            raise
         raise missing_extra(f'balance={name!r}', 'quadprog', 'balance') from e
-    except TypeError as e: raise FlowError(f"balance={name!r}: {e}; see TorchJD's {WEIGHTINGS[name]}Weighting for its options") from None
+    except TypeError as e:
+        raise FlowError(f"balance={name!r}: {e}; see TorchJD's {WEIGHTINGS[name]}Weighting for its options") from None
 
 # %% ../../nbs/loss/weighting.ipynb #20583b8b
 METHODS = dict(static=Static, uncertainty=Uncertainty, dwa=DWA, famo=FAMO, stch=STCH)
 
+
 def balancer(
-    method,    # A name of `METHODS` or `WEIGHTINGS`, one of these objects, or a weighting of TorchJD
-    **options  # For a method that is named
+    method,  # A name of `METHODS` or `WEIGHTINGS`, one of these objects, or a weighting of TorchJD
+    **options,  # For a method that is named
 ) -> Static:
     "The method of that name"
     if not isinstance(method, str):
-        if isinstance(method, type) or not (isinstance(method, Static) or callable(method)): raise FlowError(f"balance={method!r} must be a name, such as 'famo', or a weighting of TorchJD, such as UPGradWeighting()")
-        if options: raise FlowError(f"{next(iter(options))}= goes with a name, not with {type(method).__name__}: hand it over there")
+        if isinstance(method, type) or not (isinstance(method, Static) or callable(method)):
+            raise FlowError(
+                f"balance={method!r} must be a name, such as 'famo', or a weighting of TorchJD, such as "
+                "UPGradWeighting()"
+            )
+        if options:
+            raise FlowError(
+                f"{next(iter(options))}= goes with a name, not with {type(method).__name__}: hand it over there"
+            )
         return method if isinstance(method, Static) else Gramian(method)
-    if method in WEIGHTINGS: return Gramian(method, **options)
-    if method not in METHODS: raise FlowError(f"balance={method!r} is no method: {near(method, [*METHODS, *WEIGHTINGS])}")
+    if method in WEIGHTINGS:
+        return Gramian(method, **options)
+    if method not in METHODS:
+        raise FlowError(f"balance={method!r} is no method: {near(method, [*METHODS, *WEIGHTINGS])}")
     known = [p for p in inspect.signature(METHODS[method]).parameters]
-    if bad := [o for o in options if o not in known]: raise FlowError(f"balance={method!r} has no option {bad[0]!r}" + (f": {near(bad[0], known)}" if known else ""))
+    if bad := [o for o in options if o not in known]:
+        raise FlowError(f"balance={method!r} has no option {bad[0]!r}" + (f": {near(bad[0], known)}" if known else ""))
     return METHODS[method](**options)

@@ -15,103 +15,161 @@ __all__ = ['chain', 'WholeSpace']
 
 # %% ../../nbs/loss/whole_space.ipynb #9f6e2714
 def chain(
-    flow, # Bound flow
-    i:int, # Index of the task
-) -> list: # `(task, (target column, softmax or not, logit columns, classes that make it true))`, parents first
+    flow,  # Bound flow
+    i: int,  # Index of the task
+) -> list:  # `(task, (target column, softmax or not, logit columns, classes that make it true))`, parents first
     "What must hold so that task `i` is applicable; an error where that is no conjunction of yes, no and classes"
     plan, res, path = flow.plan, {}, flow.paths[i]
-    def no(cond, why): raise FlowError(f"task '{path}': whole_space= wants conditions that are yes, no or classes, joined by &; `{cond}` {why}: write the condition as a conjunction, or leave whole_space= out")
+
+    def no(cond, why):
+        raise FlowError(
+            f"task '{path}': whole_space= wants conditions that are yes, no or classes, joined by &; `{cond}` {why}: "
+            "write the condition as a conjunction, or leave whole_space= out"
+        )
+
     def literals(cond, truth, whole):
-        if isinstance(cond, Not): yield from literals(cond.arg, not truth, whole)
-        elif isinstance(cond, Atom): yield from _atom(flow, cond, truth, lambda why: no(whole, why))
+        if isinstance(cond, Not):
+            yield from literals(cond.arg, not truth, whole)
+        elif isinstance(cond, Atom):
+            yield from _atom(flow, cond, truth, lambda why: no(whole, why))
         elif isinstance(cond, And) == truth or len(cond.args) == 1:
-            for a in cond.args: yield from literals(a, truth, whole)
-        else: no(whole, 'is true in several ways')
+            for a in cond.args:
+                yield from literals(a, truth, whole)
+        else:
+            no(whole, 'is true in several ways')
+
     def add(j):
-        for k in sorted(plan.needs(j), key=plan.order.index): add(k)
+        for k in sorted(plan.needs(j), key=plan.order.index):
+            add(k)
         for g in plan.gates[j]:
             for task, (col, soft, logits, yes) in literals(plan.conds[g], True, plan.conds[g]):
                 had = res[col][1][3] if col in res else yes
-                if not (both := tuple(c for c in had if c in yes)): raise FlowError(f"task '{path}' is never applicable: its conditions exclude each other at '{flow.paths[task]}'")
+                if not (both := tuple(c for c in had if c in yes)):
+                    raise FlowError(
+                        f"task '{path}' is never applicable: its conditions exclude each other at '{flow.paths[task]}'"
+                    )
                 res[col] = task, (col, soft, logits, both)
+
     add(i)
-    if not res: raise FlowError(f"task '{path}': whole_space= trains a product with the tasks above, but it has no condition: leave whole_space= out")
+    if not res:
+        raise FlowError(
+            f"task '{path}': whole_space= trains a product with the tasks above, but it has no condition: leave "
+            "whole_space= out"
+        )
     return list(res.values())
+
 
 def _atom(flow, atom, truth, no):
     "The literals of an atom being true or false"
     i = flow.plan.index[atom.task]
     b, s, v = flow.plan.blocks[i], flow.slices[atom.task], flow.plan.natural[atom]
     t, z = s.targets.start, s.logits.start
-    if atom.op == 'true' and b.family[0] == 'sigmoid': yield i, (t, False, (z,), (int(truth),))
+    if atom.op == 'true' and b.family[0] == 'sigmoid':
+        yield i, (t, False, (z,), (int(truth),))
     elif atom.op in ('eq', 'ne', 'isin') and b.family[0] == 'softmax':
         yes = tuple(k for k in range(b.n_out) if (k in v) == ((atom.op != 'ne') == truth))
-        if not yes: no('is never true')
+        if not yes:
+            no('is never true')
         yield i, (t, True, tuple(range(z, z + b.n_out)), yes)
     elif atom.op in ('has', 'has_any', 'has_all') and (len(v) == 1 or truth == (atom.op == 'has_all')):
-        for j in v: yield i, (t + j, False, (z + j,), (int(truth),))
-    else: no('is true in several ways' if atom.op.startswith('has') else f"asks '{atom.task}' ({type(b).__name__}), whose logits are no yes, no or softmax")
+        for j in v:
+            yield i, (t + j, False, (z + j,), (int(truth),))
+    else:
+        no(
+            'is true in several ways'
+            if atom.op.startswith('has')
+            else f"asks '{atom.task}' ({type(b).__name__}), whose logits are no yes, no or softmax"
+        )
 
 # %% ../../nbs/loss/whole_space.ipynb #22f7f800
 class WholeSpace(nn.Module):
-    "Loss cells and masks of the tasks with `whole_space=`, all at once: literals are gathered by a padded index `(K, A)`"
-    none = -1e30 # log of 0, with gradients
-    def __init__(self,
+    """Loss cells and masks of the tasks with `whole_space=`, all at once: literals are gathered by a padded index
+    `(K, A)`"""
+
+    none = -1e30  # log of 0, with gradients
+
+    def __init__(
+        self,
         flow,  # Bound flow
-        order, # Target columns in the order of the loss
+        order,  # Target columns in the order of the loss
     ):
         super().__init__()
-        self.tasks = [i for i,b in enumerate(flow.plan.blocks) if getattr(b, 'whole_space', False)]
-        blocks, chains, place = [flow.plan.blocks[i] for i in self.tasks], [[l for _,l in chain(flow, i)] for i in self.tasks], {c: k for k,c in enumerate(order)}
+        self.tasks = [i for i, b in enumerate(flow.plan.blocks) if getattr(b, 'whole_space', False)]
+        blocks, chains, place = (
+            [flow.plan.blocks[i] for i in self.tasks],
+            [[l for _, l in chain(flow, i)] for i in self.tasks],
+            {c: k for k, c in enumerate(order)},
+        )
         lits = dict.fromkeys(l for ls in chains for l in ls)
         ones, many = [l for l in lits if not l[1]], [l for l in lits if l[1]]
-        at = {l: k for k,l in enumerate(ones + many)}
+        at = {l: k for k, l in enumerate(ones + many)}
         A, W, pad = max(map(len, chains)), max((len(l[2]) for l in many), default=0), len(lits)
         self.n = len(self.tasks), A, len(ones), len(many), W
         b = lambda name, x, dtype=torch.long: self.register_buffer(name, torch.tensor(x, dtype=dtype), persistent=False)
-        b('index', [k for ls in chains for k in [at[l] for l in ls] + [pad]*(A - len(ls))])
+        b('index', [k for ls in chains for k in [at[l] for l in ls] + [pad] * (A - len(ls))])
         b('lit_cols', [place[l[0]] for l in ones + many])
-        b('one_logits', [l[2][0] for l in ones]); b('sign', [1. if l[3] == (1,) else -1. for l in ones], torch.float32)
-        b('many_logits', [z for l in many for z in l[2] + l[2][:1]*(W - len(l[2]))])
-        b('member', [[0. if k in l[3] else self.none for k in range(W)] for l in many], torch.float32)
-        b('other', [[0. if k < len(l[2]) and k not in l[3] else self.none for k in range(W)] for l in many], torch.float32)
+        b('one_logits', [l[2][0] for l in ones])
+        b('sign', [1.0 if l[3] == (1,) else -1.0 for l in ones], torch.float32)
+        b('many_logits', [z for l in many for z in l[2] + l[2][:1] * (W - len(l[2]))])
+        b('member', [[0.0 if k in l[3] else self.none for k in range(W)] for l in many], torch.float32)
+        b(
+            'other',
+            [[0.0 if k < len(l[2]) and k not in l[3] else self.none for k in range(W)] for l in many],
+            torch.float32,
+        )
         b('truth', [[float(k in l[3]) for k in range(max(2, W))] for l in ones + many], torch.float32)
-        b('own_logits', [flow.slices[flow.paths[i]].logits.start for i in self.tasks]); b('cols', [place[flow.target_slices[i].start] for i in self.tasks])
-        weights = [1. if x.pos_weight is None else float(np.reshape(x.pos_weight, -1)[0]) for x in blocks]
-        self.any_detach, self.any_both = any(x.whole_space == 'detach' for x in blocks), any(x.whole_space == 'both' for x in blocks)
+        b('own_logits', [flow.slices[flow.paths[i]].logits.start for i in self.tasks])
+        b('cols', [place[flow.target_slices[i].start] for i in self.tasks])
+        weights = [1.0 if x.pos_weight is None else float(np.reshape(x.pos_weight, -1)[0]) for x in blocks]
+        self.any_detach, self.any_both = (
+            any(x.whole_space == 'detach' for x in blocks),
+            any(x.whole_space == 'both' for x in blocks),
+        )
         b('pos_weight', weights, torch.float32)
-        b('flows', [[x.whole_space != 'detach'] for x in blocks], torch.bool); b('both', [float(x.whole_space == 'both') for x in blocks], torch.float32)
+        b('flows', [[x.whole_space != 'detach'] for x in blocks], torch.bool)
+        b('both', [float(x.whole_space == 'both') for x in blocks], torch.float32)
 
     def literals(self, pred):
-        "Log-probabilities of each literal and of its contrary, each `(bs, L+1)`; the last column is the padding, always true"
+        """Log-probabilities of each literal and of its contrary, each `(bs, L+1)`; the last column is the
+        padding, always true"""
         K, A, n1, n2, W = self.n
-        z = pred.index_select(1, self.one_logits)*self.sign
+        z = pred.index_select(1, self.one_logits) * self.sign
         p, q = [F.logsigmoid(z)], [F.logsigmoid(-z)]
         if n2:
             z = pred.index_select(1, self.many_logits).view(-1, n2, W)
             yes, rest = torch.logsumexp(z + self.member, 2), torch.logsumexp(z + self.other, 2)
             both = torch.logaddexp(yes, rest)
-            p.append(yes - both); q.append(rest - both)
-        return torch.cat([*p, pred.new_zeros(len(pred), 1)], 1), torch.cat([*q, pred.new_full((len(pred), 1), self.none)], 1)
+            p.append(yes - both)
+            q.append(rest - both)
+        return torch.cat([*p, pred.new_zeros(len(pred), 1)], 1), torch.cat(
+            [*q, pred.new_full((len(pred), 1), self.none)], 1
+        )
 
-    def forward(self,
-        pred, # Raw logits `(bs, C)`
-        vals, mask, # Labels and gt mask `(bs, D)` in the order of the loss
+    def forward(
+        self,
+        pred,  # Raw logits `(bs, C)`
+        vals,
+        mask,  # Labels and gt mask `(bs, D)` in the order of the loss
     ):
-        "Loss of each task's cell `(bs, K)`, and the mask `(bs, D)` with the rows that count for these tasks: child labelled, or some condition false"
+        """Loss of each task's cell `(bs, K)`, and the mask `(bs, D)` with the rows that count for these tasks:
+        child labelled, or some condition false"""
         K, A, *_ = self.n
         p, q = (x.index_select(1, self.index).view(-1, K, A) for x in self.literals(pred))
-        if self.any_detach: p, q = (torch.where(self.flows, x, x.detach()) for x in (p, q))
+        if self.any_detach:
+            p, q = (torch.where(self.flows, x, x.detach()) for x in (p, q))
         z = pred.index_select(1, self.own_logits)
         own, not_own = F.logsigmoid(z), F.logsigmoid(-z)
         p, q = torch.cat([p, own[..., None]], 2), torch.cat([q, not_own[..., None]], 2)
         so_far = p.cumsum(2)
         yes, no = so_far[..., -1], torch.logsumexp(q + so_far - p, 2)
         v, m = vals.index_select(1, self.lit_cols), mask.index_select(1, self.lit_cols)
-        holds = self.truth.expand(len(v), -1, -1).gather(2, v.long().clamp(0, self.truth.shape[1] - 1)[..., None])[..., 0] 
-        false = F.pad(m*(1 - holds), (0, 1)).index_select(1, self.index).view(-1, K, A).amax(2)
+        holds = self.truth.expand(len(v), -1, -1).gather(2, v.long().clamp(0, self.truth.shape[1] - 1)[..., None])[
+            ..., 0
+        ]
+        false = F.pad(m * (1 - holds), (0, 1)).index_select(1, self.index).view(-1, K, A).amax(2)
         mine, m = vals.index_select(1, self.cols), mask.index_select(1, self.cols)
-        m_, t = m.sign(), mine*m.sign() # a mask carries the weight of its row
-        cells = -(t*yes*self.pos_weight + (1 - t)*no)
-        if self.any_both: cells = cells - self.both*m_*(t*own*self.pos_weight + (1 - t)*not_own)
+        m_, t = m.sign(), mine * m.sign()  # a mask carries the weight of its row
+        cells = -(t * yes * self.pos_weight + (1 - t) * no)
+        if self.any_both:
+            cells = cells - self.both * m_ * (t * own * self.pos_weight + (1 - t) * not_own)
         return cells, mask.index_copy(1, self.cols, torch.maximum(m, false))

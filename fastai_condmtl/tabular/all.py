@@ -1,4 +1,5 @@
 "`from fastai_condmtl.tabular.all import *`, after `from fastai.tabular.all import *`"
+
 from ..all import *
 from .core import ConditionalTabular, FillGaps
 from .data import ConditionalTabularDataLoaders

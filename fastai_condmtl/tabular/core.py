@@ -24,13 +24,20 @@ __all__ = ['ConditionalTabDL', 'ConditionalTabular', 'told_inputs', 'made_column
 # %% ../../nbs/tabular/core.ipynb #59260c65
 class ConditionalTabDL(TabWeightedDL):
     "The loader of a `ConditionalTabular`: predictions may be packed `(bs, 2, D)`, or flat as batches are"
-    def decode(self, b): return super().decode(type(b)(o.reshape(len(o), -1) if o.ndim == 3 else o for o in b))
+
+    def decode(self, b):
+        return super().decode(type(b)(o.reshape(len(o), -1) if o.ndim == 3 else o for o in b))
+
 
 class ConditionalTabular(TabularPandas):
     "`TabularPandas` whose target is a flow; a plain one turns into this when it meets the flow"
+
     _dl_type = ConditionalTabDL
-    cats = TabularPandas.cats.getter(lambda o: TabularPandas.cats.fget(o).copy()) # columns picked in reverse are a view with negative strides, of which torch makes no tensor
+    cats = TabularPandas.cats.getter(
+        lambda o: TabularPandas.cats.fget(o).copy()
+    )  # columns picked in reverse are a view with negative strides, of which torch makes no tensor
     conts = TabularPandas.conts.getter(lambda o: TabularPandas.conts.fget(o).copy())
+
     def __getattr__(self, k):
         try:
             return super().__getattr__(k)
@@ -39,15 +46,26 @@ class ConditionalTabular(TabularPandas):
             if not (why := why_no_attribute(k, flow)):
                 raise
             raise AttributeError(why) from None
+
     @property
-    def labelled(self): "Are there labels, packed?"; return len(self.y_names) > 0 and set(self.y_names) <= set(self.items.columns)
+    def labelled(self):
+        "Are there labels, packed?"
+        return len(self.y_names) > 0 and set(self.y_names) <= set(self.items.columns)
+
     def packed(self):
         "The labels of all rows `(N, 2, D)`, a `TensorConditional`; None without"
-        if not self.labelled: return None
-        return torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32)).reshape(len(self), 2, -1).as_subclass(TensorConditional)
-    def inputs(self, max_n:int=None) -> pd.DataFrame:
+        if not self.labelled:
+            return None
+        return (
+            torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32))
+            .reshape(len(self), 2, -1)
+            .as_subclass(TensorConditional)
+        )
+
+    def inputs(self, max_n: int = None) -> pd.DataFrame:
         "The first rows' inputs as they stood in the table"
         return told_inputs(self.new(self.items[list(self.x_names)].iloc[:max_n]))
+
 
 def told_inputs(to) -> pd.DataFrame:
     "Inputs of prepared rows as they stood in the table, blank where they were filled or unknown"
@@ -55,13 +73,18 @@ def told_inputs(to) -> pd.DataFrame:
     res = df[[n for n in to.x_names if n not in made]].copy()
     for n in res:
         gap = df[f'{n}_na'].astype(str) == 'True' if f'{n}_na' in made else df[n].astype(object) == '#na#'
-        if gap.any(): res[n] = res[n].astype(object).where(~gap, None)
+        if gap.any():
+            res[n] = res[n].astype(object).where(~gap, None)
     return res
 
-def made_columns(to) -> set: "Input columns that `FillMissing` has added"; return {f'{n}_na' for p in to.procs.fs if isinstance(p, FillMissing) and p.add_col for n in p.na_dict}
+
+def made_columns(to) -> set:
+    "Input columns that `FillMissing` has added"
+    return {f'{n}_na' for p in to.procs.fs if isinstance(p, FillMissing) and p.add_col for n in p.na_dict}
+
 
 def label_columns(
-    flow, # `Flow`
+    flow,  # `Flow`
 ) -> list:
     "The columns that the tasks of a flow read"
     return list(dict.fromkeys(c for b in leaves(flow) for c in b.cols))
@@ -69,50 +92,90 @@ def label_columns(
 # %% ../../nbs/tabular/core.ipynb #56a75cc8
 @provides
 class TableTransform(FlowTransform):
-    "What a `FlowTransform` becomes in a `TabularPandas`; one that is made with the table names its rows in errors, whatever the split did to the order"
+    """What a `FlowTransform` becomes in a `TabularPandas`; one that is made with the table names its rows in
+    errors, whatever the split did to the order"""
+
     own = None
-    def __init__(self, flow, df=None, at=None): # the table, and the positions in it of the `TabularPandas`' rows
+
+    def __init__(self, flow, df=None, at=None):  # the table, and the positions in it of the `TabularPandas`' rows
         super().__init__(flow)
-        if df is not None: self.own = df, np.asarray(at, dtype=np.int64)
+        if df is not None:
+            self.own = df, np.asarray(at, dtype=np.int64)
+
     def setup(self, items=None, train_setup=False):
         to, cols = items, label_columns(self.unbound)
-        if both := [n for n in to.x_names if n in cols]: raise FlowError(f"column {both[0]!r} is read by a task and is an input as well, so that the answer would be given away: take it out of cat_names and cont_names, or out of the flow")
-        if odd := [n for n in to.y_names if n not in cols]: raise FlowError(f"y_names has {odd[0]!r}, which no task reads: leave y_names= out, a flow knows its columns ({near(odd[0], cols)})")
-        if type(to) is TabularPandas: to.__class__ = ConditionalTabular
-        if not isinstance(to, ConditionalTabular): raise FlowError(f"a flow is the target of a TabularPandas, not of a {type(to).__name__}: derive that from fastai_condmtl.tabular.core.ConditionalTabular")
-        table, at = self.own or (to.items[[c for c in to.items.columns if c in {*cols, *self.weight_cols()}]], np.arange(len(to)))
+        if both := [n for n in to.x_names if n in cols]:
+            raise FlowError(
+                f"column {both[0]!r} is read by a task and is an input as well, so that the answer would be given "
+                "away: take it out of cat_names and cont_names, or out of the flow"
+            )
+        if odd := [n for n in to.y_names if n not in cols]:
+            raise FlowError(
+                f"y_names has {odd[0]!r}, which no task reads: leave y_names= out, a flow knows its columns "
+                f"({near(odd[0], cols)})"
+            )
+        if type(to) is TabularPandas:
+            to.__class__ = ConditionalTabular
+        if not isinstance(to, ConditionalTabular):
+            raise FlowError(
+                f"a flow is the target of a TabularPandas, not of a {type(to).__name__}: derive that from "
+                "fastai_condmtl.tabular.core.ConditionalTabular"
+            )
+        table, at = self.own or (
+            to.items[[c for c in to.items.columns if c in {*cols, *self.weight_cols()}]],
+            np.arange(len(to)),
+        )
         if self.own is None:
             self.check_rounded(table)
-            if to.split < len(to): RowsOf.mark(table, table, None) # fastai has put the training rows first, and keeps no positions
+            if to.split < len(to):
+                RowsOf.mark(table, table, None)  # fastai has put the training rows first, and keeps no positions
         self.own = None
-        self.bound = BoundFlow(self.unbound, table, at[:to.split])
+        self.bound = BoundFlow(self.unbound, table, at[: to.split])
         y = self.bound.encode(table)[torch.from_numpy(at)]
-        self.bound.learn_constants(y[:to.split])
+        self.bound.learn_constants(y[: to.split])
         self.write(to, y)
 
     def check_rounded(self, table):
         "fastai makes float32 of numbers to save memory, and .1 of the table is then no longer the .1 of a flow"
         plan = Plan(self.unbound)
         asked = {j for i in range(len(plan.paths)) for j in plan.needs(i)}
-        for i,(p,b) in enumerate(zip(plan.paths, plan.blocks)):
+        for i, (p, b) in enumerate(zip(plan.paths, plan.blocks)):
             for c in b.cols:
-                if c not in table or table[c].dtype != np.float32 or not (isinstance(b, Classes) or i in asked): continue
-                if len(odd := (x := table[c].dropna())[(x % 1 != 0) | (x.abs() > 2**24)]): raise FlowError(f"task '{p}': column '{c}' has been rounded to float32, where {odd.iloc[0]:.7g} is {float(odd.iloc[0])!r}, and conditions and classes need the numbers as they were: TabularPandas(..., reduce_memory=False)")
+                if c not in table or table[c].dtype != np.float32 or not (isinstance(b, Classes) or i in asked):
+                    continue
+                if len(odd := (x := table[c].dropna())[(x % 1 != 0) | (x.abs() > 2**24)]):
+                    raise FlowError(
+                        f"task '{p}': column '{c}' has been rounded to float32, where {odd.iloc[0]:.7g} is "
+                        f"{float(odd.iloc[0])!r}, and conditions and classes need the numbers as they were: "
+                        "TabularPandas(..., reduce_memory=False)"
+                    )
 
     def write(self, to, y):
         "Put packed labels `(N, 2, D)` beside the inputs"
-        cells = [f'{p}[{j}]' if b.n_targets > 1 else p for p,b in self.bound.tasks.items() for j in range(b.n_targets)]
+        cells = [f'{p}[{j}]' if b.n_targets > 1 else p for p, b in self.bound.tasks.items() for j in range(b.n_targets)]
         names = [f'{what} of {c}' for what in ('value', 'mask') for c in cells]
-        to.items = pd.concat([to.items.drop(columns=names, errors='ignore'), pd.DataFrame(y.reshape(len(y), -1).numpy(), columns=names, index=to.items.index)], axis=1)
+        to.items = pd.concat(
+            [
+                to.items.drop(columns=names, errors='ignore'),
+                pd.DataFrame(y.reshape(len(y), -1).numpy(), columns=names, index=to.items.index),
+            ],
+            axis=1,
+        )
         to.y_names = L(names)
-    def label(self, to): "Encode the labels of new rows; a column that is not there counts as missing, with a warning"; self.write(to, self.bound.encode(to.items, missing_ok=True))
+
+    def label(self, to):
+        "Encode the labels of new rows; a column that is not there counts as missing, with a warning"
+        self.write(to, self.bound.encode(to.items, missing_ok=True))
 
     def __call__(self, to, **kwargs):
-        if not to.labelled and set(label_columns(self.unbound)) & set(to.items.columns): self.label(to)
+        if not to.labelled and set(label_columns(self.unbound)) & set(to.items.columns):
+            self.label(to)
         return to
+
     def decode(self, to, **kwargs):
         "Packed columns as the table's own, blank where the mask is 0"
-        if not to.labelled: return to
+        if not to.labelled:
+            return to
         own = self.bound.to_frame(to.packed()).set_axis(to.items.index)
         to.items = pd.concat([to.items.drop(columns=[*to.y_names, *own.columns], errors='ignore'), own], axis=1)
         to.y_names = L(list(own.columns))
@@ -121,15 +184,20 @@ class TableTransform(FlowTransform):
 # %% ../../nbs/tabular/core.ipynb #e362dbce
 class FillGaps(FillMissing):
     "`FillMissing` that also fills columns which had no gaps in the training rows"
+
     def setups(self, to):
         fill = self.fill_strategy if callable(self.fill_strategy) else getattr(FillStrategy, self.fill_strategy)
         gaps, self.fill_strategy = pd.isnull(to.conts).any(), fill.__name__
         vals = {n: fill(to[n], self.fill_vals[n]) for n in to.cont_names}
-        self.na_dict, self.rest = ({n: v for n,v in vals.items() if gaps[n] == g} for g in (True, False))
+        self.na_dict, self.rest = ({n: v for n, v in vals.items() if gaps[n] == g} for g in (True, False))
+
     def encodes(self, to):
         missing = pd.isnull(to.conts)
-        for n,v in {**self.na_dict, **self.rest}.items(): to[n] = to[n].fillna(v)
-        if not self.add_col: return
+        for n, v in {**self.na_dict, **self.rest}.items():
+            to[n] = to[n].fillna(v)
+        if not self.add_col:
+            return
         for n in self.na_dict:
-            to.loc[:,n + '_na'] = missing[n]
-            if n + '_na' not in to.cat_names: to.cat_names.append(n + '_na')
+            to.loc[:, n + '_na'] = missing[n]
+            if n + '_na' not in to.cat_names:
+                to.cat_names.append(n + '_na')

@@ -17,125 +17,217 @@ from ..data.target_block import FlowTransform, as_flow, check_loader_arguments, 
 from ..data.split import as_splitter
 from ..learn.reading import as_own, reread, same_reading
 from ..core.target import as_table
-from .core import ConditionalTabDL, ConditionalTabular, FillGaps, TableTransform, label_columns, made_columns, told_inputs
-import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner # noqa: F401  a learner that is loaded in a new process predicts and shows
+from fastai_condmtl.tabular.core import (
+    ConditionalTabDL,
+    ConditionalTabular,
+    FillGaps,
+    TableTransform,
+    label_columns,
+    made_columns,
+    told_inputs,
+)
+import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
 __all__ = ['input_columns', 'no_dates', 'checked', 'ConditionalTabularDataLoaders', 'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #62c33673
 def input_columns(
-    df,              # The table
-    taken,           # Columns that are no inputs: labels, the split
+    df,  # The table
+    taken,  # Columns that are no inputs: labels, the split
     cat_names=None,  # Columns of categories
-    cont_names=None, # Columns of numbers
-) -> tuple: # `(cat_names, cont_names)`
-    "Which columns are categories and which are numbers; what is given stays, what is left out is found among the other columns"
-    for what,names in (('cat_names', cat_names), ('cont_names', cont_names)):
-        if isinstance(names, str): raise FlowError(f"{what}={names!r} must be a list of columns: write [{names!r}]")
-        if gone := [n for n in names or () if n not in df.columns]: raise FlowError(f"{what} has {gone[0]!r}, which is not a column of the table: {near(gone[0], df.columns)}")
-        if both := [n for n in names or () if n in taken]: raise FlowError(f"{what} has {both[0]!r}, which a task reads (or the split), so that the answer would be given away: take it out of {what}")
-    if twice := set(cat_names or ()) & set(cont_names or ()): raise FlowError(f"{sorted(twice, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
-    if cat_names is not None and cont_names is not None: return list(cat_names), list(cont_names)
+    cont_names=None,  # Columns of numbers
+) -> tuple:  # `(cat_names, cont_names)`
+    """Which columns are categories and which are numbers; what is given stays, what is left out is found among
+    the other columns"""
+    for what, names in (('cat_names', cat_names), ('cont_names', cont_names)):
+        if isinstance(names, str):
+            raise FlowError(f"{what}={names!r} must be a list of columns: write [{names!r}]")
+        if gone := [n for n in names or () if n not in df.columns]:
+            raise FlowError(f"{what} has {gone[0]!r}, which is not a column of the table: {near(gone[0], df.columns)}")
+        if both := [n for n in names or () if n in taken]:
+            raise FlowError(
+                f"{what} has {both[0]!r}, which a task reads (or the split), so that the answer would be given away: "
+                f"take it out of {what}"
+            )
+    if twice := set(cat_names or ()) & set(cont_names or ()):
+        raise FlowError(f"{sorted(twice, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
+    if cat_names is not None and cont_names is not None:
+        return list(cat_names), list(cont_names)
     rest = df[[c for c in df.columns if c not in {*taken, *(cat_names or ()), *(cont_names or ())}]]
     for c in rest:
         no_dates(rest[c], c)
-        try: kinds = 0 if pd.api.types.is_numeric_dtype(rest[c]) else rest[c].nunique()
-        except TypeError: raise FlowError(f"column {c!r} holds lists or other things that are neither numbers nor categories: take it out, or say which columns are inputs with cat_names= and cont_names=") from None
-        if cat_names is None and len(df) > 40 and kinds > len(df)/2: warnings.warn(f"column {c!r} has {kinds} different values in {len(df)} rows: if it names the rows, leave it out with cat_names=", FlowWarning, stacklevel=4)
+        try:
+            kinds = 0 if pd.api.types.is_numeric_dtype(rest[c]) else rest[c].nunique()
+        except TypeError:
+            raise FlowError(
+                f"column {c!r} holds lists or other things that are neither numbers nor categories: take it out, or "
+                "say which columns are inputs with cat_names= and cont_names="
+            ) from None
+        if cat_names is None and len(df) > 40 and kinds > len(df) / 2:
+            warnings.warn(
+                (
+                    f"column {c!r} has {kinds} different values in {len(df)} rows: if it names the rows, leave it out "
+                    "with cat_names="
+                ),
+                FlowWarning,
+                stacklevel=4,
+            )
     conts, cats = cont_cat_split(rest)
-    if cat_names is not None: return list(cat_names), [c for c in rest if pd.api.types.is_numeric_dtype(rest[c]) and not pd.api.types.is_bool_dtype(rest[c])]
-    if cont_names is not None: return cats, list(cont_names)
+    if cat_names is not None:
+        return list(cat_names), [
+            c for c in rest if pd.api.types.is_numeric_dtype(rest[c]) and not pd.api.types.is_bool_dtype(rest[c])
+        ]
+    if cont_names is not None:
+        return cats, list(cont_names)
     return cats, conts
+
 
 def no_dates(col, name):
     "An error for a column of dates or durations, which would count as nanoseconds, a gap as the year 1677"
-    if col.dtype.kind in 'mM' or col.dtype.kind == 'O' and pd.api.types.infer_dtype(col) in ('datetime64', 'datetime', 'date', 'timedelta64', 'timedelta', 'time', 'period'):
-        raise FlowError(f"input {name!r} holds dates or durations: df = add_datepart(df, {name!r}) first, turn it into a number of a known unit, or leave it out with cat_names= and cont_names=")
+    if (
+        col.dtype.kind in 'mM'
+        or col.dtype.kind == 'O'
+        and pd.api.types.infer_dtype(col)
+        in ('datetime64', 'datetime', 'date', 'timedelta64', 'timedelta', 'time', 'period')
+    ):
+        raise FlowError(
+            f"input {name!r} holds dates or durations: df = add_datepart(df, {name!r}) first, turn it into a number "
+            "of a known unit, or leave it out with cat_names= and cont_names="
+        )
+
 
 def checked(
-    df,         # Rows
+    df,  # Rows
     cat_names,  # Columns of categories
-    cont_names, # Columns of numbers
+    cont_names,  # Columns of numbers
 ) -> pd.DataFrame:
-    "`df` with inputs that processors can read: numbers as numbers, categories as values. What is no number is an error that names row and value"
-    if gone := [c for c in [*cat_names, *cont_names] if c not in df.columns]: raise FlowError(f"the rows have no column {gone[0]!r}, which the model takes as input: {near(gone[0], df.columns)}")
-    new = {c: df[c].astype(object) for c in cat_names if isinstance(df[c].dtype, pd.CategoricalDtype)} # fastai would take the codes of these rows for those of the training rows
-    new |= {c: s.where(s.notna(), np.nan) for c in cat_names if (s := new.get(c, df[c])).dtype == object} # it sorts the values, and nothing sorts with None
+    """`df` with inputs that processors can read: numbers as numbers, categories as values. What is no number is
+    an error that names row and value"""
+    if gone := [c for c in [*cat_names, *cont_names] if c not in df.columns]:
+        raise FlowError(
+            f"the rows have no column {gone[0]!r}, which the model takes as input: {near(gone[0], df.columns)}"
+        )
+    new = {
+        c: df[c].astype(object) for c in cat_names if isinstance(df[c].dtype, pd.CategoricalDtype)
+    }  # fastai would take the codes of these rows for those of the training rows
+    new |= {
+        c: s.where(s.notna(), np.nan) for c in cat_names if (s := new.get(c, df[c])).dtype == object
+    }  # it sorts the values, and nothing sorts with None
     for c in cont_names:
         no_dates(df[c], c)
         x = pd.to_numeric(df[c], errors='coerce') if not pd.api.types.is_numeric_dtype(df[c]) else df[c]
         vals = x.to_numpy(dtype=float, na_value=np.nan)
         bad = np.isinf(vals) | (np.isnan(vals) & df[c].notna().to_numpy())
-        if bad.any(): raise FlowError(f"input {c!r}, {row_name(df, i := int(bad.argmax()))}, value {df[c].iloc[i]!r}: not a finite number; correct the cell or leave it blank, or name the column in cat_names=")
-        if not isinstance(df[c].dtype, np.dtype) or df[c].dtype.kind not in 'iuf': new[c] = pd.Series(vals, index=df.index) # nullable, Arrow, object, bool
+        if bad.any():
+            raise FlowError(
+                f"input {c!r}, {row_name(df, i := int(bad.argmax()))}, value {df[c].iloc[i]!r}: not a finite number; "
+                "correct the cell or leave it blank, or name the column in cat_names="
+            )
+        if not isinstance(df[c].dtype, np.dtype) or df[c].dtype.kind not in 'iuf':
+            new[c] = pd.Series(vals, index=df.index)  # nullable, Arrow, object, bool
     return df.assign(**new) if all(isinstance(c, str) for c in new) else df.copy().pipe(_put, new)
 
+
 def _put(df, new):
-    for c,s in new.items(): df[c] = s
+    for c, s in new.items():
+        df[c] = s
     return df
+
 
 def _proc(p):
     "Processors as they are given, but for `FillMissing`"
-    if p is FillMissing: return FillGaps
+    if p is FillMissing:
+        return FillGaps
     return FillGaps(p.fill_strategy, p.add_col, p.fill_vals) if type(p) is FillMissing else p
 
 # %% ../../nbs/tabular/data.ipynb #c623570e
 class ConditionalTabularDataLoaders(TabularDataLoaders):
     "`DataLoaders` of table rows whose target is a flow"
+
     @classmethod
     @delegates(Tabular.dataloaders, but=['dl_type', 'dl_kwargs'])
-    def from_df(cls,
-        df,                # Table: inputs and labels, gaps where there is no label
-        flow,              # A `Flow`, or a single task
-        path='.',          # Folder of what the learner saves
-        procs=(Categorify, FillMissing, Normalize), # fastai's processors; gaps are filled in columns without gaps in training as well (`FillGaps`)
-        cat_names=None,    # Columns of categories; by default what no task reads and is no number
-        cont_names=None,   # Columns of numbers; by default what no task reads and is a number
-        valid_pct:float=.2, # Share of rows for validation
-        seed:int=None,     # For the same random split again
-        valid_idx=None,    # Positions of the validation rows, instead of a random split
-        valid_col=None,    # Column that is true for validation rows, instead
-        stratify:bool=False, # Put rare tasks, classes and gates on both sides of the split
-        splitter=None,     # Any fastai splitter, instead
-        **kwargs
+    def from_df(
+        cls,
+        df,  # Table: inputs and labels, gaps where there is no label
+        flow,  # A `Flow`, or a single task
+        path='.',  # Folder of what the learner saves
+        procs=(
+            Categorify,
+            FillMissing,
+            Normalize,
+        ),  # fastai's processors; gaps are filled in columns without gaps in training as well (`FillGaps`)
+        cat_names=None,  # Columns of categories; by default what no task reads and is no number
+        cont_names=None,  # Columns of numbers; by default what no task reads and is a number
+        valid_pct: float = 0.2,  # Share of rows for validation
+        seed: int = None,  # For the same random split again
+        valid_idx=None,  # Positions of the validation rows, instead of a random split
+        valid_col=None,  # Column that is true for validation rows, instead
+        stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
+        splitter=None,  # Any fastai splitter, instead
+        **kwargs,
     ):
         "From a DataFrame"
         _check_arguments(cls, kwargs, cls.from_df)
-        if not isinstance(df, pd.DataFrame): raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
-        if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
-        if not df.columns.is_unique: raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
+        if not isinstance(df, pd.DataFrame):
+            raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
+        if len(df) == 0:
+            raise FlowError("the table is empty: hand over at least one row")
+        if not df.columns.is_unique:
+            raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
         flow = as_flow(flow)
         taken = label_columns(flow) + FlowTransform(flow).weight_cols() + ([] if valid_col is None else [valid_col])
         cat_names, cont_names = input_columns(df, taken, cat_names, cont_names)
-        if not cat_names and not cont_names: raise FlowError("there is no input: every column of the table is read by a task; add columns to learn from, or name some with cat_names= and cont_names=")
+        if not cat_names and not cont_names:
+            raise FlowError(
+                "there is no input: every column of the table is read by a task; add columns to learn from, or name "
+                "some with cat_names= and cont_names="
+            )
         splits = [list(s) for s in as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)(df)]
         df = checked(df, cat_names, cont_names)
-        to = TabularPandas(df, [_proc(p) for p in procs or ()], cat_names, cont_names, y_block=TransformBlock(type_tfms=[TableTransform(flow, df, sum(splits, []))]), splits=splits, reduce_memory=False)
-        if (gaps := to.conts.isna().any()).any(): raise FlowError(f"column {gaps.idxmax()!r} has blanks that nothing fills: add FillMissing to procs=, or leave it out of cont_names=" if to.conts[gaps.idxmax()].notna().any() else f"column {gaps.idxmax()!r} holds no number in the training rows: leave it out of cont_names=")
+        to = TabularPandas(
+            df,
+            [_proc(p) for p in procs or ()],
+            cat_names,
+            cont_names,
+            y_block=TransformBlock(type_tfms=[TableTransform(flow, df, sum(splits, []))]),
+            splits=splits,
+            reduce_memory=False,
+        )
+        if (gaps := to.conts.isna().any()).any():
+            raise FlowError(
+                f"column {gaps.idxmax()!r} has blanks that nothing fills: add FillMissing to procs=, or leave it out "
+                "of cont_names="
+                if to.conts[gaps.idxmax()].notna().any()
+                else f"column {gaps.idxmax()!r} holds no number in the training rows: leave it out of cont_names="
+            )
         return to.dataloaders(path=path, **kwargs)
 
     @classmethod
-    def from_csv(cls,
-        csv,              # File (or buffer) to read
-        flow,             # A `Flow`, or a single task
-        path='.',         # Folder of what the learner saves
-        skipinitialspace:bool=True, # As in `pd.read_csv`
-        keep_default_na:bool=True,  # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
-        **kwargs
+    def from_csv(
+        cls,
+        csv,  # File (or buffer) to read
+        flow,  # A `Flow`, or a single task
+        path='.',  # Folder of what the learner saves
+        skipinitialspace: bool = True,  # As in `pd.read_csv`
+        # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
+        keep_default_na: bool = True,
+        **kwargs,
     ):
         "From a csv file. An empty cell is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
         _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
         df = read_labels(csv, keep_default_na, skipinitialspace=skipinitialspace)
         return cls.from_df(df, flow, path=path, **kwargs)
 
-    def test_dl(self,
-        test_items,       # DataFrame; or a list of rows: Series, dicts
-        rm_type_tfms=None, # Not used for tables
-        process:bool=True, # Run the processors
-        inplace:bool=False, # Change `test_items` itself
-        with_labels:bool=False, # Encode the labels as well; a column that is not there counts as missing, with a warning
-        **kwargs          # For the loader, e.g. `bs`
+    def test_dl(
+        self,
+        test_items,  # DataFrame; or a list of rows: Series, dicts
+        rm_type_tfms=None,  # Not used for tables
+        process: bool = True,  # Run the processors
+        inplace: bool = False,  # Change `test_items` itself
+        # Encode the labels as well; a column that is not there counts as missing, with a warning
+        with_labels: bool = False,
+        **kwargs,  # For the loader, e.g. `bs`
     ):
         "A loader of new rows: unseen categories and gaps are told as missing"
         check_loader_arguments('dls.test_dl', kwargs, type(self).test_dl, dl_type=type(self.valid))
@@ -145,31 +237,55 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         if process:
             df = checked(df, [n for n in ds.cat_names if n not in made_columns(ds)], ds.cont_names)
             known = {n for p in procs if isinstance(p, FillMissing) for n in [*p.na_dict, *getattr(p, 'rest', ())]}
-            if gaps := [n for n in ds.cont_names if n not in known and df[n].isna().any()]: raise FlowError(f"input {gaps[0]!r} has blanks in these rows and had none in training: fill them, or prepare the table with FillGaps (of fastai_condmtl.tabular) instead of FillMissing")
-        if not with_labels: df = df.drop(columns=[c for c in label_columns(tfm.unbound) if c in df.columns])
+            if gaps := [n for n in ds.cont_names if n not in known and df[n].isna().any()]:
+                raise FlowError(
+                    f"input {gaps[0]!r} has blanks in these rows and had none in training: fill them, or prepare the "
+                    "table with FillGaps (of fastai_condmtl.tabular) instead of FillMissing"
+                )
+        if not with_labels:
+            df = df.drop(columns=[c for c in label_columns(tfm.unbound) if c in df.columns])
         to = ds.new(df, inplace=inplace)
-        if process: to.process()
-        if with_labels and not to.labelled: tfm.label(to)
+        if process:
+            to.process()
+        if with_labels and not to.labelled:
+            tfm.label(to)
         return self.valid.new(to, **kwargs)
+
 
 def _check_arguments(cls, kwargs, method, *takers):
     "Raise where nothing reads an argument of a method"
     check_loader_arguments(f'{cls.__name__}.{method.__name__}', kwargs, method, *takers, dl_type=ConditionalTabDL)
 
+
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders
-ConditionalTabularDataLoaders.from_csv = delegates(to=ConditionalTabularDataLoaders.from_df)(ConditionalTabularDataLoaders.from_csv)
+ConditionalTabularDataLoaders.from_csv = delegates(to=ConditionalTabularDataLoaders.from_df)(
+    ConditionalTabularDataLoaders.from_csv
+)
 
 # %% ../../nbs/tabular/data.ipynb #0d7f3db5
 def learnt_procs(to):
     "What the processors of a `TabularPandas` have learnt from its training rows"
-    def told(v): return [*v] if hasattr(v, '__iter__') and not isinstance(v, (str, dict)) else v
-    def state(p): return {k: {n: told(x) for n,x in v.items()} if isinstance(v, dict) or hasattr(v, 'items') and not hasattr(v, 'iloc') else told(v) for k,v in vars(p).items()}
+
+    def told(v):
+        return [*v] if hasattr(v, '__iter__') and not isinstance(v, (str, dict)) else v
+
+    def state(p):
+        return {
+            k: {n: told(x) for n, x in v.items()}
+            if isinstance(v, dict) or hasattr(v, 'items') and not hasattr(v, 'iloc')
+            else told(v)
+            for k, v in vars(p).items()
+        }
+
     return [(type(p), repr(state(p))) for p in to.procs.fs if not isinstance(p, TableTransform)]
 
+
 @as_own.register
-def _(ds:ConditionalTabular, own, labels=True):
+def _(ds: ConditionalTabular, own, labels=True):
     if not isinstance(own, ConditionalTabular):
-        raise FlowError(f"the learner's data is a {type(own).__name__}, the new data a table: hand over data of the same kind")
+        raise FlowError(
+            f"the learner's data is a {type(own).__name__}, the new data a table: hand over data of the same kind"
+        )
     same_inputs, same_flow = learnt_procs(ds) == learnt_procs(own), not labels or same_reading(own.flow, ds.flow)
     if same_inputs and same_flow:
         return ds
@@ -182,6 +298,7 @@ def _(ds:ConditionalTabular, own, labels=True):
     if y is not None:
         tfm.write(to, y)
     return to
+
 
 def _prepared(ds, own):
     "The rows of `ds`, their inputs prepared by the processors of `own`, without labels"

@@ -21,24 +21,31 @@ __all__ = ['conditional_tabular_learner', 'predict']
 # %% ../../nbs/tabular/learner.ipynb #64fbcf2b
 @delegates(tabular_learner)
 def conditional_tabular_learner(
-    dls,          # `DataLoaders` whose target is a flow
+    dls,  # `DataLoaders` whose target is a flow
     layers=None,  # Sizes of the hidden layers, by default [200,100]
     config=None,  # From `tabular_config`: dropout, batch norm, activation
     *,
-    metrics=None, # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
-    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
-    **kwargs
+    metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
+    # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
+    # .5
+    tune='f1_score',
+    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
+    # `TaskBalance`; None: by the weights of the blocks
+    balance=None,
+    **kwargs,
 ) -> Learner:
     "`tabular_learner` for a flow"
     check_arguments('conditional_tabular_learner', kwargs, conditional_tabular_learner, tabular_learner, TabularLearner)
     fit_for(dls, {**(config or {}), **kwargs})
     return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
 
+
 @wraps_stock(TabularLearner)
-def predict(stock, self,
-    row,             # A row: Series, dict, or a DataFrame of one
-    with_input=False # Of a flow: the decoded inputs first
+def predict(
+    stock,
+    self,
+    row,  # A row: Series, dict, or a DataFrame of one
+    with_input=False,  # Of a flow: the decoded inputs first
 ):
     "Prediction on a row: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
     flow = getattr(self.dls, 'flow', None)
@@ -47,9 +54,11 @@ def predict(stock, self,
     one = isinstance(row, (pd.Series, dict)) or isinstance(row, pd.DataFrame) and len(row) == 1
     if not one:
         what = len(row) if isinstance(row, pd.DataFrame) else f"a {type(row).__name__}"
-        raise FlowError(f"predict takes one row, not {what}: df.iloc[0], or a dict of the inputs. For several there is learn.predict_df(df)")
+        raise FlowError(
+            f"predict takes one row, not {what}: df.iloc[0], or a dict of the inputs. For several there is "
+            "learn.predict_df(df)"
+        )
     dl = self.dls.test_dl(row)
     acts, _, dec = self.get_preds(dl=dl, with_decoded=True)
     res = FlowPrediction(flow, dec[0], acts[0]), dec[0], acts[0]
     return (dl.dataset.inputs().iloc[0], *res) if with_input else res
-

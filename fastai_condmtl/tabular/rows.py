@@ -22,7 +22,7 @@ from .core import FillGaps, told_inputs
 from ..learn.reading import reads_input, with_transform
 from .data import checked, learnt_procs
 from plum import dispatch
-import fastai_condmtl.tabular.show # noqa: F401
+import fastai_condmtl.tabular.show  # noqa: F401
 
 # %% auto #0
 __all__ = ['TensorRow', 'TableRow', 'InputRows', 'InputLists', 'RowTransform', 'TabularRowBlock', 'show_batch', 'RowModel',
@@ -32,77 +32,129 @@ __all__ = ['TensorRow', 'TableRow', 'InputRows', 'InputLists', 'RowTransform', '
 class TensorRow(TensorBase):
     "Prepared columns of table rows `(..., n_cat + n_cont)`: codes of categories, then numbers"
 
+
 class TableRow(dict):
     "A row's inputs as they stood in the table"
-    def __str__(self): return ', '.join(f'{k} {v}' for k,v in self.items())
+
+    def __str__(self):
+        return ', '.join(f'{k} {v}' for k, v in self.items())
+
     def show(self, ctx=None, **kwargs):
         "Print the row, or write it above what `ctx` shows"
-        if ctx is None: print(self)
-        else: ctx.set_title('\n'.join(f'{k}: {v}' for k,v in self.items()), fontsize=7, loc='left', parse_math=False)
+        if ctx is None:
+            print(self)
+        else:
+            ctx.set_title('\n'.join(f'{k}: {v}' for k, v in self.items()), fontsize=7, loc='left', parse_math=False)
         return ctx
+
 
 class InputRows(EncodedRows):
     "Prepared rows `(N, n)`, picked by position"
+
     def __getitem__(self, i):
         res = super().__getitem__(i)
         return InputRows(res.y, res.idx) if isinstance(res, EncodedRows) else res.as_subclass(TensorRow)
 
+
 class InputLists(ConditionalLists):
     "The row's part of `Datasets`, once it is prepared; new rows are prepared as a whole"
+
     def __init__(self, items, tfms, **kwargs):
         if not isinstance(items, InputRows) and len(items):
             items = InputRows(next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, RowTransform)).prepare(items))
-        elif not isinstance(items, InputRows): items = InputRows(torch.zeros(0, 0))
+        elif not isinstance(items, InputRows):
+            items = InputRows(torch.zeros(0, 0))
         TfmdLists.__init__(self, items, tfms, **kwargs)
+
 
 class RowTransform(Transform):
     "Prepares columns with fastai's tabular processors, fitted to the training rows"
+
     order, train_setup, input_types = 1, False, (object,)
+
     def __init__(self, cat_names, cont_names, procs):
         super().__init__()
         self.names, self.procs, self.to, self.getters = (list(cat_names), list(cont_names)), procs, None, []
+
     def setup(self, items=None, train_setup=False):
         self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop']
         items.tfms.fs.clear()
         df = self.table(items.items)
-        to = TabularPandas(df.iloc[list(items.splits[0])], [p() if isinstance(p, type) else deepcopy(p) for p in self.procs], *map(list, self.names), reduce_memory=False)
-        self.emb_szs, self.n_cont, self.to = get_emb_sz(to) if len(to.cat_names) else [], len(to.cont_names), to.new_empty()
+        to = TabularPandas(
+            df.iloc[list(items.splits[0])],
+            [p() if isinstance(p, type) else deepcopy(p) for p in self.procs],
+            *map(list, self.names),
+            reduce_memory=False,
+        )
+        self.emb_szs, self.n_cont, self.to = (
+            get_emb_sz(to) if len(to.cat_names) else [],
+            len(to.cont_names),
+            to.new_empty(),
+        )
         items.items, items.__class__ = InputRows(self.prepare(items.items)), InputLists
+
     def table(self, rows):
         "Raw rows, as the getters read them, as a DataFrame with the wanted columns"
         if self.getters:
             rows = [rows.iloc[i] for i in range(len(rows))] if isinstance(rows, pd.DataFrame) else list(rows)
-            for f in self.getters: rows = [f(r) for r in rows]
-            if rows and not (isinstance(rows[0], pd.Series) or hasattr(rows[0], 'keys')): rows = pd.DataFrame([list(r) for r in rows], columns=[*self.names[0], *self.names[1]])
+            for f in self.getters:
+                rows = [f(r) for r in rows]
+            if rows and not (isinstance(rows[0], pd.Series) or hasattr(rows[0], 'keys')):
+                rows = pd.DataFrame([list(r) for r in rows], columns=[*self.names[0], *self.names[1]])
         df = checked(rows if isinstance(rows, pd.DataFrame) else as_table(rows, ()), *self.names)
         return df[[*self.names[0], *self.names[1]]].reset_index(drop=True)
+
     def prepare(self, rows):
         "Raw rows as a tensor `(N, n)`"
         to = self.to.new(self.table(rows))
         to.process()
         res = torch.from_numpy(to.items[[*self.to.cat_names, *self.to.cont_names]].to_numpy(dtype=np.float32))
-        if torch.isnan(res).any(): raise FlowError(f"column {self.to.x_names[int(torch.isnan(res).any(0).int().argmax())]!r} has blanks that nothing fills: add FillGaps to procs=, or leave the column out")
+        if torch.isnan(res).any():
+            raise FlowError(
+                f"column {self.to.x_names[int(torch.isnan(res).any(0).int().argmax())]!r} has blanks that nothing "
+                "fills: add FillGaps to procs=, or leave the column out"
+            )
         return res
-    def __call__(self, x, **kwargs): return x if isinstance(x, TensorRow) else self.prepare([x])[0].as_subclass(TensorRow)
+
+    def __call__(self, x, **kwargs):
+        return x if isinstance(x, TensorRow) else self.prepare([x])[0].as_subclass(TensorRow)
+
     def decode(self, x, **kwargs):
-        if not isinstance(x, TensorRow): return x
+        if not isinstance(x, TensorRow):
+            return x
         to = self.to.new(pd.DataFrame([x.tolist()], columns=[*self.to.cat_names, *self.to.cont_names]))
-        return TableRow({k: '–' if v is None else f'{v:.4g}' if isinstance(v, float) else v for k,v in told_inputs(to).iloc[0].items()})
+        return TableRow(
+            {
+                k: '–' if v is None else f'{v:.4g}' if isinstance(v, float) else v
+                for k, v in told_inputs(to).iloc[0].items()
+            }
+        )
+
 
 class TabularRowBlock:
     "Columns of a table as an input: a block for `DataBlock(..., n_inp=2)`"
-    def __init__(self,
+
+    def __init__(
+        self,
         cat_names=(),  # Columns of categories
-        cont_names=(), # Columns of numbers
-        procs=(Categorify, FillGaps, Normalize), # fastai's processors, as classes
+        cont_names=(),  # Columns of numbers
+        procs=(Categorify, FillGaps, Normalize),  # fastai's processors, as classes
     ):
         for n in (cat_names, cont_names):
-            if isinstance(n, str): raise FlowError(f"{n!r} must be a list of columns: write [{n!r}]")
-        if not len(cat_names) and not len(cont_names): raise FlowError("TabularRowBlock has no column: name some with cat_names= and cont_names=")
-        if both := set(cat_names) & set(cont_names): raise FlowError(f"{sorted(both, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
+            if isinstance(n, str):
+                raise FlowError(f"{n!r} must be a list of columns: write [{n!r}]")
+        if not len(cat_names) and not len(cont_names):
+            raise FlowError("TabularRowBlock has no column: name some with cat_names= and cont_names=")
+        if both := set(cat_names) & set(cont_names):
+            raise FlowError(
+                f"{sorted(both, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them"
+            )
         self.cat_names, self.cont_names, self.procs = cat_names, cont_names, procs
+
     @property
-    def type_tfms(self): "A new transform for each `dataloaders`"; return [RowTransform(self.cat_names, self.cont_names, self.procs)]
+    def type_tfms(self):
+        "A new transform for each `dataloaders`"
+        return [RowTransform(self.cat_names, self.cont_names, self.procs)]
 
 # %% ../../nbs/tabular/rows.ipynb #2639fd85
 @reads_input(RowTransform)
@@ -118,68 +170,103 @@ def _own_rows(own, other, tl):
 
 # %% ../../nbs/tabular/rows.ipynb #6e0abd69
 @dispatch
-def show_batch(x:TensorImage, y:TensorRow, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_batch(
+    x: TensorImage, y: TensorRow, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs
+):
     "Images and rows without labels: of new items fastai takes the second input for the target"
     from fastai_condmtl.vision.show import draw_images
-    axs = draw_images([im for im,_ in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
-    return [row.show(ctx=ax) for (_,row),ax in zip(samples, axs)]
+
+    axs = draw_images([im for im, _ in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return [row.show(ctx=ax) for (_, row), ax in zip(samples, axs)]
+
 
 class RowModel(nn.Module):
     "fastai's `TabularModel` on a `TensorRow` batch `(bs, n)`"
-    def __init__(self,
-        dls,       # `DataLoaders` with a `TabularRowBlock`
-        n_out,     # Features to put out
-        layers=(), # Sizes of hidden layers
-        **kwargs   # For `TabularModel`: `ps`, `embed_p`, `act_cls`, ...
+
+    def __init__(
+        self,
+        dls,  # `DataLoaders` with a `TabularRowBlock`
+        n_out,  # Features to put out
+        layers=(),  # Sizes of hidden layers
+        **kwargs,  # For `TabularModel`: `ps`, `embed_p`, `act_cls`, ...
     ):
         super().__init__()
-        rows = next((t for tl in getattr(dls.train_ds, 'tls', ()) for t in tl.tfms.fs if isinstance(t, RowTransform)), None)
-        if rows is None: raise FlowError("these data have no row as input: DataBlock(blocks=(ImageBlock, TabularRowBlock(cat_names, cont_names), flow), n_inp=2)")
-        self.n_cat, self.model = len(rows.emb_szs), TabularModel(rows.emb_szs, rows.n_cont, n_out, list(layers), **kwargs)
-    def forward(self, row): return self.model(row[:,:self.n_cat].long(), row[:,self.n_cat:])
+        rows = next(
+            (t for tl in getattr(dls.train_ds, 'tls', ()) for t in tl.tfms.fs if isinstance(t, RowTransform)), None
+        )
+        if rows is None:
+            raise FlowError(
+                "these data have no row as input: DataBlock(blocks=(ImageBlock, TabularRowBlock(cat_names, "
+                "cont_names), flow), n_inp=2)"
+            )
+        self.n_cat, self.model = (
+            len(rows.emb_szs),
+            TabularModel(rows.emb_szs, rows.n_cont, n_out, list(layers), **kwargs),
+        )
+
+    def forward(self, row):
+        return self.model(row[:, : self.n_cat].long(), row[:, self.n_cat :])
+
 
 class JoinedModel(nn.Module):
     "A network an input, their features side by side, and a linear head"
-    def __init__(self,
-        models, # One for each input, each puts out features `(bs, n)`
+
+    def __init__(
+        self,
+        models,  # One for each input, each puts out features `(bs, n)`
         sizes,  # How many
-        c,      # Logits: `dls.c`
-        ps=0.,  # Dropout before the head
+        c,  # Logits: `dls.c`
+        ps=0.0,  # Dropout before the head
     ):
         super().__init__()
         self.models = nn.ModuleList(models)
         self.head = nn.Sequential(nn.ReLU(), nn.Dropout(ps), nn.Linear(sum(sizes), c))
-    def forward(self, *inputs): return self.head(torch.cat([m(x) for m,x in zip(self.models, inputs)], 1))
+
+    def forward(self, *inputs):
+        return self.head(torch.cat([m(x) for m, x in zip(self.models, inputs)], 1))
+
 
 class JoinedSplit:
     "Parameter groups of a `JoinedModel`: those of the first network, all else in the last"
-    def __init__(self, splitter): self.splitter = splitter
+
+    def __init__(self, splitter):
+        self.splitter = splitter
+
     def __call__(self, m):
         *groups, last = [list(g) for g in self.splitter(m.models[0])]
         return [*groups, last + [p for o in m.models[1:] for p in o.parameters()] + params(m.head)]
 
+
 def conditional_image_tabular_learner(
-    dls,            # `DataLoaders` of images and rows, in this order, whose target is a flow
-    arch,           # A torchvision architecture, or the name of a timm model
+    dls,  # `DataLoaders` of images and rows, in this order, whose target is a flow
+    arch,  # A torchvision architecture, or the name of a timm model
     *,
-    layers=(64,),   # Hidden layers on the row
-    n_image=64,     # Features of the image
-    n_row=32,       # Features of the row
-    metrics=None,   # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score', # What thresholds are searched for after each fit, as for `conditional_vision_learner`
-    balance=None, # How tasks are weighed against each other in training, as for `conditional_vision_learner`
-    pretrained=True, # Weights from ImageNet: the image network starts frozen
-    **kwargs        # For `vision_learner`
+    layers=(64,),  # Hidden layers on the row
+    n_image=64,  # Features of the image
+    n_row=32,  # Features of the row
+    metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
+    tune='f1_score',  # What thresholds are searched for after each fit, as for `conditional_vision_learner`
+    balance=None,  # How tasks are weighed against each other in training, as for `conditional_vision_learner`
+    pretrained=True,  # Weights from ImageNet: the image network starts frozen
+    **kwargs,  # For `vision_learner`
 ) -> Learner:
     "A network on an image and its row, for a flow"
     from fastai.vision.learner import create_vision_model, vision_learner
     from fastai_condmtl.vision.learner import check_arch
+
     check_arch(arch)
-    if not isinstance(arch, str): # of timm, architectures have arguments of their own
-        check_arguments('conditional_image_tabular_learner', kwargs, conditional_image_tabular_learner, vision_learner, create_vision_model)
+    if not isinstance(arch, str):  # of timm, architectures have arguments of their own
+        check_arguments(
+            'conditional_image_tabular_learner',
+            kwargs,
+            conditional_image_tabular_learner,
+            vision_learner,
+            create_vision_model,
+        )
     row = RowModel(dls, n_row, layers)
     learn = vision_learner(dls, arch, n_out=n_image, pretrained=pretrained, **fit_for(dls, kwargs))
     learn.model = JoinedModel([learn.model, row], (n_image, n_row), dls.c).to(dls.device)
     learn.splitter, learn.opt = JoinedSplit(learn.splitter), None
-    if pretrained: learn.freeze()
+    if pretrained:
+        learn.freeze()
     return equip(learn, metrics, tune, balance)

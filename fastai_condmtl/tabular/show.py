@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, textwrap
 import pandas as pd
-import fastai.tabular.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
+import fastai.tabular.learner  # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from ..core.prediction_tree import tell
 from ..core.prediction import FlowPrediction
 from ..core.target import TensorConditional
@@ -18,72 +18,131 @@ __all__ = ['rows_table', 'display_table', 'show_batch', 'show_results']
 
 # %% ../../nbs/tabular/show.ipynb #2ecdb9fc
 def rows_table(
-    x:ConditionalTabular, # Rows with packed labels, as a batch decodes
-    pred=None,   # Packed decisions `(n, 2, D)` to set beside; None: labels only
-    max_n:int=10, # Rows at most
-    titles=(),   # A note for each row, as first column
+    x: ConditionalTabular,  # Rows with packed labels, as a batch decodes
+    pred=None,  # Packed decisions `(n, 2, D)` to set beside; None: labels only
+    max_n: int = 10,  # Rows at most
+    titles=(),  # A note for each row, as first column
 ):
     "`(table, styles)`: texts of inputs and tasks, and the CSS of each cell"
     inputs, flow, y = x.inputs(max_n), x.flow, x.packed()
     res = pd.DataFrame({c: [_text(v) for v in inputs[c]] for c in inputs}, index=range(len(inputs)))
-    if len(titles): res.insert(0, '', list(titles)[:len(res)])
+    if len(titles):
+        res.insert(0, '', list(titles)[: len(res)])
     css = pd.DataFrame('', index=res.index, columns=res.columns)
-    truth = [None]*len(inputs) if y is None else [FlowPrediction(flow, v) for v in y[:max_n]]
-    if pred is None: trees = [t.tree() for t in truth if t is not None]
-    else: trees = [FlowPrediction(flow, p).tree(truth=t, probability=False) for t,p in zip(truth, pred)]
-    for i,p in enumerate(flow.paths):
+    truth = [None] * len(inputs) if y is None else [FlowPrediction(flow, v) for v in y[:max_n]]
+    if pred is None:
+        trees = [t.tree() for t in truth if t is not None]
+    else:
+        trees = [FlowPrediction(flow, p).tree(truth=t, probability=False) for t, p in zip(truth, pred)]
+    for i, p in enumerate(flow.paths):
         name = p if p not in res else f'{p} (task)'
         nodes = [t[p].data if t.contains((t.root, p)) else None for t in trees]
         res[name] = ['' if d is None else _cell(flow.tasks[p], d, pred is not None) for d in nodes]
-        css[name] = [('border-left: 1px solid gray;' if i == 0 else '') + ('' if d is None else 'color: crimson' if d['wrong'] else '' if d['known'] else 'color: gray') for d in nodes]
+        css[name] = [
+            ('border-left: 1px solid gray;' if i == 0 else '')
+            + ('' if d is None else 'color: crimson' if d['wrong'] else '' if d['known'] else 'color: gray')
+            for d in nodes
+        ]
     return res, css
 
-def _text(v): return '' if v is None or v is pd.NA or v != v else tell(bool(v)) if str(v) in ('True', 'False') else f'{v:.4g}' if isinstance(v, float) else str(v)
+
+def _text(v):
+    return (
+        ''
+        if v is None or v is pd.NA or v != v
+        else tell(bool(v))
+        if str(v) in ('True', 'False')
+        else f'{v:.4g}'
+        if isinstance(v, float)
+        else str(v)
+    )
+
+
 def _cell(block, d, judged):
     "What a cell says: the decision, and the truth where they differ"
     said = '–' if d['value'] is None else tell(d['value'])
-    if not judged or d['truth'] is None or d['value'] is not None and block.exact and not d['wrong']: return said
+    if not judged or d['truth'] is None or d['value'] is not None and block.exact and not d['wrong']:
+        return said
     return f"{'✗ ' if d['wrong'] or d['value'] is None else ''}{said} (truth {tell(d['truth'])})"
+
 
 def display_table(res, css):
     "Show `rows_table`: styled in a notebook, as text elsewhere"
     try:
         from IPython import get_ipython
         from IPython.display import HTML, display
-    except ImportError: get_ipython = lambda: None # no notebook without it
-    if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'): print(res.to_string(index=False))
-    else: display(HTML(res.style.hide(axis='index').apply(lambda _: css, axis=None).set_uuid(hashlib.md5(res.to_csv().encode()).hexdigest()[:8]).to_html())) # the same table, the same text
+    except ImportError:
+        get_ipython = lambda: None  # no notebook without it
+    if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'):
+        print(res.to_string(index=False))
+    else:
+        display(
+            HTML(
+                res.style.hide(axis='index')
+                .apply(lambda _: css, axis=None)
+                .set_uuid(hashlib.md5(res.to_csv().encode()).hexdigest()[:8])
+                .to_html()
+            )
+        )  # the same table, the same text
+
 
 @dispatch
-def show_batch(x:ConditionalTabular, y:None, its, ctxs=None, max_n=10, **kwargs):
+def show_batch(x: ConditionalTabular, y: None, its, ctxs=None, max_n=10, **kwargs):
     "Inputs and labels, a row each"
-    display_table(*rows_table(x, max_n=max_n)) if x.labelled else display_table(t := x.inputs(max_n).map(_text), t.map(lambda v: ''))
+    display_table(*rows_table(x, max_n=max_n)) if x.labelled else display_table(
+        t := x.inputs(max_n).map(_text), t.map(lambda v: '')
+    )
+
 
 @dispatch
-def show_results(x:ConditionalTabular, y:ConditionalTabular, samples, outs, ctxs=None, max_n=10, titles=(), **kwargs):
-    "Inputs and predictions, a row each: wrong ones red with the truth behind, those without a label gray, where there are labels at all"
+def show_results(x: ConditionalTabular, y: ConditionalTabular, samples, outs, ctxs=None, max_n=10, titles=(), **kwargs):
+    """Inputs and predictions, a row each: wrong ones red with the truth behind, those without a label gray, where
+    there are labels at all"""
     display_table(*rows_table(x, y.packed(), max_n, titles))
 
 # %% ../../nbs/tabular/show.ipynb #9ecc4c53
-def _told(inputs): return ' | '.join(textwrap.shorten(str(o), 200) for o in inputs)
+def _told(inputs):
+    return ' | '.join(textwrap.shorten(str(o), 200) for o in inputs)
+
 
 def _several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
     from fastai.torch_core import TensorImage
     from fastai_condmtl.vision.show import draw_pairs, trees_and_shapes
+
     trees, shapes = trees_and_shapes(samples, outs)
     images = [next((o for o in s if isinstance(o, TensorImage)), None) for s in samples]
-    if images[0] is None: # in words
-        for i,(s,t) in enumerate(zip(samples, trees[:max_n])): print('\n'.join([*titles[i:i + 1], _told(s[:-1]), str(t), '']))
+    if images[0] is None:  # in words
+        for i, (s, t) in enumerate(zip(samples, trees[:max_n])):
+            print('\n'.join([*titles[i : i + 1], _told(s[:-1]), str(t), '']))
         return
-    notes = [textwrap.shorten(_told(o for o in s[:-1] if o is not im), 90, placeholder=' …') for s,im in zip(samples, images)]
+    notes = [
+        textwrap.shorten(_told(o for o in s[:-1] if o is not im), 90, placeholder=' …')
+        for s, im in zip(samples, images)
+    ]
     return draw_pairs(images, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles, notes, **kwargs)
 
+
 @dispatch
-def show_batch(x:tuple, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_batch(
+    x: tuple, y: TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs
+):
     "Several inputs beside the trees of their labels"
     return _several(samples, None, ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
+
 @dispatch
-def show_results(x:tuple, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
+def show_results(
+    x: tuple,
+    y: TensorConditional,
+    samples,
+    outs,
+    ctxs=None,
+    max_n=9,
+    nrows=None,
+    ncols=None,
+    figsize=None,
+    titles=(),
+    **kwargs,
+):
     "Several inputs beside the trees of their predictions"
     return _several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)

@@ -6,8 +6,16 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from ..core.errors import check_vocab, halved, plain_number, FlowError
-from ..core.columns import (
-    distinct, look_up, sort_labels, LIKELY_NO_YES, NO_YES, blank_line, no_yes, replace_line)
+from fastai_condmtl.core.columns import (
+    distinct,
+    look_up,
+    sort_labels,
+    LIKELY_NO_YES,
+    NO_YES,
+    blank_line,
+    no_yes,
+    replace_line,
+)
 from ..core.conditions import is_number
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
 
@@ -16,60 +24,82 @@ __all__ = ['encode_yes_no', 'told_yes_no', 'words_of_columns', 'plain_values', '
 
 # %% ../../nbs/tasks/binary.ipynb #8e33195b
 def encode_yes_no(
-    block, # Bound block, for errors
-    df,    # Table
-    col,   # Column
-    words, # Its words for no and yes; None: True and False, 1 and 0
+    block,  # Bound block, for errors
+    df,  # Table
+    col,  # Column
+    words,  # Its words for no and yes; None: True and False, 1 and 0
 ):
     "Natural values and known of one column, `(N, 1)` each"
-    bits = words is None or not any(map(is_number, words)) # else 0 and 1 are words too, or none
+    bits = words is None or not any(map(is_number, words))  # else 0 and 1 are words too, or none
     answers = ({0: 0, 1: 1} if bits else {}) | ({} if words is None else {words[0]: 0, words[1]: 1})
-    fix = ', or '.join(["True/False or 1/0"]*bits + ([] if words is None else [f"a word of {words}"]))
-    return look_up(block, df, col, answers.get, lambda v: f"not a binary label: use {fix}; {how_to_say(block, df, col, v, words)}")
+    fix = ', or '.join(["True/False or 1/0"] * bits + ([] if words is None else [f"a word of {words}"]))
+    return look_up(
+        block, df, col, answers.get, lambda v: f"not a binary label: use {fix}; {how_to_say(block, df, col, v, words)}"
+    )
+
 
 def told_yes_no(yes, known, words):
     "Answers (N,) in the table's terms, blank where not `known` (N,)"
-    if words is None: return pd.arrays.BooleanArray(yes, ~known)
+    if words is None:
+        return pd.arrays.BooleanArray(yes, ~known)
     res = np.empty(len(yes), dtype=object)
-    res[:] = [words[int(y)] if k else None for y,k in zip(yes, known)]
+    res[:] = [words[int(y)] if k else None for y, k in zip(yes, known)]
     return res
 
+
 def words_of_columns(
-    block, # Block whose columns hold yes and no
-    df,    # The whole table
-) -> dict: # Column → (no, yes)
-    "The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can mean nothing else"
+    block,  # Block whose columns hold yes and no
+    df,  # The whole table
+) -> dict:  # Column → (no, yes)
+    """The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can
+    mean nothing else"""
     values = {c: plain_values(block, df, c) for c in block.cols if _may_be_words(df[c])}
-    words = {c: pair for c,vals in values.items() if (pair := no_yes(vals) or no_yes(_sure(vals))) is not None}
-    if (-1, 1) not in words.values(): return words
+    words = {c: pair for c, vals in values.items() if (pair := no_yes(vals) or no_yes(_sure(vals))) is not None}
+    if (-1, 1) not in words.values():
+        return words
     numbers = {c: vals for c in block.cols if all(map(is_number, vals := values.get(c) or plain_values(block, df, c)))}
-    signed = set().union(*numbers.values()) == {-1, 1} # beside 0 in another column -1 is not told
-    res = {c: pair for c,pair in words.items() if c not in numbers}
+    signed = set().union(*numbers.values()) == {-1, 1}  # beside 0 in another column -1 is not told
+    res = {c: pair for c, pair in words.items() if c not in numbers}
     return res | {c: (-1, 1) for c in numbers} if signed else res
+
 
 def _sure(values):
     "Of three words and more those two that say no and yes: the others are then what an error names"
     words = [v for v in values if isinstance(v, str) and v.strip().lower() in {w for pair in NO_YES for w in pair}]
     return words if len(words) == 2 else []
 
-def plain_values(block, df, col): "The distinct values of a column"; return [plain_number(v) for v in distinct(block, df, col)[1]]
+
+def plain_values(block, df, col):
+    "The distinct values of a column"
+    return [plain_number(v) for v in distinct(block, df, col)[1]]
+
 
 def _may_be_words(s):
-    "Can a column hold other words than True and False, 1 and 0? Of most columns a look at the first cell or the least one tells"
-    if pd.api.types.is_bool_dtype(s): return False
-    if pd.api.types.is_complex_dtype(s): return False
-    if pd.api.types.is_numeric_dtype(s): return bool((s < 0).any())
+    """Can a column hold other words than True and False, 1 and 0? Of most columns a look at the first cell or the
+    least one tells"""
+    if pd.api.types.is_bool_dtype(s):
+        return False
+    if pd.api.types.is_complex_dtype(s):
+        return False
+    if pd.api.types.is_numeric_dtype(s):
+        return bool((s < 0).any())
     at = s.first_valid_index() if s.index.is_unique else None
     return at is None or not isinstance(s.loc[at], (bool, np.bool_))
+
 
 def how_to_say(block, df, col, v, words):
     "What to write where cells of a column of yes and no hold something else, `v`"
     v = plain_number(v)
-    if not isinstance(v, (str, bool, int, float)) or len(repr(v)) > 60: return "leave the cell blank where it is unknown"
+    if not isinstance(v, (str, bool, int, float)) or len(repr(v)) > 60:
+        return "leave the cell blank where it is unknown"
     values = plain_values(block, df, col)
     if words is None and len(values) == 2 and -1 not in values:
         no, yes = no_yes(values, LIKELY_NO_YES) or sort_labels(values)
-        if block.takes_lists: return f"say which of its two words means yes, such as df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: 1}})"
+        if block.takes_lists:
+            return (
+                f"say which of its two words means yes, such as df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: "
+                f"1}})"
+            )
         return f"name its two words, the one for no first: vocab=({no!r}, {yes!r})"
     cols = [c for c in block.cols if c == col or v in plain_values(block, df, c)]
     res = f"leave the cell blank where it is unknown: {blank_line(cols, v)}"
@@ -77,49 +107,105 @@ def how_to_say(block, df, col, v, words):
 
 # %% ../../nbs/tasks/binary.ipynb #d084a91a
 def why_no_labels(
-    labels, # What was read in a cell
-    cell,   # The cell
-    text,   # Was it a list written as text?
+    labels,  # What was read in a cell
+    cell,  # The cell
+    text,  # Was it a list written as text?
 ) -> str:
     "Why a list is none of labels; empty where it is one"
-    if text and isinstance(labels, tuple): return "text in brackets that is no list: write ['a', 'b'], or labels with label_delim= between them. If the brackets belong to the labels, name these with vocab="
-    if any(l is None or l is pd.NA or l != l for l in labels): return "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not labelled. In rows of 0 and 1 with gaps give each label its own column, cols="
-    if any(isinstance(l, (list, dict, set, tuple)) and text for l in labels): return "a list of lists is none of labels: write ['a', 'b']"
-    if any(map(halved, labels)): return "a label holds half of a character (a surrogate), which no file can hold: read the table again with its right encoding"
+    if text and isinstance(labels, tuple):
+        return (
+            "text in brackets that is no list: write ['a', 'b'], or labels with label_delim= between them. If the "
+            "brackets belong to the labels, name these with vocab="
+        )
+    if any(l is None or l is pd.NA or l != l for l in labels):
+        return (
+            "a label in the list is missing: leave it out, or leave the whole cell blank where the row is not "
+            "labelled. In rows of 0 and 1 with gaps give each label its own column, cols="
+        )
+    if any(isinstance(l, (list, dict, set, tuple)) and text for l in labels):
+        return "a list of lists is none of labels: write ['a', 'b']"
+    if any(map(halved, labels)):
+        return (
+            "a label holds half of a character (a surrogate), which no file can hold: read the table again with its "
+            "right encoding"
+        )
     return ''
 
 # %% ../../nbs/tasks/binary.ipynb #cc522a71
 class BinaryBlock(Sigmoid):
-    "Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`; yes and no, true and false, -1 and 1 are understood"
-    kept_as = dict(loss='loss_name') # for files: arguments, and the attributes that keep them
+    """Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`; yes and no, true and false, -1 and 1 are
+    understood"""
+
+    kept_as = dict(loss='loss_name')  # for files: arguments, and the attributes that keep them
     ops = ('true',)
-    def __init__(self, name, col=None, *,
-        threshold:float=.5,    # Decided yes where the probability is above
-        pos_weight:float=None, # Weight of positive rows, as in `BCEWithLogitsLoss`; `'balanced'` counts it from the training rows
-        vocab=None,            # Words for no and yes, in this order; by default those of the column, where they can mean nothing else
-        loss:str='bce',        # `bce`, or `focal`: what is right already hardly counts
-        gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
-        tune='auto',           # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its own
-        whole_space=False,     # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold; `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
-        **kwargs               # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        threshold: float = 0.5,  # Decided yes where the probability is above
+        # Weight of positive rows, as in `BCEWithLogitsLoss`; `'balanced'` counts it from the training rows
+        pos_weight: float = None,
+        # Words for no and yes, in this order; by default those of the column, where they can mean nothing else
+        vocab=None,
+        loss: str = 'bce',  # `bce`, or `focal`: what is right already hardly counts
+        gamma: float = 2.0,
+        alpha: float = None,  # Of the focal loss, see `sigmoid_focal`
+        # What the threshold search maximises: `'auto'` as the learner says, None keeps `threshold`, or a metric of its
+        # own
+        tune='auto',
+        # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold;
+        # `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
+        whole_space=False,
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
-        if not any(whole_space is v for v in (False, True)) and whole_space not in ('detach', 'both'): raise FlowError(f"task '{name}': whole_space={whole_space!r} must be False, True, 'detach' or 'both'")
-        if whole_space and loss == 'focal': raise FlowError(f"task '{name}': whole_space= trains a probability by cross entropy, loss='focal' another thing: leave one of them out")
+        if not any(whole_space is v for v in (False, True)) and whole_space not in ('detach', 'both'):
+            raise FlowError(f"task '{name}': whole_space={whole_space!r} must be False, True, 'detach' or 'both'")
+        if whole_space and loss == 'focal':
+            raise FlowError(
+                f"task '{name}': whole_space= trains a probability by cross entropy, loss='focal' another thing: "
+                "leave one of them out"
+            )
         self.whole_space = whole_space
         self._set_threshold(threshold)
         self._set_loss(loss, gamma, alpha)
         vocab = check_vocab(self, vocab)
-        if vocab is not None and len(vocab) != 2: raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
-        self.pos_weight, self.vocab, self.tune = check_pos_weight(self, pos_weight), None if vocab is None else tuple(vocab), check_tune(self, tune)
+        if vocab is not None and len(vocab) != 2:
+            raise FlowError(f"task '{name}': vocab={vocab!r} must be two words, no and yes in this order")
+        self.pos_weight, self.vocab, self.tune = (
+            check_pos_weight(self, pos_weight),
+            None if vocab is None else tuple(vocab),
+            check_tune(self, tune),
+        )
+
     def setup(self, df, train):
-        if self.vocab is None: self.vocab = words_of_columns(self, df).get(self.cols[0])
-    def encode(self, df): return encode_yes_no(self, df, self.cols[0], self.vocab)
-    def answer(self, op, value, vals, known, scaled=False): return (vals[:,0] > .5) & known[:,0], (vals[:,0] <= .5) & known[:,0]
-    def implied_labels(self, op, value, truth): return [(0, float(truth))]
-    def to_cell(self, vals): return bool(vals[0] > .5) if self.vocab is None else self.vocab[int(vals[0] > .5)]
+        if self.vocab is None:
+            self.vocab = words_of_columns(self, df).get(self.cols[0])
+
+    def encode(self, df):
+        return encode_yes_no(self, df, self.cols[0], self.vocab)
+
+    def answer(self, op, value, vals, known, scaled=False):
+        return (vals[:, 0] > 0.5) & known[:, 0], (vals[:, 0] <= 0.5) & known[:, 0]
+
+    def implied_labels(self, op, value, truth):
+        return [(0, float(truth))]
+
+    def to_cell(self, vals):
+        return bool(vals[0] > 0.5) if self.vocab is None else self.vocab[int(vals[0] > 0.5)]
+
     def to_columns(self, vals, known):
-        return {self.cols[0]: told_yes_no(vals[:,0] > .5, known[:,0], self.vocab)}
-    def question_states(self, op, value): return all, [(0, (1,))]
-    def probability(self, acts): return float(acts[0])
-    def describe(self): return ', '.join(filter(None, ['' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}', self.learnt_weights]))
+        return {self.cols[0]: told_yes_no(vals[:, 0] > 0.5, known[:, 0], self.vocab)}
+
+    def question_states(self, op, value):
+        return all, [(0, (1,))]
+
+    def probability(self, acts):
+        return float(acts[0])
+
+    def describe(self):
+        return ', '.join(
+            filter(None, ['' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}', self.learnt_weights])
+        )

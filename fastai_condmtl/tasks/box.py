@@ -14,54 +14,102 @@ __all__ = ['BoxBlock']
 # %% ../../nbs/tasks/box.ipynb #d1cd694f
 _formats = dict(xywh=('x1', 'y1', 'w', 'h'), xyxy=('x1', 'y1', 'x2', 'y2'))
 
+
 class BoxBlock(_Coordinates):
     "A box in a picture, in pixels of the original; it follows each transform that moves its pixels"
+
     geometry, outside = 'boxes', 'clip'
     metrics = ('iou', 'mae', 'rmse')
     cell_holds = "a list of four numbers"
-    def __init__(self, name,
-        cols=None,         # Four columns in the order of `fmt`; or one column (by default `name`) whose cells are lists of four numbers
+
+    def __init__(
+        self,
+        name,
+        # Four columns in the order of `fmt`; or one column (by default `name`) whose cells are lists of four numbers
+        cols=None,
         *,
-        fmt:str='xywh',    # `xywh`: left, top, width, height; `xyxy`: left, top, right, bottom
-        loss:str='mse',    # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs           # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        fmt: str = 'xywh',  # `xywh`: left, top, width, height; `xyxy`: left, top, right, bottom
+        loss: str = 'mse',  # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)
-        if fmt not in _formats: raise FlowError(f"task '{name}': fmt={fmt!r} is not known: use 'xywh' or 'xyxy'")
-        if self.per_column and len(cols) != 4: raise FlowError(f"task '{name}': cols names {len(cols)} columns: a box has four, {', '.join(_formats[fmt])}")
+        if fmt not in _formats:
+            raise FlowError(f"task '{name}': fmt={fmt!r} is not known: use 'xywh' or 'xyxy'")
+        if self.per_column and len(cols) != 4:
+            raise FlowError(
+                f"task '{name}': cols names {len(cols)} columns: a box has four, {', '.join(_formats[fmt])}"
+            )
         self.fmt = fmt
+
     coordinates = _formats['xyxy']
+
     @property
-    def n_targets(self): return 4
-    def config(self): return dict(cols=self.given_cols, fmt=self.fmt, loss=self.loss_name)
-    def setup(self, df, train): self._shares(df, self.encode(df)[0])
+    def n_targets(self):
+        return 4
+
+    def config(self):
+        return dict(cols=self.given_cols, fmt=self.fmt, loss=self.loss_name)
+
+    def setup(self, df, train):
+        self._shares(df, self.encode(df)[0])
+
     def encode(self, df):
         x = self.read(df, 4)
         known = ~np.isnan(x).any(1)
-        if self.fmt == 'xywh': x = np.concatenate([x[:,:2], x[:,:2] + x[:,2:]], 1)
-        for a,what in ((0, 'width'), (1, 'height')):
-            if (bad := known & (x[:,a + 2] < x[:,a])).any():
+        if self.fmt == 'xywh':
+            x = np.concatenate([x[:, :2], x[:, :2] + x[:, 2:]], 1)
+        for a, what in ((0, 'width'), (1, 'height')):
+            if (bad := known & (x[:, a + 2] < x[:, a])).any():
                 i = int(bad.argmax())
-                raise self.bad(df, self.cols[a + 2] if self.per_column else self.cols[0], i, f"the box has a negative {what}: correct the cell" + (", or say fmt='xywh' if these are width and height" if self.fmt == 'xyxy' else ", or say fmt='xyxy' if these are its right and bottom edge"))
-        known = np.broadcast_to(known[:,None], x.shape)
-        return np.where(known, x, 0.), known
-    def corners(self, vals): "Corners as predicted may have changed places"; v = np.reshape(vals, (-1, 2, 2)); return np.concatenate([v.min(1), v.max(1)], 1).reshape(np.shape(vals))
-    def written(self, vals): v = self.corners(vals); return np.concatenate([v[...,:2], v[...,2:] - v[...,:2]], -1) if self.fmt == 'xywh' else v
-    def to_cell(self, vals): return tuple(map(float, self.written(vals)))
+                raise self.bad(
+                    df,
+                    self.cols[a + 2] if self.per_column else self.cols[0],
+                    i,
+                    f"the box has a negative {what}: correct the cell"
+                    + (
+                        ", or say fmt='xywh' if these are width and height"
+                        if self.fmt == 'xyxy'
+                        else ", or say fmt='xyxy' if these are its right and bottom edge"
+                    ),
+                )
+        known = np.broadcast_to(known[:, None], x.shape)
+        return np.where(known, x, 0.0), known
+
+    def corners(self, vals):
+        "Corners as predicted may have changed places"
+        v = np.reshape(vals, (-1, 2, 2))
+        return np.concatenate([v.min(1), v.max(1)], 1).reshape(np.shape(vals))
+
+    def written(self, vals):
+        v = self.corners(vals)
+        return np.concatenate([v[..., :2], v[..., 2:] - v[..., :2]], -1) if self.fmt == 'xywh' else v
+
+    def to_cell(self, vals):
+        return tuple(map(float, self.written(vals)))
+
     def to_columns(self, vals, known):
         v = self.written(vals)
-        if self.per_column: return {c: np.where(known[:,j], v[:,j], np.nan) for j,c in enumerate(self.cols)}
+        if self.per_column:
+            return {c: np.where(known[:, j], v[:, j], np.nan) for j, c in enumerate(self.cols)}
         res = np.empty(len(v), dtype=object)
-        for i,k in enumerate(known): res[i] = tuple(map(float, v[i])) if k.any() else None
+        for i, k in enumerate(known):
+            res[i] = tuple(map(float, v[i])) if k.any() else None
         return {self.cols[0]: res}
-    def shapes(self, vals, known): x1, y1, x2, y2 = map(float, self.corners(vals)); return {'': (x1, y1, x2 - x1, y2 - y1)} if known.all() else {}
+
+    def shapes(self, vals, known):
+        x1, y1, x2, y2 = map(float, self.corners(vals))
+        return {'': (x1, y1, x2 - x1, y2 - y1)} if known.all() else {}
+
     def score(self, name, summary, true, mask, threshold=None):
         "`iou`: mean intersection over union; errors of the four edges, as shares of the picture's width and height"
-        if name != 'iou': return self._error(name, summary, true, mask)
+        if name != 'iou':
+            return self._error(name, summary, true, mask)
         m = mask.all(1)
-        a, b = self.corners(summary[m,:,0].astype(np.float64)), true[m].astype(np.float64)
-        size = lambda x: (x[:,2:] - x[:,:2]).clip(min=0).prod(1)
-        both = size(np.concatenate([np.maximum(a, b)[:,:2], np.minimum(a, b)[:,2:]], 1))
-        return float((both/np.maximum(size(a) + size(b) - both, 1e-12)).mean()) if m.any() else float('nan')
-    def describe(self): return f'box, {self.fmt}'
+        a, b = self.corners(summary[m, :, 0].astype(np.float64)), true[m].astype(np.float64)
+        size = lambda x: (x[:, 2:] - x[:, :2]).clip(min=0).prod(1)
+        both = size(np.concatenate([np.maximum(a, b)[:, :2], np.minimum(a, b)[:, 2:]], 1))
+        return float((both / np.maximum(size(a) + size(b) - both, 1e-12)).mean()) if m.any() else float('nan')
+
+    def describe(self):
+        return f'box, {self.fmt}'

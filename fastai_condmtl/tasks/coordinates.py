@@ -16,64 +16,149 @@ __all__ = []
 # %% ../../nbs/tasks/coordinates.ipynb #78db377c
 class _Coordinates(ConditionalBlock):
     "What `KeypointsBlock` and `BoxBlock` share"
+
     exact, takes_lists, blank = False, True, float('nan')
     lower_is_better = ('mae', 'rmse')
+
     def _set(self, cols, loss):
         "Columns as they are written: one a coordinate, or one with lists"
-        if cols is not None and self.col is not None: raise FlowError(f"task '{self.name}': cols={cols!r} and col={self.col!r} both name its columns: leave one out")
-        self.loss_name, self.given_cols = regression_loss(self, loss), None if cols is None else cols if isinstance(cols, (str, int)) else list(cols)
+        if cols is not None and self.col is not None:
+            raise FlowError(
+                f"task '{self.name}': cols={cols!r} and col={self.col!r} both name its columns: leave one out"
+            )
+        self.loss_name, self.given_cols = (
+            regression_loss(self, loss),
+            None if cols is None else cols if isinstance(cols, (str, int)) else list(cols),
+        )
         if isinstance(self.given_cols, list):
-            if twice := [c for i,c in enumerate(cols) if c in cols[:i]]: raise FlowError(f"task '{self.name}': column {twice[0]!r} stands twice in cols: name each coordinate once")
+            if twice := [c for i, c in enumerate(cols) if c in cols[:i]]:
+                raise FlowError(
+                    f"task '{self.name}': column {twice[0]!r} stands twice in cols: name each coordinate once"
+                )
+
     @property
-    def per_column(self): "Does each coordinate have a column of its own?"; return isinstance(self.given_cols, list)
+    def per_column(self):
+        "Does each coordinate have a column of its own?"
+        return isinstance(self.given_cols, list)
+
     @property
-    def cols(self): return list(self.given_cols) if self.per_column else super().cols if self.given_cols is None else [self.given_cols]
+    def cols(self):
+        return (
+            list(self.given_cols) if self.per_column else super().cols if self.given_cols is None else [self.given_cols]
+        )
+
     @property
-    def family(self): return ('points', self.loss_name)
+    def family(self):
+        return ('points', self.loss_name)
+
     def read(self, df, n=None):
         "Coordinates as they stand in the table `(N, W)`, NaN where missing"
-        if self.per_column: return np.stack([numbers(self, df, c) for c in self.cols], 1)
+        if self.per_column:
+            return np.stack([numbers(self, df, c) for c in self.cols], 1)
         col, rows = self.cols[0], []
-        for i,v in enumerate(df[col]):
-            if _missing(v): rows.append(None); continue
-            if isinstance(v, (str, bytes)): raise self.bad(df, col, i, f"this is text: a cell holds {self.cell_holds}; parse it, or give each coordinate a column (cols=[...])")
-            try: rows.append(np.array([np.nan if _missing(x) else _coordinate(x) for x in _flat(v)]))
-            except (TypeError, ValueError, OverflowError): raise self.bad(df, col, i, f"a cell holds {self.cell_holds}: correct the cell or leave it blank") from None
-            if np.isinf(rows[-1]).any(): raise self.bad(df, col, i, "not a finite number: correct the cell or leave it blank")
-        first = next((i for i,r in enumerate(rows) if r is not None), None)
-        if n is None: n = 0 if first is None else len(rows[first])
-        for i,r in enumerate(rows):
-            if r is not None and len(r) != n: raise self.bad(df, col, i, f"{len(r)} numbers instead of {n}: a cell holds {self.cell_holds}, as many in each row")
+        for i, v in enumerate(df[col]):
+            if _missing(v):
+                rows.append(None)
+                continue
+            if isinstance(v, (str, bytes)):
+                raise self.bad(
+                    df,
+                    col,
+                    i,
+                    (
+                        f"this is text: a cell holds {self.cell_holds}; parse it, or give each coordinate a column "
+                        "(cols=[...])"
+                    ),
+                )
+            try:
+                rows.append(np.array([np.nan if _missing(x) else _coordinate(x) for x in _flat(v)]))
+            except (TypeError, ValueError, OverflowError):
+                raise self.bad(
+                    df, col, i, f"a cell holds {self.cell_holds}: correct the cell or leave it blank"
+                ) from None
+            if np.isinf(rows[-1]).any():
+                raise self.bad(df, col, i, "not a finite number: correct the cell or leave it blank")
+        first = next((i for i, r in enumerate(rows) if r is not None), None)
+        if n is None:
+            n = 0 if first is None else len(rows[first])
+        for i, r in enumerate(rows):
+            if r is not None and len(r) != n:
+                raise self.bad(
+                    df, col, i, f"{len(r)} numbers instead of {n}: a cell holds {self.cell_holds}, as many in each row"
+                )
         return np.array([np.full(n, np.nan) if r is None else r for r in rows]).reshape(len(df), n)
+
     loss = Regression.loss
-    def activate(self, logits): return 2*logits.sigmoid() - 1
-    def decide(self, acts): return acts
-    def summarise(self, acts, targets): return acts[..., None]
-    def display_units(self, x): "Loss scale to shares of the picture"; return (x + 1)/2
+
+    def activate(self, logits):
+        return 2 * logits.sigmoid() - 1
+
+    def decide(self, acts):
+        return acts
+
+    def summarise(self, acts, targets):
+        return acts[..., None]
+
+    def display_units(self, x):
+        "Loss scale to shares of the picture"
+        return (x + 1) / 2
+
     def baseline(self, name, constant, vals):
-        if constant is None: return None
+        if constant is None:
+            return None
         return np.broadcast_to(constant[int(name == 'mae')], vals.shape)[..., None]
+
     def shape_constant(self, vals, mask):
-        "What the trivial predictor learns of training rows *as the network sees them* `(N, W)`: mean and median of each coordinate"
-        return np.array([[f(vals[mask[:,j] > 0, j]) if (mask[:,j] > 0).any() else 0. for j in range(vals.shape[1])] for f in (np.mean, np.median)])
+        """What the trivial predictor learns of training rows *as the network sees them* `(N, W)`: mean and median
+        of each coordinate"""
+        return np.array(
+            [
+                [f(vals[mask[:, j] > 0, j]) if (mask[:, j] > 0).any() else 0.0 for j in range(vals.shape[1])]
+                for f in (np.mean, np.median)
+            ]
+        )
+
     def _error(self, name, summary, true, mask):
-        d = (summary[...,0].astype(np.float64) - true)[mask]/2
-        return float('nan') if not len(d) else float(np.abs(d).mean()) if name == 'mae' else float(np.sqrt((d*d).mean()))
+        d = (summary[..., 0].astype(np.float64) - true)[mask] / 2
+        return (
+            float('nan') if not len(d) else float(np.abs(d).mean()) if name == 'mae' else float(np.sqrt((d * d).mean()))
+        )
+
     def _shares(self, df, x):
         "Coordinates that are all within 0 and 1 cannot be pixels"
         known = x[~np.isnan(x)]
         if len(known) > 8 and known.min() >= 0 and known.max() <= 1 and np.ptp(known) > 0:
-            raise FlowError(f"task '{self.path}': all coordinates lie between 0 and 1: they look like shares, and are read as pixels of the original picture: multiply x by its width and y by its height")
+            raise FlowError(
+                f"task '{self.path}': all coordinates lie between 0 and 1: they look like shares, and are read as "
+                "pixels of the original picture: multiply x by its width and y by its height"
+            )
 
-def _missing(v): return v is None or v is pd.NA or isinstance(v, (float, np.floating)) and v != v or not hasattr(v, '__len__') and pd.isna(v) is True
+
+def _missing(v):
+    return (
+        v is None
+        or v is pd.NA
+        or isinstance(v, (float, np.floating))
+        and v != v
+        or not hasattr(v, '__len__')
+        and pd.isna(v) is True
+    )
+
+
 def _coordinate(x):
-    if isinstance(x, (str, bytes, bytearray)): raise ValueError(x) # float would read them
+    if isinstance(x, (str, bytes, bytearray)):
+        raise ValueError(x)  # float would read them
     return float(x)
+
+
 def _flat(v):
     "Numbers of a list, nested or not; in a nested one, a point that is missing as a whole is two numbers"
     v = list(v)
     nested = any(hasattr(x, '__len__') for x in v)
     for x in v:
-        if hasattr(x, '__len__'): yield from x
-        elif nested and not _missing(x): raise ValueError(x)
-        else: yield from (None, None) if nested else (x,)
+        if hasattr(x, '__len__'):
+            yield from x
+        elif nested and not _missing(x):
+            raise ValueError(x)
+        else:
+            yield from (None, None) if nested else (x,)

@@ -16,81 +16,147 @@ __all__ = ['poisson_median', 'CountBlock']
 
 # %% ../../nbs/tasks/count.ipynb #b2e93cff
 def poisson_median(rate):
-    "The medians of Poisson distributions of these rates (array or tensor): between rate - ln 2 and rate + 1/3 ([Choi 1994](https://doi.org/10.1090/S0002-9939-1994-1195477-8)), hence one of two whole numbers"
-    if isinstance(rate, torch.Tensor): gammaincc, m = torch.special.gammaincc, (rate - np.log(2)).ceil().clamp(min=0)
+    """The medians of Poisson distributions of these rates (array or tensor): between rate - ln 2 and rate + 1/3
+    ([Choi 1994](https://doi.org/10.1090/S0002-9939-1994-1195477-8)), hence one of two whole numbers"""
+    if isinstance(rate, torch.Tensor):
+        gammaincc, m = torch.special.gammaincc, (rate - np.log(2)).ceil().clamp(min=0)
     else:
         from scipy.special import gammaincc
+
         m = np.maximum(np.ceil(rate - np.log(2)), 0)
-    return m + (gammaincc(m + 1, rate) < .5)*1. # P(count <= m)
+    return m + (gammaincc(m + 1, rate) < 0.5) * 1.0  # P(count <= m)
+
 
 class CountBlock(Regression):
     "How many: 0, 1, 2 …, by Poisson regression. Decoded is the expected count, a cell is the median one"
+
     ops, family = ('eq', 'ne', 'gt', 'ge', 'lt', 'le', 'between'), ('count',)
     metrics, lower_is_better = ('mae', 'rmse', 'r2', 'deviance'), ('mae', 'rmse', 'deviance')
-    steep = 15. # the exponential goes on as a straight line from here: finite, whatever the logits
+    steep = 15.0  # the exponential goes on as a straight line from here: finite, whatever the logits
+
     def setup(self, df, train):
         x = numbers(self, train, self.cols[0])
         x = x[~np.isnan(x)]
-        self.span = float(x.mean()) if len(x) and x.mean() > 0 else 1.
+        self.span = float(x.mean()) if len(x) and x.mean() > 0 else 1.0
+
     def encode(self, df):
         vals, known = super().encode(df)
-        if (bad := (vals < 0) | (vals % 1 != 0) | (vals > 2**53)).any(): raise self.bad(df, self.cols[0], int(bad[:,0].argmax()), "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in general there is UnboundedRegressionBlock")
+        if (bad := (vals < 0) | (vals % 1 != 0) | (vals > 2**53)).any():
+            raise self.bad(
+                df,
+                self.cols[0],
+                int(bad[:, 0].argmax()),
+                (
+                    "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in "
+                    "general there is UnboundedRegressionBlock"
+                ),
+            )
         return vals, known
-    def describe(self): return f'counts, mean {self.span:.4g}'
+
+    def describe(self):
+        return f'counts, mean {self.span:.4g}'
+
     def parse_question(self, op, value):
         "The least and the greatest count for which the question is answered yes (of `ne` no)"
         vs = super().parse_question(op, value)
-        if op in ('eq', 'ne') and (vs[0] < 0 or vs[0] % 1): raise FlowError(f"a condition asks whether the count '{self.path}' is {value!r}: counts are 0, 1, 2 …, compare by > or <")
-        lo = {'gt': np.floor(vs[0]) + 1, 'lt': 0., 'le': 0.}.get(op, np.ceil(vs[0]))
+        if op in ('eq', 'ne') and (vs[0] < 0 or vs[0] % 1):
+            raise FlowError(
+                f"a condition asks whether the count '{self.path}' is {value!r}: counts are 0, 1, 2 …, compare by > "
+                "or <"
+            )
+        lo = {'gt': np.floor(vs[0]) + 1, 'lt': 0.0, 'le': 0.0}.get(op, np.ceil(vs[0]))
         hi = {'lt': np.ceil(vs[0]) - 1, 'gt': np.inf, 'ge': np.inf}.get(op, np.floor(vs[-1]))
         lo = max(lo, 0)
-        if lo > hi: raise never_true(self.path, op, value, "counts are 0, 1, 2 …")
+        if lo > hi:
+            raise never_true(self.path, op, value, "counts are 0, 1, 2 …")
         return [float(lo), float(hi)]
+
     def answer(self, op, value, vals, known, scaled=False):
-        x = poisson_median(vals[:,0]*self.span) if scaled else vals[:,0] # of a label this is the label
+        x = poisson_median(vals[:, 0] * self.span) if scaled else vals[:, 0]  # of a label this is the label
         t = (x >= value[0]) & (x <= value[1])
-        if op == 'ne': t = ~t
-        return t & known[:,0], ~t & known[:,0]
+        if op == 'ne':
+            t = ~t
+        return t & known[:, 0], ~t & known[:, 0]
+
     def implied_labels(self, op, value, truth):
-        if truth == (op != 'ne'): return [(0, value[0])] if value[0] == value[1] else []
-        return [(0, 0.)] if value == [1, np.inf] else [] # not one or more: none
-    def to_cell(self, vals): return int(poisson_median(np.float64(vals[0])))
-    def to_columns(self, vals, known): return {self.cols[0]: pd.arrays.IntegerArray(poisson_median(np.where(known[:,0], vals[:,0], 0.)).astype(np.int64), ~known[:,0])}
+        if truth == (op != 'ne'):
+            return [(0, value[0])] if value[0] == value[1] else []
+        return [(0, 0.0)] if value == [1, np.inf] else []  # not one or more: none
+
+    def to_cell(self, vals):
+        return int(poisson_median(np.float64(vals[0])))
+
+    def to_columns(self, vals, known):
+        return {
+            self.cols[0]: pd.arrays.IntegerArray(
+                poisson_median(np.where(known[:, 0], vals[:, 0], 0.0)).astype(np.int64), ~known[:, 0]
+            )
+        }
 
     def loss(self, logits, targets, weight=None):
-        res = torch.addcmul(self.activate(logits) + (torch.xlogy(targets, targets) - targets), targets, logits, value=-1) # rate - t - t log(rate/t)
-        return res if weight is None else (res*weight).sum()
+        res = torch.addcmul(
+            self.activate(logits) + (torch.xlogy(targets, targets) - targets), targets, logits, value=-1
+        )  # rate - t - t log(rate/t)
+        return res if weight is None else (res * weight).sum()
+
     def activate(self, logits):
         "Expected counts over the mean of the training rows"
         z = logits.clamp(max=self.steep)
         rate = z.exp()
         return torch.addcmul(rate, rate, logits - z)
+
     def score(self, name, summary, true, mask, threshold=None):
         "`mae` of whole counts (the median errs least), the others of expected counts (the mean does)"
-        m = mask[:,0]
-        rate, y = self.unscale(summary[m,0,0].astype(np.float64)), np.round(self.unscale(true[m,0].astype(np.float64)))
-        if not len(y) or not np.isfinite(rate).all(): return float('nan')
-        if name != 'deviance': return regression_score(name, poisson_median(rate) if name == 'mae' else rate, y)
+        m = mask[:, 0]
+        rate, y = (
+            self.unscale(summary[m, 0, 0].astype(np.float64)),
+            np.round(self.unscale(true[m, 0].astype(np.float64))),
+        )
+        if not len(y) or not np.isfinite(rate).all():
+            return float('nan')
+        if name != 'deviance':
+            return regression_score(name, poisson_median(rate) if name == 'mae' else rate, y)
         from sklearn.metrics import mean_poisson_deviance
+
         return float(mean_poisson_deviance(y, np.maximum(rate, 1e-9)))
 
-    def certain_acts(self, vals): return torch.full_like(vals, -1.) # no rate is negative: the value itself is known
+    def certain_acts(self, vals):
+        return torch.full_like(vals, -1.0)  # no rate is negative: the value itself is known
+
     def question_states(self, op, value):
-        "One variable for all that is asked of this count: its states are the stretches between the counts where some answer changes"
+        """One variable for all that is asked of this count: its states are the stretches between the counts where
+        some answer changes"""
         value = list(value)
-        cuts = tuple(sorted({c for _,v in (*self.questions, (op, value)) for c in (v[0], v[1] + 1) if 0 < c < np.inf}))
-        return all, [(cuts, tuple(j for j,at in enumerate((0., *cuts)) if (value[0] <= at <= value[1]) != (op == 'ne')))]
-    def n_states(self, variable): return len(variable) + 1
+        cuts = tuple(sorted({c for _, v in (*self.questions, (op, value)) for c in (v[0], v[1] + 1) if 0 < c < np.inf}))
+        return all, [
+            (cuts, tuple(j for j, at in enumerate((0.0, *cuts)) if (value[0] <= at <= value[1]) != (op == 'ne')))
+        ]
+
+    def n_states(self, variable):
+        return len(variable) + 1
+
     def state_probs(self, variable, acts, vals):
         from scipy.special import gammaincc
-        below = gammaincc(np.array(variable)[None], np.maximum(acts, 0)*self.span) if variable else np.zeros((len(acts), 0)) # P(count < cut)
-        known = np.round(vals.astype(np.float64)*self.span) < np.array(variable)[None]
+
+        below = (
+            gammaincc(np.array(variable)[None], np.maximum(acts, 0) * self.span)
+            if variable
+            else np.zeros((len(acts), 0))
+        )  # P(count < cut)
+        known = np.round(vals.astype(np.float64) * self.span) < np.array(variable)[None]
         below = np.where(acts < 0, known, below)
         return np.diff(np.concatenate([np.zeros((len(acts), 1)), below, np.ones((len(acts), 1))], 1))
+
     def probability(self, acts):
         "`{count: probability}` of all that are not very unlikely; None where these are hundreds"
         from scipy.stats import poisson
-        rate = float(acts[0])*self.span
-        if not rate < 1000: return None
-        k = np.arange(poisson.ppf(.001, rate), poisson.ppf(.999, rate) + 1, dtype=int) if rate > 0 else np.zeros(1, dtype=int)
+
+        rate = float(acts[0]) * self.span
+        if not rate < 1000:
+            return None
+        k = (
+            np.arange(poisson.ppf(0.001, rate), poisson.ppf(0.999, rate) + 1, dtype=int)
+            if rate > 0
+            else np.zeros(1, dtype=int)
+        )
         return dict(zip(k.tolist(), poisson.pmf(k, rate).tolist()))

@@ -14,55 +14,67 @@ __all__ = ['balanced_classes', 'balanced_positives', 'span_of', 'sigmoid_focal',
 
 # %% ../../nbs/tasks/imbalance.ipynb #89fb415c
 def balanced_classes(
-    counts, # Rows (or their weights) of each class `(k,)`
-):          # `(k,)`
+    counts,  # Rows (or their weights) of each class `(k,)`
+):  # `(k,)`
     "Weights with which all classes that occur weigh alike; 1 for those that do not"
     n = np.asarray(counts, dtype=float)
-    return np.divide(n.sum(), n*(n > 0).sum(), out=np.ones_like(n), where=n > 0)
+    return np.divide(n.sum(), n * (n > 0).sum(), out=np.ones_like(n), where=n > 0)
+
 
 def balanced_positives(
-    pos, # Rows (or their weights) that say yes, a number a label `(n,)`
-    neg, # Those that say no `(n,)`
-):       # `(n,)`
+    pos,  # Rows (or their weights) that say yes, a number a label `(n,)`
+    neg,  # Those that say no `(n,)`
+):  # `(n,)`
     "Weights of yes with which it weighs as much as no; 1 where one of them does not occur"
     pos, neg = np.asarray(pos, dtype=float), np.asarray(neg, dtype=float)
     return np.divide(neg, pos, out=np.ones_like(pos), where=(pos > 0) & (neg > 0))
 
-def span_of(w): "Weights in words, from the least to the greatest"; return f'{w.min():.3g}' if len(w) == 1 else f'{w.min():.3g} to {w.max():.3g}'
+
+def span_of(w):
+    "Weights in words, from the least to the greatest"
+    return f'{w.min():.3g}' if len(w) == 1 else f'{w.min():.3g} to {w.max():.3g}'
 
 # %% ../../nbs/tasks/imbalance.ipynb #a2094ea2
 def sigmoid_focal(
-    logits,     # Any shape
-    targets,    # 0 or 1, of the same shape
-    gamma=2.,   # How much less counts what is right
-    alpha=None, # Weight of positives, negatives weigh 1 - alpha; None: both weigh 1
+    logits,  # Any shape
+    targets,  # 0 or 1, of the same shape
+    gamma=2.0,  # How much less counts what is right
+    alpha=None,  # Weight of positives, negatives weigh 1 - alpha; None: both weigh 1
 ):
     "Focal loss of each answer, yes or no"
-    x = logits*(2*targets - 1) # of the truth
-    res = -F.logsigmoid(x)*(gamma*F.logsigmoid(-x)).exp()
-    return res if alpha is None else res*((2*alpha - 1)*targets + (1 - alpha))
+    x = logits * (2 * targets - 1)  # of the truth
+    res = -F.logsigmoid(x) * (gamma * F.logsigmoid(-x)).exp()
+    return res if alpha is None else res * ((2 * alpha - 1) * targets + (1 - alpha))
+
 
 def softmax_focal(
-    logits,       # `(n, classes)`
-    targets,      # Class indices `(n,)`
-    gamma=2.,     # How much less counts what is right
-    class_weights=None, # One weight a class
-):                # `(n,)`
+    logits,  # `(n, classes)`
+    targets,  # Class indices `(n,)`
+    gamma=2.0,  # How much less counts what is right
+    class_weights=None,  # One weight a class
+):  # `(n,)`
     "Focal loss of each choice of one class"
     ce = F.cross_entropy(logits, targets, reduction='none')
-    res = ce*(-torch.expm1(-ce)).clamp(min=torch.finfo(ce.dtype).tiny)**gamma # the root of 0 has no gradient
-    return res if class_weights is None else res*class_weights[targets]
+    res = ce * (-torch.expm1(-ce)).clamp(min=torch.finfo(ce.dtype).tiny) ** gamma  # the root of 0 has no gradient
+    return res if class_weights is None else res * class_weights[targets]
 
 # %% ../../nbs/tasks/imbalance.ipynb #db698a90
 def check_loss(
     block,  # The block, for the error
-    loss,   # What it was told
+    loss,  # What it was told
     plain,  # Name of the kind's plain loss; the other is `focal`
-    gamma, alpha=None,
+    gamma,
+    alpha=None,
 ):
     "The name of a classification loss, with numbers that belong to it"
-    if loss not in (plain, 'focal'): raise FlowError(f"task '{block.name}': loss={loss!r} is not known: {near(loss, [plain, 'focal'])}")
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma < float('inf'): raise FlowError(f"task '{block.name}': gamma={gamma!r} must be a number that is not negative")
-    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1): raise FlowError(f"task '{block.name}': alpha={alpha!r} must be a weight from 0 to 1, or None")
-    if loss == plain and (gamma != 2 or alpha is not None): raise FlowError(f"task '{block.name}': gamma= and alpha= belong to the focal loss: add loss='focal', or leave them out")
+    if loss not in (plain, 'focal'):
+        raise FlowError(f"task '{block.name}': loss={loss!r} is not known: {near(loss, [plain, 'focal'])}")
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma < float('inf'):
+        raise FlowError(f"task '{block.name}': gamma={gamma!r} must be a number that is not negative")
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1):
+        raise FlowError(f"task '{block.name}': alpha={alpha!r} must be a weight from 0 to 1, or None")
+    if loss == plain and (gamma != 2 or alpha is not None):
+        raise FlowError(
+            f"task '{block.name}': gamma= and alpha= belong to the focal loss: add loss='focal', or leave them out"
+        )
     return loss

@@ -14,88 +14,161 @@ __all__ = ['KeypointsBlock']
 # %% ../../nbs/tasks/keypoints.ipynb #7129cfdf
 class KeypointsBlock(_Coordinates):
     "Points of a picture, in pixels of the original; they follow each transform that moves its pixels"
+
     geometry = 'points'
     metrics = ('mae', 'rmse', 'pck')
     cell_holds = "a list of (x, y) pairs"
-    def __init__(self, name,
-        cols=None,         # `[x, y, x, y, ...]`, a column a coordinate; or one column (by default `name`) whose cells are lists of (x, y) pairs
+
+    def __init__(
+        self,
+        name,
+        # `[x, y, x, y, ...]`, a column a coordinate; or one column (by default `name`) whose cells are lists of (x, y)
+        # pairs
+        cols=None,
         *,
-        n_points:int=None, # How many points a list holds; by default as the table has it
-        points=None,       # What they are called; by default what the two columns of a point begin with, or 1, 2, ...
-        outside:str='mask', # Points that leave the picture: `mask` or `clamp` (moved to the edge)
-        flip_pairs=(),     # Pairs of points that change places in a mirrored picture: `[('left_eye', 'right_eye')]`
-        loss:str='mse',    # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs           # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        n_points: int = None,  # How many points a list holds; by default as the table has it
+        points=None,  # What they are called; by default what the two columns of a point begin with, or 1, 2, ...
+        outside: str = 'mask',  # Points that leave the picture: `mask` or `clamp` (moved to the edge)
+        flip_pairs=(),  # Pairs of points that change places in a mirrored picture: `[('left_eye', 'right_eye')]`
+        loss: str = 'mse',  # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)
         err = lambda why: FlowError(f"task '{name}': {why}")
-        if outside not in ('mask', 'clamp'): raise err(f"outside={outside!r} is not known: use 'mask' or 'clamp'")
+        if outside not in ('mask', 'clamp'):
+            raise err(f"outside={outside!r} is not known: use 'mask' or 'clamp'")
         n_points = plain_number(n_points)
-        if n_points is not None and not (isinstance(n_points, int) and n_points > 0): raise err(f"n_points={n_points!r} must be a positive integer")
+        if n_points is not None and not (isinstance(n_points, int) and n_points > 0):
+            raise err(f"n_points={n_points!r} must be a positive integer")
         if self.per_column:
-            if len(cols) % 2 or not cols: raise err(f"cols names {len(cols)} columns: points need an x and a y each, in the order x, y, x, y, ...")
-            if n_points not in (None, len(cols)//2): raise err(f"n_points={n_points}, but cols names {len(cols)//2} points: leave n_points out")
-            n_points = len(cols)//2
+            if len(cols) % 2 or not cols:
+                raise err(
+                    f"cols names {len(cols)} columns: points need an x and a y each, in the order x, y, x, y, ..."
+                )
+            if n_points not in (None, len(cols) // 2):
+                raise err(f"n_points={n_points}, but cols names {len(cols) // 2} points: leave n_points out")
+            n_points = len(cols) // 2
         self.given_n = None if self.per_column else n_points
-        self.n_points, self.outside, self.names, self.flip_pairs = n_points, outside, None if points is None else [str(p) for p in points], [tuple(p) if not isinstance(p, str) else (p,) for p in flip_pairs]
-        if n_points is not None or points is not None: self._name_points()
+        self.n_points, self.outside, self.names, self.flip_pairs = (
+            n_points,
+            outside,
+            None if points is None else [str(p) for p in points],
+            [tuple(p) if not isinstance(p, str) else (p,) for p in flip_pairs],
+        )
+        if n_points is not None or points is not None:
+            self._name_points()
+
     def _name_points(self):
         err = lambda why: FlowError(f"task '{self.path or self.name}': {why}")
         n = self.n_points = len(self.names) if self.n_points is None else self.n_points
         self.labels = self.names or self._stems() or [str(i + 1) for i in range(n)]
-        if len(self.labels) != n or len(set(self.labels)) != n: raise err(f"points={self.labels} must be {n} different names, one a point")
-        self.index, seen = {l: i for i,l in enumerate(self.labels)}, set()
+        if len(self.labels) != n or len(set(self.labels)) != n:
+            raise err(f"points={self.labels} must be {n} different names, one a point")
+        self.index, seen = {l: i for i, l in enumerate(self.labels)}, set()
         for p in self.flip_pairs:
-            if len(p) != 2 or p[0] == p[1]: raise err(f"flip_pairs holds {p!r}: give pairs of two points, such as ('left_eye', 'right_eye')")
+            if len(p) != 2 or p[0] == p[1]:
+                raise err(f"flip_pairs holds {p!r}: give pairs of two points, such as ('left_eye', 'right_eye')")
             for l in p:
-                if l not in self.index: raise err(f"flip_pairs names the point {l!r}: {near(l, self.labels)}")
-                if l in seen: raise err(f"flip_pairs names the point {l!r} twice: each point has one counterpart")
+                if l not in self.index:
+                    raise err(f"flip_pairs names the point {l!r}: {near(l, self.labels)}")
+                if l in seen:
+                    raise err(f"flip_pairs names the point {l!r} twice: each point has one counterpart")
                 seen.add(l)
+
     def _stems(self):
         "What the two columns of each point have in common: `nose` of `nose_x` and `nose_y`"
-        if not self.per_column: return None
+        if not self.per_column:
+            return None
         cs = [str(c) for c in self.cols]
-        stems = [_common(a, b) for a,b in zip(cs[::2], cs[1::2])]
+        stems = [_common(a, b) for a, b in zip(cs[::2], cs[1::2])]
         return stems if all(stems) and len(set(stems)) == len(stems) else None
+
     @property
-    def n_targets(self): return 2*(self.n_points or 1)
+    def n_targets(self):
+        return 2 * (self.n_points or 1)
+
     @property
-    def coordinates(self): return [f'{l}.{a}' for l in self.labels for a in 'xy']
-    def columns_of(self, label): i = self.index[label]; return [2*i, 2*i + 1]
-    def matching_acts(self, new): return [pair for l in self.labels if l in new.labels for pair in zip(self.columns_of(l), new.columns_of(l))]
-    def swaps(self): return [(self.index[a], self.index[b]) for a,b in self.flip_pairs]
+    def coordinates(self):
+        return [f'{l}.{a}' for l in self.labels for a in 'xy']
+
+    def columns_of(self, label):
+        i = self.index[label]
+        return [2 * i, 2 * i + 1]
+
+    def matching_acts(self, new):
+        return [pair for l in self.labels if l in new.labels for pair in zip(self.columns_of(l), new.columns_of(l))]
+
+    def swaps(self):
+        return [(self.index[a], self.index[b]) for a, b in self.flip_pairs]
+
     def config(self):
-        return dict(cols=self.given_cols, n_points=self.given_n, points=self.names, outside=self.outside, flip_pairs=[list(p) for p in self.flip_pairs], loss=self.loss_name)
+        return dict(
+            cols=self.given_cols,
+            n_points=self.given_n,
+            points=self.names,
+            outside=self.outside,
+            flip_pairs=[list(p) for p in self.flip_pairs],
+            loss=self.loss_name,
+        )
+
     def setup(self, df, train):
-        x = self.read(df, None if self.n_points is None else 2*self.n_points)
+        x = self.read(df, None if self.n_points is None else 2 * self.n_points)
         if self.n_points is None:
-            if x.shape[1] % 2: raise FlowError(f"task '{self.path}': the lists of column '{self.cols[0]}' hold {x.shape[1]} numbers: points need an x and a y each")
-            self.n_points = max(1, x.shape[1]//2)
+            if x.shape[1] % 2:
+                raise FlowError(
+                    f"task '{self.path}': the lists of column '{self.cols[0]}' hold {x.shape[1]} numbers: points need "
+                    "an x and a y each"
+                )
+            self.n_points = max(1, x.shape[1] // 2)
         self._name_points()
         self._shares(df, x)
+
     def encode(self, df):
         x = self.read(df, self.n_targets)
-        known = ~np.isnan(x).reshape(len(x), self.n_points, 2).any(2).repeat(2, 1) # half a point is none
-        return np.where(known, x, 0.), known
-    def to_cell(self, vals): return {l: None if np.isnan(p).any() else (float(p[0]), float(p[1])) for l,p in zip(self.labels, np.reshape(vals, (-1, 2)))}
+        known = ~np.isnan(x).reshape(len(x), self.n_points, 2).any(2).repeat(2, 1)  # half a point is none
+        return np.where(known, x, 0.0), known
+
+    def to_cell(self, vals):
+        return {
+            l: None if np.isnan(p).any() else (float(p[0]), float(p[1]))
+            for l, p in zip(self.labels, np.reshape(vals, (-1, 2)))
+        }
+
     def to_columns(self, vals, known):
-        if self.per_column: return {c: np.where(known[:,j], vals[:,j], np.nan) for j,c in enumerate(self.cols)}
+        if self.per_column:
+            return {c: np.where(known[:, j], vals[:, j], np.nan) for j, c in enumerate(self.cols)}
         res = np.empty(len(vals), dtype=object)
-        for i,(v,k) in enumerate(zip(vals, known)): res[i] = [(float(a), float(b)) if m else None for (a,b),m in zip(v.reshape(-1, 2), k[::2])] if k.any() else None
+        for i, (v, k) in enumerate(zip(vals, known)):
+            res[i] = (
+                [(float(a), float(b)) if m else None for (a, b), m in zip(v.reshape(-1, 2), k[::2])]
+                if k.any()
+                else None
+            )
         return {self.cols[0]: res}
-    def shapes(self, vals, known): return {l: (float(x), float(y)) for l,(x,y),k in zip(self.labels, vals.reshape(-1, 2), known[::2]) if k}
+
+    def shapes(self, vals, known):
+        return {l: (float(x), float(y)) for l, (x, y), k in zip(self.labels, vals.reshape(-1, 2), known[::2]) if k}
+
     def score(self, name, summary, true, mask, threshold=None):
-        "Of coordinates, as shares of the picture's width and height; `pck`: the share of points that are nearer than .05"
-        if name != 'pck': return self._error(name, summary, true, mask)
-        d = ((summary[...,0].astype(np.float64) - true)/2).reshape(-1, true.shape[1]//2, 2)
-        near_, m = (d*d).sum(2) < .05**2, mask.reshape(-1, true.shape[1]//2, 2).all(2)
+        """Of coordinates, as shares of the picture's width and height; `pck`: the share of points that are nearer
+        than .05"""
+        if name != 'pck':
+            return self._error(name, summary, true, mask)
+        d = ((summary[..., 0].astype(np.float64) - true) / 2).reshape(-1, true.shape[1] // 2, 2)
+        near_, m = (d * d).sum(2) < 0.05**2, mask.reshape(-1, true.shape[1] // 2, 2).all(2)
         return float(near_[m].mean()) if m.any() else float('nan')
-    def label_scores(self, name, summary, true, mask, threshold=None): return [self.score(name, summary, true, mask)]
-    def describe(self): return f"{self.n_points} points: {', '.join(self.labels[:4])}{' …' if self.n_points > 4 else ''}"
+
+    def label_scores(self, name, summary, true, mask, threshold=None):
+        return [self.score(name, summary, true, mask)]
+
+    def describe(self):
+        return f"{self.n_points} points: {', '.join(self.labels[:4])}{' …' if self.n_points > 4 else ''}"
+
 
 def _common(a, b):
     "What two names begin with, where they differ in one x and y only; '' otherwise"
-    i = next((i for i,(p,q) in enumerate(zip(a, b)) if p != q), None)
-    if i is None or a[i].lower() + b[i].lower() != 'xy' or a[i+1:] != b[i+1:]: return ''
-    return (a[:i] + a[i+1:]).strip(' _-.').replace('__', '_')
+    i = next((i for i, (p, q) in enumerate(zip(a, b)) if p != q), None)
+    if i is None or a[i].lower() + b[i].lower() != 'xy' or a[i + 1 :] != b[i + 1 :]:
+        return ''
+    return (a[:i] + a[i + 1 :]).strip(' _-.').replace('__', '_')

@@ -5,8 +5,16 @@
 # %% ../../nbs/tasks/multi_label.ipynb #e335f5f0
 from __future__ import annotations
 import numpy as np, pandas as pd
-from ..core.columns import (
-    all_true, any_true, distinct, no_picture_files, sort_labels, take, one_hot_width, read_list)
+from fastai_condmtl.core.columns import (
+    all_true,
+    any_true,
+    distinct,
+    no_picture_files,
+    sort_labels,
+    take,
+    one_hot_width,
+    read_list,
+)
 from ..core.errors import check_vocab, near, shortly, FlowError
 from .binary import encode_yes_no, told_yes_no, words_of_columns, why_no_labels
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
@@ -16,111 +24,249 @@ __all__ = ['MultiLabelBlock']
 
 # %% ../../nbs/tasks/multi_label.ipynb #c7a069b8
 class MultiLabelBlock(Sigmoid):
-    "Any number of labels a row: a list (also one written as text), a delimited string, a row of 0 and 1 (with `vocab`), or one yes/no column a label"
+    """Any number of labels a row: a list (also one written as text), a delimited string, a row of 0 and 1 (with
+    `vocab`), or one yes/no column a label"""
+
     kept_as = dict(cols='label_cols', loss='loss_name')
     ops, takes_lists = ('has', 'has_any', 'has_all'), True
-    col_words: dict = {} # column of `cols` → its words for no and yes, where it has some other than 0 and 1 (known once bound)
+    # column of `cols` → its words for no and yes, where it has some other than 0 and 1 (known once bound)
+    col_words: dict = {}
     metrics = Sigmoid.metrics + ('f1_micro',)
-    def __init__(self, name, col=None, *,
-        vocab=None,           # The labels; by default all that occur, sorted
-        label_delim:str=',',  # What stands between the labels of a string
-        cols:list=None,       # Instead of one column: one 0/1/NaN column a label
-        threshold=.5,         # A label is decided where its probability is above; one value, or one a label
-        pos_weight=None,      # Weight of positives, as in `BCEWithLogitsLoss`; one value, or one a label; `'balanced'` counts them from the training rows
-        nan_is_empty:bool=False, # Read a missing cell as "no label"
-        tune='auto',          # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says, None keeps `threshold`
-        loss:str='bce',       # `bce`, or `focal`: what is right already hardly counts
-        gamma:float=2., alpha:float=None, # Of the focal loss, see `sigmoid_focal`
-        **kwargs              # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        vocab=None,  # The labels; by default all that occur, sorted
+        label_delim: str = ',',  # What stands between the labels of a string
+        cols: list = None,  # Instead of one column: one 0/1/NaN column a label
+        threshold=0.5,  # A label is decided where its probability is above; one value, or one a label
+        # Weight of positives, as in `BCEWithLogitsLoss`; one value, or one a label; `'balanced'` counts them from the
+        # training rows
+        pos_weight=None,
+        nan_is_empty: bool = False,  # Read a missing cell as "no label"
+        # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says,
+        # None keeps `threshold`
+        tune='auto',
+        loss: str = 'bce',  # `bce`, or `focal`: what is right already hardly counts
+        gamma: float = 2.0,
+        alpha: float = None,  # Of the focal loss, see `sigmoid_focal`
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
-        if cols is not None and (isinstance(cols, str) or not len(cols) or len(set(cols)) < len(cols)): raise FlowError(f"task '{name}': cols={cols!r} must be a list of different columns, one a label")
-        if cols is not None and (col is not None or nan_is_empty): raise FlowError(f"task '{name}': cols= goes with neither col= nor nan_is_empty=: leave them out, and fill the columns with 0 where a blank means no")
-        if not isinstance(label_delim, str) or not label_delim: raise FlowError(f"task '{name}': label_delim={label_delim!r} must be what stands between labels, such as ','")
-        if cols is not None and vocab is not None and len(vocab) != len(cols): raise FlowError(f"task '{name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or leave vocab out")
-        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty, self.tune = label_delim, None if cols is None else list(cols), check_pos_weight(self, pos_weight), nan_is_empty, check_tune(self, tune)
+        if cols is not None and (isinstance(cols, str) or not len(cols) or len(set(cols)) < len(cols)):
+            raise FlowError(f"task '{name}': cols={cols!r} must be a list of different columns, one a label")
+        if cols is not None and (col is not None or nan_is_empty):
+            raise FlowError(
+                f"task '{name}': cols= goes with neither col= nor nan_is_empty=: leave them out, and fill the columns "
+                "with 0 where a blank means no"
+            )
+        if not isinstance(label_delim, str) or not label_delim:
+            raise FlowError(
+                f"task '{name}': label_delim={label_delim!r} must be what stands between labels, such as ','"
+            )
+        if cols is not None and vocab is not None and len(vocab) != len(cols):
+            raise FlowError(
+                f"task '{name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or "
+                "leave vocab out"
+            )
+        self.label_delim, self.label_cols, self.pos_weight, self.nan_is_empty, self.tune = (
+            label_delim,
+            None if cols is None else list(cols),
+            check_pos_weight(self, pos_weight),
+            nan_is_empty,
+            check_tune(self, tune),
+        )
         self.vocab = self.label_cols if vocab is None else check_vocab(self, vocab)
         self._set_threshold(threshold)
         self._set_loss(loss, gamma, alpha)
+
     @property
-    def cols(self): return super().cols if self.label_cols is None else self.label_cols
+    def cols(self):
+        return super().cols if self.label_cols is None else self.label_cols
+
     @property
-    def n_targets(self): return max(1, len(self.vocab)) # with no label in the whole table, a column that never counts
+    def n_targets(self):
+        return max(1, len(self.vocab))  # with no label in the whole table, a column that never counts
+
     @property
-    def labels(self): return self.vocab
+    def labels(self):
+        return self.vocab
+
     def split(self, cell):
         "The labels in one cell that is no list written as text"
-        if isinstance(cell, tuple): return list(cell)
-        if isinstance(cell, str): return [l for p in cell.split(self.label_delim) if (l := p.strip())]
-        return [str(int(cell)) if isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer() else str(cell)] # '0' alone in a column reads back from a csv as a number
+        if isinstance(cell, tuple):
+            return list(cell)
+        if isinstance(cell, str):
+            return [l for p in cell.split(self.label_delim) if (l := p.strip())]
+        return [
+            str(int(cell))
+            if isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer()
+            else str(cell)
+        ]  # '0' alone in a column reads back from a csv as a number
+
     def cells(self, df):
         "`(codes (N,), lists of labels)` of the column"
         codes, uniq = distinct(self, df, self.cols[0], lists=True)
-        written = {j: ls for j,u in enumerate(uniq) if isinstance(u, str) and (ls := self.read_text(u)) is not None}
-        cells = [written[j] if j in written else self.split(u) for j,u in enumerate(uniq)]
-        for j,ls in enumerate(cells):
-            if why := why_no_labels(ls, uniq[j], j in written): raise self.bad(df, self.cols[0], int((codes == j).argmax()), why)
-        if written: self.check_all_lists(df, codes, uniq, written)
-        lists = [j for j,u in enumerate(uniq) if j in written or isinstance(u, tuple)]
+        written = {j: ls for j, u in enumerate(uniq) if isinstance(u, str) and (ls := self.read_text(u)) is not None}
+        cells = [written[j] if j in written else self.split(u) for j, u in enumerate(uniq)]
+        for j, ls in enumerate(cells):
+            if why := why_no_labels(ls, uniq[j], j in written):
+                raise self.bad(df, self.cols[0], int((codes == j).argmax()), why)
+        if written:
+            self.check_all_lists(df, codes, uniq, written)
+        lists = [j for j, u in enumerate(uniq) if j in written or isinstance(u, tuple)]
         return codes, self.from_one_hot(df, codes, cells) if len(lists) == len(cells) else cells
+
     def read_text(self, text):
-        "The labels of a list that was written as text; None of plain text, such as labels of the vocabulary in brackets; `()` where it cannot be told"
-        if text.rstrip()[-1:] not in (']', ')', '}') or self.vocab is not None and all(l in self.vocab for l in self.split(text)): return None
-        try: return read_list(text)
-        except ValueError: return ()
+        """The labels of a list that was written as text; None of plain text, such as labels of the vocabulary in
+        brackets; `()` where it cannot be told"""
+        if (
+            text.rstrip()[-1:] not in (']', ')', '}')
+            or self.vocab is not None
+            and all(l in self.vocab for l in self.split(text))
+        ):
+            return None
+        try:
+            return read_list(text)
+        except ValueError:
+            return ()
+
     def check_all_lists(self, df, codes, uniq, written):
         "A column of lists written as text holds no plain text beside them"
         col = self.cols[0]
-        plain = next((j for j,u in enumerate(uniq) if j not in written and isinstance(u, str) and u.strip()), None)
-        if plain is None: return
+        plain = next((j for j, u in enumerate(uniq) if j not in written and isinstance(u, str) and u.strip()), None)
+        if plain is None:
+            return
         a_list = next(iter(written))
         line = f"df[{col!r}] = df[{col!r}].map(lambda v: read_list(v, {self.label_delim!r}), na_action='ignore')"
-        raise self.bad(df, col, int((codes == plain).argmax()), f"plain text, and row {int((codes == a_list).argmax())} holds a list that was written as text, {shortly(uniq[a_list], 60)}: make lists of all cells: {line}")
+        raise self.bad(
+            df,
+            col,
+            int((codes == plain).argmax()),
+            (
+                f"plain text, and row {int((codes == a_list).argmax())} holds a list that was written as text, "
+                f"{shortly(uniq[a_list], 60)}: make lists of all cells: {line}"
+            ),
+        )
+
     def from_one_hot(self, df, codes, cells):
         "Rows of 0 and 1, a number for each label, as lists of labels; other lists stay"
         n = one_hot_width(cells)
-        if not n or self.vocab is not None and any(str(l) in ('0', '1', 'True', 'False') for l in self.vocab): return cells
+        if not n or self.vocab is not None and any(str(l) in ('0', '1', 'True', 'False') for l in self.vocab):
+            return cells
         own = ", or each its own column with cols=. If 0 and 1 are the labels themselves, write vocab=[0, 1]"
-        if self.vocab is None: raise self.bad(df, self.cols[0], int((codes >= 0).argmax()), f"all cells are one-hot, rows of 0 and 1: name the {n} labels in their order, vocab={[f'label {i + 1}' for i in range(min(n, 20))] + [...]*(n > 20)}{own}")
-        if n != len(self.vocab): raise self.bad(df, self.cols[0], int((codes >= 0).argmax()), f"one-hot, a row of {n} numbers 0 and 1, and vocab= names {len(self.vocab)} labels: give each number a label{own}")
-        return [[l for l,on in zip(self.vocab, row) if on] for row in cells]
+        if self.vocab is None:
+            raise self.bad(
+                df,
+                self.cols[0],
+                int((codes >= 0).argmax()),
+                (
+                    f"all cells are one-hot, rows of 0 and 1: name the {n} labels in their order, "
+                    f"vocab={[f'label {i + 1}' for i in range(min(n, 20))] + [...] * (n > 20)}{own}"
+                ),
+            )
+        if n != len(self.vocab):
+            raise self.bad(
+                df,
+                self.cols[0],
+                int((codes >= 0).argmax()),
+                (
+                    f"one-hot, a row of {n} numbers 0 and 1, and vocab= names {len(self.vocab)} labels: give each "
+                    "number "
+                    f"a label{own}"
+                ),
+            )
+        return [[l for l, on in zip(self.vocab, row) if on] for row in cells]
+
     def setup(self, df, train):
-        if self.label_cols is not None and (words := words_of_columns(self, df)): self.col_words = words
+        if self.label_cols is not None and (words := words_of_columns(self, df)):
+            self.col_words = words
         if self.vocab is None:
             self.vocab = sort_labels({l for ls in self.cells(df)[1] for l in ls})
             no_picture_files(self, df, self.vocab)
-        if np.ndim(self.threshold) and len(self.threshold) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.threshold)} thresholds for {len(self.vocab)} labels: give one value, or one a label")
-        if isinstance(self.pos_weight, list) and len(self.pos_weight) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.pos_weight)} values in pos_weight for {len(self.vocab)} labels: give one value, or one a label")
-        self.index = {l: i for i,l in enumerate(self.vocab)}
+        if np.ndim(self.threshold) and len(self.threshold) != len(self.vocab):
+            raise FlowError(
+                f"task '{self.path}': {len(self.threshold)} thresholds for {len(self.vocab)} labels: give one value, "
+                "or one a label"
+            )
+        if isinstance(self.pos_weight, list) and len(self.pos_weight) != len(self.vocab):
+            raise FlowError(
+                f"task '{self.path}': {len(self.pos_weight)} values in pos_weight for {len(self.vocab)} labels: give "
+                "one value, or one a label"
+            )
+        self.index = {l: i for i, l in enumerate(self.vocab)}
+
     def encode(self, df):
         if self.label_cols is not None:
             parts = [encode_yes_no(self, df, c, self.col_words.get(c)) for c in self.cols]
-            return np.concatenate([v for v,_ in parts], 1), np.concatenate([k for _,k in parts], 1)
-        if not self.vocab: return np.zeros((len(df), 1)), np.zeros((len(df), 1), dtype=bool)
+            return np.concatenate([v for v, _ in parts], 1), np.concatenate([k for _, k in parts], 1)
+        if not self.vocab:
+            return np.zeros((len(df), 1)), np.zeros((len(df), 1), dtype=bool)
         codes, cells = self.cells(df)
         hot = np.zeros((len(cells), self.n_targets), dtype=np.uint8)
-        for j,cell in enumerate(cells):
+        for j, cell in enumerate(cells):
             for l in cell:
-                if l not in self.index: raise self.bad(df, self.cols[0], int((codes == j).argmax()), f"label {l!r} is not in the vocabulary: {near(l, self.vocab)} Correct the cell or add it to vocab=")
+                if l not in self.index:
+                    raise self.bad(
+                        df,
+                        self.cols[0],
+                        int((codes == j).argmax()),
+                        (
+                            f"label {l!r} is not in the vocabulary: {near(l, self.vocab)} Correct the cell or add it "
+                            "to "
+                            "vocab="
+                        ),
+                    )
                 hot[j, self.index[l]] = 1
         vals, known = take(hot, codes)
         return vals, (np.broadcast_to(True, known.shape) if self.nan_is_empty else known)
+
     def parse_question(self, op, value):
         super().parse_question(op, value)
         vs = value if isinstance(value, tuple) and op != 'has' else (value,)
-        if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the label {bad[0]!r}: {near(bad[0], self.vocab)}")
+        if bad := [v for v in vs if v not in self.index]:
+            raise FlowError(f"a condition asks task '{self.path}' for the label {bad[0]!r}: {near(bad[0], self.vocab)}")
         return [self.index[v] for v in vs]
+
     def answer(self, op, value, vals, known, scaled=False):
-        yes, no = zip(*(((vals[:,j] > .5) & known[:,j], (vals[:,j] <= .5) & known[:,j]) for j in value))
+        yes, no = zip(*(((vals[:, j] > 0.5) & known[:, j], (vals[:, j] <= 0.5) & known[:, j]) for j in value))
         return (all_true(yes), any_true(no)) if op == 'has_all' else (any_true(yes), all_true(no))
+
     def implied_labels(self, op, value, truth):
         one = len(value) == 1 or truth == (op == 'has_all')
         return [(j, float(truth)) for j in value] if one else []
-    def question_states(self, op, value): return all if op == 'has_all' else any, [(j, (1,)) for j in value]
-    def to_cell(self, vals): return [l for l,v in zip(self.vocab, vals) if v > .5]
+
+    def question_states(self, op, value):
+        return all if op == 'has_all' else any, [(j, (1,)) for j in value]
+
+    def to_cell(self, vals):
+        return [l for l, v in zip(self.vocab, vals) if v > 0.5]
+
     def to_columns(self, vals, known):
-        if self.label_cols is not None: return {c: told_yes_no(vals[:,j] > .5, known[:,j], self.col_words.get(c)) for j,c in enumerate(self.label_cols)}
-        return {self.cols[0]: pd.Series([self.join(self.to_cell(v)) if k.any() else None for v,k in zip(vals, known)], dtype=object).to_numpy()}
-    def join(self, labels): "Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the delimiter or begin or end with blanks"; return list(labels) if any(not isinstance(l, str) or self.label_delim in l or not l or l != l.strip() for l in self.vocab) else self.label_delim.join(labels)
-    def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
-    def describe(self): return f'{len(self.vocab)} labels' + (self.learnt_weights and f', {self.learnt_weights}')
+        if self.label_cols is not None:
+            return {
+                c: told_yes_no(vals[:, j] > 0.5, known[:, j], self.col_words.get(c))
+                for j, c in enumerate(self.label_cols)
+            }
+        return {
+            self.cols[0]: pd.Series(
+                [self.join(self.to_cell(v)) if k.any() else None for v, k in zip(vals, known)], dtype=object
+            ).to_numpy()
+        }
+
+    def join(self, labels):
+        """Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the
+        delimiter or begin or end with blanks"""
+        return (
+            list(labels)
+            if any(not isinstance(l, str) or self.label_delim in l or not l or l != l.strip() for l in self.vocab)
+            else self.label_delim.join(labels)
+        )
+
+    def probability(self, acts):
+        return dict(zip(self.vocab, map(float, acts)))
+
+    def describe(self):
+        return f'{len(self.vocab)} labels' + (self.learnt_weights and f', {self.learnt_weights}')

@@ -16,88 +16,164 @@ __all__ = ['ordinal_score', 'OrdinalBlock']
 
 # %% ../../nbs/tasks/ordinal.ipynb #44e7fea8
 def ordinal_score(
-    name:str, # `mae` in steps, `accuracy`, or `kappa`: Cohen's, weighted by the squared steps
-    pred,     # Decided classes (n,), as positions in the order
-    true,     # True classes (n,)
+    name: str,  # `mae` in steps, `accuracy`, or `kappa`: Cohen's, weighted by the squared steps
+    pred,  # Decided classes (n,), as positions in the order
+    true,  # True classes (n,)
 ) -> float:
-    "Score of one ordinal task; NaN without rows, where a decision is NaN, and `kappa` also where one class is all there is"
+    """Score of one ordinal task; NaN without rows, where a decision is NaN, and `kappa` also where one class is
+    all there is"""
     pred, true = np.asarray(pred, dtype=float), np.asarray(true, dtype=float)
-    if not len(true) or np.isnan(pred).any(): return float('nan')
-    if name == 'accuracy': return float((pred == true).mean())
-    if name == 'mae': return regression_score('mae', pred, true)
-    chance = pred.var() + true.var() + (pred.mean() - true.mean())**2 # the mean squared step between a decision and the truth of another row
-    return float(1 - ((pred - true)**2).mean()/chance) if chance > 0 else float('nan')
+    if not len(true) or np.isnan(pred).any():
+        return float('nan')
+    if name == 'accuracy':
+        return float((pred == true).mean())
+    if name == 'mae':
+        return regression_score('mae', pred, true)
+    chance = (
+        pred.var() + true.var() + (pred.mean() - true.mean()) ** 2
+    )  # the mean squared step between a decision and the truth of another row
+    return float(1 - ((pred - true) ** 2).mean() / chance) if chance > 0 else float('nan')
+
 
 class OrdinalBlock(Classes):
     "One of several classes in an order: stars, severity, age bands. Scores count steps, decided is the median class"
+
     ops = ('eq', 'ne', 'isin', 'gt', 'ge', 'lt', 'le', 'between')
     n_summary, metrics, lower_is_better = 2, ('mae', 'accuracy', 'kappa'), ('mae',)
-    def __init__(self, name, col=None, *,
-        vocab=None, # The classes, lowest first; by default the numbers that occur, or the categories of an ordered categorical column
-        **kwargs    # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        # The classes, lowest first; by default the numbers that occur, or the categories of an ordered categorical
+        # column
+        vocab=None,
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)
-    def setup(self, df, train): self.set_vocab(self.found(df) if self.vocab is None else self.vocab)
+
+    def setup(self, df, train):
+        self.set_vocab(self.found(df) if self.vocab is None else self.vocab)
+
     def found(self, df):
         "The classes of the column, lowest first"
         s, give = df[self.cols[0]], "name the classes, lowest first: vocab=['low', 'medium', 'high']"
-        if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered: return list(s.cat.categories)
+        if isinstance(s.dtype, pd.CategoricalDtype) and s.cat.ordered:
+            return list(s.cat.categories)
         classes = found_classes(self, df)
-        if all(map(is_number, classes)): return classes
-        i = next(i for i,(v,k) in enumerate(zip(s, s.notna())) if k and not is_number(v))
-        raise self.bad(df, self.cols[0], i, f"only numbers have an order of their own: {give}, or make the column an ordered categorical")
+        if all(map(is_number, classes)):
+            return classes
+        i = next(i for i, (v, k) in enumerate(zip(s, s.notna())) if k and not is_number(v))
+        raise self.bad(
+            df,
+            self.cols[0],
+            i,
+            f"only numbers have an order of their own: {give}, or make the column an ordered categorical",
+        )
+
     @property
-    def family(self): return ('ordinal', self.n_out)
-    def describe(self): return f'{len(self.vocab)} classes' + (f', {self.vocab[0]} to {self.vocab[-1]}' if len(self.vocab) > 1 else '')
+    def family(self):
+        return ('ordinal', self.n_out)
+
+    def describe(self):
+        return f'{len(self.vocab)} classes' + (f', {self.vocab[0]} to {self.vocab[-1]}' if len(self.vocab) > 1 else '')
 
     def _edge(self, v, side):
-        "How many classes stand below `v` (`bisect_left`), or up to and with it (`bisect_right`). Classes that are rising numbers can be compared with any number"
+        """How many classes stand below `v` (`bisect_left`), or up to and with it (`bisect_right`). Classes that
+        are rising numbers can be compared with any number"""
         try:
-            if v in self.index: return self.index[v] + (side is bisect_right)
-        except TypeError: pass
-        if is_number(v) and v == v and all(map(is_number, self.vocab)) and all(a < b for a,b in zip(self.vocab, self.vocab[1:])): return side(self.vocab, v)
-        raise FlowError(f"a condition compares task '{self.path}' with {v!r}, which is not one of its classes: {near(v, self.vocab)}")
+            if v in self.index:
+                return self.index[v] + (side is bisect_right)
+        except TypeError:
+            pass
+        if (
+            is_number(v)
+            and v == v
+            and all(map(is_number, self.vocab))
+            and all(a < b for a, b in zip(self.vocab, self.vocab[1:]))
+        ):
+            return side(self.vocab, v)
+        raise FlowError(
+            f"a condition compares task '{self.path}' with {v!r}, which is not one of its classes: "
+            f"{near(v, self.vocab)}"
+        )
+
     def parse_question(self, op, value):
         "Positions of the classes asked for; of comparisons the first and the last"
-        if op in ('eq', 'ne', 'isin') or not self.vocab: return super().parse_question(op, value)
+        if op in ('eq', 'ne', 'isin') or not self.vocab:
+            return super().parse_question(op, value)
         least, most = value if op == 'between' else (value, value)
         lo = 0 if op in ('lt', 'le') else self._edge(least, bisect_right if op == 'gt' else bisect_left)
         hi = self.n_out - 1 if op in ('gt', 'ge') else self._edge(most, bisect_left if op == 'lt' else bisect_right) - 1
-        if lo > hi: raise never_true(self.path, op, value, "the lower class comes first, and some class must lie between" if op == 'between' else f"the classes go from {self.vocab[0]!r} to {self.vocab[-1]!r}; name them all with vocab= where the table lacks some")
+        if lo > hi:
+            raise never_true(
+                self.path,
+                op,
+                value,
+                "the lower class comes first, and some class must lie between"
+                if op == 'between'
+                else (
+                    f"the classes go from {self.vocab[0]!r} to {self.vocab[-1]!r}; name them all with vocab= where "
+                    "the table lacks some"
+                ),
+            )
         return [lo, hi]
-    def states(self, op, value): return super().states(op, value) if op in ('eq', 'ne', 'isin') else tuple(range(value[0], value[1] + 1))
+
+    def states(self, op, value):
+        return super().states(op, value) if op in ('eq', 'ne', 'isin') else tuple(range(value[0], value[1] + 1))
+
     def answer(self, op, value, vals, known, scaled=False):
-        if op in ('eq', 'ne', 'isin'): return super().answer(op, value, vals, known, scaled)
-        t = (vals[:,0] >= value[0]) & (vals[:,0] <= value[1])
-        return t & known[:,0], ~t & known[:,0]
+        if op in ('eq', 'ne', 'isin'):
+            return super().answer(op, value, vals, known, scaled)
+        t = (vals[:, 0] >= value[0]) & (vals[:, 0] <= value[1])
+        return t & known[:, 0], ~t & known[:, 0]
 
     def matching_logits(self, new):
         "The first logit moves all classes, logit k + 1 is the edge above class k"
-        edges = [(i + 1, new.vocab.index(v) + 1) for i,v in enumerate(self.vocab[:-1]) if v in new.vocab[:-1]]
+        edges = [(i + 1, new.vocab.index(v) + 1) for i, v in enumerate(self.vocab[:-1]) if v in new.vocab[:-1]]
         return [(0, 0), *edges] if edges or self.vocab == new.vocab else []
-    def _above(self, logits): "Logits of P(above class k), k = 0 … K-2"; return logits[..., 1:] + logits[..., :1]
-    def _events(self, targets, like): "Is the target above class k? `(n, K-1)`"; return (targets[:,None] > torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
+
+    def _above(self, logits):
+        "Logits of P(above class k), k = 0 … K-2"
+        return logits[..., 1:] + logits[..., :1]
+
+    def _events(self, targets, like):
+        "Is the target above class k? `(n, K-1)`"
+        return (targets[:, None] > torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
+
     def loss(self, logits, targets, weight=None):
         z = self._above(logits)
         t, n = self._events(targets, z), max(1, z.shape[-1])
-        if weight is None: return F.binary_cross_entropy_with_logits(z, t, reduction='none').sum(-1)/n
-        return F.binary_cross_entropy_with_logits(z, t, weight=(weight/n)[:,None], reduction='sum')
-    def nll(self, logits, targets, smooth=0.):
+        if weight is None:
+            return F.binary_cross_entropy_with_logits(z, t, reduction='none').sum(-1) / n
+        return F.binary_cross_entropy_with_logits(z, t, weight=(weight / n)[:, None], reduction='sum')
+
+    def nll(self, logits, targets, smooth=0.0):
         "The logarithmic score of the K - 1 questions, as probabilities answer them"
         z = self._above(logits).sort(-1, descending=True)[0]
-        return F.binary_cross_entropy_with_logits(z, self._events(targets, z)*(1 - smooth) + smooth/2, reduction='none').sum(-1)/max(1, z.shape[-1])
+        return F.binary_cross_entropy_with_logits(
+            z, self._events(targets, z) * (1 - smooth) + smooth / 2, reduction='none'
+        ).sum(-1) / max(1, z.shape[-1])
+
     def activate(self, logits):
         "Class probabilities `(n, K)`"
         above = self._above(logits).sort(-1, descending=True)[0].sigmoid()
         one = torch.ones_like(logits[..., :1])
-        return (torch.cat([one, above], -1) - torch.cat([above, 0*one], -1)).clamp(min=0)
-    def decide(self, acts): return (acts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > .5).sum(-1).to(acts.dtype)
-    def summarise(self, acts, targets): return torch.stack([self.decide(acts), 0*acts.sum(-1)], -1) # the class, and NaN where the probabilities are
+        return (torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1)).clamp(min=0)
+
+    def decide(self, acts):
+        return (acts.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0.5).sum(-1).to(acts.dtype)
+
+    def summarise(self, acts, targets):
+        return torch.stack([self.decide(acts), 0 * acts.sum(-1)], -1)  # the class, and NaN where the probabilities are
+
     def baseline(self, name, constant, vals):
         "The median class for `mae`, else the commonest"
-        c = np.searchsorted(constant.cumsum(), constant.sum()/2) if name == 'mae' else constant.argmax()
+        c = np.searchsorted(constant.cumsum(), constant.sum() / 2) if name == 'mae' else constant.argmax()
         return np.stack([np.full(vals.shape, float(c)), np.zeros(vals.shape)], -1)
+
     def score(self, name, summary, true, mask, threshold=None):
-        m = mask[:,0]
-        return ordinal_score(name, summary[m,0].sum(1), true[m,0])
+        m = mask[:, 0]
+        return ordinal_score(name, summary[m, 0].sum(1), true[m, 0])

@@ -19,124 +19,220 @@ __all__ = ['regression_losses', 'regression_loss', 'Regression', 'BoundedRegress
 regression_losses = dict(mse=F.mse_loss, l1=F.l1_loss, huber=F.huber_loss)
 _compare = dict(gt=lambda x, v: x > v, ge=lambda x, v: x >= v, lt=lambda x, v: x < v, le=lambda x, v: x <= v)
 
+
 def regression_loss(block, loss):
     "The name of a regression's loss, checked"
-    if loss not in regression_losses: raise FlowError(f"task '{block.name}': loss={loss!r} is not known: {near(loss, regression_losses)}")
+    if loss not in regression_losses:
+        raise FlowError(f"task '{block.name}': loss={loss!r} is not known: {near(loss, regression_losses)}")
     return loss
+
 
 class Regression(ConditionalBlock):
     "What `BoundedRegressionBlock` and `UnboundedRegressionBlock` share"
+
     ops: tuple[str, ...] | None = ('gt', 'ge', 'lt', 'le', 'between')
     metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
     lower_is_better: tuple[str, ...] = ('mae', 'rmse')
     exact = False
-    lo, span = 0., 1.
+    lo, span = 0.0, 1.0
+
     @property
-    def family(self): return ('regression', self.bounded, self.loss_name)
+    def family(self):
+        return ('regression', self.bounded, self.loss_name)
+
     def encode(self, df):
         x = numbers(self, df, self.cols[0])
         known = ~np.isnan(x)
-        return np.where(known, x, 0.)[:,None], known[:,None]
-    def scale(self, x): return (x - self.lo)/self.span
-    def unscale(self, x): return x*self.span + self.lo
+        return np.where(known, x, 0.0)[:, None], known[:, None]
+
+    def scale(self, x):
+        return (x - self.lo) / self.span
+
+    def unscale(self, x):
+        return x * self.span + self.lo
+
     def parse_question(self, op, value):
         super().parse_question(op, value)
         vs = [float(as_number(v)) for v in (value if op == 'between' else (value,))]
         check_interval(vs[0], vs[-1], self.path)
         return vs
+
     def answer(self, op, value, vals, known, scaled=False):
-        # both sides are float32 of the same map, for natural values too: what packed targets say is what the table says, and a label equal to the bound stays equal to it
-        x, k, v = vals[:,0], known[:,0], [float(np.float32(self.scale(np.float64(v)))) for v in value]
+        # both sides are float32 of the same map, for natural values too: what packed targets say is what the table
+        # says, and a label equal to the bound stays equal to it
+        x, k, v = vals[:, 0], known[:, 0], [float(np.float32(self.scale(np.float64(v)))) for v in value]
         if not scaled:
-            with np.errstate(over='ignore'): x = self.scale(x).astype(np.float32)
+            with np.errstate(over='ignore'):
+                x = self.scale(x).astype(np.float32)
         t = self._holds(op, x, v)
-        if not scaled: self._check_resolved(value, vals[:,0], k & (t != self._holds(op, vals[:,0], value)))
+        if not scaled:
+            self._check_resolved(value, vals[:, 0], k & (t != self._holds(op, vals[:, 0], value)))
         return t & k, ~t & k
-    def _holds(self, op, x, v): return (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
+
+    def _holds(self, op, x, v):
+        return (x >= v[0]) & (x <= v[1]) if op == 'between' else _compare[op](x, v[0])
+
     def _check_resolved(self, value, x, other):
         "An error where single precision cannot tell labels from a bound of a condition, and not for their own rounding"
-        if not other.any(): return
+        if not other.any():
+            return
         x = x[other]
-        far = np.min([np.abs(x - v) > 1e-5*np.maximum(np.abs(x), abs(v)) for v in value], 0)
-        if far.any(): raise FlowError(f"task '{self.path}': a condition compares it with {value[0]:g}, from which the label {x[far.argmax()]:g} cannot be told in single precision, so far apart are the labels of the column: correct or blank the outliers, or use another unit")
+        far = np.min([np.abs(x - v) > 1e-5 * np.maximum(np.abs(x), abs(v)) for v in value], 0)
+        if far.any():
+            raise FlowError(
+                f"task '{self.path}': a condition compares it with {value[0]:g}, from which the label "
+                f"{x[far.argmax()]:g} cannot be told in single precision, so far apart are the labels of the "
+                "column: "
+                "correct or blank the outliers, or use another unit"
+            )
+
     def digits(self, x):
         "Natural values with the decimals that are known of them: on the loss scale they were single precision"
         s = self.scale(np.asarray(x, dtype=np.float64)).astype(np.float32)
-        step = np.maximum(np.abs(self.unscale(np.spacing(np.abs(s)).astype(np.float64)) - self.unscale(0.)), 4*np.spacing(np.abs(x)))
-        ten = 10.**np.floor(-np.log10(step)).clip(-300, 300)
-        return np.where(ten > 1e22, x, np.where(ten >= 1, np.round(x*ten)/ten, np.round(x*ten)*np.round(1/ten))) # powers up to 22 are exact
-    def to_cell(self, vals): return float(self.digits(vals[0]))
-    def to_columns(self, vals, known): return {self.cols[0]: np.where(known[:,0], self.digits(vals[:,0]), np.nan)}
+        step = np.maximum(
+            np.abs(self.unscale(np.spacing(np.abs(s)).astype(np.float64)) - self.unscale(0.0)),
+            4 * np.spacing(np.abs(x)),
+        )
+        ten = 10.0 ** np.floor(-np.log10(step)).clip(-300, 300)
+        return np.where(
+            ten > 1e22, x, np.where(ten >= 1, np.round(x * ten) / ten, np.round(x * ten) * np.round(1 / ten))
+        )  # powers up to 22 are exact
+
+    def to_cell(self, vals):
+        return float(self.digits(vals[0]))
+
+    def to_columns(self, vals, known):
+        return {self.cols[0]: np.where(known[:, 0], self.digits(vals[:, 0]), np.nan)}
+
     def loss(self, logits, targets, weight=None):
         res = regression_losses[self.loss_name](self.activate(logits), targets, reduction='none')
-        return res if weight is None else (res*weight).sum()
-    def activate(self, logits): return logits.sigmoid() if self.bounded else logits
-    def decide(self, acts): return acts
-    def summarise(self, acts, targets): return acts[..., None]
+        return res if weight is None else (res * weight).sum()
+
+    def activate(self, logits):
+        return logits.sigmoid() if self.bounded else logits
+
+    def decide(self, acts):
+        return acts
+
+    def summarise(self, acts, targets):
+        return acts[..., None]
+
     def fit_baseline(self, vals, mask):
         x = vals[mask > 0]
-        return (float(x.mean()), float(np.median(x))) if len(x) else (0., 0.)
-    def baseline(self, name, constant, vals): return np.full((*vals.shape, 1), constant[1] if name == 'mae' else constant[0])
+        return (float(x.mean()), float(np.median(x))) if len(x) else (0.0, 0.0)
+
+    def baseline(self, name, constant, vals):
+        return np.full((*vals.shape, 1), constant[1] if name == 'mae' else constant[0])
+
     def score(self, name, summary, true, mask, threshold=None):
-        m = mask[:,0]
-        return regression_score(name, self.unscale(summary[m,0,0].astype(np.float64)), self.unscale(true[m,0].astype(np.float64)))
+        m = mask[:, 0]
+        return regression_score(
+            name, self.unscale(summary[m, 0, 0].astype(np.float64)), self.unscale(true[m, 0].astype(np.float64))
+        )
 
 # %% ../../nbs/tasks/regression.ipynb #c6f2c120
 class BoundedRegressionBlock(Regression):
     "A number in a known range, predicted by a sigmoid over it"
-    kept_as = dict(y_range='given_range', loss='loss_name') # for files: arguments, and the attributes that keep them
+
+    kept_as = dict(y_range='given_range', loss='loss_name')  # for files: arguments, and the attributes that keep them
     bounded = True
-    def __init__(self, name, col=None, *,
-        y_range=None,     # (lowest, highest) in original units; by default of the labels in the whole table
-        loss:str='mse',   # `mse`, `l1` or `huber`, on the scale where the range is [0,1]
-        draws:str=None,   # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2 y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
-        **kwargs          # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        y_range=None,  # (lowest, highest) in original units; by default of the labels in the whole table
+        loss: str = 'mse',  # `mse`, `l1` or `huber`, on the scale where the range is [0,1]
+        # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2
+        # y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
+        draws: str = None,
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         self.loss_name = regression_loss(self, loss)
         self.y_range: Any
-        try: self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
-        except (TypeError, ValueError, OverflowError): self.y_range = ()
-        if draws is not None and (draws.rpartition('.')[2] not in ('x','y','x1','y1','x2','y2','w','h') or y_range is None):
-            raise FlowError(f"task '{name}': draws={draws!r} must be x, y, x1, y1, x2, y2, w or h (with a name before it: 'nose.x'), and y_range=(0, width or height of the picture) must be given")
+        try:
+            self.y_range = self.given_range = None if y_range is None else tuple(float(y) for y in y_range)
+        except (TypeError, ValueError, OverflowError):
+            self.y_range = ()
+        if draws is not None and (
+            draws.rpartition('.')[2] not in ('x', 'y', 'x1', 'y1', 'x2', 'y2', 'w', 'h') or y_range is None
+        ):
+            raise FlowError(
+                f"task '{name}': draws={draws!r} must be x, y, x1, y1, x2, y2, w or h (with a name before it: "
+                "'nose.x'), and y_range=(0, width or height of the picture) must be given"
+            )
         self.draws = draws
-        if y_range is not None and not (len(self.y_range) == 2 and -np.inf < self.y_range[0] < self.y_range[1] < np.inf): raise FlowError(f"task '{name}': y_range={y_range!r} must be two finite numbers, the lower first")
+        if y_range is not None and not (
+            len(self.y_range) == 2 and -np.inf < self.y_range[0] < self.y_range[1] < np.inf
+        ):
+            raise FlowError(f"task '{name}': y_range={y_range!r} must be two finite numbers, the lower first")
+
     def setup(self, df, train):
         if self.y_range is None:
             x = numbers(self, df, self.cols[0])
-            lo, hi = (np.nanmin(x), np.nanmax(x)) if (~np.isnan(x)).any() else (0., 1.)
+            lo, hi = (np.nanmin(x), np.nanmax(x)) if (~np.isnan(x)).any() else (0.0, 1.0)
             self.y_range = (float(lo), float(hi if hi > lo else lo + 1))
         self.lo, self.span = self.y_range[0], self.y_range[1] - self.y_range[0]
+
     def encode(self, df):
         vals, known = super().encode(df)
         if self.given_range is not None:
-            slack = 1e-6*max(self.span, *map(abs, self.y_range)) # a float32 column holds .1 as .10000000149
+            slack = 1e-6 * max(self.span, *map(abs, self.y_range))  # a float32 column holds .1 as .10000000149
             out = known & ((vals < self.y_range[0] - slack) | (vals > self.y_range[1] + slack))
-            if out.any(): raise self.bad(df, self.cols[0], int(out[:,0].argmax()), f"outside y_range={self.given_range}: correct the cell or widen the range")
+            if out.any():
+                raise self.bad(
+                    df,
+                    self.cols[0],
+                    int(out[:, 0].argmax()),
+                    f"outside y_range={self.given_range}: correct the cell or widen the range",
+                )
         return vals, known
+
     def parse_question(self, op, value):
         vs = super().parse_question(op, value)
         if self.given_range is not None:
             lo, hi = self.given_range
-            if dict(gt=vs[0] >= hi, lt=vs[0] <= lo, ge=vs[0] > hi, le=vs[0] < lo, between=vs[0] > hi or vs[-1] < lo)[op]: raise never_true(self.path, op, value, f"y_range={self.given_range}: compare with a number in it")
+            if dict(gt=vs[0] >= hi, lt=vs[0] <= lo, ge=vs[0] > hi, le=vs[0] < lo, between=vs[0] > hi or vs[-1] < lo)[
+                op
+            ]:
+                raise never_true(self.path, op, value, f"y_range={self.given_range}: compare with a number in it")
         return vs
-    def describe(self): return f'{self.y_range[0]:g} to {self.y_range[1]:g}'
+
+    def describe(self):
+        return f'{self.y_range[0]:g} to {self.y_range[1]:g}'
+
 
 class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
+
     kept_as = dict(loss='loss_name')
     bounded = False
-    def __init__(self, name, col=None, *,
-        loss:str='mse', # `mse`, `l1` or `huber`, on the standardised scale
-        **kwargs        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        loss: str = 'mse',  # `mse`, `l1` or `huber`, on the standardised scale
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         self.loss_name = regression_loss(self, loss)
+
     def setup(self, df, train):
         x = numbers(self, train, self.cols[0])
         x = x[~np.isnan(x)]
-        self.mean, self.std = (float(x.mean()), float(x.std())) if len(x) else (0., 1.)
-        if not np.isfinite([self.mean, self.std]).all(): raise FlowError(f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use another unit")
-        if not self.std > 1e-12*max(abs(self.mean), 1e-300): self.std = 1. # a constant column, up to rounding
+        self.mean, self.std = (float(x.mean()), float(x.std())) if len(x) else (0.0, 1.0)
+        if not np.isfinite([self.mean, self.std]).all():
+            raise FlowError(
+                f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use "
+                "another unit"
+            )
+        if not self.std > 1e-12 * max(abs(self.mean), 1e-300):
+            self.std = 1.0  # a constant column, up to rounding
         self.lo, self.span = self.mean, self.std
-    def describe(self): return f'mean {self.mean:.4g}, std {self.std:.4g}'
+
+    def describe(self):
+        return f'mean {self.mean:.4g}, std {self.std:.4g}'

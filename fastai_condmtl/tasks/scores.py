@@ -15,72 +15,106 @@ def div0(a, b):
     b = np.asarray(b, dtype=float)
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b != 0)
 
+
 def _balanced(tp, fp, fn, tn):
     "Mean recall of the classes that are there"
     pos, neg = (tp + fn) > 0, (tn + fp) > 0
-    return (div0(tp, tp + fn) + div0(tn, tn + fp)) / np.maximum(pos + 1*neg, 1)
+    return (div0(tp, tp + fn) + div0(tn, tn + fp)) / np.maximum(pos + 1 * neg, 1)
 
-count_scores = dict( # name -> function of (true positives, false positives, false negatives, true negatives)
-    accuracy = lambda tp, fp, fn, tn: div0(tp + tn, tp + fp + fn + tn),
-    balanced_accuracy = _balanced,
-    f1_score = lambda tp, fp, fn, tn: div0(2*tp, 2*tp + fp + fn),
-    precision = lambda tp, fp, fn, tn: div0(tp, tp + fp),
-    recall = lambda tp, fp, fn, tn: div0(tp, tp + fn),
-    mcc = lambda tp, fp, fn, tn: div0(tp*tn - fp*fn, np.sqrt(np.maximum((tp + fp)*(tp + fn)*(tn + fp)*(tn + fn), 0))),
+
+count_scores = dict(  # name -> function of (true positives, false positives, false negatives, true negatives)
+    accuracy=lambda tp, fp, fn, tn: div0(tp + tn, tp + fp + fn + tn),
+    balanced_accuracy=_balanced,
+    f1_score=lambda tp, fp, fn, tn: div0(2 * tp, 2 * tp + fp + fn),
+    precision=lambda tp, fp, fn, tn: div0(tp, tp + fp),
+    recall=lambda tp, fp, fn, tn: div0(tp, tp + fn),
+    mcc=lambda tp, fp, fn, tn: div0(
+        tp * tn - fp * fn, np.sqrt(np.maximum((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn), 0))
+    ),
 )
-aliases = dict(f1='f1_score', acc='accuracy', top_1_accuracy='accuracy', top_3_accuracy='accuracy_3', top_5_accuracy='accuracy_5', auc='roc_auc', ap='average_precision',
-               matthews_corrcoef='mcc', mean_absolute_error='mae', root_mean_squared_error='rmse', r2_score='r2',
-               cohen_kappa='kappa', quadratic_weighted_kappa='kappa', poisson_deviance='deviance')
+aliases = dict(
+    f1='f1_score',
+    acc='accuracy',
+    top_1_accuracy='accuracy',
+    top_3_accuracy='accuracy_3',
+    top_5_accuracy='accuracy_5',
+    auc='roc_auc',
+    ap='average_precision',
+    matthews_corrcoef='mcc',
+    mean_absolute_error='mae',
+    root_mean_squared_error='rmse',
+    r2_score='r2',
+    cohen_kappa='kappa',
+    quadratic_weighted_kappa='kappa',
+    poisson_deviance='deviance',
+)
 
 # %% ../../nbs/tasks/scores.ipynb #f501a0ab
 def counts(
-    pred, # Decisions, boolean (N, ...)
-    true, # Truth, boolean (N, ...)
-    mask=None, # Rows that count, boolean (N, ...); None: all
-) -> tuple: # Four float arrays (...)
+    pred,  # Decisions, boolean (N, ...)
+    true,  # Truth, boolean (N, ...)
+    mask=None,  # Rows that count, boolean (N, ...); None: all
+) -> tuple:  # Four float arrays (...)
     "`(tp, fp, fn, tn)` over the first axis"
     p, t = np.asarray(pred, dtype=bool), np.asarray(true, dtype=bool)
     m = np.ones(p.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     return tuple((x & m).sum(0).astype(float) for x in (p & t, p & ~t, ~p & t, ~p & ~t))
 
+
 def binary_score(
-    name:str,     # One of `count_scores`, `roc_auc` or `average_precision`
-    prob,         # Probabilities (n,), rows that count only
-    true,         # Truth 0/1 (n,)
-    threshold=.5, # Decision: `prob > threshold`
+    name: str,  # One of `count_scores`, `roc_auc` or `average_precision`
+    prob,  # Probabilities (n,), rows that count only
+    true,  # Truth 0/1 (n,)
+    threshold=0.5,  # Decision: `prob > threshold`
 ) -> float:
-    "Score of one binary task or label; NaN without rows, where a prediction is NaN, and for ranking scores without both classes"
-    prob, true = np.asarray(prob), np.asarray(true) > .5
-    if not len(true) or np.isnan(prob).any(): return float('nan')
-    if name in count_scores: return float(count_scores[name](*counts(prob > threshold, true)))
-    if true.all() or not true.any(): return float('nan')
+    """Score of one binary task or label; NaN without rows, where a prediction is NaN, and for ranking scores
+    without both classes"""
+    prob, true = np.asarray(prob), np.asarray(true) > 0.5
+    if not len(true) or np.isnan(prob).any():
+        return float('nan')
+    if name in count_scores:
+        return float(count_scores[name](*counts(prob > threshold, true)))
+    if true.all() or not true.any():
+        return float('nan')
     from sklearn import metrics
-    return float(dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)[name](true, prob))
+
+    return float(
+        dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)[name](true, prob)
+    )
 
 # %% ../../nbs/tasks/scores.ipynb #36ac2cde
 def class_score(
-    name:str, # `accuracy`, `accuracy_k` for any k, or macro `f1_score precision recall balanced_accuracy`
-    best,     # Best class of each row (n,)
-    rank,     # Rank of the true class, 0 is best, NaN where the prediction is (n,)
-    true,     # True class (n,)
+    name: str,  # `accuracy`, `accuracy_k` for any k, or macro `f1_score precision recall balanced_accuracy`
+    best,  # Best class of each row (n,)
+    rank,  # Rank of the true class, 0 is best, NaN where the prediction is (n,)
+    true,  # True class (n,)
 ) -> float:
     "Score of one single-label task; NaN without rows, and where a prediction is NaN"
-    if not len(true) or np.isnan(rank).any(): return float('nan')
-    if name == 'accuracy': return float(np.mean(np.asarray(best) == true))
-    if name.startswith('accuracy_'): return float(np.mean(np.asarray(rank) < int(name[9:])))
+    if not len(true) or np.isnan(rank).any():
+        return float('nan')
+    if name == 'accuracy':
+        return float(np.mean(np.asarray(best) == true))
+    if name.startswith('accuracy_'):
+        return float(np.mean(np.asarray(rank) < int(name[9:])))
     from sklearn.metrics import precision_recall_fscore_support as prf, balanced_accuracy_score
-    if name == 'balanced_accuracy': return float(balanced_accuracy_score(true, best)) if len(np.unique(true)) > 1 else float(np.mean(best == true))
+
+    if name == 'balanced_accuracy':
+        return float(balanced_accuracy_score(true, best)) if len(np.unique(true)) > 1 else float(np.mean(best == true))
     return float(prf(true, best, average='macro', zero_division=0)[dict(precision=0, recall=1, f1_score=2)[name]])
 
+
 def regression_score(
-    name:str, # `mae`, `rmse` or `r2`
-    pred,     # Predictions (n,) in original units
-    true,     # Truth (n,) in original units
+    name: str,  # `mae`, `rmse` or `r2`
+    pred,  # Predictions (n,) in original units
+    true,  # Truth (n,) in original units
 ) -> float:
     "Score of one regression; NaN without rows, `r2` also where the truth does not vary"
     pred, true = np.asarray(pred, dtype=float), np.asarray(true, dtype=float)
-    if not len(true): return float('nan')
-    if name == 'mae': return float(np.abs(pred - true).mean())
-    se = ((pred - true)**2).mean()
-    if name == 'rmse': return float(np.sqrt(se))
-    return float(1 - se/true.var()) if np.ptp(true) > 0 else float('nan') # the variance of a constant is not quite 0
+    if not len(true):
+        return float('nan')
+    if name == 'mae':
+        return float(np.abs(pred - true).mean())
+    se = ((pred - true) ** 2).mean()
+    if name == 'rmse':
+        return float(np.sqrt(se))
+    return float(1 - se / true.var()) if np.ptp(true) > 0 else float('nan')  # the variance of a constant is not quite 0

@@ -19,69 +19,154 @@ def check_pos_weight(block, w):
     "A weight of positives is one positive number (of multi-label tasks also one a label), or `'balanced'`"
     w = plain_number(w)
     many = block.takes_lists and hasattr(w, '__len__') and not isinstance(w, str)
-    if many: w = [plain_number(x) for x in w]
-    if w is None or isinstance(w, str) and w == 'balanced' or all(isinstance(x, (int, float)) and 0 < x < float('inf') for x in (w if many else [w])): return w
-    raise FlowError(f"task '{block.name}': pos_weight={w!r} must be one positive number{', or one a label' if block.takes_lists else ''}; or 'balanced', to count it from the training rows")
+    if many:
+        w = [plain_number(x) for x in w]
+    if (
+        w is None
+        or isinstance(w, str)
+        and w == 'balanced'
+        or all(isinstance(x, (int, float)) and 0 < x < float('inf') for x in (w if many else [w]))
+    ):
+        return w
+    raise FlowError(
+        f"task '{block.name}': pos_weight={w!r} must be one positive "
+        f"number{', or one a label' if block.takes_lists else ''}; or 'balanced', to count it from the training "
+        "rows"
+    )
+
 
 def check_tune(block, tune):
-    "What a block's thresholds are searched for, as far as it is a name; functions, pairs and matrices are the search's own to check"
+    """What a block's thresholds are searched for, as far as it is a name; functions, pairs and matrices are the
+    search's own to check"""
     name, other = (tune.get('metric'), ('f1_micro',)) if isinstance(tune, dict) else (tune, ('auto', 'f1_micro'))
     if isinstance(name, str) and name not in other:
-        try: score_of_counts(name)
-        except FlowError as e: raise FlowError(f"task '{block.name}': tune={tune!r}: {e}") from None
+        try:
+            score_of_counts(name)
+        except FlowError as e:
+            raise FlowError(f"task '{block.name}': tune={tune!r}: {e}") from None
     return tune
+
 
 class Sigmoid(ConditionalBlock):
     "What `BinaryBlock` and `MultiLabelBlock` share: binary cross entropy or focal loss, `probability > threshold`"
+
     thresholded = True
-    metrics: tuple[str, ...] = ('accuracy', 'balanced_accuracy', 'f1_score', 'precision', 'recall', 'roc_auc', 'average_precision', 'mcc')
-    threshold, pos_weight, tune, loss_name, gamma, alpha = .5, None, 'auto', 'bce', 2., None
+    metrics: tuple[str, ...] = (
+        'accuracy',
+        'balanced_accuracy',
+        'f1_score',
+        'precision',
+        'recall',
+        'roc_auc',
+        'average_precision',
+        'mcc',
+    )
+    threshold, pos_weight, tune, loss_name, gamma, alpha = 0.5, None, 'auto', 'bce', 2.0, None
+
     @property
-    def family(self): return ('sigmoid',) if self.loss_name == 'bce' else ('sigmoid', self.gamma, self.alpha)
+    def family(self):
+        return ('sigmoid',) if self.loss_name == 'bce' else ('sigmoid', self.gamma, self.alpha)
+
     def _set_loss(self, loss, gamma, alpha):
         gamma, alpha = plain_number(gamma), plain_number(alpha)
         self.loss_name, self.gamma, self.alpha = check_loss(self, loss, 'bce', gamma, alpha), float(gamma), alpha
+
     def _set_threshold(self, threshold):
         ok = np.ndim(threshold) == 0 or self.takes_lists
-        try: t = np.asarray(threshold, dtype=float)
-        except (TypeError, ValueError, OverflowError): ok = False
-        if isinstance(threshold, str): ok = False
-        if not ok or not ((0 <= t) & (t <= 1)).all(): raise FlowError(f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1" + (", or one a label" if self.takes_lists else ''))
+        try:
+            t = np.asarray(threshold, dtype=float)
+        except (TypeError, ValueError, OverflowError):
+            ok = False
+        if isinstance(threshold, str):
+            ok = False
+        if not ok or not ((0 <= t) & (t <= 1)).all():
+            raise FlowError(
+                f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1"
+                + (", or one a label" if self.takes_lists else '')
+            )
         self.threshold = threshold
-    def thresholds(self): "The thresholds to start with (n_targets,)"; return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
-    def params(self): return {} if self.pos_weight is None else {'pos_weight': np.broadcast_to(np.asarray(self.pos_weight, dtype=float), self.n_targets).tolist()}
+
+    def thresholds(self):
+        "The thresholds to start with (n_targets,)"
+        return torch.as_tensor(self.threshold, dtype=torch.float32).expand(self.n_targets).clone()
+
+    def params(self):
+        return (
+            {}
+            if self.pos_weight is None
+            else {'pos_weight': np.broadcast_to(np.asarray(self.pos_weight, dtype=float), self.n_targets).tolist()}
+        )
+
     @property
-    def fits_class_weights(self): return isinstance(self.pos_weight, str)
+    def fits_class_weights(self):
+        return isinstance(self.pos_weight, str)
+
     def fit_class_weights(self, vals, mask):
-        w = balanced_positives((mask*(vals > .5)).sum(0), (mask*(vals <= .5)).sum(0))
+        w = balanced_positives((mask * (vals > 0.5)).sum(0), (mask * (vals <= 0.5)).sum(0))
         self.pos_weight, self.learnt_weights = w.tolist(), f"pos_weight {span_of(w)}"
-    default_params = {'pos_weight': 1.}
+
+    default_params = {'pos_weight': 1.0}
 
     def loss(self, logits, targets, weight=None, pos_weight=None):
         if self.loss_name == 'focal':
             res = sigmoid_focal(logits, targets, self.gamma, self.alpha)
-            if pos_weight is not None: res = res*((pos_weight - 1)*targets + 1)
-            return res if weight is None else (res*weight).sum()
-        if weight is None: return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction='none')
-        return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, pos_weight=pos_weight, reduction='sum')
-    def nll(self, logits, targets, smooth=0.): return F.binary_cross_entropy_with_logits(logits, targets*(1 - smooth) + smooth/2, reduction='none')
-    def activate(self, logits): return logits.sigmoid()
-    def decide(self, acts, threshold): return (acts > threshold).to(acts.dtype)
-    def state_probs(self, variable, acts, vals): return np.stack([1 - acts[:,variable], acts[:,variable]], 1)
-    def summarise(self, acts, targets): return acts[..., None]
-    def decided(self, summary, threshold=None): return summary[..., 0] > (self.threshold if threshold is None else threshold)
+            if pos_weight is not None:
+                res = res * ((pos_weight - 1) * targets + 1)
+            return res if weight is None else (res * weight).sum()
+        if weight is None:
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction='none')
+        return F.binary_cross_entropy_with_logits(
+            logits, targets, weight=weight, pos_weight=pos_weight, reduction='sum'
+        )
+
+    def nll(self, logits, targets, smooth=0.0):
+        return F.binary_cross_entropy_with_logits(logits, targets * (1 - smooth) + smooth / 2, reduction='none')
+
+    def activate(self, logits):
+        return logits.sigmoid()
+
+    def decide(self, acts, threshold):
+        return (acts > threshold).to(acts.dtype)
+
+    def state_probs(self, variable, acts, vals):
+        return np.stack([1 - acts[:, variable], acts[:, variable]], 1)
+
+    def summarise(self, acts, targets):
+        return acts[..., None]
+
+    def decided(self, summary, threshold=None):
+        return summary[..., 0] > (self.threshold if threshold is None else threshold)
+
     def score(self, name, summary, true, mask, threshold=None):
         "Mean over the labels that have rows; binary tasks are the case of one label"
-        if name == 'f1_micro': return float(count_scores['f1_score'](*counts(self.decided(summary, threshold)[mask], true[mask] > .5))) if mask.any() and not np.isnan(summary[mask]).any() else float('nan')
+        if name == 'f1_micro':
+            return (
+                float(count_scores['f1_score'](*counts(self.decided(summary, threshold)[mask], true[mask] > 0.5)))
+                if mask.any() and not np.isnan(summary[mask]).any()
+                else float('nan')
+            )
         res = self.label_scores(name, summary, true, mask, threshold)
         return float(np.nanmean(res)) if not np.isnan(res).all() and not np.isnan(summary[mask]).any() else float('nan')
-    def fit_baseline(self, vals, mask): return (vals*mask).sum(0) / np.maximum(mask.sum(0), 1)
+
+    def fit_baseline(self, vals, mask):
+        return (vals * mask).sum(0) / np.maximum(mask.sum(0), 1)
+
     def baseline(self, name, constant, vals):
         "Always yes is the rule to beat for F1, precision and recall; for the rest the commoner answer"
-        p = np.ones(self.n_targets) if name in ('f1_score', 'f1_micro', 'precision', 'recall') else constant > .5
-        return np.broadcast_to(p.astype(float)[:,None], (*vals.shape, 1))
+        p = np.ones(self.n_targets) if name in ('f1_score', 'f1_micro', 'precision', 'recall') else constant > 0.5
+        return np.broadcast_to(p.astype(float)[:, None], (*vals.shape, 1))
+
     def label_scores(self, name, summary, true, mask, threshold=None):
         "The score of each label whose columns are given (W,)"
-        t, name = np.asarray(self.threshold if threshold is None else threshold, dtype=float), 'f1_score' if name == 'f1_micro' else name
-        if t.ndim < 2: t = np.broadcast_to(t, mask.shape[1:])
-        return np.array([binary_score(name, summary[m, j, 0], true[m, j], t[j] if t.ndim < 2 else t[m, j]) for j,m in enumerate(mask.T)])
+        t, name = (
+            np.asarray(self.threshold if threshold is None else threshold, dtype=float),
+            'f1_score' if name == 'f1_micro' else name,
+        )
+        if t.ndim < 2:
+            t = np.broadcast_to(t, mask.shape[1:])
+        return np.array(
+            [
+                binary_score(name, summary[m, j, 0], true[m, j], t[j] if t.ndim < 2 else t[m, j])
+                for j, m in enumerate(mask.T)
+            ]
+        )

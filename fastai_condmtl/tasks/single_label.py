@@ -16,61 +16,133 @@ __all__ = ['SingleLabelBlock']
 # %% ../../nbs/tasks/single_label.ipynb #4bb10e1d
 class SingleLabelBlock(Classes):
     "One of several classes: cells are any hashable"
-    kept_as = dict(loss='loss_name') # for files: arguments, and the attributes that keep them
+
+    kept_as = dict(loss='loss_name')  # for files: arguments, and the attributes that keep them
     n_summary = 2
-    metrics: tuple[str, ...] = ('accuracy', 'accuracy_3', 'accuracy_5', 'f1_score', 'precision', 'recall', 'balanced_accuracy')
-    class_weights, label_smoothing, loss_name, gamma = None, 0., 'cross_entropy', 2.
-    def __init__(self, name, col=None, *,
-        vocab=None,         # The classes; by default all that occur, sorted (a categorical column keeps its own order)
-        class_weights=None, # One weight a class, as in `CrossEntropyLoss`; the mean stays over rows. `'balanced'` counts them from the training rows
-        label_smoothing:float=0., # As in `CrossEntropyLoss`
-        loss:str='cross_entropy', # `cross_entropy`, or `focal`: what is right already hardly counts
-        gamma:float=2.,     # Of the focal loss, see `softmax_focal`
-        **kwargs            # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+    metrics: tuple[str, ...] = (
+        'accuracy',
+        'accuracy_3',
+        'accuracy_5',
+        'f1_score',
+        'precision',
+        'recall',
+        'balanced_accuracy',
+    )
+    class_weights, label_smoothing, loss_name, gamma = None, 0.0, 'cross_entropy', 2.0
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        vocab=None,  # The classes; by default all that occur, sorted (a categorical column keeps its own order)
+        # One weight a class, as in `CrossEntropyLoss`; the mean stays over rows. `'balanced'` counts them from the
+        # training rows
+        class_weights=None,
+        label_smoothing: float = 0.0,  # As in `CrossEntropyLoss`
+        loss: str = 'cross_entropy',  # `cross_entropy`, or `focal`: what is right already hardly counts
+        gamma: float = 2.0,  # Of the focal loss, see `softmax_focal`
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)
-        try: self.class_weights = class_weights if class_weights is None or isinstance(class_weights, str) else tuple(float(w) for w in class_weights)
-        except (TypeError, ValueError): self.class_weights = (-1,)
-        if class_weights is not None and not self.fits_class_weights and not (type(self.class_weights) is tuple and all(0 <= w < float('inf') for w in self.class_weights)):
-            raise FlowError(f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class; or 'balanced', to count them from the training rows")
+        try:
+            self.class_weights = (
+                class_weights
+                if class_weights is None or isinstance(class_weights, str)
+                else tuple(float(w) for w in class_weights)
+            )
+        except (TypeError, ValueError):
+            self.class_weights = (-1,)
+        if (
+            class_weights is not None
+            and not self.fits_class_weights
+            and not (type(self.class_weights) is tuple and all(0 <= w < float('inf') for w in self.class_weights))
+        ):
+            raise FlowError(
+                f"task '{name}': class_weights={class_weights!r} must be numbers that are not negative, one a class; "
+                "or 'balanced', to count them from the training rows"
+            )
         gamma, label_smoothing = plain_number(gamma), plain_number(label_smoothing)
-        if not (isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1): raise FlowError(f"task '{name}': label_smoothing={label_smoothing!r} must be from 0 to below 1")
-        self.label_smoothing, self.loss_name, self.gamma = float(label_smoothing), check_loss(self, loss, 'cross_entropy', gamma), float(gamma)
-        if label_smoothing and loss == 'focal': raise FlowError(f"task '{name}': label_smoothing= belongs to the cross entropy: leave it out, or leave loss='focal' out")
+        if not (isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing < 1):
+            raise FlowError(f"task '{name}': label_smoothing={label_smoothing!r} must be from 0 to below 1")
+        self.label_smoothing, self.loss_name, self.gamma = (
+            float(label_smoothing),
+            check_loss(self, loss, 'cross_entropy', gamma),
+            float(gamma),
+        )
+        if label_smoothing and loss == 'focal':
+            raise FlowError(
+                f"task '{name}': label_smoothing= belongs to the cross entropy: leave it out, or leave loss='focal' out"
+            )
+
     def setup(self, df, train):
         if self.vocab is None:
             s = df[self.cols[0]]
             self.vocab = list(s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else found_classes(self, df)
         self.set_vocab(self.vocab)
-        if self.class_weights is not None and not self.fits_class_weights and len(self.class_weights) != len(self.vocab): raise FlowError(f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes {self.vocab[:10]}: give one a class")
-    def family_params(self): return {} if self.class_weights is None else {'class_weights': self.class_weights}
+        if (
+            self.class_weights is not None
+            and not self.fits_class_weights
+            and len(self.class_weights) != len(self.vocab)
+        ):
+            raise FlowError(
+                f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes "
+                f"{self.vocab[:10]}: give one a class"
+            )
+
+    def family_params(self):
+        return {} if self.class_weights is None else {'class_weights': self.class_weights}
+
     @property
-    def family(self): return ('softmax', self.n_out, self.label_smoothing, self.class_weights) + ((self.gamma,) if self.loss_name == 'focal' else ())
+    def family(self):
+        return ('softmax', self.n_out, self.label_smoothing, self.class_weights) + (
+            (self.gamma,) if self.loss_name == 'focal' else ()
+        )
+
     @property
-    def fits_class_weights(self): return isinstance(self.class_weights, str) and self.class_weights == 'balanced'
+    def fits_class_weights(self):
+        return isinstance(self.class_weights, str) and self.class_weights == 'balanced'
+
     def fit_class_weights(self, vals, mask):
-        w = balanced_classes(np.bincount(vals[:,0].astype(int), mask[:,0], minlength=self.n_out))
+        w = balanced_classes(np.bincount(vals[:, 0].astype(int), mask[:, 0], minlength=self.n_out))
         self.class_weights, self.learnt_weights = tuple(w.tolist()), f'class_weights {span_of(w)}'
-    def describe(self): return f'{len(self.vocab)} classes' + (self.learnt_weights and f', {self.learnt_weights}')
+
+    def describe(self):
+        return f'{len(self.vocab)} classes' + (self.learnt_weights and f', {self.learnt_weights}')
 
     def loss(self, logits, targets, weight=None, class_weights=None):
-        if self.loss_name == 'focal': res = softmax_focal(logits, targets.long(), self.gamma, class_weights)
-        else: res = F.cross_entropy(logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none')
+        if self.loss_name == 'focal':
+            res = softmax_focal(logits, targets.long(), self.gamma, class_weights)
+        else:
+            res = F.cross_entropy(
+                logits, targets.long(), weight=class_weights, label_smoothing=self.label_smoothing, reduction='none'
+            )
         return res if weight is None else res.dot(weight)
-    def nll(self, logits, targets, smooth=0.): return F.cross_entropy(logits, targets.long(), label_smoothing=smooth, reduction='none')
-    def activate(self, logits): return logits.softmax(-1)
-    def decide(self, acts): return acts.argmax(-1).to(acts.dtype)
+
+    def nll(self, logits, targets, smooth=0.0):
+        return F.cross_entropy(logits, targets.long(), label_smoothing=smooth, reduction='none')
+
+    def activate(self, logits):
+        return logits.softmax(-1)
+
+    def decide(self, acts):
+        return acts.argmax(-1).to(acts.dtype)
+
     def summarise(self, acts, targets):
-        own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out-1))
-        before = (acts < own) | (acts == own) & (torch.arange(self.n_out, device=acts.device) >= targets.long()[..., None]) # of equals the first is decided
+        own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out - 1))
+        before = (acts < own) | (acts == own) & (
+            torch.arange(self.n_out, device=acts.device) >= targets.long()[..., None]
+        )  # of equals the first is decided
         rank = self.n_out - before.sum(-1).to(acts.dtype)
         return torch.stack([acts.argmax(-1).to(acts.dtype), torch.where(own[..., 0].isnan(), torch.nan, rank)], -1)
+
     def baseline(self, name, constant, vals):
         "The commonest class; classes ranked by how common they are"
         ranks = np.empty(self.n_out)
         ranks[np.argsort(-constant, kind='stable')] = np.arange(self.n_out)
         return np.stack([np.full(vals.shape, constant.argmax()), ranks[vals.astype(int)]], -1)
+
     def score(self, name, summary, true, mask, threshold=None):
-        m = mask[:,0]
-        return class_score(name, summary[m,0,0].astype(int), summary[m,0,1], true[m,0].astype(int))
+        m = mask[:, 0]
+        return class_score(name, summary[m, 0, 0].astype(int), summary[m, 0, 1], true[m, 0].astype(int))

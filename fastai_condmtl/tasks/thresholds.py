@@ -16,34 +16,62 @@ __all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'be
 # %% ../../nbs/tasks/thresholds.ipynb #12a791f0
 class FBeta:
     "F-beta of counts"
-    def __init__(self, beta): self.b2 = float(beta)**2
-    def __call__(self, tp, fp, fn, tn): return div0((1 + self.b2)*tp, (1 + self.b2)*tp + self.b2*fn + fp)
+
+    def __init__(self, beta):
+        self.b2 = float(beta) ** 2
+
+    def __call__(self, tp, fp, fn, tn):
+        return div0((1 + self.b2) * tp, (1 + self.b2) * tp + self.b2 * fn + fp)
+
 
 class Cost:
     "Negative mean cost a row, of a matrix `[[tn, fp], [fn, tp]]`"
-    def __init__(self, cost): self.cost = cost
+
+    def __init__(self, cost):
+        self.cost = cost
+
     def __call__(self, tp, fp, fn, tn):
         c = self.cost
-        return -div0(tn*c[0,0] + fp*c[0,1] + fn*c[1,0] + tp*c[1,1], tp + fp + fn + tn)
+        return -div0(tn * c[0, 0] + fp * c[0, 1] + fn * c[1, 0] + tp * c[1, 1], tp + fp + fn + tn)
 
-def youden(tp, fp, fn, tn): "Youden's J: recall of both classes, less 1"; return div0(tp, tp + fn) + div0(tn, tn + fp) - 1
+
+def youden(tp, fp, fn, tn):
+    "Youden's J: recall of both classes, less 1"
+    return div0(tp, tp + fn) + div0(tn, tn + fp) - 1
+
 
 threshold_scores = {**count_scores, 'youden': youden}
 
+
 def score_of_counts(
-    metric, # A name of `threshold_scores`, `('fbeta', beta)`, a cost matrix `[[tn, fp], [fn, tp]]`, or a function of arrays `(tp, fp, fn, tn)`
+    # A name of `threshold_scores`, `('fbeta', beta)`, a cost matrix `[[tn, fp], [fn, tp]]`, or a function of arrays
+    # `(tp, fp, fn, tn)`
+    metric,
 ):
     "The function of counts that is maximised"
-    if callable(metric): return metric
+    if callable(metric):
+        return metric
     if isinstance(metric, str):
         name = aliases.get(metric, metric)
-        if name in threshold_scores: return threshold_scores[name]
+        if name in threshold_scores:
+            return threshold_scores[name]
         hint = near(name, threshold_scores)
-        raise FlowError(f"metric {metric!r} has no threshold to search: {hint + ' ' if hint.startswith('did') else ''}Known: {', '.join(threshold_scores)}, ('fbeta', beta), a cost matrix [[tn, fp], [fn, tp]], or a function of (tp, fp, fn, tn)")
-    if isinstance(metric, tuple) and len(metric) == 2 and metric[0] == 'fbeta': return FBeta(metric[1])
-    try: cost = np.asarray(metric, dtype=float)
-    except (TypeError, ValueError): cost = np.zeros(0)
-    if cost.shape != (2, 2): raise FlowError(f"metric {metric!r} is not known: use a name ({', '.join(threshold_scores)}), ('fbeta', beta), a cost matrix [[tn, fp], [fn, tp]], or a function of (tp, fp, fn, tn)")
+        raise FlowError(
+            f"metric {metric!r} has no threshold to search: {hint + ' ' if hint.startswith('did') else ''}Known: "
+            f"{', '.join(threshold_scores)}, ('fbeta', beta), a cost matrix [[tn, fp], [fn, tp]], or a function of "
+            "(tp, fp, fn, tn)"
+        )
+    if isinstance(metric, tuple) and len(metric) == 2 and metric[0] == 'fbeta':
+        return FBeta(metric[1])
+    try:
+        cost = np.asarray(metric, dtype=float)
+    except (TypeError, ValueError):
+        cost = np.zeros(0)
+    if cost.shape != (2, 2):
+        raise FlowError(
+            f"metric {metric!r} is not known: use a name ({', '.join(threshold_scores)}), ('fbeta', beta), a cost "
+            "matrix [[tn, fp], [fn, tp]], or a function of (tp, fp, fn, tn)"
+        )
     return Cost(cost)
 
 # %% ../../nbs/tasks/thresholds.ipynb #ea18d5ca
@@ -51,90 +79,124 @@ def _sorted(scores, pos, mask):
     "Scores `(T, N)` ascending, those that do not count last as +inf, and their labels"
     if scores.dtype == np.float32:
         bits = scores.view(np.int32).astype(np.int64)
-        key = np.where(bits < 0, -(bits & 0x7fffffff), bits) # -0. and 0. are one score
-        key = np.where(mask, key*2 + pos, np.int64(2**62))
+        key = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # -0. and 0. are one score
+        key = np.where(mask, key * 2 + pos, np.int64(2**62))
         key.sort(axis=1)
         counts = key < 2**62
         bits = np.where(counts, key >> 1, 0)
-        s = np.where(bits < 0, -bits | -2**31, bits).astype(np.int32).view(np.float32)
+        s = np.where(bits < 0, -bits | -(2**31), bits).astype(np.int32).view(np.float32)
         return np.where(counts, s, np.inf), (key & 1).astype(bool) & counts
     s = np.where(mask, scores, np.inf)
     order = s.argsort(axis=1)
     return np.take_along_axis(s, order, 1), np.take_along_axis(pos & mask, order, 1)
 
+
 def _middle(lo, hi, dtype):
     "A number t with lo <= t < hi, in the middle if there is one"
-    t = dtype.type(lo/2 + hi/2)
+    t = dtype.type(lo / 2 + hi / 2)
     return t if lo <= t < hi else dtype.type(lo)
+
 
 def _ends(lo, hi):
     "How far scores could go: 0 and 1 for probabilities, else a little beyond what there is"
-    return (0. if lo > 0 and hi <= 1 else lo - max(1e-6, 1e-6*abs(lo))), (1. if hi < 1 and lo >= 0 else hi + max(1e-6, 1e-6*abs(hi)))
+    return (0.0 if lo > 0 and hi <= 1 else lo - max(1e-6, 1e-6 * abs(lo))), (
+        1.0 if hi < 1 and lo >= 0 else hi + max(1e-6, 1e-6 * abs(hi))
+    )
 
 # %% ../../nbs/tasks/thresholds.ipynb #9a53118e
 def best_threshold(
-    scores,      # `(N,)` or `(N, T)`: the higher, the more likely yes
-    targets,     # Truth 0/1, of the same shape
-    mask=None,   # Rows that count, of the same shape; None: all
-    metric='f1', # See `score_of_counts`
-    constraint=None, # `('precision', .9)`: only rules whose precision is at least that
-    average=None, # `'micro'`: the thresholds that together are best for the F-beta of the pooled counts of all columns
-):               # `(threshold, score)`, numbers or arrays `(T,)`; one score with `average='micro'`
-    "The threshold that is best of all (`score > threshold` is yes), and its score; NaN, NaN without rows or where no rule meets the constraint"
+    scores,  # `(N,)` or `(N, T)`: the higher, the more likely yes
+    targets,  # Truth 0/1, of the same shape
+    mask=None,  # Rows that count, of the same shape; None: all
+    metric='f1',  # See `score_of_counts`
+    constraint=None,  # `('precision', .9)`: only rules whose precision is at least that
+    average=None,  # `'micro'`: the thresholds that together are best for the F-beta of the pooled counts of all columns
+):  # `(threshold, score)`, numbers or arrays `(T,)`; one score with `average='micro'`
+    """The threshold that is best of all (`score > threshold` is yes), and its score; NaN, NaN without rows or
+    where no rule meets the constraint"""
     x, y = _array(scores), _array(targets)
     m = _counts(x, y, mask)
     single = x.ndim == 1
-    x, y, m = (a[:,None] if single else a for a in (x if x.dtype == np.float64 else x.astype(np.float32, copy=False), y > .5, m))
-    if (bad := (~np.isfinite(x) & m).any(0)).any(): raise FlowError(f"scores of column {int(bad.argmax())} hold NaN or infinite values: a model that gives no numbers cannot be tuned, look at its training")
+    x, y, m = (
+        a[:, None] if single else a
+        for a in (x if x.dtype == np.float64 else x.astype(np.float32, copy=False), y > 0.5, m)
+    )
+    if (bad := (~np.isfinite(x) & m).any(0)).any():
+        raise FlowError(
+            f"scores of column {int(bad.argmax())} hold NaN or infinite values: a model that gives no numbers cannot "
+            "be tuned, look at its training"
+        )
     fn, limit = score_of_counts(metric), as_constraint(constraint)
     if average == 'micro':
         t, s = _pooled(x, y, m, fn, limit)
         return (float(t[0]), s) if single else (t, s)
-    if average is not None: raise FlowError(f"average={average!r} is not known: None for a threshold a column, or 'micro'")
+    if average is not None:
+        raise FlowError(f"average={average!r} is not known: None for a threshold a column, or 'micro'")
     t, s = _search_all(x, y, m, fn, limit)
     return (float(t[0]), float(s[0])) if single else (t, s)
 
+
 def _counts(x, y, mask):
     "What counts `(N,)` or `(N, T)`, after checking that scores, targets and mask fit"
-    if x.shape != y.shape or x.ndim not in (1, 2): raise FlowError(f"scores {x.shape} and targets {y.shape} must have one shape, (N,) or (N, T)")
+    if x.shape != y.shape or x.ndim not in (1, 2):
+        raise FlowError(f"scores {x.shape} and targets {y.shape} must have one shape, (N,) or (N, T)")
     m = np.ones(x.shape, dtype=bool) if mask is None else _array(mask) > 0
-    if m.shape != x.shape: raise FlowError(f"mask {m.shape} must have the shape of the scores, {x.shape}")
-    if (unknown := pd.isna(y) & m).any(): raise FlowError(f"targets hold NaN, {unknown.sum()} of them where they count: leave these rows out with mask=")
+    if m.shape != x.shape:
+        raise FlowError(f"mask {m.shape} must have the shape of the scores, {x.shape}")
+    if (unknown := pd.isna(y) & m).any():
+        raise FlowError(f"targets hold NaN, {unknown.sum()} of them where they count: leave these rows out with mask=")
     return m
+
 
 def _array(x):
     "NumPy's view of lists, arrays and tensors (half precision and gradients included)"
-    if hasattr(x, 'detach'): x = x.detach().cpu().float() if x.dtype.is_floating_point and x.element_size() < 4 else x.detach().cpu()
+    if hasattr(x, 'detach'):
+        x = x.detach().cpu().float() if x.dtype.is_floating_point and x.element_size() < 4 else x.detach().cpu()
     return np.asarray(x)
+
 
 def as_constraint(constraint):
     "`(metric, least)` as `(function of counts, least)`"
-    if constraint is None: return None
+    if constraint is None:
+        return None
     if not (isinstance(constraint, (tuple, list)) and len(constraint) == 2 and isinstance(constraint[1], (int, float))):
-        raise FlowError(f"constraint={constraint!r} must be a metric and the least it may be, such as ('precision', .9)")
+        raise FlowError(
+            f"constraint={constraint!r} must be a metric and the least it may be, such as ('precision', .9)"
+        )
     return score_of_counts(constraint[0]), float(constraint[1])
 
+
 def _search_all(x, y, m, fn, limit):
-    step = max(1, 2**21//max(len(x), 1)) # tasks at a time: bounded memory for any number of them
-    res = [_search(*(np.ascontiguousarray(a[:, i:i + step].T) for a in (x, y, m)), fn, limit) for i in range(0, x.shape[1], step)]
+    step = max(1, 2**21 // max(len(x), 1))  # tasks at a time: bounded memory for any number of them
+    res = [
+        _search(*(np.ascontiguousarray(a[:, i : i + step].T) for a in (x, y, m)), fn, limit)
+        for i in range(0, x.shape[1], step)
+    ]
     return [np.concatenate(a) for a in zip(*res)] if res else (np.zeros(0), np.zeros(0))
+
 
 def _search(x, y, m, fn, limit):
     s, pos = _sorted(x, y, m)
     n, below = m.sum(1), np.zeros((len(x), x.shape[1] + 1))
-    np.cumsum(pos, axis=1, out=below[:,1:])
-    k = np.arange(x.shape[1] + 1, dtype=float) # rows decided no
-    tp = below[:,-1:] - below
-    val = fn(tp, n[:,None] - k - tp, below, k - below) # beyond n rows the counts mean nothing; those cuts are left out below
-    ok = True if limit is None else limit[0](tp, n[:,None] - k - tp, below, k - below) >= limit[1] - 1e-12
+    np.cumsum(pos, axis=1, out=below[:, 1:])
+    k = np.arange(x.shape[1] + 1, dtype=float)  # rows decided no
+    tp = below[:, -1:] - below
+    val = fn(
+        tp, n[:, None] - k - tp, below, k - below
+    )  # beyond n rows the counts mean nothing; those cuts are left out below
+    ok = True if limit is None else limit[0](tp, n[:, None] - k - tp, below, k - below) >= limit[1] - 1e-12
     res = np.full((2, len(x)), np.nan)
     for i in range(len(x)):
-        if not n[i]: continue
-        si = s[i, :n[i]]
-        cuts = np.flatnonzero(np.concatenate([[True], si[1:] != si[:-1], [True]])) # not between equal scores
+        if not n[i]:
+            continue
+        si = s[i, : n[i]]
+        cuts = np.flatnonzero(np.concatenate([[True], si[1:] != si[:-1], [True]]))  # not between equal scores
         v = val[i, cuts]
-        v = np.where(np.isnan(v) | (limit is not None and ~ok[i, cuts]), -np.inf, v) # a metric of one's own may divide by 0
-        if not np.isfinite(v).any(): continue
+        v = np.where(
+            np.isnan(v) | (limit is not None and ~ok[i, cuts]), -np.inf, v
+        )  # a metric of one's own may divide by 0
+        if not np.isfinite(v).any():
+            continue
         best = v.max()
         good = v >= best - 1e-12
         starts = np.flatnonzero(good & ~np.concatenate([[False], good[:-1]]))
@@ -143,91 +205,120 @@ def _search(x, y, m, fn, limit):
         lo = np.array([si[c - 1] if c else lo_end for c in cuts[starts]], dtype=float)
         hi = np.array([si[c] if c < n[i] else hi_end for c in cuts[stops]], dtype=float)
         j = (hi - lo).argmax()
-        res[:,i] = _middle(lo[j], hi[j], x.dtype), best
+        res[:, i] = _middle(lo[j], hi[j], x.dtype), best
     return res
 
 # %% ../../nbs/tasks/thresholds.ipynb #30393852
 class _Part:
     "What a column adds to `N - lam*D` of a pooled F-beta, a row"
-    def __init__(self, b2, lam): self.b2, self.lam = b2, lam
+
+    def __init__(self, b2, lam):
+        self.b2, self.lam = b2, lam
+
     def __call__(self, tp, fp, fn, tn):
-        n = (1 + self.b2)*tp
-        return div0(n - self.lam*(n + self.b2*fn + fp), tp + fp + fn + tn)
+        n = (1 + self.b2) * tp
+        return div0(n - self.lam * (n + self.b2 * fn + fp), tp + fp + fn + tn)
+
 
 def _pooled(x, y, m, fn, limit):
-    if fn is count_scores['f1_score']: fn = FBeta(1)
-    if not isinstance(fn, FBeta) or limit is not None: raise FlowError("average='micro' is for 'f1' and ('fbeta', beta), without a constraint: leave average out")
-    lam = 0.
+    if fn is count_scores['f1_score']:
+        fn = FBeta(1)
+    if not isinstance(fn, FBeta) or limit is not None:
+        raise FlowError("average='micro' is for 'f1' and ('fbeta', beta), without a constraint: leave average out")
+    lam = 0.0
     while True:
         t, part = _search_all(x, y, m, _Part(fn.b2, lam), None)
         p = x > t
         score = float(fn(*(np.float64((q & m).sum()) for q in (p & y, p & ~y, ~p & y, ~p & ~y))))
-        if not score > lam + 1e-12: return t, score if m.any() else np.nan
+        if not score > lam + 1e-12:
+            return t, score if m.any() else np.nan
         lam = score
 
 # %% ../../nbs/tasks/thresholds.ipynb #839f1132
 def cross_fit(
-    scores, targets, # `(N,)` or `(N, T)`
-    mask=None, metric='f1', constraint=None, average=None, # As for `best_threshold`
-    start=.5,    # Threshold where the other folds find none, a number or (T,)
-    folds:int=5, # Into how many parts the rows are dealt, masked or not
-    seed:int=0,  # How they are dealt
+    scores,
+    targets,  # `(N,)` or `(N, T)`
+    mask=None,
+    metric='f1',
+    constraint=None,
+    average=None,  # As for `best_threshold`
+    start=0.5,  # Threshold where the other folds find none, a number or (T,)
+    folds: int = 5,  # Into how many parts the rows are dealt, masked or not
+    seed: int = 0,  # How they are dealt
 ):
     "For each row the threshold that the other folds chose, in the shape of `scores`"
     x = _array(scores)
     m = _counts(x, _array(targets), mask)
-    if folds < 2: raise FlowError(f"folds={folds!r}: a threshold is judged by rows that did not choose it, which takes at least 2")
+    if folds < 2:
+        raise FlowError(
+            f"folds={folds!r}: a threshold is judged by rows that did not choose it, which takes at least 2"
+        )
     fold, res = np.random.default_rng(seed).permutation(len(x)) % folds, np.empty(x.shape)
     for k in range(folds):
-        ours = (fold != k).reshape(-1, *[1]*(x.ndim - 1))
+        ours = (fold != k).reshape(-1, *[1] * (x.ndim - 1))
         t = best_threshold(x, targets, m & ours, metric, constraint, average)[0]
         res[fold == k] = np.where(np.isnan(t), start, t)
     return res
 
+
 def gain(
-    fn,    # Function of `(tp, fp, fn, tn)`
+    fn,  # Function of `(tp, fp, fn, tn)`
     true,  # Truth, boolean (n,)
     ours,  # Decisions, boolean (n,)
-    other, # What they are compared with, boolean (n,)
-    n_boot:int=400, seed:int=0,
+    other,  # What they are compared with, boolean (n,)
+    n_boot: int = 400,
+    seed: int = 0,
 ):
     "How much better `ours` scores than `other`, and the standard error of that by a bootstrap over rows"
     n = max(len(true), 1)
-    cells = np.bincount(4*true.astype(int) + 2*ours + other, minlength=8)
-    draws = np.concatenate([cells[None], np.random.default_rng(seed).multinomial(n, cells/n, n_boot)]).astype(float)
-    def score(bit): # 2: ours, 1: other
+    cells = np.bincount(4 * true.astype(int) + 2 * ours + other, minlength=8)
+    draws = np.concatenate([cells[None], np.random.default_rng(seed).multinomial(n, cells / n, n_boot)]).astype(float)
+
+    def score(bit):  # 2: ours, 1: other
         pick = lambda t, d: draws[:, [c for c in range(8) if bool(c & 4) == t and bool(c & bit) == d]].sum(1)
         return fn(pick(True, True), pick(False, True), pick(True, False), pick(False, False))
+
     diff = score(2) - score(1)
     return float(diff[0]), float(diff[1:].std())
 
 # %% ../../nbs/tasks/thresholds.ipynb #28b55a42
 def threshold_curve(
-    scores, targets,     # `(N,)`, rows that count only
-    metric='f1',         # As for `best_threshold`
-    points:int=512,      # Cut-offs at most; all where scores are fewer
-    n_boot:int=0,        # Bootstrap draws
-    seed:int=0,
-) -> tuple:              # `(thresholds (K,), values (K,), draws (n_boot, K))`
+    scores,
+    targets,  # `(N,)`, rows that count only
+    metric='f1',  # As for `best_threshold`
+    points: int = 512,  # Cut-offs at most; all where scores are fewer
+    n_boot: int = 0,  # Bootstrap draws
+    seed: int = 0,
+) -> tuple:  # `(thresholds (K,), values (K,), draws (n_boot, K))`
     "The metric over the threshold, lowest threshold first"
     cuts, cells, draws = _bins(scores, targets, points, n_boot, seed)
     values = score_of_counts(metric)(*_counts_at(np.concatenate([cells[None], draws])))
     return cuts, values[0], values[1:]
 
+
 def _bins(scores, targets, points, n_boot, seed):
     "Cut-offs (K,), rows of each class between them `(2, K+1)`, and draws of these"
-    s, y = _array(scores).astype(np.float64), _array(targets) > .5
-    if not len(s): return np.zeros(0), np.zeros((2, 1)), np.zeros((n_boot, 2, 1))
+    s, y = _array(scores).astype(np.float64), _array(targets) > 0.5
+    if not len(s):
+        return np.zeros(0), np.zeros((2, 1)), np.zeros((n_boot, 2, 1))
     u = np.unique(s)
     lo, hi = _ends(u[0], u[-1])
-    cuts = np.concatenate([[lo], (u[1:] + u[:-1])/2, [hi]])
-    if len(cuts) > points: # half of them where the scores of the rarer answer are: that is where the metric moves
-        few = s[y] if y.sum() <= len(y)/2 else s[~y]
-        parts = [np.quantile(x, np.linspace(0, 1, points//2 - 1), method='inverted_cdf') for x in (s, few) if len(x)]
+    cuts = np.concatenate([[lo], (u[1:] + u[:-1]) / 2, [hi]])
+    if len(cuts) > points:  # half of them where the scores of the rarer answer are: that is where the metric moves
+        few = s[y] if y.sum() <= len(y) / 2 else s[~y]
+        parts = [np.quantile(x, np.linspace(0, 1, points // 2 - 1), method='inverted_cdf') for x in (s, few) if len(x)]
         cuts = np.unique(np.concatenate([cuts[[0, -1]], *parts]))
-    k = np.searchsorted(cuts, s, side='left') # cut-offs below the score: by these it is a yes
+    k = np.searchsorted(cuts, s, side='left')  # cut-offs below the score: by these it is a yes
     cells = np.stack([np.bincount(k[y == c], minlength=len(cuts) + 1) for c in (False, True)]).astype(float)
-    return cuts, cells, np.random.default_rng(seed).multinomial(len(s), (cells/len(s)).reshape(-1), n_boot).reshape(n_boot, *cells.shape).astype(float)
+    return (
+        cuts,
+        cells,
+        np.random.default_rng(seed)
+        .multinomial(len(s), (cells / len(s)).reshape(-1), n_boot)
+        .reshape(n_boot, *cells.shape)
+        .astype(float),
+    )
+
 
 def _counts_at(cells):
     "`(tp, fp, fn, tn)` at each cut-off, each (..., K), of rows a cell (..., 2, K+1)"
@@ -235,20 +326,25 @@ def _counts_at(cells):
     yes = cells.sum(-1, keepdims=True) - no
     return yes[..., 1, :], yes[..., 0, :], no[..., 1, :], no[..., 0, :]
 
+
 def threshold_interval(
-    scores, targets, # `(N,)`, rows that count only
-    metric='f1', constraint=None,
-    n_boot:int=200,  # Bootstrap draws
-    level:float=.95, # Share of the draws inside
-    seed:int=0,
-) -> tuple: # `(low, high)`, NaN where no draw meets the constraint
+    scores,
+    targets,  # `(N,)`, rows that count only
+    metric='f1',
+    constraint=None,
+    n_boot: int = 200,  # Bootstrap draws
+    level: float = 0.95,  # Share of the draws inside
+    seed: int = 0,
+) -> tuple:  # `(low, high)`, NaN where no draw meets the constraint
     "Bootstrap interval of the best threshold"
     cuts, _, draws = _bins(scores, targets, 2048, n_boot, seed)
     at, limit = _counts_at(draws), as_constraint(constraint)
     v = score_of_counts(metric)(*at)
-    if limit is not None: v = np.where(limit[0](*at) >= limit[1] - 1e-12, v, -np.inf)
+    if limit is not None:
+        v = np.where(limit[0](*at) >= limit[1] - 1e-12, v, -np.inf)
     v = v[np.isfinite(v).any(1)] if v.size else v[:0]
-    if not len(v): return float('nan'), float('nan')
+    if not len(v):
+        return float('nan'), float('nan')
     best = v >= v.max(1, keepdims=True) - 1e-12
-    first, last = best.argmax(1), best.shape[1] - 1 - best[:,::-1].argmax(1)
-    return tuple(float(q) for q in np.quantile(cuts[(first + last)//2], [(1 - level)/2, (1 + level)/2]))
+    first, last = best.argmax(1), best.shape[1] - 1 - best[:, ::-1].argmax(1)
+    return tuple(float(q) for q in np.quantile(cuts[(first + last) // 2], [(1 - level) / 2, (1 + level) / 2]))

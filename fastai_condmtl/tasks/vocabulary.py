@@ -16,44 +16,88 @@ __all__ = ['Classes', 'found_classes']
 # %% ../../nbs/tasks/vocabulary.ipynb #7b34bff1
 class Classes(ConditionalBlock):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
+
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin')
     vocab: Any = None
-    def set_vocab(self, vocab): self.vocab, self.index = vocab, {l: i for i,l in enumerate(vocab)}
+
+    def set_vocab(self, vocab):
+        self.vocab, self.index = vocab, {l: i for i, l in enumerate(vocab)}
+
     @property
-    def n_out(self): return max(1, len(self.vocab))
+    def n_out(self):
+        return max(1, len(self.vocab))
+
     @property
-    def per_cell(self): return True # also where there is one class only
+    def per_cell(self):
+        return True  # also where there is one class only
+
     def encode(self, df):
-        return look_up(self, df, self.cols[0], self.index.get, lambda v: f"not in the vocabulary: {near(v, self.vocab)} Correct the cell or add the class to vocab=")
+        return look_up(
+            self,
+            df,
+            self.cols[0],
+            self.index.get,
+            lambda v: f"not in the vocabulary: {near(v, self.vocab)} Correct the cell or add the class to vocab=",
+        )
+
     def parse_question(self, op, value):
         super().parse_question(op, value)
-        if not self.vocab: raise FlowError(f"a condition compares task '{self.path}', of which the table has no label: name its classes with vocab=")
+        if not self.vocab:
+            raise FlowError(
+                f"a condition compares task '{self.path}', of which the table has no label: name its classes with "
+                "vocab="
+            )
         vs = value if op == 'isin' else (value,)
-        if bad := [v for v in vs if v not in self.index]: raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
+        if bad := [v for v in vs if v not in self.index]:
+            raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
         return [self.index[v] for v in vs]
+
     def states(self, op, value):
         "The classes for which an atom is true"
         some = set(value)
         return tuple(j for j in range(self.n_out) if (j in some) != (op == 'ne'))
+
     def answer(self, op, value, vals, known, scaled=False):
-        t = any_true([vals[:,0] == j for j in value])
-        if op == 'ne': t = ~t
-        return t & known[:,0], ~t & known[:,0]
+        t = any_true([vals[:, 0] == j for j in value])
+        if op == 'ne':
+            t = ~t
+        return t & known[:, 0], ~t & known[:, 0]
+
     def implied_labels(self, op, value, truth):
         left = set(range(len(self.vocab))) - set(self.states(op, value)) if not truth else set(self.states(op, value))
         return [(0, float(left.pop()))] if len(left) == 1 else []
-    def question_states(self, op, value): return all, [(0, self.states(op, value))]
-    def state_probs(self, variable, acts, vals): return acts
-    def to_cell(self, vals): return self.vocab[int(vals[0])] if self.vocab else None
-    def probability(self, acts): return dict(zip(self.vocab, map(float, acts)))
-    def fit_baseline(self, vals, mask): return np.bincount(vals[mask[:,0] > 0, 0].astype(int), minlength=self.n_out)
+
+    def question_states(self, op, value):
+        return all, [(0, self.states(op, value))]
+
+    def state_probs(self, variable, acts, vals):
+        return acts
+
+    def to_cell(self, vals):
+        return self.vocab[int(vals[0])] if self.vocab else None
+
+    def probability(self, acts):
+        return dict(zip(self.vocab, map(float, acts)))
+
+    def fit_baseline(self, vals, mask):
+        return np.bincount(vals[mask[:, 0] > 0, 0].astype(int), minlength=self.n_out)
+
 
 def found_classes(block, df) -> list:
     "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"
     uniq = [u.item() if isinstance(u, np.generic) else u for u in distinct(block, df, block.cols[0])[1]]
-    if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq): uniq = [int(u) for u in uniq]
+    if uniq and all(isinstance(u, float) and u.is_integer() for u in uniq):
+        uniq = [int(u) for u in uniq]
     no_picture_files(block, df, uniq)
     if (lists := next((u for u in uniq if is_list_of_words(u)), None)) is not None:
         i = int(df[block.cols[0]].eq(lists).to_numpy(dtype=bool, na_value=False).argmax())
-        raise block.bad(df, block.cols[0], i, "a list that was written as text is no class: for several labels a row use MultiLabelBlock. If it is a class of its own, name all classes with vocab=")
+        raise block.bad(
+            df,
+            block.cols[0],
+            i,
+            (
+                "a list that was written as text is no class: for several labels a row use MultiLabelBlock. If it is a "
+                "class of its own, name all classes with vocab="
+            ),
+        )
     return sort_labels(uniq)

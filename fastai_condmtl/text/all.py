@@ -1,4 +1,5 @@
 "`from fastai_condmtl.text.all import *`, after `from fastai.text.all import *`"
+
 from ..all import *
 from .data import ConditionalTextDataLoaders
 from .learner import conditional_text_learner

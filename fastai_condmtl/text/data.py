@@ -21,7 +21,7 @@ from ..data.split import as_splitter
 from ..core.flow import leaves
 from ..learn.reading import reads_input, with_transform
 from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_words
-import fastai_condmtl.text.show # noqa: F401  a learner that is loaded in a new process can show its results
+import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
 __all__ = ['TextColumns', 'text_columns', 'ConditionalTextDataLoaders']
@@ -29,108 +29,177 @@ __all__ = ['TextColumns', 'text_columns', 'ConditionalTextDataLoaders']
 # %% ../../nbs/text/data.ipynb #b663e186
 class TextColumns(ColReader):
     "Row → its text: of one column, or of several, each after a mark of its own (`xxfld 1`)"
+
     def __call__(self, o, **kwargs):
-        if TOKENS in getattr(o, 'index', ()): return o[TOKENS]
+        if TOKENS in getattr(o, 'index', ()):
+            return o[TOKENS]
         return self.join([_checked(o[c], c, f'row {getattr(o, "name", "")!r}') for c in self.cols])
-    def join(self, parts): return parts[0] if len(parts) == 1 else ' '.join(f'{FLD} {i+1} {t}' for i,t in enumerate(parts))
+
+    def join(self, parts):
+        return parts[0] if len(parts) == 1 else ' '.join(f'{FLD} {i + 1} {t}' for i, t in enumerate(parts))
+
     def texts(self, df):
         "All texts of a table; a missing one is an error that names its row"
         for c in self.cols:
             if (gone := df[c].isna().to_numpy()).any():
                 i = int(gone.argmax())
                 _checked(None, c, f"{row_name(df, i)} (and {gone.sum() - 1} more)")
-        return [self.join([_checked(v, c, row_name(df, i) if not isinstance(v, str) else '') for v,c in zip(r, self.cols)]) for i,r in enumerate(zip(*(df[c] for c in self.cols)))]
+        return [
+            self.join([_checked(v, c, row_name(df, i) if not isinstance(v, str) else '') for v, c in zip(r, self.cols)])
+            for i, r in enumerate(zip(*(df[c] for c in self.cols)))
+        ]
+
 
 def _checked(v, col, where):
-    if isinstance(v, str): return v
-    if v is None or v is pd.NA or v != v: raise FlowError(f"{where}, column '{col}': there is no text. Leave such rows out with df.dropna(subset=[{col!r}]), or fill in '' if nothing was written")
-    if isinstance(v, (int, float, np.number)): return str(v)
-    raise FlowError(f"{where}, column '{col}', value {v!r}: a {type(v).__name__} is no text: convert the column with .astype(str)")
+    if isinstance(v, str):
+        return v
+    if v is None or v is pd.NA or v != v:
+        raise FlowError(
+            f"{where}, column '{col}': there is no text. Leave such rows out with df.dropna(subset=[{col!r}]), or "
+            "fill in '' if nothing was written"
+        )
+    if isinstance(v, (int, float, np.number)):
+        return str(v)
+    raise FlowError(
+        f"{where}, column '{col}', value {v!r}: a {type(v).__name__} is no text: convert the column with .astype(str)"
+    )
+
 
 def text_columns(df, text_col) -> list:
     "Names of the columns with text, given by name or position"
     res = []
-    for c in (text_col if is_listy(text_col) else [text_col]):
+    for c in text_col if is_listy(text_col) else [text_col]:
         if isinstance(c, int) and c not in df.columns:
-            if not -len(df.columns) <= c < len(df.columns): raise FlowError(f"text_col={c}: the table has {len(df.columns)} columns, count from 0")
+            if not -len(df.columns) <= c < len(df.columns):
+                raise FlowError(f"text_col={c}: the table has {len(df.columns)} columns, count from 0")
             c = df.columns[c]
-        if c not in df.columns: raise FlowError(f"text_col={c!r} is not a column of the table: {near(c, df.columns)}")
+        if c not in df.columns:
+            raise FlowError(f"text_col={c!r} is not a column of the table: {near(c, df.columns)}")
         res.append(c)
-    if not res: raise FlowError("text_col is empty: name the column with the text")
+    if not res:
+        raise FlowError("text_col is empty: name the column with the text")
     return res
 
 # %% ../../nbs/text/data.ipynb #a5f1f455
 class ConditionalTextDataLoaders(DataLoaders):
     "`DataLoaders` of texts whose target is a flow"
+
     @classmethod
     @delegates(DataLoaders.from_dblock)
-    def from_df(cls,
-        df,                # Table: a row a text, with the columns of the flow's tasks; gaps where there is no label
-        flow,              # A `Flow`, or a single task
-        path='.',          # Folder of what the learner saves
-        text_col='text',   # Column (name or position) with the text, or several
-        valid_pct:float=.2, # Share of rows for validation
-        seed:int=None,     # For the same random split again
-        valid_col=None,    # Column that is true for validation rows, instead of a random split
-        stratify:bool=False, # Put rare tasks, classes and gates on both sides of the split
-        splitter=None,     # Any fastai splitter, instead
-        valid_idx=None,    # Positions of the validation rows, instead
-        text_vocab:list=None, # Words the model knows, such as `dls.vocab` of other data; by default those of this table
-        min_freq:int=3,    # Words that are rarer are unknown
-        max_vocab:int=60000, # Words at most
-        tok_tfm=None,      # Tokenizer; by default fastai's `WordTokenizer` (spaCy)
-        rules=None,        # What is done to a text before it is tokenized; by default fastai's rules
-        tok_workers:int=0, # Processes to tokenize with
-        seq_len:int=72,    # Texts are padded in steps of this length; an `AWD_LSTM` is trained on so many tokens at once
-        backwards:bool=False, # Turn texts round
-        **kwargs
+    def from_df(
+        cls,
+        df,  # Table: a row a text, with the columns of the flow's tasks; gaps where there is no label
+        flow,  # A `Flow`, or a single task
+        path='.',  # Folder of what the learner saves
+        text_col='text',  # Column (name or position) with the text, or several
+        valid_pct: float = 0.2,  # Share of rows for validation
+        seed: int = None,  # For the same random split again
+        valid_col=None,  # Column that is true for validation rows, instead of a random split
+        stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
+        splitter=None,  # Any fastai splitter, instead
+        valid_idx=None,  # Positions of the validation rows, instead
+        # Words the model knows, such as `dls.vocab` of other data; by default those of this table
+        text_vocab: list = None,
+        min_freq: int = 3,  # Words that are rarer are unknown
+        max_vocab: int = 60000,  # Words at most
+        tok_tfm=None,  # Tokenizer; by default fastai's `WordTokenizer` (spaCy)
+        rules=None,  # What is done to a text before it is tokenized; by default fastai's rules
+        tok_workers: int = 0,  # Processes to tokenize with
+        # Texts are padded in steps of this length; an `AWD_LSTM` is trained on so many tokens at once
+        seq_len: int = 72,
+        backwards: bool = False,  # Turn texts round
+        **kwargs,
     ):
         "From a DataFrame"
         _check_arguments(cls, kwargs, cls.from_df)
-        if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
+        if len(df) == 0:
+            raise FlowError("the table is empty: hand over at least one row")
         flow, get_x = as_flow(flow), TextColumns(text_columns(df, text_col))
-        masked, tok = any(isinstance(b, MaskedLMBlock) for b in leaves(flow)), WordTokenizer() if tok_tfm is None else tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
+        masked, tok = (
+            any(isinstance(b, MaskedLMBlock) for b in leaves(flow)),
+            WordTokenizer() if tok_tfm is None else tok_tfm() if isinstance(tok_tfm, type) else tok_tfm,
+        )
         tokens = tokenize_texts(get_x.texts(df), n_workers=tok_workers, rules=rules, tok=tok)
-        if (empty := [i for i,t in enumerate(tokens) if not len(t)]): raise FlowError(f"{row_name(df, empty[0])}: nothing is left of the text {get_x(df.iloc[empty[0]])!r} once it is tokenized: leave such rows out, or keep fastai's rules, which begin each text with xxbos")
+        if empty := [i for i, t in enumerate(tokens) if not len(t)]:
+            raise FlowError(
+                f"{row_name(df, empty[0])}: nothing is left of the text {get_x(df.iloc[empty[0]])!r} once it is "
+                "tokenized: leave such rows out, or keep fastai's rules, which begin each text with xxbos"
+            )
         vocab = _vocab(tokens, text_vocab, min_freq, max_vocab, masked)
-        if masked: flow = with_words(flow, vocab, get_x.cols[0])
+        if masked:
+            flow = with_words(flow, vocab, get_x.cols[0])
         splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
         block = TextBlock(Tokenizer(tok, rules=rules), vocab=vocab, seq_len=seq_len, backwards=backwards)
         table = df.assign(**{TOKENS: pd.Series(list(tokens), index=df.index, dtype=object)})
-        dls = cls.from_dblock(DataBlock(blocks=(block, flow), get_x=get_x, splitter=splitter, batch_tfms=MaskTokens() if masked else None), table, path=path, **kwargs)
-        if masked: count_words(dls, tokens, vocab)
+        dls = cls.from_dblock(
+            DataBlock(
+                blocks=(block, flow), get_x=get_x, splitter=splitter, batch_tfms=MaskTokens() if masked else None
+            ),
+            table,
+            path=path,
+            **kwargs,
+        )
+        if masked:
+            count_words(dls, tokens, vocab)
         return dls
 
     @classmethod
-    def from_csv(cls,
-        path,             # Folder of the csv file
-        flow,             # A `Flow`, or a single task
-        csv_fname='labels.csv', # Name of the file
-        header='infer',   # As in `pd.read_csv`
-        delimiter=',',    # As in `pd.read_csv`
-        quoting=csv.QUOTE_MINIMAL, # As in `pd.read_csv`
-        keep_default_na:bool=True, # As in `pd.read_csv`. False: only empty cells are missing, so that a text or class called None or NA stays what it is
-        **kwargs
+    def from_csv(
+        cls,
+        path,  # Folder of the csv file
+        flow,  # A `Flow`, or a single task
+        csv_fname='labels.csv',  # Name of the file
+        header='infer',  # As in `pd.read_csv`
+        delimiter=',',  # As in `pd.read_csv`
+        quoting=csv.QUOTE_MINIMAL,  # As in `pd.read_csv`
+        # As in `pd.read_csv`. False: only empty cells are missing, so that a text or class called None or NA stays what
+        # it is
+        keep_default_na: bool = True,
+        **kwargs,
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
         _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
-        df = read_labels(Path(path)/csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
+        df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
+
 
 def _check_arguments(cls, kwargs, method, *takers):
     "Raise where nothing reads an argument of a method"
-    check_loader_arguments(f'{cls.__name__}.{method.__name__}', kwargs, method, *takers, dl_type=SortedDL, but=('after_item', 'after_batch'))
+    check_loader_arguments(
+        f'{cls.__name__}.{method.__name__}',
+        kwargs,
+        method,
+        *takers,
+        dl_type=SortedDL,
+        but=('after_item', 'after_batch'),
+    )
 
-ConditionalTextDataLoaders.from_csv = delegates(to=ConditionalTextDataLoaders.from_df)(ConditionalTextDataLoaders.from_csv)
-has_one_label(ConditionalTextDataLoaders, 'from_folder', "write from_df(pd.DataFrame(dict(text=texts, **labels)), flow)")
+
+ConditionalTextDataLoaders.from_csv = delegates(to=ConditionalTextDataLoaders.from_df)(
+    ConditionalTextDataLoaders.from_csv
+)
+has_one_label(
+    ConditionalTextDataLoaders, 'from_folder', "write from_df(pd.DataFrame(dict(text=texts, **labels)), flow)"
+)
+
 
 def _vocab(tokens, vocab, min_freq, max_vocab, masked):
     "The words, special ones first, as fastai counts them; with the mask's own where words will be masked"
-    special = defaults.text_spec_tok + [MASK]*masked
-    if vocab is None: return make_vocab(Counter(t for o in tokens for t in o), min_freq=min_freq, max_vocab=max_vocab, special_toks=special)
+    special = defaults.text_spec_tok + [MASK] * masked
+    if vocab is None:
+        return make_vocab(
+            Counter(t for o in tokens for t in o), min_freq=min_freq, max_vocab=max_vocab, special_toks=special
+        )
     vocab = list(vocab)
-    if vocab[:2] != defaults.text_spec_tok[:2]: raise FlowError(f"text_vocab begins with {vocab[:2]}: its first two words must be {defaults.text_spec_tok[:2]} (unknown, padding), as in `dls.vocab` of fastai")
-    if masked and MASK not in vocab: raise FlowError(f"text_vocab lacks {MASK!r}, which stands for a masked word: add it, text_vocab=[*vocab, {MASK!r}]")
+    if vocab[:2] != defaults.text_spec_tok[:2]:
+        raise FlowError(
+            f"text_vocab begins with {vocab[:2]}: its first two words must be {defaults.text_spec_tok[:2]} (unknown, "
+            "padding), as in `dls.vocab` of fastai"
+        )
+    if masked and MASK not in vocab:
+        raise FlowError(
+            f"text_vocab lacks {MASK!r}, which stands for a masked word: add it, text_vocab=[*vocab, {MASK!r}]"
+        )
     return vocab
 
 # %% ../../nbs/text/data.ipynb #8fcc47a5

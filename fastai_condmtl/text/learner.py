@@ -21,6 +21,7 @@ __all__ = ['AnyOrder', 'conditional_text_learner']
 # %% ../../nbs/text/learner.ipynb #f41a97dd
 class AnyOrder(SentenceEncoder):
     "A `SentenceEncoder` that takes the texts of a batch in any order, and reads each to its end"
+
     def forward(self, input):
         self.reset()
         pad = input == self.pad_idx
@@ -28,28 +29,37 @@ class AnyOrder(SentenceEncoder):
         order = start.argsort(stable=True)
         back, x, outs, masks = order.argsort(), input[order], [], []
         for i in range(0, x.shape[1], self.bptt):
-            out = self.module(x[:(start < i + self.bptt).sum(), i:i + self.bptt])
+            out = self.module(x[: (start < i + self.bptt).sum(), i : i + self.bptt])
             if self.max_len is None or x.shape[1] - i <= self.max_len:
                 outs.append(_pad_tensor(out, len(x)))
-                masks.append(pad[:, i:i + self.bptt])
+                masks.append(pad[:, i : i + self.bptt])
         return torch.cat(outs, 1)[back], torch.cat(masks, 1)
 
 # %% ../../nbs/text/learner.ipynb #32076418
 @delegates(text_classifier_learner)
 def conditional_text_learner(
-    dls,           # `DataLoaders` of texts whose target is a flow
-    arch=AWD_LSTM, # An architecture of fastai's
+    dls,  # `DataLoaders` of texts whose target is a flow
+    arch=AWD_LSTM,  # An architecture of fastai's
     *,
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
-    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
-    **kwargs
+    # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
+    # .5
+    tune='f1_score',
+    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
+    # `TaskBalance`; None: by the weights of the blocks
+    balance=None,
+    **kwargs,
 ) -> Learner:
     "`text_classifier_learner` for a flow"
     check_arguments('conditional_text_learner', kwargs, conditional_text_learner, text_classifier_learner, TextLearner)
     fit_for(dls, kwargs)
-    if (found := masked_task(dls.flow)) is not None: raise FlowError(f"task '{found[0]}' asks for masked words, which a classifier of whole texts cannot tell: use conditional_lm_learner(dls)")
+    if (found := masked_task(dls.flow)) is not None:
+        raise FlowError(
+            f"task '{found[0]}' asks for masked words, which a classifier of whole texts cannot tell: use "
+            "conditional_lm_learner(dls)"
+        )
     learn = text_classifier_learner(dls, arch, **kwargs)
     e = learn.model[0]
-    if type(e) is SentenceEncoder: e.__class__ = AnyOrder
+    if type(e) is SentenceEncoder:
+        e.__class__ = AnyOrder
     return equip(learn, metrics, tune, balance)

@@ -24,104 +24,143 @@ __all__ = ['TextEncoder', 'FlowHeads', 'ConditionalTextModel', 'text_groups', 'c
 # %% ../../nbs/text/lm.ipynb #19e3dee8
 class TextEncoder(nn.Module):
     "Tokens `(bs, L)` to features `(bs, L, d_model)` and where padding is `(bs, L)`"
-    def __init__(self,
-        n_words:int,     # Words in the vocabulary
-        d_model:int=128, # Features of a token
-        n_layers:int=2,
-        n_heads:int=4,   # `d_model` is split among them
-        dropout:float=.1,
-        pad_idx:int=1,
+
+    def __init__(
+        self,
+        n_words: int,  # Words in the vocabulary
+        d_model: int = 128,  # Features of a token
+        n_layers: int = 2,
+        n_heads: int = 4,  # `d_model` is split among them
+        dropout: float = 0.1,
+        pad_idx: int = 1,
     ):
         super().__init__()
-        if d_model % n_heads or d_model % 2: raise FlowError(f"d_model={d_model} must be even and a multiple of n_heads={n_heads}")
+        if d_model % n_heads or d_model % 2:
+            raise FlowError(f"d_model={d_model} must be even and a multiple of n_heads={n_heads}")
         self.d_model, self.pad_idx = d_model, pad_idx
         self.emb = nn.Embedding(n_words, d_model, padding_idx=pad_idx)
-        nn.init.normal_(self.emb.weight, std=d_model**-.5)
-        layer = nn.TransformerEncoderLayer(d_model, n_heads, 4*d_model, dropout, activation='gelu', batch_first=True, norm_first=True)
-        self.layers, self.drop = nn.TransformerEncoder(layer, n_layers, norm=nn.LayerNorm(d_model), enable_nested_tensor=False), nn.Dropout(dropout)
-        self.register_buffer('freqs', torch.exp(torch.arange(0, d_model, 2)*(-math.log(1e4)/d_model)), persistent=False)
+        nn.init.normal_(self.emb.weight, std=d_model**-0.5)
+        layer = nn.TransformerEncoderLayer(
+            d_model, n_heads, 4 * d_model, dropout, activation='gelu', batch_first=True, norm_first=True
+        )
+        self.layers, self.drop = (
+            nn.TransformerEncoder(layer, n_layers, norm=nn.LayerNorm(d_model), enable_nested_tensor=False),
+            nn.Dropout(dropout),
+        )
+        self.register_buffer(
+            'freqs', torch.exp(torch.arange(0, d_model, 2) * (-math.log(1e4) / d_model)), persistent=False
+        )
+
     def forward(self, ids):
         pad = ids == self.pad_idx
-        pad = pad & ~pad.all(1, keepdim=True) # a text of nothing: attention needs something to look at
-        at = ((~pad).cumsum(1) - 1)[..., None]*self.freqs
-        x = self.emb(ids)*math.sqrt(self.d_model) + torch.cat([at.sin(), at.cos()], -1)
+        pad = pad & ~pad.all(1, keepdim=True)  # a text of nothing: attention needs something to look at
+        at = ((~pad).cumsum(1) - 1)[..., None] * self.freqs
+        x = self.emb(ids) * math.sqrt(self.d_model) + torch.cat([at.sin(), at.cos()], -1)
         return self.layers(self.drop(x), src_key_padding_mask=pad), pad
 
 # %% ../../nbs/text/lm.ipynb #92ba613a
 class FlowHeads(nn.Module):
     "Features of a text to the logits of a flow `(bs, C)`"
-    def __init__(self, flow:BoundFlow, encoder:TextEncoder, dropout:float=.1):
+
+    def __init__(self, flow: BoundFlow, encoder: TextEncoder, dropout: float = 0.1):
         super().__init__()
         found, d = masked_task(flow), encoder.d_model
         s = flow.slices[found[0]].logits if found else slice(0, 0)
-        self.before, n = s.start, flow.c - (s.stop - s.start) # logits of other tasks stand before and behind those of the words
-        self.answers = nn.Sequential(nn.Linear(2*d, d), nn.GELU(), nn.Dropout(dropout), nn.Linear(d, n)) if n else None
+        self.before, n = (
+            s.start,
+            flow.c - (s.stop - s.start),
+        )  # logits of other tasks stand before and behind those of the words
+        self.answers = (
+            nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Dropout(dropout), nn.Linear(d, n)) if n else None
+        )
         self.words = None
-        if not found: return
+        if not found:
+            return
         self.k = found[1].n_masks
-        self.words, self.decoder = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d)), nn.Linear(d, found[1].n_out)
+        self.words, self.decoder = (
+            nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d)),
+            nn.Linear(d, found[1].n_out),
+        )
         self.decoder.weight = encoder.emb.weight
         nothing = torch.full((found[1].n_out,), -1e4)
-        nothing[encoder.pad_idx] = 0.
+        nothing[encoder.pad_idx] = 0.0
         self.register_buffer('nothing', nothing, persistent=False)
         self.register_buffer('never', torch.from_numpy(~found[1].asked), persistent=False)
+
     def pooled(self, out, pad):
         "Logits of all tasks but the masked words"
         keep = ~pad[..., None]
-        mean = (out*keep).sum(1) / keep.sum(1)
+        mean = (out * keep).sum(1) / keep.sum(1)
         return self.answers(torch.cat([mean, out.masked_fill(~keep, -torch.inf).amax(1)], 1))
+
     def masked(self, out, asked):
         "Logits of the masked words `(bs, K*V)`"
         at, there = positions(asked, self.k)
-        x = self.decoder(self.words(out.gather(1, at[..., None].expand(-1, -1, out.shape[-1])))).masked_fill(self.never, -1e4)
+        x = self.decoder(self.words(out.gather(1, at[..., None].expand(-1, -1, out.shape[-1])))).masked_fill(
+            self.never, -1e4
+        )
         return torch.where(there[..., None], x, self.nothing.to(x.dtype)).flatten(1)
+
 
 class ConditionalTextModel(nn.Sequential):
     "Encoder and heads of a flow over texts, with or without masked words"
-    def __init__(self,
-        flow:BoundFlow, # `dls.flow`
-        n_words:int,    # `len(dls.vocab)`
-        dropout:float=.1,
-        **kwargs        # For `TextEncoder`
+
+    def __init__(
+        self,
+        flow: BoundFlow,  # `dls.flow`
+        n_words: int,  # `len(dls.vocab)`
+        dropout: float = 0.1,
+        **kwargs,  # For `TextEncoder`
     ):
         encoder = TextEncoder(n_words, dropout=dropout, **kwargs)
         super().__init__(encoder, FlowHeads(flow, encoder, dropout))
         self.n_words = n_words
+
     def forward(self, x):
         encoder, heads = self
         shown, whole, asked = unpack(x, self.n_words)
-        if heads.words is None: return heads.pooled(*encoder(whole))
+        if heads.words is None:
+            return heads.pooled(*encoder(whole))
         out, pad = encoder(shown)
         words = heads.masked(out, asked)
-        if heads.answers is None: return words
+        if heads.answers is None:
+            return words
         rest = heads.pooled(*((out, pad) if self.training else encoder(whole)))
-        return torch.cat([rest[:,:heads.before], words, rest[:,heads.before:]], 1)
+        return torch.cat([rest[:, : heads.before], words, rest[:, heads.before :]], 1)
+
 
 def text_groups(model):
     "Parameters in groups from the input to the output; the embedding stands with the decoder that shares it"
     encoder, heads = model
-    first = [encoder.emb]*(heads.words is None)
+    first = [encoder.emb] * (heads.words is None)
     return L([*first, encoder.layers, heads if first else nn.ModuleList([encoder.emb, heads])]).map(params)
 
 # %% ../../nbs/text/lm.ipynb #ffef0420
 @delegates(TextLearner, but=['alpha', 'beta', 'splitter', 'model'])
 def conditional_lm_learner(
-    dls,           # `ConditionalTextDataLoaders`, with or without a `MaskedLMBlock` in the flow
+    dls,  # `ConditionalTextDataLoaders`, with or without a `MaskedLMBlock` in the flow
     *,
-    d_model:int=128, # Features of a token
-    n_layers:int=2,  # Of the transformer
-    n_heads:int=4,   # Of its attention
-    dropout:float=.1,
+    d_model: int = 128,  # Features of a token
+    n_layers: int = 2,  # Of the transformer
+    n_heads: int = 4,  # Of its attention
+    dropout: float = 0.1,
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
-    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
-    moms=(.95,.85,.95), # Momentum over a cycle
-    **kwargs
+    # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
+    # .5
+    tune='f1_score',
+    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
+    # `TaskBalance`; None: by the weights of the blocks
+    balance=None,
+    moms=(0.95, 0.85, 0.95),  # Momentum over a cycle
+    **kwargs,
 ) -> Learner:
-    "A transformer for a flow over texts; `save_encoder` and `load_encoder` carry what it learnt from masked words to another flow on the same vocabulary"
+    """A transformer for a flow over texts; `save_encoder` and `load_encoder` carry what it learnt from masked
+    words to another flow on the same vocabulary"""
     check_arguments('conditional_lm_learner', kwargs, conditional_lm_learner, TextLearner)
     fit_for(dls, kwargs)
-    model = ConditionalTextModel(dls.flow, len(dls.vocab), d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout)
-    learn = TextLearner(dls, model, alpha=0., beta=0., moms=moms, splitter=text_groups, **kwargs)
-    learn.remove_cbs([ModelResetter, RNNCallback]) # for models with a state and three outputs
+    model = ConditionalTextModel(
+        dls.flow, len(dls.vocab), d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout
+    )
+    learn = TextLearner(dls, model, alpha=0.0, beta=0.0, moms=moms, splitter=text_groups, **kwargs)
+    learn.remove_cbs([ModelResetter, RNNCallback])  # for models with a state and three outputs
     return equip(learn, metrics, tune, balance)

@@ -14,160 +14,259 @@ from ..core.errors import FlowError
 from ..core.flow import Flow
 from ..tasks.scores import class_score
 
-
 # %% auto #0
 __all__ = ['MASK', 'TOKENS', 'MaskedLMBlock', 'with_words', 'masked_task', 'count_words', 'unpack', 'positions', 'text_random',
            'MaskTokens']
 
 # %% ../../nbs/text/masks.ipynb #d38dd9d5
-MASK = 'xxmask' # stands for a word that was taken out
-TOKENS = '_tokens_' # column with what was tokenized beforehand
+MASK = 'xxmask'  # stands for a word that was taken out
+TOKENS = '_tokens_'  # column with what was tokenized beforehand
+
 
 class MaskedLMBlock(SingleLabelBlock):
     "Guess masked words of the text: no labels needed. For `ConditionalTextDataLoaders` and `conditional_lm_learner`"
+
     ops, n_summary, reduce, self_supervised = (), 3, 'cells', True
-    fillers = ('xxfake',) # fastai fills a vocabulary up with it, to a multiple of eight
-    nll = None # type: ignore[assignment] # masked words are not calibrated
+    fillers = ('xxfake',)  # fastai fills a vocabulary up with it, to a multiple of eight
+    nll = None  # type: ignore[assignment] # masked words are not calibrated
     metrics, lower_is_better = ('accuracy', 'accuracy_3', 'accuracy_5', 'perplexity'), ('perplexity',)
-    def __init__(self, name, col=None, *,
-        vocab:list=None,     # The words; by default those of the data
-        mask_prob:float=.15, # Probability of each word to be masked; at least one and at most `n_masks` are
-        n_masks:int=10,      # Words asked of one text at most; with the vocabulary it sets the size of the output
-        seed:int=0,          # Of the masks of validation rows, which stay the same
-        **kwargs             # `given` and `weight`
+
+    def __init__(
+        self,
+        name,
+        col=None,
+        *,
+        vocab: list = None,  # The words; by default those of the data
+        mask_prob: float = 0.15,  # Probability of each word to be masked; at least one and at most `n_masks` are
+        n_masks: int = 10,  # Words asked of one text at most; with the vocabulary it sets the size of the output
+        seed: int = 0,  # Of the masks of validation rows, which stay the same
+        **kwargs,  # `given` and `weight`
     ):
-        if wrong := set(kwargs) - {'given', 'weight'}: raise FlowError(f"task '{name}': masked words take no {wrong.pop()}: leave it out")
+        if wrong := set(kwargs) - {'given', 'weight'}:
+            raise FlowError(f"task '{name}': masked words take no {wrong.pop()}: leave it out")
         super().__init__(name, col, vocab=vocab, **kwargs)
-        if isinstance(mask_prob, bool) or not isinstance(mask_prob, (int, float)) or not 0 < mask_prob <= 1: raise FlowError(f"task '{name}': mask_prob={mask_prob!r} must be a probability above 0, such as .15")
-        if isinstance(n_masks, bool) or not isinstance(n_masks, int) or n_masks < 1: raise FlowError(f"task '{name}': n_masks={n_masks!r} must be a whole number, 1 or more")
+        if isinstance(mask_prob, bool) or not isinstance(mask_prob, (int, float)) or not 0 < mask_prob <= 1:
+            raise FlowError(f"task '{name}': mask_prob={mask_prob!r} must be a probability above 0, such as .15")
+        if isinstance(n_masks, bool) or not isinstance(n_masks, int) or n_masks < 1:
+            raise FlowError(f"task '{name}': n_masks={n_masks!r} must be a whole number, 1 or more")
         self.mask_prob, self.n_masks, self.seed = mask_prob, n_masks, seed
+
     @property
-    def n_targets(self): return self.n_masks
+    def n_targets(self):
+        return self.n_masks
+
     @property
-    def family(self): return ('words', self.n_out)
+    def family(self):
+        return ('words', self.n_out)
+
     def setup(self, df, train):
-        if self.vocab is None: raise FlowError(f"task '{self.path}' needs the words of the data: build it with ConditionalTextDataLoaders.from_df, or say them with vocab=")
-        if MASK not in self.vocab: raise FlowError(f"task '{self.path}': vocab lacks {MASK!r}, which stands for a masked word: add it")
-        self.asked = np.array([w not in _special for w in self.vocab]) # words that may be masked, and answers
-        if not self.asked.any(): raise FlowError(f"task '{self.path}': the vocabulary has special tokens only: are all words rarer than min_freq?")
-    def encode(self, df): "Which rows have a text; the words themselves are chosen batch by batch"; return np.zeros((len(df), self.n_masks)), np.repeat(df[self.cols[0]].notna().to_numpy()[:,None], self.n_masks, 1)
-    def answer(self, op, value, vals, known, scaled=False): raise FlowError(f"task '{self.path}': masked words answer no condition")
+        if self.vocab is None:
+            raise FlowError(
+                f"task '{self.path}' needs the words of the data: build it with ConditionalTextDataLoaders.from_df, "
+                "or say them with vocab="
+            )
+        if MASK not in self.vocab:
+            raise FlowError(f"task '{self.path}': vocab lacks {MASK!r}, which stands for a masked word: add it")
+        self.asked = np.array([w not in _special for w in self.vocab])  # words that may be masked, and answers
+        if not self.asked.any():
+            raise FlowError(
+                f"task '{self.path}': the vocabulary has special tokens only: are all words rarer than min_freq?"
+            )
+
+    def encode(self, df):
+        "Which rows have a text; the words themselves are chosen batch by batch"
+        return np.zeros((len(df), self.n_masks)), np.repeat(
+            df[self.cols[0]].notna().to_numpy()[:, None], self.n_masks, 1
+        )
+
+    def answer(self, op, value, vals, known, scaled=False):
+        raise FlowError(f"task '{self.path}': masked words answer no condition")
+
     def summarise(self, acts, targets):
-        own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out-1))
+        own = acts.gather(-1, targets.long()[..., None].clamp(0, self.n_out - 1))
         return torch.cat([super().summarise(acts, targets), -own.clamp(min=torch.finfo(acts.dtype).tiny).log()], -1)
-    def fit_baseline(self, vals, mask): return np.zeros(self.n_out) # counted when the data is set up
+
+    def fit_baseline(self, vals, mask):
+        return np.zeros(self.n_out)  # counted when the data is set up
+
     def baseline(self, name, constant, vals):
-        "The commonest word; words ranked by how common they are; for the perplexity their shares, each counted once more than it was seen"
-        p = np.where(self.asked, constant + 1, 0)/(constant[self.asked] + 1).sum()
-        with np.errstate(divide='ignore'): nll = -np.log(p)
-        return np.concatenate([super().baseline(name, np.where(self.asked, constant, -1), vals), nll[vals.astype(int)][..., None]], -1)
+        """The commonest word; words ranked by how common they are; for the perplexity their shares, each counted
+        once more than it was seen"""
+        p = np.where(self.asked, constant + 1, 0) / (constant[self.asked] + 1).sum()
+        with np.errstate(divide='ignore'):
+            nll = -np.log(p)
+        return np.concatenate(
+            [super().baseline(name, np.where(self.asked, constant, -1), vals), nll[vals.astype(int)][..., None]], -1
+        )
+
     def score(self, name, summary, true, mask, threshold=None):
         s, t = summary[mask], true[mask].astype(int)
-        if name == 'perplexity': return float(np.exp(s[:,2].astype(np.float64).mean())) if len(t) else float('nan')
-        return class_score(name, s[:,0].astype(int), s[:,1], t)
-    def to_cell(self, vals): "The words, in the order of the text; nothing where nothing was masked"; return [self.vocab[int(v)] for v in vals if self.asked[int(v)]]
-    def to_columns(self, vals, known): return {self.name: np.array([' '.join(self.to_cell(v)) or None if k.any() else None for v,k in zip(vals, known)] + [None], dtype=object)[:-1]}
+        if name == 'perplexity':
+            return float(np.exp(s[:, 2].astype(np.float64).mean())) if len(t) else float('nan')
+        return class_score(name, s[:, 0].astype(int), s[:, 1], t)
+
+    def to_cell(self, vals):
+        "The words, in the order of the text; nothing where nothing was masked"
+        return [self.vocab[int(v)] for v in vals if self.asked[int(v)]]
+
+    def to_columns(self, vals, known):
+        return {
+            self.name: np.array(
+                [' '.join(self.to_cell(v)) or None if k.any() else None for v, k in zip(vals, known)] + [None],
+                dtype=object,
+            )[:-1]
+        }
+
     def probability(self, acts, top=10):
         "Of each masked word the likeliest answers, `{word: probability}`"
         acts = acts.reshape(self.n_masks, -1)
-        best = np.argsort(-acts, 1, kind='stable')[:,:top]
-        return [{self.vocab[j]: float(a[j]) for j in b} for a,b in zip(acts, best) if self.asked[b[0]]]
-    def describe(self): return f'{self.n_masks} of {self.n_out} words'
+        best = np.argsort(-acts, 1, kind='stable')[:, :top]
+        return [{self.vocab[j]: float(a[j]) for j in b} for a, b in zip(acts, best) if self.asked[b[0]]]
+
+    def describe(self):
+        return f'{self.n_masks} of {self.n_out} words'
+
 
 _special = {*defaults.text_spec_tok, MASK, *MaskedLMBlock.fillers}
 
+
 def with_words(flow, vocab, col):
     "A copy of `flow` whose masked words are those of `vocab`, in the text of column `col`"
+
     def told(t):
         res = copy(t)
-        if isinstance(t, Flow): res.tasks = tuple(told(s) for s in t.tasks)
+        if isinstance(t, Flow):
+            res.tasks = tuple(told(s) for s in t.tasks)
         elif isinstance(t, MaskedLMBlock):
-            if t.vocab is not None and list(t.vocab) != list(vocab): raise FlowError(f"task '{t.name}' has a vocabulary of its own, which is not that of the texts: leave vocab out there, and hand it over as text_vocab=")
+            if t.vocab is not None and list(t.vocab) != list(vocab):
+                raise FlowError(
+                    f"task '{t.name}' has a vocabulary of its own, which is not that of the texts: leave vocab out "
+                    "there, and hand it over as text_vocab="
+                )
             res.vocab, res.col = list(vocab), t.col or col
         return res
+
     return told(flow)
+
 
 def masked_task(flow):
     "Path, block and target columns of the masked words of a bound flow; None without"
-    found = [(p, b, flow.slices[p].targets) for p,b in flow.tasks.items() if isinstance(b, MaskedLMBlock)]
-    if len(found) > 1: raise FlowError(f"the flow masks words for {' and '.join(repr(p) for p,*_ in found)}: a text is masked once, keep one of them")
+    found = [(p, b, flow.slices[p].targets) for p, b in flow.tasks.items() if isinstance(b, MaskedLMBlock)]
+    if len(found) > 1:
+        raise FlowError(
+            f"the flow masks words for {' and '.join(repr(p) for p, *_ in found)}: a text is masked once, keep one of "
+            "them"
+        )
     return found[0] if found else None
+
 
 def count_words(dls, tokens, vocab):
     "Let the trivial predictor know how common words are, in the training texts for which masked words count"
-    (path, block, s), (ds, at) = masked_task(dls.flow), (dls.train_ds, {w: i for i,w in enumerate(vocab)})
-    rows = [t for t,y in zip(ds.items[TOKENS], ds.tls[-1].items.packed()[:,1,s.start]) if y > 0]
+    (path, block, s), (ds, at) = masked_task(dls.flow), (dls.train_ds, {w: i for i, w in enumerate(vocab)})
+    rows = [t for t, y in zip(ds.items[TOKENS], ds.tls[-1].items.packed()[:, 1, s.start]) if y > 0]
     ids = np.array([at[w] for t in rows for w in t if w in at], dtype=int)
     dls.flow.constants[path] = np.where(block.asked, np.bincount(ids, minlength=len(vocab)), 0)
 
 # %% ../../nbs/text/masks.ipynb #34443070
 def unpack(
-    x,   # Tokens `(bs, L)`, as `MaskTokens` makes them
-    n:int, # Words in the vocabulary
-) -> tuple: # Three tensors `(bs, L)`
+    x,  # Tokens `(bs, L)`, as `MaskTokens` makes them
+    n: int,  # Words in the vocabulary
+) -> tuple:  # Three tensors `(bs, L)`
     "Tokens with masks, tokens as they were, and where a word is asked"
     x = x.as_subclass(torch.Tensor)
     asked = x >= n
     return torch.where(asked, x.div(n, rounding_mode='floor') - 1, x), x % n, asked
 
+
 def positions(
-    asked, # Where a word is asked `(bs, L)`
-    k:int, # How many are wanted
-):         # `(bs, k)` and boolean `(bs, k)`
+    asked,  # Where a word is asked `(bs, L)`
+    k: int,  # How many are wanted
+):  # `(bs, k)` and boolean `(bs, k)`
     "Positions of the first `k` asked words of each text, and which of them there are"
     some, at = asked.to(torch.uint8).sort(dim=1, descending=True, stable=True)
     short = max(0, k - at.shape[1])
-    return F.pad(at[:,:k], (0, short)), F.pad(some[:,:k], (0, short)) > 0
+    return F.pad(at[:, :k], (0, short)), F.pad(some[:, :k], (0, short)) > 0
+
 
 def _mixed(x):
     "Well mixed bits of integers, 32 each (Ellis' lowbias32)"
-    x = x & 0xffffffff
-    x = ((x ^ (x >> 16))*0x7feb352d) & 0xffffffff
-    x = ((x ^ (x >> 15))*0x846ca68b) & 0xffffffff
+    x = x & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)
+
 
 def text_random(
     ids,  # Tokens `(bs, L)`
     pad,  # Where they are padding `(bs, L)`
-    salt, # A number for other draws
-):        # `(bs, L)`
+    salt,  # A number for other draws
+):  # `(bs, L)`
     "Uniform numbers in [0, 1) that depend on the text and the place in it alone"
     at = (~pad).cumsum(1)
-    text = (_mixed(_mixed(ids + 1) + at*7919)*~pad).sum(1, keepdim=True) & 0xffffffff
-    return (_mixed(_mixed(text + salt*104729) + at*15485863) >> 8).float()/2**24 # as many bits as single precision holds, on any device
+    text = (_mixed(_mixed(ids + 1) + at * 7919) * ~pad).sum(1, keepdim=True) & 0xFFFFFFFF
+    return (
+        _mixed(_mixed(text + salt * 104729) + at * 15485863) >> 8
+    ).float() / 2**24  # as many bits as single precision holds, on any device
 
 # %% ../../nbs/text/masks.ipynb #ba39ef15
 class MaskTokens(Transform):
-    "Batch transform that masks words for the `MaskedLMBlock` of the data's flow, and says in the target which they were"
+    """Batch transform that masks words for the `MaskedLMBlock` of the data's flow, and says in the target which
+    they were"""
+
     order = 0
+
     def __init__(self):
         super().__init__()
         self.block = self.can = self.words = None
+
     def setup(self, items=None, train_setup=False):
         found = masked_task(items.flow)
-        if found is None: raise FlowError("MaskTokens: the flow has no MaskedLMBlock: add one, or leave the transform out")
+        if found is None:
+            raise FlowError("MaskTokens: the flow has no MaskedLMBlock: add one, or leave the transform out")
         path, self.block, self.cols = found
-        if list(self.block.vocab) != list(items.vocab): raise FlowError(f"task '{path}': its vocabulary is not that of the texts: hand over vocab=list(vocab of the text) to both")
+        if list(self.block.vocab) != list(items.vocab):
+            raise FlowError(
+                f"task '{path}': its vocabulary is not that of the texts: hand over vocab=list(vocab of the text) to "
+                "both"
+            )
         self.n, self.mask, self.pad = self.block.n_out, self.block.vocab.index(MASK), 1
         self.can = torch.from_numpy(self.block.asked)
-        self.words = self.can.nonzero()[:,0]
+        self.words = self.can.nonzero()[:, 0]
 
     def __call__(self, b, split_idx=None, **kwargs):
-        x = b[0].as_subclass(torch.Tensor).long() # a word and what is shown instead make one number, beyond 32 bits in a large vocabulary
-        if self.can.device != x.device: self.can, self.words = self.can.to(x.device), self.words.to(x.device)
+        x = (
+            b[0].as_subclass(torch.Tensor).long()
+        )  # a word and what is shown instead make one number, beyond 32 bits in a large vocabulary
+        if self.can.device != x.device:
+            self.can, self.words = self.can.to(x.device), self.words.to(x.device)
         pad, can, words = x == self.pad, self.can, self.words
-        if len(b) < 2: return (self._packed(b[0], x, x, x == self.mask), *b[1:])
+        if len(b) < 2:
+            return (self._packed(b[0], x, x, x == self.mask), *b[1:])
         y, s = b[1].clone(), self.cols
-        u, how, other = (torch.rand(x.shape, device=x.device) if split_idx == 0 else text_random(x, pad, 3*self.block.seed + k) for k in range(3))
-        u = torch.where(can[x], u, 2.)
+        u, how, other = (
+            torch.rand(x.shape, device=x.device) if split_idx == 0 else text_random(x, pad, 3 * self.block.seed + k)
+            for k in range(3)
+        )
+        u = torch.where(can[x], u, 2.0)
         rank = u.argsort(1).argsort(1)
-        asked = (u < 2) & ((u < self.block.mask_prob) | (rank == 0)) & (rank < self.block.n_masks) & (y[..., 1, s.start:s.start+1].as_subclass(torch.Tensor) > 0)
-        shown = torch.where(how < .8, self.mask, torch.where(how < .9, words[(other*len(words)).long().clamp(max=len(words) - 1)], x))
+        asked = (
+            (u < 2)
+            & ((u < self.block.mask_prob) | (rank == 0))
+            & (rank < self.block.n_masks)
+            & (y[..., 1, s.start : s.start + 1].as_subclass(torch.Tensor) > 0)
+        )
+        shown = torch.where(
+            how < 0.8,
+            self.mask,
+            torch.where(how < 0.9, words[(other * len(words)).long().clamp(max=len(words) - 1)], x),
+        )
         at, there = positions(asked, self.block.n_masks)
-        y[..., 0, s] = (x.gather(1, at)*there).to(y.dtype)
+        y[..., 0, s] = (x.gather(1, at) * there).to(y.dtype)
         y[..., 1, s] = there.to(y.dtype)
         return (self._packed(b[0], x, shown, asked), y, *b[2:])
-    def _packed(self, like, whole, shown, asked): return torch.where(asked, whole + self.n*(shown + 1), whole).as_subclass(type(like))
+
+    def _packed(self, like, whole, shown, asked):
+        return torch.where(asked, whole + self.n * (shown + 1), whole).as_subclass(type(like))
 
     def decode(self, b, **kwargs):
         "Texts with a mask wherever a word is asked"

@@ -19,7 +19,7 @@ from ..learn.state import flow_of, loss_of
 from ..loss.decisions import as_plain
 from ..core.geometry import Frame
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
-import fastai_condmtl.vision.data # noqa: F401  what an exported learner may ask for
+import fastai_condmtl.vision.data  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
 __all__ = ['FORMATS', 'CSS', 'read_picture', 'Viewer', 'find_examples', 'thumbnails', 'knobs', 'make_app', 'load', 'parser',
@@ -28,58 +28,92 @@ __all__ = ['FORMATS', 'CSS', 'read_picture', 'Viewer', 'find_examples', 'thumbna
 # %% ../../nbs/tools/app.ipynb #d6a07435
 FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'BMP', 'TIFF')
 
+
 def read_picture(
-    path,      # File
-    name=None, # What to call it in messages; its own name by default
+    path,  # File
+    name=None,  # What to call it in messages; its own name by default
 ) -> Image.Image:
     "The picture in a file as fastai reads it, as RGB; a `FlowError` in one sentence where there is none"
     path, name = Path(path), name or Path(path).name
-    if not path.is_file(): raise FlowError(f"There is no file “{name}”: choose another one.")
-    if not path.stat().st_size: raise FlowError(f"“{name}” is empty (0 bytes): choose another file, or copy it again.")
+    if not path.is_file():
+        raise FlowError(f"There is no file “{name}”: choose another one.")
+    if not path.stat().st_size:
+        raise FlowError(f"“{name}” is empty (0 bytes): choose another file, or copy it again.")
     try:
-        im = Image.open(path, formats=FORMATS) # no other: some are programs, which a reader would run
-        if im.width*im.height > 40_000_000: raise Image.DecompressionBombError
-    except Image.DecompressionBombError: raise FlowError(f"“{name}” has too many pixels for this page: make it smaller and try again.") from None
-    except Exception: raise FlowError(f"“{name}” is not a picture that can be read here, whatever its name says: choose a PNG, JPEG, WebP, GIF, BMP or TIFF file.") from None # each format has errors of its own
-    try: return im.convert('RGB') # not turned by EXIF, since fastai does not turn it for the model either
-    except Exception: raise FlowError(f"“{name}” is damaged or cut off, so that only a part of the {im.format} picture is there: copy or download it again.") from None
+        im = Image.open(path, formats=FORMATS)  # no other: some are programs, which a reader would run
+        if im.width * im.height > 40_000_000:
+            raise Image.DecompressionBombError
+    except Image.DecompressionBombError:
+        raise FlowError(f"“{name}” has too many pixels for this page: make it smaller and try again.") from None
+    except Exception:
+        raise FlowError(
+            f"“{name}” is not a picture that can be read here, whatever its name says: choose a PNG, JPEG, WebP, GIF, "
+            "BMP or TIFF file."
+        ) from None  # each format has errors of its own
+    try:
+        return im.convert('RGB')  # not turned by EXIF, since fastai does not turn it for the model either
+    except Exception:
+        raise FlowError(
+            f"“{name}” is damaged or cut off, so that only a part of the {im.format} picture is there: copy or "
+            "download it again."
+        ) from None
 
 # %% ../../nbs/tools/app.ipynb #fb6a977e
 class Viewer:
     "Runs a learner's model on a picture; several visitors may ask at once"
-    def __init__(self,
-        learn, # Learner whose data has a flow and pictures
+
+    def __init__(
+        self,
+        learn,  # Learner whose data has a flow and pictures
     ):
         self.learn, self.flow, self.lock = learn, flow_of(learn), Lock()
-        try: self(Image.new('RGB', (64,64)))
-        except _SizeError: pass # it wants another size: that is told to the visitor whose picture does not fit
-        except Exception as e: raise FlowError(f"this page shows pictures to a model, and this learner takes none ({type(e).__name__}: {e}): hand over one whose input is an image") from e
+        try:
+            self(Image.new('RGB', (64, 64)))
+        except _SizeError:
+            pass  # it wants another size: that is told to the visitor whose picture does not fit
+        except Exception as e:
+            raise FlowError(
+                f"this page shows pictures to a model, and this learner takes none ({type(e).__name__}: {e}): hand "
+                "over one whose input is an image"
+            ) from e
 
-    def __call__(self,
-        im, # Picture, RGB
-    ):      # raw logits `(C,)`, the picture as the model sees it
+    def __call__(
+        self,
+        im,  # Picture, RGB
+    ):  # raw logits `(C,)`, the picture as the model sees it
         "Logits of a picture"
         data = io.BytesIO()
-        im.save(data, 'BMP') # as bytes: the learner opens it by its own class, gray or in colour
+        im.save(data, 'BMP')  # as bytes: the learner opens it by its own class, gray or in colour
         with self.lock:
             dl = self.learn.dls.test_dl([data.getvalue()], bs=1, num_workers=0)
             b = dl.one_batch()
-            if not (isinstance(b[0], torch.Tensor) and b[0].ndim == 4): raise FlowError("its input is no image") # `(1, c, h, w)`
+            if not (isinstance(b[0], torch.Tensor) and b[0].ndim == 4):
+                raise FlowError("its input is no image")  # `(1, c, h, w)`
             try:
-                with torch.no_grad(): raw = self.learn.model.eval()(*b)
-            except RuntimeError as e: raise _SizeError(f"The model cannot take a picture of {im.width} × {im.height} pixels ({str(e).splitlines()[0]}): choose one of the size that it was trained on, or export a learner with item_tfms=Resize(...).") from e
+                with torch.no_grad():
+                    raw = self.learn.model.eval()(*b)
+            except RuntimeError as e:
+                raise _SizeError(
+                    f"The model cannot take a picture of {im.width} × {im.height} pixels ({str(e).splitlines()[0]}): "
+                    "choose one of the size that it was trained on, or export a learner with item_tfms=Resize(...)."
+                ) from e
             return as_plain(raw)[0].cpu(), _picture(dl.decode_batch(b, max_n=1)[0][0])
 
-class _SizeError(FlowError): "A picture that does not fit the model"
+
+class _SizeError(FlowError):
+    "A picture that does not fit the model"
+
 
 def _picture(x):
     "A decoded image tensor `(c, h, w)`, 0 to 255 or 0 to 1, as a picture"
     x = as_plain(x).cpu().float()
-    a = (x*(255 if x.max() <= 1 else 1)).clamp(0, 255).byte().permute(1,2,0).numpy()
-    return Image.fromarray(a[...,0] if a.shape[2] == 1 else a[...,:3]).convert('RGB')
+    a = (x * (255 if x.max() <= 1 else 1)).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(a[..., 0] if a.shape[2] == 1 else a[..., :3]).convert('RGB')
 
 # %% ../../nbs/tools/app.ipynb #958d0470
-CSS = PAGE_CSS + """
+CSS = (
+    PAGE_CSS
+    + """
 .gradio-container{overflow:clip!important} /* hidden, which it is, would keep the tree from staying in view */
 .cm-page{display:grid;gap:16px;grid-template-columns:minmax(0,1fr);grid-template-areas:"in" "tree" "cuts";align-items:start}
 .cm-page>*{min-width:0!important}
@@ -94,51 +128,83 @@ CSS = PAGE_CSS + """
 .cm-bad,.cm-start{color:var(--body-text-color);overflow-wrap:anywhere}
 .cm-bad{padding:10px 12px;border:1px solid #c0392b;border-left-width:5px;border-radius:6px;background:var(--background-fill-secondary)}
 """
+)
 _start = '<p class="cm-start">Drop a picture, or take an example: its tree unfolds here.</p>'
 
-def _bad(e): return f'<div class="cm-bad" role="alert">{escaped(e)}</div>'
+
+def _bad(e):
+    return f'<div class="cm-bad" role="alert">{escaped(e)}</div>'
+
 
 def find_examples(
-    examples,   # Folder, list of files, or None
-    n:int=24,   # Pictures at most
+    examples,  # Folder, list of files, or None
+    n: int = 24,  # Pictures at most
 ) -> list:
     "The pictures of a list, or of a folder in order of their names; where there are too many, evenly spread over them"
-    if examples is None: return []
+    if examples is None:
+        return []
     if isinstance(examples, (str, Path)):
-        if not Path(examples).is_dir(): raise FlowError(f"examples={str(examples)!r} is no folder: name one with pictures, or leave it out")
-        files = sorted((p for p in Path(examples).iterdir() if p.suffix.lower() in IMAGES and p.is_file()), key=lambda p: (len(p.name), p.name))
-        if not files: raise FlowError(f"there is no picture in {str(examples)!r}: put some there, or leave examples out")
+        if not Path(examples).is_dir():
+            raise FlowError(f"examples={str(examples)!r} is no folder: name one with pictures, or leave it out")
+        files = sorted(
+            (p for p in Path(examples).iterdir() if p.suffix.lower() in IMAGES and p.is_file()),
+            key=lambda p: (len(p.name), p.name),
+        )
+        if not files:
+            raise FlowError(f"there is no picture in {str(examples)!r}: put some there, or leave examples out")
     else:
         files = [Path(p) for p in examples]
-        if gone := [p for p in files if not p.is_file()]: raise FlowError(f"there is no example {str(gone[0])!r}: name files that exist")
-    return files if len(files) <= n else [files[i*len(files)//n] for i in range(n)]
+        if gone := [p for p in files if not p.is_file()]:
+            raise FlowError(f"there is no example {str(gone[0])!r}: name files that exist")
+    return files if len(files) <= n else [files[i * len(files) // n] for i in range(n)]
+
 
 def thumbnails(
-    files, # Pictures
+    files,  # Pictures
 ) -> str:
     "A button a picture; those that cannot be read are named in an error"
     res = ''
-    for i,f in enumerate(files):
+    for i, f in enumerate(files):
         name = escaped(f.name)
-        res += f'<button type="button" class="cm-thumb" data-index="{i}" aria-label="Example {name}" title="{name}"><img alt="" src="{encode_picture(read_picture(f), 144)}"></button>'
+        res += (
+            f'<button type="button" class="cm-thumb" data-index="{i}" aria-label="Example {name}" '
+            f'title="{name}"><img alt="" src="{encode_picture(read_picture(f), 144)}"></button>'
+        )
     return f'<div class="cm-thumbs" role="group" aria-label="Examples">{res}</div>'
-_clicked = "element.addEventListener('click', e => { const b = e.target.closest('[data-index]'); if (b) trigger('click', {index: b.dataset.index}) })"
+
+
+_clicked = (
+    "element.addEventListener('click', e => { const b = e.target.closest('[data-index]'); if (b) trigger('click', "
+    "{index: b.dataset.index}) })"
+)
+
 
 def knobs(
-    flow, # Bound flow
+    flow,  # Bound flow
 ) -> list:
     "What has a threshold: `(path, number of the label, what to call it)`"
     leaf = [p.rpartition('.')[2] for p in flow.paths]
     name = lambda p: l if leaf.count(l := p.rpartition('.')[2]) == 1 else p
-    labels = lambda b: list(b.labels) if b.labels else [None] if b.n_targets == 1 else list(getattr(b, 'vocab', None) or range(b.n_targets))
-    return [(p, j, name(p) if l is None else f'{name(p)}: {l}') for p,b in flow.tasks.items() if b.thresholded for j,l in enumerate(labels(b))]
+    labels = lambda b: (
+        list(b.labels)
+        if b.labels
+        else [None]
+        if b.n_targets == 1
+        else list(getattr(b, 'vocab', None) or range(b.n_targets))
+    )
+    return [
+        (p, j, name(p) if l is None else f'{name(p)}: {l}')
+        for p, b in flow.tasks.items()
+        if b.thresholded
+        for j, l in enumerate(labels(b))
+    ]
 
 # %% ../../nbs/tools/app.ipynb #6d2b8b4a
 def make_app(
-    learn,         # Learner whose data has a flow and pictures, most often from `load_learner`
-    examples=None, # Folder or list of pictures to offer, of which 24 are shown
-    max_sliders:int=60, # Sliders at most; tasks beyond keep their thresholds, and the page says so
-):                 # `gr.Blocks`: `.launch()` opens it
+    learn,  # Learner whose data has a flow and pictures, most often from `load_learner`
+    examples=None,  # Folder or list of pictures to offer, of which 24 are shown
+    max_sliders: int = 60,  # Sliders at most; tasks beyond keep their thresholds, and the page says so
+):  # `gr.Blocks`: `.launch()` opens it
     "A page that shows what a learner makes of a picture"
     gr = import_extra('gradio', 'the page', 'app')
     viewer, files, loss = Viewer(learn), find_examples(examples), loss_of(learn)
@@ -148,84 +214,164 @@ def make_app(
 
     def chosen(values):
         "Thresholds as the sliders stand; one that was not moved is the learner's own to the last digit"
-        res = {p: list(t) for p,t in exact.items()}
-        for (p,j,_),v in zip(shown, values):
-            if v is not None and abs(v - round(exact[p][j], 3)) > 1e-6: res[p][j] = min(max(float(v), 0.), 1.)
+        res = {p: list(t) for p, t in exact.items()}
+        for (p, j, _), v in zip(shown, values):
+            if v is not None and abs(v - round(exact[p][j], 3)) > 1e-6:
+                res[p][j] = min(max(float(v), 0.0), 1.0)
         return res
+
     def show(kept, values):
         "Picture and tree"
-        if kept is None: return '', _start
+        if kept is None:
+            return '', _start
         ts = chosen(values)
         pred = decide(loss, kept['logits'], ts, Frame.of_size(*kept['size']))
         return picture_html(kept['src'], kept['size'], pred, kept['caption']), tree_html(pred, ts)
+
     def look(path, *values):
         "A picture is seen, once"
-        try: logits, seen = viewer(im := read_picture(path))
-        except FlowError as e: return None, '', _bad(e)
-        what = f'{Path(path).name}, {im.width} × {im.height}' + (f', as the model sees it: {seen.width} × {seen.height}' if draws and seen.size != im.size else '')
-        kept = dict(logits=logits, src=encode_picture(seen if draws else im, 720), size=(seen if draws else im).size, caption=what)
+        try:
+            logits, seen = viewer(im := read_picture(path))
+        except FlowError as e:
+            return None, '', _bad(e)
+        what = f'{Path(path).name}, {im.width} × {im.height}' + (
+            f', as the model sees it: {seen.width} × {seen.height}' if draws and seen.size != im.size else ''
+        )
+        kept = dict(
+            logits=logits,
+            src=encode_picture(seen if draws else im, 720),
+            size=(seen if draws else im).size,
+            caption=what,
+        )
         return kept, *show(kept, values)
-    def dropped(path, *values): return (None, *look(path, *values)) # the first clears the field, for the next picture
-    def taken(event, *values): return look(files[int(event.index) % len(files)], *values)
-    taken.__annotations__ = dict(event=gr.EventData) # as an object: Gradio could not look the name up
-    def move(kept, *values): return show(kept, values)
-    def reset(): return [round(exact[p][j], 3) for p,j,_ in shown] if len(shown) > 1 else round(exact[shown[0][0]][0], 3)
+
+    def dropped(path, *values):
+        return (None, *look(path, *values))  # the first clears the field, for the next picture
+
+    def taken(event, *values):
+        return look(files[int(event.index) % len(files)], *values)
+
+    taken.__annotations__ = dict(event=gr.EventData)  # as an object: Gradio could not look the name up
+
+    def move(kept, *values):
+        return show(kept, values)
+
+    def reset():
+        return [round(exact[p][j], 3) for p, j, _ in shown] if len(shown) > 1 else round(exact[shown[0][0]][0], 3)
 
     with gr.Blocks(title=flow.flow.name, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         kept = gr.State(None, time_to_live=3600)
-        gr.HTML(f'<h1>{escaped(flow.flow.name)}</h1><p class="cm-note">{len(flow.paths)} tasks. Bars are probabilities, ticks on them thresholds; '
-                'P(reached) is how likely a task has meaning at all, whatever the thresholds.</p>')
+        gr.HTML(
+            f'<h1>{escaped(flow.flow.name)}</h1><p class="cm-note">{len(flow.paths)} tasks. Bars are probabilities, '
+            'ticks on them thresholds; '
+            'P(reached) is how likely a task has meaning at all, whatever the thresholds.</p>'
+        )
         with gr.Row(elem_classes='cm-page'):
             with gr.Column(elem_classes='cm-in'):
                 drop = gr.File(label='Picture', file_types=['image'], height=130, elem_id='cm-drop')
-                if files: gallery = gr.HTML(thumbnails(files), js_on_load=_clicked, elem_id='cm-examples')
+                if files:
+                    gallery = gr.HTML(thumbnails(files), js_on_load=_clicked, elem_id='cm-examples')
                 picture = gr.HTML('', elem_id='cm-picture')
-            with gr.Column(elem_classes='cm-out'): tree = gr.HTML(_start, elem_id='cm-tree')
+            with gr.Column(elem_classes='cm-out'):
+                tree = gr.HTML(_start, elem_id='cm-tree')
             with gr.Column(elem_classes='cm-cuts'):
                 with gr.Accordion('Thresholds', open=True, visible=bool(shown)):
-                    if len(shown) < len(all_knobs): gr.HTML(f'<p class="cm-note">The first {len(shown)} of {len(all_knobs)}; the rest stay as the learner has them.</p>')
-                    sliders = [gr.Slider(0, 1, round(exact[p][j], 3), step=.001, label=name, elem_classes='cm-knob') for p,j,name in shown]
-                    for s in sliders: s.preprocess = lambda payload: payload # a number that is being typed is blank or too large for a while: `chosen` takes what makes sense
+                    if len(shown) < len(all_knobs):
+                        gr.HTML(
+                            f'<p class="cm-note">The first {len(shown)} of {len(all_knobs)}; the rest stay as the '
+                            'learner has them.</p>'
+                        )
+                    sliders = [
+                        gr.Slider(0, 1, round(exact[p][j], 3), step=0.001, label=name, elem_classes='cm-knob')
+                        for p, j, name in shown
+                    ]
+                    for s in sliders:
+                        s.preprocess = (
+                            lambda payload: payload
+                            # a number that is being typed is blank or too large for a while: `chosen` takes what makes
+                            # sense
+                        )
                     back = gr.Button('Back to the learner’s thresholds', size='sm')
-        private:dict = dict(api_visibility='private', show_progress='hidden')
-        seeing:dict = dict(api_visibility='private', show_progress='minimal', show_progress_on=tree, concurrency_limit=1)
+        private: dict = dict(api_visibility='private', show_progress='hidden')
+        seeing: dict = dict(
+            api_visibility='private', show_progress='minimal', show_progress_on=tree, concurrency_limit=1
+        )
         drop.upload(dropped, [drop, *sliders], [drop, kept, picture, tree], **seeing)
-        if files: gallery.click(taken, sliders, [kept, picture, tree], **seeing)
+        if files:
+            gallery.click(taken, sliders, [kept, picture, tree], **seeing)
         if sliders:
-            gr.on([s.change for s in sliders], move, [kept, *sliders], [picture, tree], trigger_mode='always_last', concurrency_limit=None, **private)
-            back.click(reset, None, sliders, concurrency_limit=None, **private) # which redraws
-    fonts:dict = dict(font=['ui-sans-serif', 'system-ui', 'sans-serif'], font_mono=['ui-monospace', 'Consolas', 'monospace']) # those of the visitor's machine
-    app.launch = partial(app.launch, theme=gr.themes.Default(**fonts), css=CSS, footer_links=[], ssr_mode=False, max_file_size='50mb') # Gradio asks for these at launch
+            gr.on(
+                [s.change for s in sliders],
+                move,
+                [kept, *sliders],
+                [picture, tree],
+                trigger_mode='always_last',
+                concurrency_limit=None,
+                **private,
+            )
+            back.click(reset, None, sliders, concurrency_limit=None, **private)  # which redraws
+    fonts: dict = dict(
+        font=['ui-sans-serif', 'system-ui', 'sans-serif'], font_mono=['ui-monospace', 'Consolas', 'monospace']
+    )  # those of the visitor's machine
+    app.launch = partial(
+        app.launch, theme=gr.themes.Default(**fonts), css=CSS, footer_links=[], ssr_mode=False, max_file_size='50mb'
+    )  # Gradio asks for these at launch
     return app
 
 # %% ../../nbs/tools/app.ipynb #71ab59ca
 def load(
-    path, # Exported learner
+    path,  # Exported learner
 ):
     "`load_learner`, with errors that say what to do"
-    if not Path(path).is_file(): raise FlowError(f"there is no file {str(path)!r}: export a learner with learn.export('model.pkl')")
+    if not Path(path).is_file():
+        raise FlowError(f"there is no file {str(path)!r}: export a learner with learn.export('model.pkl')")
     no_learner = f"{str(path)!r} is not an exported learner: export one with learn.export('model.pkl')"
-    needs = f"{str(path)!r} needs code that is not here: install what it was trained with, keep functions of your own in a module that can be imported (not in a notebook or script), and export again"
+    needs = (
+        f"{str(path)!r} needs code that is not here: install what it was trained with, keep functions of your own in "
+        "a module that can be imported (not in a notebook or script), and export again"
+    )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'load_learner') # its advice about pickles is in --help
+            warnings.filterwarnings('ignore', 'load_learner')  # its advice about pickles is in --help
             learn = load_learner(path)
-    except UnboundLocalError as e: raise FlowError(needs) from e # what becomes of an ImportError in fastai 2.8
-    except Exception as e: raise FlowError(f'{needs} ({e})' if 'not available in namespace' in str(e) else f'{no_learner} ({type(e).__name__}: {e})') from e
-    if not isinstance(learn, Learner): raise FlowError(no_learner)
+    except UnboundLocalError as e:
+        raise FlowError(needs) from e  # what becomes of an ImportError in fastai 2.8
+    except Exception as e:
+        raise FlowError(
+            f'{needs} ({e})' if 'not available in namespace' in str(e) else f'{no_learner} ({type(e).__name__}: {e})'
+        ) from e
+    if not isinstance(learn, Learner):
+        raise FlowError(no_learner)
     return learn
+
 
 def parser():
     "What `condmtl_app` understands"
-    p = argparse.ArgumentParser('condmtl_app', description='A page to try an exported learner: drop a picture, see its tree, move the thresholds.',
-        epilog='example:\n  condmtl_app demo_out/security.pkl --examples demo_out/scenes\n\nA learner is a pickle, which can run any code when it is opened: open only what you trust.', formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        'condmtl_app',
+        description='A page to try an exported learner: drop a picture, see its tree, move the thresholds.',
+        epilog=(
+            'example:\n  condmtl_app demo_out/security.pkl --examples demo_out/scenes\n\nA learner is a pickle, '
+            'which can run any code when it is opened: open only what you trust.'
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument('model', metavar='MODEL', help='learner that learn.export wrote')
     p.add_argument('--examples', metavar='DIR', help='folder of pictures to offer')
-    p.add_argument('--register', action='append', default=[], metavar='MODULE', help='a module to import first, in which the learner has code of its own; may be given several times')
-    p.add_argument('--host', help='address to listen on; by default this machine only, 0.0.0.0 for all that can reach it')
+    p.add_argument(
+        '--register',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help='a module to import first, in which the learner has code of its own; may be given several times',
+    )
+    p.add_argument(
+        '--host', help='address to listen on; by default this machine only, 0.0.0.0 for all that can reach it'
+    )
     p.add_argument('--port', type=int, help='by default the first that is free from 7860')
     p.add_argument('--share', action='store_true', help='make a public link for a week, through Gradio’s servers')
     return p
+
 
 def main(argv=None):
     "Open the page of an exported learner"
@@ -234,8 +380,13 @@ def main(argv=None):
     try:
         register(args.register)
         app = make_app(load(args.model), args.examples)
-    except FlowError as e: p.error(str(e))
-    try: app.launch(server_name=args.host, server_port=args.port, share=args.share)
-    except OSError as e: p.error(str(e)) # the port is taken
+    except FlowError as e:
+        p.error(str(e))
+    try:
+        app.launch(server_name=args.host, server_port=args.port, share=args.share)
+    except OSError as e:
+        p.error(str(e))  # the port is taken
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()

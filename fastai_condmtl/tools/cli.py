@@ -21,7 +21,7 @@ from ..core.files import write_csv, write_text
 from ..core.flow import Flow, leaves
 from ..data.guess import guess_flow, guess_fn_col, task_name
 from ..evaluate.metrics import wanted_metrics
-import fastai_condmtl.core.flow_json # noqa: F401  Flow.from_json
+import fastai_condmtl.core.flow_json  # noqa: F401  Flow.from_json
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'told', 'read_table', 'numbers_where_meant', 'file_column', 'image_files', 'out_folder', 'status',
@@ -31,7 +31,7 @@ __all__ = ['RUN_FILES', 'told', 'read_table', 'numbers_where_meant', 'file_colum
 # %% ../../nbs/tools/cli.ipynb #db645378
 @contextlib.contextmanager
 def told(
-    prog, # Name of the command
+    prog,  # Name of the command
 ):
     "Errors in what the user handed over as a line on stderr and exit status 2; warnings of this package as lines too"
     try:
@@ -41,57 +41,100 @@ def told(
             warnings.showwarning = lambda message, *_, **__: print(f'{prog}: note: {message}', file=sys.stderr)
             yield
     except FlowError as e:
-        print(f"{prog}: error: {str(e).rpartition('FlowError: ')[2].strip()}", file=sys.stderr) # a worker process hands its traceback over within the message
+        print(
+            f"{prog}: error: {str(e).rpartition('FlowError: ')[2].strip()}", file=sys.stderr
+        )  # a worker process hands its traceback over within the message
         sys.exit(2)
     except KeyboardInterrupt:
         print(f'{prog}: stopped', file=sys.stderr)
         sys.exit(130)
 
+
 def read_table(path, only_blank=False, text=()):
     "A CSV as a table, the columns of `text` as text; what is wrong with the file is a `FlowError`"
-    try: df = read_labels(path, not only_blank, dtype={c: str for c in text}, low_memory=False)
-    except FileNotFoundError: raise FlowError(f"there is no file '{path}': check the path") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise FlowError(f"'{path}' cannot be read as a CSV: {e}. It must be a table with commas and a first line of column names, in UTF-8") from None
-    if not len(df): raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
+    try:
+        df = read_labels(path, not only_blank, dtype={c: str for c in text}, low_memory=False)
+    except FileNotFoundError:
+        raise FlowError(f"there is no file '{path}': check the path") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+        raise FlowError(
+            f"'{path}' cannot be read as a CSV: {e}. It must be a table with commas and a first line of column names, "
+            "in UTF-8"
+        ) from None
+    if not len(df):
+        raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
     return df
+
 
 def _wants_numbers(b):
     "Does a block read numbers from its columns?"
-    if isinstance(b, (BoundedRegressionBlock, UnboundedRegressionBlock, CountBlock)) or b.geometry and b.per_column: return True
-    return isinstance(b, BinaryBlock) and b.vocab is None or isinstance(b, OrdinalBlock) and not any(isinstance(v, str) for v in b.vocab or ())
+    if isinstance(b, (BoundedRegressionBlock, UnboundedRegressionBlock, CountBlock)) or b.geometry and b.per_column:
+        return True
+    return (
+        isinstance(b, BinaryBlock)
+        and b.vocab is None
+        or isinstance(b, OrdinalBlock)
+        and not any(isinstance(v, str) for v in b.vocab or ())
+    )
+
 
 def numbers_where_meant(df, blocks):
-    "`df` with numbers for the words of columns that should hold numbers, so that one wrong cell, which makes a CSV's whole column text, is the one that errors name"
+    """`df` with numbers for the words of columns that should hold numbers, so that one wrong cell, which makes a
+    CSV's whole column text, is the one that errors name"""
     for b in blocks:
-        if not _wants_numbers(b): continue
+        if not _wants_numbers(b):
+            continue
         for c in [c for c in b.cols if c in df.columns and not pd.api.types.is_numeric_dtype(df[c])]:
             x = pd.to_numeric(df[c].where(df[c].map(lambda v: isinstance(v, str))), errors='coerce')
-            if x.notna().any(): df = df.assign(**{c: x.astype(object).where(x.notna(), df[c])})
+            if x.notna().any():
+                df = df.assign(**{c: x.astype(object).where(x.notna(), df[c])})
     return df
+
 
 def file_column(df, fn_col, csv):
     "The column with the image files, which must be there"
-    if fn_col is None and (fn_col := guess_fn_col(df)) is None: raise FlowError(f"no column of '{csv}' looks like names of image files: say which one it is with --fn-col, of {', '.join(map(repr, df.columns))}")
-    if fn_col not in df.columns: raise FlowError(f"'{csv}' has no column '{fn_col}': {near(fn_col, df.columns)} Name it with --fn-col")
-    if (gaps := df[fn_col].isna()).any(): raise FlowError(f"column '{fn_col}' of '{csv}' is blank in {gaps.sum()} rows, the first in line {int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take these rows out")
+    if fn_col is None and (fn_col := guess_fn_col(df)) is None:
+        raise FlowError(
+            f"no column of '{csv}' looks like names of image files: say which one it is with --fn-col, of "
+            f"{', '.join(map(repr, df.columns))}"
+        )
+    if fn_col not in df.columns:
+        raise FlowError(f"'{csv}' has no column '{fn_col}': {near(fn_col, df.columns)} Name it with --fn-col")
+    if (gaps := df[fn_col].isna()).any():
+        raise FlowError(
+            f"column '{fn_col}' of '{csv}' is blank in {gaps.sum()} rows, the first in line "
+            f"{int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take these rows out"
+        )
     return fn_col
+
 
 def image_files(df, fn_col, images, suff='', skip=False, can_skip=True):
     "The files of a table's rows; missing ones are an error unless `skip`"
     folder = Path(images)
-    if not folder.is_dir(): raise FlowError(f"there is no folder '{images}': name the folder of the images with --images")
-    files = [folder/f'{f}{suff}' for f in df[fn_col]]
+    if not folder.is_dir():
+        raise FlowError(f"there is no folder '{images}': name the folder of the images with --images")
+    files = [folder / f'{f}{suff}' for f in df[fn_col]]
     gone = [f for f in files if not f.is_file()]
     if gone and not (skip and len(gone) < len(files)):
-        raise FlowError(f"{len(gone)} of {len(files)} images are missing, such as {', '.join(repr(str(f)) for f in gone[:3])}: check --images{', --suff' if can_skip else ''} and --fn-col (now '{fn_col}')" + ("" if len(gone) == len(files) or not can_skip else ", or leave such rows out with --skip-bad-images"))
+        raise FlowError(
+            f"{len(gone)} of {len(files)} images are missing, such as {', '.join(repr(str(f)) for f in gone[:3])}: "
+            f"check --images{', --suff' if can_skip else ''} and --fn-col (now '{fn_col}')"
+            + ("" if len(gone) == len(files) or not can_skip else ", or leave such rows out with --skip-bad-images")
+        )
     return files
+
 
 def out_folder(path, force, names):
     "A folder to write `names` to, made if need be; what stands there already is an error unless `force`"
     path = Path(path)
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise FlowError(f"cannot write to '{path}': {e.strerror}. Name another folder with --out") from None
-    if not force and (there := [n for n in names if (path/n).exists()]): raise FlowError(f"'{path}' holds {there[0]} already: name another folder with --out, or write over it with --force")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise FlowError(f"cannot write to '{path}': {e.strerror}. Name another folder with --out") from None
+    if not force and (there := [n for n in names if (path / n).exists()]):
+        raise FlowError(
+            f"'{path}' holds {there[0]} already: name another folder with --out, or write over it with --force"
+        )
     return path
 
 # %% ../../nbs/tools/cli.ipynb #78927b61
@@ -99,130 +142,258 @@ def status(f, *args):
     "Exit status and what was said"
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try: f(*args)
-        except SystemExit as e: return e.code or 0, said.getvalue()
+        try:
+            f(*args)
+        except SystemExit as e:
+            return e.code or 0, said.getvalue()
     return 0, said.getvalue()
 
 # %% ../../nbs/tools/cli.ipynb #e83bee61
 class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog): super().__init__(prog, max_help_position=30, width=120)
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=120)
+
 
 def make_parser(prog, what, examples):
-    p = argparse.ArgumentParser(prog, description=textwrap.fill(what, 110), epilog='examples:\n' + examples, formatter_class=_Help, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        prog,
+        description=textwrap.fill(what, 110),
+        epilog='examples:\n' + examples,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     return p
 
+
 def at_least(least, kind=int):
     def number(s):
-        if not (v := kind(s)) >= least: raise argparse.ArgumentTypeError(f'{s} is less than {least}')
+        if not (v := kind(s)) >= least:
+            raise argparse.ArgumentTypeError(f'{s} is less than {least}')
         return v
+
     return number
+
 
 def common_options(p):
     "Options that all commands share"
-    p.add_argument('--fn-col', metavar='COLUMN', help='column with the names of the image files (default: the one that looks so)')
-    p.add_argument('--only-blank-missing', action='store_true', help="only empty cells are missing, so that a class called None or NA stays a class")
-    p.add_argument('--register', metavar='MODULE', action='append', default=[], help='import this module of yours first: it defines kinds of block and calls register_block')
+    p.add_argument(
+        '--fn-col', metavar='COLUMN', help='column with the names of the image files (default: the one that looks so)'
+    )
+    p.add_argument(
+        '--only-blank-missing',
+        action='store_true',
+        help="only empty cells are missing, so that a class called None or NA stays a class",
+    )
+    p.add_argument(
+        '--register',
+        metavar='MODULE',
+        action='append',
+        default=[],
+        help='import this module of yours first: it defines kinds of block and calls register_block',
+    )
     p.add_argument('--workers', type=at_least(0), help='processes that read images (default: as fastai)')
     p.add_argument('--quiet', action='store_true', help='no progress bars')
     p.add_argument('--force', action='store_true', help='write over what is there')
+
 
 def register(modules):
     "Import modules that the user names"
     sys.path.insert(0, os.getcwd())
     for m in modules:
-        try: importlib.import_module(m)
+        try:
+            importlib.import_module(m)
         except ModuleNotFoundError as e:
-            if not m.startswith(e.name): raise
-            raise FlowError(f"--register {m}: there is no such module; it is looked for in this folder and where Python's packages are") from None
+            if not m.startswith(e.name):
+                raise
+            raise FlowError(
+                f"--register {m}: there is no such module; it is looked for in this folder and where Python's "
+                "packages are"
+            ) from None
+
 
 def write_guess(a):
     "`condmtl_train --guess`"
     df, out = read_table(a.guess, a.only_blank_missing), Path(a.flow or 'flow.json')
-    if out.exists() and not a.force: raise FlowError(f"'{out}' is there already: name another file with --flow, or write over it with --force")
+    if out.exists() and not a.force:
+        raise FlowError(f"'{out}' is there already: name another file with --flow, or write over it with --force")
     fn_col = None if a.fn_col is None else file_column(df, a.fn_col, a.guess)
-    files = [f for f in image_files(df, file_column(df, fn_col, a.guess), a.images, a.suff, True) if f.is_file()] if a.images else []
+    files = (
+        [f for f in image_files(df, file_column(df, fn_col, a.guess), a.images, a.suff, True) if f.is_file()]
+        if a.images
+        else []
+    )
     guess = guess_flow(df, task_name(Path(a.guess).stem, {})[0], fn_col, a.ignore, files)
-    try: guess.flow.to_json(out)
-    except OSError as e: raise FlowError(f"cannot write '{out}': {e.strerror}. Name another file with --flow") from None
+    try:
+        guess.flow.to_json(out)
+    except OSError as e:
+        raise FlowError(f"cannot write '{out}': {e.strerror}. Name another file with --flow") from None
     print(guess)
-    print(f"\nWritten to {out}, with these reasons as notes. Read it, change what is wrong, then:\n  condmtl_train --csv {a.guess} --flow {out} --images {a.images or 'FOLDER'}" + (f' --fn-col {a.fn_col}' if a.fn_col else ''))
+    print(
+        f"\nWritten to {out}, with these reasons as notes. Read it, change what is wrong, then:\n  condmtl_train "
+        f"--csv {a.guess} --flow {out} --images {a.images or 'FOLDER'}" + (f' --fn-col {a.fn_col}' if a.fn_col else '')
+    )
 
 # %% ../../nbs/tools/cli.ipynb #804d6e68
-def find_arch(name:str):
+def find_arch(name: str):
     "A torchvision architecture, or the name of a timm model; an error with names that come near"
     import torchvision.models as tv
+
     ours = tv.list_models(tv)
-    if name in ours: return getattr(tv, name)
-    timm = import_extra('timm', f'--arch {name} is no architecture of torchvision: {near(name, ours)} A name of timm', 'timm')
-    if not timm.is_model(name): raise FlowError(f"--arch {name} is an architecture of neither torchvision nor timm: {near(name, dict.fromkeys(ours + timm.list_models()))}")
+    if name in ours:
+        return getattr(tv, name)
+    timm = import_extra(
+        'timm', f'--arch {name} is no architecture of torchvision: {near(name, ours)} A name of timm', 'timm'
+    )
+    if not timm.is_model(name):
+        raise FlowError(
+            f"--arch {name} is an architecture of neither torchvision nor timm: "
+            f"{near(name, dict.fromkeys(ours + timm.list_models()))}"
+        )
     return name
+
 
 def load_data(a, df, flow, fn_col):
     "`ConditionalDataLoaders` as the options say"
     from fastai.vision.all import aug_transforms, Resize
     from fastai_condmtl.vision.data import ConditionalDataLoaders
-    tfms = dict(none=lambda: [], light=lambda: aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0), full=aug_transforms)[a.augment]()
-    split = dict(valid_col=a.valid_col) if a.valid_col else dict(valid_pct=a.valid_pct, seed=a.seed, stratify=not a.random_split)
-    dls = ConditionalDataLoaders.from_df(df, flow, path=Path(a.images).resolve(), fn_col=fn_col, suff=a.suff, bs=a.bs, num_workers=a.workers,
-        item_tfms=Resize(a.size, method='squish'), batch_tfms=tfms, bad_images='skip' if a.skip_bad_images else 'raise', **split) # squished, so that boxes stay where they are
-    dls.train.bs = min(a.bs, max(2, len(dls.train_ds))) # few rows are one batch
+
+    tfms = dict(
+        none=lambda: [],
+        light=lambda: aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0),
+        full=aug_transforms,
+    )[a.augment]()
+    split = (
+        dict(valid_col=a.valid_col)
+        if a.valid_col
+        else dict(valid_pct=a.valid_pct, seed=a.seed, stratify=not a.random_split)
+    )
+    dls = ConditionalDataLoaders.from_df(
+        df,
+        flow,
+        path=Path(a.images).resolve(),
+        fn_col=fn_col,
+        suff=a.suff,
+        bs=a.bs,
+        num_workers=a.workers,
+        item_tfms=Resize(a.size, method='squish'),
+        batch_tfms=tfms,
+        bad_images='skip' if a.skip_bad_images else 'raise',
+        **split,
+    )  # squished, so that boxes stay where they are
+    dls.train.bs = min(a.bs, max(2, len(dls.train_ds)))  # few rows are one batch
     return dls
+
 
 def make_learner(a, dls, arch):
     "The network; weights that cannot be had are an error that says so"
     from fastai_condmtl.vision.learner import conditional_vision_learner
+
     try:
         learn = conditional_vision_learner(dls, arch, pretrained=False)
-        with torch.no_grad(): learn.model.eval()(torch.zeros(2, *dls.one_batch()[0].shape[1:]))
-    except FlowError: raise
-    except Exception as e: raise FlowError(f"--arch {a.arch} does not take pictures of {a.size}×{a.size} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): try another architecture, such as resnet18, or a larger --size") from e
-    if not a.pretrained: return learn
-    try: return conditional_vision_learner(dls, arch, pretrained=True)
+        with torch.no_grad():
+            learn.model.eval()(torch.zeros(2, *dls.one_batch()[0].shape[1:]))
+    except FlowError:
+        raise
     except Exception as e:
-        raise FlowError(f"the pretrained weights of {a.arch} could not be had ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): check the connection, or start from random weights with --no-pretrained") from e
+        raise FlowError(
+            f"--arch {a.arch} does not take pictures of {a.size}×{a.size} ({type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else ''}): try another architecture, such as resnet18, or a larger "
+            "--size"
+        ) from e
+    if not a.pretrained:
+        return learn
+    try:
+        return conditional_vision_learner(dls, arch, pretrained=True)
+    except Exception as e:
+        raise FlowError(
+            f"the pretrained weights of {a.arch} could not be had ({type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else ''}): check the connection, or start from random weights with "
+            "--no-pretrained"
+        ) from e
+
 
 def quietly(learn, quiet=True):
     "Without bars and lines, where `quiet`"
     s = contextlib.ExitStack()
-    if quiet: s.enter_context(learn.no_bar()); s.enter_context(learn.no_logging())
+    if quiet:
+        s.enter_context(learn.no_bar())
+        s.enter_context(learn.no_logging())
     return s
+
 
 class NarrowProgress(ProgressCallback):
     "A terminal has room for the losses; history.csv has all metrics"
-    def _write_stats(self, log): super()._write_stats([*log[:3], log[-1]])
+
+    def _write_stats(self, log):
+        super()._write_stats([*log[:3], log[-1]])
+
 
 def fit(a, learn):
     "Train as the options say; each epoch's metrics into history.csv"
     with quietly(learn, a.quiet) as s:
-        if not a.quiet: s.enter_context(learn.removed_cbs(learn.progress)); s.enter_context(learn.added_cbs(NarrowProgress()))
-        if a.pretrained: learn.fine_tune(a.epochs, a.lr or 2e-3, freeze_epochs=a.freeze_epochs, cbs=CSVLogger(append=True))
-        else: learn.fit_one_cycle(a.epochs, a.lr or 3e-3, cbs=CSVLogger(append=True))
-    log = learn.path/'history.csv'
-    write_text(log, '\n'.join(dict.fromkeys(log.read_text().splitlines())) + '\n') # a fine-tuning is two fits, and each wrote its header
+        if not a.quiet:
+            s.enter_context(learn.removed_cbs(learn.progress))
+            s.enter_context(learn.added_cbs(NarrowProgress()))
+        if a.pretrained:
+            learn.fine_tune(a.epochs, a.lr or 2e-3, freeze_epochs=a.freeze_epochs, cbs=CSVLogger(append=True))
+        else:
+            learn.fit_one_cycle(a.epochs, a.lr or 3e-3, cbs=CSVLogger(append=True))
+    log = learn.path / 'history.csv'
+    write_text(
+        log, '\n'.join(dict.fromkeys(log.read_text().splitlines())) + '\n'
+    )  # a fine-tuning is two fits, and each wrote its header
 
 # %% ../../nbs/tools/cli.ipynb #ad230f18
-RUN_FILES = ('learner.pkl', 'flow.json', 'thresholds.json', 'evaluation.csv', 'cascade.csv', 'history.csv', 'valid.csv', 'audit.txt', 'flow.png', 'results.png', 'run.json')
+RUN_FILES = (
+    'learner.pkl',
+    'flow.json',
+    'thresholds.json',
+    'evaluation.csv',
+    'cascade.csv',
+    'history.csv',
+    'valid.csv',
+    'audit.txt',
+    'flow.png',
+    'results.png',
+    'run.json',
+)
+
 
 def _figure(path, draw):
     import matplotlib.pyplot as plt
+
     draw()
     plt.savefig(path, dpi=90, bbox_inches='tight')
     plt.close('all')
 
+
 def report(learn, out, dl=None, n_boot=0, quiet=False):
     "Write evaluation.csv, cascade.csv and results.png; print a line a task"
-    import fastai_condmtl.vision.show # noqa: F401  images beside their trees
-    with quietly(learn, quiet): table = learn.evaluate(dl=dl, n_boot=n_boot)
-    write_csv(table, out/'evaluation.csv', index=False)
+    import fastai_condmtl.vision.show  # noqa: F401  images beside their trees
+
+    with quietly(learn, quiet):
+        table = learn.evaluate(dl=dl, n_boot=n_boot)
+    write_csv(table, out / 'evaluation.csv', index=False)
     with quietly(learn):
-        write_csv(learn.cascade_report(dl=dl), out/'cascade.csv', index=False)
-        _figure(out/'results.png', lambda: learn.show_results(dl=dl, max_n=6))
-    head = {p: wanted_metrics(b, [])[0] for p,b in learn.dls.flow.tasks.items()}
-    short = table[[head[p] == m for p,m in zip(table.task_path, table.metric_name)]][['task_path', 'metric_name', 'metric_res', 'baseline', 'num_samples']]
-    print('\n' + short.rename(columns=dict(task_path='task', metric_name='metric', metric_res='score', baseline='trivial', num_samples='rows')).to_string(index=False, float_format='%.3f', na_rep='-'))
-    if table.cross_fit: print(f"(thresholds of {', '.join(table.cross_fit)}: cross-fit, since these rows tuned them)")
+        write_csv(learn.cascade_report(dl=dl), out / 'cascade.csv', index=False)
+        _figure(out / 'results.png', lambda: learn.show_results(dl=dl, max_n=6))
+    head = {p: wanted_metrics(b, [])[0] for p, b in learn.dls.flow.tasks.items()}
+    short = table[[head[p] == m for p, m in zip(table.task_path, table.metric_name)]][
+        ['task_path', 'metric_name', 'metric_res', 'baseline', 'num_samples']
+    ]
+    print(
+        '\n'
+        + short.rename(
+            columns=dict(
+                task_path='task', metric_name='metric', metric_res='score', baseline='trivial', num_samples='rows'
+            )
+        ).to_string(index=False, float_format='%.3f', na_rep='-')
+    )
+    if table.cross_fit:
+        print(f"(thresholds of {', '.join(table.cross_fit)}: cross-fit, since these rows tuned them)")
     return table
+
 
 def train(a):
     "`condmtl_train`"
@@ -233,57 +404,125 @@ def train(a):
     df = numbers_where_meant(df, list(leaves(flow)))
     audit, out = flow.audit(df), out_folder(a.out, a.force, ('learner.pkl',))
     from fastai.vision.all import set_seed
+
     set_seed(a.seed)
     dls = load_data(a, df, flow, fn_col)
-    if len(dls.train_ds) < 2 or not len(dls.valid): raise FlowError(f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few for batches of {dls.bs}: add rows, or change --valid-pct or --bs")
+    if len(dls.train_ds) < 2 or not len(dls.valid):
+        raise FlowError(
+            f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few for batches of "
+            f"{dls.bs}: add rows, or change --valid-pct or --bs"
+        )
     learn = make_learner(a, dls, arch)
-    (out/'history.csv').unlink(missing_ok=True) # fastai's logger appends
-    write_text(out/'audit.txt', f'{audit}\n')
-    flow.to_json(out/'flow.json')
-    _figure(out/'flow.png', flow.plot)
+    (out / 'history.csv').unlink(missing_ok=True)  # fastai's logger appends
+    write_text(out / 'audit.txt', f'{audit}\n')
+    flow.to_json(out / 'flow.json')
+    _figure(out / 'flow.png', flow.plot)
     learn.path = out
-    print(f"{flow.name}: {len(dls.train_ds)} rows to learn from, {len(dls.valid_ds)} to judge by, {len(dls.flow.paths)} tasks; {sum(f.serious for f in audit.findings)} findings to mend, {sum(not f.serious for f in audit.findings)} to know, in {out/'audit.txt'}", flush=True)
+    print(
+        (
+            f"{flow.name}: {len(dls.train_ds)} rows to learn from, {len(dls.valid_ds)} to judge by, "
+            f"{len(dls.flow.paths)} "
+            f"tasks; {sum(f.serious for f in audit.findings)} findings to mend, "
+            f"{sum(not f.serious for f in audit.findings)} to know, in {out / 'audit.txt'}"
+        ),
+        flush=True,
+    )
     fit(a, learn)
-    learn.save_thresholds(out/'thresholds.json')
-    write_csv(dls.valid_ds.tls[0].items, out/'valid.csv', index=False)
+    learn.save_thresholds(out / 'thresholds.json')
+    write_csv(dls.valid_ds.tls[0].items, out / 'valid.csv', index=False)
     report(learn, out, n_boot=a.n_boot, quiet=a.quiet)
     learn.export('learner.pkl')
-    options = {k: v for k,v in vars(a).items() if k not in ('guess', 'ignore', 'force', 'quiet')}
-    write_text(out/'run.json', json.dumps({**options, 'fn_col': fn_col, 'images': str(Path(a.images).resolve()), 'version': __version__}, indent=1) + '\n')
-    print(f"\n{out}/ holds {', '.join(RUN_FILES)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain --run {out} IMAGE ...")
+    options = {k: v for k, v in vars(a).items() if k not in ('guess', 'ignore', 'force', 'quiet')}
+    write_text(
+        out / 'run.json',
+        json.dumps(
+            {**options, 'fn_col': fn_col, 'images': str(Path(a.images).resolve()), 'version': __version__}, indent=1
+        )
+        + '\n',
+    )
+    print(
+        f"\n{out}/ holds {', '.join(RUN_FILES)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain "
+        f"--run {out} IMAGE ..."
+    )
+
 
 def condmtl_train(argv=None):
     "Train a network on a CSV, a flow and a folder of images; or guess a first flow"
-    p = make_parser('condmtl_train', 'Train a network for a flow of tasks on a table of labels and a folder of images. Writes a run folder: learner, thresholds, scores beside trivial predictors, audit, pictures.', """\
+    p = make_parser(
+        'condmtl_train',
+        (
+            'Train a network for a flow of tasks on a table of labels and a folder of images. Writes a run folder: '
+            'learner, thresholds, scores beside trivial predictors, audit, pictures.'
+        ),
+        """\
   condmtl_train --guess labels.csv --images pictures      write a first flow.json by looking at the columns, with a reason for each guess
   condmtl_train --csv labels.csv --flow flow.json --images pictures --arch resnet18 --epochs 3 --out run
   condmtl_train --csv labels.csv --flow flow.json --images pictures --size 128 --valid-col is_valid --out run2
-  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3""")
-    p.add_argument('--guess', metavar='CSV', help='write a first flow to the file of --flow (default flow.json) and stop')
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3""",
+    )
+    p.add_argument(
+        '--guess', metavar='CSV', help='write a first flow to the file of --flow (default flow.json) and stop'
+    )
     p.add_argument('--ignore', metavar='COLUMN', nargs='+', default=[], help='with --guess: columns that are no tasks')
     p.add_argument('--csv', help='table of labels, a row an image')
     p.add_argument('--flow', metavar='JSON', help='tasks and conditions, as flow.to_json or --guess writes them')
     p.add_argument('--images', metavar='FOLDER', help='folder that the names of image files start from')
     p.add_argument('--out', metavar='FOLDER', default='run', help='run folder (default: run)')
-    p.add_argument('--arch', default='resnet18', help='architecture of torchvision, or of timm where that is installed (default: resnet18)')
-    p.add_argument('--no-pretrained', dest='pretrained', action='store_false', help='start from random weights (nothing is downloaded)')
+    p.add_argument(
+        '--arch',
+        default='resnet18',
+        help='architecture of torchvision, or of timm where that is installed (default: resnet18)',
+    )
+    p.add_argument(
+        '--no-pretrained',
+        dest='pretrained',
+        action='store_false',
+        help='start from random weights (nothing is downloaded)',
+    )
     p.add_argument('--epochs', type=at_least(1), default=3, help='(default: 3)')
-    p.add_argument('--freeze-epochs', type=at_least(0), default=1, help='epochs before that in which only the head learns, with pretrained weights (default: 1)')
-    p.add_argument('--lr', type=at_least(1e-9, float), help='learning rate (default: 2e-3, without pretrained weights 3e-3)')
-    p.add_argument('--size', type=at_least(8), default=224, help='images are squished to this height and width (default: 224)')
+    p.add_argument(
+        '--freeze-epochs',
+        type=at_least(0),
+        default=1,
+        help='epochs before that in which only the head learns, with pretrained weights (default: 1)',
+    )
+    p.add_argument(
+        '--lr', type=at_least(1e-9, float), help='learning rate (default: 2e-3, without pretrained weights 3e-3)'
+    )
+    p.add_argument(
+        '--size', type=at_least(8), default=224, help='images are squished to this height and width (default: 224)'
+    )
     p.add_argument('--bs', type=at_least(2), default=64, help='images a batch (default: 64)')
-    p.add_argument('--augment', choices=('none', 'light', 'full'), default='none', help='light: brightness and contrast; full: also flips, rotations and zoom, which would make boxes and points wrong (default: none)')
-    p.add_argument('--valid-pct', type=at_least(0, float), default=.2, help='share of rows to judge by (default: 0.2)')
+    p.add_argument(
+        '--augment',
+        choices=('none', 'light', 'full'),
+        default='none',
+        help=(
+            'light: brightness and contrast; full: also flips, rotations and zoom, which would make boxes and points '
+            'wrong (default: none)'
+        ),
+    )
+    p.add_argument('--valid-pct', type=at_least(0, float), default=0.2, help='share of rows to judge by (default: 0.2)')
     p.add_argument('--valid-col', metavar='COLUMN', help='column that is true for the rows to judge by')
-    p.add_argument('--random-split', action='store_true', help='draw these rows at random; by default rare tasks and classes are put on both sides')
+    p.add_argument(
+        '--random-split',
+        action='store_true',
+        help='draw these rows at random; by default rare tasks and classes are put on both sides',
+    )
     p.add_argument('--seed', type=int, default=42, help='of split and weights (default: 42)')
     p.add_argument('--suff', default='', help='what to append to the names of image files, such as .jpg')
     p.add_argument('--skip-bad-images', action='store_true', help='leave out rows whose image is missing or unreadable')
     p.add_argument('--n-boot', type=at_least(0), default=0, help='bootstrap draws for intervals in evaluation.csv')
     common_options(p)
     a = p.parse_args(argv)
-    if not a.guess and (lacks := [f'--{k}' for k in ('csv', 'flow', 'images') if getattr(a, k) is None]): p.error(f"{', '.join(lacks)} missing: hand over a table, a flow and a folder of images, or begin with --guess labels.csv")
-    with told(p.prog): write_guess(a) if a.guess else train(a)
+    if not a.guess and (lacks := [f'--{k}' for k in ('csv', 'flow', 'images') if getattr(a, k) is None]):
+        p.error(
+            f"{', '.join(lacks)} missing: hand over a table, a flow and a folder of images, or begin with --guess "
+            "labels.csv"
+        )
+    with told(p.prog):
+        write_guess(a) if a.guess else train(a)
 
 # %% ../../nbs/tools/cli.ipynb #acc269b8
-if __name__ == '__main__' and '__file__' in globals(): condmtl_train()
+if __name__ == '__main__' and '__file__' in globals():
+    condmtl_train()

@@ -6,7 +6,20 @@
 from __future__ import annotations
 import json
 from pathlib import Path
-from .cli import at_least, common_options, file_column, image_files, make_parser, out_folder, numbers_where_meant, quietly, read_table, register, report, told
+from fastai_condmtl.tools.cli import (
+    at_least,
+    common_options,
+    file_column,
+    image_files,
+    make_parser,
+    out_folder,
+    numbers_where_meant,
+    quietly,
+    read_table,
+    register,
+    report,
+    told,
+)
 from ..core.errors import FlowError
 from ..core.files import IMAGES
 
@@ -17,51 +30,91 @@ __all__ = ['load_run', 'rows_of', 'evaluate', 'load_thresholds', 'condmtl_evalua
 def load_run(a):
     "The learner of a run folder and the options that it was trained with"
     run = Path(a.run)
-    if not (run/'learner.pkl').is_file() or not (run/'run.json').is_file(): raise FlowError(f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train --out {run} writes them")
-    try: options = json.loads((run/'run.json').read_text(encoding='utf-8'))
-    except ValueError as e: raise FlowError(f"'{run/'run.json'}' is no JSON: {e}. Train again") from None
+    if not (run / 'learner.pkl').is_file() or not (run / 'run.json').is_file():
+        raise FlowError(
+            f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train --out {run} writes them"
+        )
+    try:
+        options = json.loads((run / 'run.json').read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise FlowError(f"'{run / 'run.json'}' is no JSON: {e}. Train again") from None
     register(options['register'] + a.register)
     from fastai.vision.all import load_learner
-    import torch, fastai_condmtl.vision.show # noqa: F401
-    try: learn = load_learner(run/'learner.pkl', cpu=not torch.cuda.is_available())
-    except (ModuleNotFoundError, AttributeError) as e: raise FlowError(f"the learner of '{run}' uses code that is not here ({e}): install it, or name the module with --register") from None
+    import torch, fastai_condmtl.vision.show  # noqa: F401
+
+    try:
+        learn = load_learner(run / 'learner.pkl', cpu=not torch.cuda.is_available())
+    except (ModuleNotFoundError, AttributeError) as e:
+        raise FlowError(
+            f"the learner of '{run}' uses code that is not here ({e}): install it, or name the module with --register"
+        ) from None
     return learn, options
+
 
 def rows_of(a, options, learn):
     "The table to look at, image files as full paths under the column that the learner reads"
     own = a.csv is None
-    csv = Path(a.run)/'valid.csv' if own else a.csv
-    words = [c for b in learn.dls.flow.tasks.values() if (v := getattr(b, 'vocab', None)) and all(isinstance(l, str) for l in v) for c in (b.cols if len(b.cols) == 1 else [])]
-    df = read_table(csv, a.only_blank_missing or options['only_blank_missing'], words) # another file may hold only such words as look like numbers
+    csv = Path(a.run) / 'valid.csv' if own else a.csv
+    words = [
+        c
+        for b in learn.dls.flow.tasks.values()
+        if (v := getattr(b, 'vocab', None)) and all(isinstance(l, str) for l in v)
+        for c in (b.cols if len(b.cols) == 1 else [])
+    ]
+    df = read_table(
+        csv, a.only_blank_missing or options['only_blank_missing'], words
+    )  # another file may hold only such words as look like numbers
     col = file_column(df, a.fn_col or (options['fn_col'] if own or options['fn_col'] in df.columns else None), csv)
     files = image_files(df, col, a.images or options['images'], options['suff'], can_skip=False)
-    suff = len(options['suff']) # the learner appends it again
-    return df.assign(**{options['fn_col']: [str(f.absolute())[:-suff or None] for f in files]}), df[col]
+    suff = len(options['suff'])  # the learner appends it again
+    return df.assign(**{options['fn_col']: [str(f.absolute())[: -suff or None] for f in files]}), df[col]
+
 
 def evaluate(a):
     "`condmtl_evaluate`"
     learn, options = load_run(a)
     df, names = rows_of(a, options, learn)
     df = numbers_where_meant(df, learn.dls.flow.tasks.values())
-    if a.thresholds: load_thresholds(learn, a.thresholds)
+    if a.thresholds:
+        load_thresholds(learn, a.thresholds)
     a.bs = a.bs or options['bs']
-    out = out_folder(a.out or Path(a.run)/'evaluate', a.force, ('evaluation.csv',))
+    out = out_folder(a.out or Path(a.run) / 'evaluate', a.force, ('evaluation.csv',))
     dl = learn.dls.test_dl(df, with_labels=True, bs=a.bs, num_workers=a.workers)
-    (out/'audit.txt').write_text(f'{learn.dls.flow.audit(df)}\n' if set(c for b in learn.dls.flow.tasks.values() for c in b.cols) <= set(df.columns) else 'Some columns of labels are missing.\n', encoding='utf-8')
+    (out / 'audit.txt').write_text(
+        f'{learn.dls.flow.audit(df)}\n'
+        if set(c for b in learn.dls.flow.tasks.values() for c in b.cols) <= set(df.columns)
+        else 'Some columns of labels are missing.\n',
+        encoding='utf-8',
+    )
     report(learn, out, dl, a.n_boot, a.quiet)
-    learn.predict_df(df, bs=a.bs, num_workers=a.workers).assign(**{options['fn_col']: names}).to_csv(out/'predictions.csv', index=False)
+    learn.predict_df(df, bs=a.bs, num_workers=a.workers).assign(**{options['fn_col']: names}).to_csv(
+        out / 'predictions.csv', index=False
+    )
     print(f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, results.png, audit.txt')
 
+
 def load_thresholds(learn, file):
-    if not Path(file).is_file(): raise FlowError(f"there is no file '{file}': --thresholds takes what learn.save_thresholds or a run folder wrote")
+    if not Path(file).is_file():
+        raise FlowError(
+            f"there is no file '{file}': --thresholds takes what learn.save_thresholds or a run folder wrote"
+        )
     learn.load_thresholds(file)
+
 
 def condmtl_evaluate(argv=None):
     "Score a trained learner on the rows of a CSV"
-    p = make_parser('condmtl_evaluate', 'Score the learner of a run folder on the rows of a table, each score beside a trivial predictor and as the cascade of decisions leaves it. A learner is a pickle: use run folders of people you trust.', """\
+    p = make_parser(
+        'condmtl_evaluate',
+        (
+            'Score the learner of a run folder on the rows of a table, each score beside a trivial predictor and as '
+            'the '
+            'cascade of decisions leaves it. A learner is a pickle: use run folders of people you trust.'
+        ),
+        """\
   condmtl_evaluate --run run                                         the rows that judged it in training, again
   condmtl_evaluate --run run --csv test.csv --images pictures --out scores --n-boot 200
-  condmtl_evaluate --run run --csv test.csv --thresholds mine.json   with thresholds of your own""")
+  condmtl_evaluate --run run --csv test.csv --thresholds mine.json   with thresholds of your own""",
+    )
     p.add_argument('--run', required=True, metavar='FOLDER', help='what condmtl_train wrote')
     p.add_argument('--csv', help='table of labels (default: the rows that judged in training)')
     p.add_argument('--images', metavar='FOLDER', help='folder of its images (default: as in training)')
@@ -71,55 +124,80 @@ def condmtl_evaluate(argv=None):
     p.add_argument('--bs', type=at_least(1), help='images a batch (default: as in training)')
     common_options(p)
     a = p.parse_args(argv)
-    with told(p.prog): evaluate(a)
+    with told(p.prog):
+        evaluate(a)
 
 # %% ../../nbs/tools/cli_run.ipynb #c31daee6
 def listed(images):
     "Files, and the image files of folders, in order of their names"
     res = []
     for o in map(Path, images):
-        if not o.exists(): raise FlowError(f"there is no file or folder '{o}': check the path")
-        if not o.is_dir(): res.append(o); continue
-        if not (found := sorted(f for f in o.iterdir() if f.suffix.lower() in IMAGES)): raise FlowError(f"folder '{o}' holds no images ({' '.join(IMAGES)})")
+        if not o.exists():
+            raise FlowError(f"there is no file or folder '{o}': check the path")
+        if not o.is_dir():
+            res.append(o)
+            continue
+        if not (found := sorted(f for f in o.iterdir() if f.suffix.lower() in IMAGES)):
+            raise FlowError(f"folder '{o}' holds no images ({' '.join(IMAGES)})")
         res += found
     return res
+
 
 def _picture(learn, file, path, **kwargs):
     "An image beside its tree"
     import matplotlib.pyplot as plt
     from PIL import Image
     from fastai_condmtl.vision.show import draw_shapes, draw_tree
+
     pred = learn.predict(file)[0]
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=[1, 1.6], layout='constrained')
-    with Image.open(file) as im: left.imshow(im.convert('RGB')); size = im.size
+    with Image.open(file) as im:
+        left.imshow(im.convert('RGB'))
+        size = im.size
     left.axis('off')
     draw_shapes(left, pred, size, 'orange')
     draw_tree(right, pred.tree(**kwargs))
     fig.savefig(path, dpi=90)
     plt.close(fig)
 
+
 def explain(a):
     "`condmtl_explain`"
     learn, options = load_run(a)
-    files = listed(a.image) + ([Path(f + options['suff']) for f in rows_of(a, options, learn)[0][options['fn_col']]] if a.csv or not a.image else [])
-    some = files[:a.max_n]
+    files = listed(a.image) + (
+        [Path(f + options['suff']) for f in rows_of(a, options, learn)[0][options['fn_col']]]
+        if a.csv or not a.image
+        else []
+    )
+    some = files[: a.max_n]
     tree = learn.explain(some, logits=a.logits, top_k=a.top_k, max_n=len(some), num_workers=a.workers)
     text = f'{tree}' + (f'\n… and {len(files) - len(some)} more (--max-n)' if len(files) > len(some) else '')
     print(text)
-    if not a.out: return
-    names = [f'{i}_{f.stem}.png' for i,f in enumerate(some)]
+    if not a.out:
+        return
+    names = [f'{i}_{f.stem}.png' for i, f in enumerate(some)]
     out = out_folder(a.out, a.force, ['trees.txt', *names])
-    (out/'trees.txt').write_text(text + '\n', encoding='utf-8')
+    (out / 'trees.txt').write_text(text + '\n', encoding='utf-8')
     with quietly(learn):
-        for f,n in zip(some, names): _picture(learn, f, out/n, top_k=a.top_k)
+        for f, n in zip(some, names):
+            _picture(learn, f, out / n, top_k=a.top_k)
     print(f'\n{out}/ holds trees.txt and {len(some)} pictures')
+
 
 def condmtl_explain(argv=None):
     "Say why: the tree of decisions of images"
-    p = make_parser('condmtl_explain', 'Print the tree of decisions of images: what was decided, how surely, and which condition opened each branch. A learner is a pickle: use run folders of people you trust.', """\
+    p = make_parser(
+        'condmtl_explain',
+        (
+            'Print the tree of decisions of images: what was decided, how surely, and which condition opened each '
+            'branch. '
+            'A learner is a pickle: use run folders of people you trust.'
+        ),
+        """\
   condmtl_explain --run run pictures/17.png
   condmtl_explain --run run new_pictures --max-n 5 --out trees   also as pictures
-  condmtl_explain --run run --csv labels.csv --logits            the images of a table""")
+  condmtl_explain --run run --csv labels.csv --logits            the images of a table""",
+    )
     p.add_argument('image', nargs='*', help='image files or folders (default: the rows that judged in training)')
     p.add_argument('--run', required=True, metavar='FOLDER', help='what condmtl_train wrote')
     p.add_argument('--csv', help='table with image files')
@@ -130,4 +208,5 @@ def condmtl_explain(argv=None):
     p.add_argument('--logits', action='store_true', help='tell logits too')
     common_options(p)
     a = p.parse_args(argv)
-    with told(p.prog): explain(a)
+    with told(p.prog):
+        explain(a)

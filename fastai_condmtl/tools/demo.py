@@ -7,7 +7,17 @@ from __future__ import annotations
 import argparse, sys, time
 from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt, torch
-from fastai.vision.all import Callback, ConvLayer, Learner, defaults, Normalize, imagenet_stats, load_learner, set_seed, Resize
+from fastai.vision.all import (
+    Callback,
+    ConvLayer,
+    Learner,
+    defaults,
+    Normalize,
+    imagenet_stats,
+    load_learner,
+    set_seed,
+    Resize,
+)
 from torch import nn
 from ..datasets.synthetic import digits_flow, digits_table, save_pictures, security_flow, security_scenes
 from ..vision.all import ConditionalDataLoaders, conditional_vision_learner
@@ -18,34 +28,62 @@ __all__ = ['QUICK', 'trunk', 'head', 'make_learner', 'Part', 'ShowPart', 'run', 
 # %% ../../nbs/tools/demo.ipynb #9cd1eb51
 def trunk(pretrained=False):
     "An architecture as fastai cuts it: five convolutions, down to an eighth of the picture's size"
-    convs = [ConvLayer(3, 16, stride=2), ConvLayer(16, 32, stride=2), ConvLayer(32, 64), ConvLayer(64, 64, stride=2), ConvLayer(64, 64)]
+    convs = [
+        ConvLayer(3, 16, stride=2),
+        ConvLayer(16, 32, stride=2),
+        ConvLayer(32, 64),
+        ConvLayer(64, 64, stride=2),
+        ConvLayer(64, 64),
+    ]
     return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
 
+
 def head(
-    c,    # Outputs: `dls.c`
-    size, # Height and width of the pictures
+    c,  # Outputs: `dls.c`
+    size,  # Height and width of the pictures
 ):
     "A hidden layer on the whole feature map"
-    return nn.Sequential(nn.Flatten(), nn.Linear(64*(size//8)**2, 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Linear(256, c))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64 * (size // 8) ** 2, 256, bias=False),
+        nn.BatchNorm1d(256),
+        nn.ReLU(inplace=True),
+        nn.Linear(256, c),
+    )
+
 
 def make_learner(
-    df,      # Table with file names in `img`
-    flow,    # Its tasks
-    path,    # Folder of the pictures
-    size,    # Their height and width
-    **kwargs # For `ConditionalDataLoaders.from_df`
+    df,  # Table with file names in `img`
+    flow,  # Its tasks
+    path,  # Folder of the pictures
+    size,  # Their height and width
+    **kwargs,  # For `ConditionalDataLoaders.from_df`
 ) -> Learner:
     "A learner for small pictures, untrained"
-    dls = ConditionalDataLoaders.from_df(df, flow, path=path, fn_col='img', seed=0, stratify=True, num_workers=1, item_tfms=Resize(size), batch_tfms=Normalize.from_stats(*imagenet_stats), **kwargs)
+    dls = ConditionalDataLoaders.from_df(
+        df,
+        flow,
+        path=path,
+        fn_col='img',
+        seed=0,
+        stratify=True,
+        num_workers=1,
+        item_tfms=Resize(size),
+        batch_tfms=Normalize.from_stats(*imagenet_stats),
+        **kwargs,
+    )
     return conditional_vision_learner(dls, trunk, pretrained=False, normalize=False, custom_head=head(dls.c, size))
 
 # %% ../../nbs/tools/demo.ipynb #593d27f7
 class Part:
     "A part of the work, such as the training: within, a bar that fills, or one line where output is no terminal"
+
     width = 30
-    def __init__(self,
+
+    def __init__(
+        self,
         name,  # What it is called
-        total, # Steps
+        total,  # Steps
     ):
         self.name = name
         self.total = total
@@ -55,8 +93,10 @@ class Part:
 
     def __enter__(self):
         self.start = time.perf_counter()
-        if self.live: self.show()
-        else: print(f'{self.name} ...', end=' ', flush=True)
+        if self.live:
+            self.show()
+        else:
+            print(f'{self.name} ...', end=' ', flush=True)
         return self
 
     def __call__(self, steps):
@@ -68,93 +108,129 @@ class Part:
     def step(self):
         "One step more; work beyond `total` leaves the bar full"
         self.done = min(self.done + 1, self.total)
-        if self.live: self.show()
+        if self.live:
+            self.show()
 
     def show(self):
         "Draw the bar anew where a percent has been gained"
-        percent = 100*self.done//max(1, self.total)
-        if percent == self.shown: return
+        percent = 100 * self.done // max(1, self.total)
+        if percent == self.shown:
+            return
         self.shown = percent
-        bar = '█'*(percent*self.width//100)
+        bar = '█' * (percent * self.width // 100)
         print(f'\r{self.name} |{bar:<{self.width}}| {percent} % ', end='', flush=True)
 
     def __exit__(self, *error):
         took = f'{time.perf_counter() - self.start:.0f} s'
         print(f'\r\033[K{self.name} ... {took}' if self.live else took, flush=True)
 
+
 class ShowPart(Callback):
     "Each batch is a step of a `Part`"
+
     order = 90
-    def __init__(self, part): self.part = part
-    def after_batch(self): self.part.step()
+
+    def __init__(self, part):
+        self.part = part
+
+    def after_batch(self):
+        self.part.step()
 
 # %% ../../nbs/tools/demo.ipynb #798c8f9e
 def run(
-    name,    # What to call it
-    learn,   # From `make_learner`
-    out,     # Folder for picture, table and learner
+    name,  # What to call it
+    learn,  # From `make_learner`
+    out,  # Folder for picture, table and learner
     epochs,  # How long to train
-    lr,      # Highest learning rate
+    lr,  # Highest learning rate
 ):
     "Train, print a row a task beside the trivial predictor, write a picture of results and the exported learner"
     train, valid = learn.dls.loaders
-    print(f'\n{name}: {len(train.dataset)} pictures to learn from, {len(valid.dataset)} to judge by, {len(learn.dls.flow.paths)} tasks, {epochs} epochs', flush=True)
+    print(
+        (
+            f'\n{name}: {len(train.dataset)} pictures to learn from, {len(valid.dataset)} to judge by, '
+            f'{len(learn.dls.flow.paths)} tasks, {epochs} epochs'
+        ),
+        flush=True,
+    )
     with learn.no_bar(), learn.no_logging():
-        with Part('training', epochs*(len(train) + len(valid))) as part, learn.added_cbs(ShowPart(part)):
+        with Part('training', epochs * (len(train) + len(valid))) as part, learn.added_cbs(ShowPart(part)):
             learn.fit_one_cycle(epochs, lr)
         with Part('evaluating', len(valid)) as part, learn.added_cbs(ShowPart(part)):
             table = learn.evaluate(metrics=None)
         learn.show_results(max_n=6)
-    plt.savefig(out/f'{name}.png', dpi=90)
+    plt.savefig(out / f'{name}.png', dpi=90)
     plt.close('all')
-    table.to_csv(out/f'{name}.csv', index=False)
+    table.to_csv(out / f'{name}.csv', index=False)
     learn.path = out
     learn.export(f'{name}.pkl')
-    print(table[['task_path', 'metric_name', 'metric_res', 'baseline', 'num_samples']].rename(columns=dict(metric_res='score', baseline='trivial', num_samples='rows')).to_string(index=False, float_format='%.3f'))
+    print(
+        table[['task_path', 'metric_name', 'metric_res', 'baseline', 'num_samples']]
+        .rename(columns=dict(metric_res='score', baseline='trivial', num_samples='rows'))
+        .to_string(index=False, float_format='%.3f')
+    )
     return table
 
-QUICK = dict(n=600, epochs=2, digit_epochs=2) # shows that all works; the scores are poor
+
+QUICK = dict(n=600, epochs=2, digit_epochs=2)  # shows that all works; the scores are poor
+
 
 def minutes(
-    n,      # Scenes
-    epochs, # Epochs on them
+    n,  # Scenes
+    epochs,  # Epochs on them
 ):
     "What the whole takes on two processor cores, roughly"
-    return max(1, round(.5 + n*epochs/25_000))
+    return max(1, round(0.5 + n * epochs / 25_000))
+
 
 def main(
-    out='demo_out',    # Folder to write to
-    n:int=5000,        # Scenes to draw
-    epochs:int=10,     # Epochs on the scenes
-    digit_epochs:int=8, # Epochs on the digits
+    out='demo_out',  # Folder to write to
+    n: int = 5000,  # Scenes to draw
+    epochs: int = 10,  # Epochs on the scenes
+    digit_epochs: int = 8,  # Epochs on the digits
 ):
     "The whole demo"
     matplotlib.use('Agg')
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    print(f'{n} drawn scenes and 1797 handwritten digits, some {minutes(n, epochs)} min on two processor cores; nothing is downloaded. Results go to {out.absolute()}', flush=True)
+    print(
+        (
+            f'{n} drawn scenes and 1797 handwritten digits, some {minutes(n, epochs)} min on two processor cores; '
+            'nothing '
+            f'is downloaded. Results go to {out.absolute()}'
+        ),
+        flush=True,
+    )
     set_seed(0, reproducible=True)
-    torch.set_num_threads(max(1, defaults.cpus - 1)) # one core reads pictures, the others train
-    with Part(f'drawing {n} scenes', n) as part: images, scenes = security_scenes(n=n, bar=part)
-    save_pictures(out/'scenes', images, scenes)
-    learn = make_learner(scenes, security_flow(box_weight=10.), out/'scenes', 64)
+    torch.set_num_threads(max(1, defaults.cpus - 1))  # one core reads pictures, the others train
+    with Part(f'drawing {n} scenes', n) as part:
+        images, scenes = security_scenes(n=n, bar=part)
+    save_pictures(out / 'scenes', images, scenes)
+    learn = make_learner(scenes, security_flow(box_weight=10.0), out / 'scenes', 64)
     tables = {'security': run('security', learn, out, epochs, 8e-3)}
     images, digits = digits_table()
-    save_pictures(out/'digits_images', images, digits)
-    tables['digits'] = run('digits', make_learner(digits, digits_flow(), out/'digits_images', 32), out, digit_epochs, 1e-2)
-    again = load_learner(out/'security.pkl')
-    with again.no_bar(), again.no_logging(): pred = again.predict(out/'scenes'/scenes.img[1])[0]
+    save_pictures(out / 'digits_images', images, digits)
+    tables['digits'] = run(
+        'digits', make_learner(digits, digits_flow(), out / 'digits_images', 32), out, digit_epochs, 1e-2
+    )
+    again = load_learner(out / 'security.pkl')
+    with again.no_bar(), again.no_logging():
+        pred = again.predict(out / 'scenes' / scenes.img[1])[0]
     print(f'\nThe exported learner on {scenes.img[1]}:')
     pred.show()
     print(f'\nPictures, tables and learners are in {out}/')
     return tables
 
+
 if __name__ == '__main__' and '__file__' in globals():
-    p = argparse.ArgumentParser(description=main.__doc__, argument_default=argparse.SUPPRESS) # what is left out stays as `main` has it
+    p = argparse.ArgumentParser(
+        description=main.__doc__, argument_default=argparse.SUPPRESS
+    )  # what is left out stays as `main` has it
     p.add_argument('--out', help='folder to write to')
     p.add_argument('--n', type=int, help='scenes to draw')
     p.add_argument('--epochs', type=int, help='epochs on the scenes')
     p.add_argument('--quick', action='store_true', help='few scenes and epochs, to see that all works')
     options = vars(p.parse_args())
-    if options.pop('quick', False): options = QUICK | options
+    if options.pop('quick', False):
+        options = QUICK | options
     main(**options)

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np, torch
 from ..core.prediction_tree import givens, tell
 from ..core.prediction import FlowPrediction
-import fastai_condmtl.core.marginals # noqa: F401  FlowPrediction.marginals
+import fastai_condmtl.core.marginals  # noqa: F401  FlowPrediction.marginals
 
 # %% auto #0
 __all__ = ['PAGE_CSS', 'cuts', 'decide', 'short', 'escaped', 'meter', 'options', 'node', 'tree_html', 'encode_picture',
@@ -18,76 +18,129 @@ __all__ = ['PAGE_CSS', 'cuts', 'decide', 'short', 'escaped', 'meter', 'options',
 
 # %% ../../nbs/tools/page.ipynb #bed342e0
 def cuts(
-    loss, # `ConditionalLoss`
+    loss,  # `ConditionalLoss`
 ) -> dict:
     "Thresholds in force: task → one number a label (binary tasks have one)"
-    return {p: torch.as_tensor(loss.thresholds.get(p, b.thresholds())).detach().cpu().float().reshape(-1).expand(b.n_targets).tolist() for p,b in loss.flow.tasks.items() if b.thresholded}
+    return {
+        p: torch.as_tensor(loss.thresholds.get(p, b.thresholds()))
+        .detach()
+        .cpu()
+        .float()
+        .reshape(-1)
+        .expand(b.n_targets)
+        .tolist()
+        for p, b in loss.flow.tasks.items()
+        if b.thresholded
+    }
+
 
 def decide(
-    loss,       # `ConditionalLoss`; its own thresholds stay as they are
-    logits,     # Raw logits `(C,)`
-    thresholds=None, # Task → thresholds to use instead, for the tasks that are named
-    frame=None,      # `Frame` of the picture in whose pixels points and boxes are told; None: shares
+    loss,  # `ConditionalLoss`; its own thresholds stay as they are
+    logits,  # Raw logits `(C,)`
+    thresholds=None,  # Task → thresholds to use instead, for the tasks that are named
+    frame=None,  # `Frame` of the picture in whose pixels points and boxes are told; None: shares
 ) -> FlowPrediction:
     "What follows from logits under other thresholds"
     mine = copy(loss.decisions)
-    mine.thresholds = {**loss.thresholds, **{p: torch.tensor(t) for p,t in (thresholds or {}).items()}}
+    mine.thresholds = {**loss.thresholds, **{p: torch.tensor(t) for p, t in (thresholds or {}).items()}}
     acts = mine.activation(logits[None])
     return FlowPrediction(loss.flow, mine.decodes(acts)[0], acts[0], loss.layout.raw_acts(logits), frame)
 
 # %% ../../nbs/tools/page.ipynb #eb2dfb8b
 def short(p):
     "A probability in two digits, three near the ends"
-    if p != p: return '?'
-    return f'{p:.0f}' if p in (0, 1) else '<0.001' if p < .0005 else '>0.999' if p > .9995 else f'{p:.2f}' if .01 <= p <= .99 else f'{p:.3f}'
+    if p != p:
+        return '?'
+    return (
+        f'{p:.0f}'
+        if p in (0, 1)
+        else '<0.001'
+        if p < 0.0005
+        else '>0.999'
+        if p > 0.9995
+        else f'{p:.2f}'
+        if 0.01 <= p <= 0.99
+        else f'{p:.3f}'
+    )
+
 
 def escaped(s):
     "Escaped for HTML, and for the templates that Gradio fills HTML into"
     return escape(str(s)).translate({ord(c): f'&#{ord(c)};' for c in '{}$`\\'})
 
+
 def meter(what, p, cut=None):
     "A bar of probability, with a tick where the threshold is"
     told = short(p) + ('' if cut is None else f', threshold {short(cut)}')
-    share = lambda x: f'{100*min(max(float(np.nan_to_num(x)), 0), 1):.1f}%'
+    share = lambda x: f'{100 * min(max(float(np.nan_to_num(x)), 0), 1):.1f}%'
     tick = '' if cut is None else f'<span class="cm-cut" style="left:{share(cut)}"></span>'
-    return (f'<span class="cm-bar"><span class="cm-meter" role="meter" aria-label="{escaped(what)}" aria-valuetext="{escaped(told)}" '
-            f'aria-valuemin="0" aria-valuemax="1" aria-valuenow="{float(np.nan_to_num(p)):.4f}">'
-            f'<span class="cm-fill" style="width:{share(p)}"></span>{tick}</span><span class="cm-num">{escaped(short(p))}</span></span>')
+    return (
+        f'<span class="cm-bar"><span class="cm-meter" role="meter" aria-label="{escaped(what)}" '
+        f'aria-valuetext="{escaped(told)}" '
+        f'aria-valuemin="0" aria-valuemax="1" aria-valuenow="{float(np.nan_to_num(p)):.4f}">'
+        f'<span class="cm-fill" style="width:{share(p)}"></span>{tick}</span><span '
+        f'class="cm-num">{escaped(short(p))}</span></span>'
+    )
+
 
 def options(name, value, prob, cut, top_k):
     "The likeliest classes or labels, each with its bar; what was decided is always among them"
     chosen = value if isinstance(value, list) else [value]
     ts = dict(zip(prob, cut)) if cut is not None and len(cut) == len(prob) else {}
     best = sorted(prob, key=prob.get, reverse=True)
-    shown = [k for i,k in enumerate(best) if i < top_k or k in chosen]
+    shown = [k for i, k in enumerate(best) if i < top_k or k in chosen]
+
     def row(k):
         cls, mark = (' cm-chosen', '✓ ') if k in chosen else ('', '')
-        return f'<li class="cm-option{cls}"><span class="cm-label">{mark}{escaped(k)}</span>{meter(f"P({name} {k})", prob[k], ts.get(k))}</li>'
+        return (
+            f'<li class="cm-option{cls}"><span '
+            f'class="cm-label">{mark}{escaped(k)}</span>{meter(f"P({name} {k})", prob[k], ts.get(k))}</li>'
+        )
+
     rows = [row(k) for k in shown]
-    if len(best) > len(shown): rows.append(f'<li class="cm-note">and {len(best) - len(shown)} less likely</li>')
+    if len(best) > len(shown):
+        rows.append(f'<li class="cm-note">and {len(best) - len(shown)} less likely</li>')
     return f'<ul class="cm-options">{"".join(rows)}</ul>'
+
 
 def node(pred, path, given, reached, cut, top_k):
     "A task that is reached: what was decided, how likely that is, and why it was asked"
-    block, value, prob, name = pred.flow.tasks[path], pred[path], (pred.probabilities or {}).get(path), path.rpartition('.')[2]
+    block, value, prob, name = (
+        pred.flow.tasks[path],
+        pred[path],
+        (pred.probabilities or {}).get(path),
+        path.rpartition('.')[2],
+    )
     row = f'<span class="cm-name">{escaped(name)}</span> <strong class="cm-value">{escaped(tell(value))}</strong>'
     notes = [f'given <code>{escaped(given)}</code>'] if given else []
     if isinstance(prob, float):
         row += meter(f'P({name})', prob, None if cut is None else cut[0])
-        if cut is not None: notes.append(f'threshold {escaped(short(cut[0]))}')
-    if prob is None and block.describe(): notes.append(escaped(block.describe()))
-    if reached is not None: notes.append(f'P(reached) {escaped(short(reached))}')
-    return (f'<li class="cm-task" data-task="{escaped(path)}"><div class="cm-row">{row}' + (f'<span class="cm-note">{" · ".join(notes)}</span>' if notes else '') + '</div>'
-            + (options(name, value, prob, cut, top_k) if isinstance(prob, dict) else '') + '</li>')
+        if cut is not None:
+            notes.append(f'threshold {escaped(short(cut[0]))}')
+    if prob is None and block.describe():
+        notes.append(escaped(block.describe()))
+    if reached is not None:
+        notes.append(f'P(reached) {escaped(short(reached))}')
+    return (
+        f'<li class="cm-task" data-task="{escaped(path)}"><div class="cm-row">{row}'
+        + (f'<span class="cm-note">{" · ".join(notes)}</span>' if notes else '')
+        + '</div>'
+        + (options(name, value, prob, cut, top_k) if isinstance(prob, dict) else '')
+        + '</li>'
+    )
+
 
 def tree_html(
-    pred:FlowPrediction, # With activations, as `decide` gives it
-    thresholds:dict=None, # Task → thresholds it was decided by, one a label; marked on the bars
-    top_k:int=3,         # Classes or labels to tell of a task, besides those decided
+    pred: FlowPrediction,  # With activations, as `decide` gives it
+    thresholds: dict = None,  # Task → thresholds it was decided by, one a label; marked on the bars
+    top_k: int = 3,  # Classes or labels to tell of a task, besides those decided
 ) -> str:
     "A prediction as nested lists: decisions, probabilities, conditions; what was not reached is folded away"
     own, marginals, thresholds = givens(pred.flow.flow), pred.marginals or {}, thresholds or {}
-    def likely(p): return marginals[p].reached if p in marginals else None
+
+    def likely(p):
+        return marginals[p].reached if p in marginals else None
+
     def grow(flow, prefix):
         res = ''
         for t in flow.tasks:
@@ -95,21 +148,39 @@ def tree_html(
             if hasattr(t, 'tasks'):
                 inner = grow(t, path + '.')
                 note = f'<span class="cm-note">given <code>{escaped(own[path])}</code></span>' if own[path] else ''
-                if inner: res += f'<li class="cm-flow"><div class="cm-row"><span class="cm-name">{escaped(t.name)}</span>{note}</div><ul>{inner}</ul></li>'
-            elif pred[path] is not None: res += node(pred, path, own[path], likely(path), thresholds.get(path), top_k)
+                if inner:
+                    res += (
+                        '<li class="cm-flow"><div class="cm-row"><span '
+                        f'class="cm-name">{escaped(t.name)}</span>{note}</div><ul>{inner}</ul></li>'
+                    )
+            elif pred[path] is not None:
+                res += node(pred, path, own[path], likely(path), thresholds.get(path), top_k)
         return res
+
     def fold(p):
         chance = f' · P(reached) {escaped(short(likely(p)))}' if p in marginals else ''
-        return f'<li><span class="cm-name">{escaped(p)}</span> <span class="cm-note">needs <code>{escaped(pred.flow.needs(p))}</code>{chance}</span></li>'
-    gone = [p for p,v in pred.items() if v is None]
+        return (
+            f'<li><span class="cm-name">{escaped(p)}</span> <span class="cm-note">needs '
+            f'<code>{escaped(pred.flow.needs(p))}</code>{chance}</span></li>'
+        )
+
+    gone = [p for p, v in pred.items() if v is None]
     folded, asked = ''.join(map(fold, gone)), f'{len(pred) - len(gone)} of {len(pred)} tasks asked'
-    return (f'<section class="cm-tree" aria-label="Decisions"><h2>{escaped(pred.flow.flow.name)}: {asked}</h2><ul>{grow(pred.flow.flow, "")}</ul>'
-            + (f'<details class="cm-gone"><summary>Not asked ({len(gone)})</summary><ul>{folded}</ul></details>' if gone else '') + '</section>')
+    return (
+        f'<section class="cm-tree" aria-label="Decisions"><h2>{escaped(pred.flow.flow.name)}: '
+        f'{asked}</h2><ul>{grow(pred.flow.flow, "")}</ul>'
+        + (
+            f'<details class="cm-gone"><summary>Not asked ({len(gone)})</summary><ul>{folded}</ul></details>'
+            if gone
+            else ''
+        )
+        + '</section>'
+    )
 
 # %% ../../nbs/tools/page.ipynb #3836840d
 def encode_picture(
-    im,   # Picture
-    side, # Longer side at most, in pixels
+    im,  # Picture
+    side,  # Longer side at most, in pixels
 ) -> str:
     "A picture as a `data:` address: small ones without loss"
     im, data, kind = im.copy(), io.BytesIO(), 'png' if max(im.size) < 200 else 'jpeg'
@@ -117,23 +188,33 @@ def encode_picture(
     im.save(data, kind, quality=85)
     return f'data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}'
 
+
 def picture_html(
     src,  # From `encode_picture`
-    size, # Width and height of the picture
-    pred:FlowPrediction=None, # Its shapes are drawn
-    caption:str='',           # What to write below
+    size,  # Width and height of the picture
+    pred: FlowPrediction = None,  # Its shapes are drawn
+    caption: str = '',  # What to write below
 ) -> str:
     "A picture with the boxes and points of a prediction"
     shapes, drawn, (w, h) = {} if pred is None else pred.shapes(), '', size
-    for name,s in shapes.items():
-        s = [100*float(v) for v in s]
-        if len(s) == 4: tag, at = 'rect', 'x="{:.2f}%" y="{:.2f}%" width="{:.2f}%" height="{:.2f}%"'.format(*s[:2], *(max(v, 0) for v in s[2:]))
-        else: tag, at = 'circle', 'r="4" cx="{:.2f}%" cy="{:.2f}%"'.format(*s)
+    for name, s in shapes.items():
+        s = [100 * float(v) for v in s]
+        if len(s) == 4:
+            tag, at = (
+                'rect',
+                'x="{:.2f}%" y="{:.2f}%" width="{:.2f}%" height="{:.2f}%"'.format(*s[:2], *(max(v, 0) for v in s[2:])),
+            )
+        else:
+            tag, at = 'circle', 'r="4" cx="{:.2f}%" cy="{:.2f}%"'.format(*s)
         drawn += f'<{tag} {at} class="cm-under"/><{tag} {at} class="cm-line"><title>{escaped(name)}</title></{tag}>'
-    if drawn: drawn = f'<svg role="img" aria-label="{escaped(", ".join(shapes))}">{drawn}</svg>'
+    if drawn:
+        drawn = f'<svg role="img" aria-label="{escaped(", ".join(shapes))}">{drawn}</svg>'
     small = ' cm-small' if max(size) < 200 else ''
-    return (f'<figure class="cm-picture"><div class="cm-frame{small}" style="aspect-ratio:{w}/{h};max-width:calc(45vh * {w/h:.4f})">'
-            f'<img src="{src}" alt="{escaped(caption)}">{drawn}</div><figcaption>{escaped(caption)}</figcaption></figure>')
+    return (
+        f'<figure class="cm-picture"><div class="cm-frame{small}" style="aspect-ratio:{w}/{h};max-width:calc(45vh * '
+        f'{w / h:.4f})">'
+        f'<img src="{src}" alt="{escaped(caption)}">{drawn}</div><figcaption>{escaped(caption)}</figcaption></figure>'
+    )
 
 # %% ../../nbs/tools/page.ipynb #3cd0faa3
 PAGE_CSS = """

@@ -1,4 +1,5 @@
 "`from fastai_condmtl.vision.all import *`, after `from fastai.vision.all import *`"
+
 from ..all import *
 from .data import ConditionalDataLoaders
 from .learner import conditional_vision_learner

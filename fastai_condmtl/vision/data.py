@@ -19,8 +19,8 @@ from ..data.split import as_splitter
 from ..core.flow import leaves
 from ..core.target import as_table
 from ..data.pictures import OpenImage
-import fastai_condmtl.data.sampling # noqa: F401  dls.balanced
-import fastai_condmtl.vision.show # noqa: F401  a learner that is loaded in a new process can show its results
+import fastai_condmtl.data.sampling  # noqa: F401  dls.balanced
+import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
 __all__ = ['Readable', 'readable', 'ImageFile', 'FileRows', 'FixedSplits', 'keep_rows', 'ConditionalDataLoaders']
@@ -28,58 +28,100 @@ __all__ = ['Readable', 'readable', 'ImageFile', 'FileRows', 'FixedSplits', 'keep
 # %% ../../nbs/vision/data.ipynb #ae394e47
 class Readable:
     "Can the image in row `r` be read?"
-    def __init__(self, get_x, img_cls): self.get_x, self.img_cls = get_x, img_cls
+
+    def __init__(self, get_x, img_cls):
+        self.get_x, self.img_cls = get_x, img_cls
+
     def __call__(self, r):
-        try: OpenImage(self.img_cls)(self.get_x(r))
-        except FlowError: return False # whatever is wrong with it, the row is named in a warning
+        try:
+            OpenImage(self.img_cls)(self.get_x(r))
+        except FlowError:
+            return False  # whatever is wrong with it, the row is named in a warning
         return True
 
+
 def readable(
-    df,        # Table with a row an image
-    get_x,     # Row → file
-    img_cls=PILImage, # How images are opened
-    n_workers:int=0,  # Processes to read with
+    df,  # Table with a row an image
+    get_x,  # Row → file
+    img_cls=PILImage,  # How images are opened
+    n_workers: int = 0,  # Processes to read with
 ):
     "Boolean (N,): rows whose image can be read; a warning names the others"
-    ok = np.array(list(parallel(Readable(get_x, img_cls), [df.iloc[i] for i in range(len(df))], n_workers=n_workers, progress=False)), dtype=bool)
+    ok = np.array(
+        list(
+            parallel(
+                Readable(get_x, img_cls), [df.iloc[i] for i in range(len(df))], n_workers=n_workers, progress=False
+            )
+        ),
+        dtype=bool,
+    )
     if not ok.all():
         bad = [str(get_x(df.iloc[i])) for i in np.flatnonzero(~ok)]
-        warnings.warn(f"left out {len(bad)} of {len(df)} rows whose image cannot be read: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}", FlowWarning, stacklevel=3)
+        warnings.warn(
+            (
+                f"left out {len(bad)} of {len(df)} rows whose image cannot be read: "
+                f"{', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}"
+            ),
+            FlowWarning,
+            stacklevel=3,
+        )
     return ok
 
 # %% ../../nbs/vision/data.ipynb #f6f82234
 class ImageFile(ColReader):
     "Row → image file: a column with file names, relative to `folder` or absolute"
+
     def __init__(self, col, folder='.', suff=''):
         super().__init__(col)
         self.folder, self.file_suff = Path(folder), suff
-    def __call__(self, o, **kwargs): return str(self.folder/f'{self._do_one(o, self.cols[0])}{self.file_suff}')
+
+    def __call__(self, o, **kwargs):
+        return str(self.folder / f'{self._do_one(o, self.cols[0])}{self.file_suff}')
 
     def files(self, df):
         "The file names as they stand in a table"
         col = self.cols[0]
         return df[col] if col in df.columns else df.iloc[:, col]
+
     def check(self, df):
         "A blank file name is an error that names its row"
         if (gone := self.files(df).isna().to_numpy()).any():
             more = f' (and {gone.sum() - 1} more)' if gone.sum() > 1 else ''
-            raise FlowError(f"{row_name(df, int(gone.argmax()))}{more}, column {self.cols[0]!r}: there is no file name. Leave such rows out with df.dropna(subset=[{self.files(df).name!r}]), or with bad_images='skip'")
+            raise FlowError(
+                f"{row_name(df, int(gone.argmax()))}{more}, column {self.cols[0]!r}: there is no file name. Leave "
+                f"such rows out with df.dropna(subset=[{self.files(df).name!r}]), or with bad_images='skip'"
+            )
+
 
 class FileRows:
     "In which row of the table a file stands. What is exported knows no rows"
+
     def __init__(self, names, get_x):
         self.names, self.get_x = names, get_x
+
     def told(self, fn):
         "The row in words; empty for a file that is not of the table"
-        if self.names is None: return ''
-        at = next((i for i,v in enumerate(self.names) if str(self.get_x.folder/f'{v}{self.get_x.file_suff}') == str(fn)), None)
+        if self.names is None:
+            return ''
+        at = next(
+            (i for i, v in enumerate(self.names) if str(self.get_x.folder / f'{v}{self.get_x.file_suff}') == str(fn)),
+            None,
+        )
         return '' if at is None else f', {row_name(self.names, at)} of the table that the data were built from'
-    def __getstate__(self): return self.__dict__ if get_spawning_popen() is not None else dict(names=None, get_x=None)
+
+    def __getstate__(self):
+        return self.__dict__ if get_spawning_popen() is not None else dict(names=None, get_x=None)
+
 
 class FixedSplits:
     "Splits that are known already"
-    def __init__(self, splits): self.splits = splits
-    def __call__(self, o): return self.splits
+
+    def __init__(self, splits):
+        self.splits = splits
+
+    def __call__(self, o):
+        return self.splits
+
 
 def keep_rows(splits, ok):
     "`splits` of a table as splits of its rows `ok`"
@@ -89,72 +131,125 @@ def keep_rows(splits, ok):
 # %% ../../nbs/vision/data.ipynb #5968d71d
 class ConditionalDataLoaders(DataLoaders):
     "`DataLoaders` of images whose target is a flow"
+
     @classmethod
     @delegates(DataLoaders.from_dblock)
-    def from_df(cls,
-        df,                # Table: a row an image, with the columns of the flow's tasks; gaps where there is no label
-        flow,              # A `Flow`, or a single task
-        path='.',          # Folder of the images, and of what the learner saves
-        valid_pct:float=.2, # Share of rows for validation
-        seed:int=None,     # For the same random split again
-        fn_col=0,          # Column (name or position) with the file names
-        folder:str=None,   # Folder in `path` with the images
-        suff:str='',       # What to append to the file names
-        valid_col=None,    # Column that is true for validation rows, instead of a random split
-        stratify:bool=False, # Put rare tasks, classes and gates on both sides of the split
-        splitter=None,     # Any fastai splitter, instead
-        valid_idx=None,    # Positions of the validation rows, instead
-        item_tfms=None,    # Transforms an item, such as `Resize(224)`
-        batch_tfms=None,   # Transforms a batch, such as `aug_transforms()`
+    def from_df(
+        cls,
+        df,  # Table: a row an image, with the columns of the flow's tasks; gaps where there is no label
+        flow,  # A `Flow`, or a single task
+        path='.',  # Folder of the images, and of what the learner saves
+        valid_pct: float = 0.2,  # Share of rows for validation
+        seed: int = None,  # For the same random split again
+        fn_col=0,  # Column (name or position) with the file names
+        folder: str = None,  # Folder in `path` with the images
+        suff: str = '',  # What to append to the file names
+        valid_col=None,  # Column that is true for validation rows, instead of a random split
+        stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
+        splitter=None,  # Any fastai splitter, instead
+        valid_idx=None,  # Positions of the validation rows, instead
+        item_tfms=None,  # Transforms an item, such as `Resize(224)`
+        batch_tfms=None,  # Transforms a batch, such as `aug_transforms()`
         img_cls=PILImage,  # Class that opens the images
-        bad_images:str='raise', # `raise`: an unreadable image is an error that names it; `skip`: look through the files first and leave such rows out
-        balance_by=None,   # Draw training rows so that groups come alike: `'source'`, a task, a list of tasks; see `dls.balanced`
-        **kwargs
+        # `raise`: an unreadable image is an error that names it; `skip`: look through the files first and leave such
+        # rows out
+        bad_images: str = 'raise',
+        # Draw training rows so that groups come alike: `'source'`, a task, a list of tasks; see `dls.balanced`
+        balance_by=None,
+        **kwargs,
     ):
         "From a DataFrame"
         _check_arguments(cls, 'from_df', kwargs)
         flow = as_flow(flow)
-        if isinstance(fn_col, str) and fn_col not in df.columns: raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
-        get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path)/folder, suff)
-        return cls._build(df, flow, get_x, path, valid_pct, seed, valid_col, stratify, splitter, item_tfms, batch_tfms, img_cls, bad_images, balance_by, valid_idx, **kwargs)
+        if isinstance(fn_col, str) and fn_col not in df.columns:
+            raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
+        get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path) / folder, suff)
+        return cls._build(
+            df,
+            flow,
+            get_x,
+            path,
+            valid_pct,
+            seed,
+            valid_col,
+            stratify,
+            splitter,
+            item_tfms,
+            batch_tfms,
+            img_cls,
+            bad_images,
+            balance_by,
+            valid_idx,
+            **kwargs,
+        )
 
     @classmethod
-    def _build(cls, df, flow, get_x, path='.', valid_pct=.2, seed=None, valid_col=None, stratify=False, splitter=None, item_tfms=None, batch_tfms=None, img_cls=PILImage, bad_images='raise', balance_by=None, valid_idx=None, **kwargs):
-        if len(df) == 0: raise FlowError("the table is empty: hand over at least one row")
-        if bad_images not in ('raise', 'skip'): raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
+    def _build(
+        cls,
+        df,
+        flow,
+        get_x,
+        path='.',
+        valid_pct=0.2,
+        seed=None,
+        valid_col=None,
+        stratify=False,
+        splitter=None,
+        item_tfms=None,
+        batch_tfms=None,
+        img_cls=PILImage,
+        bad_images='raise',
+        balance_by=None,
+        valid_idx=None,
+        **kwargs,
+    ):
+        if len(df) == 0:
+            raise FlowError("the table is empty: hand over at least one row")
+        if bad_images not in ('raise', 'skip'):
+            raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
         splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
-        if bad_images == 'raise': get_x.check(df)
+        if bad_images == 'raise':
+            get_x.check(df)
         if bad_images == 'skip' and not (ok := readable(df, get_x, img_cls)).all():
-            if not ok.any(): raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
+            if not ok.any():
+                raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
             df, splitter = RowsOf.mark(df[ok], df, np.flatnonzero(ok)), FixedSplits(keep_rows(splitter(df), ok))
-        image = TransformBlock(type_tfms=OpenImage(img_cls, FileRows(get_x.files(df), get_x)), batch_tfms=IntToFloatTensor)
-        dblock = DataBlock(blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms)
+        image = TransformBlock(
+            type_tfms=OpenImage(img_cls, FileRows(get_x.files(df), get_x)), batch_tfms=IntToFloatTensor
+        )
+        dblock = DataBlock(
+            blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms
+        )
         dls = cls.from_dblock(dblock, df, path=path, **kwargs)
         return dls if balance_by is None else dls.balanced(balance_by, seed=seed)
 
     @classmethod
-    def from_csv(cls,
-        path,             # Folder of the csv file and of the images
-        flow,             # A `Flow`, or a single task
-        csv_fname='labels.csv', # Name of the file
-        header='infer',   # As in `pd.read_csv`
-        delimiter=',',    # As in `pd.read_csv`
-        quoting=csv.QUOTE_MINIMAL, # As in `pd.read_csv`
-        keep_default_na:bool=True, # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
-        **kwargs
+    def from_csv(
+        cls,
+        path,  # Folder of the csv file and of the images
+        flow,  # A `Flow`, or a single task
+        csv_fname='labels.csv',  # Name of the file
+        header='infer',  # As in `pd.read_csv`
+        delimiter=',',  # As in `pd.read_csv`
+        quoting=csv.QUOTE_MINIMAL,  # As in `pd.read_csv`
+        # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
+        keep_default_na: bool = True,
+        **kwargs,
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
         _check_arguments(cls, 'from_csv', kwargs)
-        df = read_labels(Path(path)/csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
+        df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
 
     @classmethod
-    def from_path_func(cls,
-        path,       # Folder, for what the learner saves
-        fnames,     # Files of the images
-        label_func, # File (a `Path`) → labels: a dict, named tuple or sequence in task order; the bare value for a single task
-        flow,       # A `Flow`, or a single task
-        **kwargs
+    def from_path_func(
+        cls,
+        path,  # Folder, for what the learner saves
+        fnames,  # Files of the images
+        # File (a `Path`) → labels: a dict, named tuple or sequence in task order; the bare value for a single task
+        label_func,
+        flow,  # A `Flow`, or a single task
+        **kwargs,
     ):
         "From files and one function that tells the labels of a file"
         _check_arguments(cls, 'from_path_func', kwargs)
@@ -163,31 +258,59 @@ class ConditionalDataLoaders(DataLoaders):
         return cls._from_files(df, fnames, flow, path, **kwargs)
 
     @classmethod
-    def from_path_funcs(cls,
-        path,        # Folder, for what the learner saves
-        fnames,      # Files of the images
-        label_funcs:dict, # Column → function from a file (a `Path`) to the label, None where there is none
-        flow,        # A `Flow`, or a single task
-        **kwargs
+    def from_path_funcs(
+        cls,
+        path,  # Folder, for what the learner saves
+        fnames,  # Files of the images
+        label_funcs: dict,  # Column → function from a file (a `Path`) to the label, None where there is none
+        flow,  # A `Flow`, or a single task
+        **kwargs,
     ):
         "From files and one function a column"
         _check_arguments(cls, 'from_path_funcs', kwargs)
-        if not hasattr(label_funcs, 'items'): raise FlowError("label_funcs must be a dict, column → function of a file; for one function that tells all labels use from_path_func")
+        if not hasattr(label_funcs, 'items'):
+            raise FlowError(
+                "label_funcs must be a dict, column → function of a file; for one function that tells all labels use "
+                "from_path_func"
+            )
         fnames = [Path(f) for f in fnames]
-        return cls._from_files(pd.DataFrame({c: pd.Series([f(fn) for fn in fnames], dtype=object).infer_objects() for c,f in label_funcs.items()}), fnames, flow, path, **kwargs)
+        return cls._from_files(
+            pd.DataFrame(
+                {c: pd.Series([f(fn) for fn in fnames], dtype=object).infer_objects() for c, f in label_funcs.items()}
+            ),
+            fnames,
+            flow,
+            path,
+            **kwargs,
+        )
 
     @classmethod
     def _from_files(cls, df, fnames, flow, path, **kwargs):
-        if not fnames: raise FlowError("there are no files: hand over at least one image file")
+        if not fnames:
+            raise FlowError("there are no files: hand over at least one image file")
         return cls._build(df.assign(fn_col_=[str(f) for f in fnames]), flow, ImageFile('fn_col_'), path, **kwargs)
+
 
 def _check_arguments(cls, name, kwargs):
     "Raise where nothing reads an argument of the method `name`"
-    takers = [getattr(cls, name)] + [cls.from_df]*(name == 'from_csv') + [cls._build]*name.startswith('from_path')
+    takers = [getattr(cls, name)] + [cls.from_df] * (name == 'from_csv') + [cls._build] * name.startswith('from_path')
     check_loader_arguments(f'{cls.__name__}.{name}', kwargs, *takers, but=('get_x', 'after_item', 'after_batch'))
 
+
 ConditionalDataLoaders.from_csv = delegates(to=ConditionalDataLoaders.from_df)(ConditionalDataLoaders.from_csv)
-ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_func)
-ConditionalDataLoaders.from_path_funcs = delegates(to=ConditionalDataLoaders._build)(ConditionalDataLoaders.from_path_funcs)
+ConditionalDataLoaders.from_path_func = delegates(to=ConditionalDataLoaders._build)(
+    ConditionalDataLoaders.from_path_func
+)
+ConditionalDataLoaders.from_path_funcs = delegates(to=ConditionalDataLoaders._build)(
+    ConditionalDataLoaders.from_path_funcs
+)
 for _name in ('from_folder', 'from_name_func', 'from_name_re', 'from_path_re', 'from_lists'):
-    has_one_label(ConditionalDataLoaders, _name, "write from_path_func(path, fnames, label_func, flow), where label_func(file) is a dict of column → label, or from_df")
+    has_one_label(
+        ConditionalDataLoaders,
+        _name,
+        (
+            "write from_path_func(path, fnames, label_func, flow), where label_func(file) is a dict of column → "
+            "label, or "
+            "from_df"
+        ),
+    )

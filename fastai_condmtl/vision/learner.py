@@ -21,45 +21,65 @@ __all__ = ['conditional_vision_learner', 'check_arch', 'add_heads']
 # %% ../../nbs/vision/learner.ipynb #797ca0e7
 @delegates(vision_learner)
 def conditional_vision_learner(
-    dls,          # `DataLoaders` whose target is a flow
-    arch,         # A torchvision architecture, or the name of a timm model
+    dls,  # `DataLoaders` whose target is a flow
+    arch,  # A torchvision architecture, or the name of a timm model
     *,
-    metrics=None, # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score', # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves .5
-    branches=None, # dict: name in `features=` of tasks and flows → a module from the body's feature map, an int (width of a default neck), or a `Branch`
-    balance=None, # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a `TaskBalance`; None: by the weights of the blocks
-    **kwargs
+    metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
+    # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
+    # .5
+    tune='f1_score',
+    # dict: name in `features=` of tasks and flows → a module from the body's feature map, an int (width of a default
+    # neck), or a `Branch`
+    branches=None,
+    # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
+    # `TaskBalance`; None: by the weights of the blocks
+    balance=None,
+    **kwargs,
 ) -> Learner:
     "`vision_learner` for a flow"
     check_arch(arch)
-    if not isinstance(arch, str): # of timm, architectures have arguments of their own
-        check_arguments('conditional_vision_learner', kwargs, conditional_vision_learner, vision_learner, create_vision_model)
+    if not isinstance(arch, str):  # of timm, architectures have arguments of their own
+        check_arguments(
+            'conditional_vision_learner', kwargs, conditional_vision_learner, vision_learner, create_vision_model
+        )
     kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
-    if branches is None and not needs_heads(flow): return equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance)
-    if kwargs.get('custom_head') is not None: raise FlowError("custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the head alone, or branches=dict(name=module)")
-    as_branches(flow, branches) # wrong names are errors before the network is built
+    if branches is None and not needs_heads(flow):
+        return equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance)
+    if kwargs.get('custom_head') is not None:
+        raise FlowError(
+            "custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the "
+            "head alone, or branches=dict(name=module)"
+        )
+    as_branches(flow, branches)  # wrong names are errors before the network is built
     learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
-    learn.branches = branches # see `save_safe`
+    learn.branches = branches  # see `save_safe`
     return equip(add_heads(learn, branches), metrics, tune, balance)
 
+
 def check_arch(
-    arch, # A torchvision architecture, or the name of a timm model
+    arch,  # A torchvision architecture, or the name of a timm model
 ):
     "Names are those of timm, which an extra brings"
-    if isinstance(arch, str): import_extra('timm', f'the architecture {arch!r}', 'timm')
+    if isinstance(arch, str):
+        import_extra('timm', f'the architecture {arch!r}', 'timm')
+
 
 def add_heads(
-    learn,         # A `vision_learner`, whose model is a body and a head
-    branches=None, # As for `conditional_vision_learner`
+    learn,  # A `vision_learner`, whose model is a body and a head
+    branches=None,  # As for `conditional_vision_learner`
 ) -> Learner:
     "Replace the head of `learn` by a `ConditionalHead` around it; the body and its freeze groups stay"
     frozen, p = learn.opt is not None, next(learn.model.parameters())
     x = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0).one_batch()[0]
-    with torch.no_grad(): feats = learn.model[0].eval()(x.to(p.device, p.dtype).as_subclass(torch.Tensor))
+    with torch.no_grad():
+        feats = learn.model[0].eval()(x.to(p.device, p.dtype).as_subclass(torch.Tensor))
     stock = learn.model[1] if None in learn.dls.flow.plan.features else None
-    learn.model[1] = conditional_head(learn.dls.flow, feats.to('cpu'), branches, None if stock is None else stock.cpu()).to(p.device)
+    learn.model[1] = conditional_head(
+        learn.dls.flow, feats.to('cpu'), branches, None if stock is None else stock.cpu()
+    ).to(p.device)
     learn.model.train()
     learn.opt = None
     learn.add_cb(RunNeeded())
-    if frozen: learn.freeze()
+    if frozen:
+        learn.freeze()
     return learn

@@ -11,7 +11,15 @@ from PIL import Image
 from fasttransform import Transform, Pipeline
 from fastai.torch_core import TensorImageBase, to_device
 from fastai.vision.core import TensorPoint
-from fastai.vision.augment import AffineCoordTfm, CropPad, DihedralItem, FlipItem, RandomCrop, RandomResizedCrop, RandomResizedCropGPU
+from fastai.vision.augment import (
+    AffineCoordTfm,
+    CropPad,
+    DihedralItem,
+    FlipItem,
+    RandomCrop,
+    RandomResizedCrop,
+    RandomResizedCropGPU,
+)
 from ..core.errors import FlowError, FlowWarning
 from ..core.geometry import Frame, Geometry
 from ..core.target import TensorConditional
@@ -23,22 +31,33 @@ __all__ = ['TensorConditionalPoints', 'as_points', 'encodes', 'picture_size', 'S
 
 # %% ../../nbs/vision/points.ipynb #62dcaf14
 @lru_cache(maxsize=64)
-def _index(cols, device): return torch.tensor(cols, dtype=torch.long, device=device)
+def _index(cols, device):
+    return torch.tensor(cols, dtype=torch.long, device=device)
+
 
 class TensorConditionalPoints(TensorConditional, TensorPoint):
-    "Packed labels `(..., 2, D)` whose coordinate columns, -1 to 1, follow their picture; `geo` says which these are, `img_size` how large the picture is"
-    def _moved(self,
-        move,         # Function of points `(..., n, 2)`, as a `TensorPoint`
-        mirrored=None, # Where the picture is mirrored: a bool, or a boolean tensor `(bs,)`
-        size=None,    # Width and height of the picture afterwards; None: as before
+    """Packed labels `(..., 2, D)` whose coordinate columns, -1 to 1, follow their picture; `geo` says which these
+    are, `img_size` how large the picture is"""
+
+    def _moved(
+        self,
+        move,  # Function of points `(..., n, 2)`, as a `TensorPoint`
+        mirrored=None,  # Where the picture is mirrored: a bool, or a boolean tensor `(bs,)`
+        size=None,  # Width and height of the picture afterwards; None: as before
     ):
         x, geo = self.as_subclass(torch.Tensor).clone(), self.geo
         vals = x[..., 0, :]
-        n, b = len(geo.points)//2, len(geo.boxes)//4
+        n, b = len(geo.points) // 2, len(geo.boxes) // 4
         pts = vals.index_select(-1, _index(geo.cols, x.device))
-        pts, box = pts[..., :2*n].unflatten(-1, (n, 2)) if n else None, pts[..., 2*n:].unflatten(-1, (b, 4)) if b else None
-        if b: box = box[..., [0,1, 0,3, 2,1, 2,3]].unflatten(-1, (4, 2)).flatten(-3, -2) # all four corners
-        new = move(torch.cat([p for p in (pts, box) if p is not None], -2).as_subclass(TensorPoint)).as_subclass(torch.Tensor)
+        pts, box = (
+            pts[..., : 2 * n].unflatten(-1, (n, 2)) if n else None,
+            pts[..., 2 * n :].unflatten(-1, (b, 4)) if b else None,
+        )
+        if b:
+            box = box[..., [0, 1, 0, 3, 2, 1, 2, 3]].unflatten(-1, (4, 2)).flatten(-3, -2)  # all four corners
+        new = move(torch.cat([p for p in (pts, box) if p is not None], -2).as_subclass(TensorPoint)).as_subclass(
+            torch.Tensor
+        )
         parts = [new[..., :n, :].flatten(-2)]
         if b:
             box = new[..., n:, :].unflatten(-2, (b, 4))
@@ -50,18 +69,32 @@ class TensorConditionalPoints(TensorConditional, TensorPoint):
         return as_points(x, geo, self.img_size if size is None else tuple(size))
 
     def _do_crop_pad(self, sz, tl, orig_sz, resize_to=None, **kwargs):
-        return self._moved(lambda p: p._do_crop_pad(sz, tl, orig_sz=orig_sz, resize_to=resize_to), size=sz if resize_to is None else resize_to)
-    def flip_lr(self): return self._moved(_flipped, True)
+        return self._moved(
+            lambda p: p._do_crop_pad(sz, tl, orig_sz=orig_sz, resize_to=resize_to),
+            size=sz if resize_to is None else resize_to,
+        )
+
+    def flip_lr(self):
+        return self._moved(_flipped, True)
+
     def dihedral(self, k):
         w, h = self.img_size
         return self._moved(lambda p: p.clone().dihedral(k), k in (1, 2, 6, 7), (h, w) if k in (3, 5, 6, 7) else (w, h))
+
     def affine_coord(self, mat=None, coord_tfm=None, sz=None, mode='nearest', pad_mode=None, align_corners=True):
         flat = self if self.ndim == 3 else as_points(self.as_subclass(torch.Tensor)[None], self.geo, self.img_size)
         mirrored = None if mat is None else (torch.linalg.det(mat.as_subclass(torch.Tensor)[:, :2, :2].float()) < 0)
-        res = flat._moved(lambda p: p.affine_coord(mat, coord_tfm, sz), mirrored, None if sz is None else (sz, sz) if isinstance(sz, int) else tuple(sz)[::-1])
+        res = flat._moved(
+            lambda p: p.affine_coord(mat, coord_tfm, sz),
+            mirrored,
+            None if sz is None else (sz, sz) if isinstance(sz, int) else tuple(sz)[::-1],
+        )
         return res if self.ndim == 3 else as_points(res.as_subclass(torch.Tensor)[0], self.geo, res.img_size)
 
-def _flipped(p): return p*p.new_tensor([-1., 1.])
+
+def _flipped(p):
+    return p * p.new_tensor([-1.0, 1.0])
+
 
 def as_points(x, geo, size) -> TensorConditionalPoints:
     "A plain packed tensor with its geometry and the size of its picture"
@@ -69,8 +102,9 @@ def as_points(x, geo, size) -> TensorConditionalPoints:
     res.geo, res.img_size = geo, tuple(size)
     return res
 
+
 @RandomResizedCropGPU
-def encodes(self, x:TensorConditionalPoints): # fastai's own cuts the tensor of points as if it were a picture
+def encodes(self, x: TensorConditionalPoints):  # fastai's own cuts the tensor of points as if it were a picture
     (h, w), (top, left) = self.cp_size, self.tl
     x = x._do_crop_pad((w, h), (left, top), orig_sz=x.img_size)
     return as_points(x, x.geo, self.size[::-1])
@@ -79,110 +113,176 @@ def encodes(self, x:TensorConditionalPoints): # fastai's own cuts the tensor of 
 @provides
 def picture_size(x):
     "Width and height of an image, None for anything else"
-    if isinstance(x, Image.Image): return x.size
+    if isinstance(x, Image.Image):
+        return x.size
     return (x.shape[-1], x.shape[-2]) if isinstance(x, TensorImageBase) else None
+
 
 class ScalePoints(Transform):
     "Coordinates of packed labels from pixels of their picture to -1 to 1"
+
     order = -100
+
     def __call__(self, b, split_idx=None, **kwargs):
-        if not isinstance(b, tuple): return b
-        return type(b)(self.scale(x, b) if isinstance(x, TensorConditional) and getattr(x, 'geo', None) is not None else x for x in b)
+        if not isinstance(b, tuple):
+            return b
+        return type(b)(
+            self.scale(x, b) if isinstance(x, TensorConditional) and getattr(x, 'geo', None) is not None else x
+            for x in b
+        )
+
     def scale(self, y, b):
         size = next((s for x in b if (s := picture_size(x)) is not None), None)
-        if size is None: raise FlowError(f"task '{y.geo.names[0]}' tells coordinates, but there is no picture among the inputs ({', '.join(type(x).__name__ for x in b if x is not y)}): use them with an ImageBlock, or take numbers without a picture as BoundedRegressionBlocks")
+        if size is None:
+            raise FlowError(
+                f"task '{y.geo.names[0]}' tells coordinates, but there is no picture among the inputs "
+                f"({', '.join(type(x).__name__ for x in b if x is not y)}): use them with an ImageBlock, or take "
+                "numbers without a picture as BoundedRegressionBlocks"
+            )
         x, cols = y.as_subclass(torch.Tensor).clone(), _index(y.geo.cols, y.device)
-        xy = x[0].index_select(0, cols).view(-1, 2)*2/torch.tensor(size, dtype=x.dtype, device=x.device) - 1
-        xy = xy.flatten()*x[1].index_select(0, cols) if not y.geo.keep else xy.flatten()
-        if xy.abs().max() > 20 and not y.geo.keep: self.far(y, xy, size)
+        xy = x[0].index_select(0, cols).view(-1, 2) * 2 / torch.tensor(size, dtype=x.dtype, device=x.device) - 1
+        xy = xy.flatten() * x[1].index_select(0, cols) if not y.geo.keep else xy.flatten()
+        if xy.abs().max() > 20 and not y.geo.keep:
+            self.far(y, xy, size)
         x[0] = x[0].index_copy(0, cols, xy)
         return as_points(x, y.geo, size)
+
     def far(self, y, xy, size):
         c = y.geo.cols[int(xy.abs().argmax())]
-        raise FlowError(f"coordinate {float(y.as_subclass(torch.Tensor)[0,c]):g} of '{', '.join(y.geo.names)}' lies far outside its picture of {size[0]} x {size[1]} pixels: correct the label, and see that coordinates are pixels of the file that is read")
+        raise FlowError(
+            f"coordinate {float(y.as_subclass(torch.Tensor)[0, c]):g} of '{', '.join(y.geo.names)}' lies far outside "
+            f"its picture of {size[0]} x {size[1]} pixels: correct the label, and see that coordinates are pixels "
+            "of "
+            "the file that is read"
+        )
+
     def decode(self, b, **kwargs):
         "Tell packed rows which picture they are shown with"
         size = next((s for x in b if (s := picture_size(x)) is not None), None) if isinstance(b, tuple) else None
-        if size is None: return b
+        if size is None:
+            return b
         for y in b:
-            if isinstance(y, TensorConditional): y.frame = Frame.of_size(*size)
+            if isinstance(y, TensorConditional):
+                y.frame = Frame.of_size(*size)
         return b
+
 
 class KeepInside(Transform):
     "Mask or clamp points that have left their picture, cut boxes off at its edges; masked where nothing is left"
+
     order = 1000
+
     def __init__(self, drawn=()):
         super().__init__()
-        self.drawn = drawn # tasks that are plain numbers but are drawn as coordinates
-    def setup(self, items=None, train_setup=False):
-        if self.drawn and (tfm := first_geometric(items)): warnings.warn(f"{', '.join(map(repr, self.drawn[:4]))}{' …' if len(self.drawn) > 4 else ''} are plain numbers, which stay as they are while {tfm} moves the picture: use KeypointsBlock or BoxBlock, whose coordinates follow", FlowWarning, stacklevel=2)
-    def __call__(self, b, split_idx=None, **kwargs):
-        return type(b)(inside(x) if isinstance(x, TensorConditionalPoints) else x for x in b) if isinstance(b, (tuple, list)) else b
-    def decode(self, b, **kwargs): return b
+        self.drawn = drawn  # tasks that are plain numbers but are drawn as coordinates
 
-def inside(y:TensorConditionalPoints) -> TensorConditional:
+    def setup(self, items=None, train_setup=False):
+        if self.drawn and (tfm := first_geometric(items)):
+            warnings.warn(
+                (
+                    f"{', '.join(map(repr, self.drawn[:4]))}{' …' if len(self.drawn) > 4 else ''} are plain numbers, "
+                    f"which stay as they are while {tfm} moves the picture: use KeypointsBlock or BoxBlock, whose "
+                    "coordinates follow"
+                ),
+                FlowWarning,
+                stacklevel=2,
+            )
+
+    def __call__(self, b, split_idx=None, **kwargs):
+        return (
+            type(b)(inside(x) if isinstance(x, TensorConditionalPoints) else x for x in b)
+            if isinstance(b, (tuple, list))
+            else b
+        )
+
+    def decode(self, b, **kwargs):
+        return b
+
+
+def inside(y: TensorConditionalPoints) -> TensorConditional:
     "Plain packed labels, with coordinates within the picture"
     geo, x = y.geo, y.as_subclass(torch.Tensor)
-    if geo.keep: return x.clone().as_subclass(TensorConditional)
+    if geo.keep:
+        return x.clone().as_subclass(TensorConditional)
     vals, mask = x.unbind(-2)
     cols, n = _index(geo.cols, x.device), len(geo.points)
     xy, m = vals.index_select(-1, cols), mask.index_select(-1, cols)
-    ok = (xy[..., :n].abs() <= 1 + 1e-5).unflatten(-1, (n//2, 2)).all(-1, keepdim=True).expand(*xy.shape[:-1], n//2, 2).flatten(-2)
-    if geo.clamped: ok = ok | _clamped(geo, x.device)
+    ok = (
+        (xy[..., :n].abs() <= 1 + 1e-5)
+        .unflatten(-1, (n // 2, 2))
+        .all(-1, keepdim=True)
+        .expand(*xy.shape[:-1], n // 2, 2)
+        .flatten(-2)
+    )
+    if geo.clamped:
+        ok = ok | _clamped(geo, x.device)
     xy = xy.clamp(-1, 1)
-    w, h = (xy[..., n + 2 + a::4] - xy[..., n + a::4] for a in (0, 1))
-    m = m*torch.cat([ok, (w*h > 0).repeat_interleave(4, -1)], -1)
-    return torch.stack([vals.index_copy(-1, cols, xy*m), mask.index_copy(-1, cols, m)], -2).as_subclass(TensorConditional)
+    w, h = (xy[..., n + 2 + a :: 4] - xy[..., n + a :: 4] for a in (0, 1))
+    m = m * torch.cat([ok, (w * h > 0).repeat_interleave(4, -1)], -1)
+    return torch.stack([vals.index_copy(-1, cols, xy * m), mask.index_copy(-1, cols, m)], -2).as_subclass(
+        TensorConditional
+    )
+
 
 @lru_cache(maxsize=64)
-def _clamped(geo, device): return torch.tensor([c in geo.clamped for c in geo.points], device=device)
+def _clamped(geo, device):
+    return torch.tensor([c in geo.clamped for c in geo.points], device=device)
+
 
 _moving = (FlipItem, DihedralItem, CropPad, RandomCrop, RandomResizedCrop, RandomResizedCropGPU)
+
+
 def first_geometric(dl):
     "What a `DataLoader`'s transforms call the first that moves, turns or crops the picture; None without"
     fs = [f for k in ('after_item', 'after_batch') for f in getattr(getattr(dl, k, None), 'fs', ())]
     return next((type(f).__name__ for f in fs if moves_pictures(f)), None)
+
 
 @provides
 def moves_pictures(tfm):
     "Does a transform move, turn or crop pictures?"
     return isinstance(tfm, _moving) or isinstance(tfm, AffineCoordTfm) and bool(tfm.aff_fs or tfm.coord_fs)
 
+
 @provides
 def flow_tfms(
-    blocks, # Blocks of a flow
-    kind,   # `item` or `batch`
+    blocks,  # Blocks of a flow
+    kind,  # `item` or `batch`
 ) -> list:
     "The transforms that a flow adds to its data"
     here = any(b.geometry for b in blocks)
-    if kind == 'item': return [ScalePoints()] if here else []
+    if kind == 'item':
+        return [ScalePoints()] if here else []
     return [KeepInside(tuple(b.name for b in blocks if b.draws is not None))]
 
 # %% ../../nbs/vision/points.ipynb #2b089c2b
 @provides
 def original_frames(
-    dl, # `DataLoader`; its transforms act as on a validation set
+    dl,  # `DataLoader`; its transforms act as on a validation set
 ) -> list:
     "For each of its items, in the order of the data set, the `Frame` to pixels of the picture as it was read"
     known, res = {}, []
     for i in sorted(dl.get_idxs()):
         x = dl.dataset[i]
         im = next((o for o in (x if isinstance(x, tuple) else (x,)) if picture_size(o) is not None), None)
-        if im is None: raise FlowError("there is no picture among the inputs to tell coordinates of")
+        if im is None:
+            raise FlowError("there is no picture among the inputs to tell coordinates of")
         size = tuple(picture_size(im))
-        if size not in known: known[size] = _probe(dl, x, size)
+        if size not in known:
+            known[size] = _probe(dl, x, size)
         res.append(known[size])
     return res
 
+
 def _probe(dl, x, size):
     w, h = size
-    at = torch.tensor([0., 0, w, 0, 0, h, w, h])
+    at = torch.tensor([0.0, 0, w, 0, 0, h, w, h])
     y = torch.stack([at, torch.ones(8)]).as_subclass(TensorConditional)
     y.geo = Geometry(points=tuple(range(8)), keep=True)
-    inputs = (x if isinstance(x, tuple) else (x,))[:dl.n_inp]
+    inputs = (x if isinstance(x, tuple) else (x,))[: dl.n_inp]
     item, batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
     item.split_idx = batch.split_idx = 1
     b = to_device(dl.do_batch([item((*inputs, y))]), dl.device)
-    seen = batch(b)[-1].as_subclass(torch.Tensor)[0,0].cpu().double().numpy().reshape(4, 2)
+    seen = batch(b)[-1].as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)
     affine = np.linalg.lstsq(np.c_[seen, np.ones(4)], at.double().numpy().reshape(4, 2), rcond=None)[0].T
     return Frame(affine, size)

@@ -18,23 +18,30 @@ __all__ = ['ReceptiveField', 'receptive_field']
 # %% ../../nbs/vision/receptive.ipynb #7bc085a5
 class ReceptiveField(NamedTuple):
     "Pixels, None where it grows with the picture"
+
     height: int | None
     width: int | None
     step_y: int
     step_x: int
+
     def __repr__(self):
         h, w = ('all' if x is None else x for x in self[:2])
         return f'{h} x {w} pixels, in steps of {self.step_y} x {self.step_x}'
+
 
 def _open(model):
     "A copy through which every pixel that can count does"
     model = deepcopy(model).cpu().double().eval()
     for m in list(model.modules()):
-        for n,c in m.named_children():
-            if isinstance(c, nn.MaxPool2d): setattr(m, n, nn.AvgPool2d(c.kernel_size, c.stride, c.padding, c.ceil_mode))
-            elif isinstance(c, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)): setattr(m, n, nn.Identity())
-        for p in m.parameters(recurse=False): p.data.fill_(1/max(1, p[0].numel()) if p.ndim > 1 else 0.) # a mean over what a unit reads
+        for n, c in m.named_children():
+            if isinstance(c, nn.MaxPool2d):
+                setattr(m, n, nn.AvgPool2d(c.kernel_size, c.stride, c.padding, c.ceil_mode))
+            elif isinstance(c, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)):
+                setattr(m, n, nn.Identity())
+        for p in m.parameters(recurse=False):
+            p.data.fill_(1 / max(1, p[0].numel()) if p.ndim > 1 else 0.0)  # a mean over what a unit reads
     return model
+
 
 def _span(model, n_in, n, axis, thin):
     "Pixels along an axis that the middle position of the features reads, `(first, last)`, and the step to the next"
@@ -42,35 +49,47 @@ def _span(model, n_in, n, axis, thin):
     shape[axis] = n
     x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     feats = model(x)
-    if feats.ndim != 4: raise FlowError(f"features of shape {tuple(feats.shape)} have no positions: hand over the part of the network that ends in `(bs, channels, height, width)`, such as learn.model[0]")
+    if feats.ndim != 4:
+        raise FlowError(
+            f"features of shape {tuple(feats.shape)} have no positions: hand over the part of the network that ends "
+            "in `(bs, channels, height, width)`, such as learn.model[0]"
+        )
+
     def read(i):
         g = torch.autograd.grad(feats.select(axis, i).sum(), x, retain_graph=True)[0]
         there = g.abs().sum([a for a in range(4) if a != axis]).nonzero()
         return int(there[0]), int(there[-1])
-    mid = feats.shape[axis]//2
+
+    mid = feats.shape[axis] // 2
     a, b = read(mid)
     step = read(mid + 1)[0] - a if feats.shape[axis] > mid + 1 else 0
-    return a, b, step or round(n/feats.shape[axis]) # 0 also where both see everything
+    return a, b, step or round(n / feats.shape[axis])  # 0 also where both see everything
+
 
 def receptive_field(
-    body,      # Network up to the features, `(bs, n_in, h, w)` to `(bs, channels, h', w')`
-    n_in:int=3, # Channels of a picture
-    most:int=4096, # Fields larger than about this count as the whole picture
-    thin:int=64, # Width of the strips
+    body,  # Network up to the features, `(bs, n_in, h, w)` to `(bs, channels, h', w')`
+    n_in: int = 3,  # Channels of a picture
+    most: int = 4096,  # Fields larger than about this count as the whole picture
+    thin: int = 64,  # Width of the strips
 ) -> ReceptiveField:
-    "What one position of the features can see, as [Araujo et al. 2019](https://distill.pub/2019/computing-receptive-fields/) define it, for any graph of layers"
+    """What one position of the features can see, as [Araujo et al.
+    2019](https://distill.pub/2019/computing-receptive-fields/) define it, for any graph of layers"""
     body = _open(body)
+
     def along(axis):
-        n = 4*thin
+        n = 4 * thin
         a, b, step = _span(body, n_in, n, axis, thin)
         while (a == 0 or b == n - 1) and n < most:
             n *= 2
             a, b, step = _span(body, n_in, n, axis, thin)
         return None if a == 0 or b == n - 1 else b - a + 1, step
+
     (height, step_y), (width, step_x) = along(2), along(3)
     return ReceptiveField(height, width, step_y, step_x)
 
+
 @patch
-def receptive_field(self:Learner, **kwargs) -> ReceptiveField:
-    "What one position of the trunk's features can see of a picture: of `model[0]`, where fastai's vision learners have it"
+def receptive_field(self: Learner, **kwargs) -> ReceptiveField:
+    """What one position of the trunk's features can see of a picture: of `model[0]`, where fastai's vision
+    learners have it"""
     return receptive_field(self.model[0], **kwargs)

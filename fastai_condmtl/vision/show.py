@@ -7,11 +7,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib import patheffects as PathEffects
 from matplotlib.patches import Rectangle
-import fastai.vision.learner # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
+import fastai.vision.learner  # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from fastai.torch_core import TensorImage
 from fastai.vision.data import get_grid
 from ..core.target import TensorConditional
-from ..core import prediction_tree as explain # noqa: F401  FlowPrediction.tree
+from ..core import prediction_tree as explain  # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 from ..core.applications import provides
 
@@ -21,109 +21,174 @@ __all__ = ['draw_tree', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'draw_i
 
 # %% ../../nbs/vision/show.ipynb #2f281093
 def draw_tree(
-    ax,   # Matplotlib axes
-    tree, # `FlowTree`; nodes whose data says `wrong` are marked, those not `known` are gray
+    ax,  # Matplotlib axes
+    tree,  # `FlowTree`; nodes whose data says `wrong` are marked, those not `known` are gray
 ):
     "Write a tree on `ax`, at a size that fits"
     ax.axis('off')
     lines = tree.marked()
     fig = ax.get_figure()
-    w, h = ax.get_position().width*fig.get_figwidth()*72, ax.get_position().height*fig.get_figheight()*72 # points
-    texts = [t[4:] if len(lines) > 1 or t[:1] in '├└' else t for _,t,_ in lines]
-    size = max(3., min(9., h/(1.35*max(len(texts), 1)), max(6.5, w/(.62*max(map(len, texts))))))
-    fits = max(20, int(w/(.62*size)) - 2)
-    texts = [t if len(t) <= fits else t[:fits - 1] + '…' for t in texts] # many points in a row
-    for i,(text,(sign,_,color)) in enumerate(zip(texts, lines)):
-        ax.text(0, 1 - (i + .5)*1.35*size/h, sign + text, color=color or 'black', family='monospace', fontsize=size, va='center', transform=ax.transAxes, parse_math=False)
+    w, h = (
+        ax.get_position().width * fig.get_figwidth() * 72,
+        ax.get_position().height * fig.get_figheight() * 72,
+    )  # points
+    texts = [t[4:] if len(lines) > 1 or t[:1] in '├└' else t for _, t, _ in lines]
+    size = max(3.0, min(9.0, h / (1.35 * max(len(texts), 1)), max(6.5, w / (0.62 * max(map(len, texts))))))
+    fits = max(20, int(w / (0.62 * size)) - 2)
+    texts = [t if len(t) <= fits else t[: fits - 1] + '…' for t in texts]  # many points in a row
+    for i, (text, (sign, _, color)) in enumerate(zip(texts, lines)):
+        ax.text(
+            0,
+            1 - (i + 0.5) * 1.35 * size / h,
+            sign + text,
+            color=color or 'black',
+            family='monospace',
+            fontsize=size,
+            va='center',
+            transform=ax.transAxes,
+            parse_math=False,
+        )
     return ax
 
 # %% ../../nbs/vision/show.ipynb #823738e5
 def _grid(n, ctxs, nrows, ncols, figsize, titles):
     "Axes in pairs, image and tree, and whether they are ours to lay out"
-    if ctxs is not None: return ctxs
+    if ctxs is not None:
+        return ctxs
     ncols = ncols or (1 if n == 1 else 2 if n <= 8 else 3)
-    nrows = nrows or -(-n//ncols)
-    fig, axs = plt.subplots(nrows, 2*ncols, figsize=figsize or (7*ncols, 2.7*nrows), width_ratios=[1, 1.6]*ncols, squeeze=False)
-    fig.subplots_adjust(left=.01, right=.99, top=.99 - .25*titles/fig.get_figheight(), bottom=.01, wspace=.03, hspace=.05 + .1*titles)
-    for ax in axs.flat: ax.axis('off')
+    nrows = nrows or -(-n // ncols)
+    fig, axs = plt.subplots(
+        nrows, 2 * ncols, figsize=figsize or (7 * ncols, 2.7 * nrows), width_ratios=[1, 1.6] * ncols, squeeze=False
+    )
+    fig.subplots_adjust(
+        left=0.01,
+        right=0.99,
+        top=0.99 - 0.25 * titles / fig.get_figheight(),
+        bottom=0.01,
+        wspace=0.03,
+        hspace=0.05 + 0.1 * titles,
+    )
+    for ax in axs.flat:
+        ax.axis('off')
     return list(axs.flat)
+
 
 @provides
 def draw_shapes(
-    ax,      # Matplotlib axes that show an image
-    pred,    # `FlowPrediction` (or labels)
-    size,    # Width and height of the image
-    color='white', # Of the lines
+    ax,  # Matplotlib axes that show an image
+    pred,  # `FlowPrediction` (or labels)
+    size,  # Width and height of the image
+    color='white',  # Of the lines
     ls='-',  # Their style
 ):
     "Draw the boxes and points that blocks say are to be drawn (`draws=`)"
-    (w, h), edge = size, [PathEffects.withStroke(linewidth=3, foreground='black', alpha=.6)]
+    (w, h), edge = size, [PathEffects.withStroke(linewidth=3, foreground='black', alpha=0.6)]
     for s in pred.shapes().values():
-        x, y = s[0]*w - .5, s[1]*h - .5
-        if len(s) == 4: ax.add_patch(Rectangle((x, y), s[2]*w, s[3]*h, fill=False, ec=color, ls=ls, lw=1.5, path_effects=edge))
-        else: ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
+        x, y = s[0] * w - 0.5, s[1] * h - 0.5
+        if len(s) == 4:
+            ax.add_patch(Rectangle((x, y), s[2] * w, s[3] * h, fill=False, ec=color, ls=ls, lw=1.5, path_effects=edge))
+        else:
+            ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
+
 
 def trees_and_shapes(
-    samples,   # Rows as `show_batch` has them, labels last, None where there are none
-    outs=None, # Their predictions
-) -> tuple[list, list]: # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
+    samples,  # Rows as `show_batch` has them, labels last, None where there are none
+    outs=None,  # Their predictions
+) -> tuple[list, list]:  # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
     "What is told and drawn of rows: labels, or predictions beside them"
     ys = [s[-1] for s in samples]
-    if outs is None: return [y.tree() for y in ys], [[(y, 'white', '-')] for y in ys]
-    trees = [o[0].tree(truth=y) for y,o in zip(ys, outs)]
-    return trees, [[(y, 'white', '--')]*(y is not None) + [(o[0], 'orange', '-')] for y,o in zip(ys, outs)]
+    if outs is None:
+        return [y.tree() for y in ys], [[(y, 'white', '-')] for y in ys]
+    trees = [o[0].tree(truth=y) for y, o in zip(ys, outs)]
+    return trees, [[(y, 'white', '--')] * (y is not None) + [(o[0], 'orange', '-')] for y, o in zip(ys, outs)]
+
 
 def draw_pairs(
-    images, # Image tensors
-    trees, shapes, # From `trees_and_shapes`
-    ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, # As for `show_batch`
-    titles=(), # What to say above the images
+    images,  # Image tensors
+    trees,
+    shapes,  # From `trees_and_shapes`
+    ctxs=None,
+    max_n=9,
+    nrows=None,
+    ncols=None,
+    figsize=None,  # As for `show_batch`
+    titles=(),  # What to say above the images
     notes=(),  # What to say above the trees
-    **kwargs   # For `show` of the images
-) -> list: # The axes, in pairs
+    **kwargs,  # For `show` of the images
+) -> list:  # The axes, in pairs
     "Images with their shapes beside trees"
     trees = trees[:max_n]
     ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, bool(titles or notes))
-    for i,(im,tree,drawn) in enumerate(zip(images, trees, shapes)):
-        im.show(ctx=ctxs[2*i], **kwargs)
-        for pred,color,ls in drawn: draw_shapes(ctxs[2*i], pred, im.shape[:-3:-1], color, ls)
-        draw_tree(ctxs[2*i + 1], tree)
-        for ax,texts,size in ((ctxs[2*i], titles, 8), (ctxs[2*i + 1], notes, 7)):
-            if i < len(texts): ax.set_title(texts[i], fontsize=size, loc='left', parse_math=False)
+    for i, (im, tree, drawn) in enumerate(zip(images, trees, shapes)):
+        im.show(ctx=ctxs[2 * i], **kwargs)
+        for pred, color, ls in drawn:
+            draw_shapes(ctxs[2 * i], pred, im.shape[:-3:-1], color, ls)
+        draw_tree(ctxs[2 * i + 1], tree)
+        for ax, texts, size in ((ctxs[2 * i], titles, 8), (ctxs[2 * i + 1], notes, 7)):
+            if i < len(texts):
+                ax.set_title(texts[i], fontsize=size, loc='left', parse_math=False)
     return ctxs
 
+
 def draw_images(
-    images, # Image tensors
-    ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, # As for `show_batch`
-    **kwargs # For `show` of the images
-) -> list: # The axes
+    images,  # Image tensors
+    ctxs=None,
+    max_n=9,
+    nrows=None,
+    ncols=None,
+    figsize=None,  # As for `show_batch`
+    **kwargs,  # For `show` of the images
+) -> list:  # The axes
     "Images alone, one on each axes"
     images = images[:max_n]
-    if ctxs is None: ctxs = get_grid(len(images), nrows=nrows, ncols=ncols, figsize=figsize)
-    return [im.show(ctx=ax, **kwargs) for im,ax in zip(images, ctxs)]
+    if ctxs is None:
+        ctxs = get_grid(len(images), nrows=nrows, ncols=ncols, figsize=figsize)
+    return [im.show(ctx=ax, **kwargs) for im, ax in zip(images, ctxs)]
+
 
 @dispatch
-def show_batch(x:TensorImage, y:TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_batch(
+    x: TensorImage, y: TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs
+):
     "Images beside the trees of their labels; `ctxs`, where given, are axes in pairs"
     return draw_pairs([s[0] for s in samples], *trees_and_shapes(samples), ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
+
 @dispatch
-def show_batch(x:TensorImage, y:None, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_batch(x: TensorImage, y: None, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Images without labels"
     return draw_images([s[0] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
-@dispatch
-def show_results(x:TensorImage, y:TensorConditional, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, titles=(), **kwargs):
-    "Images beside the trees of their predictions: wrong nodes red, nodes without a label gray; predicted boxes and points orange, true ones white and dashed; `ctxs`, where given, are axes in pairs"
-    return draw_pairs([s[0] for s in samples], *trees_and_shapes(samples, outs), ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
 
 @dispatch
-def plot_top_losses(x:TensorImage, y:TensorConditional, samples, outs, raws, losses, max_n=9, **kwargs):
-    "For fastai's `Interpretation`: as `show_results`, with the total loss above; `ConditionalInterpretation` ranks by task"
+def show_results(
+    x: TensorImage,
+    y: TensorConditional,
+    samples,
+    outs,
+    ctxs=None,
+    max_n=9,
+    nrows=None,
+    ncols=None,
+    figsize=None,
+    titles=(),
+    **kwargs,
+):
+    """Images beside the trees of their predictions: wrong nodes red, nodes without a label gray; predicted boxes
+    and points orange, true ones white and dashed; `ctxs`, where given, are axes in pairs"""
+    return draw_pairs(
+        [s[0] for s in samples], *trees_and_shapes(samples, outs), ctxs, max_n, nrows, ncols, figsize, titles, **kwargs
+    )
+
+
+@dispatch
+def plot_top_losses(x: TensorImage, y: TensorConditional, samples, outs, raws, losses, max_n=9, **kwargs):
+    """For fastai's `Interpretation`: as `show_results`, with the total loss above; `ConditionalInterpretation`
+    ranks by task"""
     return show_results(x, y, samples, outs, max_n=max_n, titles=[f'loss {float(l):.3g}' for l in losses], **kwargs)
 
 # %% ../../nbs/vision/show.ipynb #1af81593
 @dispatch
-def tensorboard_log(x:TensorImage, y:TensorConditional, samples, outs, writer, step):
+def tensorboard_log(x: TensorImage, y: TensorConditional, samples, outs, writer, step):
     "Images beside the trees of their predictions, in fastai's `TensorBoardCallback`"
     writer.add_figure('Sample results', show_results(x, y, samples, outs, max_n=len(samples))[0].get_figure(), step)

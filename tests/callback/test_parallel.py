@@ -1,5 +1,7 @@
-"""`DataParallel` with the loss taken on each device: sums and counts of the parts make the total and the gradients of the whole batch, for every kind of task
+"""`DataParallel` with the loss taken on each device: sums and counts of the parts make the total and the gradients
+of the whole batch, for every kind of task
 and any deal of the rows; a learner trains as on one device, and what is gathered is two numbers a task and device."""
+
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.fp16 import MixedPrecision  # noqa: F401
@@ -14,7 +16,20 @@ from fastai.losses import MSELossFlat
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from hypothesis import given, settings, strategies as st
-from fastai_condmtl.all import BinaryBlock, Branch, Checkpoint, Flow, FlowError, GradientCosine, MultiLabelBlock, SingleLabelBlock, TaskBalance, UnboundedRegressionBlock, conditional_head, equip
+from fastai_condmtl.all import (
+    BinaryBlock,
+    Branch,
+    Checkpoint,
+    Flow,
+    FlowError,
+    GradientCosine,
+    MultiLabelBlock,
+    SingleLabelBlock,
+    TaskBalance,
+    UnboundedRegressionBlock,
+    conditional_head,
+    equip,
+)
 from fastai_condmtl.callback.parallel import BalancedParallel, BalancedTrainer, ChunkedParallel
 from fastai_condmtl.callback.tracking import ConditionalTracker
 from fastai_condmtl.learn.heads import RunNeeded
@@ -25,12 +40,16 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 
 # sums and counts ----------------------------------------------------------------------------------------------------
 
+
 def in_parts(bound, pred, y, cuts):
     z = pred.clone().requires_grad_()
-    parts = torch.stack([bound.loss_func.sums(a, b) for a, b in zip(z.tensor_split(cuts), y.tensor_split(cuts))]).as_subclass(TaskSums)
+    parts = torch.stack(
+        [bound.loss_func.sums(a, b) for a, b in zip(z.tensor_split(cuts), y.tensor_split(cuts))]
+    ).as_subclass(TaskSums)
     total = bound.loss_func(parts, y)
     total.backward()
     return total.detach(), z.grad, parts.detach()
+
 
 def whole(bound, pred, y):
     z = pred.clone().requires_grad_()
@@ -38,14 +57,17 @@ def whole(bound, pred, y):
     total.backward()
     return total.detach(), z.grad
 
+
 @pytest.fixture(scope='module', params=[None, 'w'], ids=['plain', 'weighted rows'])
 def every(request):
-    df = every_table().assign(w=np.random.default_rng(5).choice([0., .3, 1., 2.5], 40))
-    if request.param is None: return bound_with_labels(df=df)
+    df = every_table().assign(w=np.random.default_rng(5).choice([0.0, 0.3, 1.0, 2.5], 40))
+    if request.param is None:
+        return bound_with_labels(df=df)
     bound = every_flow(weight_col='w').bind(df)
     _, y = bound_with_labels(df=df)
     y[:, 1] = bound.encode(df).as_subclass(torch.Tensor)[:, 1]
     return bound, y
+
 
 @settings(max_examples=25)
 @given(cuts=st.lists(st.integers(0, 40), max_size=5), seed=st.integers(0, 10**6))
@@ -53,75 +75,134 @@ def test_any_deal_of_the_rows_is_the_whole_batch(every, cuts, seed):
     bound, y = every
     pred = logits(bound, seed=seed)
     (a, ga), (b, gb, parts) = whole(bound, pred, y), in_parts(bound, pred, y, sorted(cuts))
-    torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6); torch.testing.assert_close(gb, ga, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gb, ga, rtol=1e-4, atol=1e-7)
     assert type(b) is torch.Tensor and parts.shape == (len(cuts) + 1, 2, len(bound.paths))
-    for p, q in zip(bound.loss_func.task_losses(parts, y), bound.loss_func.task_losses(pred, y)): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    for p, q in zip(bound.loss_func.task_losses(parts, y), bound.loss_func.task_losses(pred, y)):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
 
 def test_a_mean_of_means_would_be_another_number():
     "Three rows that count here, one there, none in the last part"
-    bound = Flow('f', UnboundedRegressionBlock('x')).bind(pd.DataFrame(dict(x=[-1., 1.])))
-    y = torch.zeros(6, 2, 1); y[:4, 1] = 1
-    pred = torch.tensor([1., 2., 3., 4., 5., 6.])[:, None]
+    bound = Flow('f', UnboundedRegressionBlock('x')).bind(pd.DataFrame(dict(x=[-1.0, 1.0])))
+    y = torch.zeros(6, 2, 1)
+    y[:4, 1] = 1
+    pred = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[:, None]
     total, grad, parts = in_parts(bound, pred, y, [3, 4])
-    assert parts[:, :, 0].tolist() == [[14., 3.], [16., 1.], [0., 0.]]
-    assert total.item() == 30/4 != pytest.approx((14/3 + 16/1)/2) and grad[:, 0].tolist() == [.5, 1., 1.5, 2., 0., 0.]
+    assert parts[:, :, 0].tolist() == [[14.0, 3.0], [16.0, 1.0], [0.0, 0.0]]
+    assert total.item() == 30 / 4 != pytest.approx((14 / 3 + 16 / 1) / 2) and grad[:, 0].tolist() == [
+        0.5,
+        1.0,
+        1.5,
+        2.0,
+        0.0,
+        0.0,
+    ]
+
 
 def test_no_label_anywhere(every):
     bound, y = every
     total, grad, _ = in_parts(bound, logits(bound), torch.zeros_like(y), [7, 7, 20])
     assert total == 0 and (grad == 0).all()
 
+
 def test_weights_and_temperatures(every):
     bound, y = every
     loss, pred = bound.loss_func.clone(), logits(bound)
-    loss.temperatures = {'gate': 2.}
-    with pytest.warns(UserWarning, match='dropped'): loss(loss.sums(pred.requires_grad_(), y)[None].as_subclass(TaskSums), y)
+    loss.temperatures = {'gate': 2.0}
+    with pytest.warns(UserWarning, match='dropped'):
+        loss(loss.sums(pred.requires_grad_(), y)[None].as_subclass(TaskSums), y)
     assert not loss.temperatures
     w = loss.task_weights()
-    assert w[bound.paths.index('all.weighed')] == .5 and loss(loss.sums(pred, y)[None].as_subclass(TaskSums), y).item() == pytest.approx((w*loss.per_task(pred, y).nan_to_num()).sum().item(), rel=1e-5)
+    assert w[bound.paths.index('all.weighed')] == 0.5 and loss(
+        loss.sums(pred, y)[None].as_subclass(TaskSums), y
+    ).item() == pytest.approx((w * loss.per_task(pred, y).nan_to_num()).sum().item(), rel=1e-5)
+
 
 def test_sums_are_no_predictions(every):
     bound, y = every
     sums = bound.loss_func.sums(logits(bound), y)[None].as_subclass(TaskSums)
-    for f in (lambda: bound.loss_func.per_sample(sums, y), lambda: bound.loss_func.activation(sums), lambda: bound.loss_func.per_task(sums, y)):
-        with pytest.raises(FlowError, match='balance_memory=True there are no predictions.*leave balance_memory out'): f()
+    for f in (
+        lambda: bound.loss_func.per_sample(sums, y),
+        lambda: bound.loss_func.activation(sums),
+        lambda: bound.loss_func.per_task(sums, y),
+    ):
+        with pytest.raises(FlowError, match='balance_memory=True there are no predictions.*leave balance_memory out'):
+            f()
+
 
 # learners -----------------------------------------------------------------------------------------------------------
 
+
 class Numbers:
-    def __call__(self, r): return torch.tensor(r[list('pqrs')].to_numpy(dtype=np.float32))
+    def __call__(self, r):
+        return torch.tensor(r[list('pqrs')].to_numpy(dtype=np.float32))
+
 
 def table(n=150):
     rng = np.random.default_rng(0)
     df = pd.DataFrame(rng.normal(size=(n, 4)), columns=list('pqrs'))
-    df['seen'] = np.where(rng.random(n) < .9, (df.p > 0).astype(float), np.nan)
-    df['kind'], df['tags'] = np.where(df.q > 0, 'x', np.where(df.r > 0, 'y', 'z')), np.where(df.q > 0, 'warm,big', 'cold')
-    df['rare'] = np.where((rng.random(n) < .05) | (np.arange(n) < 2), df.r, np.nan)
+    df['seen'] = np.where(rng.random(n) < 0.9, (df.p > 0).astype(float), np.nan)
+    df['kind'], df['tags'] = (
+        np.where(df.q > 0, 'x', np.where(df.r > 0, 'y', 'z')),
+        np.where(df.q > 0, 'warm,big', 'cold'),
+    )
+    df['rare'] = np.where((rng.random(n) < 0.05) | (np.arange(n) < 2), df.r, np.nan)
     return df
+
 
 def flow():
     seen = BinaryBlock('seen')
-    return Flow('f', seen, SingleLabelBlock('kind') | seen, MultiLabelBlock('tags', weight=.5), Flow('g', UnboundedRegressionBlock('rare'), BinaryBlock('more', 'seen'), features='neck') | ~seen)
+    return Flow(
+        'f',
+        seen,
+        SingleLabelBlock('kind') | seen,
+        MultiLabelBlock('tags', weight=0.5),
+        Flow('g', UnboundedRegressionBlock('rare'), BinaryBlock('more', 'seen'), features='neck') | ~seen,
+    )
+
 
 def make(*cbs, head=False, **kwargs):
     set_seed(1)
-    dls = DataBlock(blocks=(TransformBlock, flow()), get_x=Numbers(), splitter=RandomSplitter(seed=0)).dataloaders(table(), bs=32, num_workers=0, device='cpu', drop_last=False)
+    dls = DataBlock(blocks=(TransformBlock, flow()), get_x=Numbers(), splitter=RandomSplitter(seed=0)).dataloaders(
+        table(), bs=32, num_workers=0, device='cpu', drop_last=False
+    )
     body = nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.ReLU())
-    net = nn.Sequential(body, conditional_head(dls.flow, 16, dict(neck=Branch(nn.Sequential(nn.Linear(16, 8), nn.ReLU()), only_needed=True)), nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))) if head else nn.Linear(16, dls.c))
-    return equip(Learner(dls, net, opt_func=SGD, lr=.05, cbs=[*([RunNeeded()] if head else []), *cbs]), **kwargs)
+    net = nn.Sequential(
+        body,
+        conditional_head(
+            dls.flow,
+            16,
+            dict(neck=Branch(nn.Sequential(nn.Linear(16, 8), nn.ReLU()), only_needed=True)),
+            nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)),
+        )
+        if head
+        else nn.Linear(16, dls.c),
+    )
+    return equip(Learner(dls, net, opt_func=SGD, lr=0.05, cbs=[*([RunNeeded()] if head else []), *cbs]), **kwargs)
+
 
 def quietly(learn, f, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
+    with learn.no_bar(), learn.no_logging():
+        return f(*args, **kwargs)
+
+
 def fit(learn, n=2):
     set_seed(2)
     quietly(learn, learn.fit, n)
     return learn
 
+
 def same(a, b, rtol=1e-4, atol=1e-5):
-    for p, q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
+    for p, q in zip(a.model.parameters(), b.model.parameters()):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
     np.testing.assert_allclose(np.array(a.recorder.values), np.array(b.recorder.values), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose([float(x) for x in a.recorder.losses], [float(x) for x in b.recorder.losses], rtol=1e-3)
-    for p in a.loss_func.thresholds: torch.testing.assert_close(torch.as_tensor(a.loss_func.thresholds[p]), torch.as_tensor(b.loss_func.thresholds[p]), atol=1e-3, rtol=0)
+    for p in a.loss_func.thresholds:
+        torch.testing.assert_close(
+            torch.as_tensor(a.loss_func.thresholds[p]), torch.as_tensor(b.loss_func.thresholds[p]), atol=1e-3, rtol=0
+        )
+
 
 @pytest.mark.trains
 @pytest.mark.parametrize('head', [False, True], ids=['linear', 'branches'])
@@ -130,32 +211,47 @@ def test_training_is_that_of_one_device(monkeypatch, n, head):
     one = fit(make(head=head))
     gathered = simulate_devices(monkeypatch, n)
     plain, balanced = make(head=head), make(head=head)
-    with plain.parallel_ctx(): fit(plain)
+    with plain.parallel_ctx():
+        fit(plain)
     n_plain = len(gathered)
-    with balanced.parallel_ctx(balance_memory=True): fit(balanced)
-    same(one, plain); same(one, balanced)
+    with balanced.parallel_ctx(balance_memory=True):
+        fit(balanced)
+    same(one, plain)
+    same(one, balanced)
     T, C = len(one.dls.flow.paths), one.dls.c
     widths = [{s[-1] for s in shapes} for shapes in gathered]
     assert all(w == {C} for w in widths[:n_plain]) and {T, C} == set().union(*widths[n_plain:])
     training = [s for s in gathered[n_plain:] if s[0][-1] == T]
-    assert len(training) == 2*4 and all(s == ((1, 2, T),)*n for s in training)                 # 120 rows by 32: four steps an epoch, the last of 24
-    assert not isinstance(balanced.model, nn.DataParallel) and not any(isinstance(cb, ParallelTrainer) for cb in balanced.cbs)
+    assert len(training) == 2 * 4 and all(
+        s == ((1, 2, T),) * n for s in training
+    )  # 120 rows by 32: four steps an epoch, the last of 24
+    assert not isinstance(balanced.model, nn.DataParallel) and not any(
+        isinstance(cb, ParallelTrainer) for cb in balanced.cbs
+    )
     x, y = (quietly(l, l.evaluate) for l in (one, balanced))
     pd.testing.assert_frame_equal(pd.DataFrame(x), pd.DataFrame(y), atol=1e-3, check_exact=False)
+
 
 def test_a_branch_runs_on_the_rows_of_its_device(monkeypatch):
     "Each replica knows which of its rows need the branch; plain DataParallel runs it on all."
     rows = []
+
     class Count(nn.Module):
-        def forward(self, x): rows.append(len(x)); return x
+        def forward(self, x):
+            rows.append(len(x))
+            return x
+
     simulate_devices(monkeypatch, 2)
     learn = make(head=True)
     learn.model[1].units[1].neck = nn.Sequential(Count(), learn.model[1].units[1].neck)
     for balance in (False, True):
         rows.clear()
-        with learn.parallel_ctx(balance_memory=balance): learn.dls.train.rng.seed(0); fit(learn, 1)
+        with learn.parallel_ctx(balance_memory=balance):
+            learn.dls.train.rng.seed(0)
+            fit(learn, 1)
         total = sum(rows[:8])
-        assert total == 120 if not balance else 8*2 <= total < 100
+        assert total == 120 if not balance else 8 * 2 <= total < 100
+
 
 @pytest.mark.trains
 @pytest.mark.parametrize('method', ['uncertainty', 'dwa', 'famo', 'stch'])
@@ -164,11 +260,15 @@ def test_balanced_tasks_too(monkeypatch, method):
     one = fit(make(balance=TaskBalance(method, **opts)))
     simulate_devices(monkeypatch)
     two = make(balance=TaskBalance(method, **opts))
-    two.to_parallel(balance_memory=True); fit(two)
+    two.to_parallel(balance_memory=True)
+    fit(two)
     same(one, two, 1e-3, 1e-4)
-    np.testing.assert_allclose(one.task_balance.weights.to_numpy(), two.task_balance.weights.to_numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        one.task_balance.weights.to_numpy(), two.task_balance.weights.to_numpy(), rtol=1e-3, atol=1e-4
+    )
     two.detach_parallel()
     assert not any(isinstance(cb, ParallelTrainer) for cb in two.cbs)
+
 
 @pytest.mark.parametrize('balance_memory', [False, True])
 def test_gradients_of_tasks_cannot_be_seen_on_several_devices(monkeypatch, balance_memory):
@@ -176,85 +276,134 @@ def test_gradients_of_tasks_cannot_be_seen_on_several_devices(monkeypatch, balan
     simulate_devices(monkeypatch)
     for learn in (make(balance='mgda'), make(GradientCosine(1))):
         with pytest.raises(FlowError, match="DataParallel.*'uncertainty'.*distrib_ctx"):
-            with learn.parallel_ctx(balance_memory=balance_memory): fit(learn)
-        assert not isinstance(learn.model, nn.DataParallel)                                    # what broke off is unwrapped
+            with learn.parallel_ctx(balance_memory=balance_memory):
+                fit(learn)
+        assert not isinstance(learn.model, nn.DataParallel)  # what broke off is unwrapped
+
 
 def test_with_other_callbacks(monkeypatch, tmp_path):
     from torch.amp import GradScaler, autocast
+
     class Half(MixedPrecision):
         name = 'mixed_precision'
-        def __init__(self): super().__init__('bf16')
-        def before_fit(self): self.autocast, self.learn.scaler, self.scales = autocast('cpu', dtype=torch.bfloat16), GradScaler('cpu', enabled=False), []
-    for cbs in (lambda: [GradientAccumulation(64)], lambda: [Half()], lambda: [Checkpoint(tmp_path/'last.pth')]):
+
+        def __init__(self):
+            super().__init__('bf16')
+
+        def before_fit(self):
+            self.autocast, self.learn.scaler, self.scales = (
+                autocast('cpu', dtype=torch.bfloat16),
+                GradScaler('cpu', enabled=False),
+                [],
+            )
+
+    for cbs in (lambda: [GradientAccumulation(64)], lambda: [Half()], lambda: [Checkpoint(tmp_path / 'last.pth')]):
         with monkeypatch.context() as m:
-            (tmp_path/'last.pth').unlink(missing_ok=True)
+            (tmp_path / 'last.pth').unlink(missing_ok=True)
             one = fit(make(*cbs()))
-            (tmp_path/'last.pth').unlink(missing_ok=True)
+            (tmp_path / 'last.pth').unlink(missing_ok=True)
             gathered = simulate_devices(m)
             two = make(*cbs())
-            with two.parallel_ctx(balance_memory=True): fit(two)
+            with two.parallel_ctx(balance_memory=True):
+                fit(two)
         same(one, two, 1e-2, 1e-3)
         assert (1, 2, 5) in {s[0] for s in gathered}
+
 
 def test_lr_find(monkeypatch):
     simulate_devices(monkeypatch)
     learn = make()
-    with learn.parallel_ctx(balance_memory=True): res = quietly(learn, learn.lr_find, num_it=12, show_plot=False)
+    with learn.parallel_ctx(balance_memory=True):
+        res = quietly(learn, learn.lr_find, num_it=12, show_plot=False)
     assert 1e-8 < res.valley < 10 and not isinstance(learn.model, nn.DataParallel)
+
 
 @pytest.mark.trains
 def test_tracked_training_losses(monkeypatch):
     "Trackers find each task's training loss in the sums."
+
     class Here(ConditionalTracker):
-        def __init__(self): super().__init__(); self.told = []
-        def open(self): self.writer = self
-        def close(self): pass
-        def write_scalars(self, scalars): self.told.append(dict(scalars))
-        def write_text(self, *args): pass
-        def write_figure(self, *args): pass
-        def _draw(self, *args): pass
-        def _show(self): pass
+        def __init__(self):
+            super().__init__()
+            self.told = []
+
+        def open(self):
+            self.writer = self
+
+        def close(self):
+            pass
+
+        def write_scalars(self, scalars):
+            self.told.append(dict(scalars))
+
+        def write_text(self, *args):
+            pass
+
+        def write_figure(self, *args):
+            pass
+
+        def _draw(self, *args):
+            pass
+
+        def _show(self):
+            pass
+
     a = fit(make(Here()))
     simulate_devices(monkeypatch)
     b = make(Here())
-    with b.parallel_ctx(balance_memory=True): fit(b)
+    with b.parallel_ctx(balance_memory=True):
+        fit(b)
     x, y = ([s for s in next(c for c in l.cbs if isinstance(c, Here)).told][0] for l in (a, b))
     keys = [k for k in x if 'train' in k]
     assert len(keys) == 5 + 1 and x.keys() == y.keys()
-    for k in keys: assert x[k] == pytest.approx(y[k], rel=1e-3)
+    for k in keys:
+        assert x[k] == pytest.approx(y[k], rel=1e-3)
+
 
 def test_who_needs_predictions_gets_them(monkeypatch):
     gathered = simulate_devices(monkeypatch)
     one = fit(make(MixUp()))
     two = make(MixUp())
     with pytest.warns(UserWarning, match='balance_memory=True saves nothing here: MixUp takes the loss') as w:
-        with two.parallel_ctx(balance_memory=True): fit(two)
-    assert len([x for x in w if 'balance_memory' in str(x.message)]) == 1                      # once a fit
+        with two.parallel_ctx(balance_memory=True):
+            fit(two)
+    assert len([x for x in w if 'balance_memory' in str(x.message)]) == 1  # once a fit
     same(one, two)
     assert {s[0][-1] for s in gathered} == {two.dls.c}
-    learn = make(); learn.recorder.train_metrics = True
+    learn = make()
+    learn.recorder.train_metrics = True
     with pytest.warns(UserWarning, match='metrics of training batches'):
-        with learn.parallel_ctx(balance_memory=True): fit(learn)
+        with learn.parallel_ctx(balance_memory=True):
+            fit(learn)
     assert np.isfinite(np.array(learn.recorder.values)[:, 1:3]).all()
+
 
 def test_without_devices():
     "On a CPU the loss is taken in the same way, in one part."
     one, cpu = fit(make()), make()
-    with cpu.parallel_ctx(balance_memory=True): fit(cpu)
+    with cpu.parallel_ctx(balance_memory=True):
+        fit(cpu)
     same(one, cpu)
     pred = BalancedParallel(cpu.model, lambda: None)(torch.randn(5, 4))
     assert pred.shape == (5, cpu.dls.c)
 
+
 def test_in_parts_on_one_device():
     class Watch(BalancedTrainer):
-        def after_fit(self): self.gathered = self.learn.model.gathered; super().after_fit()
+        def after_fit(self):
+            self.gathered = self.learn.model.gathered
+            super().after_fit()
+
     one, three = fit(make()), fit(make(Watch(chunks=3)))
     same(one, three)
-    assert three.watch.gathered[3, 2, 5] == 3*2*5*4 and three.watch.gathered[30, one.dls.c] == 30*one.dls.c*4
+    assert three.watch.gathered[3, 2, 5] == 3 * 2 * 5 * 4 and three.watch.gathered[30, one.dls.c] == 30 * one.dls.c * 4
     assert ChunkedParallel(nn.Linear(4, 2), lambda: None, 3)(torch.randn(7, 4)).shape == (7, 2)
 
+
 def test_only_a_flows_loss_can_be_taken_in_parts():
-    learn = make(); learn.loss_func = MSELossFlat()
+    learn = make()
+    learn.loss_func = MSELossFlat()
     with pytest.raises(FlowError, match="not the flow's"):
-        with learn.parallel_ctx(balance_memory=True): fit(learn)
+        with learn.parallel_ctx(balance_memory=True):
+            fit(learn)
     assert isinstance(learn.model, nn.Sequential)

@@ -1,4 +1,5 @@
 "A flow as a file means what it meant, and a file can do no more than name and set values."
+
 import datetime as dt, json, pickle, random
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given
@@ -10,40 +11,70 @@ from fastai_condmtl.datasets.synthetic import digits_flow, digits_table, securit
 from oracle import build, frame
 from random_flows import checks, random_spec, random_table, rngs
 
+
 def shape(o):
     "All that a flow or block holds, by structure."
-    if isinstance(o, Flow): return (o.name, o.given, o.infer_labels, getattr(o, 'note', None), [shape(t) for t in o.tasks])
-    return type(o), {k: repr(v) if k != 'given' else v for k,v in vars(o).items()}
+    if isinstance(o, Flow):
+        return (o.name, o.given, o.infer_labels, getattr(o, 'note', None), [shape(t) for t in o.tasks])
+    return type(o), {k: repr(v) if k != 'given' else v for k, v in vars(o).items()}
 
-def again(flow): return Flow.from_json(flow.to_json())
+
+def again(flow):
+    return Flow.from_json(flow.to_json())
+
 
 @checks(60)
 @given(rngs)
 def test_random_flows_encode_alike(rng):
-    "Blocks of every kind, nested flows, conditions in every shape: the flow read back packs a table to the same numbers."
-    spec = random_spec(rng, losses=True, infer=rng.random() < .5)
+    """Blocks of every kind, nested flows, conditions in every shape: the flow read back packs a table to the same
+    numbers."""
+    spec = random_spec(rng, losses=True, infer=rng.random() < 0.5)
     flow = build(spec, rng)
     back = again(flow)
     assert shape(back) == shape(flow) and back.to_json() == flow.to_json()
     df = frame(spec, random_table(rng, spec), rng)
-    try: bound = flow.bind(df)
+    try:
+        bound = flow.bind(df)
     except FlowError as e:
-        with pytest.raises(FlowError, match='.'): back.bind(df)
-        assert 'task' in str(e); return
+        with pytest.raises(FlowError, match='.'):
+            back.bind(df)
+        assert 'task' in str(e)
+        return
     assert torch.equal(back.bind(df).encode(df), bound.encode(df))
 
-every = [BinaryBlock('x'), BinaryBlock('x', 'col x', threshold=.25, pos_weight=3., vocab=('no', 'yes'), tune=None, weight=2), BinaryBlock('x', tune={'metric': 'f1_score', 'constraint': ['precision', .9]}),
-    BinaryBlock('x', vocab=(False, True)), BinaryBlock('x', vocab=(1, 2)), SingleLabelBlock('x'), SingleLabelBlock('x', vocab=[3, 1, 2], class_weights=[1, 2, .5], label_smoothing=.1), SingleLabelBlock('x', vocab=[1, 'one', (1, 2), None, 2.5, False]),
-    SingleLabelBlock('x', vocab=np.array([4, 5])), SingleLabelBlock('x', vocab=[pd.Timestamp('2024-02-29 13:00', tz='UTC'), dt.date(2024, 2, 29)]), SingleLabelBlock('x', vocab=['ünï', '"quoted\\"', 'new\nline', '}']),
-    MultiLabelBlock('x', vocab=['a', 'b c'], label_delim=';', nan_is_empty=True, threshold=[.2, .7]), MultiLabelBlock('x', vocab=['a', 'b'], threshold=np.array([.25, .5])), MultiLabelBlock('x', cols=['c 1', 'c 2']), MultiLabelBlock('x', cols=['c1', 'c2'], vocab=['p', 'q'], tune='f1_micro'),
-    BoundedRegressionBlock('x'), BoundedRegressionBlock('x', y_range=(-1, 64), loss='huber', draws='nose.x'), UnboundedRegressionBlock('x'), UnboundedRegressionBlock('x', loss='l1', weight=0)]
+
+every = [
+    BinaryBlock('x'),
+    BinaryBlock('x', 'col x', threshold=0.25, pos_weight=3.0, vocab=('no', 'yes'), tune=None, weight=2),
+    BinaryBlock('x', tune={'metric': 'f1_score', 'constraint': ['precision', 0.9]}),
+    BinaryBlock('x', vocab=(False, True)),
+    BinaryBlock('x', vocab=(1, 2)),
+    SingleLabelBlock('x'),
+    SingleLabelBlock('x', vocab=[3, 1, 2], class_weights=[1, 2, 0.5], label_smoothing=0.1),
+    SingleLabelBlock('x', vocab=[1, 'one', (1, 2), None, 2.5, False]),
+    SingleLabelBlock('x', vocab=np.array([4, 5])),
+    SingleLabelBlock('x', vocab=[pd.Timestamp('2024-02-29 13:00', tz='UTC'), dt.date(2024, 2, 29)]),
+    SingleLabelBlock('x', vocab=['ünï', '"quoted\\"', 'new\nline', '}']),
+    MultiLabelBlock('x', vocab=['a', 'b c'], label_delim=';', nan_is_empty=True, threshold=[0.2, 0.7]),
+    MultiLabelBlock('x', vocab=['a', 'b'], threshold=np.array([0.25, 0.5])),
+    MultiLabelBlock('x', cols=['c 1', 'c 2']),
+    MultiLabelBlock('x', cols=['c1', 'c2'], vocab=['p', 'q'], tune='f1_micro'),
+    BoundedRegressionBlock('x'),
+    BoundedRegressionBlock('x', y_range=(-1, 64), loss='huber', draws='nose.x'),
+    UnboundedRegressionBlock('x'),
+    UnboundedRegressionBlock('x', loss='l1', weight=0),
+]
+
 
 @pytest.mark.parametrize('block', every, ids=lambda b: f'{type(b).__name__}{every.index(b)}')
 def test_every_argument(block):
     back = again(Flow('f', block)).tasks[0]
     a, b = vars(back), vars(block)
     assert type(back) is type(block) and a.keys() == b.keys()
-    for k in a: assert type(a[k]) is type(b[k]) or k == 'threshold'; np.testing.assert_array_equal(np.array(a[k], dtype=object), np.array(b[k], dtype=object))
+    for k in a:
+        assert type(a[k]) is type(b[k]) or k == 'threshold'
+        np.testing.assert_array_equal(np.array(a[k], dtype=object), np.array(b[k], dtype=object))
+
 
 def test_bound_and_pickled_flows_are_written_as_they_were():
     df = security_scenes(n=60)[1]
@@ -53,29 +84,138 @@ def test_bound_and_pickled_flows_are_written_as_they_were():
     assert bound.flow.to_json() == text == pickle.loads(pickle.dumps(flow)).to_json()
     assert torch.equal(Flow.from_json(text).bind(df).encode(df), bound.encode(df))
 
+
 def test_digits(tmp_path):
     df = digits_table()[1]
-    assert digits_flow().to_json(tmp_path/'d.json') == tmp_path/'d.json'
-    for source in (tmp_path/'d.json', str(tmp_path/'d.json'), (tmp_path/'d.json').read_text(), json.loads((tmp_path/'d.json').read_text())):
+    assert digits_flow().to_json(tmp_path / 'd.json') == tmp_path / 'd.json'
+    for source in (
+        tmp_path / 'd.json',
+        str(tmp_path / 'd.json'),
+        (tmp_path / 'd.json').read_text(),
+        json.loads((tmp_path / 'd.json').read_text()),
+    ):
         assert torch.equal(Flow.from_json(source).bind(df).encode(df), digits_flow().bind(df).encode(df))
 
-age, kind, marks, a = UnboundedRegressionBlock('age'), SingleLabelBlock('kind'), MultiLabelBlock('marks'), BinaryBlock('a')
-@pytest.mark.parametrize('c', [~a, ~~a, a & ~a, any_of(a, ~a & (age > 3)), ~any_of(a, age <= -2.5), ~(age < 3), (age >= 1) & (age <= 2) & a, age.between(-1, float('inf')), age > float('-inf'), age > np.float32(.1), age > True,
-    kind.eq('a.b & c'), kind.ne("it's"), kind.isin(['x', 2, False, None, (1, ('y',)), ()]), kind.eq((1,)), kind.eq(np.int64(3)), kind.eq(''), kind.eq(dt.date(2020, 1, 2)), kind.eq(pd.Timestamp('2020-01-02 03:04:05.678')), marks.has('a'), marks.has_any(['a', 'b']), marks.has_all(['a']),
-    task('f.g.x') > 1e-30, ~task('has loop'), task('class').eq(1), task('ﬁn').eq(1), task("it's \"x\"\\").eq(1), task('any_of') & task('task') & task('inf')])
+
+age, kind, marks, a = (
+    UnboundedRegressionBlock('age'),
+    SingleLabelBlock('kind'),
+    MultiLabelBlock('marks'),
+    BinaryBlock('a'),
+)
+
+
+@pytest.mark.parametrize(
+    'c',
+    [
+        ~a,
+        ~~a,
+        a & ~a,
+        any_of(a, ~a & (age > 3)),
+        ~any_of(a, age <= -2.5),
+        ~(age < 3),
+        (age >= 1) & (age <= 2) & a,
+        age.between(-1, float('inf')),
+        age > float('-inf'),
+        age > np.float32(0.1),
+        age > True,
+        kind.eq('a.b & c'),
+        kind.ne("it's"),
+        kind.isin(['x', 2, False, None, (1, ('y',)), ()]),
+        kind.eq((1,)),
+        kind.eq(np.int64(3)),
+        kind.eq(''),
+        kind.eq(dt.date(2020, 1, 2)),
+        kind.eq(pd.Timestamp('2020-01-02 03:04:05.678')),
+        marks.has('a'),
+        marks.has_any(['a', 'b']),
+        marks.has_all(['a']),
+        task('f.g.x') > 1e-30,
+        ~task('has loop'),
+        task('class').eq(1),
+        task('ﬁn').eq(1),
+        task("it's \"x\"\\").eq(1),
+        task('any_of') & task('task') & task('inf'),
+    ],
+)
 def test_conditions(c):
     back = read_condition(write_condition(c))
     assert back == c and write_condition(back) == write_condition(c)
-    assert all(type(x.value) is type(y.value) or isinstance(y.value, np.generic) for x,y in zip(atoms(back), atoms(c))) # True == 1, but they are different classes
+    assert all(
+        type(x.value) is type(y.value) or isinstance(y.value, np.generic) for x, y in zip(atoms(back), atoms(c))
+    )  # True == 1, but they are different classes
 
-@pytest.mark.parametrize('text', ["__import__('os').mkdir('{0}')", "open('{0}','w')", "(lambda: open('{0}','w'))()", "[open('{0}','w') for x in (1,)]", "a.eq(open('{0}','w'))", "a.eq(f'{{open(chr(47))}}')", "a.__class__.__mro__",
-    "a if open('{0}','w') else b", "(x := a)", "a.eq(*b)", "a.eq(value=1)", "task('a').bind(1)", "task(path='a')", "task(open('{0}','w'))", "any_of(*a)", "a.eq(1+1)", "a.eq(b'x')", "a.eq(1j)", "a.eq(...)", "a.eq(-'x')", "a.eq(~1)", "a.eq(timestamp(1))", "a.eq(date('x'))",
-    "a; b", "import os", "", "   ", "a\nb", "\0", "a b", "a.eq", "a.eq()", "a.has_any('x')", "3", "3 < 4", "a > b", "a > None", "a > nan", "a.isin([])", "a.isin({{1}})", "a.eq({{}})", "a.eq([1])", "(a)(b)", "1 < a < 3", "a is b", "a in b", "a @ b", "a ^ b", "-a", "await a", "x"*30_000, "("*300 + "a" + ")"*300, "~"*501 + "a", "not "*4000 + "a", "a" + ".b"*5000, "a&"*3000 + "a", "9"*6000 + " < a", "lambda:"*2000 + "a"])
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "__import__('os').mkdir('{0}')",
+        "open('{0}','w')",
+        "(lambda: open('{0}','w'))()",
+        "[open('{0}','w') for x in (1,)]",
+        "a.eq(open('{0}','w'))",
+        "a.eq(f'{{open(chr(47))}}')",
+        "a.__class__.__mro__",
+        "a if open('{0}','w') else b",
+        "(x := a)",
+        "a.eq(*b)",
+        "a.eq(value=1)",
+        "task('a').bind(1)",
+        "task(path='a')",
+        "task(open('{0}','w'))",
+        "any_of(*a)",
+        "a.eq(1+1)",
+        "a.eq(b'x')",
+        "a.eq(1j)",
+        "a.eq(...)",
+        "a.eq(-'x')",
+        "a.eq(~1)",
+        "a.eq(timestamp(1))",
+        "a.eq(date('x'))",
+        "a; b",
+        "import os",
+        "",
+        "   ",
+        "a\nb",
+        "\0",
+        "a b",
+        "a.eq",
+        "a.eq()",
+        "a.has_any('x')",
+        "3",
+        "3 < 4",
+        "a > b",
+        "a > None",
+        "a > nan",
+        "a.isin([])",
+        "a.isin({{1}})",
+        "a.eq({{}})",
+        "a.eq([1])",
+        "(a)(b)",
+        "1 < a < 3",
+        "a is b",
+        "a in b",
+        "a @ b",
+        "a ^ b",
+        "-a",
+        "await a",
+        "x" * 30_000,
+        "(" * 300 + "a" + ")" * 300,
+        "~" * 501 + "a",
+        "not " * 4000 + "a",
+        "a" + ".b" * 5000,
+        "a&" * 3000 + "a",
+        "9" * 6000 + " < a",
+        "lambda:" * 2000 + "a",
+    ],
+)
 def test_text_that_is_no_condition(text, tmp_path):
     "An error of ours that says what is meant, whatever the text; and nothing was run."
-    mark = tmp_path/'run'
-    with pytest.raises(FlowError): read_condition(text.format(mark) if '{0}' in text or '{{' in text else text)
+    mark = tmp_path / 'run'
+    with pytest.raises(FlowError):
+        read_condition(text.format(mark) if '{0}' in text or '{{' in text else text)
     assert not mark.exists()
+
 
 @checks(300)
 @given(rngs)
@@ -84,85 +224,190 @@ def test_mangled_files_are_errors_or_flows(rng):
     text = list(random.Random(rng.random()).choice([security_flow(), digits_flow()]).to_json())
     for _ in range(rng.randint(1, 3)):
         i = rng.randrange(len(text))
-        text[i] = rng.choice(['', text[i]*2, rng.choice('{}[]",:~&|()x0-.\\')])
-    try: assert isinstance(Flow.from_json('{' + ''.join(text).lstrip('{')), Flow)
-    except FlowError as e: assert str(e)
+        text[i] = rng.choice(['', text[i] * 2, rng.choice('{}[]",:~&|()x0-.\\')])
+    try:
+        assert isinstance(Flow.from_json('{' + ''.join(text).lstrip('{')), Flow)
+    except FlowError as e:
+        assert str(e)
+
 
 ok = {'format': 'fastai_condmtl.flow', 'version': VERSION, 'flow': 'f'}
 x = {'name': 'x', 'block': 'BinaryBlock'}
-@pytest.mark.parametrize('doc, says', [
-    ({**ok, 'tasks': [x], 'version': VERSION + 1}, 'update the package'), ({**ok, 'tasks': [x], 'version': True}, 'has version True'), ({**ok, 'tasks': [x], 'version': 0}, f'"version": {VERSION}'), ({k: v for k,v in ok.items() if k != 'version'}, 'has version None'),
-    ({**ok, 'tasks': [x], 'format': 'x'}, 'is no flow'), ([], 'is no flow'), ({k: v for k,v in ok.items() if k != 'flow'}, 'no "flow"'), ({**ok}, "flow 'f'.*at least one"), ({**ok, 'tasks': {}}, 'must be a list'), ({**ok, 'tasks': [x], 'taks': 1}, "did you mean 'tasks'"),
-    ({**ok, 'tasks': [3]}, 'a task is an object'), ({**ok, 'tasks': [{'name': 'x'}]}, "'x' does not say what kind"), ({**ok, 'tasks': [{**x, 'flow': 'y'}]}, 'a task has "name"'), ({**ok, 'tasks': [{**x, 'name': 3}]}, 'name 3'), ({**ok, 'tasks': [{**x, 'name': 'a.b'}]}, "holds '.'"),
-    ({**ok, 'tasks': [{**x, 'block': 'BinariBlock'}]}, "task 'x'.*did you mean 'BinaryBlock'"), ({**ok, 'tasks': [{**x, 'block': 'os.system'}]}, r"task 'x'.*not registered.*register_block\(system\)"), ({**ok, 'tasks': [{**x, 'block': ['BinaryBlock']}]}, 'not known'), ({**ok, 'tasks': [{**x, 'block': '_Sigmoid'}]}, 'not known'),
-    ({**ok, 'tasks': [{**x, 'treshold': 1}]}, "task 'x'.*did you mean 'threshold'"), ({**ok, 'tasks': [{**x, 'threshold': 'x'}]}, "task 'x': threshold='x'"), ({**ok, 'tasks': [{**x, 'vocab': 7}]}, "task 'x'"), ({**ok, 'tasks': [{**x, 'block': 'SingleLabelBlock', 'class_weights': [[]]}]}, "task 'x'"),
-    ({**ok, 'tasks': [{**x, 'block': 'SingleLabelBlock', 'vocab': [{'timestamp': 'never'}]}]}, "task 'x'"), ({**ok, 'tasks': [{**x, 'given': '~y'}]}, "'y', which the flow does not have"), ({**ok, 'tasks': [{**x, 'given': 'x'}]}, 'circle'), ({**ok, 'tasks': [{**x, 'given': ['a']}]}, "condition of 'x'"), ({**ok, 'tasks': [x, {**x, 'name': 'y', 'given': 'x == 1'}]}, "condition of 'y'.*write .eq"),
-    ({**ok, 'tasks': [x, {'flow': 'g', 'tasks': [{**x, 'name': 'z', 'given': 'q and r'}]}]}, "condition of 'g.z'.*write a & b"), ({**ok, 'tasks': [{**x, 'note': 3}]}, "task 'x': note=3"), ({**ok, 'tasks': [x], 'infer_labels': 'yes'}, 'infer_labels'), ({**ok, 'tasks': [x, x]}, 'added twice|rename one')])
+
+
+@pytest.mark.parametrize(
+    'doc, says',
+    [
+        ({**ok, 'tasks': [x], 'version': VERSION + 1}, 'update the package'),
+        ({**ok, 'tasks': [x], 'version': True}, 'has version True'),
+        ({**ok, 'tasks': [x], 'version': 0}, f'"version": {VERSION}'),
+        ({k: v for k, v in ok.items() if k != 'version'}, 'has version None'),
+        ({**ok, 'tasks': [x], 'format': 'x'}, 'is no flow'),
+        ([], 'is no flow'),
+        ({k: v for k, v in ok.items() if k != 'flow'}, 'no "flow"'),
+        ({**ok}, "flow 'f'.*at least one"),
+        ({**ok, 'tasks': {}}, 'must be a list'),
+        ({**ok, 'tasks': [x], 'taks': 1}, "did you mean 'tasks'"),
+        ({**ok, 'tasks': [3]}, 'a task is an object'),
+        ({**ok, 'tasks': [{'name': 'x'}]}, "'x' does not say what kind"),
+        ({**ok, 'tasks': [{**x, 'flow': 'y'}]}, 'a task has "name"'),
+        ({**ok, 'tasks': [{**x, 'name': 3}]}, 'name 3'),
+        ({**ok, 'tasks': [{**x, 'name': 'a.b'}]}, "holds '.'"),
+        ({**ok, 'tasks': [{**x, 'block': 'BinariBlock'}]}, "task 'x'.*did you mean 'BinaryBlock'"),
+        ({**ok, 'tasks': [{**x, 'block': 'os.system'}]}, r"task 'x'.*not registered.*register_block\(system\)"),
+        ({**ok, 'tasks': [{**x, 'block': ['BinaryBlock']}]}, 'not known'),
+        ({**ok, 'tasks': [{**x, 'block': '_Sigmoid'}]}, 'not known'),
+        ({**ok, 'tasks': [{**x, 'treshold': 1}]}, "task 'x'.*did you mean 'threshold'"),
+        ({**ok, 'tasks': [{**x, 'threshold': 'x'}]}, "task 'x': threshold='x'"),
+        ({**ok, 'tasks': [{**x, 'vocab': 7}]}, "task 'x'"),
+        ({**ok, 'tasks': [{**x, 'block': 'SingleLabelBlock', 'class_weights': [[]]}]}, "task 'x'"),
+        ({**ok, 'tasks': [{**x, 'block': 'SingleLabelBlock', 'vocab': [{'timestamp': 'never'}]}]}, "task 'x'"),
+        ({**ok, 'tasks': [{**x, 'given': '~y'}]}, "'y', which the flow does not have"),
+        ({**ok, 'tasks': [{**x, 'given': 'x'}]}, 'circle'),
+        ({**ok, 'tasks': [{**x, 'given': ['a']}]}, "condition of 'x'"),
+        ({**ok, 'tasks': [x, {**x, 'name': 'y', 'given': 'x == 1'}]}, "condition of 'y'.*write .eq"),
+        (
+            {**ok, 'tasks': [x, {'flow': 'g', 'tasks': [{**x, 'name': 'z', 'given': 'q and r'}]}]},
+            "condition of 'g.z'.*write a & b",
+        ),
+        ({**ok, 'tasks': [{**x, 'note': 3}]}, "task 'x': note=3"),
+        ({**ok, 'tasks': [x], 'infer_labels': 'yes'}, 'infer_labels'),
+        ({**ok, 'tasks': [x, x]}, 'added twice|rename one'),
+    ],
+)
 def test_wrong_files(doc, says, tmp_path):
-    f = tmp_path/'wrong.json'
+    f = tmp_path / 'wrong.json'
     f.write_text(json.dumps(doc))
-    with pytest.raises(FlowError, match=says) as e: Flow.from_json(f)
+    with pytest.raises(FlowError, match=says) as e:
+        Flow.from_json(f)
     assert 'wrong.json' in str(e.value)
 
-@pytest.mark.parametrize('text, says', [('{"a": 1, "a": 2}', 'stands twice'), ('{', 'is no JSON'), ('['*100_000, 'nested too deeply|is no JSON'), ('{"a": ' + '9'*5000 + '}', 'is no JSON|is no flow')])
+
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('{"a": 1, "a": 2}', 'stands twice'),
+        ('{', 'is no JSON'),
+        ('[' * 100_000, 'nested too deeply|is no JSON'),
+        ('{"a": ' + '9' * 5000 + '}', 'is no JSON|is no flow'),
+    ],
+)
 def test_wrong_text(text, says):
-    with pytest.raises(FlowError, match=says): Flow.from_json(text)
+    with pytest.raises(FlowError, match=says):
+        Flow.from_json(text)
+
 
 def test_wrong_sources(tmp_path):
-    (tmp_path/'latin').write_bytes('{"é'.encode('latin-1'))
-    for source, says in ((tmp_path/'none.json', 'no file'), (tmp_path, 'cannot be read'), (tmp_path/'latin', 'cannot be read'), (3, 'hand over a path')):
-        with pytest.raises(FlowError, match=says): Flow.from_json(source)
+    (tmp_path / 'latin').write_bytes('{"é'.encode('latin-1'))
+    for source, says in (
+        (tmp_path / 'none.json', 'no file'),
+        (tmp_path, 'cannot be read'),
+        (tmp_path / 'latin', 'cannot be read'),
+        (3, 'hand over a path'),
+    ):
+        with pytest.raises(FlowError, match=says):
+            Flow.from_json(source)
     deep = {**x}
-    for _ in range(3000): deep = {'flow': 'g', 'tasks': [deep]}
-    with pytest.raises(FlowError, match='nested too deeply'): Flow.from_json({**ok, 'tasks': [deep]})
+    for _ in range(3000):
+        deep = {'flow': 'g', 'tasks': [deep]}
+    with pytest.raises(FlowError, match='nested too deeply'):
+        Flow.from_json({**ok, 'tasks': [deep]})
+
 
 def test_a_part_of_a_flow():
     part = Flow('face', UnboundedRegressionBlock('w')) | task('present')
-    with pytest.raises(FlowError, match="'present', which the flow does not have"): again(part)
+    with pytest.raises(FlowError, match="'present', which the flow does not have"):
+        again(part)
     back = Flow.from_json(part.to_json(), check=False)
-    assert str(back.given) == 'present' and repr(Flow('f', BinaryBlock('present'), back)) == repr(Flow('f', BinaryBlock('present'), part))
+    assert str(back.given) == 'present' and repr(Flow('f', BinaryBlock('present'), back)) == repr(
+        Flow('f', BinaryBlock('present'), part)
+    )
+
 
 class Loud(BinaryBlock):
-    def __init__(self, name, col=None, *, volume=1, **kwargs): super().__init__(name, col, **kwargs); self.volume = volume
+    def __init__(self, name, col=None, *, volume=1, **kwargs):
+        super().__init__(name, col, **kwargs)
+        self.volume = volume
+
+
 class Forgetful(BinaryBlock):
-    def __init__(self, name, lost=1, **kwargs): super().__init__(name, **kwargs)
+    def __init__(self, name, lost=1, **kwargs):
+        super().__init__(name, **kwargs)
+
+
 class Sayer(BinaryBlock):
-    def __init__(self, name, a=0, b=0, **kwargs): super().__init__(name, **kwargs); self.total = a + b
-    def config(self): return dict(a=self.total)
+    def __init__(self, name, a=0, b=0, **kwargs):
+        super().__init__(name, **kwargs)
+        self.total = a + b
+
+    def config(self):
+        return dict(a=self.total)
+
 
 def test_blocks_of_ones_own():
-    text = Flow('f', Loud('x', volume=3, threshold=.2)).to_json()
+    text = Flow('f', Loud('x', volume=3, threshold=0.2)).to_json()
     assert f'{__name__}.Loud' in text
-    with pytest.raises(FlowError, match=r'call register_block\(Loud\)'): Flow.from_json(text)
+    with pytest.raises(FlowError, match=r'call register_block\(Loud\)'):
+        Flow.from_json(text)
     register_block(Loud)
     x = Flow.from_json(text).tasks[0]
-    assert (type(x), x.volume, x.threshold) == (Loud, 3, .2)
-    with pytest.raises(FlowError, match="does not keep its argument 'lost'"): Flow('f', Forgetful('x')).to_json()
+    assert (type(x), x.volume, x.threshold) == (Loud, 3, 0.2)
+    with pytest.raises(FlowError, match="does not keep its argument 'lost'"):
+        Flow('f', Forgetful('x')).to_json()
     register_block(Sayer, 'sayer')
-    assert '"sayer", "a": 5' in Flow('f', Sayer('x', 2, 3)).to_json() and again(Flow('f', Sayer('x', 2, 3))).tasks[0].total == 5
-    with pytest.raises(FlowError, match='inherits from ConditionalBlock'): register_block(dict)
+    assert (
+        '"sayer", "a": 5' in Flow('f', Sayer('x', 2, 3)).to_json()
+        and again(Flow('f', Sayer('x', 2, 3))).tasks[0].total == 5
+    )
+    with pytest.raises(FlowError, match='inherits from ConditionalBlock'):
+        register_block(dict)
     assert block_class('BinaryBlock') is BinaryBlock and block_config(BinaryBlock('x')) == {}
 
-@pytest.mark.parametrize('flow, says', [(Flow('f', SingleLabelBlock('x', vocab=[object()])), "task 'x': vocab="), (Flow('f', BinaryBlock('x', tune=max)), "task 'x': tune="), (Flow('f', a, BinaryBlock('y') | SingleLabelBlock('k').eq(frozenset([1]))), "of 'y'.*cannot stand in a file")])
+
+@pytest.mark.parametrize(
+    'flow, says',
+    [
+        (Flow('f', SingleLabelBlock('x', vocab=[object()])), "task 'x': vocab="),
+        (Flow('f', BinaryBlock('x', tune=max)), "task 'x': tune="),
+        (Flow('f', a, BinaryBlock('y') | SingleLabelBlock('k').eq(frozenset([1]))), "of 'y'.*cannot stand in a file"),
+    ],
+)
 def test_what_cannot_be_written(flow, says):
-    with pytest.raises(FlowError, match=says): flow.to_json()
+    with pytest.raises(FlowError, match=says):
+        flow.to_json()
+
 
 def test_notes_stay():
     flow = Flow('f', BinaryBlock('x'), Flow('g', BinaryBlock('y')))
     flow.note, flow.tasks[0].note, flow.tasks[1].note = ['one', 'two'], 'of x', 'of g'
     back = again(flow)
     assert (back.note, back.tasks[0].note, back.tasks[1].note) == (['one', 'two'], 'of x', 'of g')
-    assert (back.tasks[0] | BinaryBlock('z')).note == 'of x' and json.loads(flow.to_json())['tasks'][0]['note'] == 'of x'
+    assert (back.tasks[0] | BinaryBlock('z')).note == 'of x' and json.loads(flow.to_json())['tasks'][0][
+        'note'
+    ] == 'of x'
+
 
 @pytest.mark.parametrize('kind, own', [(KeypointsBlock, dict(n_points=2)), (BoxBlock, dict(fmt='xyxy'))])
 def test_points_in_files_keep_all_arguments(kind, own):
-    k = kind('p', col='where', weight=3, weight_col='w', hidden=32, features='face', uses=['b'], detach_uses=True, **own)
+    k = kind(
+        'p', col='where', weight=3, weight_col='w', hidden=32, features='face', uses=['b'], detach_uses=True, **own
+    )
     back = Flow.from_json(Flow('f', k, BinaryBlock('b')).to_json()).tasks[0]
-    assert vars(back) == vars(k) and back.cols == ['where'] and (back.weight_col, back.hidden, back.features, back.uses, back.detach_uses, back.weight) == ('w', 32, 'face', ('b',), True, 3.)
-    with pytest.raises(FlowError, match='leave one out'): kind('p', ['a', 'b', 'c', 'd'], col='where')
+    assert (
+        vars(back) == vars(k)
+        and back.cols == ['where']
+        and (back.weight_col, back.hidden, back.features, back.uses, back.detach_uses, back.weight)
+        == ('w', 32, 'face', ('b',), True, 3.0)
+    )
+    with pytest.raises(FlowError, match='leave one out'):
+        kind('p', ['a', 'b', 'c', 'd'], col='where')
 
-@pytest.mark.parametrize('change', [dict(weight=10**400), dict(threshold='0.5'), dict(threshold=10**400), dict(col=['b'])])
+
+@pytest.mark.parametrize(
+    'change', [dict(weight=10**400), dict(threshold='0.5'), dict(threshold=10**400), dict(col=['b'])]
+)
 def test_hostile_numbers_in_json(change):
     d = json.loads(Flow('f', BinaryBlock('a')).to_json())
     d['tasks'][0].update(change)
-    with pytest.raises(FlowError, match="'a'"): Flow.from_json(json.dumps(d))
+    with pytest.raises(FlowError, match="'a'"):
+        Flow.from_json(json.dumps(d))

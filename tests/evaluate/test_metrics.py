@@ -1,44 +1,82 @@
 "Tests of evaluate/metrics"
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as skm
 from fastai_condmtl.learn.accumulate import Accumulator
-from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, CountBlock, Flow, MultiLabelBlock, OrdinalBlock, SingleLabelBlock
+from fastai_condmtl.all import (
+    BinaryBlock,
+    BoundedRegressionBlock,
+    CountBlock,
+    Flow,
+    MultiLabelBlock,
+    OrdinalBlock,
+    SingleLabelBlock,
+)
+
 
 def test_labels_do_not_turn_trackers_round():
     bound = Flow('f', MultiLabelBlock('m', vocab=['error_dialog', 'loss', 'ok'])).bind([['ok']])
     names = [m.name for m in bound.metrics(per_label=True)]
     assert len(set(names)) == 3 and not [n for n in names if 'loss' in n or 'error' in n]
 
+
 def test_metrics_leave_the_loss_where_it_is():
-    bound = Flow('f', BinaryBlock('a'), SingleLabelBlock('k', vocab=list('xyz'), class_weights=[1, 2, 3])).bind(pd.DataFrame(dict(a=[1], k=['x'])))
+    bound = Flow('f', BinaryBlock('a'), SingleLabelBlock('k', vocab=list('xyz'), class_weights=[1, 2, 3])).bind(
+        pd.DataFrame(dict(a=[1], k=['x']))
+    )
     loss = bound.loss_func.to('meta')  # as after training on another device
     x, y = torch.randn(4, 4, device='meta'), torch.zeros(4, 2, 2, device='meta')
     assert loss(x, y).device.type == 'meta' and {b.device.type for b in loss.buffers()} == {'meta'}
 
-# ---- a second review: conditions, kinds, scores ---------------------------------------------------------------------------
-def table(**cols): return pd.DataFrame({c: pd.Series(v, dtype=object) for c, v in cols.items()})
+
+# ---- a second review: conditions, kinds, scores
+# ---------------------------------------------------------------------------
+def table(**cols):
+    return pd.DataFrame({c: pd.Series(v, dtype=object) for c, v in cols.items()})
+
 
 def test_ties_rank_as_they_are_decided():
     "All equal: the first class is decided, the second is second, ..."
     k = Flow('f', SingleLabelBlock('k', vocab=range(10))).bind(table(k=[5])).find('k')
-    true = torch.tensor([0., 1, 2, 3, 4, 9])
-    for logits in (torch.zeros(6, 10), torch.full((6, 10), -700.)):
+    true = torch.tensor([0.0, 1, 2, 3, 4, 9])
+    for logits in (torch.zeros(6, 10), torch.full((6, 10), -700.0)):
         s = k.summarise(k.activate(logits), true)
-        assert s[:, 0].tolist() == [0]*6 and s[:, 1].tolist() == true.tolist()
-    score = lambda m, p: k.score(m, k.summarise(p, t).numpy()[:, None], t.numpy()[:, None], np.ones((len(t), 1), dtype=bool))
+        assert s[:, 0].tolist() == [0] * 6 and s[:, 1].tolist() == true.tolist()
+    score = lambda m, p: k.score(
+        m, k.summarise(p, t).numpy()[:, None], t.numpy()[:, None], np.ones((len(t), 1), dtype=bool)
+    )
     t = true
-    assert [score(m, torch.full((6, 10), .1)) for m in ('accuracy', 'accuracy_3', 'accuracy_5')] == pytest.approx([1/6, 3/6, 5/6])
+    assert [score(m, torch.full((6, 10), 0.1)) for m in ('accuracy', 'accuracy_3', 'accuracy_5')] == pytest.approx(
+        [1 / 6, 3 / 6, 5 / 6]
+    )
     t = torch.randint(0, 10, (200,)).float()
     p = torch.rand(200, 10)
-    for m, n in (('accuracy_3', 3), ('accuracy_5', 5)): assert score(m, p) == pytest.approx(skm.top_k_accuracy_score(t.numpy(), p.numpy(), k=n, labels=range(10)))
+    for m, n in (('accuracy_3', 3), ('accuracy_5', 5)):
+        assert score(m, p) == pytest.approx(skm.top_k_accuracy_score(t.numpy(), p.numpy(), k=n, labels=range(10)))
 
-@pytest.mark.parametrize('task', [BinaryBlock('k'), MultiLabelBlock('k', vocab=['a', 'b']), SingleLabelBlock('k', vocab=['a', 'b', 'c']), OrdinalBlock('k', vocab=['a', 'b', 'c']), BoundedRegressionBlock('k', y_range=(0, 1)), CountBlock('k')])
+
+@pytest.mark.parametrize(
+    'task',
+    [
+        BinaryBlock('k'),
+        MultiLabelBlock('k', vocab=['a', 'b']),
+        SingleLabelBlock('k', vocab=['a', 'b', 'c']),
+        OrdinalBlock('k', vocab=['a', 'b', 'c']),
+        BoundedRegressionBlock('k', y_range=(0, 1)),
+        CountBlock('k'),
+    ],
+)
 def test_predictions_that_are_no_numbers_score_nothing(task):
     "A NaN on a row that counts: no score. On a row that does not: no matter"
-    cells = {'BinaryBlock': [1, 0, 1, 0], 'MultiLabelBlock': [['a'], [], ['a', 'b'], ['b']], 'BoundedRegressionBlock': [.2, .3, .4, 1], 'CountBlock': [0, 1, 2, 5]}.get(type(task).__name__, ['a', 'b', 'c', 'a'])
+    cells = {
+        'BinaryBlock': [1, 0, 1, 0],
+        'MultiLabelBlock': [['a'], [], ['a', 'b'], ['b']],
+        'BoundedRegressionBlock': [0.2, 0.3, 0.4, 1],
+        'CountBlock': [0, 1, 2, 5],
+    }.get(type(task).__name__, ['a', 'b', 'c', 'a'])
     bound = Flow('f', task).bind(table(k=cells))
     b, y = bound.find('k'), bound.encode(table(k=cells))
     z = torch.randn(4, bound.c)
@@ -51,4 +89,4 @@ def test_predictions_that_are_no_numbers_score_nothing(task):
     mask = mask.copy()
     mask[2] = False
     assert all(np.isfinite(b.score(m, summary, true, mask)) for m in metrics)
-    assert not b.exact or np.isfinite(acc.packed()[1].numpy()).all() # decisions stay classes
+    assert not b.exact or np.isfinite(acc.packed()[1].numpy()).all()  # decisions stay classes

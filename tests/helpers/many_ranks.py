@@ -1,4 +1,6 @@
-"What tests/callback/test_distributed.py runs: as a script one of several gloo processes on CPU, imported the one process that they are compared with."
+"""What tests/callback/test_distributed.py runs: as a script one of several gloo processes on CPU, imported the
+one process that they are compared with."""
+
 import sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,84 +9,158 @@ from torch import nn
 from fastai.basics import SGD, DataBlock, IndexSplitter, Learner, TransformBlock, set_seed
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib
-from fastai_condmtl.all import (BinaryBlock, Branch, Checkpoint, ConditionalInterpretation, Flow, GradientCosine, MultiLabelBlock, SingleLabelBlock,
-                                UnboundedRegressionBlock, conditional_head, equip)
+from fastai_condmtl.all import (
+    BinaryBlock,
+    Branch,
+    Checkpoint,
+    ConditionalInterpretation,
+    Flow,
+    GradientCosine,
+    MultiLabelBlock,
+    SingleLabelBlock,
+    UnboundedRegressionBlock,
+    conditional_head,
+    equip,
+)
 from fastai_condmtl.callback.balance import TaskBalance
 from fastai_condmtl.learn.heads import RunNeeded
 from fastai_condmtl.learn.ranks import without_ranks
 
-N, N_TRAIN, BS, RANKS = 76, 45, 8, 2 # 45 and 31 rows: neither divides by two, and the last batches are short
+N, N_TRAIN, BS, RANKS = 76, 45, 8, 2  # 45 and 31 rows: neither divides by two, and the last batches are short
+
 
 def table():
     "The first half of the training rows, which rank 0 is given, has no `deep` task"
     rng = np.random.default_rng(0)
     df = pd.DataFrame(rng.normal(size=(N, 4)), columns=list('pqrs'))
-    df['gate'] = (df.p + .3*df.s > 0) & ((df.index >= 23))
-    df['deep'] = np.where(df.gate, df.q*2 + df.r, np.nan)
-    df['tags'] = [','.join(t for t,on in zip('uvw', row) if on) if g else np.nan for g,row in zip(df.gate, rng.random((N, 3)) < .5)]
-    df['kind'] = np.where(df.q > .5, 'x', np.where(df.r > 0, 'y', 'z'))
+    df['gate'] = (df.p + 0.3 * df.s > 0) & (df.index >= 23)
+    df['deep'] = np.where(df.gate, df.q * 2 + df.r, np.nan)
+    df['tags'] = [
+        ','.join(t for t, on in zip('uvw', row) if on) if g else np.nan
+        for g, row in zip(df.gate, rng.random((N, 3)) < 0.5)
+    ]
+    df['kind'] = np.where(df.q > 0.5, 'x', np.where(df.r > 0, 'y', 'z'))
     df['rare'] = (df.s > 0).astype(float)
-    df.loc[rng.random(N) < .6, 'rare'] = np.nan
-    df.loc[rng.random(N) < .2, 'kind'] = np.nan
+    df.loc[rng.random(N) < 0.6, 'rare'] = np.nan
+    df.loc[rng.random(N) < 0.2, 'kind'] = np.nan
     df['heed'] = rng.integers(0, 3, N).astype(float)
     return df
 
+
 def flow():
     gate = BinaryBlock('gate')
-    return Flow('f', gate, Flow('look', UnboundedRegressionBlock('deep'), MultiLabelBlock('tags', vocab=list('uvw')), features='look') | gate,
-                SingleLabelBlock('kind', weight=2.), BinaryBlock('rare', weight_col='heed'))
+    return Flow(
+        'f',
+        gate,
+        Flow('look', UnboundedRegressionBlock('deep'), MultiLabelBlock('tags', vocab=list('uvw')), features='look')
+        | gate,
+        SingleLabelBlock('kind', weight=2.0),
+        BinaryBlock('rare', weight_col='heed'),
+    )
+
 
 class Row:
-    def __call__(self, r): return torch.tensor(r[list('pqrs')].to_numpy(dtype=np.float32))
+    def __call__(self, r):
+        return torch.tensor(r[list('pqrs')].to_numpy(dtype=np.float32))
+
 
 class Dealt:
     "Rows of one process in the order in which `RANKS` processes see them, a batch of each side by side"
+
     def __init__(self, n):
-        each = -(-n//RANKS)
-        self.idxs = [r*each + k for i in range(0, each, BS) for r in range(RANKS) for k in range(i, min(i + BS, each)) if r*each + k < n]
-    def __call__(self): return self.idxs
+        each = -(-n // RANKS)
+        self.idxs = [
+            r * each + k
+            for i in range(0, each, BS)
+            for r in range(RANKS)
+            for k in range(i, min(i + BS, each))
+            if r * each + k < n
+        ]
+
+    def __call__(self):
+        return self.idxs
+
 
 def data(shuffle=False):
     "Batches of `BS` rows a process, or on one process of all these rows together"
-    bs = BS if num_distrib() else BS*RANKS
-    dls = DataBlock(blocks=(TransformBlock, flow()), get_x=Row(), splitter=IndexSplitter(range(N_TRAIN, N))).dataloaders(table(), bs=bs, num_workers=0, device='cpu')
+    bs = BS if num_distrib() else BS * RANKS
+    dls = DataBlock(
+        blocks=(TransformBlock, flow()), get_x=Row(), splitter=IndexSplitter(range(N_TRAIN, N))
+    ).dataloaders(table(), bs=bs, num_workers=0, device='cpu')
     kw = {} if num_distrib() or shuffle else dict(get_idxs=Dealt(N_TRAIN))
     dls.loaders[0] = dls.train.new(shuffle=shuffle, drop_last=False, **kw)
     return dls
 
-def make(balance=None, cbs=(), shuffle=False, metrics='all', noise=0., **kwargs):
+
+def make(balance=None, cbs=(), shuffle=False, metrics='all', noise=0.0, **kwargs):
     set_seed(3)
     dls = data(shuffle)
     body = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(noise))
-    net = nn.Sequential(body, conditional_head(dls.flow, 8, {'look': Branch(nn.Sequential(nn.Linear(8, 6), nn.Tanh()), only_needed=True)}))
-    learn = Learner(dls, net, splitter=lambda m: [list(m[0].parameters()), list(m[1].parameters())], cbs=[RunNeeded(), *cbs], **kwargs)
+    net = nn.Sequential(
+        body,
+        conditional_head(dls.flow, 8, {'look': Branch(nn.Sequential(nn.Linear(8, 6), nn.Tanh()), only_needed=True)}),
+    )
+    learn = Learner(
+        dls,
+        net,
+        splitter=lambda m: [list(m[0].parameters()), list(m[1].parameters())],
+        cbs=[RunNeeded(), *cbs],
+        **kwargs,
+    )
     return equip(learn, metrics=learn.dls.flow.metrics('all') if metrics == 'all' else metrics, balance=balance)
 
-def together(learn): return learn.distrib_ctx() if num_distrib() else nullcontext()
-def numbers(model): return {k: v.detach().clone() for k,v in model.state_dict().items()}
-def thresholds(learn): return {p: torch.as_tensor(t).clone() for p,t in learn.loss_func.thresholds.items()}
+
+def together(learn):
+    return learn.distrib_ctx() if num_distrib() else nullcontext()
+
+
+def numbers(model):
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def thresholds(learn):
+    return {p: torch.as_tensor(t).clone() for p, t in learn.loss_func.thresholds.items()}
+
 
 class Watch(Callback):
     "Gradients of the first step, as the optimizer gets them; which branches ran on how many rows"
-    def __init__(self): self.grads, self.ran = None, []
+
+    def __init__(self):
+        self.grads, self.ran = None, []
+
     def before_step(self):
-        if self.grads is None: self.grads = {n.removeprefix('module.'): p.grad.clone() for n,p in self.model.named_parameters() if p.grad is not None}
+        if self.grads is None:
+            self.grads = {
+                n.removeprefix('module.'): p.grad.clone()
+                for n, p in self.model.named_parameters()
+                if p.grad is not None
+            }
         head = next(m for m in self.model.modules() if hasattr(m, 'ran'))
         self.ran.append(head.ran.get('look'))
+
 
 def trained():
     "`fine_tune`, with metrics and thresholds"
     watch = Watch()
     learn = make(cbs=[watch])
-    with learn.no_bar(), together(learn): learn.fine_tune(1, base_lr=2e-2)
+    with learn.no_bar(), together(learn):
+        learn.fine_tune(1, base_lr=2e-2)
     metrics = dict(zip(learn.recorder.metric_names[3:], learn.recorder.values[-1][2:]))
-    return learn, dict(weights=numbers(learn.model), grads=watch.grads, ran=watch.ran, metrics=metrics, thresholds=thresholds(learn), table=learn.threshold_search.result,
-                       train_loss=float(learn.recorder.losses[-1]))
+    return learn, dict(
+        weights=numbers(learn.model),
+        grads=watch.grads,
+        ran=watch.ran,
+        metrics=metrics,
+        thresholds=thresholds(learn),
+        table=learn.threshold_search.result,
+        train_loss=float(learn.recorder.losses[-1]),
+    )
+
 
 def judged(learn, inside):
     "All that asks for predictions, in or out of the context"
     res, df = {}, table()
-    with learn.no_bar(), learn.no_logging(), (together(learn) if inside else nullcontext()):
+    with learn.no_bar(), learn.no_logging(), together(learn) if inside else nullcontext():
         res['evaluate'] = pd.DataFrame(learn.evaluate(n_boot=20))
         res['by'] = pd.DataFrame(learn.evaluate(metrics=None, by='kind'))
         res['train'] = pd.DataFrame(learn.evaluate(ds_idx=0))
@@ -96,79 +172,109 @@ def judged(learn, inside):
         res['explain'] = str(learn.explain(df.iloc[50:53]))
         res['losses'] = ConditionalInterpretation.from_learner(learn).losses('deep')
         res['one'] = None
-        if not rank_distrib(): # nobody waits
+        if not rank_distrib():  # nobody waits
             res['one'] = learn.predict(df.iloc[50])[2]
             with without_ranks(learn):
                 pd.testing.assert_frame_equal(learn.evaluate(metrics=None), learn.evaluate(metrics=None))
                 assert len(learn.get_preds()[0]) == N - N_TRAIN
     return res
 
+
 def tuned():
     "Thresholds and temperatures, sought in the context"
     learn = trained_learner()
     with learn.no_bar(), together(learn):
-        res = dict(search=learn.search_thresholds(), calibrate=learn.calibrate(), temperatures=dict(learn.loss_func.temperatures), thresholds=thresholds(learn))
+        res = dict(
+            search=learn.search_thresholds(),
+            calibrate=learn.calibrate(),
+            temperatures=dict(learn.loss_func.temperatures),
+            thresholds=thresholds(learn),
+        )
     return res
+
 
 def trained_learner():
     learn = make()
     learn.model.load_state_dict(torch.load(WEIGHTS)['weights'])
     return learn
 
+
 def balanced(method, **kwargs):
     "Weights of each step, and what the network is in the end"
     learn = make(cbs=[TaskBalance(method, **kwargs), GradientCosine(every=2)], opt_func=SGD, metrics=[])
-    with learn.no_bar(), learn.no_logging(), together(learn): learn.fit(3, 2e-2)
-    return dict(weights=learn.task_balance.weights.to_numpy(), model=numbers(learn.model), cosine=learn.gradient_cosine.cosine.to_numpy(), counts=learn.gradient_cosine.counts.to_numpy())
+    with learn.no_bar(), learn.no_logging(), together(learn):
+        learn.fit(3, 2e-2)
+    return dict(
+        weights=learn.task_balance.weights.to_numpy(),
+        model=numbers(learn.model),
+        cosine=learn.gradient_cosine.cosine.to_numpy(),
+        counts=learn.gradient_cosine.counts.to_numpy(),
+    )
+
 
 class Stop(Callback):
     order = 2000
-    def __init__(self, at): self.at, self.n = at, 0
+
+    def __init__(self, at):
+        self.at, self.n = at, 0
+
     def after_batch(self):
-        if not self.training: return
+        if not self.training:
+            return
         self.n += 1
-        if self.n == self.at: raise KeyboardInterrupt
+        if self.n == self.at:
+            raise KeyboardInterrupt
+
 
 def went_on(path, at=None):
     "A training with a checkpoint, broken off after `at` batches"
-    learn = make('famo', shuffle=True, metrics=[], noise=.3)
-    torch.manual_seed(100 + rank_distrib()) # dropout of each process is its own
+    learn = make('famo', shuffle=True, metrics=[], noise=0.3)
+    torch.manual_seed(100 + rank_distrib())  # dropout of each process is its own
     cbs = [Checkpoint(path, every=2, verbose=False)] + ([Stop(at)] if at else [])
     with learn.no_bar(), learn.no_logging():
         try:
-            with together(learn): learn.fit_one_cycle(2, 1e-2, cbs=cbs)
-        except KeyboardInterrupt: return None
+            with together(learn):
+                learn.fit_one_cycle(2, 1e-2, cbs=cbs)
+        except KeyboardInterrupt:
+            return None
     return dict(weights=numbers(learn.model), thresholds=thresholds(learn))
+
 
 METHODS = ['uncertainty', 'dwa', 'famo', 'stch', 'upgrad', 'pcgrad']
 WEIGHTS = 'weights.pth'
 
+
 def all_(folder, ranks):
     global WEIGHTS
-    WEIGHTS = Path(folder)/'weights.pth'
+    WEIGHTS = Path(folder) / 'weights.pth'
     learn, res = trained()
-    if not ranks: torch.save(dict(weights=res['weights']), WEIGHTS) # the same network is judged by both
+    if not ranks:
+        torch.save(dict(weights=res['weights']), WEIGHTS)  # the same network is judged by both
     return res
 
+
 def main(folder):
-    from fastai_condmtl.callback.distributed import DistributedDL # noqa: F401  this is all that a script needs
+    from fastai_condmtl.callback.distributed import DistributedDL  # noqa: F401  this is all that a script needs
+
     folder, rank = Path(folder), rank_distrib()
     res = dict(trained=all_(folder, True))
     learn = trained_learner()
     learn.path = folder
     res['inside'], res['outside'] = judged(learn, True), judged(learn, False)
     res['tuned'] = tuned()
-    for m in METHODS: res[m] = balanced(m)
+    for m in METHODS:
+        res[m] = balanced(m)
     with together(learn):
         learn.save('saved', with_opt=False)
         learn.export('inside.pkl')
     learn.export('outside.pkl')
     learn.load('saved', with_opt=False)
-    res['whole'] = went_on(folder/'a.pth')
-    assert went_on(folder/'b.pth', 3) is None
-    res['on'] = went_on(folder/'b.pth')
-    torch.save(res, folder/f'rank{rank}.pt')
+    res['whole'] = went_on(folder / 'a.pth')
+    assert went_on(folder / 'b.pth', 3) is None
+    res['on'] = went_on(folder / 'b.pth')
+    torch.save(res, folder / f'rank{rank}.pt')
     print(f'rank {rank} is done')
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)

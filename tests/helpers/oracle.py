@@ -1,57 +1,113 @@
-"""A second implementation of the conditional rule, row by row in plain Python, and random flows and tables to hold the library to it.
+"""A second implementation of the conditional rule, row by row in plain Python, and random flows and tables to hold
+the library to it.
 
-A *spec* is plain data. A task is a dict with `kind` (binary, single, ordinal, multi, cols, bounded, unbounded, count), `name`, `given` and options; a flow is
-`dict(kind='flow', name=..., items=[...], given=...)`. A condition is `('atom', name, op, arg)`, `('not', c)`, `('and', c, c, ...)` or
-`('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a list of True/False/None
-(cols), a number; None where missing. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a DataFrame in many dtypes).
+A *spec* is plain data. A task is a dict with `kind` (binary, single, ordinal, multi, cols, bounded, unbounded,
+count), `name`, `given` and options; a flow is
+`dict(kind='flow', name=..., items=[...], given=...)`. A condition is `('atom', name, op, arg)`, `('not', c)`,
+`('and', c, c, ...)` or
+`('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a
+list of True/False/None
+(cols), a number; None where missing. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a
+DataFrame in many dtypes).
 """
+
 import pandas as pd
 
-# ---- spec -------------------------------------------------------------------------------------------------------------
-def flow(name, *items, given=None, **opts): return dict(kind='flow', name=name, items=list(items), given=given, **opts)
-def a_task(kind, name, given=None, **opts): return dict(kind=kind, name=name, given=given, **opts)
-def atom(name, op='is', arg=None): return ('atom', name, op, arg)
-def Not(c): return ('not', c)
-def And(*cs): return ('and', *cs)
-def Any(*cs): return ('any', *cs)
+
+# ---- spec
+# -------------------------------------------------------------------------------------------------------------
+def flow(name, *items, given=None, **opts):
+    return dict(kind='flow', name=name, items=list(items), given=given, **opts)
+
+
+def a_task(kind, name, given=None, **opts):
+    return dict(kind=kind, name=name, given=given, **opts)
+
+
+def atom(name, op='is', arg=None):
+    return ('atom', name, op, arg)
+
+
+def Not(c):
+    return ('not', c)
+
+
+def And(*cs):
+    return ('and', *cs)
+
+
+def Any(*cs):
+    return ('any', *cs)
+
 
 def walk(node, prefixes=('',), conds=()):
     "Yield (path, task, prefixes innermost first, [(condition, its prefixes)]) for each task in the order written."
     for item in node['items']:
         mine = conds + (((item['given'], prefixes),) if item['given'] else ())
         path = prefixes[0] + item['name']
-        if item['kind'] == 'flow': yield from walk(item, (path + '.',) + prefixes, mine)
-        else: yield path, item, prefixes, mine
+        if item['kind'] == 'flow':
+            yield from walk(item, (path + '.',) + prefixes, mine)
+        else:
+            yield path, item, prefixes, mine
+
 
 def resolve(name, prefixes, paths):
     "The path a name stands for: from the innermost flow outwards, else the only leaf of that name."
     for prefix in prefixes:
-        if prefix + name in paths: return prefix + name
+        if prefix + name in paths:
+            return prefix + name
     leaves = [p for p in paths if p.split('.')[-1] == name]
-    if len(leaves) != 1: raise LookupError(name)
+    if len(leaves) != 1:
+        raise LookupError(name)
     return leaves[0]
 
-def vocab_of(task): return list(task['vocab']) if task.get('vocab_given', True) else sorted(task['vocab'])
 
-# ---- the rule ---------------------------------------------------------------------------------------------------------
-def k_not(a): return None if a is None else not a
+def vocab_of(task):
+    return list(task['vocab']) if task.get('vocab_given', True) else sorted(task['vocab'])
+
+
+# ---- the rule
+# ---------------------------------------------------------------------------------------------------------
+def k_not(a):
+    return None if a is None else not a
+
+
 def k_and(xs):
     xs = list(xs)
     return False if any(x is False for x in xs) else None if any(x is None for x in xs) else True
-def k_or(xs): return k_not(k_and(k_not(x) for x in xs))
+
+
+def k_or(xs):
+    return k_not(k_and(k_not(x) for x in xs))
+
 
 def holds(op, value, arg):
     "What a label says of an atom. `value`: the label, or for multi label tasks a dict label -> True/False/None."
-    if op == 'is': return bool(value)
-    if op == 'has': return value[arg]
-    if op == 'has_any': return k_or(value[x] for x in arg)
-    if op == 'has_all': return k_and(value[x] for x in arg)
-    return bool({'eq': lambda: value == arg, 'ne': lambda: value != arg, 'isin': lambda: value in arg, 'gt': lambda: value > arg,
-            'ge': lambda: value >= arg, 'lt': lambda: value < arg, 'le': lambda: value <= arg,
-            'between': lambda: arg[0] <= value <= arg[1]}[op]()) # NumPy's booleans are not `True`
+    if op == 'is':
+        return bool(value)
+    if op == 'has':
+        return value[arg]
+    if op == 'has_any':
+        return k_or(value[x] for x in arg)
+    if op == 'has_all':
+        return k_and(value[x] for x in arg)
+    return bool(
+        {
+            'eq': lambda: value == arg,
+            'ne': lambda: value != arg,
+            'isin': lambda: value in arg,
+            'gt': lambda: value > arg,
+            'ge': lambda: value >= arg,
+            'lt': lambda: value < arg,
+            'le': lambda: value <= arg,
+            'between': lambda: arg[0] <= value <= arg[1],
+        }[op]()
+    )  # NumPy's booleans are not `True`
+
 
 class Oracle:
     "Evaluates `spec` on one row of labels at a time (`cells`: path -> value as `cell` gives it)."
+
     def __init__(self, spec):
         self.entries = {path: (task, prefixes, conds) for path, task, prefixes, conds in walk(spec)}
         self.paths, self.infer = list(self.entries), spec.get('infer_labels', False)
@@ -59,24 +115,32 @@ class Oracle:
     def cell(self, path, raw):
         "A table value as a label; multi label values as a dict label -> True/False/None."
         task = self.entries[path][0]
-        if task['kind'] == 'cols': return dict(zip(task['vocab'], raw))
-        if task['kind'] != 'multi': return raw
-        if raw is None and task.get('nan_is_empty'): raw = []
+        if task['kind'] == 'cols':
+            return dict(zip(task['vocab'], raw))
+        if task['kind'] != 'multi':
+            return raw
+        if raw is None and task.get('nan_is_empty'):
+            raw = []
         return {v: None if raw is None else v in raw for v in vocab_of(task)}
 
-    def labelled(self, value): return any(v is not None for v in value.values()) if isinstance(value, dict) else value is not None
+    def labelled(self, value):
+        return any(v is not None for v in value.values()) if isinstance(value, dict) else value is not None
 
     def evaluate(self, cond, prefixes, cells):
         "True, False or None (unknown)."
         kind, *rest = cond
-        if kind == 'not': return k_not(self.evaluate(rest[0], prefixes, cells))
-        if kind == 'and': return k_and([self.evaluate(c, prefixes, cells) for c in rest])
-        if kind == 'any': return k_or([self.evaluate(c, prefixes, cells) for c in rest])
+        if kind == 'not':
+            return k_not(self.evaluate(rest[0], prefixes, cells))
+        if kind == 'and':
+            return k_and([self.evaluate(c, prefixes, cells) for c in rest])
+        if kind == 'any':
+            return k_or([self.evaluate(c, prefixes, cells) for c in rest])
         name, op, arg = rest
         path = resolve(name, prefixes, self.paths)
-        if not self.labelled(cells[path]) or not self.applicable(path, cells): return None
+        if not self.labelled(cells[path]) or not self.applicable(path, cells):
+            return None
         task, value = self.entries[path][0], cells[path]
-        if task['kind'] == 'ordinal': # compared by place in the order
+        if task['kind'] == 'ordinal':  # compared by place in the order
             place = vocab_of(task).index
             value, arg = place(value), tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
         return holds(op, value, arg)
@@ -88,28 +152,36 @@ class Oracle:
     def forced(self, cond, prefixes, sign=True):
         "Yield (path, label or None, value) for what must be so if `cond` is `sign`."
         kind, *rest = cond
-        if kind == 'not': yield from self.forced(rest[0], prefixes, not sign)
+        if kind == 'not':
+            yield from self.forced(rest[0], prefixes, not sign)
         elif kind == 'and' and sign or kind == 'any' and not sign:
-            for c in rest: yield from self.forced(c, prefixes, sign)
+            for c in rest:
+                yield from self.forced(c, prefixes, sign)
         elif kind == 'atom':
             name, op, arg = rest
             path = resolve(name, prefixes, self.paths)
             task = self.entries[path][0]
-            if task['kind'] == 'binary': yield path, None, sign
+            if task['kind'] == 'binary':
+                yield path, None, sign
             elif task['kind'] == 'single':
                 left = [v for v in task['vocab'] if holds(op, v, arg) == sign]
-                if len(left) == 1: yield path, None, left[0]
+                if len(left) == 1:
+                    yield path, None, left[0]
             elif task['kind'] == 'ordinal':
                 place = vocab_of(task).index
                 at = tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
                 left = [v for v in task['vocab'] if holds(op, place(v), at) == sign]
-                if len(left) == 1: yield path, None, left[0]
+                if len(left) == 1:
+                    yield path, None, left[0]
             elif task['kind'] == 'count':
                 left = [v for v in range(40) if holds(op, v, arg) == sign]
-                if len(left) == 1: yield path, None, left[0]
-            elif op == 'has': yield path, arg, sign
+                if len(left) == 1:
+                    yield path, None, left[0]
+            elif op == 'has':
+                yield path, arg, sign
             elif op == 'has_all' and sign or op == 'has_any' and not sign:
-                for x in arg: yield path, x, sign
+                for x in arg:
+                    yield path, x, sign
 
     def fill(self, cells):
         "(cells with forced labels filled in, whether anything contradicts)"
@@ -119,19 +191,25 @@ class Oracle:
             for path in self.paths:
                 if self.labelled(cells[path]):
                     for cond, prefixes in self.entries[path][2]:
-                        for p, label, v in self.forced(cond, prefixes): wanted.setdefault((p, label), []).append(v)
+                        for p, label, v in self.forced(cond, prefixes):
+                            wanted.setdefault((p, label), []).append(v)
             changed = clash = False
             for (p, label), vs in wanted.items():
                 old = cells[p] if label is None else cells[p][label]
-                if any(v != vs[0] for v in vs) or old is not None and old != vs[0]: clash = True
+                if any(v != vs[0] for v in vs) or old is not None and old != vs[0]:
+                    clash = True
                 elif old is None:
                     changed = True
-                    if label is None: cells[p] = vs[0]
-                    else: cells[p][label] = vs[0]
-            if clash or not changed: return cells, clash
+                    if label is None:
+                        cells[p] = vs[0]
+                    else:
+                        cells[p][label] = vs[0]
+            if clash or not changed:
+                return cells, clash
 
     def row(self, raw):
-        "{path: dict(applicable, mask, value, clash)} of one row, `raw`: path -> table value. `mask`, `value`: a list with one entry a target column."
+        """{path: dict(applicable, mask, value, clash)} of one row, `raw`: path -> table value. `mask`, `value`: a
+        list with one entry a target column."""
         cells = {p: self.cell(p, raw[p]) for p in self.paths}
         known, clash = self.fill(cells) if self.infer else (cells, False)
         out = {}
@@ -146,71 +224,114 @@ class Oracle:
         "{path: reached} on decoded predictions, where every task has a value."
         return {p: self.applicable(p, cells) for p in self.paths}
 
-# ---- the same spec as the library's objects ---------------------------------------------------------------------------
+
+# ---- the same spec as the library's objects
+# ---------------------------------------------------------------------------
 def block(task):
     "The library's block for `task`, without its condition."
     from fastai_condmtl.tasks import all as B
+
     kw = dict(task.get('kw', {}))
-    if task.get('col'): kw['col'] = task['col']
+    if task.get('col'):
+        kw['col'] = task['col']
     kind, name = task['kind'], task['name']
-    if kind == 'cols': return B.MultiLabelBlock(name, cols=list(task['vocab']), **kw)
-    if kind in ('single', 'ordinal', 'multi') and task.get('vocab_given', True): kw['vocab'] = list(task['vocab'])
-    if kind == 'binary' and task.get('vocab'): kw['vocab'] = tuple(task['vocab'])
-    if kind == 'bounded' and task.get('y_range'): kw['y_range'] = task['y_range']
-    if kind == 'multi': kw |= dict(nan_is_empty=task.get('nan_is_empty', False), label_delim=task.get('label_delim', ','))
-    return dict(binary=B.BinaryBlock, single=B.SingleLabelBlock, multi=B.MultiLabelBlock, bounded=B.BoundedRegressionBlock,
-                unbounded=B.UnboundedRegressionBlock, ordinal=B.OrdinalBlock, count=B.CountBlock)[kind](name, **kw)
+    if kind == 'cols':
+        return B.MultiLabelBlock(name, cols=list(task['vocab']), **kw)
+    if kind in ('single', 'ordinal', 'multi') and task.get('vocab_given', True):
+        kw['vocab'] = list(task['vocab'])
+    if kind == 'binary' and task.get('vocab'):
+        kw['vocab'] = tuple(task['vocab'])
+    if kind == 'bounded' and task.get('y_range'):
+        kw['y_range'] = task['y_range']
+    if kind == 'multi':
+        kw |= dict(nan_is_empty=task.get('nan_is_empty', False), label_delim=task.get('label_delim', ','))
+    return dict(
+        binary=B.BinaryBlock,
+        single=B.SingleLabelBlock,
+        multi=B.MultiLabelBlock,
+        bounded=B.BoundedRegressionBlock,
+        unbounded=B.UnboundedRegressionBlock,
+        ordinal=B.OrdinalBlock,
+        count=B.CountBlock,
+    )[kind](name, **kw)
+
 
 def condition(cond, thing):
     "The library's condition for `cond`; `thing(name)` gives the block or `task(...)` to write in it."
     from fastai_condmtl.core.conditions import any_of
+
     kind, *rest = cond
-    if kind == 'not': return ~condition(rest[0], thing)
-    if kind == 'any': return any_of(*[condition(c, thing) for c in rest])
+    if kind == 'not':
+        return ~condition(rest[0], thing)
+    if kind == 'any':
+        return any_of(*[condition(c, thing) for c in rest])
     if kind == 'and':
         out = condition(rest[0], thing)
-        for c in rest[1:]: out = out & condition(c, thing)
+        for c in rest[1:]:
+            out = out & condition(c, thing)
         return out
     name, op, arg = rest
     x = thing(name)
-    if op == 'is': return x
-    if op == 'between': return x.between(*arg)
+    if op == 'is':
+        return x
+    if op == 'between':
+        return x.between(*arg)
     signs = dict(gt=lambda: x > arg, ge=lambda: x >= arg, lt=lambda: x < arg, le=lambda: x <= arg)
-    return signs[op]() if op in signs and sum(map(ord, name)) % 2 else getattr(x, op)(list(arg) if isinstance(arg, tuple) else arg)
+    return (
+        signs[op]()
+        if op in signs and sum(map(ord, name)) % 2
+        else getattr(x, op)(list(arg) if isinstance(arg, tuple) else arg)
+    )
+
 
 def build(spec, rng, order=lambda items: items):
     "The library's Flow for `spec`; `rng` picks between the forms that mean the same."
     from fastai_condmtl.core.conditions import task as by_path
     from fastai_condmtl.core.flow import Flow
+
     entries = {path: t for path, t, *_ in walk(spec)}
     done = {}
+
     def given(x, cond, prefixes, can_kw):
-        if not cond: return x()
+        if not cond:
+            return x()
+
         def thing(name):
             path = resolve(name, prefixes, entries)
-            if '.' in name or rng.random() < .3: return by_path(name)
-            return done[path] if path in done and rng.random() < .5 else block(entries[path])
-        if cond[0] == 'and' and rng.random() < .5:                 # a | c1 | c2
+            if '.' in name or rng.random() < 0.3:
+                return by_path(name)
+            return done[path] if path in done and rng.random() < 0.5 else block(entries[path])
+
+        if cond[0] == 'and' and rng.random() < 0.5:  # a | c1 | c2
             out = x()
-            for c in cond[1:]: out = out | condition(c, thing)
+            for c in cond[1:]:
+                out = out | condition(c, thing)
             return out
-        if can_kw and rng.random() < .3: return x(given=condition(cond, thing))
+        if can_kw and rng.random() < 0.3:
+            return x(given=condition(cond, thing))
         return x() | condition(cond, thing)
+
     def make(node, prefixes):
         items = []
         for item in order(node['items']):
             path = prefixes[0] + item['name']
-            if item['kind'] == 'flow': items.append(make(item, (path + '.',) + prefixes))
+            if item['kind'] == 'flow':
+                items.append(make(item, (path + '.',) + prefixes))
             else:
+
                 def one(given=None, item=item):
                     return block(item if given is None else item | dict(kw=dict(item.get('kw', {}), given=given)))
+
                 done[path] = given(one, item['given'], prefixes, True)
                 items.append(done[path])
         opts = dict(infer_labels=node['infer_labels']) if node.get('infer_labels') else {}
         return given(lambda: Flow(node['name'], *items, **opts), node['given'], prefixes[1:], False)
+
     return make(spec, ('',))
 
-# ---- a table as a DataFrame -------------------------------------------------------------------------------------------
+
+# ---- a table as a DataFrame
+# -------------------------------------------------------------------------------------------
 def series(values, rng, index):
     "One column in one of the dtypes in which such labels come, its gaps as any of the missing kinds."
     known = [v for v in values if v is not None]
@@ -218,13 +339,21 @@ def series(values, rng, index):
     gaps = [rng.choice([None, float('nan'), pd.NA, pd.NaT]) if v is None else v for v in values]
     ways = [lambda: pd.Series(gaps, index=index, dtype=object)]
     if known and not any(isinstance(v, list) for v in known):
-        typed = lambda dtype: lambda: pd.Series([float('nan') if v is None and dtype == 'float64' else v for v in values], index=index, dtype=dtype)
-        if all(isinstance(v, str) for v in known): ways += [typed('str'), typed('string'), typed('category')]
+        typed = lambda dtype: (
+            lambda: pd.Series(
+                [float('nan') if v is None and dtype == 'float64' else v for v in values], index=index, dtype=dtype
+            )
+        )
+        if all(isinstance(v, str) for v in known):
+            ways += [typed('str'), typed('string'), typed('category')]
         elif all(isinstance(v, (bool, int, float)) for v in known):
             ways += [typed('float64'), typed('Float64')]
-            if all(v in (0, 1) for v in known): ways += [typed('boolean')] + [typed('bool')] * full
-            if all(v == int(v) for v in known): ways += [typed('Int64')] + [typed('int64')] * full
+            if all(v in (0, 1) for v in known):
+                ways += [typed('boolean')] + [typed('bool')] * full
+            if all(v == int(v) for v in known):
+                ways += [typed('Int64')] + [typed('int64')] * full
     return rng.choice(ways)()
+
 
 def frame(spec, table, rng, index=None):
     "The table as a DataFrame, one column a task (one a label for `cols`)."
@@ -234,12 +363,19 @@ def frame(spec, table, rng, index=None):
         if task['kind'] == 'cols':
             cols |= {c: series([r[i] for r in values], rng, index) for i, c in enumerate(task['vocab'])}
             continue
-        if task['kind'] == 'binary' and task.get('vocab'): values = [v if v is None else task['vocab'][v] for v in values]
-        elif task['kind'] == 'binary' and rng.random() < .5: values = [v if v is None else int(v) for v in values]
-        elif task['kind'] == 'multi' and rng.random() < .5:
+        if task['kind'] == 'binary' and task.get('vocab'):
+            values = [v if v is None else task['vocab'][v] for v in values]
+        elif task['kind'] == 'binary' and rng.random() < 0.5:
+            values = [v if v is None else int(v) for v in values]
+        elif task['kind'] == 'multi' and rng.random() < 0.5:
             values = [v if v is None else task.get('label_delim', ',').join(v) for v in values]
         cols[name] = series(values, rng, index)
     return pd.DataFrame(cols, index=index)
 
-def n_rows(table): return len(next(iter(table.values())))
-def raw_row(table, i): return {p: v[i] for p, v in table.items()}
+
+def n_rows(table):
+    return len(next(iter(table.values())))
+
+
+def raw_row(table, i):
+    return {p: v[i] for p, v in table.items()}

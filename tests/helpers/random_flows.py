@@ -1,87 +1,132 @@
-"""Random specs and tables for `oracle`. Every function draws from `rng` (`random.Random`, or hypothesis' `st.randoms()`, which shrinks)."""
+"""Random specs and tables for `oracle`. Every function draws from `rng` (`random.Random`, or hypothesis'
+`st.randoms()`, which shrinks)."""
+
 from hypothesis import HealthCheck, settings, strategies as st
 from oracle import flow, a_task, resolve, vocab_of, walk
 
 rngs = st.randoms(use_true_random=False)
+
+
 def checks(n):
     "Settings of a property test: `n` examples, the same ones each time."
-    return settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
 
-VOCABS = [['red', 'green', 'blue'], ['kite', 'a b', 'Zebra', 'ünï'], [0, 1, 2], [7, -3, 12, 5], ['yes', 'no'], [False, True], [1, 2]]
+
+VOCABS = [
+    ['red', 'green', 'blue'],
+    ['kite', 'a b', 'Zebra', 'ünï'],
+    [0, 1, 2],
+    [7, -3, 12, 5],
+    ['yes', 'no'],
+    [False, True],
+    [1, 2],
+]
 WORDS = [('no', 'yes'), ('closed', 'open')]
 KINDS = ['binary', 'single', 'ordinal', 'multi', 'cols', 'bounded', 'unbounded', 'count']
+
 
 def random_task(rng, kind, name, col, losses=True):
     t = a_task(kind, name, col=col)
     kw = t['kw'] = {}
-    if losses and rng.random() < .5: kw['weight'] = rng.choice([.25, 2., 3.5])
+    if losses and rng.random() < 0.5:
+        kw['weight'] = rng.choice([0.25, 2.0, 3.5])
     if kind == 'binary':
         t['vocab'] = rng.choice([None, None, *WORDS])
-        if losses: kw |= rng.choice([{}, dict(pos_weight=2.5)])
-    elif kind == 'single':
-        t['vocab'], t['vocab_given'] = rng.sample(v := rng.choice(VOCABS), len(v)), rng.random() < .5
         if losses:
-            kw |= rng.choice([{}, dict(label_smoothing=.2)]) | rng.choice([{}, dict(class_weights=[.5 + i for i in range(len(v))])])
+            kw |= rng.choice([{}, dict(pos_weight=2.5)])
+    elif kind == 'single':
+        t['vocab'], t['vocab_given'] = rng.sample(v := rng.choice(VOCABS), len(v)), rng.random() < 0.5
+        if losses:
+            kw |= rng.choice([{}, dict(label_smoothing=0.2)]) | rng.choice(
+                [{}, dict(class_weights=[0.5 + i for i in range(len(v))])]
+            )
     elif kind == 'ordinal':
         v = rng.choice(VOCABS)
-        given = rng.random() < .5 or isinstance(v[0], str)                # words have no order of their own
+        given = rng.random() < 0.5 or isinstance(v[0], str)  # words have no order of their own
         t['vocab'], t['vocab_given'] = rng.sample(v, len(v)) if given else sorted(v), given
     elif kind == 'multi':
-        t['vocab'], t['vocab_given'] = rng.sample(['hat', 'scarf', 'big shoes'], rng.randint(1, 3)), rng.random() < .5
-        t |= dict(label_delim=rng.choice([',', ';', '|']), nan_is_empty=rng.random() < .2)
-    elif kind == 'cols': t |= dict(vocab=[f'{col or name}_{i}' for i in rng.sample('abc', rng.randint(1, 3))], col=None)
+        t['vocab'], t['vocab_given'] = rng.sample(['hat', 'scarf', 'big shoes'], rng.randint(1, 3)), rng.random() < 0.5
+        t |= dict(label_delim=rng.choice([',', ';', '|']), nan_is_empty=rng.random() < 0.2)
+    elif kind == 'cols':
+        t |= dict(vocab=[f'{col or name}_{i}' for i in rng.sample('abc', rng.randint(1, 3))], col=None)
     elif kind != 'count':
-        if kind == 'bounded' and rng.random() < .5: t['y_range'] = (-8, 8)
-        if losses: kw['loss'] = rng.choice(['mse', 'l1', 'huber'])
+        if kind == 'bounded' and rng.random() < 0.5:
+            t['y_range'] = (-8, 8)
+        if losses:
+            kw['loss'] = rng.choice(['mse', 'l1', 'huber'])
     return t
 
+
 def op_of(rng, task, forcing=False):
-    "A random operator and argument that `task` has; `forcing`: one that a label can be inferred from, or a regression's."
-    kind, vocab = task['kind'], vocab_of(task) if task['kind'] not in ('binary', 'bounded', 'unbounded', 'count') else None
-    if kind == 'binary': return 'is', None
+    """A random operator and argument that `task` has; `forcing`: one that a label can be inferred from, or a
+    regression's."""
+    kind, vocab = (
+        task['kind'],
+        vocab_of(task) if task['kind'] not in ('binary', 'bounded', 'unbounded', 'count') else None,
+    )
+    if kind == 'binary':
+        return 'is', None
     some = lambda least: tuple(rng.sample(vocab, rng.randint(min(least, len(vocab)), len(vocab))))
     if kind == 'single':
         op = rng.choice(['eq', 'eq', 'ne', 'isin']) if not forcing or len(vocab) == 2 else 'eq'
-        return op, some(1) if op == 'isin' and not forcing else rng.choice(vocab) if op != 'isin' else (rng.choice(vocab),)
-    if kind == 'ordinal' and (rng.random() < .4 or forcing):
+        return op, some(1) if op == 'isin' and not forcing else rng.choice(vocab) if op != 'isin' else (
+            rng.choice(vocab),
+        )
+    if kind == 'ordinal' and (rng.random() < 0.4 or forcing):
         op = rng.choice(['eq', 'ne', 'isin'])
         return op, some(1) if op == 'isin' else rng.choice(vocab)
     if kind == 'ordinal':
         op, i = rng.choice(['gt', 'ge', 'lt', 'le', 'between']), rng.randrange(len(vocab))
-        if op == 'gt' and i == len(vocab) - 1 or op == 'lt' and i == 0: op = op[0] + 'e' # above the last class is never true, which is an error
+        if op == 'gt' and i == len(vocab) - 1 or op == 'lt' and i == 0:
+            op = op[0] + 'e'  # above the last class is never true, which is an error
         return op, (vocab[i], vocab[rng.randrange(i, len(vocab))]) if op == 'between' else vocab[i]
-    if kind == 'count' and rng.random() < .4: return rng.choice(['eq', 'ne']), rng.randrange(8)
+    if kind == 'count' and rng.random() < 0.4:
+        return rng.choice(['eq', 'ne']), rng.randrange(8)
     if kind in ('multi', 'cols'):
         op = 'has' if len(vocab) == 1 else rng.choice(['has', 'has', 'has_any', 'has_all'])
         return op, rng.choice(vocab) if op == 'has' else some(2)
     op = rng.choice(['gt', 'ge', 'lt', 'le', 'between'])
     at = rng.randint(-8, 6) / 2
-    if kind == 'count': at = max(at, dict(lt=.5, le=0, between=-3).get(op, at)) # some count must answer yes
-    return op, (at - .25, at + 3.25) if op == 'between' else at
+    if kind == 'count':
+        at = max(at, dict(lt=0.5, le=0, between=-3).get(op, at))  # some count must answer yes
+    return op, (at - 0.25, at + 3.25) if op == 'between' else at
+
 
 def names_for(target, prefixes, paths, inside=''):
-    "The ways to write `target` that every reading of 'innermost outwards' takes to be it; `inside`: the flow that is conditioned."
+    """The ways to write `target` that every reading of 'innermost outwards' takes to be it; `inside`: the flow
+    that is conditioned."""
     leaf, out = target.split('.')[-1], []
     taken = lambda under: any(p.startswith(under) and p.split('.')[-1] == leaf for p in paths)
     for i, prefix in enumerate(prefixes):
-        rel = target[len(prefix):]
-        if not target.startswith(prefix) or resolve(rel, prefixes, paths) != target: continue
-        if '.' in rel or not (inside and taken(inside)) and not any(taken(p) for p in prefixes[:i]): out.append(rel)
-    if sum(p.split('.')[-1] == leaf for p in paths) == 1: out.append(leaf)
+        rel = target[len(prefix) :]
+        if not target.startswith(prefix) or resolve(rel, prefixes, paths) != target:
+            continue
+        if '.' in rel or not (inside and taken(inside)) and not any(taken(p) for p in prefixes[:i]):
+            out.append(rel)
+    if sum(p.split('.')[-1] == leaf for p in paths) == 1:
+        out.append(leaf)
     return out
+
 
 def random_cond(rng, targets, entries, prefixes, forcing=False, inside='', depth=2):
     def any_cond(depth):
         shape = rng.choice(['atom', 'atom', 'not', 'and', 'any']) if depth else 'atom'
-        if shape == 'not': return ('not', any_cond(depth - 1))
-        if shape in ('and', 'any'): return (shape, *[any_cond(depth - 1) for _ in range(rng.randint(2, 3))])
+        if shape == 'not':
+            return ('not', any_cond(depth - 1))
+        if shape in ('and', 'any'):
+            return (shape, *[any_cond(depth - 1) for _ in range(rng.randint(2, 3))])
         path = rng.choice(targets)
         return ('atom', rng.choice(names_for(path, prefixes, entries, inside)), *op_of(rng, entries[path], forcing))
+
     targets = [p for p in targets if names_for(p, prefixes, entries, inside)]
     return any_cond(depth) if targets else None
 
+
 def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS):
-    "A flow of up to `max_tasks` tasks, flows in flows, conditions that may name tasks written later, and names used twice."
+    """A flow of up to `max_tasks` tasks, flows in flows, conditions that may name tasks written later, and names
+    used twice."""
     root = flow('root')
     nodes, depth = [root], {'root': 1}
     for i in range(rng.randint(0, 3)):
@@ -92,50 +137,86 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS):
     for i in range(rng.randint(1, max_tasks)):
         node, name, col = rng.choice(nodes), f't{i}', rng.choice([None, f'col {i}'])
         again = [x['name'] for n in nodes for x in n['items'] if x['kind'] not in ('flow', 'cols') and x['col']]
-        if again and rng.random() < .25:
+        if again and rng.random() < 0.25:
             other = rng.choice(again)
-            if other not in [x['name'] for x in node['items']]: name, col = other, f'col {i}'
+            if other not in [x['name'] for x in node['items']]:
+                name, col = other, f'col {i}'
         node['items'].append(random_task(rng, rng.choice(kinds), name, col, losses))
+
     def prune(n):
         n['items'] = [x for x in n['items'] if x['kind'] != 'flow' or prune(x)]
         rng.shuffle(n['items'])
         return n['items']
+
     prune(root)
-    if infer: root['infer_labels'] = rng.choice([True, 'train'])
+    if infer:
+        root['infer_labels'] = rng.choice([True, 'train'])
     entries = {p: t for p, t, *_ in walk(root)}
-    rank = {p: i for i, p in enumerate(rng.sample(list(entries), len(entries)))}      # conditions name tasks of a lower rank: no cycle
+    rank = {
+        p: i for i, p in enumerate(rng.sample(list(entries), len(entries)))
+    }  # conditions name tasks of a lower rank: no cycle
+
     def give(node, prefixes):
         for x in node['items']:
             inside = prefixes[0] + x['name'] + '.' if x['kind'] == 'flow' else ''
             least = min(r for p, r in rank.items() if p.startswith(inside)) if inside else rank[prefixes[0] + x['name']]
-            if inside: give(x, (inside,) + prefixes)
-            if rng.random() < .7:
-                x['given'] = random_cond(rng, [p for p in entries if rank[p] < least], entries, prefixes, bool(infer), inside)
+            if inside:
+                give(x, (inside,) + prefixes)
+            if rng.random() < 0.7:
+                x['given'] = random_cond(
+                    rng, [p for p in entries if rank[p] < least], entries, prefixes, bool(infer), inside
+                )
+
     give(root, ('',))
     return root
 
-# ---- tables -----------------------------------------------------------------------------------------------------------
+
+# ---- tables
+# -----------------------------------------------------------------------------------------------------------
 def random_value(rng, task):
     kind = task['kind']
-    if kind == 'binary': return rng.random() < .6
-    if kind in ('single', 'ordinal'): return rng.choice(task['vocab'])
-    if kind == 'count': return rng.randrange(8)
-    if kind == 'multi': return [v for v in task['vocab'] if rng.random() < .6]
-    if kind == 'cols': return [rng.random() < .6 for _ in task['vocab']]
+    if kind == 'binary':
+        return rng.random() < 0.6
+    if kind in ('single', 'ordinal'):
+        return rng.choice(task['vocab'])
+    if kind == 'count':
+        return rng.randrange(8)
+    if kind == 'multi':
+        return [v for v in task['vocab'] if rng.random() < 0.6]
+    if kind == 'cols':
+        return [rng.random() < 0.6 for _ in task['vocab']]
     return rng.randint(-16, 16) / rng.choice([2, 2, 4])
+
 
 def blank(rng, task, value, p):
     "The value, or a gap with probability `p` (in `cols`: label by label)."
-    return [None if rng.random() < p else v for v in value] if task['kind'] == 'cols' else None if rng.random() < p else value
+    return (
+        [None if rng.random() < p else v for v in value]
+        if task['kind'] == 'cols'
+        else None
+        if rng.random() < p
+        else value
+    )
+
 
 def random_table(rng, spec, n=None, whole=True):
-    "path -> values, with labels also where a condition is false; `whole`: each label of a vocabulary or range that is to be inferred occurs."
+    """path -> values, with labels also where a condition is false; `whole`: each label of a vocabulary or range
+    that is to be inferred occurs."""
     n, table = n or rng.randint(5, 9), {}
     for path, t, *_ in walk(spec):
-        p = rng.choice([0, .2, .2, .5, 1])
+        p = rng.choice([0, 0.2, 0.2, 0.5, 1])
         vs = table[path] = [blank(rng, t, random_value(rng, t), p) for _ in range(n)]
-        must = [] if not whole else vocab_of(t) if t['kind'] in ('single', 'ordinal') and not t['vocab_given'] else \
-            [t['vocab']] if t['kind'] == 'multi' and not t['vocab_given'] else \
-            [-8, 8] if t['kind'] == 'bounded' and not t.get('y_range') else []
-        for i, v in zip(rng.sample(range(n), len(must)), must): vs[i] = v
+        must = (
+            []
+            if not whole
+            else vocab_of(t)
+            if t['kind'] in ('single', 'ordinal') and not t['vocab_given']
+            else [t['vocab']]
+            if t['kind'] == 'multi' and not t['vocab_given']
+            else [-8, 8]
+            if t['kind'] == 'bounded' and not t.get('y_range')
+            else []
+        )
+        for i, v in zip(rng.sample(range(n), len(must)), must):
+            vs[i] = v
     return table

@@ -1,25 +1,56 @@
 "Tests of tasks/binary"
+
 import pandas as pd
 import pytest
 from fastai_condmtl.all import BinaryBlock, Flow, FlowError, MultiLabelBlock
 
-# ---- a second review: conditions, kinds, scores ---------------------------------------------------------------------------
-def table(**cols): return pd.DataFrame({c: pd.Series(v, dtype=object) for c, v in cols.items()})
 
-@pytest.mark.parametrize('vocab, cells, wrong', [((-1, 1), [-1, 1], 0), ((1, 2), [1, 2], 0), ((1, 0), [1, 0], 2), ((0, 2), [0, 2], 1), ((2, 'x'), [2, 'x'], 1)])
+# ---- a second review: conditions, kinds, scores
+# ---------------------------------------------------------------------------
+def table(**cols):
+    return pd.DataFrame({c: pd.Series(v, dtype=object) for c, v in cols.items()})
+
+
+@pytest.mark.parametrize(
+    'vocab, cells, wrong',
+    [((-1, 1), [-1, 1], 0), ((1, 2), [1, 2], 0), ((1, 0), [1, 0], 2), ((0, 2), [0, 2], 1), ((2, 'x'), [2, 'x'], 1)],
+)
 def test_words_that_are_numbers_leave_no_bits(vocab, cells, wrong):
     bound = Flow('f', BinaryBlock('b', vocab=vocab)).bind(table(b=cells))
     assert bound.encode(table(b=cells))[:, 0, 0].tolist() == [0, 1]
-    with pytest.raises(FlowError, match=rf"row 2, column 'b', value {wrong}: not a binary label: use a word of \(") as e: bound.encode(table(b=cells + [wrong]))
+    with pytest.raises(
+        FlowError, match=rf"row 2, column 'b', value {wrong}: not a binary label: use a word of \("
+    ) as e:
+        bound.encode(table(b=cells + [wrong]))
     assert 'True/False' not in str(e.value)
+
 
 def test_words_beside_bits():
     bound = Flow('f', BinaryBlock('b', vocab=('no', 'yes'))).bind(table(b=['no']))
     assert bound.encode(table(b=['no', 'yes', 0, True]))[:, 0, 0].tolist() == [0, 1, 0, 1]
-    with pytest.raises(FlowError, match=r"use True/False or 1/0, or a word of \('no', 'yes'\)"): bound.encode(table(b=['maybe']))
+    with pytest.raises(FlowError, match=r"use True/False or 1/0, or a word of \('no', 'yes'\)"):
+        bound.encode(table(b=['maybe']))
+
 
 def test_bad_tune_is_an_error_where_it_is_written():
-    for make in (lambda: BinaryBlock('b', tune='acuracy'), lambda: MultiLabelBlock('b', tune='acuracy'), lambda: BinaryBlock('b', tune=dict(metric='acuracy'))):
-        with pytest.raises(FlowError, match="task 'b': tune=.*did you mean 'accuracy'"): make()
-    for ok in ('auto', None, 'f1', 'youden', 'mcc', max, ('fbeta', 2), [[0, 1], [5, 0]], dict(metric='f1'), dict(constraint=('precision', .9))): BinaryBlock('b', tune=ok)
+    for make in (
+        lambda: BinaryBlock('b', tune='acuracy'),
+        lambda: MultiLabelBlock('b', tune='acuracy'),
+        lambda: BinaryBlock('b', tune=dict(metric='acuracy')),
+    ):
+        with pytest.raises(FlowError, match="task 'b': tune=.*did you mean 'accuracy'"):
+            make()
+    for ok in (
+        'auto',
+        None,
+        'f1',
+        'youden',
+        'mcc',
+        max,
+        ('fbeta', 2),
+        [[0, 1], [5, 0]],
+        dict(metric='f1'),
+        dict(constraint=('precision', 0.9)),
+    ):
+        BinaryBlock('b', tune=ok)
     assert MultiLabelBlock('b', tune='f1_micro').tune == 'f1_micro'

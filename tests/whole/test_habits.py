@@ -1,4 +1,6 @@
-"What users of stock fastai write out of habit ends as there, or in an error that says what to write; the page of the site runs the rest."
+"""What users of stock fastai write out of habit ends as there, or in an error that says what to write; the page
+of the site runs the rest."""
+
 import json
 from functools import partial
 from pathlib import Path
@@ -11,11 +13,27 @@ import torch.nn.functional as F
 from fastai.callback.mixup import MixUp
 from fastai.interpret import Interpretation
 from fastai.layers import SigmoidRange
-from fastai.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, FocalLossFlat, LabelSmoothingCrossEntropy,
-                           LabelSmoothingCrossEntropyFlat, MSELossFlat)
+from fastai.losses import (
+    BCEWithLogitsLossFlat,
+    CrossEntropyLossFlat,
+    FocalLoss,
+    FocalLossFlat,
+    LabelSmoothingCrossEntropy,
+    LabelSmoothingCrossEntropyFlat,
+    MSELossFlat,
+)
 from fastai.tabular.all import tabular_learner
 from fastai.text.all import AWD_LSTM, language_model_learner, text_classifier_learner
-from fastai.vision.all import BBoxBlock, CategoryBlock, Learner, MultiCategoryBlock, PointBlock, RegressionBlock, load_learner, vision_learner
+from fastai.vision.all import (
+    BBoxBlock,
+    CategoryBlock,
+    Learner,
+    MultiCategoryBlock,
+    PointBlock,
+    RegressionBlock,
+    load_learner,
+    vision_learner,
+)
 from PIL import Image
 from torch import nn
 
@@ -33,15 +51,23 @@ FLOW = Flow('f', THERE, SingleLabelBlock('kind') | THERE, UnboundedRegressionBlo
 @pytest.fixture(scope='module')
 def df():
     rng = np.random.default_rng(0)
-    return pd.DataFrame(dict(img=[f'{i}.png' for i in range(N)], x=rng.normal(size=N), text=['good food', 'bad food']*(N//2),
-                             there=[1, 0]*(N//2), kind=list('uv')*(N//4) + list('vu')*(N//4), mass=rng.normal(size=N)))
+    return pd.DataFrame(
+        dict(
+            img=[f'{i}.png' for i in range(N)],
+            x=rng.normal(size=N),
+            text=['good food', 'bad food'] * (N // 2),
+            there=[1, 0] * (N // 2),
+            kind=list('uv') * (N // 4) + list('vu') * (N // 4),
+            mass=rng.normal(size=N),
+        )
+    )
 
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory, df):
     path = tmp_path_factory.mktemp('habits')
-    for i,f in enumerate(df.img):
-        Image.fromarray(np.full((8, 8, 3), 10*i, np.uint8)).save(path/f)
+    for i, f in enumerate(df.img):
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(path / f)
     return path
 
 
@@ -97,9 +123,18 @@ def ours(dls, **kwargs):
     return conditional_vision_learner(dls, small, pretrained=False, **kwargs)
 
 
-LOSSES = [CrossEntropyLossFlat(weight=torch.tensor([1., 2.])), BCEWithLogitsLossFlat(), MSELossFlat(), LabelSmoothingCrossEntropyFlat(),
-          LabelSmoothingCrossEntropy(), FocalLoss(), FocalLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy,
-          partial(F.cross_entropy, label_smoothing=.1)]
+LOSSES = [
+    CrossEntropyLossFlat(weight=torch.tensor([1.0, 2.0])),
+    BCEWithLogitsLossFlat(),
+    MSELossFlat(),
+    LabelSmoothingCrossEntropyFlat(),
+    LabelSmoothingCrossEntropy(),
+    FocalLoss(),
+    FocalLossFlat(),
+    nn.CrossEntropyLoss(),
+    F.cross_entropy,
+    partial(F.cross_entropy, label_smoothing=0.1),
+]
 
 
 @pytest.mark.parametrize('loss', LOSSES, ids=str)
@@ -119,7 +154,7 @@ def test_such_a_loss_is_told_whatever_the_input(data):
 
 
 def test_a_partial_loss_is_called_by_its_name(pictures):
-    assert 'loss_func=cross_entropy ' in why_not_loss(partial(F.cross_entropy, label_smoothing=.1))
+    assert 'loss_func=cross_entropy ' in why_not_loss(partial(F.cross_entropy, label_smoothing=0.1))
 
 
 def of_all_logits(pred, y):
@@ -164,7 +199,7 @@ def test_what_stands_further_inside_is_no_last_layer():
     assert last_activation(nn.Sequential(nn.Sigmoid(), nn.Linear(2, 3))) is None
     assert last_activation(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), SigmoidRange(0, 1)))).high == 1
     gate = nn.Module()
-    gate.first, gate.gate = nn.Linear(2, 3), nn.Sigmoid() # in which order it runs is not known
+    gate.first, gate.gate = nn.Linear(2, 3), nn.Sigmoid()  # in which order it runs is not known
     assert last_activation(gate) is None
 
 
@@ -184,8 +219,8 @@ def test_the_width_of_the_flow_may_be_written(data):
 
 def test_tta_and_interpretation_hand_on_what_no_loader_reads(data):
     learn = stock(data)
-    if data.what != 'table': # fastai's tta knows no tables
-        assert torch.allclose(learn.tta()[0], learn.get_preds()[0], atol=1e-6) # nothing is drawn by chance here
+    if data.what != 'table':  # fastai's tta knows no tables
+        assert torch.allclose(learn.tta()[0], learn.get_preds()[0], atol=1e-6)  # nothing is drawn by chance here
     interp = Interpretation.from_learner(learn)
     losses, rows = interp.top_losses(3)
     assert len(rows) == 3 and losses.tolist() == sorted(losses.tolist(), reverse=True)
@@ -211,9 +246,17 @@ LOADERS = [ConditionalDataLoaders, ConditionalTabularDataLoaders, ConditionalTex
 
 
 @pytest.mark.parametrize('cls', LOADERS)
-@pytest.mark.parametrize('name, says', [('label_col', 'columns that the tasks of the flow are named after'), ('y_names', 'columns that the tasks'),
-                                        ('y_block', 'the flow is the target'), ('label_delim', 'MultiLabelBlock(name, label_delim='),
-                                        ('is_lm', 'MaskedLMBlock'), ('get_y', 'the flow reads the columns itself')])
+@pytest.mark.parametrize(
+    'name, says',
+    [
+        ('label_col', 'columns that the tasks of the flow are named after'),
+        ('y_names', 'columns that the tasks'),
+        ('y_block', 'the flow is the target'),
+        ('label_delim', 'MultiLabelBlock(name, label_delim='),
+        ('is_lm', 'MaskedLMBlock'),
+        ('get_y', 'the flow reads the columns itself'),
+    ],
+)
 def test_arguments_of_one_target_lead_to_the_flow(df, cls, name, says):
     with pytest.raises(TypeError) as e:
         cls.from_df(df, FLOW, **{name: 'kind'})
@@ -226,21 +269,39 @@ def test_the_folder_in_place_of_the_flow_is_told(df, path, cls):
         cls.from_df(df, path, FLOW)
 
 
-@pytest.mark.parametrize('cls, names', [(ConditionalDataLoaders, ['from_folder', 'from_name_func', 'from_name_re', 'from_path_re', 'from_lists']),
-                                        (ConditionalTextDataLoaders, ['from_folder'])])
+@pytest.mark.parametrize(
+    'cls, names',
+    [
+        (ConditionalDataLoaders, ['from_folder', 'from_name_func', 'from_name_re', 'from_path_re', 'from_lists']),
+        (ConditionalTextDataLoaders, ['from_folder']),
+    ],
+)
 def test_loaders_of_one_label_say_what_to_write(cls, names):
     stock = {ConditionalDataLoaders: 'ImageDataLoaders', ConditionalTextDataLoaders: 'TextDataLoaders'}[cls]
     import fastai.text.all
     import fastai.vision.all
+
     theirs = getattr(fastai.vision.all, stock, None) or getattr(fastai.text.all, stock)
-    assert set(names) <= {n for n in vars(theirs) if n.startswith('from_')} <= {n for n in dir(cls) if n.startswith('from_')}
+    assert (
+        set(names)
+        <= {n for n in vars(theirs) if n.startswith('from_')}
+        <= {n for n in dir(cls) if n.startswith('from_')}
+    )
     for name in names:
         with pytest.raises(FlowError, match=f'has no {name}.*write from_'):
             getattr(cls, name)('folder', valid='test')
 
 
-@pytest.mark.parametrize('block, instead', [(CategoryBlock, 'SingleLabelBlock'), (MultiCategoryBlock, 'MultiLabelBlock'), (RegressionBlock, 'RegressionBlock'),
-                                            (PointBlock, 'KeypointsBlock'), (BBoxBlock, 'BoxBlock')])
+@pytest.mark.parametrize(
+    'block, instead',
+    [
+        (CategoryBlock, 'SingleLabelBlock'),
+        (MultiCategoryBlock, 'MultiLabelBlock'),
+        (RegressionBlock, 'RegressionBlock'),
+        (PointBlock, 'KeypointsBlock'),
+        (BBoxBlock, 'BoxBlock'),
+    ],
+)
 def test_blocks_of_one_target_have_counterparts(block, instead):
     with pytest.raises(FlowError, match='neither a block nor a flow') as e:
         Flow('f', block)
@@ -260,6 +321,7 @@ def test_what_needs_data_is_asked_of_the_bound_flow(pictures, name):
 def test_flows_are_copied_and_pickled_as_ever():
     import copy
     import pickle
+
     for f in (copy.copy(FLOW), copy.deepcopy(FLOW), pickle.loads(pickle.dumps(FLOW))):
         assert repr(f) == repr(FLOW)
 
@@ -267,7 +329,7 @@ def test_flows_are_copied_and_pickled_as_ever():
 def test_a_loaded_learner_keeps_all_this(pictures, path):
     stock(pictures, metrics=pictures.flow.metrics()).export('habits.pkl')
     with pytest.raises(FlowError, match='no training rows'):
-        load_learner(path/'habits.pkl').fit(1)
+        load_learner(path / 'habits.pkl').fit(1)
 
 
 REPLACED = """
@@ -299,13 +361,20 @@ def test_every_replaced_method_is_listed_and_given_back(root):
     import os
     import subprocess
     import sys
+
     env = {**os.environ, 'PYTHONPATH': str(root)}
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', REPLACED], cwd=root, env=env, capture_output=True, text=True)
+    res = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', REPLACED], cwd=root, env=env, capture_output=True, text=True
+    )
     assert res.returncode == 0, res.stderr[-2000:]
 
 
 def test_the_page_shows_what_came():
     "Each habit of the page has its outcome in a committed table"
-    nb = json.loads((Path(__file__).resolve().parents[2]/'nbs/tutorials/16_from_stock_fastai.ipynb').read_text(encoding='utf-8'))
-    text = ''.join(''.join(o.get('data', {}).get('text/markdown', '')) for c in nb['cells'] for o in c.get('outputs', []))
+    nb = json.loads(
+        (Path(__file__).resolve().parents[2] / 'nbs/tutorials/16_from_stock_fastai.ipynb').read_text(encoding='utf-8')
+    )
+    text = ''.join(
+        ''.join(o.get('data', {}).get('text/markdown', '')) for c in nb['cells'] for o in c.get('outputs', [])
+    )
     assert text.count('\n| ') > 100 and text.count('| works') > 50 and 'Learner.predict' in text

@@ -1,82 +1,138 @@
-"The site as a visitor meets it: built from the notebooks, every page in a headless Chromium at desktop and phone width."
+"""The site as a visitor meets it: built from the notebooks, every page in a headless Chromium at desktop and
+phone width."""
+
 import functools, http.server, importlib.util, os, re, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlparse
 import pytest
-from filelock import FileLock # torch brings it
+from filelock import FileLock  # torch brings it
 
-CHROMIUM = os.environ.get('CHROMIUM') or next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('site'),
-              pytest.mark.skipif(any(importlib.util.find_spec(m) is None for m in ('material', 'latex2mathml')), reason="building the site needs pip install 'fastai_condmtl[docs]'")]
+CHROMIUM = os.environ.get('CHROMIUM') or next(
+    (p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group('site'),
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(m) is None for m in ('material', 'latex2mathml')),
+        reason="building the site needs pip install 'fastai_condmtl[docs]'",
+    ),
+]
+
 
 @pytest.fixture(scope='module')
 def site(root, tmp_path_factory):
-    built = tmp_path_factory.getbasetemp().parent/'site_built' if 'PYTEST_XDIST_WORKER' in os.environ else tmp_path_factory.getbasetemp()/'site_built'
-    with FileLock(f'{built}.lock'): # once, whichever worker comes first
+    built = (
+        tmp_path_factory.getbasetemp().parent / 'site_built'
+        if 'PYTEST_XDIST_WORKER' in os.environ
+        else tmp_path_factory.getbasetemp() / 'site_built'
+    )
+    with FileLock(f'{built}.lock'):  # once, whichever worker comes first
         if not built.exists():
-            r = subprocess.run([sys.executable, '-W', 'ignore', root/'docs'/'build.py'], cwd=root, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+            r = subprocess.run(
+                [sys.executable, '-W', 'ignore', root / 'docs' / 'build.py'],
+                cwd=root,
+                capture_output=True,
+                text=True,
+                env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            )
             assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
             built.touch()
-    return root/'_site'
+    return root / '_site'
+
 
 @pytest.fixture(scope='module')
-def pages(site): return sorted(p for p in site.rglob('*.html') if p.name != '404.html')
+def pages(site):
+    return sorted(p for p in site.rglob('*.html') if p.name != '404.html')
+
 
 class Parsed(HTMLParser):
     "Links, images and anchors of a page"
+
     def __init__(self, html):
         super().__init__()
         self.refs, self.ids = [], set()
         self.feed(html)
+
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids |= {attrs[k] for k in ('id', 'name') if attrs.get(k)}
         self.refs += [attrs[k] for k in ('href', 'src') if attrs.get(k) and tag != 'form']
 
+
 def test_no_broken_link(site, pages):
     "Every link inside the site leads to a file and to an anchor that is there."
     parsed, broken = {p: Parsed(p.read_text(encoding='utf-8')) for p in pages}, []
-    for p,page in parsed.items():
+    for p, page in parsed.items():
         for ref in page.refs:
             url = urlparse(urljoin(f'http://site/{p.relative_to(site).as_posix()}', ref))
-            if url.netloc != 'site' or url.scheme not in ('http', 'https'): continue
-            target = site/unquote(url.path).lstrip('/')
-            if target.is_dir(): target /= 'index.html'
-            if not target.exists() or url.fragment and target in parsed and unquote(url.fragment) not in parsed[target].ids: broken.append((p.relative_to(site).as_posix(), ref))
+            if url.netloc != 'site' or url.scheme not in ('http', 'https'):
+                continue
+            target = site / unquote(url.path).lstrip('/')
+            if target.is_dir():
+                target /= 'index.html'
+            if (
+                not target.exists()
+                or url.fragment
+                and target in parsed
+                and unquote(url.fragment) not in parsed[target].ids
+            ):
+                broken.append((p.relative_to(site).as_posix(), ref))
     assert not broken
+
 
 def test_every_module_has_its_page(site, root):
     import html, json
-    for nb in (root/'nbs').rglob('*.ipynb'):
+
+    for nb in (root / 'nbs').rglob('*.ipynb'):
         if not nb.name.startswith('_') and 'checkpoints' not in str(nb):
-            title = ''.join(json.loads(nb.read_text(encoding='utf-8'))['cells'][0]['source']).split('\n')[0].lstrip('# ')
+            title = (
+                ''.join(json.loads(nb.read_text(encoding='utf-8'))['cells'][0]['source']).split('\n')[0].lstrip('# ')
+            )
             title = html.escape(title, quote=False)
-            assert any(f'<title>{title}' in p.read_text(encoding='utf-8') or title == 'fastai_condmtl' for p in site.rglob('index.html')), nb
+            assert any(
+                f'<title>{title}' in p.read_text(encoding='utf-8') or title == 'fastai_condmtl'
+                for p in site.rglob('index.html')
+            ), nb
+
 
 def test_formulas_and_tables(pages):
     "Formulas are MathML, with none left as source; parameters stand in tables."
-    text = {p: re.sub(r'<(pre|code|script|style)\b.*?</\1>', '', p.read_text(encoding='utf-8'), flags=re.S) for p in pages}
+    text = {
+        p: re.sub(r'<(pre|code|script|style)\b.*?</\1>', '', p.read_text(encoding='utf-8'), flags=re.S) for p in pages
+    }
     assert sum('<math' in t for t in text.values()) >= 3
-    for p,t in text.items(): assert '$$' not in t and 'merror' not in t and not re.search(r'\\(frac|sum|lambda|ell)\b', t), p
+    for p, t in text.items():
+        assert '$$' not in t and 'merror' not in t and not re.search(r'\\(frac|sum|lambda|ell)\b', t), p
     assert any('<td>Labelled data' in t for t in text.values())
+
 
 @pytest.fixture(scope='module')
 def browser():
-    if CHROMIUM is None or importlib.util.find_spec('playwright') is None: pytest.skip('needs Chromium and playwright')
+    if CHROMIUM is None or importlib.util.find_spec('playwright') is None:
+        pytest.skip('needs Chromium and playwright')
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-dev-shm-usage'])
+        b = p.chromium.launch(
+            executable_path=CHROMIUM,
+            args=['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-dev-shm-usage'],
+        )
         yield b
         b.close()
+
 
 @pytest.fixture(scope='module')
 def address(site):
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): return None
+        def log_message(self, *args):
+            return None
+
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
+
 
 @pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
 def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
@@ -84,7 +140,10 @@ def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
     page, wrong = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
     page.on('console', lambda m: wrong.append((page.url, m.text)) if m.type == 'error' else None)
     page.on('pageerror', lambda e: wrong.append((page.url, str(e))))
-    page.on('request', lambda r: None if r.url.startswith((address, 'data:', 'blob:')) else wrong.append((page.url, 'asks ' + r.url)))
+    page.on(
+        'request',
+        lambda r: None if r.url.startswith((address, 'data:', 'blob:')) else wrong.append((page.url, 'asks ' + r.url)),
+    )
     page.on('response', lambda r: wrong.append((page.url, f'{r.status} {r.url}')) if r.status >= 400 else None)
     for p in pages:
         page.goto(f'{address}/{p.relative_to(site).as_posix()}', wait_until='load')
@@ -93,16 +152,20 @@ def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
             out: [...document.querySelectorAll('article img, article pre, article table')].filter(e => { let r = e.getBoundingClientRect();
                 for (let p = e.parentElement; p; p = p.parentElement) if (['auto','scroll'].includes(getComputedStyle(p).overflowX)) return false;
                 return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80))})""")
-        if seen['wide'] > 1 or seen['lost'] or seen['out']: wrong.append((p.relative_to(site).as_posix(), seen))
+        if seen['wide'] > 1 or seen['lost'] or seen['out']:
+            wrong.append((p.relative_to(site).as_posix(), seen))
     page.close()
     assert not wrong
+
 
 def test_search_finds(browser, address):
     page = browser.new_page(viewport=dict(width=1280, height=900))
     page.goto(address)
     box = page.locator('input.md-search__input')
     box.click()
-    box.press_sequentially('cascade_report') # typed, since the search listens to keys: a value that is filled in may never be seen
+    box.press_sequentially(
+        'cascade_report'
+    )  # typed, since the search listens to keys: a value that is filled in may never be seen
     page.wait_for_selector('.md-search-result__item', timeout=60_000)
     assert 'cascade' in page.inner_text('.md-search-result__list').lower()
     page.close()

@@ -1,4 +1,5 @@
 "Which rows validate: by a column of words or bits, by positions, by a splitter; and by one of them only."
+
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from fastai_condmtl.all import *
 from fastai_condmtl.data.split import ColumnSplitter, as_splitter
 from fastai_condmtl.data.target_block import RowsSplitter
 
+
 def split(cells, dtype=None):
     "Training and validation positions, and what was warned of"
     df = pd.DataFrame(dict(s=pd.Series(cells, dtype=dtype)))
@@ -18,57 +20,124 @@ def split(cells, dtype=None):
         train, valid = ColumnSplitter('s')(df)
     return list(train), list(valid), ' '.join(str(w.message) for w in seen if issubclass(w.category, FlowWarning))
 
+
 @pytest.mark.parametrize('train', ['train', 'Training', ' TRAIN ', 'trn'])
 @pytest.mark.parametrize('valid', ['valid', 'Val', 'VALIDATION', 'dev'])
 @pytest.mark.parametrize('dtype', [None, object, 'category'])
-def test_words(train, valid, dtype): assert split([train, valid, train, valid], dtype) == ([0, 2], [1, 3], '')
+def test_words(train, valid, dtype):
+    assert split([train, valid, train, valid], dtype) == ([0, 2], [1, 3], '')
+
 
 @pytest.mark.parametrize('test', ['test', 'Test', 'testing'])
 def test_rows_called_test_are_on_neither_side(test):
     train, valid, told = split(['train', 'valid', test, 'train', test])
     assert (train, valid) == ([0, 3], [1]) and "2 rows 'test'" in told and 'valid_col=' in told
 
-@pytest.mark.parametrize('cells', [[False, True, False], [0, 1, 0], [0., 1., 0.], ['0', '1', '0'], ['False', 'True', 'False'], ['no', 'yes', 'no'], [np.False_, np.True_, np.False_]])
-@pytest.mark.parametrize('dtype', [None, object, 'category'])
-def test_bits(cells, dtype): assert split(cells, dtype) == ([0, 2], [1], '')
 
-@pytest.mark.parametrize('cells, dtype', [([True, None, False, None], object), ([True, None, False, None], 'boolean'), ([1, None, 0, None], float), (['valid', None, 'train', None], None)])
+@pytest.mark.parametrize(
+    'cells',
+    [
+        [False, True, False],
+        [0, 1, 0],
+        [0.0, 1.0, 0.0],
+        ['0', '1', '0'],
+        ['False', 'True', 'False'],
+        ['no', 'yes', 'no'],
+        [np.False_, np.True_, np.False_],
+    ],
+)
+@pytest.mark.parametrize('dtype', [None, object, 'category'])
+def test_bits(cells, dtype):
+    assert split(cells, dtype) == ([0, 2], [1], '')
+
+
+@pytest.mark.parametrize(
+    'cells, dtype',
+    [
+        ([True, None, False, None], object),
+        ([True, None, False, None], 'boolean'),
+        ([1, None, 0, None], float),
+        (['valid', None, 'train', None], None),
+    ],
+)
 def test_a_blank_is_a_training_row_and_named(cells, dtype):
     train, valid, told = split(cells, dtype)
     assert (train, valid) == ([1, 2, 3], [0]) and 'row 1 and 1 more' in told
 
-@pytest.mark.parametrize('cells', [['train', 'held', 'train'], [0, 1, 2], ['a', 'b', 'b'], ['valid', 'other', 'other'], [[1], [2], [1]], ['2020', '2021', '2021']])
+
+@pytest.mark.parametrize(
+    'cells',
+    [
+        ['train', 'held', 'train'],
+        [0, 1, 2],
+        ['a', 'b', 'b'],
+        ['valid', 'other', 'other'],
+        [[1], [2], [1]],
+        ['2020', '2021', '2021'],
+    ],
+)
 def test_other_words_end_with_a_line_that_works(cells):
     df = pd.DataFrame(dict(s=pd.Series(cells, dtype=object)))
-    with pytest.raises(FlowError) as e: ColumnSplitter('s')(df)
+    with pytest.raises(FlowError) as e:
+        ColumnSplitter('s')(df)
     text = str(e.value)
     assert 'valid_col=' in text and 'row ' in text and 'task' not in text and 'vocab' not in text
-    if isinstance(cells[0], list): return
+    if isinstance(cells[0], list):
+        return
     scope = dict(df=df)
-    exec(text[text.rindex("df['is_valid']"):], scope)
+    exec(text[text.rindex("df['is_valid']") :], scope)
     train, valid = ColumnSplitter('is_valid')(scope['df'])
     assert len(train) and len(valid) and len(train) + len(valid) == 3
 
-@pytest.mark.parametrize('cells, lacks', [(['train']*3, 'valid'), (['valid']*3, 'train'), ([True]*3, 'train'), ([0]*3, 'valid'), (['test']*3, 'train'), ([None]*3, 'valid')])
+
+@pytest.mark.parametrize(
+    'cells, lacks',
+    [
+        (['train'] * 3, 'valid'),
+        (['valid'] * 3, 'train'),
+        ([True] * 3, 'train'),
+        ([0] * 3, 'valid'),
+        (['test'] * 3, 'train'),
+        ([None] * 3, 'valid'),
+    ],
+)
 def test_one_side_only(cells, lacks):
-    with pytest.raises(FlowError, match=f"valid_col='s' has rows for .* none for {lacks}"): split(cells)
+    with pytest.raises(FlowError, match=f"valid_col='s' has rows for .* none for {lacks}"):
+        split(cells)
+
 
 @pytest.mark.parametrize('idx', [[4, 1], (4, 1), np.array([4, 1]), pd.Series([4, 1]), [np.int64(4), 1, 4]])
 def test_positions(idx):
     train, valid = RowsSplitter(idx)(range(6))
     assert list(valid) == [4, 1] and list(train) == [0, 2, 3, 5]
 
+
 def test_positions_of_all_kinds():
     assert list(RowsSplitter(np.array([True, False, True]))(range(3))[1]) == [0, 2]
     assert list(RowsSplitter([])(range(3))[0]) == [0, 1, 2]
 
-@pytest.mark.parametrize('idx', [[6], [-1], ['a'], [.5], [[1, 2]], 'abc'])
-def test_positions_that_are_none(idx):
-    with pytest.raises(FlowError, match='valid_idx'): RowsSplitter(idx)(range(6))
 
-@pytest.mark.parametrize('given', [dict(splitter=IndexSplitter([0]), valid_idx=[1]), dict(valid_col='s', valid_idx=[1]), dict(splitter=IndexSplitter([0]), valid_col='s'), dict(stratify=True, valid_idx=[0]), dict(stratify=True, splitter=IndexSplitter([0]))])
+@pytest.mark.parametrize('idx', [[6], [-1], ['a'], [0.5], [[1, 2]], 'abc'])
+def test_positions_that_are_none(idx):
+    with pytest.raises(FlowError, match='valid_idx'):
+        RowsSplitter(idx)(range(6))
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        dict(splitter=IndexSplitter([0]), valid_idx=[1]),
+        dict(valid_col='s', valid_idx=[1]),
+        dict(splitter=IndexSplitter([0]), valid_col='s'),
+        dict(stratify=True, valid_idx=[0]),
+        dict(stratify=True, splitter=IndexSplitter([0])),
+    ],
+)
 def test_what_contradicts_itself(given):
-    with pytest.raises(FlowError) as e: as_splitter(BinaryBlock('a'), **given)
+    with pytest.raises(FlowError) as e:
+        as_splitter(BinaryBlock('a'), **given)
     assert all(f'{k}=' in str(e.value) for k in given)
 
-def test_a_seed_goes_with_all(): assert isinstance(as_splitter(BinaryBlock('a'), seed=0, valid_idx=[1]), RowsSplitter)
+
+def test_a_seed_goes_with_all():
+    assert isinstance(as_splitter(BinaryBlock('a'), seed=0, valid_idx=[1]), RowsSplitter)
