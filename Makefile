@@ -18,7 +18,7 @@ demo: $(VENV)/.base  ## train on a small embedded data set, print the table, wri
 	@$(BIN)/python -W ignore -m fastai_condmtl.tools.demo $(DEMO:%=--%)
 
 test: $(VENV)/.dev  ## the notebooks, then pytest; both run to their end, and the last lines list what failed
-	@$(BIN)/python tests/run.py $(WORKERS)
+	@$(BIN)/python tests/helpers/run.py $(WORKERS)
 
 lint: $(VENV)/.dev  ## style and types
 	@$(BIN)/ruff check -q .
@@ -34,8 +34,8 @@ mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see 
 test-lowest:  ## the same with the lowest versions that settings.ini allows, in .venv-lowest (PYTHON: 3.10 to 3.12, which they were built for)
 	@$(MAKE) test VENV=.venv-lowest PINS=tests/lowest.txt
 
-arrangements: $(VENV)/.dev  ## what trains, on other processors, threads, seeds and, where .venv-lowest is there, the lowest torch: see tests/arrangements.py
-	@$(BIN)/python -W ignore tests/arrangements.py
+arrangements: $(VENV)/.dev  ## what trains, on other processors, threads, seeds and, where .venv-lowest is there, the lowest torch: see tests/helpers/arrangements.py
+	@$(BIN)/python -W ignore tests/helpers/arrangements.py
 
 outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@find nbs -name '*.ipynb' -not -path '*/[_.]*' | sort | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P $(WORKERS) -I{} $(BIN)/nbdev-test {} --n-workers 0 --save

@@ -66,7 +66,7 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     df = pd.read_csv(FILE) if FILE.exists() else machines(seed=1)
     print(
-        f"{'AI4I 2020, the real file' if FILE.exists() else 'machines(seed=1), AI4I simulated (the file is not here)'}: "
+        f"{'AI4I 2020, the real file' if FILE.exists() else 'machines(seed=1), AI4I simulated (no file here)'}: "
         f"{len(df)} rows, {df['Machine failure'].sum()} failures; {SPLITS} stratified splits, 30 % held out; "
         "thresholds .5 on both sides; the gap is that of a split, with twice its standard error"
     )

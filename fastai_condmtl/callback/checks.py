@@ -13,6 +13,7 @@ import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.layers import SigmoidRange
+from fastai.losses import BaseLoss
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, LossMetric
 from torch import nn
@@ -106,7 +107,7 @@ def why_not_loss(
     if not _is_of_one_target(loss, _inner(loss)):
         return None
     return (
-        f"loss_func={_name(_inner(loss) if isinstance(loss, partial) else loss)} compares one output with one target, "
+        f"loss_func={_loss_name(loss)} compares one output with one target, "
         "and the target here is a flow, "
         "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of "
         "classes, smoothing and focal loss are said "
@@ -141,6 +142,12 @@ def check_loss_fits(
             f"the network ends in {type(last).__name__}, and the loss takes logits: leave this layer out (activations "
             "come with learn.get_preds)"
         )
+
+
+def _loss_name(loss):
+    "What a loss is called: the function or class, without what is wrapped around it"
+    loss = _inner(loss) if isinstance(loss, partial) or type(loss) is BaseLoss else loss
+    return getattr(loss, '__name__', None) or type(loss).__name__
 
 # %% ../../nbs/callback/checks.ipynb #e8f5e696
 @wraps_stock(TrackerCallback)

@@ -180,11 +180,13 @@ def _identity(learn):
         )
         res[f'batches of {name}'] = f'{len(dl)} of {dl.bs}'
     if isinstance(flow, BoundFlow):
-        res |= {
-            f"what task '{p}' learnt from the table": f"{b.describe()}, names {zlib.crc32(repr(names_of(b)).encode()):08x}"
-            for p, b in flow.tasks.items()
-        }
+        res |= {f"what task '{p}' learnt from the table": _learnt_in_words(b) for p, b in flow.tasks.items()}
     return res
+
+
+def _learnt_in_words(block):
+    "What a bound block learnt from its table, and a checksum of the names of its answers"
+    return f"{block.describe()}, names {zlib.crc32(repr(names_of(block)).encode()):08x}"
 
 # %% ../../nbs/callback/resume.ipynb #81593d21
 VERSION = 3

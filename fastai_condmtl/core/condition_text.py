@@ -97,10 +97,9 @@ def _cond(n) -> Condition:
             try:
                 return getattr(_task(n.func.value), n.func.attr)(*map(_value, n.args))
             except TypeError:
-                raise FlowError(
-                    f"`{ast.unparse(n)}`: {n.func.attr} takes "
-                    f"{'two values' if n.func.attr == 'between' else 'one list' if n.func.attr in ('isin', 'has_any', 'has_all') else 'one value'}"
-                ) from None
+                takes = dict(between='two values', isin='one list', has_any='one list', has_all='one list')
+                wanted = takes.get(n.func.attr, 'one value')
+                raise FlowError(f"`{ast.unparse(n)}`: {n.func.attr} takes {wanted}") from None
     for kind, fix in _instead.items():
         if isinstance(getattr(n, 'op', None), kind):
             raise FlowError(f"`{ast.unparse(n)}`: {fix}")

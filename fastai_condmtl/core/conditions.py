@@ -75,7 +75,10 @@ def written(
         return name
     if op in _infix:
         return f'{name} {_infix[op]} {literal(v)}'
-    return f"{name}.{op}({', '.join(map(literal, v)) if op == 'between' else '[' + ', '.join(map(literal, v)) + ']' if op in _several else literal(v)})"
+    if op != 'between' and op not in _several:
+        return f"{name}.{op}({literal(v)})"
+    values = ', '.join(map(literal, v))
+    return f"{name}.{op}({values})" if op == 'between' else f"{name}.{op}([{values}])"
 
 
 def _is_name(s):

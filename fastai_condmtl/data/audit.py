@@ -317,7 +317,7 @@ def _none_of(flow, vals, known, states):
                     'none_of',
                     (
                         f"{none.sum()} rows say yes while all of "
-                        f"{', '.join(flow.paths[i].rpartition('.')[2] for i in under[:6])}{' …' if len(under) > 6 else ''} "
+                        f"{_some_names([flow.paths[i] for i in under])} "
                         f"say no, as {1 - none.sum() / told.sum():.0%} of such rows do not: is one of these labels "
                         "missing, or one more task?"
                     ),
@@ -325,3 +325,9 @@ def _none_of(flow, vals, known, states):
                 )
             )
     return res
+
+
+def _some_names(paths, n=6):
+    "The last parts of some paths"
+    names = ', '.join(p.rpartition('.')[2] for p in paths[:n])
+    return f'{names} …' if len(paths) > n else names

@@ -44,7 +44,8 @@ class Branch:
         self.module, self.only_needed = module, only_needed
 
     def __repr__(self):
-        return f"Branch({self.module if isinstance(self.module, int) else type(self.module).__name__}{', only_needed=True' if self.only_needed else ''})"
+        module = self.module if isinstance(self.module, int) else type(self.module).__name__
+        return f'Branch({module}, only_needed=True)' if self.only_needed else f'Branch({module})'
 
 
 def as_branches(

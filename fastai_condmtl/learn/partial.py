@@ -42,10 +42,8 @@ def _select(flow, name):
         return [p for p in flow.paths if p == found[0] or p.startswith(found[0] + '.')]
     found = [p for p, f in zip(flow.paths, flow.plan.features) if f == name]
     if not found:
-        raise FlowError(
-            f"there is no task, flow or branch '{name}': "
-            f"{near(name, sorted({e for k in known for e in (k, k.rpartition('.')[2])} | {f for f in flow.plan.features if f}))}"
-        )
+        names = {e for k in known for e in (k, k.rpartition('.')[2])} | {f for f in flow.plan.features if f}
+        raise FlowError(f"there is no task, flow or branch '{name}': {near(name, sorted(names))}")
     return found
 
 # %% ../../nbs/learn/partial.ipynb #b93f0486

@@ -115,18 +115,22 @@ CSS = (
     PAGE_CSS
     + """
 .gradio-container{overflow:clip!important} /* hidden, which it is, would keep the tree from staying in view */
-.cm-page{display:grid;gap:16px;grid-template-columns:minmax(0,1fr);grid-template-areas:"in" "tree" "cuts";align-items:start}
+.cm-page{display:grid;gap:16px;grid-template-columns:minmax(0,1fr);grid-template-areas:"in" "tree" "cuts";
+  align-items:start}
 .cm-page>*{min-width:0!important}
 .cm-in{grid-area:in}.cm-out{grid-area:tree}.cm-cuts{grid-area:cuts}
 @media(min-width:900px){
-.cm-page{grid-template-columns:minmax(300px,2fr) minmax(0,3fr);grid-template-areas:"in tree" "cuts tree";grid-template-rows:auto 1fr}
+.cm-page{grid-template-columns:minmax(300px,2fr) minmax(0,3fr);grid-template-areas:"in tree" "cuts tree";
+  grid-template-rows:auto 1fr}
 .cm-out{position:sticky;top:8px;max-height:calc(100vh - 16px);overflow:auto}}
 .cm-thumbs{display:flex;flex-wrap:wrap;gap:8px;max-height:244px;overflow-y:auto;padding:2px}
-.cm-thumb{width:72px;height:72px;padding:0;border:1px solid var(--border-color-primary);border-radius:6px;overflow:hidden;cursor:pointer}
+.cm-thumb{width:72px;height:72px;padding:0;border:1px solid var(--border-color-primary);border-radius:6px;
+  overflow:hidden;cursor:pointer}
 .cm-thumb:hover,.cm-thumb:focus-visible{outline:2px solid var(--color-accent)}
 .cm-thumb img{width:100%;height:100%;object-fit:cover;margin:0}
 .cm-bad,.cm-start{color:var(--body-text-color);overflow-wrap:anywhere}
-.cm-bad{padding:10px 12px;border:1px solid #c0392b;border-left-width:5px;border-radius:6px;background:var(--background-fill-secondary)}
+.cm-bad{padding:10px 12px;border:1px solid #c0392b;border-left-width:5px;border-radius:6px;
+  background:var(--background-fill-secondary)}
 """
 )
 _start = '<p class="cm-start">Drop a picture, or take an example: its tree unfolds here.</p>'

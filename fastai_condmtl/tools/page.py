@@ -227,16 +227,19 @@ PAGE_CSS = """
 .cm-row{display:flex;flex-wrap:wrap;align-items:center;gap:2px 10px}
 .cm-option{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);align-items:center;gap:10px}
 .cm-name{font-weight:600}
-.cm-value{padding:0 8px;border-radius:6px;border:1px solid var(--border-color-primary,#8886);background:var(--background-fill-secondary,#8881)}
+.cm-value{padding:0 8px;border-radius:6px;border:1px solid var(--border-color-primary,#8886);
+  background:var(--background-fill-secondary,#8881)}
 .cm-tree .cm-options{margin:2px 0 0 12px}
 .cm-chosen .cm-label{font-weight:600}
 .cm-bar{display:flex;flex:1 1 180px;width:100%;max-width:300px;margin-left:auto;align-items:center;gap:10px}
 .cm-meter{position:relative;flex:1;height:10px;border-radius:5px;background:var(--border-color-primary,#8886)}
 .cm-fill{position:absolute;inset:0 auto 0 0;border-radius:5px;background:var(--color-accent,#f97316)}
-.cm-cut{position:absolute;top:-3px;bottom:-3px;width:2px;margin-left:-1px;background:var(--body-text-color,currentColor)}
+.cm-cut{position:absolute;top:-3px;bottom:-3px;width:2px;margin-left:-1px;
+  background:var(--body-text-color,currentColor)}
 .cm-num{flex:0 0 4em;white-space:nowrap;font-variant-numeric:tabular-nums}
 .cm-bar~.cm-note{flex-basis:100%}
-.cm-note,.cm-gone,.cm-picture figcaption{font-size:.85rem;color:color-mix(in srgb,var(--body-text-color,currentColor) 75%,transparent)}
+.cm-note,.cm-gone,.cm-picture figcaption{font-size:.85rem;
+  color:color-mix(in srgb,var(--body-text-color,currentColor) 75%,transparent)}
 .cm-note code{background:none;border:0;padding:0;font-size:1em;color:inherit}
 .cm-gone{margin-top:10px}
 .cm-gone summary{cursor:pointer}

@@ -1,4 +1,4 @@
-"The iterative stratification: against the paper's algorithm written as a loop, against chance, with many classes; folds."
+"The iterative stratification: against the paper's algorithm as a loop, against chance, with many classes; folds."
 
 import tracemalloc
 import numpy as np, pandas as pd, pytest
@@ -74,7 +74,7 @@ def _after(rng, seed, n, k):
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.05, 0.2, 0.5, 0.8]))
 def test_classes_keep_their_share(seed, pct):
-    "Classes exclude each other, so each can come within a row of its share; pairs are parted; rows that are alone with their class go where there is room"
+    "Classes exclude each other: each comes within a row of its share; pairs are parted; rows alone go where room is"
     rng = np.random.default_rng(seed)
     sizes = np.r_[rng.integers(3, 60, rng.integers(1, 8)), [2] * rng.integers(0, 5), [1] * rng.integers(0, 60)].astype(
         int

@@ -1012,8 +1012,11 @@ def test_export_to_a_fresh_process(new):
         out = learn.predict_df(df)
         with learn.no_bar(): res = learn.validate(dl=learn.dls.test_dl(df, with_labels=True))
         out.to_pickle({str(new.path / 'out.pkl')!r})
-        print('RESULT' + json.dumps(dict(pred={{k: v for k, v in pred.items()}}, probs=pred.probabilities, dec=dec.tolist(), acts=acts.tolist(), res=[float(v) for v in res],
-              names=[m.name for m in learn.metrics], tree=str(pred.tree()), threshold=float(learn.loss_func.thresholds['on']), n=len(learn.dls.train_ds))))
+        told = dict(pred={{k: v for k, v in pred.items()}}, probs=pred.probabilities)
+        told |= dict(dec=dec.tolist(), acts=acts.tolist())
+        told |= dict(res=[float(v) for v in res], names=[m.name for m in learn.metrics], tree=str(pred.tree()))
+        told |= dict(threshold=float(learn.loss_func.thresholds['on']), n=len(learn.dls.train_ds))
+        print('RESULT' + json.dumps(told))
     ''')
     import os
 

@@ -192,7 +192,7 @@ def test_what_a_model_hands_over(s):
     assert best_threshold(s, torch.tensor([0, 0, 1, 1])) == pytest.approx((0.1875, 0.8))
 
 
-# ---- degenerate -------------------------------------------------------------------------------------------------------
+# ---- degenerate ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('n, mask', [(0, None), (3, [False] * 3)])
 def test_no_rows(n, mask):
     for name in OWN:
@@ -314,7 +314,7 @@ def test_bad_input(bad):
         )
 
 
-# ---- invariants -------------------------------------------------------------------------------------------------------
+# ---- invariants ----------------------------------------------------------------------------------------------------
 @given(tables(dtypes=[np.float64]), st.sampled_from(list(OWN)))
 def test_invariants(case, name):
     s, y, _ = case
@@ -357,7 +357,7 @@ def test_transforms_of_probabilities():
         )
 
 
-# ---- micro ------------------------------------------------------------------------------------------------------------
+# ---- micro ---------------------------------------------------------------------------------------------------------
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from(['f1', 'f2', 'f_half']))
 def test_micro_over_the_product_of_cuts(seed, T, name):
@@ -379,7 +379,7 @@ def test_micro_over_the_product_of_cuts(seed, T, name):
         assert OWN[name](*pooled(np.asarray(ts))) == pytest.approx(best, abs=1e-6)
 
 
-# ---- cross_fit --------------------------------------------------------------------------------------------------------
+# ---- cross_fit -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name, constraint', [('f1', None), ('balanced_accuracy', None), ('f1', ('precision', 0.4))])
 def test_cross_fit_by_a_loop(name, constraint):
     "Rows with one threshold are one fold (or more): it is what all the other rows choose"
@@ -428,7 +428,7 @@ def test_cross_fit_is_honest():
     assert np.mean(own) > 0.56 and abs(np.mean(honest) - 0.5) < 0.04
 
 
-# ---- curve, interval, gain --------------------------------------------------------------------------------------------
+# ---- curve, interval, gain -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', ['f1', 'accuracy', 'balanced_accuracy', 'mcc', 'cost'])
 def test_curve(name):
     rng = np.random.default_rng(0)
@@ -492,7 +492,7 @@ def test_gain():
         assert tuple(map(float, gain(f, t, a, a))) == (0, 0)
 
 
-# ---- size -------------------------------------------------------------------------------------------------------------
+# ---- size ----------------------------------------------------------------------------------------------------------
 def test_large():
     g = torch.Generator().manual_seed(0)
     y = torch.rand(100_000, 8, generator=g) < torch.linspace(0.02, 0.6, 8)
@@ -551,7 +551,7 @@ def says(text, f, *args, error=FlowError):
     assert str(e.value).startswith(text), str(e.value)
 
 
-# ---- thresholds -----------------------------------------------------------------------------------------------------------
+# ---- thresholds ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     's, lo, hi',
     [
@@ -570,7 +570,7 @@ def says(text, f, *args, error=FlowError):
     ],
 )
 def test_how_far_thresholds_may_go(s, lo, hi):
-    "To 0 and 1 where scores can be probabilities, else a millionth beyond the scores; a threshold that decides all alike is in the middle of that."
+    "To 0 and 1 where scores can be probabilities, else just beyond them; one that decides all alike is in between"
     s = np.array(s)
     cuts = threshold_curve(s, [0, 1])[0]
     assert cuts.tolist() == pytest.approx([lo, *([s.mean()] if s[0] < s[1] else []), hi], rel=1e-14, abs=1e-20)

@@ -267,7 +267,8 @@ def test_a_fresh_process(trained, df, tmp_path):
         with learn.no_bar():
             p, table, dl = learn.predict({FILL!r}), learn.predict_df(df), learn.dls.test_dl(df, with_labels=True)
             dl.show_batch(max_n=2); learn.show_results(dl=dl, max_n=2)
-        print(json.dumps([early, p[0]['word'], p[2].double().sum().item(), table.complaint.astype(bool).tolist(), table.stars.tolist()]))
+        stars, complaint = table.stars.tolist(), table.complaint.astype(bool).tolist()
+        print(json.dumps([early, p[0]['word'], p[2].double().sum().item(), complaint, stars]))
         """)
     )
     res = subprocess.run(
@@ -498,7 +499,8 @@ def test_fill_in(trained):
         none = trained.predict(FILL.replace('xxmask', 'money'))[0]
         table = trained.predict_df(pd.DataFrame(dict(text=[FILL, 'Great value.'], x=1)))
         german = trained.predict('Schon wieder Kessel aus diesem Laden. Ich will mein xxmask zurück.')[0]
-    tokens = 'xxbos xxmaj this lamp was a gift for my sister . xxmaj it broke after two days . i want my xxmask back .'.split()
+    text = 'xxbos xxmaj this lamp was a gift for my sister . xxmaj it broke after two days . i want my xxmask back .'
+    tokens = text.split()
     ids, at = torch.tensor([[vocab.index(t) for t in tokens]]), tokens.index(MASK)
     with torch.no_grad():
         out, _ = trained.model.eval()[0](ids)

@@ -551,10 +551,14 @@ def contrast(page, selector):
     return page.evaluate(
         '''sel => {
         const ctx = document.createElement('canvas').getContext('2d', {willReadFrequently: true})
-        const rgb = (over, under) => { ctx.fillStyle = under; ctx.fillRect(0,0,1,1); ctx.fillStyle = over; ctx.fillRect(0,0,1,1); return [...ctx.getImageData(0,0,1,1).data].slice(0,3) }
-        const lum = c => c.map(v => (v /= 255) <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4).reduce((s,v,i) => s + v*[.2126,.7152,.0722][i], 0)
+        const rgb = (over, under) => { ctx.fillStyle = under; ctx.fillRect(0,0,1,1); ctx.fillStyle = over;
+            ctx.fillRect(0,0,1,1); return [...ctx.getImageData(0,0,1,1).data].slice(0,3) }
+        const lum = c => c.map(v => (v /= 255) <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4)
+            .reduce((s,v,i) => s + v*[.2126,.7152,.0722][i], 0)
         const back = getComputedStyle(document.body).backgroundColor
-        return Math.min(...[...document.querySelectorAll(sel)].map(e => { const [a,b] = [lum(rgb(getComputedStyle(e).color, back)), lum(rgb(back, back))].sort((x,y) => y - x); return (a + .05)/(b + .05) }))
+        return Math.min(...[...document.querySelectorAll(sel)].map(e => {
+            const [a,b] = [lum(rgb(getComputedStyle(e).color, back)), lum(rgb(back, back))]
+                .sort((x,y) => y - x); return (a + .05)/(b + .05) }))
     }''',
         selector,
     )

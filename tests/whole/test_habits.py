@@ -346,7 +346,10 @@ def classes(c=object, seen=None):
 before = {c: dict(vars(c)) for c in classes()}
 from fastai_condmtl.vision.all import *; from fastai_condmtl.tabular.all import *; from fastai_condmtl.text.all import *
 def replaced():
-    return sorted(f'{c.__name__}.{k}' for c, d in before.items() for k, v in d.items() if k != '__abstractmethods__' and vars(c).get(k) is not v and isinstance(v, (types.FunctionType, classmethod, property)))
+    kinds = (types.FunctionType, classmethod, property)
+    methods = [(c, k, v) for c, d in before.items() for k, v in d.items() if isinstance(v, kinds)]
+    changed = [(c, k) for c, k, v in methods if vars(c).get(k) is not v]
+    return sorted(f'{c.__name__}.{k}' for c, k in changed if k != '__abstractmethods__')
 now = replaced()
 listed = set(stock_methods().method)
 assert len(now) > 15 and set(now) <= listed, set(now) - listed

@@ -149,8 +149,10 @@ def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
         page.goto(f'{address}/{p.relative_to(site).as_posix()}', wait_until='load')
         seen = page.evaluate("""() => ({wide: document.scrollingElement.scrollWidth - window.innerWidth,
             lost: [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src),
-            out: [...document.querySelectorAll('article img, article pre, article table')].filter(e => { let r = e.getBoundingClientRect();
-                for (let p = e.parentElement; p; p = p.parentElement) if (['auto','scroll'].includes(getComputedStyle(p).overflowX)) return false;
+            out: [...document.querySelectorAll('article img, article pre, article table')].filter(e => {
+                let r = e.getBoundingClientRect();
+                for (let p = e.parentElement; p; p = p.parentElement)
+                    if (['auto','scroll'].includes(getComputedStyle(p).overflowX)) return false;
                 return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80))})""")
         if seen['wide'] > 1 or seen['lost'] or seen['out']:
             wrong.append((p.relative_to(site).as_posix(), seen))
