@@ -13,6 +13,7 @@ import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.layers import SigmoidRange
+from fastai.losses import BaseLoss
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, LossMetric
 from torch import nn
@@ -96,9 +97,14 @@ def why_not_loss(
     "Why a loss does not fit a flow, and what to write instead; None where it fits"
     if not _is_of_one_target(loss, _inner(loss)):
         return None
-    return (f"loss_func={_name(_inner(loss) if isinstance(loss, partial) else loss)} compares one output with one target, and the target here is a flow, "
+    return (f"loss_func={_loss_name(loss)} compares one output with one target, and the target here is a flow, "
             "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of classes, smoothing and focal loss are said "
             "task by task: SingleLabelBlock(name, class_weights='balanced', label_smoothing=.1), BinaryBlock(name, pos_weight='balanced', loss='focal')")
+
+def _loss_name(loss):
+    "What a loss is called: the function or class, without what is wrapped around it"
+    loss = _inner(loss) if isinstance(loss, partial) or type(loss) is BaseLoss else loss
+    return getattr(loss, '__name__', None) or type(loss).__name__
 
 def last_activation(
     model, # Network
