@@ -137,7 +137,7 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize('loss', LOSSES, ids=str)
+@pytest.mark.parametrize('loss', LOSSES, ids=range(len(LOSSES)))
 def test_a_loss_of_one_target_is_told_before_the_first_step(pictures, loss):
     learn = stock(pictures, loss_func=loss)
     before = [p.clone() for p in learn.model.parameters()]
