@@ -79,7 +79,7 @@ class OpenImage(Transform):
 
     def _row(self, fn):
         rows = getattr(self, 'rows', None)
-        return '' if rows is None else rows.display_units(fn)
+        return '' if rows is None else rows.told(fn)
 
 
 def _called(fn):
