@@ -52,8 +52,8 @@ def stations(here, way, rooms, width, in_line):
         for i, (station, names) in enumerate(zip(line, standing)):
             left = i * column
             shapes.append(f'<text class="station" x="{left + column / 2:g}" y="{top + 16}">{escape(station)}</text>')
-            if station != way[-1]:
-                shapes.append(f'<path d="M{left + column - 7:g} {top + 12}h12m-4 -4l4 4l-4 4"/>')
+            if station != way[0]:
+                shapes.append(f'<path d="M{max(left - 6, 1):g} {top + 12}h12m-4 -4l4 4l-4 4"/>')
             for j, room in enumerate(names):
                 kind = 'here' if room is here else ''
                 shapes.append(box(left + 4, top + 26 + j * LINE, column - 8, room.folder, f'../{room.folder}/', kind))
