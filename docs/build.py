@@ -5,6 +5,8 @@ were committed with.
 """
 
 import base64, logging, os, posixpath, re, shutil, sys, yaml
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from fastcore.nbio import read_nb
 from latex2mathml.converter import convert as to_mathml
@@ -12,14 +14,32 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
 import renderer
+from rooms import opening, read_rooms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES, SITE = ROOT / '_docs', ROOT / '_site'
 ESC = r'\_'
 
 
+@dataclass
+class Page:
+    "What is known of a page that was written"
+
+    notebook: str  # below `nbs`
+    path: str  # below `_docs`
+    title: str
+    description: str
+
+
 def page(nb):
     return nbpath2html(nb).with_suffix('.md')
+
+
+def to_page(url, path):
+    "The link to a notebook that stands on the page `path` as a link to the notebook's page"
+    folder = posixpath.dirname(path)
+    target = page(Path(posixpath.normpath(posixpath.join(folder, url))))
+    return posixpath.relpath(target.as_posix(), folder or '.')
 
 
 def fence(text, lang='text'):
@@ -71,16 +91,16 @@ def formulas(text):
 
 
 def write_page(nb, processed):
-    "Write the page of one notebook; returns `(path, title)`."
-    path, parts, title = page(nb), [], nb.stem
+    "Write the page of one notebook"
+    path, parts, title, description = page(nb), [], nb.stem, ''
     stem = (PAGES / path).with_suffix('')
     stem.parent.mkdir(parents=True, exist_ok=True)
     for cell in read_nb(processed).cells:
         src = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
         if cell.cell_type == 'raw':
             meta = yaml.safe_load(cell.source.strip().strip('-')) or {}
-            title = meta.get('title', title)
-            parts += [f'# {title}', meta.get('description', '')]
+            title, description = meta.get('title', title), meta.get('description', '')
+            parts += [f'# {title}', description]
         elif cell.cell_type == 'markdown':
             parts.append(formulas(src))
         else:
@@ -100,20 +120,19 @@ def write_page(nb, processed):
     def relative(m):  # links to other notebooks, and those that nbdev makes of `symbol`
         url, mark = m[1], m[2] or ''
         if url.endswith('.ipynb'):
-            target = page(Path(posixpath.normpath(posixpath.join(nb.parent.as_posix(), url))))
-        else:
-            target, mark = Path(url.lstrip('/')).with_suffix('.md'), anchor(mark)
-        return f']({posixpath.relpath(target.as_posix(), path.parent.as_posix())}{mark})'
+            return f']({to_page(url, path.as_posix())}{mark})'
+        target = Path(url.lstrip('/')).with_suffix('.md')
+        return f']({posixpath.relpath(target.as_posix(), path.parent.as_posix())}{anchor(mark)})'
 
     text = re.sub(r'\]\((\.\./[^)#\s]+)\)', outside, '\n\n'.join(o for o in parts if o))
     text = re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, text)
     stem.with_suffix('.md').write_text(text + '\n', encoding='utf-8')
-    return path.as_posix(), title
+    return Page(nb.as_posix(), path.as_posix(), title, description)
 
 
 def settle(pages):
     "Links to symbols without a heading of their own (methods) lead to their page"
-    text = {p: (PAGES / p).read_text(encoding='utf-8') for p, _ in pages}
+    text = {p: (PAGES / p).read_text(encoding='utf-8') for p in (page.path for page in pages)}
     anchors = {p: set(re.findall(r'\{#([^}\s]+)\}', t)) for p, t in text.items()}
     for p, t in text.items():
 
@@ -127,23 +146,26 @@ def settle(pages):
         (PAGES / p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
 
 
-def navigation(pages):
-    "The front page, then the sections and chapters of chapters.yml; folders and pages that it does not name come last"
-    chapters = yaml.safe_load((ROOT / 'docs' / 'chapters.yml').read_text(encoding='utf-8'))['chapters']
-
-    def place(page):
-        path = Path(page[1])
-        folder = str(path.parent)
-        named = chapters.get(folder, [])
-        section = list(chapters).index(folder) if folder in chapters else len(chapters)
-        return section, folder, named.index(path.stem) if path.stem in named else len(named), path.stem
-
-    res = [{'Home': p} for p, _ in pages if p == 'index.md']
-    for _, folder, _, _, title, path in sorted((*place((t, p)), t, p) for p, t in pages if p != 'index.md'):
-        name = 'Equip' if folder == '.' else folder.capitalize()
-        if name not in res[-1]:
-            res.append({name: []})
-        res[-1][name].append({title: path})
+def write_openings(pages):
+    "Write the first page of each room, and return the navigation: front page, then rooms and chapters of chapters.yml"
+    way, rooms = read_rooms()
+    written = {p.notebook: p for p in pages}
+    named = Counter(['index.ipynb', *(nb for room in rooms for nb in room.notebooks)])
+    wrong = sorted(nb for nb in {*named, *written} if named[nb] != 1 or nb not in written)
+    if wrong:
+        sys.exit(f'docs/chapters.yml must name each notebook of nbs/ once, and does not so with {", ".join(wrong)}')
+    res = [{'Home': 'index.md'}]
+    for room in rooms:
+        first = f'{room.folder}/index.md'
+        text = re.sub(
+            r'\]\(([^)\s]+\.ipynb)\)',
+            lambda m, first=first: f']({to_page(m[1], first)})',
+            opening(room, way, rooms, written),
+        )
+        (PAGES / first).parent.mkdir(exist_ok=True)
+        (PAGES / first).write_text(formulas(text) + '\n', encoding='utf-8')
+        chapters = [{written[nb].title: written[nb].path} for nb in room.notebooks]
+        res.append({room.title: [first, *chapters]})
     return res
 
 
@@ -163,10 +185,11 @@ def main():
     if (folder / 'images').is_dir():
         shutil.copytree(folder / 'images', PAGES / 'images')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    nav = write_openings(pages)
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    build(load_config('mkdocs.yml', strict=True, nav=navigation(pages), repo_url=get_config().git_url))
+    build(load_config('mkdocs.yml', strict=True, nav=nav, repo_url=get_config().git_url))
     print(f'{len(pages)} pages: {SITE.relative_to(ROOT)}/index.html')
 
 

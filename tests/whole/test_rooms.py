@@ -174,15 +174,3 @@ import fastai_condmtl.{module}
 assert was == [dict(vars(c)) for c in (Learner, GatherPredsCallback)]"""
     mods = loaded(code)
     assert not {m for m in mods if m.startswith((f'{PKG}.learn', f'{PKG}.vision'))}
-
-
-def test_sections_of_the_site_name_every_chapter():
-    "docs/chapters.yml: each notebook once, and none that is not there"
-    yaml = pytest.importorskip('yaml')
-    chapters = yaml.safe_load((ROOT / 'docs' / 'chapters.yml').read_text(encoding='utf-8'))['chapters']
-    for folder, named in chapters.items():
-        there = sorted(
-            p.stem for p in (ROOT / 'nbs' / folder).glob('*.ipynb') if not p.name.startswith('_') and p.stem != 'index'
-        )
-        assert len(set(named)) == len(named)
-        assert sorted(named) == there or folder == 'tutorials', folder

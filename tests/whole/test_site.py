@@ -1,7 +1,7 @@
 """The site as a visitor meets it: built from the notebooks, every page in a headless Chromium at desktop and
 phone width."""
 
-import functools, http.server, importlib.util, os, re, shutil, subprocess, sys, threading
+import functools, http.server, importlib.util, os, posixpath, re, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlparse
 import pytest
@@ -96,6 +96,53 @@ def test_every_module_has_its_page(site, root):
             ), nb
 
 
+def rooms_of(root):
+    yaml = pytest.importorskip('yaml')
+    return yaml.safe_load((root / 'docs' / 'chapters.yml').read_text(encoding='utf-8'))
+
+
+def chapters_of(folder, room):
+    return [posixpath.normpath(posixpath.join(folder, o)) for o in room['chapters']]
+
+
+def test_chapters_name_every_notebook_once(root):
+    there = {p.relative_to(root / 'nbs').with_suffix('').as_posix() for p in (root / 'nbs').rglob('*.ipynb')}
+    there = {o for o in there if not re.search(r'(^|/)[_.]|checkpoints', o)} - {'index'}
+    rooms = rooms_of(root)['rooms']
+    named = [o for folder, room in rooms.items() for o in chapters_of(folder, room)]
+    assert sorted(named) == sorted(there)
+
+
+def test_every_room_opens_with_its_picture(site, root):
+    """Its paragraph, its place on the way of the data, and a link to each of its chapters, in the picture and in the
+    list; its title in the navigation opens it."""
+    told = rooms_of(root)
+    home = Parsed((site / 'index.html').read_text(encoding='utf-8'))
+    for folder, room in told['rooms'].items():
+        html = (site / folder / 'index.html').read_text(encoding='utf-8')
+        assert f'{folder}/' in home.refs, folder
+        article = html[html.index('<article') : html.index('</article>')]
+        first, *pictures = re.split(r'(?=<svg class="way)', article)
+        assert len(re.sub('<[^>]*>', '', first).split()) > 30, folder
+        assert len(pictures) == 2, folder
+        names = [re.sub(r'(?<=/)\d+_', '', o) for o in chapters_of(folder, room)]  # nbdev's addresses
+        chapters = [posixpath.relpath(o, folder) + '/' for o in names]
+        for drawn in (o.split('</svg>')[0] for o in pictures):
+            linked = re.findall(r'href="([^"]*)"', drawn)
+            assert linked[-len(chapters) :] == chapters, folder
+            filled = re.findall(r'<a class="here" href="../([^"]*)/"', drawn)
+            assert filled == ([folder] if 'station' in room else []), folder
+            assert [f'>{o}</text>' in drawn for o in told['way']] == [True] * len(told['way'])
+        listed = re.findall(r'<li>\s*<p>\s*<a href="([^"]*)"|<li>\s*<a href="([^"]*)"', pictures[-1].split('</svg>')[1])
+        assert [a or b for a, b in listed] == chapters, folder
+
+
+def test_every_room_stands_at_a_station(root):
+    told = rooms_of(root)
+    assert {room.get('station') for room in told['rooms'].values()} - {None} == set(told['way'])
+    assert [o for o, room in told['rooms'].items() if 'station' not in room] == ['tutorials']
+
+
 def test_formulas_and_tables(pages):
     "Formulas are MathML, with none left as source; parameters stand in tables."
     text = {
@@ -156,6 +203,34 @@ def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
                 return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80))})""")
         if seen['wide'] > 1 or seen['lost'] or seen['out']:
             wrong.append((p.relative_to(site).as_posix(), seen))
+    page.close()
+    assert not wrong
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'light'), (390, 'dark')])
+def test_pictures_of_rooms_can_be_read(browser, address, root, width, scheme):
+    "One of the two pictures is seen; every name lies in its frame, is large enough, and stands out from what it is on."
+    page, wrong = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
+    for folder in rooms_of(root)['rooms']:
+        page.goto(f'{address}/{folder}/', wait_until='load')
+        seen = page.evaluate("""() => {
+            let light = c => { let [r, g, b] = c.match(/[0-9.]+/g).map(Number); return (.3*r + .59*g + .11*b)/255; },
+                shown = [...document.querySelectorAll('svg.way')].filter(e => e.getBoundingClientRect().width),
+                page = light(getComputedStyle(document.body).backgroundColor), bad = [];
+            for (let a of document.querySelectorAll('svg.way a')) {
+                let [box, text] = ['rect', 'text'].map(o => a.querySelector(o)),
+                    [b, t] = [box, text].map(e => e.getBoundingClientRect());
+                if (!b.width) continue;
+                let here = a.classList.contains('here'),
+                    ground = here ? light(getComputedStyle(box).fill) : page;
+                if (t.left < b.left || t.right > b.right || t.height < 11
+                    || Math.abs(light(getComputedStyle(text).fill) - ground) < .25) bad.push(text.textContent); }
+            for (let e of document.querySelectorAll('svg.way :is(path, text, rect)')) {
+                let r = e.getBoundingClientRect(), s = e.closest('svg').getBoundingClientRect();
+                if (r.left < s.left - 1 || r.right > s.right + 1) bad.push(e.outerHTML); }
+            return [shown.length, bad]; }""")
+        if seen != [1, []]:
+            wrong.append((folder, seen))
     page.close()
     assert not wrong
 
