@@ -28,10 +28,12 @@ __all__ = ['required', 'missing_hooks', 'ConditionalBlock', 'check_hidden', 'che
 def required(hook):
     "Make of a method a required hook: until a kind writes it, a call is an error that names the class and the hook"
 
+    what = ' '.join(hook.__doc__.split())
+
     @wraps(hook)
     def not_written(self, *args, **kwargs):
         raise FlowError(
-            f"{type(self).__name__}.{hook.__name__} is not written, and a kind of task needs it ({hook.__doc__}): "
+            f"{type(self).__name__}.{hook.__name__} is not written, and a kind of task needs it ({what}): "
             "the tutorial 'Write your own block' (nbs/tutorials/05_own_block.ipynb) shows each method, and "
             "check_block(block, df) tells what else a block lacks"
         )

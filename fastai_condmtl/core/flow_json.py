@@ -5,6 +5,7 @@
 # %% ../../nbs/core/flow_json.ipynb #7273f304
 from __future__ import annotations
 from collections import Counter
+from contextlib import contextmanager
 import datetime as dt, inspect, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -18,8 +19,8 @@ from .flow import Flow
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', 'arguments', 'is_kept', 'block_config',
-           'to_jsonable', 'from_jsonable']
+__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'is_kept',
+           'block_config', 'to_jsonable', 'from_jsonable']
 
 # %% ../../nbs/core/flow_json.ipynb #9b5dccd6
 _registered = {}
@@ -44,6 +45,19 @@ def block_name(cls) -> str:
     return next((k for k, c in _registered.items() if c is cls), None) or (
         cls.__name__ if cls.__module__.startswith(_ours) else f'{cls.__module__}.{cls.__qualname__}'
     )
+
+
+@contextmanager
+def registered(cls):
+    "Within, files may name a class of blocks"
+    name = block_name(cls)
+    known = name in _registered
+    _registered.setdefault(name, cls)
+    try:
+        yield
+    finally:
+        if not known:
+            del _registered[name]
 
 
 def _subclasses(cls):
