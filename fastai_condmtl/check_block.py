@@ -284,6 +284,10 @@ def check_decisions(c):
             'activate',
             "a kind with nll= has probabilities, and these are not between 0 and 1",
         )
+    for smooth in (0.0, 0.1) if c.bound.nll is not None else ():
+        nll = c.call('nll', c.logits, c.targets, smooth)
+        ok = nll.shape == c.targets.shape and bool((nll.isfinite() & (nll > -1e-6)).all())
+        c.require(ok, 'nll', "it must be finite and not negative, and have the shape of targets")
     decided = _decided(c, acts)
     c.require(
         decided.shape == c.targets.shape,
@@ -493,6 +497,18 @@ def check_probabilities(c):
         return
     vals = y[:, 0][torch.from_numpy(rows)]
     acts = c.bound.certain_acts(vals).double().numpy()
+    told = c.call('probability', acts[0])
+    c.require(
+        told is None or isinstance(told, (float, dict, list)),
+        'probability',
+        f"of one row it gives {type(told).__name__}, and a float, a dict of them, a list of these, or None is wanted",
+    )
+    own = c.call('matching_acts', c.bound)
+    c.require(
+        own == [(i, i) for i in range(acts.shape[1])],
+        'matching_acts',
+        "of a block with itself each activation must match itself",
+    )
     for atom in _asked(c):
         value = _parsed(c, atom)
         if value is None and atom.op != 'true':
@@ -549,6 +565,8 @@ def check_scores(c):
         )
         if _says_values(c) and (c.bound.exact or c.bound.n_out == 1):
             _check_perfect(c, name, c.call('score', name, perfect, true, mask), found)
+        for label in c.bound.labels or ():
+            _check_label_score(c, name, c.bound.columns_of(label), some, true, mask)
         lazy = c.call('baseline', name, constant, true)
         if lazy is not None:
             c.require(
@@ -557,6 +575,13 @@ def check_scores(c):
                 f"for '{name}' it has the shape {np.shape(lazy)}, and that of a summary {some.shape} is wanted",
             )
             c.call('score', name, np.asarray(lazy), true, mask)
+
+
+def _check_label_score(c, name, cols, some, true, mask):
+    "A label has a score of its own, computed of its columns"
+    threshold = c.bound.thresholds()[cols[0]].item() if c.bound.thresholded else None
+    found = c.call('label_scores', name, some[:, cols], true[:, cols], mask[:, cols], threshold)
+    c.require(len(found) == 1 and np.ndim(found[0]) == 0, 'label_scores', f"'{name}' of one label must be one number")
 
 
 def _elsewhere(true, mask):

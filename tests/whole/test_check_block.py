@@ -371,6 +371,30 @@ class ListAsFamily(Number):
         return ['number', self.power]
 
 
+@fault('decided')
+class DecidesTwice(Number):
+    def decided(self, summary, threshold=None):
+        return summary[..., 0] + 1
+
+
+@fault('describe')
+class DescribesNothing(Number):
+    def describe(self):
+        return None
+
+
+@fault('probability')
+class TellsAnArray(Number):
+    def probability(self, acts):
+        return acts
+
+
+@fault('matching_acts')
+class MatchesNothing(Number):
+    def matching_acts(self, new):
+        return []
+
+
 @fault('metrics')
 class WithoutScore(Number):
     metrics = ()
@@ -404,6 +428,27 @@ class Percent(BinaryBlock):
         return 100 * super().activate(logits)
 
 
+class Negative(BinaryBlock):
+    "A log-likelihood with the wrong sign"
+
+    def nll(self, logits, targets, smooth=0.0):
+        return -super().nll(logits, targets, smooth)
+
+
+class Strangers(MultiLabelBlock):
+    "Labels that stand nowhere"
+
+    def columns_of(self, label):
+        return [self.n_targets]
+
+
+class AllAtOnce(MultiLabelBlock):
+    "A score of a label that is none of one label"
+
+    def label_scores(self, name, summary, true, mask, threshold=None):
+        return np.array([*super().label_scores(name, summary, true, mask, threshold), np.nan])
+
+
 class Last(SingleLabelBlock):
     "Implies a class of an answer that several have"
 
@@ -417,6 +462,9 @@ class Last(SingleLabelBlock):
         (Focal('b0'), 'thresholds'),
         (Certain('b0'), 'decide'),
         (Percent('b0'), 'activate'),
+        (Negative('b0'), 'nll'),
+        (Strangers('tags'), 'columns_of'),
+        (AllAtOnce('tags'), 'label_scores'),
         (Last('k'), 'implied_labels'),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, ConditionalBlock) else x,
