@@ -15,18 +15,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .core.block import ConditionalBlock
+from .core.block import ConditionalBlock, missing_hooks
 from .core.bound import BoundFlow
 from .core.conditions import Atom
 from .core.errors import FlowError
 from .core.flow import Flow
 from .loss.conditional import ConditionalLoss
 from .tasks.binary import BinaryBlock
-import fastai_condmtl.core.flow_json  # noqa: F401  to_json of a flow
+from .core.flow_json import registered
 
 # %% auto #0
-__all__ = ['Checked', 'check_labels', 'check_scales', 'check_cells', 'check_family', 'check_loss', 'check_decisions',
-           'check_questions', 'check_probabilities', 'check_scores', 'check_flow', 'check_files', 'check_block']
+__all__ = ['Checked', 'check_setup', 'check_family', 'check_labels', 'check_scales', 'check_cells', 'check_loss',
+           'check_decisions', 'check_learning', 'check_questions', 'check_probabilities', 'check_scores', 'check_flow',
+           'check_files', 'check_block']
 
 # %% ../nbs/check_block.ipynb #047b71ad
 @dataclass
@@ -58,13 +59,17 @@ class Checked:
             raise FlowError(f"{type(self.block).__name__}.{hook}: {why}")
 
     def call(self, hook, *args, **kwargs):
-        "What a method gives; an error that it raises names the method"
+        "What a method of the bound block gives; an error that it raises names the method"
+        return self.call_of(self.bound, hook, *args, **kwargs)
+
+    def call_of(self, block, hook, *args, named=None, **kwargs):
+        "What a method of a block gives; an error that it raises names the method, or the one that it is `named`"
         try:
-            return getattr(self.bound, hook)(*args, **kwargs)
+            return getattr(block, hook)(*args, **kwargs)
         except FlowError:
             raise
         except Exception as e:
-            raise FlowError(f"{type(self.block).__name__}.{hook} raises {type(e).__name__}: {e}") from e
+            raise FlowError(f"{type(self.block).__name__}.{named or hook} raises {type(e).__name__}: {e}") from e
 
 
 _checks: list[Callable] = []
@@ -77,25 +82,61 @@ def _check(f):
 
 # %% ../nbs/check_block.ipynb #7cd7be6f
 @_check
+def check_setup(c):
+    "The required hooks are written, `setup` learns on a copy, and what the flow asks of a bound block first"
+    if missing := missing_hooks(c.block):
+        c.call_of(c.block, missing[0])
+    before = _pickled(c, c.block)
+    bound = c.call_of(c.block, 'bind', c.df, named='setup')
+    c.require(
+        _pickled(c, c.block) == before,
+        'setup',
+        (
+            "it changes the block that is bound: set attributes on self only, which is a copy, and change no list or "
+            "dict in place"
+        ),
+    )
+    check_family(c, bound)
+    if bound.thresholded:
+        start = c.call_of(bound, 'thresholds')
+        ok = isinstance(start, torch.Tensor) and start.shape == (bound.n_targets,)
+        c.require(ok, 'thresholds', f"a tensor {(bound.n_targets,)} is wanted where `thresholded`, not {start!r}")
+    c.require(isinstance(c.call_of(bound, 'describe'), str), 'describe', "it must be a string")
+    for label in bound.labels or ():
+        cols = c.call_of(bound, 'columns_of', label)
+        ok = len(cols) > 0 and all(0 <= j < bound.n_targets for j in cols)
+        c.require(ok, 'columns_of', f"of {label!r} it gives {cols}, which are no target columns")
+
+
+def check_family(c, bound):
+    "`family` tells which tasks are computed together: it must be a dict's key, and the same each time"
+    try:
+        same = bound.family == bound.family and isinstance(hash(bound.family), int)
+    except TypeError:
+        same = False
+    c.require(same, 'family', "it must be a tuple of plain values that can be a dict's key")
+
+
+def _pickled(c, block):
+    "A block as bytes; an error says what cannot go through a pickle"
+    try:
+        return pickle.dumps(block)
+    except Exception as e:
+        raise FlowError(
+            f"{type(c.block).__name__} cannot be pickled ({e}): write the class at the top of a module, and keep no "
+            "functions in its attributes"
+        ) from e
+
+
+@_check
 def check_labels(c):
-    """`setup` and `encode`: values `(N, W)` that are finite, and which are known; a copy is bound, rows stand for
-    themselves"""
-    before = pickle.dumps(c.block)
+    """`encode`: values `(N, W)` that are finite, and which are known; rows stand for themselves"""
     try:
         c.flow = Flow('checked', c.block).bind(c.df)
     except FlowError:
         raise
     except Exception as e:
-        raise FlowError(f"{type(c.block).__name__}.setup or .encode raises {type(e).__name__}: {e}") from e
-    c.require(
-        pickle.dumps(c.block) == before,
-        'setup',
-        (
-            "it changes the block that is bound: set attributes on self only, which is a copy, and change no list or "
-            "dict "
-            "in place"
-        ),
-    )
+        raise FlowError(f"{type(c.block).__name__}.encode raises {type(e).__name__}: {e}") from e
     c.vals, c.known = c.call('encode', c.df)
     shape = (c.n_rows, c.bound.n_targets)
     for x, what in ((c.vals, 'values'), (c.known, 'known')):
@@ -103,9 +144,8 @@ def check_labels(c):
             getattr(x, 'shape', None) == shape,
             'encode',
             (
-                f"{what} have the shape {getattr(x, 'shape', None)}, and {shape} is wanted: a row a row of the table, "
-                "a "
-                "column a target column"
+                f"{what} have the shape {getattr(x, 'shape', None)}, and {shape} is wanted: a row for each row of the "
+                "table, a column for each target column"
             ),
         )
     c.require(c.known.dtype == bool, 'encode', f"known holds {c.known.dtype}, and booleans are wanted")
@@ -182,16 +222,6 @@ def check_cells(c):
 
 # %% ../nbs/check_block.ipynb #57997a60
 @_check
-def check_family(c):
-    "`family` tells which tasks are computed together: it must be a dict's key, and the same each time"
-    try:
-        same = c.bound.family == c.bound.family and isinstance(hash(c.bound.family), int)
-    except TypeError:
-        same = False
-    c.require(same, 'family', "it must be a tuple of plain values that can be a dict's key")
-
-
-@_check
 def check_loss(c):
     "`loss` of each cell, its weighted sum, and its gradient: finite, also at large logits"
     layout, loss = c.flow.loss_func.layout, c.bound.loss
@@ -223,23 +253,11 @@ def check_loss(c):
     )
     for size in (1, 30):
         logits = (size * c.logits).requires_grad_()
-        _called(c, 'loss', loss, logits, c.targets, weight, **params).backward()
+        total = _called(c, 'loss', loss, logits, c.targets, weight, **params)
+        if total.requires_grad:
+            total.backward()
         ok = logits.grad is not None and bool(logits.grad.isfinite().all())
         c.require(ok, 'loss', f"its gradient is not finite, or there is none, at logits of some {size}")
-    falls = _descended(c, loss, params)
-    c.require(falls, 'loss', "steps against its gradient do not lessen it: are targets and logits in the same order?")
-
-
-def _descended(c, loss, params, steps=20):
-    "Does the loss become less where its gradient leads?"
-    logits, weight = c.logits.clone().requires_grad_(), c.counts.sign()
-    first = None
-    for _ in range(steps):
-        now = loss(logits, c.targets, weight, **params)
-        first = float(now.detach()) if first is None else first
-        (grad,) = torch.autograd.grad(now, logits)
-        logits = (logits - 0.1 * grad).detach().requires_grad_()
-    return float(loss(logits, c.targets, weight, **params).detach()) < first + 1e-6
 
 
 def _called(c, hook, f, *args, **kwargs):
@@ -266,6 +284,10 @@ def check_decisions(c):
             'activate',
             "a kind with nll= has probabilities, and these are not between 0 and 1",
         )
+    for smooth in (0.0, 0.1) if c.bound.nll is not None else ():
+        nll = c.call('nll', c.logits, c.targets, smooth)
+        ok = nll.shape == c.targets.shape and bool((nll.isfinite() & (nll > -1e-6)).all())
+        c.require(ok, 'nll', "it must be finite and not negative, and have the shape of targets")
     decided = _decided(c, acts)
     c.require(
         decided.shape == c.targets.shape,
@@ -279,9 +301,9 @@ def check_decisions(c):
     sure = _decided(c, _as_logits(c, c.bound.certain_acts(_in_columns(c, c.targets))))
     kept = torch.isclose(sure, c.targets, rtol=1e-3, atol=1e-3) | (c.counts == 0)
     c.require(
-        not c.bound.exact or bool(kept.all()),
+        bool(kept.all()) or not (c.bound.exact or _says_values(c)),
         'decide',
-        "activations that are certain of a class or label are not decided so: see certain_acts",
+        "activations that are certain of a label are not decided so: see certain_acts",
     )
 
 
@@ -290,6 +312,11 @@ def _decided(c, acts):
     if not c.bound.thresholded:
         return c.call('decide', acts)
     return c.call('decide', acts, c.flow.loss_func.decisions.thresholds_of(0))
+
+
+def _says_values(c):
+    "Are certain activations the labels themselves, as by default?"
+    return type(c.bound).certain_acts is ConditionalBlock.certain_acts
 
 
 def _in_columns(c, x):
@@ -301,13 +328,48 @@ def _as_logits(c, acts):
     "Activations `(N, W*n_out)` in the shape of the logits"
     return acts.reshape(c.logits.shape)
 
+# %% ../nbs/check_block.ipynb #c4cbb2de
+@_check
+def check_learning(c):
+    "Steps against the gradient of `loss` lessen it, and bring decisions nearer to the labels"
+    loss, params, weight = c.bound.loss, c.flow.loss_func.layout.params(0, c.logits), c.counts.sign()
+    after = _descended(c, loss, params, weight)
+    less = loss(after, c.targets, weight, **params) < loss(c.logits, c.targets, weight, **params)
+    c.require(bool(less), 'loss', "steps against its gradient do not lessen it: are targets and logits in one order?")
+    c.require(
+        _distance(c, after) <= _distance(c, c.logits),
+        'loss',
+        "steps against its gradient make decisions worse: is its sign right, and are targets and logits in one order?",
+    )
+
+
+def _descended(c, loss, params, weight, steps=20):
+    "Logits after some steps to where the gradient of the loss leads"
+    logits = c.logits.clone().requires_grad_()
+    for _ in range(steps):
+        (grad,) = torch.autograd.grad(loss(logits, c.targets, weight, **params), logits)
+        logits = (logits - 0.1 * grad).detach().requires_grad_()
+    return logits.detach()
+
+
+def _distance(c, logits):
+    "How far decisions are from labels: the share of wrong ones, or the mean error of numbers"
+    decided = _decided(c, c.call('activate', logits))
+    error = (decided != c.targets).float() if c.bound.exact else (decided - c.targets).abs()
+    return float(error[c.counts > 0].mean())
+
 # %% ../nbs/check_block.ipynb #cc38453c
 _one_value, _several, _two = ('eq', 'ne', 'gt', 'ge', 'lt', 'le', 'has'), ('isin', 'has_any', 'has_all'), ('between',)
 
 
+def _asked_row(c):
+    "The first row that has all labels"
+    return int(c.known.all(axis=1).argmax())
+
+
 def _asked(c):
     "An atom a question, about labels that occur in the table"
-    row = int(np.flatnonzero(c.known.all(axis=1))[0]) if c.known.all(axis=1).any() else 0
+    row = _asked_row(c)
     cell = c.call('to_cell', c.vals[row])
     label = c.bound.labels[0] if c.bound.labels else cell
     for op in c.bound.ops or ():
@@ -326,6 +388,8 @@ def check_questions(c):
     scaled = np.asarray(c.call('scale', c.vals.astype(float))).astype(np.float32)
     for atom in _asked(c):
         value = _parsed(c, atom)
+        if value is None and atom.op != 'true':
+            continue
         true, false = c.call('answer', atom.op, value, c.vals, c.known)
         for x in (true, false):
             c.require(
@@ -344,6 +408,7 @@ def check_questions(c):
             'answer',
             f"'{atom.op}' is neither true nor false on a row whose label is known",
         )
+        _check_meaning(c, atom, true)
         tensors = c.call('answer', atom.op, value, torch.from_numpy(scaled), torch.from_numpy(c.known), True)
         agree = all(
             isinstance(t, torch.Tensor) and np.array_equal(t.numpy(), x) for t, x in zip(tensors, (true, false))
@@ -353,11 +418,44 @@ def check_questions(c):
             'answer',
             (
                 f"'{atom.op}' differs between natural values of the table and the loss scale (scaled=True): convert "
-                "the "
-                "value with scale, or the values with unscale"
+                "the value with scale, or the values with unscale"
             ),
         )
         _check_implied(c, atom, value, true, false)
+
+
+_meanings = dict(
+    true=lambda x, v, near: x > 0.5,
+    eq=lambda x, v, near: near,
+    ne=lambda x, v, near: ~near,
+    isin=lambda x, v, near: near,
+    between=lambda x, v, near: near,
+    gt=lambda x, v, near: (x > v) & ~near,
+    ge=lambda x, v, near: (x > v) | near,
+    lt=lambda x, v, near: (x < v) & ~near,
+    le=lambda x, v, near: (x < v) | near,
+)
+
+
+def _check_meaning(c, atom, true):
+    "A question about the label of a row is answered as its operator says, on natural values"
+    if atom.op.startswith('has'):
+        columns, v = c.bound.columns_of(c.bound.labels[0]), 1.0
+    else:
+        row = [_asked_row(c)]
+        asked = pd.DataFrame(c.call('to_columns', c.vals[row], c.known[row]))
+        columns, v = list(range(c.bound.n_targets)), c.call('encode', asked)[0][0, 0]
+    if len(columns) > 1:
+        return
+    x, known = c.vals[:, columns[0]], c.known[:, columns[0]]
+    near = np.isclose(x, v, rtol=1e-6, atol=0)
+    sure = known & (~near | (x == v))  # a number in its last decimal may be on either side
+    wanted = near if atom.op.startswith('has') else _meanings[atom.op](x, v, near)
+    c.require(
+        np.array_equal(true[sure], wanted[sure]),
+        'answer',
+        f"'{atom.op}' with {atom.value!r}, which stands in the table, is answered otherwise than its labels say",
+    )
 
 
 def _parsed(c, atom):
@@ -385,8 +483,7 @@ def _check_implied(c, atom, value, true, false):
                 'implied_labels',
                 (
                     f"'{atom.op}' being {truth} does not imply the value {implied} in target column {column}: rows of "
-                    "the "
-                    "table say another one"
+                    "the table say another one"
                 ),
             )
 
@@ -400,6 +497,18 @@ def check_probabilities(c):
         return
     vals = y[:, 0][torch.from_numpy(rows)]
     acts = c.bound.certain_acts(vals).double().numpy()
+    told = c.call('probability', c.call('activate', c.logits).reshape(c.n_rows, -1)[0].double().numpy())
+    c.require(
+        told is None or isinstance(told, (float, dict, list)),
+        'probability',
+        f"of one row it gives {type(told).__name__}, and a float, a dict of them, a list of these, or None is wanted",
+    )
+    own = c.call('matching_acts', c.bound)
+    c.require(
+        own == [(i, i) for i in range(acts.shape[1])],
+        'matching_acts',
+        "of a block with itself each activation must match itself",
+    )
     for atom in _asked(c):
         value = _parsed(c, atom)
         if value is None and atom.op != 'true':
@@ -436,6 +545,10 @@ def check_scores(c):
     constant = c.call('fit_baseline', true, mask.astype(true.dtype))
     perfect = _summary(c, _as_logits(c, c.bound.certain_acts(_in_columns(c, c.targets))))
     some = _summary(c, c.call('activate', c.logits))
+    decided = np.asarray(c.call('decided', some), dtype=float)
+    wanted = _in_columns(c, _decided(c, c.call('activate', c.logits))).numpy()
+    same = decided.shape == wanted.shape and np.allclose(decided, wanted, rtol=1e-4, atol=1e-5)
+    c.require(same, 'decided', "what it decides of a summary is not what decide says of the activations")
     for name in c.bound.metrics:
         found = c.call('score', name, some, true, mask)
         c.require(isinstance(found, float), 'score', f"'{name}' gives {type(found).__name__}, and a float is wanted")
@@ -444,14 +557,16 @@ def check_scores(c):
             'score',
             f"'{name}' without a row that counts must be NaN",
         )
-        other = np.where(mask, true, 0 * true)
+        others = np.where(mask[..., None], some, np.roll(some, 1, 0)), np.where(mask, true, _elsewhere(true, mask))
         c.require(
-            _same(found, c.call('score', name, some, other, mask)),
+            _same(found, c.call('score', name, *others, mask)),
             'score',
             f"'{name}' depends on values that the mask leaves out",
         )
-        if c.bound.certain_acts.__func__ is ConditionalBlock.certain_acts and (c.bound.exact or c.bound.n_out == 1):
+        if _says_values(c) and (c.bound.exact or c.bound.n_out == 1):
             _check_perfect(c, name, c.call('score', name, perfect, true, mask), found)
+        for label in c.bound.labels or ():
+            _check_label_score(c, name, c.bound.columns_of(label), some, true, mask)
         lazy = c.call('baseline', name, constant, true)
         if lazy is not None:
             c.require(
@@ -460,6 +575,19 @@ def check_scores(c):
                 f"for '{name}' it has the shape {np.shape(lazy)}, and that of a summary {some.shape} is wanted",
             )
             c.call('score', name, np.asarray(lazy), true, mask)
+
+
+def _check_label_score(c, name, cols, some, true, mask):
+    "A label has a score of its own, computed of its columns"
+    threshold = c.bound.thresholds()[cols[0]].item() if c.bound.thresholded else None
+    found = c.call('label_scores', name, some[:, cols], true[:, cols], mask[:, cols], threshold)
+    c.require(len(found) == 1 and np.ndim(found[0]) == 0, 'label_scores', f"'{name}' of one label must be one number")
+
+
+def _elsewhere(true, mask):
+    "Values of the table that stand where a label is missing: its least and its greatest, row by row"
+    low, high = true[mask].min(), true[mask].max()
+    return np.where(np.arange(len(true))[:, None] % 2 == 0, high, low)
 
 
 def _check_perfect(c, name, perfect, found):
@@ -534,13 +662,17 @@ def check_files(c):
         raise FlowError(
             f"{type(c.block).__name__}.__init__ keeps its arguments in another way than JSON finds them: {e}"
         ) from e
-    read = Flow.from_json(text)
+    try:
+        with registered(type(c.block)):
+            read = Flow.from_json(text)
+    except FlowError as e:
+        raise FlowError(f"{type(c.block).__name__}.__init__ refuses the arguments that the block keeps: {e}") from e
     c.require(
         json.loads(read.to_json()) == json.loads(text),
         '__init__',
         (
-            "a flow that was read from JSON is not the one that was written: keep each argument as an attribute of its "
-            "name"
+            "a flow that was read from JSON is not the one that was written: keep each argument as an attribute of "
+            "its name"
         ),
     )
 

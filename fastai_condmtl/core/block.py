@@ -5,6 +5,7 @@
 # %% ../../nbs/core/block.ipynb #a86a6ba1
 from __future__ import annotations
 from copy import copy
+from functools import wraps
 from typing import Any
 import numpy as np, pandas as pd
 from .conditions import Comparable, as_condition, both, check_op
@@ -20,42 +21,127 @@ from fastai_condmtl.core.errors import (
 from .columns import is_list_of_words, is_mask, picture_hint, as_tuple
 
 # %% auto #0
-__all__ = ['ConditionalBlock', 'given_by', 'names_of']
+__all__ = ['required', 'missing_hooks', 'ConditionalBlock', 'check_hidden', 'check_task_weight', 'check_col', 'names_of_uses',
+           'given_by', 'names_of', 'label_error']
+
+# %% ../../nbs/core/block.ipynb #1a22a04b
+def required(hook):
+    "Make of a method a required hook: until a kind writes it, a call is an error that names the class and the hook"
+
+    what = ' '.join(hook.__doc__.split())
+
+    @wraps(hook)
+    def not_written(self, *args, **kwargs):
+        raise FlowError(
+            f"{type(self).__name__}.{hook.__name__} is not written, and a kind of task needs it ({what}): "
+            "the tutorial 'Write your own block' (nbs/tutorials/05_own_block.ipynb) shows each method, and "
+            "check_block(block, df) tells what else a block lacks"
+        )
+
+    not_written.required = True
+    return not_written
+
+
+def missing_hooks(block) -> list:
+    "Names of required hooks that a kind has not written; `answer` is one where the kind has `ops`"
+    hooks = [k for k, f in vars(ConditionalBlock).items() if getattr(f, 'required', False)]
+    hooks = [k for k in hooks if k != 'answer' or block.ops]
+    return [k for k in hooks if getattr(type(block), k) is vars(ConditionalBlock)[k]]
 
 # %% ../../nbs/core/block.ipynb #ee8478bc
 class ConditionalBlock(Comparable):
-    "Base class of all kinds of task: the name, its column, and when it has meaning"
+    """Base class of all kinds of task: the name, its column, when it has meaning, and the hooks that a kind writes
 
+    `N` are rows of a table, `bs` of a batch, `W = n_targets` the target columns of a task, each with `n_out` logits,
+    and `n` the columns of all tasks of a family. Where `per_cell`, the network's hooks see one row a cell instead:
+    logits `(bs*n, n_out)`, targets `(bs*n,)`. *Natural values* are numbers in the table's terms (class index, 0 or 1,
+    original units), the *loss scale* is what the network learns.
+
+    Required hooks are marked by a star, `answer` where the kind has `ops`; all others have a default.
+
+    Labels: from the table to numbers, and back
+
+    - `setup(df, train)`: learn from the whole table and its training rows what was not told
+    - `encode(df)` *: natural values `(N, W)`, finite everywhere, and which are known `(N, W)`
+    - `to_cell(vals)` *: natural values of one row `(W,)` as the table writes them; `to_columns` of many rows, `join` of
+      a list of labels
+    - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots
+    - `describe()`: what was learnt, in a few words
+
+    Network: from logits to decisions
+
+    - `family`: a dict's key; tasks with equal families are computed together
+    - `family_params()`, `params()`: numbers for the family, and for each target column, that `loss` takes by name
+    - `loss(logits, targets, weight=None)` *: loss of each cell, shaped as targets; with `weight` their weighted sum
+    - `activate(logits)` *: what predictions are told as, shaped as logits
+    - `decide(acts)` *: decided values on the loss scale, shaped as targets; `thresholded` kinds also take a threshold
+    - `nll`, `thresholds()`, `fit_class_weights(vals, mask)`: calibration, thresholds, and learnt weights of classes
+    - `certain_acts(vals)`, `matching_acts(new)`, `matching_logits(new)`: activations of certain labels, and those that
+      a task of another flow shares
+
+    Questions: what conditions ask
+
+    - `ops`: the questions, some of `true`, `eq`, `ne`, `isin`, `has`, `has_any`, `has_all`, `gt`, `ge`, `lt`, `le`,
+      `between`
+    - `parse_question(op, value)`: the value in natural values, checked
+    - `answer(op, value, vals, known, scaled=False)` *: where it is true and where it is false, two arrays `(N,)`
+    - `implied_labels(op, value, truth)`: natural values that an answer forces, `[(target column, value)]`
+    - `question_states(op, value)`, `n_states(variable)`, `state_probs(variable, acts, vals)`: the probability that a
+      question is true; `probability(acts)`: what is told of one row
+
+    Scores: how good it is
+
+    - `summarise(acts, targets)` *: what scores need of each cell `(..., n_summary)`; `decided(summary)`: its decisions
+    - `score(name, summary, true, mask, threshold=None)` *: one number for each of `metrics`; `label_scores` a label
+    - `fit_baseline(vals, mask)`, `baseline(name, constant, vals)`: the trivial predictor, and its summary
+
+    Kinds with coordinates (`geometry`) also write `coordinates`, `swaps`, `shapes` and `shape_constant`; a kind whose
+    arguments are not attributes of their names writes `config`."""
+
+    # the task
     name: str
-    ops: tuple[str, ...] | None = ()
-    metrics: tuple[str, ...] = ()
-    n_out, n_summary, thresholded = 1, 1, False
-    exact = True  # is a decision right or wrong (classes), or near or far (numbers)?
     path: str | None = None  # known once bound
-    draws: str | None = None  # what to draw of it
+    note: str | list | None = None  # a remark of whoever made the task
     questions: tuple = ()  # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
+    weight_col: str | None = None  # the column with a weight a row
+    kept_as: dict = {}  # for files: arguments, and the attributes that keep them
+    # labels
+    vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
     fillers: tuple = ()  # values that may stand in a vocabulary several times
     labels: list | None = None  # names of the target columns, where each is an answer of its own (known once bound)
-    geometry: str | None = (
-        # `points` or `boxes`: the target columns are coordinates of the picture, x, y, x, y, ..., and follow its
-        # transforms
-        None
-    )
     blank = 0.0  # what `to_cell` is handed for a column that is not known
     takes_lists = nan_is_empty = False  # can one cell hold several values? is a blank cell an answer, "none of them"?
+    self_supervised = False  # are the labels made with each batch (masked words), instead of read from the table?
+    lo, span = 0.0, 1.0  # of numbers: a natural value is `lo + span * x` for `x` on the loss scale
+    draws: str | None = None  # what to draw of it
+    # network
+    n_out = 1  # logits of a target column
+    exact = True  # is a decision right or wrong (classes), or near or far (numbers)?
+    bounded = True  # of numbers: does an activation stand between logits and loss scale (else both are the same)?
+    thresholded = False  # is yes decided where the probability is above a threshold?
+    threshold: Any = None  # to start with, one or one a target column (kinds that are `thresholded`)
+    tune: Any = 'auto'  # what the search of thresholds maximises: `auto` as the learner says, None: keep `threshold`
+    pos_weight: Any = None  # weight of positive rows in the loss
+    whole_space: Any = False  # is it trained on rows beyond its condition? True, `detach` or `both`
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
-    self_supervised = False  # are the labels made with each batch (masked words), instead of read from the table?
     default_params: dict = {}  # of `params`, where another task of the family has them
-    lower_is_better: tuple[str, ...] = ()  # metrics of which less is more
-    weight_col: str | None = None  # the column with a weight a row
-    fits_class_weights, learnt_weights = (
-        False,
-        '',
-    )  # does the block want to learn weights of its classes, and which did it learn, in words?
+    fits_class_weights = False  # does the block want to learn weights of its classes?
+    learnt_weights = ''  # which it learnt, in words
     # kinds with probabilities: negative log-likelihood of each cell, `nll(logits, targets, smooth=0)`; these can be
     # calibrated
     nll: Any = None
+    # questions and scores
+    ops: tuple[str, ...] | None = ()
+    n_summary = 1  # numbers that scores need of a cell
+    metrics: tuple[str, ...] = ()  # names of scores, the headline first
+    lower_is_better: tuple[str, ...] = ()  # metrics of which less is more
+    # coordinates of pictures: `points` or `boxes`, where the target columns are x, y, x, y, ... and follow transforms
+    geometry: str | None = None
+    coordinates: tuple | list = ()  # names of the target columns
+    per_column = False  # has each coordinate a column of the table?
+    outside = 'clip'  # what becomes of a coordinate that leaves the picture
+    flip_pairs: tuple | list = ()  # names of points that change places in a mirror
 
     def __init__(
         self,
@@ -76,19 +162,9 @@ class ConditionalBlock(Comparable):
         check_name(name)
         check_features(name, features)
         self.weight_col = check_weight_col(name, weight_col)
-        hidden, weight = plain_number(hidden), plain_number(weight)
-        if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1):
-            raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
-        named = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
-        if bad := [u for u in named if not isinstance(u, (str, ConditionalBlock))]:
-            raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
-        self.features, self.hidden, self.detach_uses = features, hidden, bool(detach_uses)
-        self.uses = tuple(u if isinstance(u, str) else u.name for u in named)
-        if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300):
-            raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
-        if col is not None and not isinstance(col, (str, int, float, tuple)):
-            raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
-        self.name, self.col, self.weight = name, col, float(weight)
+        self.features, self.hidden, self.detach_uses = features, check_hidden(name, hidden), bool(detach_uses)
+        self.uses = names_of_uses(name, uses)
+        self.name, self.weight, self.col = name, check_task_weight(name, weight), check_col(name, col)
         self.given = None if given is None else as_condition(given)
 
     def __or__(self, cond):
@@ -112,6 +188,70 @@ class ConditionalBlock(Comparable):
         "Target columns of the task"
         return 1
 
+    def config(self):
+        "Arguments that make the block again, for files; None where `kept_as` and attributes of their names tell them"
+        return None
+
+    def bind(
+        self,
+        df: pd.DataFrame,  # The whole table
+        train: pd.DataFrame = None,  # Its training rows; None: all
+        path: str = None,  # The task's path in its flow
+    ):
+        "A copy that has learnt from `df` what it was not told"
+        res = copy(self)
+        res.path = path or self.name
+        res.setup(df, df if train is None else train)
+        return res
+
+    # Labels
+
+    def setup(self, df, train):
+        "Learn from the whole table and its training rows (called on a copy)"
+
+    @required
+    def encode(self, df):
+        "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"
+
+    @required
+    def to_cell(self, vals):
+        "Natural values of one row `(W,)` in the table's terms"
+
+    def to_columns(self, vals, known):
+        "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` `(N, W)`"
+        cells = [self.to_cell(v) if k.any() else None for v, k in zip(vals, known)]
+        return {self.cols[0]: np.array([*cells, None], dtype=object)[:-1]}  # also where all cells are lists
+
+    def join(self, labels):
+        "A list of labels as the cell that the table writes for it"
+        return list(labels)
+
+    def columns_of(self, label):
+        "Target columns of one of `labels`"
+        return [list(self.labels).index(label)]
+
+    def scale(self, x):
+        "Natural values to the loss scale, of any shape"
+        return x
+
+    def unscale(self, x):
+        "Loss scale to natural values, of any shape"
+        return x
+
+    def display_units(self, x):
+        "Loss scale to what plots tell: natural values"
+        return self.unscale(x)
+
+    def describe(self):
+        "What was learnt from the table, in a few words"
+        return ''
+
+    def bad(self, df, col, i, why):
+        "The error for a bad label: task, row and value, and what to do"
+        return label_error(self, df, col, i, why)
+
+    # Network
+
     @property
     def family(self):
         "Tasks with equal families are computed together"
@@ -127,129 +267,34 @@ class ConditionalBlock(Comparable):
         return {}
 
     def params(self):
-        """Numbers for each target column, `{name: (n_targets,)}`, handed to `loss` and `decide` for all columns
-        of the family"""
+        "Numbers for each target column, `{name: (n_targets,)}`, handed to `loss` for all columns of the family"
         return {}
-
-    def bind(
-        self,
-        df: pd.DataFrame,  # The whole table
-        train: pd.DataFrame = None,  # Its training rows; None: all
-        path: str = None,  # The task's path in its flow
-    ):
-        "A copy that has learnt from `df` what it was not told"
-        res = copy(self)
-        res.path = path or self.name
-        res.setup(df, df if train is None else train)
-        return res
-
-    def setup(self, df, train):
-        "Learn from the whole table and its training rows (called on a copy)"
 
     def fit_class_weights(self, vals, mask):
         """Learn weights of classes from the training rows: loss-scale values and gt mask, which holds the rows'
-        weights, `(N, W)` (called on a bound copy that is `balanced`)"""
+        weights, `(N, W)` (called on a bound copy that `fits_class_weights`)"""
 
-    def encode(self, df):
-        "Natural values `(N, W)`, finite everywhere, and `known` `(N, W)`"
-        raise NotImplementedError(f'{type(self).__name__}.encode')
-
-    def scale(self, x):
-        "Natural values to the loss scale"
-        return x
-
-    def unscale(self, x):
-        "Loss scale to natural values"
-        return x
-
-    def parse_question(self, op, value):
-        "`value` of an atom in natural values, after checking that the kind answers `op`"
-        check_op(op, self.ops, self.path or self.name, type(self).__name__)
-        return value
-
-    def answer(self, op, value, vals, known, scaled=False):
-        """Where an atom is true and where it is false, two boolean arrays (n,): of values and known `(n, W)`,
-        NumPy arrays of labels or tensors of decisions"""
-        raise NotImplementedError(f'{type(self).__name__}.answer')
-
-    def implied_labels(self, op, value, truth):
-        "Natural values that an atom forces, `[(target column, value)]`"
-        return []
-
+    @required
     def loss(self, logits, targets, weight=None):
-        "Loss of every cell; with `weight` their weighted sum"
-        raise NotImplementedError(f'{type(self).__name__}.loss')
+        "Loss of every cell, shaped as `targets`; with `weight` their weighted sum"
 
+    @required
     def activate(self, logits):
-        "What predictions are told as: probabilities, or values on the loss scale"
-        raise NotImplementedError(f'{type(self).__name__}.activate')
+        "What predictions are told as, shaped as `logits`: probabilities, or values on the loss scale"
 
+    @required
     def decide(self, acts):
-        "Decided values on the loss scale; thresholded kinds also take a threshold a column"
-        raise NotImplementedError(f'{type(self).__name__}.decide')
+        "Decided values on the loss scale, shaped as targets; thresholded kinds also take a threshold a column"
 
-    def summarise(self, acts, targets):
-        "What scores need to know of each cell, in its last dimension `n_summary` numbers"
-        raise NotImplementedError(f'{type(self).__name__}.summarise')
-
-    def score(self, name, summary, true, mask, threshold=None):
-        "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"
-        raise NotImplementedError(f'{type(self).__name__}.score')
-
-    def decided(self, summary, threshold=None):
-        "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"
-        return summary[..., 0]
-
-    def fit_baseline(self, vals, mask):
-        "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"
+    def thresholds(self):
+        "The thresholds to start with `(n_targets,)`, a tensor; asked of kinds that are `thresholded`"
         return None
-
-    def baseline(self, name, constant, vals):
-        "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"
-        return None
-
-    def to_cell(self, vals):
-        "Natural values of one row `(W,)` in the table's terms"
-        raise NotImplementedError(f'{type(self).__name__}.to_cell')
-
-    def to_columns(self, vals, known):
-        "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` (N, W)"
-        return {
-            self.cols[0]: np.array(
-                [self.to_cell(v) if k.any() else None for v, k in zip(vals, known)] + [None], dtype=object
-            )[:-1]
-        }
-
-    def question_states(self, op, value):
-        """An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the
-        atom itself is a variable of two states"""
-        return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
-
-    def n_states(self, variable):
-        "States that a variable of `event` can take"
-        return max(2, self.n_out)
-
-    def state_probs(self, variable, acts, vals):
-        """Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values
-        (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"""
-        t = self.answer(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
-        return np.stack([~t, t], 1).astype(float)
-
-    def columns_of(self, label):
-        "Target columns of one of `labels`"
-        return [list(self.labels).index(label)]
-
-    def display_units(self, x):
-        "Loss scale to what plots tell: natural values"
-        return self.unscale(x)
 
     def certain_acts(self, vals):
         "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
-        return (
-            vals
-            if self.n_out == 1
-            else vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
-        )
+        if self.n_out == 1:
+            return vals
+        return vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
 
     def matching_acts(self, new):
         """Pairs (position among the activations, position among those of `new`, a bound block of the same kind)
@@ -259,41 +304,118 @@ class ConditionalBlock(Comparable):
         n, m = self.n_targets * self.n_out, new.n_targets * new.n_out
         if len(a) == n and len(b) == m:
             return [(i, b.index(v)) for i, v in enumerate(a) if v in b]
-        return [(i, i) for i in range(n)] if n == m and not (len(a) == len(b) and a != b and a == b[::-1]) else []
+        exchanged = len(a) == len(b) and a != b and a == b[::-1]
+        return [(i, i) for i in range(n)] if n == m and not exchanged else []
 
     def matching_logits(self, new):
         "`matching_acts` of logits: what a task that goes on with another flow keeps"
         return self.matching_acts(new)
 
+    # Questions
+
+    def parse_question(self, op, value):
+        "`value` of an atom in natural values, after checking that the kind answers `op`"
+        check_op(op, self.ops, self.path or self.name, type(self).__name__)
+        return value
+
+    @required
+    def answer(self, op, value, vals, known, scaled=False):
+        """Where an atom is true and where it is false, two boolean arrays `(n,)`: of values and known `(n, W)`,
+        NumPy arrays of labels or tensors of decisions"""
+
+    def implied_labels(self, op, value, truth):
+        "Natural values that an atom forces, `[(target column, value)]`"
+        return []
+
+    def question_states(self, op, value):
+        """An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the
+        atom itself is a variable of two states"""
+        return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
+
+    def n_states(self, variable):
+        "States that a variable of `question_states` can take"
+        return max(2, self.n_out)
+
+    def state_probs(self, variable, acts, vals):
+        """Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values
+        (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"""
+        t = self.answer(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
+        return np.stack([~t, t], 1).astype(float)
+
     def probability(self, acts):
-        """What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None for
-        kinds without"""
+        "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None without"
         return None
 
-    def describe(self):
-        "What was learnt from the table, in a few words"
-        return ''
+    # Scores
 
-    def bad(self, df, col, i, why):
-        "The error for a bad label: task, row and value, and what to do"
-        v = df[col].iloc[i]
-        if isinstance(v, np.generic):
-            v = v.item()
-        shown = (
-            shortly(v)
-            if not is_mask(v)
-            else f"a {type(v).__name__} of {'x'.join(map(str, getattr(v, 'shape', None) or v.size))}"
-        )
-        return FlowError(
-            f"task '{self.path or self.name}', {row_name(df, i)}, column '{col}', value {shown}: "
-            f"{why}{picture_hint(v)}{self._list_hint(v, why)}"
-        )
+    @required
+    def summarise(self, acts, targets):
+        "What scores need to know of each cell, in its last dimension `n_summary` numbers"
 
-    def _list_hint(self, v, why):
-        "What to add to an error about a list of labels where a cell holds one value"
-        if self.takes_lists or 'MultiLabelBlock' in why or not (is_list_of_words(v) or isinstance(as_tuple(v), tuple)):
-            return ''
-        return f". Several labels a row? MultiLabelBlock({self.name!r}) reads lists, also those that a csv made text of"
+    def decided(self, summary, threshold=None):
+        "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"
+        return summary[..., 0]
+
+    @required
+    def score(self, name, summary, true, mask, threshold=None):
+        "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"
+
+    def label_scores(self, name, summary, true, mask, threshold=None):
+        "Metric `name` of the label whose columns alone are given, `(N, columns_of)`; a list of one number"
+        return [self.score(name, summary, true, mask, threshold)]
+
+    def fit_baseline(self, vals, mask):
+        "What the trivial predictor learns from the training rows, loss-scale values and gt mask `(N, W)`"
+        return None
+
+    def baseline(self, name, constant, vals):
+        "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"
+        return None
+
+    # Coordinates of pictures
+
+    def swaps(self):
+        "Pairs of numbers of points that change places in a mirror"
+        return []
+
+    def shapes(self, vals, known):
+        "What is drawn of one row `(W,)`, shares of the picture: `{name: (x, y) or (x, y, width, height)}`"
+        return {}
+
+    def shape_constant(self, vals, mask):
+        "What the trivial predictor learns of training rows as the network sees them `(N, W)`"
+        return None
+
+# %% ../../nbs/core/block.ipynb #35e8a168
+def check_hidden(name, hidden):
+    "The width of a hidden layer is a positive whole number, or None"
+    hidden = plain_number(hidden)
+    if hidden is not None and (isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1):
+        raise FlowError(f"task '{name}': hidden={hidden!r} must be the width of a layer, a positive whole number")
+    return hidden
+
+
+def check_task_weight(name, weight):
+    "The weight of a task is a finite number that is not negative"
+    weight = plain_number(weight)
+    if not (isinstance(weight, (int, float)) and 0 <= weight < 1e300):
+        raise FlowError(f"task '{name}': weight={weight!r} must be a number that is not negative")
+    return float(weight)
+
+
+def check_col(name, col):
+    "A task's labels stand in one column"
+    if col is not None and not isinstance(col, (str, int, float, tuple)):
+        raise FlowError(f"task '{name}': col={col!r} must be the name of one column")
+    return col
+
+
+def names_of_uses(name, uses) -> tuple:
+    "Names of the tasks, or of the one task, that a head reads"
+    uses = [uses] if isinstance(uses, (str, ConditionalBlock)) else list(uses)
+    if bad := [u for u in uses if not isinstance(u, (str, ConditionalBlock))]:
+        raise FlowError(f"task '{name}': uses={bad[0]!r} must be tasks, or names of tasks")
+    return tuple(u if isinstance(u, str) else u.name for u in uses)
 
 
 def given_by(o, cond):
@@ -307,4 +429,27 @@ def given_by(o, cond):
 def names_of(block) -> list:
     """What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers
     where a kind names nothing"""
-    return list(getattr(block, 'vocab', None) or (('no', 'yes') if block.thresholded else range(block.n_out)))
+    return list(block.vocab or (('no', 'yes') if block.thresholded else range(block.n_out)))
+
+# %% ../../nbs/core/block.ipynb #283dcf6e
+def label_error(block, df, col, i, why) -> FlowError:
+    "The error for a bad label: task, row and value, and what to do"
+    v = df[col].iloc[i]
+    if isinstance(v, np.generic):
+        v = v.item()
+    shown = f'a {type(v).__name__} of {_size(v)}' if is_mask(v) else shortly(v)
+    return FlowError(
+        f"task '{block.path or block.name}', {row_name(df, i)}, column '{col}', value {shown}: "
+        f"{why}{picture_hint(v)}{_list_hint(block, v, why)}"
+    )
+
+
+def _size(v):
+    return 'x'.join(map(str, getattr(v, 'shape', None) or v.size))
+
+
+def _list_hint(block, v, why):
+    "What to add to an error about a list of labels where a cell holds one value"
+    if block.takes_lists or 'MultiLabelBlock' in why or not (is_list_of_words(v) or isinstance(as_tuple(v), tuple)):
+        return ''
+    return f". Several labels a row? MultiLabelBlock({block.name!r}) reads lists, also those that a csv made text of"

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/flow_json.ipynb #7273f304
 from __future__ import annotations
 from collections import Counter
+from contextlib import contextmanager
 import datetime as dt, inspect, json, re
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -18,8 +19,8 @@ from .flow import Flow
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'block_class', 'arguments', 'block_config', 'to_jsonable',
-           'from_jsonable']
+__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'is_kept',
+           'block_config', 'to_jsonable', 'from_jsonable']
 
 # %% ../../nbs/core/flow_json.ipynb #9b5dccd6
 _registered = {}
@@ -44,6 +45,19 @@ def block_name(cls) -> str:
     return next((k for k, c in _registered.items() if c is cls), None) or (
         cls.__name__ if cls.__module__.startswith(_ours) else f'{cls.__module__}.{cls.__qualname__}'
     )
+
+
+@contextmanager
+def registered(cls):
+    "Within, files may name a class of blocks"
+    name = block_name(cls)
+    known = name in _registered
+    _registered.setdefault(name, cls)
+    try:
+        yield
+    finally:
+        if not known:
+            del _registered[name]
 
 
 def _subclasses(cls):
@@ -88,14 +102,21 @@ def arguments(cls) -> dict:
     return res
 
 
+def is_kept(block: ConditionalBlock, name: str) -> bool:
+    "Is there an attribute that the block, or its class below the base, has set? What the base declares says nothing"
+    classes = [c for c in type(block).__mro__ if not issubclass(ConditionalBlock, c)]
+    return name in vars(block) or any(name in vars(c) for c in classes)
+
+
 def block_config(block: ConditionalBlock) -> dict:
     "Arguments that make `block` again, but for name and condition, as JSON values"
     defaults, where = arguments(type(block)), f"task '{block.name}'"
-    if hasattr(block, 'config'):
-        vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | block.config()
+    own = block.config()
+    if own is not None:
+        vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | own
     else:
         kept = {k: a for c in reversed(type(block).__mro__) for k, a in vars(c).get('kept_as', {}).items()}
-        if lost := [k for k in defaults if not hasattr(block, kept.get(k, k))]:
+        if lost := [k for k in defaults if not is_kept(block, kept.get(k, k))]:
             raise FlowError(
                 f"{where} ({type(block).__name__}) does not keep its argument {lost[0]!r}: set self.{lost[0]} in "
                 "__init__, or return the arguments from a method `config`"
@@ -161,7 +182,7 @@ FORMAT, VERSION = 'fastai_condmtl.flow', 1
 def _entry(t):
     "A task or flow as a dict"
     common = {} if t.given is None else dict(given=_written(t))
-    note = {} if getattr(t, 'note', None) is None else dict(note=t.note)
+    note = {} if t.note is None else dict(note=t.note)
     if isinstance(t, Flow):
         infer = {} if t.infer_labels is False else dict(infer_labels=t.infer_labels)
         features = {} if t.features is None else dict(features=t.features)
@@ -308,7 +329,7 @@ def _read_block(d, name, given, here):
     except FlowError as e:
         raise FlowError(f"task '{here}': {e}") from None
     known = arguments(cls)
-    if not hasattr(cls, 'config') and (wrong := [k for k in d if k not in known]):
+    if cls.config is ConditionalBlock.config and (wrong := [k for k in d if k not in known]):
         raise FlowError(f"task '{here}' ({cls.__name__}): {wrong[0]!r} is not known: {near(wrong[0], known)}")
     try:
         return cls(name, given=given, **{k: from_jsonable(v) for k, v in d.items()})

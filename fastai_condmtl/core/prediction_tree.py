@@ -6,6 +6,7 @@
 from __future__ import annotations
 from treelib import Tree
 from fastcore.basics import patch
+from .flow import Flow
 from .prediction import FlowPrediction, shortened
 
 # %% auto #0
@@ -49,7 +50,7 @@ def givens(flow, prefix=''):
     res = {}
     for t in flow.tasks:
         res[prefix + t.name] = '' if t.given is None else str(t.given)
-        if hasattr(t, 'tasks'):
+        if isinstance(t, Flow):
             res.update(givens(t, prefix + t.name + '.'))
     return res
 
@@ -177,7 +178,7 @@ def tell_task(block, value, prob, logits, top_k):
     elif value is None:
         text, note = '', [] if prob is None else [f'P(yes) {prob:.2f}']
     else:
-        yes, text = (getattr(block, 'vocab', None) or (False, True))[1], tell(value)
+        yes, text = (block.vocab or (False, True))[1], tell(value)
         note = [] if prob is None else [f'{prob if value == yes else 1 - prob:.2f}']  # of the answer that is told
     if logits is not None:
         ls = [f'{x:.1f}' for x in logits.tolist()]

@@ -48,7 +48,7 @@ class TaskMetric(Metric):
         if self.label is None:
             return block.score(self.metric, summary, true, mask, threshold)
         cols = block.columns_of(self.label)
-        t = getattr(block, 'threshold', None) if threshold is None else threshold
+        t = block.threshold if threshold is None else threshold
         return float(
             block.label_scores(
                 self.metric,

@@ -88,7 +88,7 @@ def aims(flow, metric='f1_score', constraint=None, gates='balanced_accuracy', ta
         path, block = flow.paths[i], flow.plan.blocks[i]
         if not block.thresholded:
             continue
-        told = own.get(path, getattr(block, 'tune', 'auto'))
+        told = own.get(path, block.tune)
         try:
             if told is not None:
                 res[path] = (

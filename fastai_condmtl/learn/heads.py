@@ -198,7 +198,7 @@ class ConditionalHead(nn.Module):
                     )
                     waits.discard(unit_of[i])
         for i, b in enumerate(plan.blocks):
-            if getattr(b, 'whole_space', False) and (all_ := waits & {unit_of[j] for j in plan.above(i) | {i}}):
+            if b.whole_space and (all_ := waits & {unit_of[j] for j in plan.above(i) | {i}}):
                 names = ' and '.join(f"'{self.names[k]}'" for k in sorted(all_))
                 warnings.warn(
                     (

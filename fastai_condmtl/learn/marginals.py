@@ -39,7 +39,7 @@ def get_marginals(
     res = {}
     for j, (p, b) in enumerate(flow.tasks.items()):
         res[p, 'P(reached)'], a = reached[:, j], acts[:, flow.slices[p].acts]
-        vocab = getattr(b, 'vocab', None)
+        vocab = b.vocab
         if b.thresholded and b.labels is None:
             a, vocab = np.stack([1 - a[:, 0], a[:, 0]], 1), vocab or (False, True)
         if b.nll is not None:

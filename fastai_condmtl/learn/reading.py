@@ -32,7 +32,7 @@ __all__ = ['FIX', 'ASK', 'same_reading', 'why_not_same_tasks', 'reread', 'reads_
 # %% ../../nbs/learn/reading.ipynb #8b525f47
 def _meaning(block):
     "What the outputs of a bound task stand for, apart from where they stand"
-    vocab = getattr(block, 'vocab', None)
+    vocab = block.vocab
     names = None if vocab is None else [(type(v).__name__, v) for v in vocab]
     labels = None if block.labels is None else list(block.labels)
     return (

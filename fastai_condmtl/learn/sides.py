@@ -250,7 +250,7 @@ def side_labels(
 
 def _side_answers(block, ways):
     "Classes, labels or words of a block that speak of what is exchanged"
-    vocab = [v for v in getattr(block, 'vocab', None) or () if isinstance(v, str)]
+    vocab = [v for v in block.vocab or () if isinstance(v, str)]
     others = {words_of(v) for v in vocab}
     return [v for v in vocab if speaks_of(v, ways, others)]
 

@@ -169,13 +169,13 @@ def _rescale(a, b, rows):
 def _scales(a, b):
     """Of a number whose scale was `a`'s and is `b`'s: `(k, c)`, by which its logits become `k*logit + c` (None
     where a sigmoid stands between), and `(k, c)`, by which what it is read as now becomes what it was read as"""
-    same, lo, span = (1.0, 0.0), getattr(a, 'lo', None), getattr(a, 'span', None)
-    if lo is None or (lo, span) == (b.lo, b.span):
+    same = (1.0, 0.0)
+    if (a.lo, a.span) == (b.lo, b.span):
         return same, same
-    k = b.span / span
+    k = b.span / a.span
     if isinstance(a, CountBlock):
         return (1.0, -math.log(k)), (k, 0.0)  # the logit is a logarithm
-    return (None, same) if getattr(a, 'bounded', True) else ((1 / k, (lo - b.lo) / b.span), (k, (b.lo - lo) / span))
+    return (None, same) if a.bounded else ((1 / k, (a.lo - b.lo) / b.span), (k, (b.lo - a.lo) / a.span))
 
 
 def needs_bias(a, b):

@@ -42,7 +42,7 @@ class ConditionalLoss(nn.Module):
             self.layout, [b.weight for b in blocks], weighted=any(c is not None for c in flow.plan.weight_cols)
         )
         self.decisions = Decisions(self.layout)
-        on_whole_space = any(getattr(b, 'whole_space', False) for b in blocks)
+        on_whole_space = any(b.whole_space for b in blocks)
         self.whole = WholeSpace(flow, self.layout.columns) if on_whole_space else None
 
     def clone(self):

@@ -94,7 +94,7 @@ class WholeSpace(nn.Module):
         order,  # Target columns in the order of the loss
     ):
         super().__init__()
-        self.tasks = [i for i, b in enumerate(flow.plan.blocks) if getattr(b, 'whole_space', False)]
+        self.tasks = [i for i, b in enumerate(flow.plan.blocks) if b.whole_space]
         blocks, chains, place = (
             [flow.plan.blocks[i] for i in self.tasks],
             [[l for _, l in chain(flow, i)] for i in self.tasks],

@@ -159,9 +159,6 @@ class KeypointsBlock(_Coordinates):
         near_, m = (d * d).sum(2) < 0.05**2, mask.reshape(-1, true.shape[1] // 2, 2).all(2)
         return float(near_[m].mean()) if m.any() else float('nan')
 
-    def label_scores(self, name, summary, true, mask, threshold=None):
-        return [self.score(name, summary, true, mask)]
-
     def describe(self):
         return f"{self.n_points} points: {', '.join(self.labels[:4])}{' …' if self.n_points > 4 else ''}"
 

@@ -34,7 +34,6 @@ class Regression(ConditionalBlock):
     metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
     lower_is_better: tuple[str, ...] = ('mae', 'rmse')
     exact = False
-    lo, span = 0.0, 1.0
 
     @property
     def family(self):

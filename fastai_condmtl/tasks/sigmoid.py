@@ -61,7 +61,7 @@ class Sigmoid(ConditionalBlock):
         'average_precision',
         'mcc',
     )
-    threshold, pos_weight, tune, loss_name, gamma, alpha = 0.5, None, 'auto', 'bce', 2.0, None
+    threshold, loss_name, gamma, alpha = 0.5, 'bce', 2.0, None
 
     @property
     def family(self):

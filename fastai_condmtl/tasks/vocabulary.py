@@ -4,7 +4,6 @@
 
 # %% ../../nbs/tasks/vocabulary.ipynb #30c0c21f
 from __future__ import annotations
-from typing import Any
 import numpy as np
 from ..core.block import ConditionalBlock
 from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels, is_list_of_words
@@ -18,7 +17,6 @@ class Classes(ConditionalBlock):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
 
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin')
-    vocab: Any = None
 
     def set_vocab(self, vocab):
         self.vocab, self.index = vocab, {l: i for i, l in enumerate(vocab)}

@@ -190,11 +190,7 @@ def knobs(
     leaf = [p.rpartition('.')[2] for p in flow.paths]
     name = lambda p: l if leaf.count(l := p.rpartition('.')[2]) == 1 else p
     labels = lambda b: (
-        list(b.labels)
-        if b.labels
-        else [None]
-        if b.n_targets == 1
-        else list(getattr(b, 'vocab', None) or range(b.n_targets))
+        list(b.labels) if b.labels else [None] if b.n_targets == 1 else list(b.vocab or range(b.n_targets))
     )
     return [
         (p, j, name(p) if l is None else f'{name(p)}: {l}')

@@ -58,7 +58,7 @@ def rows_of(a, options, learn):
     words = [
         c
         for b in learn.dls.flow.tasks.values()
-        if (v := getattr(b, 'vocab', None)) and all(isinstance(l, str) for l in v)
+        if b.vocab and all(isinstance(l, str) for l in b.vocab)
         for c in (b.cols if len(b.cols) == 1 else [])
     ]
     df = read_table(

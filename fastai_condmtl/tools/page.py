@@ -8,6 +8,7 @@ import base64, io
 from copy import copy
 from html import escape
 import numpy as np, torch
+from ..core.flow import Flow
 from ..core.prediction_tree import givens, tell
 from ..core.prediction import FlowPrediction
 import fastai_condmtl.core.marginals  # noqa: F401  FlowPrediction.marginals
@@ -145,7 +146,7 @@ def tree_html(
         res = ''
         for t in flow.tasks:
             path = prefix + t.name
-            if hasattr(t, 'tasks'):
+            if isinstance(t, Flow):
                 inner = grow(t, path + '.')
                 note = f'<span class="cm-note">given <code>{escaped(own[path])}</code></span>' if own[path] else ''
                 if inner:
