@@ -36,12 +36,12 @@ class Checked:
 
     block: ConditionalBlock  # As it was handed over, unbound
     df: pd.DataFrame  # A table with labels of it
-    flow: BoundFlow = None  # A flow of this block alone
-    vals: np.ndarray = None  # Natural values of the labels `(N, W)`
-    known: np.ndarray = None  # Which are known `(N, W)`
-    logits: torch.Tensor = field(default=None, repr=False)  # Some logits, shaped as the family sees them
-    targets: torch.Tensor = field(default=None, repr=False)  # Loss-scale values, likewise
-    counts: torch.Tensor = field(default=None, repr=False)  # Which of these count, likewise
+    flow: BoundFlow | None = None  # A flow of this block alone
+    vals: np.ndarray | None = None  # Natural values of the labels `(N, W)`
+    known: np.ndarray | None = None  # Which are known `(N, W)`
+    logits: torch.Tensor | None = field(default=None, repr=False)  # Some logits, shaped as the family sees them
+    targets: torch.Tensor | None = field(default=None, repr=False)  # Loss-scale values, likewise
+    counts: torch.Tensor | None = field(default=None, repr=False)  # Which of these count, likewise
 
     @property
     def bound(self):
