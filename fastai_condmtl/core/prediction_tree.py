@@ -103,8 +103,8 @@ def add_nodes(
         text = ', '.join(filter(None, told))
         tree.create_node(
             name + (f': {text}' if text else '') + opened(path),
-            (parent, path),
-            parent=at,  # type: ignore[arg-type]
+            (parent, path),  # type: ignore[arg-type]
+            parent=at,
             data=dict(path=path, value=value, truth=true, known=truth is None or true is not None, wrong=wrong),
         )
     return tree

@@ -23,7 +23,7 @@ from ..core.target import as_table, check_cols, check_weights, row_weights
 __all__ = ['KINDS', 'Finding', 'Audit']
 
 # %% ../../nbs/data/audit.ipynb #5f000c94
-KINDS = ('contradiction', 'none_of', 'no_rows', 'one_class', 'few', 'gap', 'idle')
+KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'few', 'gap', 'idle')
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _findings(flow, i, true, false, some, says, mask, vals, clash, few):
         for j, name in enumerate(names):
             pos, tot = int((vals[:, j] * mask[:, j]).sum()), int(mask[:, j].sum())
             if not tot:
-                add('no_rows', f"label{name} is told by no row that counts: fill in its column, or leave it out")
+                add('untold', f"label{name} is told by no row that counts: fill in its column, or leave it out")
                 continue
             if min(pos, tot - pos) == 0:
                 add(

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/learn/state.ipynb #9baab582
 from __future__ import annotations
+from collections.abc import Callable
 from ..core.errors import FlowError
 from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
@@ -66,7 +67,7 @@ def mixed(learn):
     return mix if hasattr(mix, 'yb1') and hasattr(mix, 'lam') else None
 
 # %% ../../nbs/learn/state.ipynb #ffc24c69
-_followers: dict[str, object] = {}
+_followers: dict[str, Callable] = {}
 
 
 def follows_flow(

@@ -257,8 +257,9 @@ def test_checkpoints_run_nothing(tmp_path):
     assert not (tmp_path / 'owned').exists()
 
 
+HERE = Path(__file__).resolve().parent
 SCRIPT = '''
-import sys; sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = {tests!r}
 import torch; torch.set_num_threads(1)
 from test_resume import *
 class Slow(Callback):
@@ -272,7 +273,7 @@ torch.save(weights, {out!r})
 def test_killed_again_and_again(tmp_path):
     "SIGKILL at random moments, which may fall into the writing of the checkpoint"
     path, out, rng, kills = tmp_path / 'last.pth', tmp_path / 'out.pth', random.Random(1), 0
-    code = SCRIPT.format(tests=str(Path(__file__).resolve().parents[1] / 'helpers'), path=str(path), out=str(out))
+    code = SCRIPT.format(tests=[str(HERE), str(HERE.parent / 'helpers')], path=str(path), out=str(out))
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     for i in range(12):
         p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, env=env, cwd=tmp_path)

@@ -322,7 +322,7 @@ def test_bound_flow_without_a_table():
     assert repr(again) == repr(bound)
     torch.testing.assert_close(again.encode(table()), bound.encode(table()))
     d = bound.to_dict()
-    for evil in ('encode', '__class__', 'truth', '_x', 'n_out', 'path', 'a-b'):
+    for evil in ('encode', '__class__', 'answer', '_x', 'n_out', 'path', 'a-b'):
         with pytest.raises(FlowError, match='cannot have learnt'):
             BoundFlow.from_dict({**d, 'learnt': {**d['learnt'], 'kind': {evil: 1}}})
     with pytest.raises(FlowError, match='what each of the 8 tasks'):
