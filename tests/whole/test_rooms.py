@@ -1,6 +1,6 @@
 "Rooms import down and never up: read off the imports of every module, those inside of functions too"
 
-import ast, json, subprocess, sys
+import ast, json, pickle, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -174,3 +174,10 @@ import fastai_condmtl.{module}
 assert was == [dict(vars(c)) for c in (Learner, GatherPredsCallback)]"""
     mods = loaded(code)
     assert not {m for m in mods if m.startswith((f'{PKG}.learn', f'{PKG}.vision'))}
+
+
+def test_pickles_of_before_say_what_to_do():
+    "A learner exported by 0.1.0 begins with a class of its module `data`, which is a room now."
+    old = b'cfastai_condmtl.data\nConditionalLists\n.'
+    with pytest.raises(ImportError, match='version 0.1.0 wrote it.*learn.save_safe'):
+        pickle.loads(old)
