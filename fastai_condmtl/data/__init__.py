@@ -7,8 +7,10 @@ def __getattr__(name):
         'ConditionalLists',
         'EncodedRows',
         'FlowTransform',
-    ):  # an `AttributeError` would lose its text in pickle
-        raise ImportError(
+    ):  # pickle and fastai swallow texts of import and attribute errors
+        from ..core.errors import FlowError
+
+        raise FlowError(
             f"fastai_condmtl.data.{name}: if a file of learn.export asks for it, version 0.1.0 wrote it, whose modules "
             "stood elsewhere: load it there and write it by learn.save_safe, which this version reads"
         )
