@@ -22,10 +22,9 @@ def load(root):
     sys.path.insert(0, str(Path(root).resolve()))
     importlib.invalidate_caches()
     try:
-        names = (
-            importlib.import_module(f'{PACKAGE}.all').__dict__
-            | importlib.import_module(f'{PACKAGE}.synthetic').__dict__
-        )
+        names = dict(importlib.import_module(f'{PACKAGE}.all').__dict__)
+        rooms = (Path(root) / PACKAGE / 'datasets').is_dir()
+        names |= importlib.import_module(f'{PACKAGE}.datasets.synthetic' if rooms else f'{PACKAGE}.synthetic').__dict__
     finally:
         sys.path.pop(0)
     assert Path(names['__file__']).is_relative_to(Path(root).resolve()), names['__file__']
