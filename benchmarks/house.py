@@ -3,9 +3,12 @@ cells and classes
 
 python benchmarks/house.py            this package, a line a figure
 python benchmarks/house.py fastai     an installed package beside it
+python benchmarks/house.py --where core/plan   what is to be mended in a module: cells over 40 lines, nested
+                                               conditional expressions, names of one or two letters
 """
 
 import ast
+import collections
 import importlib.util
 import json
 import re
@@ -16,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 120
+CELL = 40
 
 
 def modules(package):
@@ -93,6 +97,24 @@ def export_cells():
                 yield len(source.splitlines()) - 1
 
 
+def where(module):
+    "Print what is to be mended in one module"
+    path = ROOT / 'nbs' / f'{module}.ipynb'
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'code' and re.search(r'^#\| *export', source, re.M):
+            if (n := len(source.splitlines()) - 1) > CELL:
+                print(f"  cell {cell['id']}: {n} lines")
+    text = (ROOT / 'fastai_condmtl' / f'{module}.py').read_text(encoding='utf-8')
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.IfExp) and any(isinstance(m, ast.IfExp) for m in ast.walk(node) if m is not node):
+            print(f'  line {node.lineno}: a conditional expression holds another')
+    names = collections.Counter(n for n in own_names(tree) if len(n) < 3)
+    print(f"  short names: {', '.join(f'{n} {k}' for n, k in names.most_common())}")
+    print(f'  {len(text.splitlines())} lines')
+
+
 def hooks():
     "Attributes and methods of the base class of all kinds of task"
     path = next(p for p in modules('fastai_condmtl') if 'class ConditionalBlock(' in p.read_text(encoding='utf-8'))
@@ -121,4 +143,9 @@ def main(packages):
 
 
 if __name__ == '__main__':
+    if sys.argv[1:2] == ['--where']:
+        for module in sys.argv[2:]:
+            print(module)
+            where(module)
+        raise SystemExit
     main(['fastai_condmtl', *sys.argv[1:]])
