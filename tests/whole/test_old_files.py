@@ -4,7 +4,7 @@ of one convolution), and what it made of the table and of four pictures"""
 
 import json
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest
 from fastai.vision.all import AdaptiveAvgPool, Flatten, Image, Learner, Resize
 from pandas.testing import assert_frame_equal
 from torch import nn
