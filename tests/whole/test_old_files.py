@@ -2,12 +2,13 @@
 thresholds apart. `files_of_0_1_0` holds the files that its code wrote (all kinds under a condition, 24 rows, a network
 of one convolution), and what it made of the table and of four pictures"""
 
-import json
+import importlib, json, pickle
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import AdaptiveAvgPool, Flatten, Image, Learner, Resize
 from pandas.testing import assert_frame_equal
 from torch import nn
+import fastai_condmtl
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.deploy.safe import load_safe
 
@@ -68,3 +69,17 @@ def test_thresholds(table, pictures):
     assert float(learn.loss_func.thresholds['a']) == pytest.approx(written['thresholds']['a'])
     assert written['thresholds']['a'] != 0.5
     assert dict(learn.loss_func.temperatures) == written['temperatures'] == {'a': 1.5}
+
+
+@pytest.mark.parametrize('name', ['flow', 'bound', 'loss'])
+def test_pickles_say_what_to_do(name):
+    "Its modules stood elsewhere: the error says so, and what to write there"
+    with pytest.raises(ModuleNotFoundError, match='module of version 0.1.0.*learn.save_safe, flow.to_json'):
+        pickle.loads((OLD / f'{name}.pkl').read_bytes())
+
+
+def test_only_modules_of_before_are_told_so():
+    with pytest.raises(ModuleNotFoundError, match="^No module named 'fastai_condmtl.nothing'$"):
+        importlib.import_module('fastai_condmtl.nothing')
+    moved = [m for m in fastai_condmtl._MOVED if (Path(fastai_condmtl.__file__).parent / f'{m}.py').exists()]
+    assert not moved  # none hides a module of today
