@@ -10,9 +10,10 @@ from .errors import FlowError, check_column
 from .columns import numbers
 
 # %% auto #0
-__all__ = ['TensorConditional', 'doubles', 'packed', 'check_lacks', 'check_cols', 'check_weights', 'as_table', 'row_weights']
+__all__ = ['TensorConditional', 'doubles', 'packed', 'as_table', 'has_names', 'are_rows_of_one', 'check_table', 'check_cols',
+           'check_weights', 'check_lacks', 'row_weights']
 
-# %% ../../nbs/core/target.ipynb #6386770d
+# %% ../../nbs/core/target.ipynb #362f3313
 class TensorConditional(TensorBase):
     "Packed labels or decoded predictions `(..., 2, D)`"
 
@@ -32,11 +33,9 @@ def doubles(
     x,  # Tensor, array or numbers
 ):
     "`x` as a tensor in float64, on the CPU: not every device knows these (Apple's MPS does not)"
-    return (
-        x.detach().cpu().double()
-        if isinstance(x, torch.Tensor)
-        else torch.as_tensor(x, dtype=torch.float64, device='cpu')
-    )
+    if isinstance(x, torch.Tensor):
+        return x.detach().cpu().double()
+    return torch.as_tensor(x, dtype=torch.float64, device='cpu')
 
 
 def packed(
@@ -45,30 +44,7 @@ def packed(
     "`y` as `(bs, 2, D)`"
     return y if y.ndim == 3 else y.reshape(len(y), 2, -1)
 
-# %% ../../nbs/core/target.ipynb #ff5c51c8
-def check_lacks(path, block, df):
-    "Blanks of rows whose source has no such column (see `concat_sources`) say nothing"
-    if block.nan_is_empty and (no := [n for c in block.cols for n in df.attrs.get('lacks', {}).get(c, ())]):
-        raise FlowError(
-            f"task '{path}' reads a blank in column '{block.cols[0]}' as \"none of the labels\" (nan_is_empty=True), "
-            f"and source {' and '.join(map(repr, no))} has no such column: its rows would all count as none. "
-            "Leave nan_is_empty out, and write what blanks of the other sources mean with concat_sources(..., "
-            f"empty=[{block.cols[0]!r}])"
-        )
-
-
-def check_cols(path, block, df):
-    "Raise where the table lacks the columns of a task"
-    for c in block.cols:
-        check_column(df, c, f"task '{path}' reads", " Name the column with col=")
-
-
-def check_weights(path, col, df):
-    "Raise where the table lacks the column with the weights of a task's rows"
-    if col is not None:
-        check_column(df, col, f"task '{path}' reads the weights of its rows from", " Name the column with weight_col=")
-
-# %% ../../nbs/core/target.ipynb #52210c19
+# %% ../../nbs/core/target.ipynb #159589a7
 def as_table(
     # DataFrame; or a list of rows: Series, dicts, named tuples, sequences in task order, or bare values for a single
     # task
@@ -78,38 +54,86 @@ def as_table(
     "`rows` as a DataFrame"
     if isinstance(rows, pd.DataFrame):
         return rows
-    if isinstance(rows, pd.Series) or hasattr(rows, 'keys'):
-        rows = [rows]
-    rows, cols = list(rows), [c for b in blocks for c in b.cols]
+    rows = [rows] if has_names(rows) else list(rows)
+    cols = [col for block in blocks for col in block.cols]
     if not rows:
         return pd.DataFrame(columns=list(dict.fromkeys(cols)))
-    r = rows[0]
-    if isinstance(r, pd.Series) or hasattr(r, 'keys'):
-        return pd.DataFrame([dict(r) for r in rows])
-    if hasattr(r, '_fields'):
-        return pd.DataFrame([r._asdict() for r in rows])
-    if len(cols) == 1 and (
-        blocks[0].takes_lists
-        or not (
-            isinstance(r, (list, tuple))
-            and len(blocks) == 1
-            and len(r) == 1
-            and all(isinstance(x, (list, tuple)) and len(x) == 1 for x in rows)
-        )
-    ):
+    first = rows[0]
+    if has_names(first):
+        return pd.DataFrame([dict(row) for row in rows])
+    if hasattr(first, '_fields'):
+        return pd.DataFrame([row._asdict() for row in rows])
+    if len(cols) == 1 and (blocks[0].takes_lists or len(blocks) > 1 or not are_rows_of_one(rows)):
         return pd.DataFrame({cols[0]: pd.Series(rows, dtype=object).infer_objects()})
-    if isinstance(r, (str, bytes)) or not hasattr(r, '__len__') or any(len(x) != len(cols) for x in rows):
+    if isinstance(first, (str, bytes)) or not hasattr(first, '__len__') or any(len(row) != len(cols) for row in rows):
         raise FlowError(
-            f"row {r!r} does not fit the columns {cols}: hand over a DataFrame row, a dict, a named tuple, or a "
+            f"row {first!r} does not fit the columns {cols}: hand over a DataFrame row, a dict, a named tuple, or a "
             "sequence with one value a column"
         )
-    return pd.DataFrame([list(x) for x in rows], columns=cols)
+    return pd.DataFrame([list(row) for row in rows], columns=cols)
 
-# %% ../../nbs/core/target.ipynb #f219230b
-def row_weights(block, df, col, counts):
-    "Weights of rows (N,); 0 where the row does not count anyway, and may be blank"
-    x = numbers(block, df, col)
-    bad = counts & ~((x >= 0) & (x < 3e38))
+
+def has_names(row) -> bool:
+    "True if a row says which value belongs to which column"
+    return isinstance(row, pd.Series) or hasattr(row, 'keys')
+
+
+def are_rows_of_one(rows) -> bool:
+    "True if each row is a list or tuple with one value; else rows are the values themselves"
+    return all(isinstance(row, (list, tuple)) and len(row) == 1 for row in rows)
+
+# %% ../../nbs/core/target.ipynb #f67ae8b5
+def check_table(
+    df,  # Table
+    paths,  # Paths of the tasks
+    blocks,  # Their blocks
+    weight_cols,  # The columns with the weights of their rows; None: without
+):
+    "Raise where a table lacks a column that a task reads, or has it several times"
+    cols = [col for block in blocks for col in block.cols] + [col for col in weight_cols if col is not None]
+    if df.columns.nlevels == 1 and df.columns.is_unique and all(col in df.columns for col in cols):
+        return
+    for path, block in zip(paths, blocks):
+        check_cols(path, block, df)
+    for path, col in zip(paths, weight_cols):
+        check_weights(path, col, df)
+
+
+def check_cols(path, block, df):
+    "Raise where the table lacks the columns of a task"
+    for col in block.cols:
+        check_column(df, col, f"task '{path}' reads", " Name the column with col=")
+
+
+def check_weights(path, col, df):
+    "Raise where the table lacks the column with the weights of a task's rows"
+    if col is not None:
+        check_column(df, col, f"task '{path}' reads the weights of its rows from", " Name the column with weight_col=")
+
+# %% ../../nbs/core/target.ipynb #2ccd009a
+def check_lacks(path, block, df):
+    "Raise where blanks count as an answer, and some rows are of a source that has no such column"
+    if not block.nan_is_empty:
+        return
+    lacks = df.attrs.get('lacks', {})  # column → sources without it, see `concat_sources`
+    if without := [source for col in block.cols for source in lacks.get(col, ())]:
+        raise FlowError(
+            f"task '{path}' reads a blank in column '{block.cols[0]}' as \"none of the labels\" (nan_is_empty=True), "
+            f"and source {' and '.join(map(repr, without))} has no such column: its rows would all count as none. "
+            "Leave nan_is_empty out, and write what blanks of the other sources mean with concat_sources(..., "
+            f"empty=[{block.cols[0]!r}])"
+        )
+
+# %% ../../nbs/core/target.ipynb #c34b30fc
+def row_weights(
+    block,  # Bound block, for errors
+    df,  # Table
+    col,  # Its column with the weights
+    counts,  # The rows that count `(N,)`
+):
+    "Weights of rows `(N,)`; 0 where the row does not count anyway, and may be blank"
+    weights = numbers(block, df, col)
+    bad = counts & ~((weights >= 0) & (weights < 3e38))
     if bad.any():
         raise block.bad(
             df,
@@ -117,4 +141,4 @@ def row_weights(block, df, col, counts):
             int(bad.argmax()),
             "the weight of a row must be a number that is not negative: correct the cell; 0 leaves the row out",
         )
-    return np.where(counts, x, 0)
+    return np.where(counts, weights, 0)
