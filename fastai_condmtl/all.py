@@ -16,7 +16,8 @@ from .data.split import StratifiedSplitter, stratified_folds
 from .data.mask_facts import SegmentationBlock, mask_facts
 from .core.columns import read_list
 from .data.sampling import balanced_weights
-from .data.sources import SourceTfms, concat_sources
+from .data.source_tfms import SourceTfms
+from .data.sources import concat_sources
 from .tasks.thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .core.prediction_tree import FlowTree

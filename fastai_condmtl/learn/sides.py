@@ -15,7 +15,7 @@ from fastcore.foundation import L
 
 from ..core.errors import FlowWarning
 from .guard import before_fit_check
-from ..data.sources import SourceTfms
+from ..data.source_tfms import SourceTfms
 from ..core.bound import BoundFlow
 from ..core.applications import provided
 

@@ -13,7 +13,8 @@ from fastai.tabular.data import TabularDataLoaders
 from fasttransform import Pipeline
 from ..core.errors import near, row_name
 from ..core.errors import FlowError, FlowWarning
-from ..data.target_block import FlowTransform, as_flow, check_loader_arguments, read_labels
+from ..data.factories import check_loader_arguments, read_labels
+from ..data.target_block import FlowTransform, as_flow
 from ..data.split import as_splitter
 from ..learn.reading import as_own, reread, same_reading
 from ..core.target import as_table

@@ -16,7 +16,8 @@ from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defa
 from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
 from ..core.errors import near, row_name
 from ..core.errors import FlowError
-from ..data.target_block import as_flow, check_loader_arguments, has_one_label, read_labels
+from ..data.factories import check_loader_arguments, has_one_label, read_labels
+from ..data.target_block import as_flow
 from ..data.split import as_splitter
 from ..core.flow import leaves
 from ..learn.reading import reads_input, with_transform

@@ -16,7 +16,7 @@ from ..tasks.count import CountBlock
 from ..tasks.ordinal import OrdinalBlock
 from ..core.errors import FlowError, FlowWarning
 from ..core.extras import import_extra
-from ..data.target_block import read_labels
+from ..data.factories import read_labels
 from ..core.files import write_csv, write_text
 from ..core.flow import Flow, leaves
 from ..data.guess import guess_flow, guess_fn_col, task_name

@@ -14,7 +14,8 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
 from ..core.errors import FlowError, FlowWarning, RowsOf, near, row_name
-from ..data.target_block import as_flow, check_loader_arguments, has_one_label, read_labels
+from ..data.factories import check_loader_arguments, has_one_label, read_labels
+from ..data.target_block import as_flow
 from ..data.split import as_splitter
 from ..core.flow import leaves
 from ..core.target import as_table

@@ -647,7 +647,7 @@ def test_findings_are_merged_only_where_they_are_alike():
         ),
         dtype=object,
     )
-    told = list(Flow('f', BinaryBlock('a'), BinaryBlock('b'), MultiLabelBlock('tags')).audit(df).told())
+    told = list(Flow('f', BinaryBlock('a'), BinaryBlock('b'), MultiLabelBlock('tags')).audit(df).lines())
     assert told == [
         "· a: label has 5 yes and 7 no in the rows that count: scores will be noisy",
         "· b: label has 40 yes and 3 no in the rows that count: scores will be noisy",
@@ -662,7 +662,7 @@ def test_findings_are_merged_only_where_they_are_alike():
             'f', a, Flow('x', BinaryBlock('b')) | a, Flow('y', BinaryBlock('b2', 'b')) | a, BinaryBlock('c') | a
         )
         .audit(df)
-        .told()
+        .lines()
         if 'say yes' in t
     ]
     assert told == [

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest, re
 from PIL import Image
 from fastai_condmtl.all import *
 from fastai_condmtl.core.plan import Plan
-from fastai_condmtl.data.guess import guess_flow, guess_kind
+from fastai_condmtl.data.guess import guess_flow
 from fastai_condmtl.datasets.synthetic import digits_flow, digits_table, save_scenes, security_flow, security_scenes
 from fastai_condmtl.tools.cli import condmtl_train
 
@@ -138,37 +138,6 @@ def test_wrong_labels_are_forgiven_up_to_a_point():
     assert given(guess_flow(df).flow)['b'] == 'a'
     df.loc[off[:60], 'b'] = 1
     assert given(guess_flow(df).flow)['b'] is None
-
-
-@pytest.mark.parametrize(
-    'vals, kind, extra',
-    [
-        ([True, False, None], 'BinaryBlock', {}),
-        (['True', 'False', 'True'], 'BinaryBlock', dict(vocab=('False', 'True'))),
-        (['N', 'Y', 'Y'], 'BinaryBlock', dict(vocab=('N', 'Y'))),
-        ([1.0, 0.0, np.nan], 'BinaryBlock', {}),
-        (pd.array([1, 0, None], dtype='Int64'), 'BinaryBlock', {}),
-        (['male', 'female', 'male', 'female'], 'SingleLabelBlock', {}),
-        ([1, 2] * 30, 'SingleLabelBlock', {}),
-        (pd.Categorical(['lo', 'hi', 'mid'] * 4), 'SingleLabelBlock', {}),
-        (['a|b', 'b', 'a', None], 'MultiLabelBlock', dict(label_delim='|')),
-        (
-            ['cat dog', 'cat', 'dog', 'dog cow', 'cow', 'cat cow', 'cow dog cat'] * 3,
-            'MultiLabelBlock',
-            dict(label_delim=' '),
-        ),
-        ([('a',), ('b', 'a'), ()], 'MultiLabelBlock', {}),
-        ([0.25, 0.5, 1.0], 'BoundedRegressionBlock', dict(y_range=(0.0, 1.0))),
-        ([3.7, 120.5, -4], 'UnboundedRegressionBlock', {}),
-        (range(100, 5, -1), 'UnboundedRegressionBlock', {}),
-    ],
-)
-def test_kinds(vals, kind, extra):
-    block, why = guess_kind(pd.Series(vals), 'x')
-    assert type(block).__name__ == kind and why
-    assert {k: getattr(block, k) for k in extra} == extra
-    s = pd.Series(vals, name='x')
-    np.testing.assert_array_equal(Flow('f', block).bind(s.to_frame()).encode(s.to_frame())[:, 1].any(1), s.notna())
 
 
 def test_left_out_and_odd_names(tmp_path):

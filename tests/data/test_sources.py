@@ -26,7 +26,8 @@ from sklearn.metrics import f1_score
 from torch import nn
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.data.sampling import balanced_weights
-from fastai_condmtl.data.sources import SourceTfms, concat_sources
+from fastai_condmtl.data.source_tfms import SourceTfms
+from fastai_condmtl.data.sources import concat_sources
 
 
 # ---- one table

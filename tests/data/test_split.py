@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
 from fastai_condmtl.all import *
-from fastai_condmtl.data.split import label_groups, stratified_folds, stratify
+from fastai_condmtl.data.split import stratified_folds
+from fastai_condmtl.data.stratify import label_groups, stratify
 
 
 def paper(labels, shares, rng):

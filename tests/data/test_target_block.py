@@ -36,7 +36,7 @@ from fastai_condmtl.vision.all import (
     TensorConditional,
     UnboundedRegressionBlock,
 )
-from fastai_condmtl.data.split import stratify
+from fastai_condmtl.data.stratify import stratify
 from random_flows import checks
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
 

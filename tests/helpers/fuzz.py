@@ -1296,7 +1296,7 @@ def case_image(rng):
 
         if bool(attempt(all_read, names[0])[1]) != bool(err):
             raise Wrong(f"a batch tells another thing than the picture alone: {err}")
-        from fastai_condmtl.data.guess import shared_size
+        from fastai_condmtl.data.guess_shapes import shared_size
 
         shared_size([Path(d) / n for n in names])
     return 'one clear error' if err else 'right'

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.vision.all import DataBlock, IndexSplitter, Learner, Transform, TransformBlock, load_learner
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.core.errors import FlowError
-from fastai_condmtl.data.guess import guess_flow, guess_kind
+from fastai_condmtl.data.guess import guess_flow
+from fastai_condmtl.data.guess_kinds import guess_kind
 from fastai_condmtl.tasks.count import CountBlock
 from fastai_condmtl.tasks.ordinal import OrdinalBlock
 from fastai_condmtl.tasks.ordinal import ordinal_score

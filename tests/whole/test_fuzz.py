@@ -11,7 +11,8 @@ from random_flows import checks
 from fastai_condmtl.all import *
 from fastai_condmtl.core.errors import FlowError
 from fastai_condmtl.data.target_block import as_flow
-from fastai_condmtl.data.guess import guess_flow, shared_size
+from fastai_condmtl.data.guess import guess_flow
+from fastai_condmtl.data.guess_shapes import shared_size
 from fastai_condmtl.data.pictures import OpenImage
 
 

@@ -8,8 +8,7 @@ import pytest
 from fastai.data.transforms import IndexSplitter
 
 from fastai_condmtl.all import *
-from fastai_condmtl.data.split import ColumnSplitter, as_splitter
-from fastai_condmtl.data.target_block import RowsSplitter
+from fastai_condmtl.data.split import ColumnSplitter, RowsSplitter, as_splitter
 
 
 def split(cells, dtype=None):
