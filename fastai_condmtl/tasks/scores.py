@@ -10,16 +10,16 @@ import numpy as np
 __all__ = ['count_scores', 'aliases', 'div0', 'counts', 'binary_score', 'class_score', 'regression_score']
 
 # %% ../../nbs/tasks/scores.ipynb #b613902b
-def div0(a, b):
-    "`a/b`, 0 where `b` is 0"
-    b = np.asarray(b, dtype=float)
-    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b != 0)
+def div0(part, total):
+    "`part / total`, 0 where `total` is 0"
+    total = np.asarray(total, dtype=float)
+    return np.divide(part, total, out=np.zeros(np.broadcast(part, total).shape), where=total != 0)
 
 
 def _balanced(tp, fp, fn, tn):
-    "Mean recall of the classes that are there"
-    pos, neg = (tp + fn) > 0, (tn + fp) > 0
-    return (div0(tp, tp + fn) + div0(tn, tn + fp)) / np.maximum(pos + 1 * neg, 1)
+    "Mean recall of those of the two classes that occur"
+    n_classes = ((tp + fn) > 0) + 1 * ((tn + fp) > 0)
+    return (div0(tp, tp + fn) + div0(tn, tn + fp)) / np.maximum(n_classes, 1)
 
 
 count_scores = dict(  # name -> function of (true positives, false positives, false negatives, true negatives)
@@ -56,11 +56,12 @@ def counts(
     mask=None,  # Rows that count, boolean (N, ...); None: all
 ) -> tuple:  # Four float arrays (...)
     "`(tp, fp, fn, tn)` over the first axis"
-    p, t = np.asarray(pred, dtype=bool), np.asarray(true, dtype=bool)
-    m = np.ones(p.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    return tuple((x & m).sum(0).astype(float) for x in (p & t, p & ~t, ~p & t, ~p & ~t))
+    yes, true = np.asarray(pred, dtype=bool), np.asarray(true, dtype=bool)
+    mask = np.ones(yes.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    cells = (yes & true, yes & ~true, ~yes & true, ~yes & ~true)
+    return tuple((cell & mask).sum(0).astype(float) for cell in cells)
 
-
+# %% ../../nbs/tasks/scores.ipynb #1239b68c
 def binary_score(
     name: str,  # One of `count_scores`, `roc_auc` or `average_precision`
     prob,  # Probabilities (n,), rows that count only
@@ -78,9 +79,8 @@ def binary_score(
         return float('nan')
     from sklearn import metrics
 
-    return float(
-        dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)[name](true, prob)
-    )
+    of_ranking = dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)
+    return float(of_ranking[name](true, prob))
 
 # %% ../../nbs/tasks/scores.ipynb #36ac2cde
 def class_score(
@@ -96,13 +96,15 @@ def class_score(
         return float(np.mean(np.asarray(best) == true))
     if name.startswith('accuracy_'):
         return float(np.mean(np.asarray(rank) < int(name[9:])))
-    from sklearn.metrics import precision_recall_fscore_support as prf, balanced_accuracy_score
+    from sklearn import metrics
 
     if name == 'balanced_accuracy':
-        return float(balanced_accuracy_score(true, best)) if len(np.unique(true)) > 1 else float(np.mean(best == true))
-    return float(prf(true, best, average='macro', zero_division=0)[dict(precision=0, recall=1, f1_score=2)[name]])
+        one_class = len(np.unique(true)) == 1
+        return float(np.mean(best == true)) if one_class else float(metrics.balanced_accuracy_score(true, best))
+    of_classes = dict(precision=metrics.precision_score, recall=metrics.recall_score, f1_score=metrics.f1_score)
+    return float(of_classes[name](true, best, average='macro', zero_division=0))
 
-
+# %% ../../nbs/tasks/scores.ipynb #873351d2
 def regression_score(
     name: str,  # `mae`, `rmse` or `r2`
     pred,  # Predictions (n,) in original units
@@ -114,7 +116,8 @@ def regression_score(
         return float('nan')
     if name == 'mae':
         return float(np.abs(pred - true).mean())
-    se = ((pred - true) ** 2).mean()
+    squared = ((pred - true) ** 2).mean()
     if name == 'rmse':
-        return float(np.sqrt(se))
-    return float(1 - se / true.var()) if np.ptp(true) > 0 else float('nan')  # the variance of a constant is not quite 0
+        return float(np.sqrt(squared))
+    varies = np.ptp(true) > 0  # the variance of a constant is not quite 0
+    return float(1 - squared / true.var()) if varies else float('nan')

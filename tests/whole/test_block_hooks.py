@@ -4,6 +4,7 @@ attribute, and each attribute of a kind that another room reads is one of the ba
 import ast
 import inspect
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,12 @@ def kinds(cls=ConditionalBlock):
 
 
 def set_on_self(cls):
-    "Names of attributes that the methods of a class set"
-    tree = ast.parse(inspect.getsource(cls))
+    "Names of attributes that the methods of a class set, also those that are patched on it"
+    sources = [inspect.getsource(cls), *(inspect.getsource(m) for m in vars(cls).values() if inspect.isfunction(m))]
     return {
         n.attr
-        for n in ast.walk(tree)
+        for source in sources
+        for n in ast.walk(ast.parse(textwrap.dedent(source)))
         if isinstance(n, ast.Attribute)
         and isinstance(n.ctx, ast.Store)
         and isinstance(n.value, ast.Name)
