@@ -11,7 +11,8 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
 from ..core.errors import near
 from ..core.errors import FlowError
-from .heads import DeepHeads, head_of, last_layer
+from .heads import head_of, last_layer
+from .units import DeepHeads
 from .state import flow_of
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
