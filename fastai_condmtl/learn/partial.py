@@ -11,7 +11,7 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
 from ..core.errors import FlowError, near
 from .heads import head_of, last_layer
-from .units import DeepHeads
+from .units import n_head_logits
 from .state import flow_of
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
@@ -70,7 +70,7 @@ def task_params(
         left = unit.cols  # logits of this head and those after it
         for head in unit.heads:
             res += _own_rows(head, left, cols)
-            left = left[_n_logits(head) :]
+            left = left[n_head_logits(head) :]
     for uses in layer.uses:
         if uses.cols.start in cols:
             res += _rows_of(uses.lin, list(range(uses.lin.out_features)))
@@ -86,11 +86,6 @@ def _own_rows(head, head_cols, cols):
     tasks = [t for t in range(n_tasks) if head_cols[t * width] in cols]
     hidden_rows = [t * hidden + k for t in tasks for k in range(hidden)]
     return _rows_of(head.first, hidden_rows) + _rows_of(head, tasks)
-
-
-def _n_logits(head):
-    "How many logits a head of a unit gives"
-    return head.shape[0] * head.weight.shape[1] if isinstance(head, DeepHeads) else head.out_features
 
 
 def _rows_of(layer, rows):
