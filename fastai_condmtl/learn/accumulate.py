@@ -6,11 +6,13 @@
 from __future__ import annotations
 import weakref
 from contextlib import contextmanager
+from typing import NamedTuple
 import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
 from fastai.learner import Recorder
+from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
@@ -22,91 +24,113 @@ from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
 
 # %% auto #0
-__all__ = ['Accumulator', 'progress', 'Picked', 'every_row', 'check_labelled', 'Collect', 'collect', 'raw_preds']
+__all__ = ['Accumulator', 'TaskRows', 'progress', 'Picked', 'every_row', 'collect', 'Collect', 'check_labelled', 'raw_preds']
 
 # %% ../../nbs/learn/accumulate.ipynb #87ad35a5
 class Accumulator:
-    "What all metrics of a flow share: predictions, in the compact form that scores need, and targets, over an epoch"
+    """What all metrics of a flow share: predictions, in the compact form that scores need, and targets, over an epoch.
+    `parts` are tensors of rows, `at` their positions if several processes share the data, `data` the rows by task"""
 
     def __init__(self, flow: BoundFlow):
         self.flow = flow
         self.reset()
 
     def reset(self):
-        self.parts, self.at, self.seen, self.data, self.thresholds = [], [], None, None, {}
+        self.parts, self.at, self.data, self.thresholds = [], [], None, {}
+        self.last_pred = None  # reference to the predictions that were added last
 
     def __getstate__(self):
-        return dict(
-            flow=self.flow, parts=[], at=[], seen=None, data=None, thresholds={}
-        )  # no rows leave with an export
+        # no rows leave with an export
+        return dict(flow=self.flow, parts=[], at=[], data=None, thresholds={}, last_pred=None)
 
     def accumulate(self, learn):
-        "Keep the batch that `learn` has just predicted, once, whoever asks"
-        if self.seen is not None and self.seen() is learn.pred:
+        "Add the batch that `learn` has just predicted; a second call for the same batch adds nothing"
+        if self.last_pred is not None and self.last_pred() is learn.pred:
             return
-        self.seen, self.data = weakref.ref(learn.pred), None
+        self.last_pred, self.data = weakref.ref(learn.pred), None
         loss = learn.loss_func if isinstance(learn.loss_func, ConditionalLoss) else self.flow.loss_func
         if not self.parts:
             self.thresholds = dict(loss.thresholds)  # as they were when these rows were predicted
-        rows, at = gather_rows(getattr(learn, 'dl', None), self.pack(learn.pred, learn.yb[0], loss))
+        rows, positions = gather_rows(getattr(learn, 'dl', None), self.pack(learn.pred, learn.yb[0], loss))
         self.parts.append(rows)
-        if at is not None:
-            self.at.append(at)
+        if positions is not None:
+            self.at.append(positions)
 
     @torch.no_grad()
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
-        vals, mask = loss.layout.targets_of(as_plain(y))
-        parts = [
-            b.summarise(b.activate(x), v).reshape(len(pred), -1)
-            for b, x, v in zip(
-                loss.layout.blocks, loss.layout.logits_of(loss.decisions.tempered(pred)), loss.layout.columns_of(vals)
-            )
+        layout = loss.layout
+        values, mask = layout.targets_of(as_plain(y))
+        logits = layout.logits_of(loss.decisions.tempered(pred))
+        summaries = [
+            block.summarise(block.activate(x), labels).reshape(len(pred), -1)
+            for block, x, labels in zip(layout.blocks, logits, layout.columns_of(values))
         ]
-        return torch.cat([*parts, vals, mask], 1)
+        return torch.cat([*summaries, values, mask], 1)
 
-    def task(self, path):
-        """Of one task: summary `(N, W, K)`, values `(N, W)`, gt mask `(N, W)`; and its thresholds, None for the
-        block's own. None before anything was accumulated"""
-        if not self.parts:
-            return None
-        if self.data is None:
-            data, loss, self.data = in_order(self.parts, self.at).numpy(), self.flow.loss_func, {}
-            D, S = sum(loss.layout.n_columns), data.shape[1] - 2 * sum(loss.layout.n_columns)
-            col, start = 0, 0
-            for f, b in zip(self.flow.families, loss.layout.blocks):
-                K = b.n_summary
-                for i in f.tasks:
-                    W = self.flow.plan.blocks[i].n_targets
-                    self.data[self.flow.paths[i]] = (
-                        data[:, start : start + W * K].reshape(-1, W, K),
-                        data[:, S + col : S + col + W],
-                        data[:, S + D + col : S + D + col + W] > 0,
-                    )
-                    col, start = col + W, start + W * K
-        t = self.thresholds.get(path)
-        return (*self.data[path], None if t is None else torch.as_tensor(t).detach().cpu().numpy())
+# %% ../../nbs/learn/accumulate.ipynb #a9eb93bb
+class TaskRows(NamedTuple):
+    "The rows of one task in an `Accumulator`"
 
-    def packed(self):
-        "All rows as packed labels `(N, 2, D)` and decided values `(N, D)` in flow order, on the loss scale"
-        flow = self.flow
-        dec, y = (
-            np.empty((len(self.task(flow.paths[0])[1]), *s), dtype=np.float32)
-            for s in ((flow.n_targets,), (2, flow.n_targets))
-        )
-        for p, s in flow.slices.items():
-            summary, y[:, 0, s.targets], y[:, 1, s.targets], threshold = self.task(p)
-            dec[:, s.targets] = flow.tasks[p].decided(summary, threshold)
-        return torch.from_numpy(y), torch.from_numpy(dec)
+    summary: np.ndarray  # What scores need of the predictions `(N, W, K)`
+    values: np.ndarray  # Labels on the loss scale `(N, W)`
+    mask: np.ndarray  # gt mask `(N, W)`
+    thresholds: np.ndarray | None  # What decided when these rows were predicted; None: the block's own
 
-    def reached(self):
-        "Where the model's own decisions reach each task `(N, T)`"
-        return self.flow.reached(self.packed()[1]).numpy()
 
-    def false_conditions(self):
-        "Where each task's condition is false by the labels `(N, T)`"
-        return self.flow.false_conditions(self.packed()[0]).numpy()
+@patch
+def task(self: Accumulator, path):
+    "The `TaskRows` of a task; None before anything was accumulated"
+    if not self.parts:
+        return None
+    if self.data is None:
+        self.data = _rows_by_task(self)
+    thresholds = self.thresholds.get(path)
+    if thresholds is not None:
+        thresholds = torch.as_tensor(thresholds).detach().cpu().numpy()
+    return TaskRows(*self.data[path], thresholds)
+
+
+def _rows_by_task(acc):
+    "Path → summary, values and gt mask of all rows"
+    flow, rows, res = acc.flow, in_order(acc.parts, acc.at).numpy(), {}
+    summaries, values, mask = np.split(rows, [-2 * flow.n_targets, -flow.n_targets], axis=1)
+    column = start = 0
+    for family, block in zip(flow.families, flow.loss_func.layout.blocks):
+        for i in family.tasks:
+            width = flow.plan.blocks[i].n_targets
+            columns, end = slice(column, column + width), start + width * block.n_summary
+            summary = summaries[:, start:end].reshape(-1, width, block.n_summary)
+            res[flow.paths[i]] = summary, values[:, columns], mask[:, columns] > 0
+            column, start = columns.stop, end
+    return res
+
+# %% ../../nbs/learn/accumulate.ipynb #89361197
+@patch
+def packed(self: Accumulator):
+    "All rows as packed labels `(N, 2, D)` and decided values `(N, D)` in flow order, on the loss scale"
+    flow = self.flow
+    n_rows = len(self.task(flow.paths[0]).values)
+    labels = np.empty((n_rows, 2, flow.n_targets), dtype=np.float32)
+    decided = np.empty((n_rows, flow.n_targets), dtype=np.float32)
+    for path, where in flow.slices.items():
+        rows = self.task(path)
+        labels[:, 0, where.targets], labels[:, 1, where.targets] = rows.values, rows.mask
+        decided[:, where.targets] = flow.tasks[path].decided(rows.summary, rows.thresholds)
+    return torch.from_numpy(labels), torch.from_numpy(decided)
+
+
+@patch
+def reached(self: Accumulator):
+    "Where the model's own decisions reach each task `(N, T)`"
+    return self.flow.reached(self.packed()[1]).numpy()
+
+
+@patch
+def false_conditions(self: Accumulator):
+    "Where each task's condition is false by the labels `(N, T)`"
+    return self.flow.false_conditions(self.packed()[0]).numpy()
 
 # %% ../../nbs/learn/accumulate.ipynb #d0fec756
 def progress(learn, items, comment=''):
@@ -141,12 +165,39 @@ def every_row(learn):
         learn.all_rows = was
 
 # %% ../../nbs/learn/accumulate.ipynb #0a3d5ae1
-def check_labelled(there):
-    "Rows without labels can be compared with nothing"
-    if not there:
-        raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+def collect(
+    learn,  # Learner whose data has a flow
+    dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
+    ds_idx: int = 1,  # 0: training set, 1: validation set
+    acc=None,  # What to fill; by default a new `Accumulator`
+) -> Accumulator:
+    "Predictions and labels of a `DataLoader` in the compact form that scores need"
+    acc = acc or Accumulator(flow_of(learn))
+    loss_of(learn)
+    dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
+    dl = whole(dl).new(shuffle=False, drop_last=False)
+    if not len(dl.dataset):
+        raise FlowError("there is nothing to evaluate: the data set is empty")
+    with _recording_nothing(learn), learn.validation_context(cbs=[Collect(acc)]), every_row(learn):
+        learn._do_epoch_validate(dl=dl)
+    check_labelled(acc.parts)
+    return acc
 
 
+@contextmanager
+def _recording_nothing(learn):
+    "Callbacks that would forget the training, or take a validation for one, do not run"
+    recording = (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback)
+    before = [(cb, cb.run) for cb in learn.cbs if isinstance(cb, recording)]
+    for cb, _ in before:
+        cb.run = False
+    try:
+        yield
+    finally:
+        for cb, run in before:
+            cb.run = run
+
+# %% ../../nbs/learn/accumulate.ipynb #558e4025
 class Collect(Callback):
     "Hands each validation batch to an `Accumulator`"
 
@@ -163,34 +214,10 @@ class Collect(Callback):
             self.acc.accumulate(self.learn)
 
 
-def collect(
-    learn,  # Learner whose data has a flow
-    dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
-    ds_idx: int = 1,  # 0: training set, 1: validation set
-    acc=None,  # What to fill; by default a new `Accumulator`
-) -> Accumulator:
-    "Predictions and labels of a `DataLoader` in the compact form that scores need"
-    acc = acc or Accumulator(flow_of(learn))
-    loss_of(learn)
-    dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
-    dl = whole(dl).new(shuffle=False, drop_last=False)
-    if not len(dl.dataset):
-        raise FlowError("there is nothing to evaluate: the data set is empty")
-    mute = [
-        (cb, cb.run)
-        for cb in learn.cbs
-        if isinstance(cb, (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback))
-    ]  # they would forget the training, or take this for one
-    for cb, _ in mute:
-        cb.run = False
-    try:
-        with learn.validation_context(cbs=[Collect(acc)]), every_row(learn):
-            learn._do_epoch_validate(dl=dl)
-    finally:
-        for cb, was in mute:
-            cb.run = was
-    check_labelled(acc.parts)
-    return acc
+def check_labelled(labels):
+    "Raise where there are no `labels`, with which predictions could be compared"
+    if not labels:
+        raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
 
 # %% ../../nbs/learn/accumulate.ipynb #1720d3fe
 def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):

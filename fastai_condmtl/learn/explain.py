@@ -4,6 +4,7 @@
 
 # %% ../../nbs/learn/explain.ipynb #35407315
 from __future__ import annotations
+from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastcore.all import patch
 from fastai.learner import Learner
@@ -12,10 +13,11 @@ from ..core.prediction import FlowPrediction
 from ..core.prediction_tree import FlowTree, add_nodes
 from .state import flow_of, loss_of
 from .accumulate import Picked, raw_preds
-from .learner import frames_of, _listed, _index
+from .items import as_list_of_items, index_of_items
+from .learner import frames_of
 
 # %% auto #0
-__all__ = []
+__all__ = ['check_max_n']
 
 # %% ../../nbs/learn/explain.ipynb #50ec4740
 @patch
@@ -36,41 +38,55 @@ def explain(
     """A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached
     are left out; `tree[(i, path)]` is a node of item number `i`"""
     flow, loss = flow_of(self), loss_of(self)
-    if isinstance(max_n, bool) or not isinstance(max_n, (int, np.integer)) or max_n < 1:
-        raise FlowError(f"max_n={max_n!r} must be a positive whole number: how many items to explain at most")
-    if items is None:
-        if not len(self.dls[1].dataset):
-            raise FlowError("there is no validation set to explain: hand over items")
-        dl = self.dls[1].new(
-            shuffle=False, drop_last=False, get_idxs=Picked(range(min(max_n, len(self.dls[1].dataset))))
-        )
-        raw = raw_preds(self, None, dl)[0]
-        frames = frames_of(flow, dl)
-        names = [f'validation item {i}' for i in range(len(raw))]
-    else:
-        items = _listed(items)
-        index = _index(items, 'explain')[:max_n]
-        items = items[:max_n] if not isinstance(items, pd.DataFrame) else items.iloc[:max_n]
-        names = [
-            f'row {i}' if isinstance(items, pd.DataFrame) else getattr(o, 'name', None) or f'item {i}'
-            for i, o in zip(index, index if isinstance(items, pd.DataFrame) else items)
-        ]
-        dl = self.dls.test_dl(items, **kwargs) if len(index) else None
-        raw, frames = (raw_preds(self, dl=dl)[0], frames_of(flow, dl)) if len(index) else (torch.zeros(0, flow.c), None)
-    acts = loss.activation(raw)
-    dec, raw = loss.decodes(acts), loss.layout.raw_acts(raw)
+    check_max_n(max_n)
+    read = _validation_items(self, max_n) if items is None else _given_items(self, items, max_n, **kwargs)
+    acts = loss.activation(read.logits)
+    decided, raw = loss.decodes(acts), loss.layout.raw_acts(read.logits)
+    shown = dict(decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
-    for i, (d, a, r) in enumerate(zip(dec, acts, raw)):
-        tree.create_node(str(names[i]), i, parent='')  # type: ignore[arg-type] # treelib takes whatever can be hashed
-        add_nodes(
-            tree,
-            i,
-            FlowPrediction(flow, d, a, r, frames and frames[i]),
-            decoded=decoded,
-            probability=probability,
-            logits=logits,
-            condition=condition,
-            top_k=top_k,
-        )
+    for i, values in enumerate(zip(decided, acts, raw)):
+        prediction = FlowPrediction(flow, *values, read.frames and read.frames[i])
+        tree.create_node(str(read.names[i]), i, parent='')  # type: ignore[arg-type] # any hashable name will do
+        add_nodes(tree, i, prediction, **shown)
     return tree
+
+
+def check_max_n(max_n):
+    "Raise where `max_n` counts nothing"
+    if isinstance(max_n, bool) or not isinstance(max_n, (int, np.integer)) or max_n < 1:
+        raise FlowError(f"max_n={max_n!r} must be a positive whole number: how many items to explain at most")
+
+# %% ../../nbs/learn/explain.ipynb #6166b402
+@dataclass
+class _ReadItems:
+    "What the network says of some items"
+
+    names: list  # What the tree calls the items
+    logits: torch.Tensor  # `(n, C)`
+    frames: list | None  # The `Frame` of each item; None without points and boxes
+
+
+def _validation_items(learn, max_n):
+    "The first items of the validation set"
+    n_items = len(learn.dls[1].dataset)
+    if not n_items:
+        raise FlowError("there is no validation set to explain: hand over items")
+    dl = learn.dls[1].new(shuffle=False, drop_last=False, get_idxs=Picked(range(min(max_n, n_items))))
+    logits = raw_preds(learn, None, dl)[0]
+    return _ReadItems([f'validation item {i}' for i in range(len(logits))], logits, frames_of(flow_of(learn), dl))
+
+
+def _given_items(learn, items, max_n, **kwargs):
+    "The first of the items that were handed over"
+    flow, items = flow_of(learn), as_list_of_items(items)
+    index = index_of_items(items, 'explain')[:max_n]
+    if isinstance(items, pd.DataFrame):
+        items, names = items.iloc[:max_n], [f'row {i}' for i in index]
+    else:
+        items = items[:max_n]
+        names = [getattr(item, 'name', None) or f'item {i}' for i, item in zip(index, items)]
+    if not len(index):
+        return _ReadItems([], torch.zeros(0, flow.c), None)
+    dl = learn.dls.test_dl(items, **kwargs)
+    return _ReadItems(names, raw_preds(learn, dl=dl)[0], frames_of(flow, dl))

@@ -11,14 +11,15 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.layers import AdaptiveConcatPool2d, Flatten, LinBnDrop, apply_init
 from fastai.torch_core import find_bs
-from ..core.errors import FlowError, FlowWarning
-from ..core.errors import near
+from fastcore.basics import patch
+from ..core.errors import FlowError, FlowWarning, near
 from ..loss.conditional import ConditionalLoss
 from ..core.target import packed
+from .units import Unit, Uses
 
 # %% auto #0
-__all__ = ['Branch', 'as_branches', 'DeepHeads', 'Unit', 'Uses', 'ConditionalHead', 'NeededRows', 'RunNeeded', 'head_of',
-           'last_layer', 'conditional_head', 'needs_heads', 'stock_logits']
+__all__ = ['Branch', 'check_branch', 'as_branches', 'check_branches', 'ConditionalHead', 'conditional_head', 'needs_heads',
+           'stock_logits', 'NeededRows', 'RunNeeded', 'head_of', 'last_layer']
 
 # %% ../../nbs/learn/heads.ipynb #904d65e8
 class Branch:
@@ -31,16 +32,7 @@ class Branch:
         # those that decisions so far can reach
         only_needed: bool = False,
     ):
-        if (
-            isinstance(module, bool)
-            or not isinstance(module, (int, nn.Module))
-            or isinstance(module, int)
-            and module < 1
-        ):
-            raise FlowError(
-                f"a branch is a module, or an int (the width of its neck), not {module!r}: hand over "
-                "nn.Sequential(...) or 256"
-            )
+        check_branch(module)
         self.module, self.only_needed = module, only_needed
 
     def __repr__(self):
@@ -48,127 +40,45 @@ class Branch:
         return f'Branch({module}, only_needed=True)' if self.only_needed else f'Branch({module})'
 
 
+def check_branch(module):
+    "Raise where `module` is neither a module nor the width of a neck"
+    is_width = isinstance(module, int) and not isinstance(module, bool) and module > 0
+    if not is_width and not isinstance(module, nn.Module):
+        raise FlowError(
+            f"a branch is a module, or an int (the width of its neck), not {module!r}: hand over "
+            "nn.Sequential(...) or 256"
+        )
+
+# %% ../../nbs/learn/heads.ipynb #63c2aea4
 def as_branches(
     flow,  # Bound flow
     branches,  # dict: name → `Branch`, module or int; None: no branches
 ) -> dict:
-    "`branches` as a dict of `Branch`, checked against the names that the flow's tasks ask for"
+    "`branches` as a dict of `Branch`, checked against the names that the flow's tasks read"
     if branches is None:
         branches = {}
+    check_branches(flow, branches)
+    return {name: b if isinstance(b, Branch) else Branch(b) for name, b in branches.items()}
+
+
+def check_branches(flow, branches):
+    "Raise where a task reads a branch that `branches` does not have, or where no task reads one of them"
     if not isinstance(branches, Mapping):
         raise FlowError(f"branches={branches!r} must be a dict: name → module, int or Branch, such as {{'face': 256}}")
-    asked = list(dict.fromkeys(f for f in flow.plan.features if f is not None))
-    if lost := [f for f in asked if f not in branches]:
-        p = flow.paths[flow.plan.features.index(lost[0])]
-        raise FlowError(
-            f"task '{p}' reads features={lost[0]!r}, which branches= does not have: "
-            f"{near(lost[0], branches) if branches else 'hand over ' + repr({f: 256 for f in lost})}"
-        )
-    if idle := [b for b in branches if b not in asked]:
-        raise FlowError(
-            f"no task reads the branch {idle[0]!r}: "
-            f"{near(idle[0], asked) if asked else 'name it with features= in a flow or task'}"
-        )
-    return {n: b if isinstance(b, Branch) else Branch(b) for n, b in branches.items()}
-
-# %% ../../nbs/learn/heads.ipynb #b19b5ace
-class DeepHeads(nn.Module):
-    """Heads with a hidden layer each, of tasks with equal widths: one linear layer to all hidden units, one
-    batched product from there"""
-
-    def __init__(
-        self,
-        nf: int,  # Features
-        hidden: int,  # Hidden units a task
-        n_out: int,  # Logits a task
-        n_tasks: int,  # Tasks
-        ps: float = 0.25,  # Dropout before the last layer
-    ):
-        super().__init__()
-        self.shape = n_tasks, hidden
-        self.first, self.act, self.drop = nn.Linear(nf, n_tasks * hidden), nn.ReLU(), nn.Dropout(ps)
-        last = [nn.Linear(hidden, n_out) for _ in range(n_tasks)]  # each as torch begins a linear layer
-        self.weight = nn.Parameter(torch.stack([l.weight.detach() for l in last]))  # (tasks, logits, hidden)
-        self.bias = nn.Parameter(torch.stack([l.bias.detach() for l in last]))
-
-    def forward(self, x):  # (bs, nf) -> (bs, tasks*logits)
-        h = self.drop(self.act(self.first(x))).view(-1, *self.shape)
-        return (torch.einsum('bth,toh->bto', h, self.weight) + self.bias).flatten(1)
-
-    def extra_repr(self):
-        return f'{self.shape[0]} tasks of {self.weight.shape[1]} logits'
-
-
-class Unit(nn.Module):
-    "Features for a group of tasks, and these tasks' heads"
-
-    def __init__(
-        self,
-        flow,  # Bound flow
-        tasks,  # Indices of the tasks
-        neck,  # Module to features `(bs, nf)`; None: the features as they come
-        nf: int,  # How many features
-        last=None,  # The layer for tasks without a hidden layer; by default `nn.Linear`
-    ):
-        super().__init__()
-        slices, groups = [s.logits for s in flow.slices.values()], {}
-        for i in tasks:
-            groups.setdefault(
-                (
-                    flow.plan.blocks[i].hidden or 0,
-                    0 if not flow.plan.blocks[i].hidden else slices[i].stop - slices[i].start,
-                ),
-                [],
-            ).append(i)
-        self.cols = [
-            c for ts in groups.values() for i in ts for c in range(slices[i].start, slices[i].stop)
-        ]  # in the order of this unit's output
-        size = lambda ts: sum(slices[i].stop - slices[i].start for i in ts)
-        self.neck = neck
-        self.heads = nn.ModuleList(
-            [DeepHeads(nf, h, n, len(ts)) if h else last or nn.Linear(nf, size(ts)) for (h, n), ts in groups.items()]
-        )
-
-    def forward(self, x):
-        if self.neck is not None:
-            x = self.neck(x)
-        res = [h(x) for h in self.heads]
-        return res[0] if len(res) == 1 else torch.cat(res, 1)
-
-# %% ../../nbs/learn/heads.ipynb #7df66ef7
-class Uses(nn.Module):
-    "What the activations of some tasks add to the logits of one other"
-
-    def __init__(
-        self,
-        flow,  # Bound flow
-        task,  # Index of the task that reads
-        detach,  # Stop gradients at the activations?
-    ):
-        super().__init__()
-        self.task, self.read, self.detach = task, flow.plan.uses[task], detach
-        slices = list(flow.slices.values())
-        self.cols, self.read_cols = slices[task].logits, [slices[i].logits for i in self.read]
-        self.blocks = [flow.plan.blocks[i] for i in self.read]
-        self.lin = nn.Linear(
-            sum(s.stop - s.start for s in self.read_cols), self.cols.stop - self.cols.start, bias=False
-        )
-
-    def activations(self, logits):
-        "What is read, of logits `(bs, C)`"
-        xs = [logits[:, s] for s in self.read_cols]
-        xs = [
-            (b.activate(x.reshape(-1, b.n_out)) if b.per_cell else b.activate(x)).reshape(logits.shape[0], -1)
-            for b, x in zip(self.blocks, xs)
-        ]
-        return torch.cat(xs, 1)
-
-    def forward(self, logits):
-        return self.lin(self.activations(logits.detach() if self.detach else logits))
+    names = list(dict.fromkeys(name for name in flow.plan.features if name is not None))
+    if missing := [name for name in names if name not in branches]:
+        path = flow.paths[flow.plan.features.index(missing[0])]
+        fix = near(missing[0], branches) if branches else f'hand over {dict.fromkeys(missing, 256)!r}'
+        raise FlowError(f"task '{path}' reads features={missing[0]!r}, which branches= does not have: {fix}")
+    if unread := [name for name in branches if name not in names]:
+        fix = near(unread[0], names) if names else 'name it with features= in a flow or task'
+        raise FlowError(f"no task reads the branch {unread[0]!r}: {fix}")
 
 # %% ../../nbs/learn/heads.ipynb #07119ea2
 class ConditionalHead(nn.Module):
-    "Units, each on the rows that need it, and what tasks add to tasks: features to logits `(bs, C)`"
+    """Units, each on the rows that need it, and what tasks add to tasks: features to logits `(bs, C)`. The units
+    `always` run first, on every row; those that `waits` names run after them, in this order, on the rows that need
+    them. `context` tells which these are; `ran` tells on how many rows each branch ran last"""
 
     def __init__(
         self,
@@ -177,105 +87,208 @@ class ConditionalHead(nn.Module):
         only_needed=(),  # Branches that run where they are needed only
     ):
         super().__init__()
-        plan, self.flow, self.names, self.context, self.ran = flow.plan, flow, list(units), None, {}
-        self.only_needed = tuple(only_needed)
+        plan, self.flow, self.names = flow.plan, flow, list(units)
+        self.only_needed, self.context, self.ran = tuple(only_needed), None, {}
         self.units = nn.ModuleList(units.values())
-        unit_of = [self.names.index(f) for f in plan.features]
-        self.tasks = [[i for i, u in enumerate(unit_of) if u == k] for k in range(len(units))]
-        uses = [Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]]
-        self.uses = nn.ModuleList(uses)
-        waits = {k for k, n in enumerate(self.names) if n in only_needed}
-        for u in uses:
-            for i in u.read:
-                if unit_of[i] in waits and unit_of[i] != unit_of[u.task]:
-                    warnings.warn(
-                        (
-                            f"task '{flow.paths[u.task]}' uses '{flow.paths[i]}', so branch '{self.names[unit_of[i]]}' "
-                            "runs on every row, only_needed or not"
-                        ),
-                        FlowWarning,
-                        stacklevel=2,
-                    )
-                    waits.discard(unit_of[i])
-        for i, b in enumerate(plan.blocks):
-            if b.whole_space and (all_ := waits & {unit_of[j] for j in plan.above(i) | {i}}):
-                names = ' and '.join(f"'{self.names[k]}'" for k in sorted(all_))
-                warnings.warn(
-                    (
-                        f"task '{flow.paths[i]}' is trained on the whole space, so "
-                        f"{f'branches {names} run' if len(all_) > 1 else f'branch {names} runs'} on every row, "
-                        "only_needed or not"
-                    ),
-                    FlowWarning,
-                    stacklevel=2,
-                )
-                waits -= all_
-        self.always = [k for k in range(len(units)) if k not in waits]
-        self.waits = _by_conditions(
-            waits, {k: {unit_of[j] for i in self.tasks[k] for j in plan.needs(i)} for k in waits}
-        )
-        self.uses_of = [
-            [j for j, u in enumerate(uses) if unit_of[u.task] in group]
-            for group in (self.always, *([k] for k in self.waits))
-        ]
-        for k, u in enumerate(units.values()):
-            self.register_buffer(f'cols_{k}', torch.tensor(u.cols), persistent=False)
+        unit_of = [self.names.index(branch) for branch in plan.features]
+        self.tasks = [[i for i, unit in enumerate(unit_of) if unit == k] for k in range(len(units))]
+        self.uses = nn.ModuleList([Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]])
+        waiting = _waiting_units(flow, self.names, unit_of, only_needed)
+        self.always = [k for k in range(len(units)) if k not in waiting]
+        self.waits = _by_conditions(flow, self.tasks, unit_of, waiting)
+        groups = [self.always, *([k] for k in self.waits)]
+        self.uses_of = [[j for j, use in enumerate(self.uses) if unit_of[use.task] in group] for group in groups]
+        for k, unit in enumerate(self.units):
+            self.register_buffer(f'cols_{k}', torch.tensor(unit.cols), persistent=False)
         back = torch.empty(flow.c, dtype=torch.long)
-        back[[c for u in units.values() for c in u.cols]] = torch.arange(flow.c)
+        back[[c for unit in self.units for c in unit.cols]] = torch.arange(flow.c)
         self.register_buffer('back', back, persistent=False)  # units' outputs, one after the other -> logits
 
     def forward(self, x):
-        rows = self.context  # who says which rows count, for this one batch
+        rows = self.context  # what counts in this one batch
         if rows is None or not self.waits or rows.size != len(x):
-            return self._use(torch.cat([u(x) for u in self.units], 1).index_select(1, self.back), range(len(self.uses)))
-        self.ran, known, logits = {}, [i for k in self.always for i in self.tasks[k]], None
-        for k in self.always:
-            logits = self._put(logits, k, self.units[k](x), len(x))
-        logits = self._use(logits, self.uses_of[0])
-        for k, uses in zip(self.waits, self.uses_of[1:]):
-            if logits is None:
-                logits = x.new_zeros((len(x), self.flow.c))
-            idx = rows.needed(self.flow, self.tasks[k], known, logits, least=2 if self.training else 1)
-            self.ran[self.names[k]] = len(x) if idx is None else len(idx)
-            out = self.units[k](x if idx is None else x.index_select(0, idx))
-            if idx is not None:
-                out = out.new_full((len(x), out.shape[1]), rows.blank).index_copy(0, idx, out)
-            logits = self._use(self._put(logits, k, out, len(x)), uses)
-            known = known + self.tasks[k]
-        return logits
-
-    def _put(self, logits, k, out, bs):
-        "`logits` with what unit `k` gives"
-        if logits is None:
-            logits = out.new_zeros((bs, self.flow.c))
-        return logits.index_copy(1, getattr(self, f'cols_{k}'), out.to(logits.dtype))
-
-    def _use(self, logits, which):
-        "`logits` with what used tasks add, who is used first"
-        for j in which:
-            u = self.uses[j]
-            logits = torch.cat(
-                [logits[:, : u.cols.start], logits[:, u.cols] + u(logits).to(logits.dtype), logits[:, u.cols.stop :]], 1
-            )
-        return logits
+            logits = torch.cat([unit(x) for unit in self.units], 1).index_select(1, self.back)
+            return self._add_uses(logits, range(len(self.uses)))
+        return self._where_needed(x, rows)
 
     def __getstate__(self):
         return {**self.__dict__, 'context': None}  # rows of a batch that was broken off stay here
 
     def extra_repr(self):
-        return f'{len(self.flow.paths)} tasks' + (
-            f"; only where needed: {', '.join(str(self.names[k]) for k in self.waits)}" if self.waits else ''
-        )
+        where_needed = ', '.join(str(self.names[k]) for k in self.waits)
+        return f'{len(self.flow.paths)} tasks' + (f'; only where needed: {where_needed}' if self.waits else '')
+
+# %% ../../nbs/learn/heads.ipynb #c17eb8d2
+@patch
+def _where_needed(self: ConditionalHead, x, rows):
+    "Logits `(bs, C)`, of units that wait only on the `rows` that need them"
+    self.ran, known, logits, bs = {}, [i for k in self.always for i in self.tasks[k]], None, len(x)
+    for k in self.always:
+        logits = self._put(logits, k, self.units[k](x), bs)
+    logits = self._add_uses(logits, self.uses_of[0])
+    for k, uses in zip(self.waits, self.uses_of[1:]):
+        if logits is None:
+            logits = x.new_zeros((bs, self.flow.c))
+        needed = rows.needed(self.flow, self.tasks[k], known, logits, least=2 if self.training else 1)
+        self.ran[self.names[k]] = bs if needed is None else len(needed)
+        out = self.units[k](x if needed is None else x.index_select(0, needed))
+        if needed is not None:
+            out = out.new_full((bs, out.shape[1]), rows.blank).index_copy(0, needed, out)
+        logits = self._add_uses(self._put(logits, k, out, bs), uses)
+        known = known + self.tasks[k]
+    return logits
 
 
-def _by_conditions(left, asks):
-    "`left` in an order where a unit comes after those that its conditions ask, as far as they let it"
-    left, res = sorted(left), []
+@patch
+def _put(self: ConditionalHead, logits, k, out, bs):
+    "`logits` with what unit `k` gives"
+    if logits is None:
+        logits = out.new_zeros((bs, self.flow.c))
+    return logits.index_copy(1, getattr(self, f'cols_{k}'), out.to(logits.dtype))
+
+
+@patch
+def _add_uses(self: ConditionalHead, logits, which):
+    "`logits` with what used tasks add; a task that is used comes before the one that uses it"
+    for j in which:
+        uses = self.uses[j]
+        own = logits[:, uses.cols] + uses(logits).to(logits.dtype)
+        logits = torch.cat([logits[:, : uses.cols.start], own, logits[:, uses.cols.stop :]], 1)
+    return logits
+
+# %% ../../nbs/learn/heads.ipynb #2987d09c
+def _waiting_units(flow, names, unit_of, only_needed):
+    "Numbers of the units that run where they are needed only; a `FlowWarning` for each branch that cannot"
+    plan, waiting = flow.plan, {k for k, name in enumerate(names) if name in only_needed}
+    for task in plan.use_order:
+        for used in plan.uses[task]:
+            unit = unit_of[used]
+            if unit in waiting and unit != unit_of[task]:
+                branch = f"branch '{names[unit]}' runs"
+                _warn_of_every_row(f"task '{flow.paths[task]}' uses '{flow.paths[used]}', so {branch}")
+                waiting.discard(unit)
+    for task, block in enumerate(plan.blocks):
+        chain = plan.above(task) | {task} if block.whole_space else ()
+        if units := waiting & {unit_of[i] for i in chain}:
+            quoted = [f"'{names[k]}'" for k in sorted(units)]
+            branches = f'branches {" and ".join(quoted)} run' if len(units) > 1 else f'branch {quoted[0]} runs'
+            _warn_of_every_row(f"task '{flow.paths[task]}' is trained on the whole space, so {branches}")
+            waiting -= units
+    return waiting
+
+
+def _warn_of_every_row(why):
+    "The warning stands where the head is made"
+    warnings.warn(f'{why} on every row, only_needed or not', FlowWarning, stacklevel=4)
+
+
+def _by_conditions(flow, tasks, unit_of, waiting):
+    "`waiting` in an order where a unit comes after those that its conditions ask, as far as they let it"
+    asked = {k: {unit_of[j] for i in tasks[k] for j in flow.plan.needs(i)} for k in waiting}
+    left, res = sorted(waiting), []
     while left:
-        best = min(left, key=lambda k: len(asks[k] & set(left) - {k}))
-        res.append(best)
-        left.remove(best)
+        first = min(left, key=lambda k: len(asked[k] & set(left) - {k}))
+        res.append(first)
+        left.remove(first)
     return res
+
+# %% ../../nbs/learn/heads.ipynb #338d5248
+def conditional_head(
+    flow,  # Bound flow, `dls.flow`
+    feats,  # A batch of what the body gives (two rows will do), or the number of features `nf`
+    branches=None,  # dict: name → `Branch`, module or int
+    # Neck of tasks that name no branch (`None`: the features as they come, maps pooled); with its last `nn.Linear`
+    # where a `Sequential` ends in one
+    stock=None,
+    ps: float = 0.25,  # Dropout of default necks
+) -> ConditionalHead:
+    "The head of a flow: units for the stock features and for each branch"
+    branches = as_branches(flow, branches)
+    if isinstance(feats, int):
+        feats = torch.zeros(2, feats)
+    units = {}
+    for name in dict.fromkeys(flow.plan.features):
+        tasks = [i for i, branch in enumerate(flow.plan.features) if branch == name]
+        neck, last = _split_stock(stock, flow) if name is None else (branches[name].module, None)
+        if isinstance(neck, int):
+            neck = _default_neck(feats, neck, ps)
+        neck, n_features = _with_pooling(neck, feats, name)
+        units[name] = Unit(flow, tasks, neck, n_features, last)
+    return ConditionalHead(flow, units, [name for name, b in branches.items() if b.only_needed])
+
+
+def needs_heads(flow) -> bool:
+    "True if a task of the bound `flow` needs more than a slice of one linear layer"
+    plan = flow.plan
+    reads_branch = any(branch is not None for branch in plan.features)
+    return reads_branch or any(b.hidden for b in plan.blocks) or any(plan.uses)
+
+
+def stock_logits(flow) -> int:
+    "Logits of the tasks that the last layer of the stock head gives: neither a branch nor a hidden layer of their own"
+    return sum(
+        s.logits.stop - s.logits.start
+        for s, block, branch in zip(flow.slices.values(), flow.plan.blocks, flow.plan.features)
+        if branch is None and not block.hidden
+    )
+
+# %% ../../nbs/learn/heads.ipynb #aa7cf3f1
+def _split_stock(stock, flow):
+    "The stock head's neck, and its last layer if that fits the tasks without a hidden layer"
+    if stock is None:
+        return None, None
+    if not (isinstance(stock, nn.Sequential) and isinstance(stock[-1], nn.Linear)):
+        raise FlowError(
+            f"the stock head must be a Sequential that ends in nn.Linear, not {type(stock).__name__}: leave bn_final= "
+            "and y_range= out"
+        )
+    return stock[:-1], stock[-1] if stock[-1].out_features == stock_logits(flow) else None
+
+
+def _default_neck(feats, width, ps):
+    "Pool, and one hidden layer as in fastai's `create_head`"
+    if feats.ndim == 4:
+        layers, n_features = _pooling(), 2 * feats.shape[1]
+    else:
+        layers, n_features = [], feats.shape[-1]
+    neck = nn.Sequential(*layers, *LinBnDrop(n_features, width, p=ps, act=nn.ReLU()))
+    apply_init(neck, nn.init.kaiming_normal_)
+    return neck
+
+
+def _pooling():
+    "Layers from a map to twice as many features as it has channels"
+    return [AdaptiveConcatPool2d(), Flatten()]
+
+# %% ../../nbs/learn/heads.ipynb #504efc76
+def _with_pooling(neck, feats, branch):
+    "`neck`, followed by pooling where it gives a map, and the number of features that come out"
+    if neck is None and feats.ndim != 4:
+        return None, feats.shape[-1]
+    if neck is None:
+        neck = nn.Sequential(*_pooling())
+    out = _output(neck, feats, branch)
+    if not isinstance(out, torch.Tensor) or out.ndim not in (2, 4):
+        given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise FlowError(f"the branch {branch!r} gives {given}: it must give features (bs, nf) or a map (bs, nf, h, w)")
+    if out.ndim == 4:
+        return nn.Sequential(neck, *_pooling()), 2 * out.shape[1]
+    return neck, out.shape[1]
+
+
+def _output(neck, feats, branch):
+    "What `neck` gives for a batch of features, without a trace in it"
+    was_training = neck.training
+    try:
+        with torch.no_grad():
+            return neck.eval()(feats)
+    except Exception as e:
+        raise FlowError(
+            f"the branch {branch!r} cannot read the body's features of shape {tuple(feats.shape)}: {type(e).__name__}: "
+            f"{e}"
+        ) from e
+    finally:
+        neck.train(was_training)
 
 # %% ../../nbs/learn/heads.ipynb #9cfe2cd2
 class NeededRows:
@@ -288,38 +301,36 @@ class NeededRows:
         loss=None,  # `ConditionalLoss` whose decisions say what can be reached; None: ask the mask alone
     ):
         self.size, self.mask, self.loss = size, mask, loss
-        self.blank = (
-            float('nan') if mask is None else 0.0
-        )  # where nothing ran: a loss multiplies it by 0; a prediction nobody should read
+        # where nothing ran: a loss multiplies it by 0; a prediction nobody should read
+        self.blank = float('nan') if mask is None else 0.0
 
     @torch.no_grad()
     def needed(self, flow, tasks, known, logits, least=1):
         """Positions of the rows that the unit with `tasks` must run on, at least `least` of them (batch norm
         wants two; and parameters stay part of the graph); None: all"""
-        need = torch.zeros(self.size, dtype=torch.bool, device=logits.device)
+        needs = torch.zeros(self.size, dtype=torch.bool, device=logits.device)
         if self.mask is not None:
-            need |= (
-                self.mask[:, [c for i in tasks for c in range(*flow.target_slices[i].indices(flow.n_targets))]] > 0
-            ).any(1)
+            columns = [c for i in tasks for c in range(*flow.target_slices[i].indices(flow.n_targets))]
+            needs |= (self.mask[:, columns] > 0).any(1)
         if self.loss is not None:
-            need |= self.reachable(flow, tasks, known, logits)
-        idx = need.nonzero()[:, 0]
-        if len(idx) == self.size:
+            needs |= self.reachable(flow, tasks, known, logits)
+        rows = needs.nonzero()[:, 0]
+        if len(rows) == self.size:
             return None
-        return idx if len(idx) >= least else torch.cat([idx, (~need).nonzero()[: least - len(idx), 0]])
+        return rows if len(rows) >= least else torch.cat([rows, (~needs).nonzero()[: least - len(rows), 0]])
 
     def reachable(self, flow, tasks, known, logits):
-        "Rows where decisions on the tasks `known` leave it possible that one of `tasks` is reached"
-        vals, known = self.loss.decide(self.loss.activation(logits.detach())), set(known)
-        all_ = torch.ones((self.size, 1), dtype=torch.bool, device=logits.device)
-        res = flow.plan.states(
-            lambda i: vals[:, flow.target_slices[i]] if i in known else None,
-            lambda i: all_.expand(-1, flow.plan.blocks[i].n_targets),
+        "Rows `(bs,)` where decisions on the tasks `known` leave it possible that one of `tasks` is reached"
+        decided, known = self.loss.decide(self.loss.activation(logits.detach())), set(known)
+        every = torch.ones((self.size, 1), dtype=torch.bool, device=logits.device)
+        states = flow.plan.states(
+            lambda i: decided[:, flow.target_slices[i]] if i in known else None,
+            lambda i: every.expand(-1, flow.plan.blocks[i].n_targets),
             scaled=True,
         )
-        return torch.stack([all_[:, 0] if res[i] is None else res[i][0] for i in tasks]).any(0)
+        return torch.stack([every[:, 0] if states[i] is None else states[i][0] for i in tasks]).any(0)
 
-
+# %% ../../nbs/learn/heads.ipynb #1e3f5cf2
 class RunNeeded(Callback):
     "Tells the head of each batch which rows its branches must run on"
 
@@ -337,115 +348,26 @@ class RunNeeded(Callback):
     def after_cancel_batch(self):
         head_of(self.learn).context = None
 
-
+# %% ../../nbs/learn/heads.ipynb #fa32096c
 def head_of(
     learn,  # `Learner`, or its network
 ) -> ConditionalHead | None:
     "The `ConditionalHead` in a network; None without"
-    return next((m for m in getattr(learn, 'model', learn).modules() if isinstance(m, ConditionalHead)), None)
+    modules = getattr(learn, 'model', learn).modules()
+    return next((m for m in modules if isinstance(m, ConditionalHead)), None)
 
 
 def last_layer(model, flow):
     """Where the tasks' own parameters are: the `ConditionalHead` of a network, or its last `nn.Linear`, which
     must give the logits of the bound `flow`"""
-    head, lin = head_of(model), next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    head = head_of(model)
     if head is not None:
         return head
-    if lin is None or lin.out_features != flow.c:
+    layer = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    if layer is None or layer.out_features != flow.c:
         raise FlowError(
-            f"the last linear layer of this {type(model).__name__} has {'no' if lin is None else lin.out_features} "
+            f"the last linear layer of this {type(model).__name__} has {'no' if layer is None else layer.out_features} "
             f"outputs, and the flow has {flow.c} logits: tasks can be told apart where the network ends in "
             "nn.Linear(..., dls.c), as fastai's learners do, or in a conditional_head"
         )
-    return lin
-
-# %% ../../nbs/learn/heads.ipynb #338d5248
-def conditional_head(
-    flow,  # Bound flow, `dls.flow`
-    feats,  # A batch of what the body gives (two rows will do), or the number of features `nf`
-    branches=None,  # dict: name → `Branch`, module or int
-    # Neck of tasks that name no branch (`None`: the features as they come, maps pooled); with its last `nn.Linear`
-    # where a `Sequential` ends in one
-    stock=None,
-    ps: float = 0.25,  # Dropout of default necks
-) -> ConditionalHead:
-    "The head of a flow: units for the stock features and for each branch"
-    branches = as_branches(flow, branches)
-    if isinstance(feats, int):
-        feats = torch.zeros(2, feats)
-    units, plan = {}, flow.plan
-    for name in dict.fromkeys(plan.features):
-        tasks = [i for i, f in enumerate(plan.features) if f == name]
-        neck, last = _split(stock, flow) if name is None else (branches[name].module, None)
-        if isinstance(neck, int):
-            neck = _default_neck(feats, neck, ps)
-        neck, nf = _probe(neck, feats, name)
-        units[name] = Unit(flow, tasks, neck, nf, last)
-    return ConditionalHead(flow, units, [n for n, b in branches.items() if b.only_needed])
-
-
-def needs_heads(flow) -> bool:
-    "Does a task of the bound `flow` ask for more than a slice of one linear layer?"
-    return (
-        any(f is not None for f in flow.plan.features) or any(b.hidden for b in flow.plan.blocks) or any(flow.plan.uses)
-    )
-
-
-def stock_logits(flow) -> int:
-    "Logits of the tasks that the last layer of the stock head gives: neither a branch nor a hidden layer of their own"
-    return sum(
-        s.logits.stop - s.logits.start
-        for s, b, f in zip(flow.slices.values(), flow.plan.blocks, flow.plan.features)
-        if f is None and not b.hidden
-    )
-
-
-def _pool(nf):
-    return [AdaptiveConcatPool2d(), Flatten()], 2 * nf
-
-
-def _default_neck(feats, width, ps):
-    "Pool, and one hidden layer as in fastai's `create_head`"
-    layers, nf = _pool(feats.shape[1]) if feats.ndim == 4 else ([], feats.shape[-1])
-    neck = nn.Sequential(*layers, *LinBnDrop(nf, width, p=ps, act=nn.ReLU()))
-    apply_init(neck, nn.init.kaiming_normal_)
-    return neck
-
-
-def _split(stock, flow):
-    "The stock head's neck, and its last layer if that fits the tasks without a hidden layer"
-    if stock is None:
-        return None, None
-    if not (isinstance(stock, nn.Sequential) and isinstance(stock[-1], nn.Linear)):
-        raise FlowError(
-            f"the stock head must be a Sequential that ends in nn.Linear, not {type(stock).__name__}: leave bn_final= "
-            "and y_range= out"
-        )
-    return stock[:-1], stock[-1] if stock[-1].out_features == stock_logits(flow) else None
-
-
-def _probe(neck, feats, name):
-    "`neck`, followed by pooling where it gives a map, and the number of features that come out"
-    if neck is None and feats.ndim == 4:
-        neck = nn.Sequential(*_pool(0)[0])
-    if neck is None:
-        return None, feats.shape[-1]
-    was = neck.training
-    try:
-        with torch.no_grad():
-            out = neck.eval()(feats)
-    except Exception as e:
-        raise FlowError(
-            f"the branch {name!r} cannot read the body's features of shape {tuple(feats.shape)}: {type(e).__name__}: "
-            f"{e}"
-        ) from e
-    finally:
-        neck.train(was)
-    if not isinstance(out, torch.Tensor) or out.ndim not in (2, 4):
-        raise FlowError(
-            f"the branch {name!r} gives {tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__}: "
-            "it must give features (bs, nf) or a map (bs, nf, h, w)"
-        )
-    if out.ndim == 4:
-        neck = nn.Sequential(neck, *_pool(0)[0])
-    return neck, out.shape[1] * (2 if out.ndim == 4 else 1)
+    return layer

@@ -5,16 +5,15 @@
 # %% ../../nbs/learn/learner.ipynb #ed3eded4
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
-from fastcore.all import L, patch
-from fastai.data.transforms import ColReader
+from fastcore.basics import patch
 from fastai.learner import Learner
-from ..core.errors import FlowError
 from .saving import atomic_save as save_whole, travelling
 from ..core.bound import BoundFlow
 from ..core.prediction import FlowPrediction
 from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
+from .items import as_list_of_items, as_one_item, index_of_items
 from .show import lacks_labels, show_predictions
 from .sides import check_views
 from ..core.applications import provided
@@ -23,65 +22,56 @@ from .accumulate import Picked, every_row
 import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['predict', 'show_results', 'tta', 'frames_of', 'learn_shapes', 'export']
+__all__ = ['predict', 'frames_of', 'show_results', 'tta', 'export', 'learn_shapes']
 
-# %% ../../nbs/learn/learner.ipynb #0c96be0a
-def _fits(ds, item, n=None):
-    "Is `item` of the types that each input of a data set takes first, or of its first `n`?"
-    tls = list(getattr(ds, 'tls', ()))[: getattr(ds, 'n_inp', 1)]
-    types = lambda tl: [tuple(t) if isinstance(t, list) else t for t in (tl.types or ())[:n]]
-    return all(any(isinstance(item, t) for t in types(tl)) for tl in tls)
-
-
-def _several(ds, item):
-    "Are these several items, and not one that happens to be a list?"
-    if isinstance(item, (np.ndarray, torch.Tensor)):
-        return item.ndim > 3 or getattr(item.dtype, 'kind', None) in (*'OUS',) and item.ndim > 0
-    if isinstance(item, pd.Series):
-        return _lacks_column(ds, item)
-    lots = (list, L, set, frozenset, pd.DataFrame, pd.Index)
-    return (isinstance(item, lots) or hasattr(item, '__next__')) and not _fits(ds, item, 1)
-
-
-def _lacks_column(ds, row):
-    "Does a Series lack the column that the data is read from? Then it is no row, but a column of items"
-    tls = list(getattr(ds, 'tls', ()))
-    read = next((f for f in tls[0].tfms.fs if isinstance(f, ColReader)), None) if tls else None
-    return read is not None and all(isinstance(c, str) and c not in row.index for c in read.cols)
-
-
-def _as_item(ds, item):
-    "A dict is a row of the table, where the data was built from one; what holds several items is none"
-    if isinstance(item, pd.DataFrame) and len(item) == 1:
-        item = item.iloc[0]
-    if not _several(ds, item):
-        if not isinstance(item, (dict, tuple)) or _fits(ds, item, 1 if isinstance(item, tuple) else None):
-            return item  # of a tuple, transforms further on take each part by itself
-        if isinstance(item, dict) and _fits(ds, row := pd.Series(item)):
-            return row
-    raise FlowError(
-        f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table "
-        "(df.iloc[0], or a dict where rows were the items), a file, a text. For several there is "
-        "learn.predict_df(items)"
-    )
-
-
+# %% ../../nbs/learn/learner.ipynb #a6c56a27
 @wraps_stock(Learner)
 def predict(stock, self, item, rm_type_tfms=None, with_input=False):
     "Every branch runs, on this process alone; of a flow, the first of the results is a `FlowPrediction`"
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
-        item = _as_item(self.dls.train_ds, item)
+        item = as_one_item(self.dls.train_ds, item)
     with every_row(self), without_ranks(self):
-        res = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
-    if not isinstance(res[-3], FlowPrediction):
-        return res
-    res[-3].activations = res[-1]
-    frames = frames_of(res[-3].flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))
+        results = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
+    prediction, decided, activations = results[-3:]
+    if not isinstance(prediction, FlowPrediction):
+        return results
+    prediction.activations = activations
+    frames = frames_of(prediction.flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))
     if frames is None:
-        return res
-    return (*res[:-3], FlowPrediction(res[-3].flow, res[-2], res[-1], frame=frames[0]), *res[-2:])
+        return results
+    framed = FlowPrediction(prediction.flow, decided, activations, frame=frames[0])
+    return (*results[:-3], framed, decided, activations)
 
 
+def frames_of(
+    flow,  # Bound flow
+    dl,  # Its `DataLoader`, or one of inputs only
+) -> list | None:
+    """For each item, in order, the `Frame` that leads to pixels of its original picture; None for flows without
+    points and boxes"""
+    if flow.geometry is None:
+        return None
+    return provided('original_frames', 'vision')(dl)
+
+# %% ../../nbs/learn/learner.ipynb #5e067280
+@patch
+def predict_df(
+    self: Learner,
+    items,  # DataFrame with the inputs, or list of items as `learn.predict` takes them
+    **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
+) -> pd.DataFrame:
+    "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
+    items = as_list_of_items(items)
+    flow, index = flow_of(self), index_of_items(items, 'predict_df')
+    cols = list(dict.fromkeys(col for block in flow.tasks.values() for col in block.cols))
+    if not len(index):
+        return pd.DataFrame(columns=cols, index=index)
+    dl = self.dls.test_dl(items, **kwargs)
+    with self.no_bar(), self.no_logging():
+        decided = self.get_preds(dl=dl, with_decoded=True)[2]
+    return flow.to_frame(decided, frames_of(flow, dl)).set_axis(index)
+
+# %% ../../nbs/learn/learner.ipynb #9aa17078
 @wraps_stock(Learner)
 def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
     """Items without labels are shown with their predictions; other data is read as the network was trained, and
@@ -100,43 +90,7 @@ def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     with every_row(self):
         return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
 
-
-def frames_of(
-    flow,  # Bound flow
-    dl,  # Its `DataLoader`, or one of inputs only
-) -> list | None:
-    """For each item, in order, the `Frame` that leads to pixels of its original picture; None for flows without
-    points and boxes"""
-    if flow.geometry is None:
-        return None
-    return provided('original_frames', 'vision')(dl)
-
-
-def learn_shapes(
-    learn,  # Learner whose data has a flow
-    max_n: int = 500,  # Training rows to look at, evenly spread
-):
-    """What the trivial predictor says of points and boxes: mean and median of training rows as a validation set
-    would see them. Read once, when they are first asked for or exported, since it takes the pictures"""
-    flow, ds = flow_of(learn), learn.dls.train_ds
-    todo = [p for p, b in flow.tasks.items() if b.geometry and flow.constants[p] is None] if len(ds) else []
-    if not todo:
-        return
-    idxs = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
-    with ds.set_split_idx(1):
-        y = torch.cat(
-            [
-                b[-1].as_subclass(torch.Tensor).cpu()
-                for b in learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(idxs), num_workers=0)
-            ]
-        )
-    vals, mask = y.numpy().transpose(1, 0, 2)
-    for p in todo:
-        flow.constants[p] = flow.tasks[p].shape_constant(
-            vals[:, flow.slices[p].targets], mask[:, flow.slices[p].targets]
-        )
-
-
+# %% ../../nbs/learn/learner.ipynb #7eb52e7f
 @wraps_stock(Learner)
 def export(stock, self, fname='export.pkl', **kwargs):
     """The file is there whole or not at all; it knows what the trivial predictor says, and nothing that trains on
@@ -152,45 +106,27 @@ def export(stock, self, fname='export.pkl', **kwargs):
         if self.opt is None:
             self.opt = opt  # what cannot be pickled leaves the learner as it was
 
-# %% ../../nbs/learn/learner.ipynb #5e067280
-@patch
-def predict_df(
-    self: Learner,
-    items,  # DataFrame with the inputs, or list of items as `learn.predict` takes them
-    **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
-) -> pd.DataFrame:
-    "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
-    items = _listed(items)
-    flow, index = flow_of(self), _index(items, 'predict_df')
-    cols = list(dict.fromkeys(c for b in flow.tasks.values() for c in b.cols))
-    if not len(index):
-        return pd.DataFrame(columns=cols, index=index)
-    dl = self.dls.test_dl(items, **kwargs)
-    with self.no_bar(), self.no_logging():
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
-    return flow.to_frame(dec, frames_of(flow, dl)).set_axis(index)
+
+def learn_shapes(
+    learn,  # Learner whose data has a flow
+    max_n: int = 500,  # Training rows to look at, evenly spread
+):
+    """Set what the trivial predictor says of points and boxes: mean and median of training rows, read as a validation
+    set would read them. This happens once, on first use or on export, since it opens the pictures"""
+    flow, ds = flow_of(learn), learn.dls.train_ds
+    paths = [path for path, block in flow.tasks.items() if block.geometry and flow.constants[path] is None]
+    if not paths or not len(ds):
+        return
+    rows = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
+    values, mask = _validation_targets(learn, rows).numpy().transpose(1, 0, 2)
+    for path in paths:
+        columns = flow.slices[path].targets
+        flow.constants[path] = flow.tasks[path].shape_constant(values[:, columns], mask[:, columns])
 
 
-def _listed(items):
-    "Several items as a list; a table, and what is one item, stay"
-    several = isinstance(items, (tuple, L, set, frozenset, pd.Index)) or hasattr(items, '__next__')
-    if isinstance(items, np.ndarray):
-        several = items.ndim > 3 or items.dtype.kind in 'OUS' and items.ndim > 0
-    return list(items) if several else items
-
-
-def _index(items, what):
-    "What the rows of `items` are called"
-    if isinstance(items, pd.DataFrame):
-        return items.index
-    if isinstance(items, pd.Series):
-        raise FlowError(
-            f"{what} takes a DataFrame or a list of items, not one row: write df.loc[[i]], or list(df['column']) "
-            "where items stand in a column"
-        )
-    if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'):
-        raise FlowError(
-            f"{what} takes a DataFrame or a list of items, not one {type(items).__name__}: write [item], or "
-            "learn.predict(item)"
-        )
-    return pd.RangeIndex(len(items))
+def _validation_targets(learn, rows):
+    "Packed targets `(len(rows), 2, D)` of training rows, with the transforms of the validation set"
+    ds = learn.dls.train_ds
+    with ds.set_split_idx(1):
+        dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(rows), num_workers=0)
+        return torch.cat([batch[-1].as_subclass(torch.Tensor).cpu() for batch in dl])

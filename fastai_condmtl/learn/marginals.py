@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from ..core.target import doubles
 from .state import flow_of, loss_of
 from .accumulate import every_row, raw_preds
-from .learner import _listed, _index
+from .items import as_list_of_items, index_of_items
 
 # %% auto #0
 __all__ = []
@@ -24,27 +24,31 @@ def get_marginals(
     ds_idx: int = 1,  # As for `get_preds`
     **kwargs,  # For `dls.test_dl`
 ) -> pd.DataFrame:
-    """Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) a class or label (of binary tasks
+    """Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) of each class or label (of binary tasks
     both answers)"""
     flow, loss = flow_of(self), loss_of(self)
-    items = _listed(items)
-    index = None if items is None else _index(items, 'get_marginals')
-    with every_row(self):
-        acts = (
-            loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])
-            if index is None or len(index)
-            else torch.zeros(0, flow.c)
-        )
+    items = as_list_of_items(items)
+    index = None if items is None else index_of_items(items, 'get_marginals')
+    if index is None or len(index):
+        with every_row(self):
+            acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])
+    else:
+        acts = torch.zeros(0, flow.c)
     reached, acts = flow.diagrams(acts, loss.decide(acts)), doubles(acts).numpy()
-    res = {}
-    for j, (p, b) in enumerate(flow.tasks.items()):
-        res[p, 'P(reached)'], a = reached[:, j], acts[:, flow.slices[p].acts]
-        vocab = b.vocab
-        if b.thresholded and b.labels is None:
-            a, vocab = np.stack([1 - a[:, 0], a[:, 0]], 1), vocab or (False, True)
-        if b.nll is not None:
-            res.update(
-                {(p, v): reached[:, j] * a[:, k] for k, v in enumerate(range(b.n_out) if vocab is None else vocab)}
-            )
-    res = pd.DataFrame(res, index=index)
-    return res.set_axis(pd.MultiIndex.from_tuples(res.columns, names=['task_path', 'value']), axis=1)
+    columns = {}
+    for i, (path, block) in enumerate(flow.tasks.items()):
+        columns[path, 'P(reached)'] = reached[:, i]
+        for value, given_reached in _value_probabilities(block, acts[:, flow.slices[path].acts]):
+            columns[path, value] = reached[:, i] * given_reached
+    names = pd.MultiIndex.from_tuples(columns, names=['task_path', 'value'])
+    return pd.DataFrame(columns, index=index).set_axis(names, axis=1)
+
+
+def _value_probabilities(block, acts):
+    "Each value of a task with its probability `(N,)` where the task is reached; nothing for numbers"
+    if block.nll is None:
+        return ()
+    if block.thresholded and block.labels is None:
+        yes = acts[:, 0]
+        return zip(block.vocab or (False, True), (1 - yes, yes))
+    return zip(range(block.n_out) if block.vocab is None else block.vocab, acts.T)

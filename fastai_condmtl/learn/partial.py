@@ -9,9 +9,9 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
-from ..core.errors import near
-from ..core.errors import FlowError
-from .heads import DeepHeads, head_of, last_layer
+from ..core.errors import FlowError, near
+from .heads import head_of, last_layer
+from .units import n_head_logits
 from .state import flow_of
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
@@ -26,25 +26,32 @@ def select(
     *names,  # Paths or leaf names of tasks or flows, or names of branches
 ) -> list:  # Paths, in flow order
     "The tasks that are called by `names`: themselves, those in a flow, or those that read a branch"
-    res = {p for n in names for p in _select(self, n)}
-    return [p for p in self.paths if p in res]
+    found = {path for name in names for path in _select(self, name)}
+    return [path for path in self.paths if path in found]
 
 
 def _select(flow, name):
+    "The tasks that are called by one name"
     if not isinstance(name, str):
         raise FlowError(f"{name!r} names no task: hand over the name or path of a task, flow or branch")
-    flows = {'.'.join(parts[:i]) for p in flow.paths for parts in (p.split('.'),) for i in range(1, len(parts))}
-    known = [*flow.paths, *flows]
-    found = [name] if name in known else [k for k in known if k.endswith('.' + name)]
+    known = [*flow.paths, *_flow_paths(flow)]
+    found = [name] if name in known else [path for path in known if path.endswith('.' + name)]
     if len(found) > 1:
         raise FlowError(f"'{name}' could be {' or '.join(map(repr, sorted(found)[:5]))}: name one by its path")
     if found:
-        return [p for p in flow.paths if p == found[0] or p.startswith(found[0] + '.')]
-    found = [p for p, f in zip(flow.paths, flow.plan.features) if f == name]
-    if not found:
-        names = {e for k in known for e in (k, k.rpartition('.')[2])} | {f for f in flow.plan.features if f}
+        return [path for path in flow.paths if path == found[0] or path.startswith(found[0] + '.')]
+    readers = [path for path, branch in zip(flow.paths, flow.plan.features) if branch == name]
+    if not readers:
+        leaves = {path.rpartition('.')[2] for path in known}
+        names = {*known, *leaves, *filter(None, flow.plan.features)}
         raise FlowError(f"there is no task, flow or branch '{name}': {near(name, sorted(names))}")
-    return found
+    return readers
+
+
+def _flow_paths(flow):
+    "Paths of the flows within a bound flow"
+    parts = [path.split('.') for path in flow.paths]
+    return {'.'.join(words[:i]) for words in parts for i in range(1, len(words))}
 
 # %% ../../nbs/learn/partial.ipynb #b93f0486
 def task_params(
@@ -53,35 +60,43 @@ def task_params(
     paths,  # Paths of tasks
 ) -> list:
     "Parameters that belong to these tasks alone, as pairs of parameter and positions along its first dimension"
-    cols, res = {c for p in paths for c in range(flow.slices[p].logits.start, flow.slices[p].logits.stop)}, []
-
-    def add(params, rows):
-        res.extend((p, torch.tensor(rows, device=p.device)) for p in params if p is not None and rows)
-
-    head = last_layer(model, flow)
-    if isinstance(head, nn.Linear):
-        add((head.weight, head.bias), sorted(cols))
-        return res
-    for unit in head.units:
-        left = unit.cols
-        for h in unit.heads:
-            if isinstance(h, DeepHeads):
-                n, hidden = h.shape
-                mine = [t for t in range(n) if left[t * h.weight.shape[1]] in cols]
-                add((h.first.weight, h.first.bias), [t * hidden + k for t in mine for k in range(hidden)])
-                add((h.weight, h.bias), mine)
-                left = left[n * h.weight.shape[1] :]
-            else:
-                add((h.weight, h.bias), [k for k in range(h.out_features) if left[k] in cols])
-                left = left[h.out_features :]
-    for u in head.uses:
-        if u.cols.start in cols:
-            add((u.lin.weight,), list(range(u.lin.out_features)))
+    logits = [flow.slices[path].logits for path in paths]
+    cols = {c for s in logits for c in range(s.start, s.stop)}
+    layer = last_layer(model, flow)
+    if isinstance(layer, nn.Linear):
+        return _rows_of(layer, sorted(cols))
+    res = []
+    for unit in layer.units:
+        left = unit.cols  # logits of this head and those after it
+        for head in unit.heads:
+            res += _own_rows(head, left, cols)
+            left = left[n_head_logits(head) :]
+    for uses in layer.uses:
+        if uses.cols.start in cols:
+            res += _rows_of(uses.lin, list(range(uses.lin.out_features)))
     return res
+
+
+def _own_rows(head, head_cols, cols):
+    "The rows of a head that give the logits `cols`, where the head gives `head_cols`"
+    if isinstance(head, nn.Linear):
+        return _rows_of(head, [row for row in range(head.out_features) if head_cols[row] in cols])
+    n_tasks, hidden = head.shape
+    width = head.weight.shape[1]
+    tasks = [t for t in range(n_tasks) if head_cols[t * width] in cols]
+    hidden_rows = [t * hidden + k for t in tasks for k in range(hidden)]
+    return _rows_of(head.first, hidden_rows) + _rows_of(head, tasks)
+
+
+def _rows_of(layer, rows):
+    "Pairs of weight or bias of `layer`, and `rows`"
+    params = [p for p in (layer.weight, layer.bias) if p is not None and rows]
+    return [(p, torch.tensor(rows, device=p.device)) for p in params]
 
 # %% ../../nbs/learn/partial.ipynb #9db72c70
 class PartialTraining(Callback):
-    "Trains what belongs to some tasks, see `learn.freeze_except`"
+    """Trains what belongs to some tasks, see `learn.freeze_except`. `off` are parameters that it has turned off;
+    `still` are pairs of a parameter and the positions that must not move, `kept` their values before a step"""
 
     run_after, run_valid = TrainEvalCallback, False
 
@@ -96,14 +111,11 @@ class PartialTraining(Callback):
         self.apply()
 
     def before_train(self):
-        inside = self._inside() if self.neck else set()
-        for m in self.model.modules():
-            if (
-                isinstance(m, nn.modules.batchnorm._NormBase)
-                and id(m) not in inside
-                and not any(p.requires_grad for p in m.parameters())
-            ):
-                m.eval()
+        trained = _trained_modules(self) if self.neck else set()
+        for module in self.model.modules():
+            is_norm = isinstance(module, nn.modules.batchnorm._NormBase) and id(module) not in trained
+            if is_norm and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
 
     def after_backward(self):
         for p, rows in self.still:
@@ -118,63 +130,57 @@ class PartialTraining(Callback):
             p.data.index_copy_(0, rows, old)
         self.kept = []
 
-    def apply(self):
-        """Turn `off` the parameters that are not trained; `still` is what must not move of the others: pairs of
-        parameter and positions"""
-        whole, self.still = {id(p) for p in self._neck()} if self.neck else set(), []
-        mine = {id(p): rows for p, rows in task_params(self.model, flow_of(self.learn), self.paths)}
-        for p in self.model.parameters():
-            if id(p) not in mine and id(p) not in whole:
-                if p.requires_grad:
-                    self.off.append(p.requires_grad_(False))
-                p.grad = None  # fastai's optimizers go on decaying whatever once had a gradient
-            if id(p) not in mine:
-                continue
-            rest = (
-                torch.ones(len(p), dtype=torch.bool, device=p.device).index_fill_(0, mine[id(p)], False).nonzero()[:, 0]
-            )
-            if len(rest):
-                self.still.append((p, rest))
-
-    def _neck(self):
-        "Parameters that the named tasks read through, and no longer the body"
-        flow, head = flow_of(self.learn), head_of(self.learn)
-        if head is not None:
-            read = {flow.plan.features[flow.paths.index(p)] for p in self.paths}
-            return [
-                p
-                for n, u in zip(head.names, head.units)
-                if n in read and u.neck is not None
-                for p in u.neck.parameters()
-            ]
-        lin = last_layer(self.model, flow)
-        return [p for p in self.learn.opt.param_lists[-1] if p is not lin.weight and p is not lin.bias]
-
-    def _inside(self):
-        """Modules (by id) that stand where all that can be trained is trained: normalisation without parameters
-        of its own takes part there"""
-        mine = {id(p) for p in self._neck()} | {
-            id(p) for p, _ in task_params(self.model, flow_of(self.learn), self.paths)
-        }
-        return {
-            id(n)
-            for m in self.model.modules()
-            if (ps := {id(p) for p in m.parameters()}) and ps <= mine
-            for n in m.modules()
-        }
-
     def __getstate__(self):
         return {**self.__dict__, 'still': [], 'kept': []}
 
     def __repr__(self):
-        n, still = (
-            sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            sum(p[0].numel() * len(rows) for p, rows in self.still),
-        )
-        return (
-            f"PartialTraining({', '.join(self.paths)}: {n - still:,} of "
-            f"{sum(p.numel() for p in self.model.parameters()):,} parameters)"
-        )
+        still = sum(p[0].numel() * len(rows) for p, rows in self.still)
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad) - still
+        n_params = sum(p.numel() for p in self.model.parameters())
+        return f"PartialTraining({', '.join(self.paths)}: {trained:,} of {n_params:,} parameters)"
+
+# %% ../../nbs/learn/partial.ipynb #69300df5
+@patch
+def apply(self: PartialTraining):
+    """Turn `off` the parameters that are not trained; `still` is what must not move of the others: pairs of
+    parameter and positions"""
+    neck = {id(p) for p in _neck_params(self)} if self.neck else set()
+    own_rows = {id(p): rows for p, rows in task_params(self.model, flow_of(self.learn), self.paths)}
+    self.still = []
+    for p in self.model.parameters():
+        rows = own_rows.get(id(p))
+        if rows is not None:
+            others = torch.ones(len(p), dtype=torch.bool, device=p.device).index_fill_(0, rows, False).nonzero()[:, 0]
+            if len(others):
+                self.still.append((p, others))
+        elif id(p) not in neck:
+            if p.requires_grad:
+                self.off.append(p.requires_grad_(False))
+            p.grad = None  # fastai's optimizers go on decaying whatever once had a gradient
+
+
+def _neck_params(cb):
+    "Parameters that the named tasks read through, and no longer the body"
+    flow, head = flow_of(cb.learn), head_of(cb.learn)
+    if head is None:
+        layer = last_layer(cb.model, flow)
+        return [p for p in cb.learn.opt.param_lists[-1] if p is not layer.weight and p is not layer.bias]
+    branches = {flow.plan.features[flow.paths.index(path)] for path in cb.paths}
+    necks = [unit.neck for name, unit in zip(head.names, head.units) if name in branches and unit.neck is not None]
+    return [p for neck in necks for p in neck.parameters()]
+
+
+def _trained_modules(cb):
+    """Modules (by id) that stand where all that can be trained is trained: normalisation without parameters
+    of its own takes part there"""
+    own = task_params(cb.model, flow_of(cb.learn), cb.paths)
+    trained = {id(p) for p in _neck_params(cb)} | {id(p) for p, _ in own}
+    res = set()
+    for module in cb.model.modules():
+        params = {id(p) for p in module.parameters()}
+        if params and params <= trained:
+            res |= {id(m) for m in module.modules()}
+    return res
 
 # %% ../../nbs/learn/partial.ipynb #73afb43f
 @patch
@@ -197,7 +203,7 @@ def freeze_except(
     self.add_cb(cb)
     cb.apply()
 
-
+# %% ../../nbs/learn/partial.ipynb #621672ac
 @wraps_stock(Learner)
 def freeze_to(stock, self, n):
     "Freeze parameter groups up to `n`; ends `freeze_except`"

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import singledispatch
 
-import numpy as np, pandas as pd, torch
+import pandas as pd
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
@@ -22,140 +22,15 @@ from ..data.target_block import EncodedRows, FlowTransform
 from ..loss.conditional import ConditionalLoss
 from ..loss.ranks import scattered, whole
 from ..core.bound import BoundFlow
-from ..core.target import TensorConditional, doubles
+from .reread import USE_CHANGE_FLOW, reread, same_reading
 from ..core.stock import adds_to_stock, wraps_stock
 
 # %% auto #0
-__all__ = ['FIX', 'ASK', 'same_reading', 'why_not_same_tasks', 'reread', 'reads_input', 'as_own', 'with_transform',
-           'with_dataset', 'norms_of', 'Reading', 'own_inputs', 'put_data', 'as_loader', 'get_preds', 'validate']
-
-# %% ../../nbs/learn/reading.ipynb #8b525f47
-def _meaning(block):
-    "What the outputs of a bound task stand for, apart from where they stand"
-    vocab = block.vocab
-    names = None if vocab is None else [(type(v).__name__, v) for v in vocab]
-    labels = None if block.labels is None else list(block.labels)
-    return (
-        type(block),
-        block.n_targets,
-        block.n_out,
-        names,
-        labels,
-        float(block.unscale(0.0)),
-        float(block.unscale(1.0)),
-    )
-
-
-def same_reading(
-    a: BoundFlow,
-    b: BoundFlow,
-) -> bool:
-    """Do both flows tell the same of the same outputs: the same tasks in the same places, with the same classes,
-    scales and conditions?"""
-    if a is b:
-        return True
-    if why_not_same_tasks(a, b) or a.families != b.families:
-        return False
-    return all(_meaning(a.tasks[p]) == _meaning(b.tasks[p]) and a.slices[p] == b.slices[p] for p in a.paths)
-
-
-def why_not_same_tasks(
-    own: BoundFlow,  # Flow of a network
-    other: BoundFlow,  # Flow of other data
-) -> str:
-    "Why labels of `other` cannot stand for labels of `own`, whatever the classes and scales; empty where they can"
-    if set(own.paths) != set(other.paths):
-        only = [[p for p in a.paths if p not in b.tasks] for a, b in ((own, other), (other, own))]
-        said = [
-            f"only {who} has {', '.join(map(repr, paths))}"
-            for who, paths in zip(("the network", "the new data"), only)
-            if paths
-        ]
-        return f"the tasks differ ({', '.join(said)})"
-    for path, block in own.tasks.items():
-        new = other.tasks[path]
-        if type(block) is not type(new):
-            return (
-                f"task '{path}' is a {type(block).__name__} of the network and a {type(new).__name__} of the new data"
-            )
-        if _conditions(own, path) != _conditions(other, path):
-            return f"task '{path}' has other conditions in the new data"
-    return ''
-
-
-def _conditions(flow, path):
-    return sorted(str(flow.plan.conds[g]) for g in flow.plan.gates[flow.plan.index[path]])
-
-# %% ../../nbs/learn/reading.ipynb #39772be9
-FIX = "to go on with these classes and scales, and keep what the network has learnt, write learn.change_flow(new_dls)"
-
-
-def reread(
-    y,  # Packed labels `(N, 2, D)` by `other`
-    other: BoundFlow,  # The flow that encoded them
-    own: BoundFlow,  # The flow of the network
-) -> TensorConditional:  # `(N, 2, D)`
-    "Labels as `own` encodes them; a `FlowError` that points at `learn.change_flow` where it cannot"
-    if other is own or same_reading(own, other):
-        return y.as_subclass(TensorConditional)
-    if why := why_not_same_tasks(own, other) or _why_not_weighted(own, other):
-        raise FlowError(f"the network cannot be read by the flow of the new data, since {why}: {FIX}")
-    y = y.as_subclass(torch.Tensor)
-    out = torch.zeros(len(y), 2, own.n_targets)
-    for path, block in own.tasks.items():
-        new, here, there = other.tasks[path], own.slices[path].targets, other.slices[path].targets
-        part = y[:, :, there]
-        out[:, :, here] = part if _meaning(block) == _meaning(new) else _reread_task(path, part, new, block)
-    return out.as_subclass(TensorConditional)
-
-
-def _why_not_weighted(own, other):
-    "Weights of rows need a loss that was made for them"
-    weighted = [any(c is not None for c in f.plan.weight_cols) for f in (own, other)]
-    return (
-        "its rows have weights (weight_col=), and those that the network was trained with have none"
-        if weighted == [False, True]
-        else ''
-    )
-
-
-def _reread_task(path, y, other, own):
-    "Packed labels `(N, 2, W)` of one task as the block `own` encodes them"
-    if own.self_supervised:
-        raise FlowError(
-            f"task '{path}' asks for other words in the new data than the network was trained with: build it with "
-            f"text_vocab=learn.dls.vocab. Or, {FIX}"
-        )
-    if set(other.cols) != set(own.cols) and (len(own.cols) > 1 or len(other.cols) > 1):
-        raise FlowError(
-            f"the network cannot be read by the flow of the new data: task '{path}' has other columns there. {FIX}"
-        )
-    vals, mask = doubles(y).numpy().transpose(1, 0, 2)
-    table = pd.DataFrame(other.to_columns(other.unscale(vals), mask > 0))
-    if len(own.cols) == 1:
-        table.columns = own.cols
-    try:
-        natural, known = own.encode(table)
-    except FlowError as e:
-        raise FlowError(f"the network does not know a label of the new data. {e} Or, {FIX}") from None
-    res = np.zeros((len(y), 2, own.n_targets), dtype=np.float32)
-    res[:, 0] = own.scale(natural) * known
-    res[:, 1] = _mask_of(mask, other, own)
-    return torch.from_numpy(res)
-
-
-def _mask_of(mask, other, own):
-    "The gt mask of a task with the labels of another block in the columns of `own`"
-    if own.labels is None or list(own.labels) == list(other.labels):
-        return mask
-    row = (
-        mask.max(1) if own.takes_lists else np.zeros(len(mask))
-    )  # a label that new rows never have is known to be absent
-    at = {l: j for j, l in enumerate(other.labels)}
-    return np.stack([mask[:, at[l]] if l in at else row for l in own.labels], 1)
+__all__ = ['NO_LABELS', 'reads_input', 'as_own', 'with_transform', 'with_dataset', 'norms_of', 'Reading', 'check_needs_no_flow',
+           'own_inputs', 'put_data', 'reading_of', 'as_loader', 'check_labelled_table', 'get_preds', 'validate']
 
 # %% ../../nbs/learn/reading.ipynb #b2582376
-_inputs: dict[type, object] = {}
+_input_readers: dict[type, object] = {}
 
 
 def reads_input(
@@ -165,7 +40,7 @@ def reads_input(
     it; `tl` itself where there is no difference"""
 
     def decorate(f):
-        _inputs[cls] = f
+        _input_readers[cls] = f
         return f
 
     return decorate
@@ -175,12 +50,14 @@ def reads_input(
 def as_own(
     ds,  # Data set of whatever kind
     own,  # Data set of the learner, which may be without rows
-    labels=True,  # False: the inputs only
+    labels=True,  # False: read the inputs alone
 ):
     "`ds` with labels and inputs as `own` reads them; `ds` itself where there is no difference"
     if not labels or same_reading(own.flow, ds.flow):
         return ds
-    raise FlowError(f"data of type {type(ds).__name__} cannot be read again as the network was trained: {FIX}")
+    raise FlowError(
+        f"data of type {type(ds).__name__} cannot be read again as the network was trained: {USE_CHANGE_FLOW}"
+    )
 
 
 @as_own.register
@@ -195,21 +72,22 @@ def _(ds: Datasets, own, labels=True):
         return ds
     return Datasets(tls=[*tls, *ds.tls[len(tls) :]], n_inp=ds.n_inp)
 
-
+# %% ../../nbs/learn/reading.ipynb #a6d13d38
 def _own_list(tl, own, labels):
     "One input, or the target, of a `Datasets`"
-    mine = [f for f in own.tfms.fs if isinstance(f, FlowTransform)]
-    for f in tl.tfms.fs:
-        if isinstance(f, FlowTransform) and mine:
-            return _own_labels(tl, f, mine[0]) if labels else tl
-        how = _inputs.get(type(f))
-        fit = [o for o in own.tfms.fs if type(o) is type(f)]
-        if how is not None and fit:
-            tl = how(fit[0], f, tl)
+    own_targets = [f for f in own.tfms.fs if isinstance(f, FlowTransform)]
+    for tfm in tl.tfms.fs:
+        if isinstance(tfm, FlowTransform) and own_targets:
+            return _own_labels(tl, tfm, own_targets[0]) if labels else tl
+        as_own_input = _input_readers.get(type(tfm))
+        own_inputs = [f for f in own.tfms.fs if type(f) is type(tfm)]
+        if as_own_input is not None and own_inputs:
+            tl = as_own_input(own_inputs[0], tfm, tl)
     return tl
 
 
 def _own_labels(tl, tfm, own):
+    "The target of a `Datasets`, whose transform is `tfm`, as the transform `own` encodes it"
     if tfm.bound is None or same_reading(own.bound, tfm.bound):
         return tl
     y = reread(tl.items.packed(), tfm.bound, own.bound)
@@ -236,9 +114,11 @@ def with_dataset(
     ds,  # Data set with as many rows
 ):
     "A copy of `dl` with another data set; its batch size, weights, order and transforms stay"
-    res, f = copy(dl), dl.fake_l
+    res, fake = copy(dl), dl.fake_l
     res.dataset = ds
-    res.fake_l = type(f)(res, f.pin_memory, f.num_workers, f.timeout, f.persistent_workers, f.pin_memory_device)
+    res.fake_l = type(fake)(
+        res, fake.pin_memory, fake.num_workers, fake.timeout, fake.persistent_workers, fake.pin_memory_device
+    )
     tfms = getattr(dl.after_batch, 'fs', ())
     if any(isinstance(t, ReadTabBatch) for t in tfms):
         res.after_batch = _pipeline(dl, [ReadTabBatch(ds) if isinstance(t, ReadTabBatch) else t for t in tfms])
@@ -246,6 +126,7 @@ def with_dataset(
 
 
 def _pipeline(dl, tfms):
+    "Transforms of batches in the place of those of `dl`"
     return Pipeline(tfms, split_idx=dl.after_batch.split_idx)
 
 
@@ -253,7 +134,7 @@ def norms_of(dl) -> list:
     "The `Normalize` transforms of a loader's batches"
     return [t for t in getattr(getattr(dl, 'after_batch', None), 'fs', ()) if isinstance(t, Normalize)]
 
-
+# %% ../../nbs/learn/reading.ipynb #2f111bde
 @dataclass
 class Reading:
     "How the network of a learner is read"
@@ -268,12 +149,23 @@ class Reading:
         loaders = list(getattr(dls, 'loaders', ()))
         if not loaders or not isinstance(getattr(loaders[0], 'flow', None), BoundFlow):
             return None
-        ds = whole(loaders[0]).dataset
-        return cls(ds.new_empty() if hasattr(ds, 'new_empty') else ds, norms_of(whole(loaders[0])), loaders)
+        first = whole(loaders[0])
+        ds = first.dataset
+        return cls(ds.new_empty() if hasattr(ds, 'new_empty') else ds, norms_of(first), loaders)
 
     @property
     def flow(self):
         return self.empty.flow
+
+    def data(self, dls, labels=True):
+        """`DataLoaders` as the network reads them (with `labels=False` their inputs only); the same object where
+        there is no difference"""
+        loaders = [self.loader(dl, labels) for dl in dls.loaders]
+        if all(new is old for new, old in zip(loaders, dls.loaders)):
+            return dls
+        res = copy(dls)
+        res.loaders = loaders
+        return res
 
     def loader(self, dl, labels=True):
         "`dl` as the network reads it; `dl` itself where there is no difference, or where it holds no rows of fastai's"
@@ -288,37 +180,25 @@ class Reading:
             dl.after_batch = _pipeline(dl, [*dl.after_batch.fs, *self.norms])
         return dl
 
-    def data(self, dls, labels=True):
-        """`DataLoaders` as the network reads them (with `labels=False` their inputs only); the same object where
-        there is no difference"""
-        loaders = [self.loader(dl, labels) for dl in dls.loaders]
-        if all(a is b for a, b in zip(loaders, dls.loaders)):
-            return dls
-        res = copy(dls)
-        res.loaders = loaders
-        return res
-
 # %% ../../nbs/learn/reading.ipynb #87649282
 def _get_dls(self):
-    known = self.__dict__
+    known, reading = self.__dict__, reading_of(self)
     if 'dls' not in known:
         raise AttributeError('dls')
-    reading = known.get('_reading')
     if reading is not None and reading.loaders != known['dls'].loaders:  # `learn.dls.train = ...`
         _set_dls(self, known['dls'])
     return known['dls']
 
 
 def _set_dls(self, new):
-    known = self.__dict__
-    reading = known.get('_reading')
+    known, reading = self.__dict__, reading_of(self)
     if reading is None and 'dls' in known:  # a learner that was made before this module was loaded
         reading = Reading.of(known['dls'])
     if reading is not None and getattr(new, 'loaders', None):
         if any(isinstance(getattr(dl, 'flow', None), BoundFlow) for dl in new.loaders):
             new = reading.data(new)
         else:
-            _check_no_flow(known.get('loss_func'))
+            check_needs_no_flow(known.get('loss_func'))
     put_data(self, new)
 
 
@@ -327,20 +207,21 @@ adds_to_stock(
 )
 
 
-def _check_no_flow(loss):
+def check_needs_no_flow(loss):
+    "Raise where data without a flow meets the loss of one"
     if isinstance(loss, ConditionalLoss):
         raise FlowError(
             "the new data has no flow, and the learner's loss_func is that of a flow: build the data with the flow of "
             "the network as target, or set learn.loss_func first"
         )
 
-
+# %% ../../nbs/learn/reading.ipynb #067fcc6f
 def own_inputs(
     learn,  # `Learner`
     new,  # `DataLoaders` with whatever flow
 ):
     "`new` with its inputs prepared as the learner's network was trained; the same object where there is no difference"
-    reading = learn.__dict__.get('_reading')
+    reading = reading_of(learn)
     return new if reading is None else reading.data(new, labels=False)
 
 
@@ -351,8 +232,15 @@ def put_data(
     "Give a learner data whose flow its network is read by from now on, whatever it was before"
     learn.__dict__['dls'], learn.__dict__['_reading'] = new, Reading.of(new)
 
+
+def reading_of(
+    learn,  # `Learner`
+) -> Reading | None:
+    "The reading of a learner's network; None where its data has no flow"
+    return learn.__dict__.get('_reading')
+
 # %% ../../nbs/learn/reading.ipynb #7d468e7b
-ASK = (
+NO_LABELS = (
     "these rows have no labels to compare with: hand over a DataFrame with the columns of the labels, or "
     "dls.test_dl(df, with_labels=True)"
 )
@@ -361,27 +249,38 @@ ASK = (
 def as_loader(
     learn,  # `Learner`
     dl,  # `DataLoader`, DataFrame, or None
-    labels=False,  # Must there be labels?
+    labels=False,  # True: rows without labels are an error
 ):
     "A loader as the learner's network is read; of a DataFrame the test loader, with labels where it has their columns"
-    reading = learn.__dict__.get('_reading')
+    reading = reading_of(learn)
     if reading is None or dl is None:
         return dl
     if isinstance(dl, pd.DataFrame):
-        cols = [c for b in reading.flow.tasks.values() for c in b.cols if not b.self_supervised]
-        told = not cols or any(c in dl.columns for c in cols)
-        if labels and not len(dl):
-            raise FlowError("there is nothing to evaluate: the table is empty")
-        if labels and not told:
-            raise FlowError(ASK)
-        return learn.dls.test_dl(dl, with_labels=told)
+        has_labels = _has_label_columns(dl, reading.flow)
+        if labels:
+            check_labelled_table(dl, has_labels)
+        return learn.dls.test_dl(dl, with_labels=has_labels)
     if isinstance(dl, DataLoaders):
         raise FlowError("dl= takes one loader, not DataLoaders: hand over dls.valid")
     if labels and not hasattr(dl, 'dataset'):
-        raise FlowError(f"a {type(dl).__name__} is no DataLoader, and {ASK}")
+        raise FlowError(f"a {type(dl).__name__} is no DataLoader, and {NO_LABELS}")
     return reading.loader(dl)
 
 
+def _has_label_columns(table, flow):
+    "True if the labels of a task stand in `table`, or if no task reads a column"
+    columns = [col for block in flow.tasks.values() if not block.self_supervised for col in block.cols]
+    return not columns or any(col in table.columns for col in columns)
+
+
+def check_labelled_table(table, has_labels):
+    "Raise where a table has no rows or no labels"
+    if not len(table):
+        raise FlowError("there is nothing to evaluate: the table is empty")
+    if not has_labels:
+        raise FlowError(NO_LABELS)
+
+# %% ../../nbs/learn/reading.ipynb #a7b98bd5
 @wraps_stock(Learner)
 def get_preds(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     "Other data is read as the network was trained; `dl` may be a DataFrame"
@@ -392,16 +291,16 @@ def get_preds(stock, self, ds_idx=1, dl=None, *args, **kwargs):
 def validate(stock, self, ds_idx=1, dl=None, cbs=None):
     "Other data is read as the network was trained; `dl` may be a DataFrame. Rows without labels are an error"
     dl = as_loader(self, dl)
-    if dl is not None and _has_no_labels(self, dl):
-        raise FlowError(ASK)
+    if dl is not None and _has_inputs_only(self, dl):
+        raise FlowError(NO_LABELS)
     return stock(self, ds_idx=ds_idx, dl=dl, cbs=cbs)
 
 
-def _has_no_labels(learn, dl):
-    "Does a loader of items of a flow have inputs only?"
-    ds = getattr(dl, 'dataset', None)
-    if learn.__dict__.get('_reading') is None:
+def _has_inputs_only(learn, dl):
+    "True for a loader of items of a flow without their labels"
+    if reading_of(learn) is None:
         return False
-    return (
-        not getattr(ds, 'labelled', True) or len(getattr(ds, 'tls', (None,) * (learn.dls.n_inp + 1))) <= learn.dls.n_inp
-    )
+    ds = getattr(dl, 'dataset', None)
+    if not getattr(ds, 'labelled', True):
+        return True
+    return hasattr(ds, 'tls') and len(ds.tls) <= learn.dls.n_inp

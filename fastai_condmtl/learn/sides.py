@@ -20,113 +20,73 @@ from ..core.bound import BoundFlow
 from ..core.applications import provided
 
 # %% auto #0
-__all__ = ['words_of', 'exchanged', 'speaks_of', 'Mirror', 'mirrors_of', 'side_labels', 'sideless_pairs', 'told_sides', 'tfms_of',
-           'check_sides', 'check_views']
+__all__ = ['speaks_of', 'words_of', 'exchanged', 'Mirror', 'mirrors_of', 'side_labels', 'sideless_pairs', 'check_sides',
+           'tfms_of', 'told_sides', 'check_views']
 
 # %% ../../nbs/learn/sides.ipynb #624d83c7
 # What a transform changes: `across` exchanges left and right, `upright` top and bottom, `handed` the sense of rotation
-_plain = dict(
+_side_words = dict(
     across={
-        'left',
-        'right',
-        'leftmost',
-        'rightmost',
-        'leftward',
-        'rightward',
-        'leftwards',
-        'rightwards',
-        'lefthand',
-        'righthand',
-        'mirrored',
-        'flipped',
+        *'left right leftmost rightmost leftward rightward leftwards rightwards'.split(),
+        *'lefthand righthand mirrored flipped'.split(),
     },
     upright={
-        'top',
-        'bottom',
-        'topmost',
-        'bottommost',
-        'up',
-        'down',
-        'upward',
-        'downward',
-        'upwards',
-        'downwards',
-        'upside',
-        'upper',
-        'lower',
-        'above',
-        'below',
+        *'top bottom topmost bottommost up down upward downward upwards downwards'.split(),
+        *'upside upper lower above below'.split(),
     },
     handed={'clockwise', 'anticlockwise', 'counterclockwise'},
 )
-_paired = dict(
-    across={
-        'l': 'r',
-        'r': 'l',
-        'east': 'west',
-        'west': 'east',
-        'eastbound': 'westbound',
-        'westbound': 'eastbound',
-        'port': 'starboard',
-        'starboard': 'port',
-        'northeast': 'northwest',
-        'northwest': 'northeast',
-        'southeast': 'southwest',
-        'southwest': 'southeast',
-    },
-    upright={
-        'north': 'south',
-        'south': 'north',
-        'northbound': 'southbound',
-        'southbound': 'northbound',
-        'northeast': 'southeast',
-        'southeast': 'northeast',
-        'northwest': 'southwest',
-        'southwest': 'northwest',
-    },
-    handed={'cw': 'ccw', 'ccw': 'cw'},
+
+
+def _both_ways(*pairs):
+    "Each word of the pairs → its counterpart"
+    words = [pair.split() for pair in pairs]
+    return dict(words) | {there: here for here, there in words}
+
+
+# Words that speak of a side beside their counterpart only
+_pairs = dict(
+    across=_both_ways(
+        *('l r', 'east west', 'eastbound westbound', 'port starboard'),
+        *('northeast northwest', 'southeast southwest'),
+    ),
+    upright=_both_ways(
+        *('north south', 'northbound southbound'),
+        *('northeast southeast', 'northwest southwest'),
+    ),
+    handed=_both_ways('cw ccw'),
 )
-_other_senses = {
-    ('left', 'over'),
-    ('left', 'overs'),
-    ('left', 'out'),
-    ('left', 'behind'),
-    ('left', 'alone'),
-    ('has', 'left'),
-    ('have', 'left'),
-    ('time', 'left'),
-    ('days', 'left'),
-    ('hours', 'left'),
-    ('minutes', 'left'),
-    ('none', 'left'),
-    ('nothing', 'left'),
-    ('right', 'answer'),
-    ('right', 'angle'),
-    ('right', 'angled'),
-    ('right', 'away'),
-    ('all', 'right'),
-    ('human', 'right'),
-    ('close', 'up'),
-    ('grown', 'up'),
-    ('pick', 'up'),
-    ('set', 'up'),
-    ('make', 'up'),
-    ('line', 'up'),
-    ('cleaned', 'up'),
-    ('broken', 'down'),
-    ('break', 'down'),
-}
-_opposites = {
-    'left': 'right',
-    'right': 'left',
-    'leftmost': 'rightmost',
-    'rightmost': 'leftmost',
-    'lefthand': 'righthand',
-    'righthand': 'lefthand',
-    **_paired['across'],
-}
+_opposites = _both_ways('left right', 'leftmost rightmost', 'lefthand righthand') | _pairs['across']
 _angles = {'yaw', 'azimuth', 'steering'}
 _axes = {'x': 'y', 'cx': 'cy', 'xc': 'yc', 'xmin': 'ymin', 'xmax': 'ymax'}
+
+# Two words of which neither is a side
+_other_senses = {
+    *[('left', after) for after in ('over', 'overs', 'out', 'behind', 'alone')],
+    *[(before, 'left') for before in 'has have time days hours minutes none nothing'.split()],
+    *[('right', after) for after in ('answer', 'angle', 'angled', 'away')],
+    *[('all', 'right'), ('human', 'right'), ('broken', 'down'), ('break', 'down')],
+    *[(before, 'up') for before in 'close grown pick set make line cleaned'.split()],
+}
+
+# %% ../../nbs/learn/sides.ipynb #160e5bbe
+def speaks_of(
+    text,  # A label, or the name of a task
+    ways,  # What pictures undergo, of `across`, `upright`, `handed`
+    others,  # `words_of` the names beside it
+) -> bool:
+    "True if a name speaks of what is exchanged"
+    words = words_of(text)
+    for i, word in enumerate(words):
+        if word == 'right' and ('wrong' in words or exchanged(words, i, 'wrong') in others):
+            continue
+        if _other_senses & {words[i - 1 : i + 1], words[i : i + 2]}:
+            continue
+        if any(word in _side_words[way] for way in ways):
+            return True
+        if any(word in _pairs[way] and exchanged(words, i, _pairs[way][word]) in others for way in ways):
+            return True
+    return False
 
 
 def words_of(text) -> tuple:
@@ -139,25 +99,6 @@ def words_of(text) -> tuple:
 def exchanged(words, i, by):
     "`words` with another in place `i`"
     return (*words[:i], by, *words[i + 1 :])
-
-
-def speaks_of(
-    text,  # A label, or the name of a task
-    ways,  # What pictures undergo, of `across`, `upright`, `handed`
-    others,  # `words_of` the names beside it
-) -> bool:
-    "Does a name speak of what is exchanged?"
-    words = words_of(text)
-    for i, w in enumerate(words):
-        if w == 'right' and ('wrong' in words or exchanged(words, i, 'wrong') in others):
-            continue
-        if _other_senses & {words[i - 1 : i + 1], words[i : i + 2]}:
-            continue
-        if any(w in _plain[way] for way in ways):
-            return True
-        if any(w in _paired[way] and exchanged(words, i, _paired[way][w]) in others for way in ways):
-            return True
-    return False
 
 # %% ../../nbs/learn/sides.ipynb #e1dacf3d
 @dataclass(frozen=True)
@@ -178,7 +119,7 @@ _dihedral = {0: frozenset(), 1: _across, 2: frozenset({'upright', 'handed'}), 4:
 def mirrors_of(
     tfms,  # Transforms
 ) -> list:
-    "Those that exchange sides in training pictures, as `Mirror`"
+    "A `Mirror` for each transform that exchanges sides in training pictures"
     augment = sys.modules.get('fastai.vision.augment')  # without it nothing of fastai's turns a picture
     res: list[Mirror] = []
     for tfm in tfms if augment is not None else ():
@@ -189,9 +130,9 @@ def mirrors_of(
             res += _item_mirrors(augment, tfm) + _batch_mirrors(augment, tfm)
     return [m for m in res if m.ways]
 
-
+# %% ../../nbs/learn/sides.ipynb #edb3f96a
 def _item_mirrors(augment, tfm):
-    "Of a transform of items"
+    "The `Mirror` of a transform of items; empty without one"
     for cls, ways in ((augment.FlipItem, _across), (augment.DihedralItem, _all_ways)):
         if isinstance(tfm, cls) and tfm.p > 0:
             return [Mirror(type(tfm).__name__, ways, f'leave {type(tfm).__name__} out')]
@@ -199,7 +140,7 @@ def _item_mirrors(augment, tfm):
 
 
 def _batch_mirrors(augment, tfm):
-    "Of a transform of batches, which may be composed of several"
+    "A `Mirror` for each function that a transform of batches is composed of"
     if not isinstance(tfm, augment.AffineCoordTfm):
         return []
     parts = [(f.func, f.keywords) for f in tfm.aff_fs if isinstance(f, partial) and f.keywords.get('p', 0.5) > 0]
@@ -208,14 +149,12 @@ def _batch_mirrors(augment, tfm):
 
 def _batch_mirror(augment, func, args):
     "What one function of an affine transform does"
-    draws = _draws(args.get('draw'))
+    draws, no_flip = _draws(args.get('draw')), 'write aug_transforms(do_flip=False), or leave'
     if func is augment.flip_mat:
-        return Mirror(
-            'Flip', _across if any(draws) else frozenset(), 'write aug_transforms(do_flip=False), or leave Flip out'
-        )
+        return Mirror('Flip', _across if any(draws) else frozenset(), f'{no_flip} Flip out')
     if func is augment.dihedral_mat:
         ways = frozenset().union(*(_dihedral.get(k, _all_ways) for k in draws))
-        return Mirror('Dihedral', ways, 'write aug_transforms(do_flip=False), or leave Dihedral out')
+        return Mirror('Dihedral', ways, f'{no_flip} Dihedral out')
     if func is augment.rotate_mat:
         degrees = args.get('max_deg', 10) if args.get('draw') is None else max(map(abs, draws), default=0)
         ways = frozenset({'across', 'upright'}) if degrees >= 90 else frozenset()
@@ -236,16 +175,22 @@ def side_labels(
 ) -> dict:
     """Path of each task whose name, column or labels speak of what is exchanged → these labels, empty where its
     name does"""
-    tasks = {p: b for p, b in flow.tasks.items() if not b.self_supervised}
-    names = {p: {p} if b.geometry else {p, *map(str, b.cols)} for p, b in tasks.items()}  # points are told apart below
-    others = {words_of(n) for ns in names.values() for n in ns}
-    numbers = {p: words_of(p) for p, b in flow.tasks.items() if not b.exact and not b.geometry and b.draws is None}
+    tasks = {path: block for path, block in flow.tasks.items() if not block.self_supervised}
+    # points and boxes have columns of coordinates, which move with the picture
+    names = {path: {path} if block.geometry else {path, *map(str, block.cols)} for path, block in tasks.items()}
+    others = {words_of(name) for texts in names.values() for name in texts}
+    numbers = {path: words_of(path) for path, block in flow.tasks.items() if _is_number(block)}
     res = {}
     for path, texts in names.items():
-        said = _side_answers(tasks[path], ways)
-        if said or any(speaks_of(n, ways, others) for n in texts) or _is_direction(path, numbers, ways):
-            res[path] = said
+        answers = _side_answers(tasks[path], ways)
+        if answers or any(speaks_of(name, ways, others) for name in texts) or _is_direction(path, numbers, ways):
+            res[path] = answers
     return res
+
+
+def _is_number(block):
+    "True for a task that asks for a number, other than coordinates or an area in the picture"
+    return not block.exact and not block.geometry and block.draws is None
 
 
 def _side_answers(block, ways):
@@ -256,39 +201,54 @@ def _side_answers(block, ways):
 
 
 def _is_direction(path, numbers, ways):
-    "Is a number an angle to one side, or a coordinate whose partner is there?"
+    "True for a number that is an angle to one side, or a coordinate with its partner among the `numbers`"
     words = numbers.get(path, ())
     if 'across' in ways and _angles & {*words}:
         return True
-    pairs = _axes if 'across' in ways else {}
+    partners = _axes if 'across' in ways else {}
     if 'upright' in ways:
-        pairs = pairs | {y: x for x, y in _axes.items()}
-    return any(w in pairs and exchanged(words, i, pairs[w]) in numbers.values() for i, w in enumerate(words))
+        partners = partners | {y: x for x, y in _axes.items()}
+    found = [i for i, word in enumerate(words) if word in partners]
+    return any(exchanged(words, i, partners[words[i]]) in numbers.values() for i in found)
 
-
+# %% ../../nbs/learn/sides.ipynb #f1ba4d98
 def sideless_pairs(
     block,  # Bound `KeypointsBlock`
 ) -> tuple:  # Names of points, and pairs to write
     "Points that have a side and no counterpart in `flip_pairs`"
-    paired = {l for pair in block.flip_pairs for l in pair}
-    words = {l: words_of(l) for l in block.labels}
-    alone = [l for l in block.labels if l not in paired and speaks_of(l, ('across',), set(words.values()))]
+    paired = {label for pair in block.flip_pairs for label in pair}
+    words = {label: words_of(label) for label in block.labels}
+    others = set(words.values())
+    alone = [label for label in block.labels if label not in paired and speaks_of(label, ('across',), others)]
     pairs = []
-    for l in alone:
-        partner = next((m for m in alone if m != l and _are_opposite(words[l], words[m])), None)
-        if partner is not None and (partner, l) not in pairs:
-            pairs.append((l, partner))
+    for label in alone:
+        opposite = (other for other in alone if other != label and _are_opposite(words[label], words[other]))
+        partner = next(opposite, None)
+        if partner is not None and (partner, label) not in pairs:
+            pairs.append((label, partner))
     return alone, pairs
 
 
-def _are_opposite(a, b):
-    "Are two names equal but for a side?"
-    return any(w in _opposites and exchanged(a, i, _opposites[w]) == b for i, w in enumerate(a))
+def _are_opposite(words, others):
+    "True if two names are equal but for a side"
+    return any(w in _opposites and exchanged(words, i, _opposites[w]) == others for i, w in enumerate(words))
 
 # %% ../../nbs/learn/sides.ipynb #6da0ffaa
-def _listed(items, n=4):
-    "The first of some items, as text"
-    return ', '.join(items[:n]) + (' …' if len(items) > n else '')
+@before_fit_check
+def check_sides(
+    learn,  # `Learner` whose data has a flow
+):
+    "Warn of labels that stay as they are where training pictures are mirrored"
+    for text in told_sides(learn.dls.flow, tfms_of(learn.dls.train)):
+        warnings.warn(text, FlowWarning, stacklevel=2)
+
+
+def tfms_of(
+    dl,  # `DataLoader`
+) -> list:
+    "Transforms of the items and batches of a loader"
+    pipelines = [getattr(dl, name, None) for name in ('after_item', 'before_batch', 'after_batch')]
+    return [tfm for pipeline in pipelines for tfm in getattr(pipeline, 'fs', ())]
 
 
 def told_sides(
@@ -297,22 +257,30 @@ def told_sides(
 ) -> list:
     "A sentence for each thing that is wrong with a flow under these transforms"
     mirrors = mirrors_of(tfms)
+    return _told_labels(flow, mirrors) + _told_points(flow, [m for m in mirrors if 'handed' in m.ways])
+
+# %% ../../nbs/learn/sides.ipynb #aa639e91
+def _told_labels(flow, mirrors):
+    "The sentence about labels that stay as they are, in a list; empty where there are none"
     ways = frozenset().union(*(m.ways for m in mirrors))
+    by_task = side_labels(flow, ways) if ways else {}
+    if not by_task:
+        return []
+    name, fix = _told_mirrors([m for m in mirrors if side_labels(flow, m.ways)])
+    tasks = [f"task '{path}'" + (f' ({_quoted(labels)})' if labels else '') for path, labels in by_task.items()]
+    return [f"{name} flips pictures, and labels that speak of sides stay as they are, {_first_few(tasks)}: {fix}"]
+
+
+def _told_points(flow, mirrors):
+    "A sentence for each task with points that keep their names under transforms that exchange left and right"
     res = []
-    if said := side_labels(flow, ways) if ways else {}:
-        name, fix = _told_mirrors([m for m in mirrors if side_labels(flow, m.ways)])
-        tasks = [
-            f"task '{p}'" + (f" ({_listed(list(map(repr, labels)))})" if labels else '') for p, labels in said.items()
-        ]
-        res.append(f"{name} flips pictures, and labels that speak of sides stay as they are, {_listed(tasks)}: {fix}")
-    across = [m for m in mirrors if 'handed' in m.ways]
     for path, block in flow.tasks.items():
-        alone, pairs = sideless_pairs(block) if across and block.geometry == 'points' else ([], [])
+        alone, pairs = sideless_pairs(block) if mirrors and block.geometry == 'points' else ([], [])
         if alone:
-            name, fix = _told_mirrors(across)
+            name, fix = _told_mirrors(mirrors)
             fix = f'write flip_pairs={pairs}' if pairs else fix
             res.append(
-                f"{name} flips pictures, where point {_listed(list(map(repr, alone)))} of task '{path}' keeps its name "
+                f"{name} flips pictures, where point {_quoted(alone)} of task '{path}' keeps its name "
                 f"on the other side: {fix}"
             )
     return res
@@ -323,20 +291,14 @@ def _told_mirrors(mirrors):
     return ' and '.join(dict.fromkeys(m.name for m in mirrors)), '; '.join(dict.fromkeys(m.fix for m in mirrors))
 
 
-def tfms_of(
-    dl,  # `DataLoader`
-) -> list:
-    "Transforms of the items and batches of a loader"
-    return [f for k in ('after_item', 'before_batch', 'after_batch') for f in getattr(getattr(dl, k, None), 'fs', ())]
+def _first_few(texts):
+    "The first four of some texts, as one"
+    return ', '.join(texts[:4]) + (' …' if len(texts) > 4 else '')
 
 
-@before_fit_check
-def check_sides(
-    learn,  # `Learner` whose data has a flow
-):
-    "Warn of labels that stay as they are where training pictures are mirrored"
-    for text in told_sides(learn.dls.flow, tfms_of(learn.dls.train)):
-        warnings.warn(text, FlowWarning, stacklevel=2)
+def _quoted(items):
+    "The first four of some items, in quotes"
+    return _first_few(list(map(repr, items)))
 
 # %% ../../nbs/learn/sides.ipynb #e32882af
 def check_views(
@@ -354,23 +316,23 @@ def check_views(
         return
     tfms = tfms_of(learn.dls[ds_idx] if dl is None else dl)
     if item_tfms is not None or batch_tfms is not None:  # fastai replaces both
-        tfms = [f for given in (item_tfms, batch_tfms) for f in L(given)]
+        tfms = [tfm for given in (item_tfms, batch_tfms) for tfm in L(given)]
     ways = frozenset().union(*(m.ways for m in mirrors_of(tfms)))
     turned = list(side_labels(flow, ways)) if ways else []
-    moved = [p for p, b in flow.tasks.items() if (b.geometry or b.draws) and _moves(tfms)]
+    moved = [path for path, block in flow.tasks.items() if (block.geometry or block.draws) and _moves(tfms)]
     if tasks := list(dict.fromkeys(turned + moved)):
         warnings.warn(
             f"learn.tta averages over views that flip or move pictures, and predictions of "
-            f"{_listed([repr(t) for t in tasks])} are not moved back: write learn.get_preds",
+            f"{_quoted(tasks)} are not moved back: write learn.get_preds",
             FlowWarning,
             stacklevel=3,
         )
 
 
 def _moves(tfms):
-    "Does any transform move what a picture shows, by chance?"
+    "True if a transform moves what a picture shows, by chance"
     augment = sys.modules.get('fastai.vision.augment')
     if augment is None:
         return False
     moves_pictures = provided('moves_pictures', 'vision')
-    return any(moves_pictures(f) and isinstance(f, augment.RandTransform) for f in tfms)
+    return any(moves_pictures(tfm) and isinstance(tfm, augment.RandTransform) for tfm in tfms)

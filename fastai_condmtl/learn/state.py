@@ -10,7 +10,7 @@ from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
 
 # %% auto #0
-__all__ = ['flow_of', 'loss_of', 'own_loss', 'is_lr_find', 'is_predicting', 'is_fitting', 'mixed', 'follows_flow']
+__all__ = ['followers', 'flow_of', 'loss_of', 'own_loss', 'is_lr_find', 'is_predicting', 'is_fitting', 'mixed', 'follows_flow']
 
 # %% ../../nbs/learn/state.ipynb #17d30b82
 def flow_of(
@@ -67,12 +67,12 @@ def mixed(learn):
     return mix if hasattr(mix, 'yb1') and hasattr(mix, 'lam') else None
 
 # %% ../../nbs/learn/state.ipynb #ffc24c69
-_followers: dict[str, Callable] = {}
+followers: dict[str, Callable] = {}
 
 
 def follows_flow(
     f,  # Function `f(learn, old, kept)`: `old` is the flow that was bound before, `kept` its paths by the new ones
 ):
     "Register what a learner holds besides its network and loss: it follows the learner to another flow"
-    _followers[f'{f.__module__}.{f.__qualname__}'] = f
+    followers[f'{f.__module__}.{f.__qualname__}'] = f
     return f

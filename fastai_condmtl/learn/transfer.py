@@ -5,11 +5,11 @@
 # %% ../../nbs/learn/transfer.ipynb #d0f85727
 from __future__ import annotations
 from copy import deepcopy
+from dataclasses import dataclass
 import pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
 from fastai.data.core import Datasets, DataLoaders, TfmdLists
-from fastai.data.transforms import Normalize
 from fastai.layers import apply_init
 from fastai.learner import Learner
 from ..core.block import ConditionalBlock
@@ -26,182 +26,13 @@ from fastai_condmtl.learn.heads import (
     needs_heads,
     stock_logits,
 )
-from .reading import own_inputs, put_data
-from .state import flow_of, loss_of, _followers
+from .reading import norms_of, own_inputs, put_data
+from .state import flow_of, loss_of, followers
 
 # %% auto #0
-__all__ = ['new_layer', 'regrown_data']
-
-# %% ../../nbs/learn/transfer.ipynb #ae0456ec
-def _linear(like, n_out, bias, init):
-    "A fresh layer beside `like`"
-    res = nn.Linear(like.in_features, n_out, bias=bias, device=like.weight.device, dtype=like.weight.dtype)
-    if init is not None or like.bias is None:
-        apply_init(res, init or nn.init.kaiming_normal_)
-    return res
-
-
-def new_layer(learn, layer, old, new, branches, bias, init):
-    "What takes the place of `layer` for the flow `new`"
-    if isinstance(layer, nn.Linear) and branches is None and not needs_heads(new):
-        return _linear(layer, new.c, bias or layer.bias is not None, init)
-    asked, had = [f for f in dict.fromkeys(new.plan.features) if f is not None], {}
-    if isinstance(layer, ConditionalHead):
-        had = {
-            n: Branch(deepcopy(u.neck).cpu(), n in layer.only_needed)
-            for n, u in zip(layer.names, layer.units)
-            if n in asked
-        }
-        if twice := [n for n in branches or {} if n in layer.names]:
-            raise FlowError(
-                f"the branch {twice[0]!r} is there already and keeps what it has learnt: leave it out of branches=, "
-                "or give the new one another name"
-            )
-        unit, place = next((u for n, u in zip(layer.names, layer.units) if n is None), None), layer
-        like = None if unit is None else next((h for h in unit.heads if isinstance(h, nn.Linear)), None)
-        neck, nf = (
-            (None, None)
-            if unit is None
-            else (unit.neck, like.in_features if like is not None else unit.heads[0].first.in_features)
-        )
-    else:
-        place, like = _stock(learn.model, layer), layer
-        neck, nf = place[:-1], layer.in_features
-    stock = (
-        None
-        if nf is None or None not in new.plan.features
-        else nn.Sequential(
-            *([] if neck is None else deepcopy(neck)),
-            _linear(
-                like if like is not None else nn.Linear(nf, 1),
-                max(1, stock_logits(new)),
-                bias or (like is not None and like.bias is not None),
-                init,
-            ),
-        )
-    )
-    feats, p = _features(learn, place), next(place.parameters())
-    return conditional_head(new, feats, {**had, **(branches or {})}, None if stock is None else stock.cpu()).to(
-        p.device
-    )
-
-
-def _stock(model, layer):
-    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.Sequential) and model[-1][-1] is layer:
-        return model[-1]
-    raise FlowError(
-        "tasks with features=, hidden= or uses= need a network nn.Sequential(body, head) whose head is a Sequential "
-        "that ends in nn.Linear: build one with conditional_head, or leave these out"
-    )
-
-
-def _features(learn, place):
-    "What the module `place` reads of the first two rows"
-    dl, seen, was = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0), [], learn.model.training
-    b, p = dl.one_batch(), next(learn.model.parameters())
-    hook = place.register_forward_pre_hook(lambda m, x: seen.append(x[0].detach().cpu()))
-    try:
-        with torch.no_grad():
-            learn.model.eval()(*[x.to(p.device).as_subclass(torch.Tensor) for x in b[: dl.n_inp]])
-    finally:
-        hook.remove()
-        learn.model.train(was)
-    return seen[0].as_subclass(torch.Tensor)
-
-
-def _put(model, old, new):
-    "`model` with the module `new` in the place of `old`"
-    if model is old:
-        return new
-    name = next(n for n, m in model.named_modules() if m is old)
-    above, _, leaf = name.rpartition('.')
-    setattr(model.get_submodule(above), leaf, new)
-    return model
-
-# %% ../../nbs/learn/transfer.ipynb #b8772fe9
-def regrown_data(dls, flow, df=None, splitter=None):
-    "`DataLoaders` as `dls`, with another flow, and another table where one is given"
-    flow, how = as_flow(flow), "build DataLoaders with the new flow and hand these over: learn.change_flow(new_dls)"
-    ds = dls.train_ds
-    if not isinstance(ds, Datasets) or len(ds.tls) < 2:
-        raise FlowError(f"data of type {type(ds).__name__} cannot be read again: {how}")
-    parts = [dl.dataset.tls[0].items for dl in dls.loaders[:2]]
-    if df is None:
-        if not sum(map(len, parts)):
-            raise FlowError("a loaded learner has no rows: hand over df= and splitter=")
-        if not all(isinstance(p, pd.DataFrame) for p in parts):
-            raise FlowError(f"the learner's rows are no table: hand over df=, or {how}")
-        df, n = pd.concat(parts), len(parts[0])
-        splits = list(range(n)), list(range(n, len(df)))
-    elif splitter is None:
-        if (
-            not all(isinstance(p, pd.DataFrame) for p in parts)
-            or not len(parts[0])
-            or not len(parts[1])
-            or not df.index.is_unique
-            or not set().union(*(p.index for p in parts)) <= set(df.index)
-        ):
-            raise FlowError(
-                "the table has not all rows of the old one (by index label), so which rows are for validation is not "
-                "known: hand over splitter=, such as RandomSplitter()"
-            )
-        sides = [df.index.get_indexer(p.index).tolist() for p in parts]
-        old = set(sides[0] + sides[1])
-        splits = sides[0] + [i for i in range(len(df)) if i not in old], sides[1]
-    if splitter is not None:
-        splits = splitter(df)
-    inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[: ds.n_inp]]
-    new = Datasets(tls=[*inputs, TfmdLists(df, [FlowTransform(flow)], splits=splits)], n_inp=ds.n_inp)
-    return type(dls)(*[dl.new(new.subset(i)) for i, dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
-
-
-def _same_norm(old, new):
-    "What `vision_learner` has added to the data of a pretrained body"
-    norm = lambda dls: [t for t in getattr(dls.train.after_batch, 'fs', ()) if isinstance(t, Normalize)]
-    if norm(old) and not norm(new):
-        new.add_tfms(norm(old), 'after_batch')
+__all__ = ['HAND_OVER_DLS', 'new_layer', 'regrown_data', 'check_read_again', 'check_own_rows', 'why_not_same_body']
 
 # %% ../../nbs/learn/transfer.ipynb #a0ec5ea1
-def _grown_loss(old_loss, new, kept, notes):
-    "A loss for `new` with the thresholds and temperatures of kept tasks"
-    loss, old, temps = new.loss_func.clone(), old_loss.flow, {}
-    loss.reduction = old_loss.reduction
-    for q, p in kept.items():
-        a, b = old.tasks[p], new.tasks[q]
-        if notes[q].startswith('starts anew'):
-            continue
-        _keep_told(old, new, p, q)
-        if p in old_loss.temperatures:
-            temps[q] = old_loss.temperatures[p]
-        if not b.thresholded:
-            continue
-        pairs, t, mine = (
-            a.matching_acts(b),
-            torch.as_tensor(old_loss.thresholds.get(p, a.thresholds())).cpu().float().reshape(-1).expand(a.n_targets),
-            b.thresholds().clone(),
-        )
-        for i, j in pairs:
-            mine[j] = t[i]
-        loss.thresholds[q] = mine
-        if p in old_loss.tuned and pairs == [(i, i) for i in range(a.n_targets)] and a.n_targets == b.n_targets:
-            loss.tuned[q] = old_loss.tuned[p]
-    if temps:
-        loss.temperatures = temps
-    return loss
-
-
-def _keep_told(old, new, p, q):
-    "What the old rows told of a kept task the network still knows: untold is what neither table tells"
-    if q not in new.untold:
-        return
-    was, now = old.untold.get(p), new.untold.pop(q)
-    if was is None:
-        return
-    both = tuple(label for label in now if label in was) if was and now else was or now  # () is the whole task
-    if both or not (was and now):
-        new.untold[q] = both
-
-
 @patch
 def change_flow(
     self: Learner,
@@ -218,49 +49,266 @@ def change_flow(
     metrics are new, the optimizer starts anew. A row a task: `task_path, was, note`"""
     old, old_loss = flow_of(self), loss_of(self)
     layer = last_layer(self.model, old)
-    if isinstance(new, (Flow, ConditionalBlock)):
-        dls = regrown_data(self.dls, new, df, splitter)
-    elif isinstance(new, DataLoaders):
-        if df is not None or splitter is not None:
-            raise FlowError("DataLoaders have their rows: leave df= and splitter= out")
-        dls = own_inputs(self, new)
-    else:
-        raise FlowError(f"change_flow takes a flow, or DataLoaders with one, not {type(new).__name__}")
+    dls = _new_data(self, new, df, splitter)
     flow = flow_of(dls)
     kept = kept_tasks(old, flow, renamed)
-    bias = any(needs_bias(old.tasks[p], flow.tasks[q]) for q, p in kept.items())
+    bias = any(needs_bias(old.tasks[was], flow.tasks[path]) for path, was in kept.items())
     _same_norm(self.dls, dls)
     before = self.dls
     put_data(self, dls)
     try:
-        fresh = new_layer(self, layer, old, flow, branches, bias, init)
+        fresh = new_layer(self, layer, flow, branches, bias, init)
         notes = copy_tasks(layer, old, fresh, flow, kept)
     except Exception:
         put_data(self, before)
         raise  # the learner is as it was
     fresh.train(layer.training)
-    self.model = _put(
-        self.model,
-        layer if isinstance(layer, ConditionalHead) or isinstance(fresh, nn.Linear) else _stock(self.model, layer),
-        fresh,
-    )
-    self.loss_func = _grown_loss(old_loss, flow, kept, notes)
-    for follow in _followers.values():
+    if isinstance(layer, nn.Linear) and isinstance(fresh, ConditionalHead):
+        layer = _head_around(self.model, layer)  # the whole stock head goes
+    self.model = _put(self.model, layer, fresh)
+    self.loss_func = _new_loss(old_loss, flow, kept, notes)
+    for follow in followers.values():
         follow(self, old, kept)
-    for cb in list(self.cbs):
-        if isinstance(cb, RunNeeded) and not isinstance(fresh, ConditionalHead):
-            self.remove_cb(cb)
-    if isinstance(fresh, ConditionalHead) and not any(isinstance(cb, RunNeeded) for cb in self.cbs):
-        self.add_cb(RunNeeded())
-    frozen = getattr(self.opt, 'frozen_idx', 0)
-    self.opt = None
-    self.model.zero_grad()  # frozen weights with an old gradient would decay
+    _fit_run_needed(self, fresh)
+    _forget_optimizer(self)
+    rows = [(path, kept.get(path, ''), notes.get(path, 'new')) for path in flow.paths]
+    gone = [('', path, 'gone') for path in old.paths if path not in kept.values()]
+    return pd.DataFrame(rows + gone, columns=['task_path', 'was', 'note'])
+
+# %% ../../nbs/learn/transfer.ipynb #9d08c693
+def _fit_run_needed(learn, layer):
+    "A `ConditionalHead` needs the callback `RunNeeded`, and any other layer must not have it"
+    callbacks = [cb for cb in learn.cbs if isinstance(cb, RunNeeded)]
+    if isinstance(layer, ConditionalHead):
+        if not callbacks:
+            learn.add_cb(RunNeeded())
+    else:
+        learn.remove_cbs(callbacks)
+
+
+def _forget_optimizer(learn):
+    "The optimizer starts anew, with the same groups frozen"
+    frozen = getattr(learn.opt, 'frozen_idx', 0)
+    learn.opt = None
+    learn.model.zero_grad()  # frozen weights with an old gradient would decay
     if frozen:
-        self.freeze_to(frozen)
-    rows = [(q, kept.get(q, ''), notes.get(q, 'new')) for q in flow.paths] + [
-        ('', p, 'gone') for p in old.paths if p not in kept.values()
-    ]
-    return pd.DataFrame(rows, columns=['task_path', 'was', 'note'])
+        learn.freeze_to(frozen)
+
+# %% ../../nbs/learn/transfer.ipynb #ae0456ec
+def new_layer(learn, layer, new, branches, bias, init):
+    "What takes the place of `layer` for the flow `new`: a linear layer or a `ConditionalHead`"
+    if isinstance(layer, nn.Linear) and branches is None and not needs_heads(new):
+        return _linear(layer, new.c, bias or layer.bias is not None, init)
+    kept_branches = _kept_branches(layer, new, branches) if isinstance(layer, ConditionalHead) else {}
+    was = _stock_of(learn.model, layer)
+    stock = None
+    if was.n_features is not None and None in new.plan.features:
+        stock = _new_stock(was, max(1, stock_logits(new)), bias, init).cpu()
+    feats, device = _features(learn, was.place), next(was.place.parameters()).device
+    return conditional_head(new, feats, {**kept_branches, **(branches or {})}, stock).to(device)
+
+
+def _linear(like, n_out, bias, init):
+    "A fresh layer beside `like`"
+    res = nn.Linear(like.in_features, n_out, bias=bias, device=like.weight.device, dtype=like.weight.dtype)
+    if init is not None or like.bias is None:
+        apply_init(res, init or nn.init.kaiming_normal_)
+    return res
+
+
+def _kept_branches(head, new, branches):
+    "Name → `Branch` with a copy of its neck, of the branches of a `ConditionalHead` that tasks of `new` read"
+    if twice := [name for name in branches or {} if name in head.names]:
+        raise FlowError(
+            f"the branch {twice[0]!r} is there already and keeps what it has learnt: leave it out of branches=, "
+            "or give the new one another name"
+        )
+    return {
+        name: Branch(deepcopy(unit.neck).cpu(), name in head.only_needed)
+        for name, unit in zip(head.names, head.units)
+        if name is not None and name in new.plan.features
+    }
+
+# %% ../../nbs/learn/transfer.ipynb #aef389e0
+@dataclass
+class _Stock:
+    "What tasks without a branch read, in the network as it is"
+
+    place: nn.Module  # The module that reads what the body gives
+    neck: nn.Module | None = None  # From there to the features
+    layer: nn.Linear | None = None  # From the features to logits; None: all tasks have a hidden layer
+    n_features: int | None = None  # None: there are no such tasks
+
+
+def _stock_of(model, layer):
+    if isinstance(layer, nn.Linear):
+        head = _head_around(model, layer)
+        return _Stock(head, head[:-1], layer, layer.in_features)
+    unit = next((unit for name, unit in zip(layer.names, layer.units) if name is None), None)
+    if unit is None:
+        return _Stock(layer)
+    linear = next((head for head in unit.heads if isinstance(head, nn.Linear)), None)
+    n_features = unit.heads[0].first.in_features if linear is None else linear.in_features
+    return _Stock(layer, unit.neck, linear, n_features)
+
+
+def _new_stock(was, n_out, bias, init):
+    "The neck that is there and a fresh layer, for `conditional_head`"
+    neck = () if was.neck is None else deepcopy(was.neck)
+    if was.layer is None:
+        return nn.Sequential(*neck, _linear(nn.Linear(was.n_features, 1), n_out, bias, init))
+    return nn.Sequential(*neck, _linear(was.layer, n_out, bias or was.layer.bias is not None, init))
+
+
+def _head_around(model, layer):
+    "The head of a network `nn.Sequential(body, head)` that ends in `layer`"
+    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.Sequential) and model[-1][-1] is layer:
+        return model[-1]
+    raise FlowError(
+        "tasks with features=, hidden= or uses= need a network nn.Sequential(body, head) whose head is a Sequential "
+        "that ends in nn.Linear: build one with conditional_head, or leave these out"
+    )
+
+# %% ../../nbs/learn/transfer.ipynb #144c47a9
+def _features(learn, place):
+    "What the module `place` reads of the first two rows"
+    dl = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0)
+    read, was_training = [], learn.model.training
+    batch, device = dl.one_batch(), next(learn.model.parameters()).device
+    hook = place.register_forward_pre_hook(lambda module, args: read.append(args[0].detach().cpu()))
+    try:
+        with torch.no_grad():
+            learn.model.eval()(*[x.to(device).as_subclass(torch.Tensor) for x in batch[: dl.n_inp]])
+    finally:
+        hook.remove()
+        learn.model.train(was_training)
+    return read[0].as_subclass(torch.Tensor)
+
+
+def _put(model, old, new):
+    "`model` with the module `new` in the place of `old`"
+    if model is old:
+        return new
+    name = next(name for name, module in model.named_modules() if module is old)
+    above, _, leaf = name.rpartition('.')
+    setattr(model.get_submodule(above), leaf, new)
+    return model
+
+# %% ../../nbs/learn/transfer.ipynb #b8772fe9
+def _new_data(learn, new, df, splitter):
+    "`DataLoaders` for what `learn.change_flow` is given"
+    if isinstance(new, (Flow, ConditionalBlock)):
+        return regrown_data(learn.dls, new, df, splitter)
+    if not isinstance(new, DataLoaders):
+        raise FlowError(f"change_flow takes a flow, or DataLoaders with one, not {type(new).__name__}")
+    if df is not None or splitter is not None:
+        raise FlowError("DataLoaders have their rows: leave df= and splitter= out")
+    return own_inputs(learn, new)
+
+
+def regrown_data(dls, flow, df=None, splitter=None):
+    "`DataLoaders` as `dls`, with another flow, and another table where one is given"
+    flow, ds = as_flow(flow), dls.train_ds
+    check_read_again(ds)
+    parts = [dl.dataset.tls[0].items for dl in dls.loaders[:2]]
+    if df is None:
+        check_own_rows(parts)
+        df, n_train = pd.concat(parts), len(parts[0])
+        splits = list(range(n_train)), list(range(n_train, len(df)))
+    elif splitter is None:
+        splits = _splits_by_index(df, parts)
+    if splitter is not None:
+        splits = splitter(df)
+    inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[: ds.n_inp]]
+    new = Datasets(tls=[*inputs, TfmdLists(df, [FlowTransform(flow)], splits=splits)], n_inp=ds.n_inp)
+    return type(dls)(*[dl.new(new.subset(i)) for i, dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
+
+
+def _same_norm(old, new):
+    "Add what `vision_learner` has added to the data of a pretrained body"
+    norms = norms_of(old.train)
+    if norms and not norms_of(new.train):
+        new.add_tfms(norms, 'after_batch')
+
+# %% ../../nbs/learn/transfer.ipynb #5b202a07
+HAND_OVER_DLS = "build DataLoaders with the new flow and hand these over: learn.change_flow(new_dls)"
+
+
+def check_read_again(ds):
+    "Raise where a data set is none that can be read with another target"
+    if not isinstance(ds, Datasets) or len(ds.tls) < 2:
+        raise FlowError(f"data of type {type(ds).__name__} cannot be read again: {HAND_OVER_DLS}")
+
+
+def check_own_rows(parts):
+    "Raise where a learner has no table of rows: `parts` are its training and validation items"
+    if not sum(map(len, parts)):
+        raise FlowError("a loaded learner has no rows: hand over df= and splitter=")
+    if not all(isinstance(part, pd.DataFrame) for part in parts):
+        raise FlowError(f"the learner's rows are no table: hand over df=, or {HAND_OVER_DLS}")
+
+
+def _splits_by_index(df, parts):
+    "Positions of the rows of `df` on the side where they were; new rows are for training"
+    if not _holds_all_rows(df, parts):
+        raise FlowError(
+            "the table has not all rows of the old one (by index label), so which rows are for validation is not "
+            "known: hand over splitter=, such as RandomSplitter()"
+        )
+    train, valid = (df.index.get_indexer(part.index).tolist() for part in parts)
+    old = {*train, *valid}
+    return train + [i for i in range(len(df)) if i not in old], valid
+
+
+def _holds_all_rows(df, parts):
+    "True if each row of two tables with rows stands in `df` once, by its index label"
+    if not all(isinstance(part, pd.DataFrame) and len(part) for part in parts):
+        return False
+    return df.index.is_unique and set().union(*(part.index for part in parts)) <= set(df.index)
+
+# %% ../../nbs/learn/transfer.ipynb #557f300e
+def _new_loss(old_loss, new, kept, notes):
+    "A loss for `new` with the thresholds and temperatures of kept tasks"
+    loss, old, temperatures = new.loss_func.clone(), old_loss.flow, {}
+    loss.reduction = old_loss.reduction
+    for path, was in kept.items():
+        if notes[path].startswith('starts anew'):
+            continue
+        _keep_untold(old, new, was, path)
+        if was in old_loss.temperatures:
+            temperatures[path] = old_loss.temperatures[was]
+        if new.tasks[path].thresholded:
+            _keep_thresholds(old_loss, loss, was, path)
+    if temperatures:
+        loss.temperatures = temperatures
+    return loss
+
+
+def _keep_thresholds(old_loss, loss, was, path):
+    "Set the thresholds of a kept task, and where they come from if they are all there"
+    old, new = old_loss.flow.tasks[was], loss.flow.tasks[path]
+    pairs = old.matching_acts(new)
+    before = torch.as_tensor(old_loss.thresholds.get(was, old.thresholds())).cpu().float()
+    before = before.reshape(-1).expand(old.n_targets)
+    thresholds = new.thresholds().clone()
+    for i, j in pairs:
+        thresholds[j] = before[i]
+    loss.thresholds[path] = thresholds
+    all_kept = old.n_targets == new.n_targets and pairs == [(i, i) for i in range(old.n_targets)]
+    if was in old_loss.tuned and all_kept:
+        loss.tuned[path] = old_loss.tuned[was]
+
+
+def _keep_untold(old, new, was, path):
+    "What the old rows told of a kept task the network still knows: untold is what neither table tells"
+    if path not in new.untold:
+        return
+    before, now = old.untold.get(was), new.untold.pop(path)
+    if before is None:
+        return
+    both = tuple(label for label in now if label in before) if before and now else before or now  # () is the whole task
+    if both or not (before and now):
+        new.untold[path] = both
 
 # %% ../../nbs/learn/transfer.ipynb #5fe84805
 @patch
@@ -269,34 +317,33 @@ def body_from(
     other,  # Learner or network whose body is taken: `model[0]`, of the same architecture; its head may be any
 ) -> Learner:
     "Copy the weights of another learner's body, e.g. of a stock classification learner"
-    body = lambda o, who: (
-        m[0]
-        if isinstance(m := getattr(o, 'model', o), nn.Sequential) and len(m) > 1
-        else _raise(
-            f"{who} network ({type(m).__name__}) is no nn.Sequential(body, head): copy its weights with load_state_dict"
-        )
-    )
-    mine, theirs = body(self, "this learner's").state_dict(), body(other, 'the other').state_dict()
-    for k, v in mine.items():
-        if k not in theirs:
-            raise FlowError(
-                f"the other body has no parameter '{k}' {tuple(v.shape)}: both learners must have the same architecture"
-            )
-        if theirs[k].shape != v.shape:
-            raise FlowError(
-                f"parameter '{k}' is {tuple(v.shape)} here and {tuple(theirs[k].shape)} in the other body: both "
-                "learners must have the same architecture"
-            )
-    if more := [k for k in theirs if k not in mine]:
-        raise FlowError(
-            f"this body has no parameter '{more[0]}' {tuple(theirs[more[0]].shape)}: both learners must have the same "
-            "architecture"
-        )
+    mine, theirs = _body(self, "this learner's").state_dict(), _body(other, 'the other').state_dict()
+    if why := why_not_same_body(mine, theirs):
+        raise FlowError(f"{why}: both learners must have the same architecture")
     self.model[0].load_state_dict(theirs)
     if hasattr(other, 'dls'):
         _same_norm(other.dls, self.dls)
     return self
 
 
-def _raise(why):
-    raise FlowError(why)
+def _body(learn, whose):
+    "The body of a learner's network, or of a network"
+    model = getattr(learn, 'model', learn)
+    if not isinstance(model, nn.Sequential) or len(model) < 2:
+        raise FlowError(
+            f"{whose} network ({type(model).__name__}) is no nn.Sequential(body, head): copy its weights with "
+            "load_state_dict"
+        )
+    return model[0]
+
+
+def why_not_same_body(mine, theirs) -> str:
+    "The first parameter that one state dict has and the other has not, or has in another shape; empty without one"
+    for name, value in mine.items():
+        if name not in theirs:
+            return f"the other body has no parameter '{name}' {tuple(value.shape)}"
+        if theirs[name].shape != value.shape:
+            return f"parameter '{name}' is {tuple(value.shape)} here and {tuple(theirs[name].shape)} in the other body"
+    if more := [name for name in theirs if name not in mine]:
+        return f"this body has no parameter '{more[0]}' {tuple(theirs[more[0]].shape)}"
+    return ''

@@ -6,15 +6,17 @@
 from __future__ import annotations
 import math
 from collections import Counter
+from itertools import product
+from typing import NamedTuple
 import torch
 from torch import nn
-from ..core.errors import near
-from ..core.errors import FlowError
+from ..core.errors import FlowError, near
 from .heads import ConditionalHead
+from .units import n_head_logits
 from ..tasks.count import CountBlock
 
 # %% auto #0
-__all__ = ['kept_tasks', 'task_layers', 'copy_tasks', 'needs_bias']
+__all__ = ['kept_tasks', 'check_renamed', 'TaskLayers', 'task_layers', 'copy_tasks', 'needs_bias']
 
 # %% ../../nbs/learn/transfer_weights.ipynb #a541f3e9
 def kept_tasks(
@@ -23,84 +25,109 @@ def kept_tasks(
     renamed=None,  # dict: task or flow in `old` → what it is called in `new`
 ) -> dict:  # path in `new` → path in `old`
     "Which tasks of `new` go on with what a task of `old` has learnt"
-    res, taken = {}, set()
-
-    def keep(p, q):
-        if type(old.tasks[p]) is not type(new.tasks[q]):
-            return False  # another kind starts anew
-        if q in res or p in taken:
-            raise FlowError(f"renamed=: '{p}' and '{res.get(q, p)}' cannot both be '{q}': name each task once")
-        res[q] = p
-        taken.add(p)
-        return True
-
-    for a, b in (renamed or {}).items():
-        inside = [p for p in old.paths if p.startswith(a + '.')] if a not in old.tasks else []
-        pairs = (
-            [(p, b + p[len(a) :]) for p in inside if b + p[len(a) :] in new.tasks]
-            if inside
-            else [(_path(old, a, 'the old'), _path(new, b, 'the new'))]
-        )
-        if not pairs:
-            raise FlowError(f"renamed=: the new flow has no '{b}' with tasks of '{a}': {near(b, new.paths)}")
-        for p, q in pairs:
-            if not keep(p, q):
-                raise FlowError(
-                    f"renamed=: '{p}' is a {type(old.tasks[p]).__name__} and '{q}' a {type(new.tasks[q]).__name__}, "
-                    "which cannot go on with its weights: leave it out, and it starts anew"
-                )
-    for p in old.paths:
-        if p in new.tasks and p not in res and p not in taken:
-            keep(p, p)
-    key = lambda flow, p: (type(flow.tasks[p]), p.rpartition('.')[2], tuple(flow.tasks[p].cols))
-    free = [[p for p in f.paths if p not in t] for f, t in ((old, taken), (new, res))]
-    seen = [Counter(key(f, p) for p in ps) for f, ps in zip((old, new), free)]
-    where = {key(old, p): p for p in free[0]}
-    for q in free[1]:
-        k = key(new, q)
-        if k in where and seen[0][k] == seen[1][k] == 1:
-            keep(where[k], q)
+    res = {}
+    for old_name, new_name in (renamed or {}).items():
+        for was, path in _renamed_pairs(old, new, old_name, new_name):
+            check_renamed(old, new, was, path, res)
+            res[path] = was
+    taken = set(res.values())
+    for path in old.paths:
+        if path in new.tasks and path not in res and path not in taken and _same_kind(old, new, path, path):
+            res[path] = path
+    taken = set(res.values())
+    was_known_by = _known_by(old, [path for path in old.paths if path not in taken])
+    for what, path in _known_by(new, [path for path in new.paths if path not in res]).items():
+        if what in was_known_by:
+            res[path] = was_known_by[what]
     return res
 
 
+def _same_kind(old, new, was, path):
+    "True if both tasks are of one kind; another kind starts anew"
+    return type(old.tasks[was]) is type(new.tasks[path])
+
+
+def _known_by(flow, paths):
+    "Kind, leaf name and columns → path, for those of `paths` that are the only one of their kind, name and columns"
+    keys = [(type(flow.tasks[path]), path.rpartition('.')[2], tuple(flow.tasks[path].cols)) for path in paths]
+    times = Counter(keys)
+    return {key: path for key, path in zip(keys, paths) if times[key] == 1}
+
+# %% ../../nbs/learn/transfer_weights.ipynb #1c15c30f
+def _renamed_pairs(old, new, old_name, new_name):
+    "Pairs of a path in `old` and one in `new`, for one entry of `renamed=`"
+    inside = [path for path in old.paths if path.startswith(old_name + '.')] if old_name not in old.tasks else []
+    if not inside:
+        return [(_path(old, old_name, 'the old'), _path(new, new_name, 'the new'))]
+    pairs = [(path, new_name + path[len(old_name) :]) for path in inside]
+    pairs = [(was, path) for was, path in pairs if path in new.tasks]
+    if not pairs:
+        raise FlowError(
+            f"renamed=: the new flow has no '{new_name}' with tasks of '{old_name}': {near(new_name, new.paths)}"
+        )
+    return pairs
+
+
 def _path(flow, name, which):
+    "The path of a task that `renamed=` names"
     try:
         return flow.path(name)
     except FlowError as e:
         raise FlowError(f"renamed=, {which} flow: {e}") from None
 
+
+def check_renamed(old, new, was, path, kept):
+    "Raise where a renamed task is of another kind, or where one of the two is `kept` already"
+    if not _same_kind(old, new, was, path):
+        raise FlowError(
+            f"renamed=: '{was}' is a {type(old.tasks[was]).__name__} and '{path}' a {type(new.tasks[path]).__name__}, "
+            "which cannot go on with its weights: leave it out, and it starts anew"
+        )
+    if path in kept or was in kept.values():
+        raise FlowError(f"renamed=: '{was}' and '{kept.get(path, was)}' cannot both be '{path}': name each task once")
+
 # %% ../../nbs/learn/transfer_weights.ipynb #354e44d2
+class TaskLayers(NamedTuple):
+    "Where a task's weights are, as views into the parameters"
+
+    reads: tuple  # What it reads
+    hidden: dict  # Its own hidden layer: name → parameter; empty without
+    rows: dict  # Its rows of the last layer: name → parameter
+
+
 def task_layers(
     layer,  # The network's `ConditionalHead`, or its last `nn.Linear`
     flow,  # Bound flow
     path,  # Task
-):
-    "`(what it reads, its own hidden layer, its rows)`, the latter two as dicts of views into the parameters"
-    s = flow.slices[path].logits
-    width = s.stop - s.start
+) -> TaskLayers:
+    "Where the weights of a task are"
+    columns = flow.slices[path].logits
+    width = columns.stop - columns.start
     if isinstance(layer, nn.Linear):
-        return ('linear', layer.in_features), {}, _rows(layer, s.start, width)
-    for name, u in zip(layer.names, layer.units):
-        at = 0
-        for h in u.heads:
-            n = h.out_features if isinstance(h, nn.Linear) else h.weight.shape[0] * h.weight.shape[1]
-            if s.start in (cols := u.cols[at : at + n]):
-                k = cols.index(s.start)
-                if isinstance(h, nn.Linear):
-                    return ('linear', name, h.in_features), {}, _rows(h, k, width)
-                t, H = k // width, h.shape[1]
-                return (
-                    ('deep', name, h.first.in_features, H),
-                    _rows(h.first, t * H, H, 'first_'),
-                    {n: getattr(h, n).data[t] for n in ('weight', 'bias')},
-                )
-            at += n
+        return TaskLayers(('linear', layer.in_features), {}, _rows(layer, columns.start, width))
+    for name, unit in zip(layer.names, layer.units):
+        left = unit.cols  # logits of this head and those after it
+        for head in unit.heads:
+            if columns.start in (own := left[: n_head_logits(head)]):
+                return _layers_of_head(name, head, own.index(columns.start), width)
+            left = left[n_head_logits(head) :]
 
 
-def _rows(lin, start, n, prefix=''):
-    return {prefix + k: p.data[start : start + n] for k, p in lin.named_parameters()}
+def _layers_of_head(branch, head, start, width):
+    "The weights of the task whose logits begin at `start` in a head"
+    if isinstance(head, nn.Linear):
+        return TaskLayers(('linear', branch, head.in_features), {}, _rows(head, start, width))
+    task, hidden = start // width, head.shape[1]
+    hidden_rows = _rows(head.first, task * hidden, hidden, 'first_')
+    rows = {name: getattr(head, name).data[task] for name in ('weight', 'bias')}
+    return TaskLayers(('deep', branch, head.first.in_features, hidden), hidden_rows, rows)
 
 
+def _rows(layer, start, n, prefix=''):
+    "Rows of a linear layer, by the names of its parameters"
+    return {prefix + name: p.data[start : start + n] for name, p in layer.named_parameters()}
+
+# %% ../../nbs/learn/transfer_weights.ipynb #6a112922
 def copy_tasks(
     old_layer,
     old,  # `ConditionalHead` or last `nn.Linear` of the network as it was, and its bound flow
@@ -111,111 +138,113 @@ def copy_tasks(
     "Copy what kept tasks have learnt; what was newly made stays where there is nothing to copy"
     notes = {}
     with torch.no_grad():
-        for q, p in kept.items():
-            a, b = old.tasks[p], new.tasks[q]
-            (was, own, rows), (now, own2, rows2), pairs = (
-                task_layers(old_layer, old, p),
-                task_layers(new_layer, new, q),
-                a.matching_logits(b),
-            )
-            if isinstance(old_layer, nn.Linear) and not isinstance(new_layer, nn.Linear):
-                was = ('linear', None, was[1])
-            if was != now or not pairs:
-                notes[q] = 'starts anew: ' + (
-                    'reads other features, or has another hidden layer' if was != now else 'no class or label in common'
-                )
-                continue
-            i, j = map(list, zip(*pairs))
-            for k, v in own2.items():
-                v.copy_(own[k])
-            for k, v in rows2.items():
-                if k in rows:
-                    v[j] = rows[k][i]
-                else:
-                    v[j] = 0.0  # a bias where there was none
-            notes[q] = _rescale(a, b, rows2)
-            lost, more = (
-                [
-                    n
-                    for n, m in zip(
-                        ('lost', 'new'), (a.n_targets * a.n_out - len(pairs), b.n_targets * b.n_out - len(pairs))
-                    )
-                    if m
-                ],
-                b.n_targets * b.n_out - len(pairs),
-            )
-            if lost:
-                notes[q] = f"{len(pairs)} of {b.n_targets * b.n_out} rows kept" + (
-                    f', {more} start anew' if more else ''
-                )
+        for path, was in kept.items():
+            notes[path] = _copy_task(old_layer, old, was, new_layer, new, path)
         if isinstance(new_layer, ConditionalHead):
             _copy_uses(old_layer, old, new_layer, new, kept, notes)
     return notes
 
 
-def _rescale(a, b, rows):
+def _copy_task(old_layer, old, was, new_layer, new, path):
+    "Copy what the task `was` of `old` has learnt to the task `path` of `new`; returns the note about it"
+    before, now = task_layers(old_layer, old, was), task_layers(new_layer, new, path)
+    reads, old_block, block = before.reads, old.tasks[was], new.tasks[path]
+    if isinstance(old_layer, nn.Linear) and not isinstance(new_layer, nn.Linear):
+        reads = ('linear', None, reads[1])  # the stock head, which is no branch
+    if reads != now.reads:
+        return 'starts anew: reads other features, or has another hidden layer'
+    pairs = old_block.matching_logits(block)
+    if not pairs:
+        return 'starts anew: no class or label in common'
+    old_rows, rows = map(list, zip(*pairs))
+    for name, values in now.hidden.items():
+        values.copy_(before.hidden[name])
+    for name, values in now.rows.items():
+        values[rows] = before.rows[name][old_rows] if name in before.rows else 0.0  # a bias where there was none
+    note = _rescale(old_block, block, now.rows)
+    n_old, n_rows = old_block.n_targets * old_block.n_out, block.n_targets * block.n_out
+    if n_old == n_rows == len(pairs):
+        return note
+    more = f', {n_rows - len(pairs)} start anew' if n_rows > len(pairs) else ''
+    return f'{len(pairs)} of {n_rows} rows kept{more}'
+
+# %% ../../nbs/learn/transfer_weights.ipynb #5f7b7edb
+def needs_bias(old, new):
+    "True if a kept number moves to another scale, so that its layer needs a bias"
+    return _change_of_logits(old, new) not in (None, _SAME)
+
+
+def _rescale(old, new, rows):
     "Standardised anew: the last layer gives the same numbers in original units"
-    logits = _scales(a, b)[0]
-    if logits is None:
-        return f'range was {a.lo:g} to {a.lo + a.span:g}: predictions are off until trained'
-    if logits == (1.0, 0.0):
+    change = _change_of_logits(old, new)
+    if change is None:
+        return f'range was {old.lo:g} to {old.lo + old.span:g}: predictions are off until trained'
+    if change == _SAME:
         return ''
-    for v in rows.values():
-        v.mul_(logits[0])
-    rows['bias'].add_(logits[1])
+    factor, shift = change
+    for values in rows.values():
+        values.mul_(factor)
+    rows['bias'].add_(shift)
     return 'standardised anew, same predictions'
 
 
-def _scales(a, b):
-    """Of a number whose scale was `a`'s and is `b`'s: `(k, c)`, by which its logits become `k*logit + c` (None
-    where a sigmoid stands between), and `(k, c)`, by which what it is read as now becomes what it was read as"""
-    same = (1.0, 0.0)
-    if (a.lo, a.span) == (b.lo, b.span):
-        return same, same
-    k = b.span / a.span
-    if isinstance(a, CountBlock):
-        return (1.0, -math.log(k)), (k, 0.0)  # the logit is a logarithm
-    return (None, same) if a.bounded else ((1 / k, (a.lo - b.lo) / b.span), (k, (b.lo - a.lo) / a.span))
+_SAME = (1.0, 0.0)
 
 
-def needs_bias(a, b):
-    "Does a kept number move to another scale, so that its layer needs a bias?"
-    return _scales(a, b)[0] not in (None, (1.0, 0.0))
+def _change_of_logits(old, new):
+    "`(k, c)`: a logit of `old` becomes `k*logit + c` for `new`; None where a sigmoid stands between"
+    if (old.lo, old.span) == (new.lo, new.span):
+        return _SAME
+    if isinstance(old, CountBlock):
+        return 1.0, -math.log(new.span / old.span)  # the logit is a logarithm
+    if old.bounded:
+        return None
+    return 1 / (new.span / old.span), (old.lo - new.lo) / new.span
 
 
+def _change_of_acts(old, new):
+    "`(k, c)`: what tasks read of `new` becomes what they read of `old` by `k*act + c`"
+    is_count = isinstance(old, CountBlock)
+    if (old.lo, old.span) == (new.lo, new.span) or old.bounded and not is_count:
+        return _SAME
+    return new.span / old.span, 0.0 if is_count else (new.lo - old.lo) / old.span
+
+# %% ../../nbs/learn/transfer_weights.ipynb #b8e6612d
 def _copy_uses(old_layer, old, new_layer, new, kept, notes):
     "What tasks read of tasks; a kept task begins to read a new one with zeros, so that it predicts as before"
-    before = {old.paths[u.task]: u for u in getattr(old_layer, 'uses', ())}
-    for u in new_layer.uses:
-        q = new.paths[u.task]
-        if q not in kept or notes[q].startswith('starts anew'):
+    before = {old.paths[uses.task]: uses for uses in getattr(old_layer, 'uses', ())}
+    for uses in new_layer.uses:
+        path = new.paths[uses.task]
+        if path not in kept or notes[path].startswith('starts anew'):
             continue
-        u.lin.weight.zero_()
-        mine, b, at = old.tasks[kept[q]], before.get(kept[q]), 0
-        rows, own, bias = (
-            mine.matching_logits(new.tasks[q]),
-            (_scales(mine, new.tasks[q])[0] or (1.0,))[0],
-            task_layers(new_layer, new, q)[2].get('bias'),
-        )
-        for i, s in zip(u.read, u.read_cols):
-            r = new.paths[i]
-            if b is not None and r in kept and (k := old.paths.index(kept[r])) in b.read:
-                start, read = sum(c.stop - c.start for c in b.read_cols[: b.read.index(k)]), old.tasks[kept[r]]
-                wide, shift = _scales(read, new.tasks[r])[1]
-                for y, y2 in rows:
-                    for x, x2 in read.matching_acts(new.tasks[r]):
-                        w = own * b.lin.weight[y, start + x]
-                        u.lin.weight[y2, at + x2] = w * wide
-                        if shift:
-                            bias[y2] += w * shift
-            at += s.stop - s.start
-    for q, p in kept.items():
-        if p in before and (
-            lost := [
-                old.paths[k]
-                for k in before[p].read
-                if old.paths[k]
-                not in {kept.get(new.paths[i]) for u in new_layer.uses if new.paths[u.task] == q for i in u.read}
-            ]
-        ):
-            notes[q] = ', '.join(filter(None, [notes[q], f"no longer reads {', '.join(map(repr, lost))}"]))
+        uses.lin.weight.zero_()
+        if kept[path] in before:
+            bias = task_layers(new_layer, new, path).rows.get('bias')
+            _copy_read(before[kept[path]], old, uses, new, kept, bias)
+    for path, was in kept.items():
+        if was in before:
+            read = {kept.get(new.paths[i]) for u in new_layer.uses if new.paths[u.task] == path for i in u.read}
+            lost = [old.paths[i] for i in before[was].read if old.paths[i] not in read]
+            if lost:
+                notes[path] = ', '.join(filter(None, [notes[path], f"no longer reads {', '.join(map(repr, lost))}"]))
+
+
+def _copy_read(old_uses, old, uses, new, kept, bias):
+    "Copy what a kept task reads of kept tasks; `bias` is that of its rows"
+    old_block, block = old.tasks[old.paths[old_uses.task]], new.tasks[new.paths[uses.task]]
+    change, start = _change_of_logits(old_block, block), 0
+    factor = 1.0 if change is None else change[0]
+    for i, columns in zip(uses.read, uses.read_cols):
+        was = kept.get(new.paths[i])
+        if was is not None and old.paths.index(was) in old_uses.read:
+            k = old_uses.read.index(old.paths.index(was))
+            old_start = sum(s.stop - s.start for s in old_uses.read_cols[:k])
+            read_old, read_new = old.tasks[was], new.tasks[new.paths[i]]
+            scale, shift = _change_of_acts(read_old, read_new)
+            pairs = product(old_block.matching_logits(block), read_old.matching_acts(read_new))
+            for (old_row, row), (old_col, col) in pairs:
+                weight = factor * old_uses.lin.weight[old_row, old_start + old_col]
+                uses.lin.weight[row, start + col] = weight * scale
+                if shift:
+                    bias[row] += weight * shift
+        start += columns.stop - columns.start

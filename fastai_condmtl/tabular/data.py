@@ -16,7 +16,8 @@ from ..core.errors import FlowError, FlowWarning
 from ..data.factories import check_loader_arguments, read_labels
 from ..data.target_block import FlowTransform, as_flow
 from ..data.split import as_splitter
-from ..learn.reading import as_own, reread, same_reading
+from ..learn.reading import as_own
+from ..learn.reread import reread, same_reading
 from ..core.target import as_table
 from fastai_condmtl.tabular.core import (
     ConditionalTabDL,

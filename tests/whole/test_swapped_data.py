@@ -14,7 +14,7 @@ from torch import nn
 from fastai_condmtl.all import *
 import fastai_condmtl.learn.transfer  # noqa: F401  learn.change_flow
 from fastai_condmtl.core.errors import FlowError
-from fastai_condmtl.learn.reading import same_reading
+from fastai_condmtl.learn.reread import same_reading
 
 N = 48
 FIX = 'learn.change_flow'
