@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from fastcore.all import L
 from sklearn.model_selection import StratifiedGroupKFold
 from ..core.columns import factorise
-from ..core.errors import FlowError, check_column, row_name, shortly
+from ..core.errors import FlowError, check_column, plain_number, row_name, shortly
 from .stratify import label_groups
 
 # %% auto #0
@@ -34,7 +34,7 @@ def groups_of(
         )
     return codes
 
-
+# %% ../../nbs/data/groups.ipynb #25c4866f
 def torn_groups(
     groups,  # Number of each row's group `(N,)`
     sides,  # Side of each row `(N,)`
@@ -64,9 +64,9 @@ def check_torn(
         if side >= 0
     ]
     raise FlowError(
-        f"group_col={group_col!r}: group {shortly(df[group_col].iloc[rows[0]])} stands on both sides of the split "
-        f"({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct the split, "
-        "or leave it out, so that group_col= makes one"
+        f"group_col={group_col!r}: group {shortly(plain_number(df[group_col].iloc[rows[0]]))} stands on both sides of the split "
+        f"({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct the "
+        "split, or leave it out, so that group_col= makes one"
     )
 
 # %% ../../nbs/data/groups.ipynb #a1174d88
@@ -83,7 +83,7 @@ def group_share(
     parts = _single_groups(groups, seed) if strata is None else _strata_folds(groups, strata, seed)
     return _nearest(parts, share * len(groups), len(groups))
 
-
+# %% ../../nbs/data/groups.ipynb #2b095b72
 def _single_groups(groups, seed):
     "Rows of each group, in random order"
     for group in np.random.default_rng(seed).permutation(np.unique(groups)):
@@ -114,11 +114,12 @@ def _nearest(parts, wanted, n_rows):
             chosen |= part
     if not chosen.any():  # every group is larger than twice what is wanted
         raise FlowError(
-            f"no group is small enough for {wanted:.0f} of {n_rows} rows: ask for another share, or leave group_col= out"
+            f"no group is small enough for {wanted:.0f} of {n_rows} rows: ask for another share, or leave group_col= "
+            "out"
         )
     return chosen
 
-
+# %% ../../nbs/data/groups.ipynb #6f69a0d4
 def strata_of(
     flow,  # Flow
     df,  # DataFrame
