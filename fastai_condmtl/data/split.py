@@ -8,33 +8,68 @@ import warnings
 import numpy as np, pandas as pd
 from fastcore.all import L, patch
 from fastai.data.transforms import RandomSplitter
+from ..core.arguments import check_share
 from ..core.columns import factorise, side_of
 from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning
+from .groups import GroupSplitter, check_torn, group_folds, group_share, groups_of, strata_of
 from .stratify import label_groups, spread, stratify
 from .target_block import as_flow
 
 # %% auto #0
-__all__ = ['as_splitter', 'check_valid_pct', 'check_one_split', 'both_sides', 'RowsSplitter', 'ColumnSplitter', 'values_of',
-           'StratifiedSplitter', 'stratified_folds']
+__all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'both_sides', 'RowsSplitter', 'ColumnSplitter',
+           'values_of', 'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter']
 
 # %% ../../nbs/data/split.ipynb #a831ad8b
-def as_splitter(flow, valid_pct=0.2, seed=None, valid_col=None, stratify=False, splitter=None, valid_idx=None):
+def as_splitter(
+    flow,
+    valid_pct=0.2,
+    seed=None,
+    valid_col=None,
+    stratify=False,
+    splitter=None,
+    valid_idx=None,
+    group_col=None,
+    test_col=None,
+    test_pct=0.0,
+):
     "The splitter that arguments of a `from_df` ask for"
     check_valid_pct(valid_pct)
+    check_test_part(valid_pct, test_col, test_pct)
     check_one_split(stratify, splitter=splitter, valid_idx=valid_idx, valid_col=valid_col)
-    if splitter is not None:
-        return splitter
+    own = splitter is not None or valid_idx is not None or valid_col is not None
+    has_test = test_col is not None or test_pct > 0
+    if splitter is None:
+        share = valid_pct / (1 - test_pct)  # of the rows that are left
+        splitter = _splitter(flow, share, seed, valid_col, stratify, valid_idx, group_col)
+    if has_test:
+        splitter = TestPart(splitter, test_col, test_pct, group_col, seed, flow if stratify else None)
+    return UntornSplitter(splitter, group_col) if group_col is not None and (own or has_test) else splitter
+
+
+def _splitter(flow, valid_pct, seed, valid_col, stratify, valid_idx, group_col):
+    "What divides the rows into training and validation"
     if valid_idx is not None:
         return RowsSplitter(valid_idx)
     if valid_col is not None:
         return ColumnSplitter(valid_col)
+    if group_col is not None:
+        return GroupSplitter(group_col, valid_pct, seed, as_flow(flow) if stratify else None)
     return StratifiedSplitter(flow, valid_pct, seed) if stratify else RandomSplitter(valid_pct, seed=seed)
 
-
+# %% ../../nbs/data/split.ipynb #6879aa4c
 def check_valid_pct(valid_pct):
     "Raise where the share of validation rows is none"
     if not 0 <= valid_pct < 1:
         raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
+
+
+def check_test_part(valid_pct, test_col, test_pct):
+    "Raise where the share of the third part is none, or where two arguments name it"
+    test_pct = check_share('test_pct', test_pct)
+    if test_pct and test_col is not None:
+        raise FlowError("test_col= and test_pct= both say which rows are the third part: leave one of them out")
+    if valid_pct + test_pct >= 1:
+        raise FlowError(f"valid_pct={valid_pct!r} and test_pct={test_pct!r} leave no row to train on: ask for less")
 
 
 def check_one_split(stratify, **ways):
@@ -188,8 +223,12 @@ def stratified_folds(
     df,  # DataFrame
     n: int = 5,  # Folds
     seed: int = None,  # For the same folds again
+    group_col=None,  # Column that says which rows belong together: no fold tears them apart
 ) -> list:  # `[(training positions, validation positions)]`, each row in one validation part
     "Folds in which tasks, classes, labels and gates have near equal shares: one fold is split off after the other"
+    if group_col is not None:
+        fold = group_folds(as_flow(flow), df, group_col, n, seed)
+        return [both_sides(fold == k) for k in range(n)]
     bound = as_flow(flow).bind(df)
     if not 2 <= n <= len(df):
         raise FlowError(f"n={n!r} folds of {len(df)} rows: use from 2 to as many as there are rows")
@@ -199,3 +238,88 @@ def stratified_folds(
         valid = spread(groups[left], 1 / (n - k + 1), rng)
         fold[left[valid]], left = k, left[~valid]
     return [both_sides(fold == k) for k in range(n)]
+
+# %% ../../nbs/data/split.ipynb #4714d270
+class TestPart:
+    "A splitter with a third part: rows that neither train nor validate"
+
+    __test__ = False  # pytest takes classes of this name for tests
+
+    def __init__(
+        self,
+        splitter,  # Divides the rows that are left
+        test_col=None,  # Column that marks the rows of the third part
+        test_pct: float = 0.0,  # Or their share of all rows
+        group_col=None,  # Column that says which rows belong together
+        seed: int = None,  # For the same split again
+        flow=None,  # Flow whose labels are to stand on all sides; None: at random
+    ):
+        self.splitter, self.test_col, self.test_pct = splitter, test_col, test_pct
+        self.group_col, self.seed, self.flow = group_col, seed, flow
+
+    def __call__(self, df):
+        "Positions of training, validation and test rows"
+        test = self.marked(df) if self.test_col is not None else self.drawn(df)
+        rest = np.flatnonzero(~test)
+        if not len(rest) or not test.any():
+            raise FlowError(
+                f"test_col={self.test_col!r} or test_pct={self.test_pct!r} leaves no row to "
+                f"{'train on' if test.any() else 'the third part'}: mark other rows, or ask for another share"
+            )
+        part = df.iloc[rest] if isinstance(df, pd.DataFrame) else [df[int(i)] for i in rest]
+        train, valid = self.splitter(part)[:2]
+        return L(rest[list(train)].tolist()), L(rest[list(valid)].tolist()), L(np.flatnonzero(test).tolist())
+
+# %% ../../nbs/data/split.ipynb #66ffcebf
+@patch
+def marked(self: TestPart, df):
+    "Rows where `test_col` is true, 1, or says test"
+    check_column(df, self.test_col, f"test_col={self.test_col!r} reads")
+    codes, values = values_of(df[self.test_col])
+    sides = [side_of(v) for v in values]
+    if None in sides:
+        row = int((codes == sides.index(None)).argmax())
+        raise FlowError(
+            f"test_col={self.test_col!r}, {row_name(df, row)}, value {shortly(df[self.test_col].iloc[row])}: it is "
+            "neither true nor false and says neither train, valid nor test. Write True in the rows of the third "
+            "part and False elsewhere"
+        )
+    is_test = [side == 'test' or side == 'valid' and not _is_word_of_split(v) for side, v in zip(sides, values)]
+    return np.array([*is_test, False])[codes]
+
+
+def _is_word_of_split(v):
+    "Whether a cell names a side, such as `valid`, and does not only say yes"
+    return str(v).strip().lower().startswith(('val', 'dev'))
+
+# %% ../../nbs/data/split.ipynb #17369bf6
+@patch
+def drawn(self: TestPart, df):
+    "A share of the rows at random, of whole groups, or with labels near their share"
+    flow = None if self.flow is None else as_flow(self.flow)
+    if self.group_col is not None:
+        strata = None if flow is None else strata_of(flow, df)
+        return group_share(groups_of(df, self.group_col), self.test_pct, self.seed, strata)
+    rng = np.random.default_rng(self.seed)
+    if flow is not None:
+        bound = flow.bind(df)
+        return stratify(label_groups(bound, bound.encode(df)), self.test_pct, rng)
+    test = np.zeros(len(df), dtype=bool)
+    test[rng.permutation(len(df))[: round(self.test_pct * len(df))]] = True
+    return test
+
+# %% ../../nbs/data/split.ipynb #122c222d
+class UntornSplitter:
+    "A splitter whose parts are checked: no group stands in two of them"
+
+    def __init__(
+        self,
+        splitter,  # Any splitter
+        group_col,  # Column that says which rows belong together
+    ):
+        self.splitter, self.group_col = splitter, group_col
+
+    def __call__(self, df):
+        parts = self.splitter(df)
+        check_torn(df, self.group_col, parts)
+        return parts
