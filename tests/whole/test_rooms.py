@@ -158,6 +158,7 @@ def test_conditions_alone_are_light():
         f'{PKG}.core',
         f'{PKG}.core.conditions',
         f'{PKG}.core.errors',
+        f'{PKG}.core.question_values',
     }
 
 
