@@ -17,7 +17,8 @@ from ..tasks.count import CountBlock
 from ..tasks.ordinal import OrdinalBlock
 from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from ..tasks.single_label import SingleLabelBlock
-from .form_logic import Language, Question, Untranslated, as_flow_condition, read_logic
+from .form_conditions import Question, Untranslated, as_flow_condition
+from .form_logic import Language, read_logic
 from .guess import task_name
 
 # %% auto #0
@@ -45,7 +46,7 @@ class FormGroup:
     logic: str = ''
     items: list = field(default_factory=list)  # `FormItem` and `FormGroup`
 
-
+# %% ../../nbs/data/forms.ipynb #b22b16aa
 def flow_of_form(
     form: FormGroup,  # The whole form; its name becomes the name of the flow
     language: Language,  # Of its conditions
@@ -94,7 +95,7 @@ def _check_circles(flow, questions):
         rows = [f"'{q.name}' in row {q.row}" for q in questions.values() if q.path and f"'{q.path}'" in str(e)]
         raise FlowError(f"{e}. In the form: {', '.join(rows) or 'see its conditions'}") from None
 
-
+# %% ../../nbs/data/forms.ipynb #3d6a0923
 class _Builder:
     "Blocks and flows of a form, and what is left out of them"
 
@@ -161,7 +162,7 @@ def choice_item(
         block = SingleLabelBlock(task, **args, vocab=_vocab(codes))
     return FormItem(name, row, logic, block, tuple(codes))
 
-
+# %% ../../nbs/data/forms.ipynb #fe5282cf
 def number_item(
     name: str,  # Question
     row,  # Where it stands in the form

@@ -124,7 +124,7 @@ def _items(tag, above):
         logic = conditions[0] if len(conditions) == 1 else ' and '.join(f'({c})' for c in conditions)
         yield _item(child, child.get('name', ''), logic)
 
-
+# %% ../../nbs/data/label_studio.ipynb #d86c78e5
 def _item(tag, name, logic):
     "One question"
     if not name:
@@ -170,9 +170,7 @@ def read_label_studio(
         table[column] = None
     for column in _answers_with_lists(table):
         if not _has_several(table[column], column, flow):
-            table[column] = [
-                v[0] if isinstance(v, list) and v else None if isinstance(v, list) else v for v in table[column]
-            ]
+            table[column] = table[column].map(_only)
     if differ:
         told = ', '.join(f"'{question}' in {n}" for question, n in differ.most_common())
         warnings.warn(
@@ -191,7 +189,7 @@ def _row(item, differ):
             differ[question] += 1
     return {**item.get('data', {}), **(answers[-1] if answers else {})}
 
-
+# %% ../../nbs/data/label_studio.ipynb #22db8fd7
 def _answers(annotation):
     "Question -> answer of one annotation; what belongs to a region is left out"
     found = {}
@@ -209,6 +207,13 @@ def _flat_row(item):
 
 def _answers_with_lists(table):
     return [c for c in table if any(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in table[c])]
+
+
+def _only(cell):
+    "The one answer of a list; what is no list stays"
+    if not isinstance(cell, list):
+        return cell
+    return cell[0] if cell else None
 
 
 def _has_several(cells, column, flow):
@@ -278,7 +283,7 @@ def _any_choice(condition):
         return None
     return _view(atoms[0].task, [str(a.value) for a in atoms], False)
 
-
+# %% ../../nbs/data/label_studio.ipynb #76c75b5c
 def _view(path, values, negated):
     values = list(values)
     if any(',' in v for v in values):

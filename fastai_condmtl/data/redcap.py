@@ -11,7 +11,8 @@ from fastcore.basics import patch
 from ..core.errors import FlowError
 from ..core.flow import Flow
 from ..tasks.multi_label import MultiLabelBlock
-from .form_logic import REDCAP, as_number_or_text
+from .form_conditions import as_number_or_text
+from .form_logic import REDCAP
 from .forms import FormGroup, FormItem, choice_item, clean, flow_of_form, named_task, number_item
 from .guess import task_name
 

@@ -12,7 +12,8 @@ from ..core.errors import FlowError, near
 from ..core.extras import import_extra
 from ..core.flow import Flow
 from ..tasks.multi_label import MultiLabelBlock
-from .form_logic import XLSFORM, as_number_or_text
+from .form_conditions import as_number_or_text
+from .form_logic import XLSFORM
 from .forms import FormGroup, FormItem, choice_item, clean, flow_of_form, named_task, number_item
 from .guess import task_name
 
