@@ -42,6 +42,7 @@ from .evaluate.label_cleaning import Cleaner
 from .callback.tracking import ConditionalTensorBoard, ConditionalWandb
 from .core.flow_json import register_block
 from .data.guess import guess_flow
+from .data.label_studio import read_label_studio
 from .deploy.onnx import Deployed
 from .deploy.predictor import Predictor
 from .deploy.safe import load_safe
@@ -50,8 +51,10 @@ import fastai_condmtl.core.marginals  # noqa: F401
 import fastai_condmtl.core.plot  # noqa: F401
 import fastai_condmtl.core.prediction_tree  # noqa: F401
 import fastai_condmtl.data.audit  # noqa: F401
+import fastai_condmtl.data.redcap  # noqa: F401
 import fastai_condmtl.data.sampling  # noqa: F401
 import fastai_condmtl.data.split  # noqa: F401
+import fastai_condmtl.data.xlsform  # noqa: F401
 import fastai_condmtl.learn.saving  # noqa: F401
 import fastai_condmtl.learn.learner  # noqa: F401
 import fastai_condmtl.learn.ranks  # noqa: F401
