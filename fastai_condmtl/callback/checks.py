@@ -32,56 +32,14 @@ from ..tasks.scores import aliases
 from ..core.bound import BoundFlow
 
 # %% auto #0
-__all__ = ['Y_RANGE', 'why_not_metric', 'check_metrics_fit', 'why_not_loss', 'last_activation', 'check_loss_fits',
-           'check_trackers', 'recorded', 'monitored', 'always_nan', 'check_batches', 'check_accumulation',
-           'partly_labelled']
+__all__ = ['ONE_TARGET_LIBS', 'Y_RANGE', 'SQUASHING', 'check_metrics_fit', 'why_not_metric', 'unwrapped', 'is_of_one_target',
+           'metric_name', 'check_loss_fits', 'why_not_loss', 'loss_name', 'why_not_last_layer', 'last_activation',
+           'check_trackers', 'check_tracker', 'follow_score', 'recorded', 'monitored', 'is_meant', 'is_end',
+           'why_no_score', 'listed', 'why_no_value', 'always_nan', 'score_of_noise', 'check_batches',
+           'check_accumulation', 'why_not_accumulated', 'partly_labelled']
 
-# %% ../../nbs/callback/checks.ipynb #19963197
-_of_one_target = ('fastai.metrics', 'fastai.losses', 'sklearn', 'scipy', 'torch', 'torchmetrics', 'torcheval')
-
-
-def why_not_metric(
-    metric,  # A metric as a `Learner` holds it
-    flow,  # Bound flow
-) -> str | None:
-    "Why a metric does not fit a flow, and what to write instead; None where it fits"
-    func = _inner(metric)
-    if isinstance(func, str):
-        right, why = func, f"the metric {func!r} is a name, which a plain Learner does not know"
-    elif _is_of_one_target(metric, func):
-        right = _name(func)
-        why = f"the metric {right} compares one output with one target, and the target here is a flow"
-    else:
-        return None
-    known = list(dict.fromkeys(m for b in flow.tasks.values() for m in b.metrics))
-    right = aliases.get(right, right)
-    names = repr(right) if right in known else ''
-    own = '' if isinstance(func, str) else ". A function of your own gets all logits and the packed targets (bs, 2, D)"
-    return f"{why}: write metrics=dls.flow.metrics({names}). Metrics of this flow: {', '.join(map(repr, known))}{own}"
-
-
-def _inner(metric):
-    "The function that a metric averages or calls, without what is wrapped around it"
-    func = getattr(metric, 'func', metric)
-    while isinstance(func, partial):
-        func = func.func
-    return func
-
-
-def _is_of_one_target(metric, func):
-    "Does a metric come from a library of metrics of one target?"
-    if isinstance(metric, LossMetric):  # a value that the loss keeps
-        return False
-    if isinstance(metric, AccumMetric) and metric.flatten:  # it wants as many outputs as targets
-        return True
-    of = func if hasattr(func, '__qualname__') else type(func)
-    module = getattr(of, '__module__', None) or ''
-    return any(module == m or module.startswith(f'{m}.') for m in _of_one_target)
-
-
-def _name(func):
-    "What a metric is called"
-    return getattr(func, '__name__', None) or getattr(func, 'name', None) or type(func).__name__
+# %% ../../nbs/callback/checks.ipynb #0f721e0c
+ONE_TARGET_LIBS = ('fastai.metrics', 'fastai.losses', 'sklearn', 'scipy', 'torch', 'torchmetrics', 'torcheval')
 
 
 @before_fit_check
@@ -93,26 +51,103 @@ def check_metrics_fit(
         if (why := why_not_metric(metric, flow_of(learn))) is not None:
             raise FlowError(why)
 
-# %% ../../nbs/callback/checks.ipynb #0a6e4d95
+
+def why_not_metric(
+    metric,  # A metric as a `Learner` holds it
+    flow,  # Bound flow
+) -> str | None:
+    "Why a metric does not fit a flow, and what to write instead; None where it fits"
+    func = unwrapped(metric)
+    is_name = isinstance(func, str)
+    if not is_name and not is_of_one_target(metric, func):
+        return None
+    if is_name:
+        name, why = func, f"the metric {func!r} is a name, which a plain Learner does not know"
+    else:
+        name = metric_name(func)
+        why = f"the metric {name} compares one output with one target, and the target here is a flow"
+    known = list(dict.fromkeys(m for block in flow.tasks.values() for m in block.metrics))
+    name = aliases.get(name, name)
+    argument = repr(name) if name in known else ''
+    own = '' if is_name else ". A function of your own gets all logits and the packed targets (bs, 2, D)"
+    return (
+        f"{why}: write metrics=dls.flow.metrics({argument}). Metrics of this flow: {', '.join(map(repr, known))}{own}"
+    )
+
+# %% ../../nbs/callback/checks.ipynb #28068487
+def unwrapped(metric):
+    "The function that a metric averages or calls, without what is wrapped around it"
+    func = getattr(metric, 'func', metric)
+    while isinstance(func, partial):
+        func = func.func
+    return func
+
+
+def is_of_one_target(metric, func) -> bool:
+    "True if a metric or a loss comes from a library in which one output has one target"
+    if isinstance(metric, LossMetric):  # a value that the loss keeps
+        return False
+    if isinstance(metric, AccumMetric) and metric.flatten:  # it wants as many outputs as targets
+        return True
+    defined = func if hasattr(func, '__qualname__') else type(func)
+    module = getattr(defined, '__module__', None) or ''
+    return any(module == lib or module.startswith(f'{lib}.') for lib in ONE_TARGET_LIBS)
+
+
+def metric_name(func) -> str:
+    "What a metric is called"
+    return getattr(func, '__name__', None) or getattr(func, 'name', None) or type(func).__name__
+
+# %% ../../nbs/callback/checks.ipynb #60daf3ae
 Y_RANGE = (
     "y_range= would squash the logits of all tasks: give each task its own, BoundedRegressionBlock(name, "
     "y_range=(lo, hi))"
 )
+SQUASHING = (SigmoidRange, nn.Sigmoid, nn.Softmax, nn.LogSoftmax)
+
+
+@before_fit_check
+def check_loss_fits(
+    learn: Learner,  # Learner whose data has a flow
+):
+    "Raise where the loss, or the last layer of the network, is one of one target"
+    why = why_not_loss(learn.loss_func) or why_not_last_layer(learn.model)
+    if why is not None:
+        raise FlowError(why)
 
 
 def why_not_loss(
     loss,  # `loss_func` of a `Learner`
 ) -> str | None:
     "Why a loss does not fit a flow, and what to write instead; None where it fits"
-    if not _is_of_one_target(loss, _inner(loss)):
+    if not is_of_one_target(loss, unwrapped(loss)):
         return None
     return (
-        f"loss_func={_loss_name(loss)} compares one output with one target, "
-        "and the target here is a flow, "
-        "which brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of "
-        "classes, smoothing and focal loss are said "
-        "task by task: SingleLabelBlock(name, class_weights='balanced', label_smoothing=.1), BinaryBlock(name, "
-        "pos_weight='balanced', loss='focal')"
+        f"loss_func={loss_name(loss)} compares one output with one target, and the target here is a flow, which "
+        "brings its own loss: leave loss_func= out, or write learn.loss_func = dls.loss_func. Weights of classes, "
+        "smoothing and focal loss are said task by task: SingleLabelBlock(name, class_weights='balanced', "
+        "label_smoothing=.1), BinaryBlock(name, pos_weight='balanced', loss='focal')"
+    )
+
+
+def loss_name(loss) -> str:
+    "What a loss is called: the function or class, without what is wrapped around it"
+    loss = unwrapped(loss) if isinstance(loss, partial) or type(loss) is BaseLoss else loss
+    return getattr(loss, '__name__', None) or type(loss).__name__
+
+# %% ../../nbs/callback/checks.ipynb #48a53bbd
+def why_not_last_layer(
+    model,  # Network
+) -> str | None:
+    "Why the last layer of a network does not fit a loss of logits; None where it fits"
+    last = last_activation(model)
+    if last is None:
+        return None
+    if isinstance(last, SigmoidRange):
+        return Y_RANGE
+    return (
+        f"the network ends in {type(last).__name__}, and the loss takes logits: leave this layer out (activations "
+        "come with learn.get_preds)"
     )
 
 
@@ -123,33 +158,10 @@ def last_activation(
     while True:
         inner = getattr(model, 'layers', model)  # of fastai's `TabularModel`
         if not isinstance(inner, nn.Sequential) or not len(inner):
-            return model if isinstance(model, (SigmoidRange, nn.Sigmoid, nn.Softmax, nn.LogSoftmax)) else None
+            return model if isinstance(model, SQUASHING) else None
         model = inner[-1]
 
-
-@before_fit_check
-def check_loss_fits(
-    learn: Learner,  # Learner whose data has a flow
-):
-    "Raise where the loss, or the last layer of the network, is one of one target"
-    if (why := why_not_loss(learn.loss_func)) is not None:
-        raise FlowError(why)
-    last = last_activation(learn.model)
-    if isinstance(last, SigmoidRange):
-        raise FlowError(Y_RANGE)
-    if last is not None:
-        raise FlowError(
-            f"the network ends in {type(last).__name__}, and the loss takes logits: leave this layer out (activations "
-            "come with learn.get_preds)"
-        )
-
-
-def _loss_name(loss):
-    "What a loss is called: the function or class, without what is wrapped around it"
-    loss = _inner(loss) if isinstance(loss, partial) or type(loss) is BaseLoss else loss
-    return getattr(loss, '__name__', None) or type(loss).__name__
-
-# %% ../../nbs/callback/checks.ipynb #e8f5e696
+# %% ../../nbs/callback/checks.ipynb #6142a7c1
 @wraps_stock(TrackerCallback)
 def __init__(stock, self, monitor='valid_loss', comp=None, min_delta=0.0, reset_on_fit=True):
     "A tracker knows whether its `comp` was given: a default follows the task's score"
@@ -164,57 +176,50 @@ def check_trackers(
     "Have each tracker watch a score that is there, the right way round; raise where it cannot"
     for cb in learn.cbs:
         if isinstance(cb, TrackerCallback) and hasattr(learn, 'recorder'):
-            _check_tracker(learn, cb)
+            check_tracker(learn, cb)
 
 
-def _check_tracker(learn, cb):
-    "One tracker"
-    called, scores = f"{type(cb).__name__}(monitor={cb.monitor!r})", recorded(learn)
-    cb.monitor = monitored(learn, cb.monitor, called, scores)
-    metric = scores[cb.monitor]
+def check_tracker(learn, tracker):
+    "Check one tracker, and have it watch the score by its full name"
+    called, scores = f"{type(tracker).__name__}(monitor={tracker.monitor!r})", recorded(learn)
+    tracker.monitor = monitored(learn, tracker.monitor, called, scores)
+    metric = scores[tracker.monitor]
     if isinstance(metric, TaskMetric):
-        _check_comp(cb, called, metric)
-    if cb.monitor.startswith('train_') or getattr(cb, 'every_epoch', False) or is_lr_find(learn):
+        follow_score(tracker, called, metric)
+    watches_training = tracker.monitor.startswith('train_') or getattr(tracker, 'every_epoch', False)
+    if watches_training or is_lr_find(learn):
         return
-    if not len(learn.dls.loaders[1:]) or not len(learn.dls.valid.dataset):
-        raise FlowError(
-            f"{called}: there are no validation rows, so {cb.monitor!r} has no value: "
-            "keep some (valid_pct=.2), or write monitor='train_loss'"
-        )
-    if isinstance(metric, TaskMetric) and always_nan(learn, metric):
-        raise FlowError(
-            f"{called}: {cb.monitor!r} is NaN in every epoch, since the labels of the validation rows "
-            f"cannot give it: put labelled rows of '{metric.path}' there (stratify=True), "
-            "or monitor another score, such as 'valid_loss'"
-        )
+    if (why := why_no_value(learn, tracker.monitor, metric)) is not None:
+        raise FlowError(f'{called}: {why}')
 
-
-def _check_comp(cb, called, metric):
-    "Let less be better where it is"
+# %% ../../nbs/callback/checks.ipynb #b527f897
+def follow_score(tracker, called, metric):
+    "Let less be better where it is; warn where a `comp` that was given says otherwise"
     less = metric.metric in metric.acc.flow.tasks[metric.path].lower_is_better
     right, wrong = (np.less, np.greater) if less else (np.greater, np.less)
-    if cb.comp is not wrong:
+    if tracker.comp is not wrong:
         return
-    if getattr(cb, 'comp_given', False):
-        warnings.warn(
-            f"{called}: of {cb.monitor!r} {'less' if less else 'more'} is better, and comp=np.{wrong.__name__} "
-            f"keeps the worst: leave comp= out, or write comp=np.{right.__name__}",
-            FlowWarning,
-            stacklevel=2,
-        )
+    if not getattr(tracker, 'comp_given', False):
+        tracker.comp, tracker.min_delta = right, -tracker.min_delta
         return
-    cb.comp, cb.min_delta = right, -cb.min_delta
+    warnings.warn(
+        f"{called}: of {tracker.monitor!r} {'less' if less else 'more'} is better, and comp=np.{wrong.__name__} "
+        f"keeps the worst: leave comp= out, or write comp=np.{right.__name__}",
+        FlowWarning,
+        stacklevel=2,
+    )
 
-
+# %% ../../nbs/callback/checks.ipynb #3321b80e
 def recorded(
     learn: Learner,  # Learner
 ) -> dict:  # name → metric; None for losses
     "What each epoch of `learn` will record, by the names that `Recorder` gives"
-    rec, metrics = learn.recorder, {m.name: m for m in learn.metrics}
-    if rec.train_metrics and rec.valid_metrics:
+    recorder, metrics = learn.recorder, {m.name: m for m in learn.metrics}
+    if recorder.train_metrics and recorder.valid_metrics:
         both = {'loss': None, **metrics}
         return {f'{part}_{name}': m for part in ('train', 'valid') for name, m in both.items()}
-    return {'train_loss': None, **({'valid_loss': None} if rec.valid_metrics else {}), **metrics}
+    losses = ('train_loss', 'valid_loss') if recorder.valid_metrics else ('train_loss',)
+    return dict.fromkeys(losses) | metrics
 
 
 def monitored(
@@ -227,30 +232,59 @@ def monitored(
     if name in scores:
         return name
     start, dot, end = name.rpartition('.')
-    asked = start + dot + aliases.get(end, end)
-    full = {
-        n: n.removeprefix('valid_') if learn.recorder.train_metrics else n for n, m in scores.items() if m is not None
-    }
-    found = [n for n, plain in full.items() if asked == plain or plain.endswith(f'.{asked}')]
+    wanted = start + dot + aliases.get(end, end)
+    found = [score for score, metric in scores.items() if metric is not None and is_meant(learn, wanted, score)]
     if len(found) == 1:
         return found[0]
     if found:
         raise FlowError(f"{called} may be {' or '.join(map(repr, found))}: write the full name")
-    flow = flow_of(learn)
-    if any(asked == f'{p}.{m}' or f'{p}.{m}'.endswith(f'.{asked}') for p, b in flow.tasks.items() for m in b.metrics):
-        raise FlowError(
+    raise FlowError(why_no_score(learn, name, called, scores))
+
+
+def is_meant(learn, wanted, score) -> bool:
+    "True if a name is that of a recorded score, or its end"
+    score = score.removeprefix('valid_') if learn.recorder.train_metrics else score
+    return is_end(wanted, score)
+
+
+def is_end(name, full) -> bool:
+    "True if a name is a full one, without flows around it"
+    return name == full or full.endswith(f'.{name}')
+
+# %% ../../nbs/callback/checks.ipynb #61815f6a
+def why_no_score(learn, name, called, scores) -> str:
+    "Why a learner records no score of this name, and what to write instead"
+    start, dot, end = name.rpartition('.')
+    metric = aliases.get(end, end)
+    known = [f'{path}.{m}' for path, block in flow_of(learn).tasks.items() for m in block.metrics]
+    if any(is_end(start + dot + metric, full) for full in known):
+        return (
             f"{called}: this learner does not compute that score: add it with "
-            f"metrics=dls.flow.metrics({aliases.get(end, end)!r}), or monitor one of {_listed(scores)}"
+            f"metrics=dls.flow.metrics({metric!r}), or monitor one of {listed(scores)}"
         )
     hint = near(name, scores)
-    raise FlowError(
-        f"{called}: there is no such score{': ' + hint if hint.startswith('did') else ','} known are {_listed(scores)}"
-    )
+    nearest = f': {hint}' if hint.startswith('did') else ','
+    return f"{called}: there is no such score{nearest} known are {listed(scores)}"
 
 
-def _listed(scores, n=20):
-    "Names of scores, not without end"
-    return ', '.join(map(repr, list(scores)[:n])) + (' …' if len(scores) > n else '')
+def listed(names, most=20) -> str:
+    "Names for an error, not without end"
+    return ', '.join(map(repr, list(names)[:most])) + (' …' if len(names) > most else '')
+
+# %% ../../nbs/callback/checks.ipynb #14e750cd
+def why_no_value(learn, name, metric) -> str | None:
+    "Why a score of the validation rows has no value in any epoch; None where it has one"
+    if not len(learn.dls.loaders[1:]) or not len(learn.dls.valid.dataset):
+        return (
+            f"there are no validation rows, so {name!r} has no value: keep some (valid_pct=.2), or write "
+            "monitor='train_loss'"
+        )
+    if isinstance(metric, TaskMetric) and always_nan(learn, metric):
+        return (
+            f"{name!r} is NaN in every epoch, since the labels of the validation rows cannot give it: put labelled "
+            f"rows of '{metric.path}' there (stratify=True), or monitor another score, such as 'valid_loss'"
+        )
+    return None
 
 
 def always_nan(
@@ -258,95 +292,102 @@ def always_nan(
     metric: TaskMetric,  # One of its metrics
     first: int = 1000,  # Rows that are tried before all are
 ) -> bool:
-    "Are the validation labels such that `metric` is NaN whatever is predicted?"
-    flow, y = flow_of(learn), labels_of(learn.dls.valid.dataset)
+    "True if the validation labels are such that `metric` is NaN whatever is predicted"
+    flow, labels = flow_of(learn), labels_of(learn.dls.valid.dataset)
     block = flow.tasks.get(metric.path)
-    if y is None or block is None or block.self_supervised:  # labels that are made with each batch are not known yet
-        return False
-    y = y[:, :, flow.slices[metric.path].targets]
-    y = y[(y[:, 1] > 0).any(1)]
-    return not len(y) or all(np.isnan(_score_of_noise(block, metric, part)) for part in (y[:first], y))
+    if labels is None or block is None or block.self_supervised:
+        return False  # labels that are made with each batch are not known yet
+    labels = labels[:, :, flow.slices[metric.path].targets]
+    labels = labels[(labels[:, 1] > 0).any(1)]
+    if not len(labels):
+        return True
+    return all(np.isnan(score_of_noise(block, metric, part)) for part in (labels[:first], labels))
 
 
-def _score_of_noise(block, metric, y):
+def score_of_noise(
+    block,  # Of the task
+    metric: TaskMetric,  # Its metric
+    labels,  # Packed labels `(N, 2, D)` of the task
+):
     "What random predictions score: NaN where the labels give no score at all"
-    vals, mask = y.unbind(1)
-    logits = torch.randn(len(y), block.n_targets * block.n_out, generator=torch.Generator().manual_seed(0))
-    cells = (logits.reshape(-1, block.n_out), vals.reshape(-1)) if block.per_cell else (logits, vals)
-    summary = block.summarise(block.activate(cells[0]), cells[1]).reshape(len(y), block.n_targets, -1)
-    return metric.of(block, summary.numpy(), vals.numpy(), mask.numpy() > 0, None)
+    values, mask = labels.unbind(1)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(len(labels), block.n_targets * block.n_out, generator=generator)
+    cells = (logits.reshape(-1, block.n_out), values.reshape(-1)) if block.per_cell else (logits, values)
+    summary = block.summarise(block.activate(cells[0]), cells[1]).reshape(len(labels), block.n_targets, -1)
+    return metric.of(block, summary.numpy(), values.numpy(), mask.numpy() > 0, None)
 
-# %% ../../nbs/callback/checks.ipynb #74c7f97d
+# %% ../../nbs/callback/checks.ipynb #bdcb8189
 @before_fit_check
 def check_batches(
     learn: Learner,  # Learner whose data has a flow
 ):
     "Have a small table trained on; raise where there is nothing to train on"
-    dl = learn.dls.train
-    n, bs = getattr(dl, 'n', None), getattr(dl, 'bs', None)
-    if n is None or bs is None or scattered(dl) or not learn.n_epoch:
+    train = learn.dls.train
+    n_rows, bs = getattr(train, 'n', None), getattr(train, 'bs', None)
+    if n_rows is None or bs is None or scattered(train) or not learn.n_epoch:
         return
-    if not n:
+    if not n_rows:
         raise FlowError(
             "there are no training rows: the splitter (valid_pct=, valid_col=) leaves none, "
             "or this learner was loaded without its data: write learn.dls = ..."
         )
-    keep_only_batch(dl)
-    left = n % bs
-    if left == 1 and not dl.drop_last and any(isinstance(m, nn.BatchNorm1d) for m in learn.model.modules()):
-        fix = "hand over more rows" if n == 1 else "change bs=, or write drop_last=True"
+    keep_only_batch(train)
+    has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in learn.model.modules())
+    if n_rows % bs == 1 and not train.drop_last and has_batch_norm:
+        fix = "hand over more rows" if n_rows == 1 else "change bs=, or write drop_last=True"
         warnings.warn(
-            f"of {n} training rows in batches of bs={bs} the last batch has one row, "
+            f"of {n_rows} training rows in batches of bs={bs} the last batch has one row, "
             f"from which batch norm learns nothing (PyTorch refuses it): {fix}",
             FlowWarning,
             stacklevel=2,
         )
 
-# %% ../../nbs/callback/checks.ipynb #3109784b
+# %% ../../nbs/callback/checks.ipynb #2058f963
 @before_fit_check
 def check_accumulation(
     learn: Learner,  # Learner whose data has a flow
 ):
     "Warn where accumulated gradients are not those of one large batch"
-    cb = next((cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)), None)
+    accumulation = next((cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)), None)
     bs = getattr(learn.dls.train, 'bs', None)
-    if cb is None or bs is None or bs >= cb.n_acc or is_lr_find(learn):
+    if accumulation is None or bs is None or bs >= accumulation.n_acc or is_lr_find(learn):
         return
-    what = f"GradientAccumulation({cb.n_acc}) with bs={bs}"
-    fix = (
-        f"train with bs={cb.n_acc} and without it if memory allows (learn.to_fp16() saves some), or with a bs= as "
-        "large as you can"
-    )
+    if (why := why_not_accumulated(learn, accumulation.n_acc)) is not None:
+        warnings.warn(
+            f"GradientAccumulation({accumulation.n_acc}) with bs={bs}: {why}: train with bs={accumulation.n_acc} and "
+            "without it if memory allows (learn.to_fp16() saves some), or with a bs= as large as you can",
+            FlowWarning,
+            stacklevel=2,
+        )
+
+
+def why_not_accumulated(learn, n_rows) -> str | None:
+    "Why gradients of small batches do not add up to those of one batch of `n_rows`; None where they do"
     shares = partly_labelled(flow_of(learn), labels_of(learn.dls.train.dataset))
     if shares:
-        told = ', '.join(f"'{p}' in {s:.0%}" for p, s in list(shares.items())[:5]) + (' …' if len(shares) > 5 else '')
-        warnings.warn(
-            f"{what}: each small batch is averaged over its own labels, and not all training rows count alike "
-            f"({told}), "
-            f"so that the gradients of these tasks are not those of one batch of {cb.n_acc} rows: {fix}",
-            FlowWarning,
-            stacklevel=2,
+        first = ', '.join(f"'{path}' in {share:.0%}" for path, share in list(shares.items())[:5])
+        first += ' …' if len(shares) > 5 else ''
+        return (
+            "each small batch is averaged over its own labels, and not all training rows count alike "
+            f"({first}), so that the gradients of these tasks are not those of one batch of {n_rows} rows"
         )
-    elif any(isinstance(c, TaskBalance) and c.method.gradients for c in learn.cbs):
-        warnings.warn(
-            f"{what}: balance= weighs the tasks anew in each small batch, by the gradients of that batch alone: {fix}",
-            FlowWarning,
-            stacklevel=2,
-        )
+    if any(isinstance(cb, TaskBalance) and cb.method.gradients for cb in learn.cbs):
+        return "balance= weighs the tasks anew in each small batch, by the gradients of that batch alone"
+    return None
 
 
 def partly_labelled(
     flow: BoundFlow,  # Bound flow
-    y,  # Packed labels `(N, 2, D)`; None where they are not known
+    labels,  # Packed labels `(N, 2, D)`; None where they are not known
 ) -> dict:  # path → share of rows that count
     "The tasks for which not all rows count alike"
-    if y is None:
-        return {}
-    res = {}
-    for path, s in flow.slices.items():
-        mask, block = y[:, 1, s.targets], flow.tasks[path]
+    shares = {}
+    for path, columns in flow.slices.items() if labels is not None else ():
+        mask, block = labels[:, 1, columns.targets], flow.tasks[path]
+        most = mask.amax(1)
         # a mean over all cells needs all of them, a mean over rows one in each row
-        least, most = (mask.amin(1), mask.amax(1)) if block.reduce == 'cells' else (mask.amax(1), mask.amax(1))
+        least = mask.amin(1) if block.reduce == 'cells' else most
         if len(mask) and not block.self_supervised and (least.min() <= 0 or least.min() < most.max()):
-            res[path] = float((most > 0).float().mean())
-    return res
+            shares[path] = float((most > 0).float().mean())
+    return shares

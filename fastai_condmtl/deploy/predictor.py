@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch import nn
+from fastcore.basics import patch
 from ..core.errors import FlowError
 from .onnx import input_steps
 from ..learn.state import flow_of
@@ -17,40 +18,95 @@ from ..core.bound import BoundFlow
 from ..core.prediction import FlowPrediction
 
 # %% auto #0
-__all__ = ['picture_config', 'Predictor']
+__all__ = ['MAX_SIDE', 'picture_config', 'why_not_resize', 'resize_of', 'normalise_of', 'checked_size', 'checked_divisor',
+           'Predictor', 'why_not_pictures']
 
-# %% ../../nbs/deploy/predictor.ipynb #a730818f
-def picture_config(learn):
+# %% ../../nbs/deploy/predictor.ipynb #eb3f676b
+def picture_config(
+    learn,  # Learner of pictures
+) -> dict:
     "What is done to a picture before the network, as JSON values"
     from fastai.data.transforms import ToTensor
+
+    config, steps = {}, input_steps(learn)
+    for step in learn.dls.valid.after_item.fs:
+        is_ours = type(step).__module__.startswith('fastai_condmtl.')
+        if step.split_idx == 0 or isinstance(step, ToTensor) or is_ours:
+            continue
+        if (why := why_not_resize(step, learn, already='resize' in config)) is not None:
+            raise FlowError(why)
+        config['resize'] = dict(
+            size=[int(x) for x in step.size],
+            method=str(step.method),
+            pad_mode=str(step.pad_mode),
+            resamples=[int(x) for x in step.resamples],
+        )
+    numbers = {name: x if isinstance(x, float) else x.flatten().tolist() for name, x in steps.items()}
+    return config | dict(pixels=numbers, mode='L' if getattr(learn, 'n_in', 3) == 1 else 'RGB')
+
+
+def why_not_resize(
+    step,  # Item transform of validation items
+    learn,
+    already: bool,  # A picture was resized before
+) -> str | None:
+    "Why an item transform cannot be told in plain values; None where it can"
     from fastai.vision.augment import Resize
 
-    res, steps = {}, input_steps(learn)
-    dl = learn.dls.valid
-    for f in dl.after_item.fs:
-        if f.split_idx == 0 or isinstance(f, ToTensor) or type(f).__module__.startswith('fastai_condmtl.'):
-            continue
-        if type(f) is not Resize or res:
-            raise FlowError(
-                f"item transform {type(f).__name__} runs on validation items, and a safe file does not know it: use "
-                "Resize, or learn.export for those who trust you"
-            )
-        if flow_of(learn).geometry is not None and str(f.method) != 'squish':
-            raise FlowError(
-                "points and boxes come back as pixels of the original where it was squished: use Resize(size, "
-                "method='squish')"
-            )
-        res['resize'] = dict(
-            size=[int(x) for x in f.size],
-            method=str(f.method),
-            pad_mode=str(f.pad_mode),
-            resamples=[int(x) for x in f.resamples],
+    if type(step) is not Resize or already:
+        return (
+            f"item transform {type(step).__name__} runs on validation items, and a safe file does not know it: use "
+            "Resize, or learn.export for those who trust you"
         )
-    res['pixels'] = {k: v if isinstance(v, float) else v.flatten().tolist() for k, v in steps.items()}
-    res['mode'] = 'L' if getattr(learn, 'n_in', 3) == 1 else 'RGB'
-    return res
+    if flow_of(learn).geometry is not None and str(step.method) != 'squish':
+        return (
+            "points and boxes come back as pixels of the original where it was squished: use Resize(size, "
+            "method='squish')"
+        )
+    return None
+
+# %% ../../nbs/deploy/predictor.ipynb #927a1a71
+MAX_SIDE = 2**14  # pixels
 
 
+def resize_of(pictures):
+    "The item transforms that `picture_config` told"
+    from fastai.vision.augment import Resize
+
+    resize = pictures.get('resize')
+    if resize is None:
+        return []
+    size, resamples = checked_size(resize['size']), tuple(resize['resamples'])
+    return [Resize(size[::-1], method=resize['method'], pad_mode=resize['pad_mode'], resamples=resamples)]
+
+
+def normalise_of(pictures):
+    "The batch transforms that `picture_config` told"
+    from fastai.data.transforms import IntToFloatTensor, Normalize
+
+    pixels, steps = pictures.get('pixels', {}), []
+    if 'scale' in pixels:
+        steps.append(IntToFloatTensor(div=checked_divisor(pixels['scale'])))
+    if 'mean' in pixels:
+        steps.append(Normalize.from_stats(pixels['mean'], pixels['std'], cuda=False))
+    return steps
+
+
+def checked_size(size) -> tuple:
+    "Two numbers of pixels, or an error"
+    fits = isinstance(size, list) and len(size) == 2 and all(type(x) is int and 0 < x <= MAX_SIDE for x in size)
+    if not fits:
+        raise FlowError(f"the file resizes pictures to {size!r}: write it with learn.save_safe")
+    return tuple(size)
+
+
+def checked_divisor(number):
+    "A positive number, or an error"
+    if type(number) not in (int, float) or not number > 0:
+        raise FlowError(f"the file divides pixels by {number!r}: write it with learn.save_safe")
+    return number
+
+# %% ../../nbs/deploy/predictor.ipynb #759e8f93
 class Predictor:
     "Predicts pictures as the learner did whose `save_safe` wrote the file"
 
@@ -61,99 +117,99 @@ class Predictor:
         loss: ConditionalLoss,  # With thresholds and temperatures
         pictures: dict,  # What is done to a picture, from `picture_config`
     ):
-        from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
-        from fastai.vision.augment import Resize
+        from fastai.data.transforms import ToTensor
         from fastai.vision.core import PILImage, PILImageBW
         from fastai_condmtl.data.pictures import OpenImage
 
         self.flow, self.model, self.loss = flow, model.eval(), loss
         self.open = OpenImage(PILImageBW if pictures.get('mode') == 'L' else PILImage)
-        r, px = pictures.get('resize'), pictures.get('pixels', {})
-        self.item = (
-            []
-            if r is None
-            else [
-                Resize(
-                    tuple(reversed(_sizes(r['size']))),
-                    method=r['method'],
-                    pad_mode=r['pad_mode'],
-                    resamples=tuple(r['resamples']),
-                )
-            ]
-        )
-        self.to_tensor = ToTensor()
-        self.batch = ([IntToFloatTensor(div=_positive(px['scale']))] if 'scale' in px else []) + (
-            [Normalize.from_stats(px['mean'], px['std'], cuda=False)] if 'mean' in px else []
-        )
-
-    def _open(self, o):
-        return self.open(Image.fromarray(o) if isinstance(o, np.ndarray) else o)
-
-    def _tensor(self, o):
-        x = self._open(o)
-        for t in self.item:
-            x = t(x, split_idx=1)
-        return self.to_tensor(x)
-
-    def _batch(self, items):
-        x = torch.stack([self._tensor(o) for o in items])
-        for t in self.batch:
-            x = t(x, split_idx=1)
-        return x.as_subclass(torch.Tensor)
-
-    @torch.no_grad()
-    def get_preds(
-        self,
-        items,  # List of pictures: paths, PIL images, or arrays `(H, W, 3)` uint8
-        bs: int = 64,  # At a time
-    ):  # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
-        "Activations and decisions"
-        if isinstance(items, (str, Path)):
-            raise FlowError("hand over a list of pictures: [item], or write predict(item)")
-        parts = [self.loss.activation(self.model(self._batch(items[i : i + bs]))) for i in range(0, len(items), bs)]
-        acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
-        return acts, self.loss.decodes(acts)
-
-    def predict(self, item):
-        "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"
-        acts, dec = self.get_preds([item])
-        return FlowPrediction(self.flow, dec[0], acts[0], frame=self._frames([item])[0]), dec[0], acts[0]
-
-    def check(self):
-        """A small picture through all that is done to pictures, and where their size is told through the network
-        too: an error where that cannot be"""
-        im = Image.new('RGB', (16, 12), (10, 100, 250))
-        x, n = self._batch([im]), len(self._open(im).getbands())
-        if x.shape[1] != n:
-            raise ValueError(f'a picture of {n} channels becomes one of {x.shape[1]}')
-        if not torch.isfinite(x).all():
-            raise ValueError('pixels become numbers that are not finite')
-        if self.item and not torch.isfinite(self.get_preds([im])[0]).all():
-            raise ValueError('activations are not finite')
-
-    def _frames(self, items):
-        "From what the network sees, a squished picture, to pixels of each"
-        return (
-            [None] * len(items) if self.flow.geometry is None else [Frame.of_size(*self._open(o).size) for o in items]
-        )
-
-    def predict_df(self, items, bs: int = 64) -> pd.DataFrame:
-        "Predictions in the table's own columns, blank where a task is not reached"
-        return self.flow.to_frame(
-            self.get_preds(items, bs)[1], None if self.flow.geometry is None else self._frames(items)
-        )
+        self.item, self.to_tensor, self.batch = resize_of(pictures), ToTensor(), normalise_of(pictures)
 
     def __repr__(self):
         return f"Predictor of {self.flow!r}"
 
+# %% ../../nbs/deploy/predictor.ipynb #4adcc358
+@patch
+def predict(self: Predictor, item):
+    "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"
+    acts, decoded = self.get_preds([item])
+    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=self.frames([item])[0])
+    return prediction, decoded[0], acts[0]
 
-def _sizes(s):
-    if not (isinstance(s, list) and len(s) == 2 and all(type(x) is int and 0 < x <= 2**14 for x in s)):
-        raise FlowError(f"the file resizes pictures to {s!r}: write it with learn.save_safe")
-    return s
+
+@patch
+def predict_df(self: Predictor, items, bs: int = 64) -> pd.DataFrame:
+    "Predictions in the table's own columns, blank where a task is not reached"
+    frames = None if self.flow.geometry is None else self.frames(items)
+    return self.flow.to_frame(self.get_preds(items, bs)[1], frames)
 
 
-def _positive(x):
-    if type(x) not in (int, float) or not x > 0:
-        raise FlowError(f"the file divides pixels by {x!r}: write it with learn.save_safe")
-    return x
+@patch
+@torch.no_grad()
+def get_preds(
+    self: Predictor,
+    items,  # List of pictures: paths, PIL images, or arrays `(H, W, 3)` uint8
+    bs: int = 64,  # At a time
+):  # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
+    "Activations and decisions"
+    if isinstance(items, (str, Path)):
+        raise FlowError("hand over a list of pictures: [item], or write predict(item)")
+    parts = []
+    for start in range(0, len(items), bs):
+        logits = self.model(self.to_batch(items[start : start + bs]))
+        parts.append(self.loss.activation(logits))
+    acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
+    return acts, self.loss.decodes(acts)
+
+# %% ../../nbs/deploy/predictor.ipynb #358edfd2
+@patch
+def to_batch(self: Predictor, items):
+    "Pictures as the network takes them `(n, channels, H, W)`"
+    batch = torch.stack([self.tensor_of(item) for item in items])
+    for transform in self.batch:
+        batch = transform(batch, split_idx=1)
+    return batch.as_subclass(torch.Tensor)
+
+
+@patch
+def tensor_of(self: Predictor, item):
+    "One picture after the item transforms"
+    picture = self.opened(item)
+    for transform in self.item:
+        picture = transform(picture, split_idx=1)
+    return self.to_tensor(picture)
+
+
+@patch
+def opened(self: Predictor, item):
+    "The picture of a path, a PIL image or an array"
+    return self.open(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+
+
+@patch
+def frames(self: Predictor, items):
+    "From what the network sees, a squished picture, to pixels of each"
+    if self.flow.geometry is None:
+        return [None] * len(items)
+    return [Frame.of_size(*self.opened(item).size) for item in items]
+
+# %% ../../nbs/deploy/predictor.ipynb #78c1a7aa
+@patch
+def check(self: Predictor):
+    """A small picture through all that is done to pictures, and where their size is told through the network
+    too: an error where that cannot be"""
+    if (why := why_not_pictures(self)) is not None:
+        raise ValueError(why)
+
+
+def why_not_pictures(predictor) -> str | None:
+    "Why a small picture does not come through; None where it does"
+    picture = Image.new('RGB', (16, 12), (10, 100, 250))
+    batch, n_bands = predictor.to_batch([picture]), len(predictor.opened(picture).getbands())
+    if batch.shape[1] != n_bands:
+        return f'a picture of {n_bands} channels becomes one of {batch.shape[1]}'
+    if not torch.isfinite(batch).all():
+        return 'pixels become numbers that are not finite'
+    if predictor.item and not torch.isfinite(predictor.get_preds([picture])[0]).all():
+        return 'activations are not finite'
+    return None

@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from fastai.learner import Learner, load_learner
 from PIL import Image
-from .cli import register
+from .cli_common import register
 from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..core.files import IMAGES

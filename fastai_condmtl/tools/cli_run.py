@@ -6,9 +6,10 @@
 from __future__ import annotations
 import json
 from pathlib import Path
-from fastai_condmtl.tools.cli import (
+from fastai_condmtl.tools.cli_common import (
     at_least,
     common_options,
+    errors_as_lines,
     file_column,
     image_files,
     make_parser,
@@ -18,7 +19,6 @@ from fastai_condmtl.tools.cli import (
     read_table,
     register,
     report,
-    told,
 )
 from ..core.errors import FlowError
 from ..core.files import IMAGES
@@ -124,7 +124,7 @@ def condmtl_evaluate(argv=None):
     p.add_argument('--bs', type=at_least(1), help='images a batch (default: as in training)')
     common_options(p)
     a = p.parse_args(argv)
-    with told(p.prog):
+    with errors_as_lines(p.prog):
         evaluate(a)
 
 # %% ../../nbs/tools/cli_run.ipynb #c31daee6
@@ -208,5 +208,5 @@ def condmtl_explain(argv=None):
     p.add_argument('--logits', action='store_true', help='tell logits too')
     common_options(p)
     a = p.parse_args(argv)
-    with told(p.prog):
+    with errors_as_lines(p.prog):
         explain(a)

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score
 from fastai.vision.all import load_learner
 from fastai_condmtl.all import *
-from fastai_condmtl.tools import cli
+from fastai_condmtl.tools import cli, cli_common
 from fastai_condmtl.tools.cli import condmtl_train
 from fastai_condmtl.tools.cli_run import condmtl_evaluate, condmtl_explain
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
@@ -461,13 +461,13 @@ def test_few_rows_and_a_column_that_says_which_judge(scenes, call, tmp_path):
 def test_lines_that_end_in_a_comma(scenes, tmp_path):
     text = (scenes / 'labels.csv').read_text().splitlines()
     (tmp_path / 'l.csv').write_text('\n'.join([text[0], *(l + ',' for l in text[1:])]))
-    pd.testing.assert_frame_equal(cli.read_table(tmp_path / 'l.csv'), pd.read_csv(scenes / 'labels.csv'))
+    pd.testing.assert_frame_equal(cli_common.read_table(tmp_path / 'l.csv'), pd.read_csv(scenes / 'labels.csv'))
     (tmp_path / 'l.csv').write_text('\n'.join([text[0], *(l + ',' for l in text[1:]), text[1] + ',0']))
     with pytest.raises(FlowError, match='hold more cells than the first line names columns: name each column there'):
-        cli.read_table(tmp_path / 'l.csv')
+        cli_common.read_table(tmp_path / 'l.csv')
     (tmp_path / 'l.csv').write_text('\n'.join([*text, text[1] + ',0']))
     with pytest.raises(FlowError, match='cannot be read as a CSV'):
-        cli.read_table(tmp_path / 'l.csv')
+        cli_common.read_table(tmp_path / 'l.csv')
 
 
 def run_tools(f, *args, capsys):
