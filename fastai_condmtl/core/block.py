@@ -5,7 +5,6 @@
 # %% ../../nbs/core/block.ipynb #74413b74
 from __future__ import annotations
 from copy import copy
-from functools import wraps
 from typing import Any
 import numpy as np, pandas as pd
 from fastcore.basics import patch

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/conditions.ipynb #71ce4d21
 from __future__ import annotations
-import keyword, numbers, operator, unicodedata
+import keyword, operator, unicodedata
 from dataclasses import dataclass, field
 from functools import reduce
 from fastcore.basics import patch
