@@ -149,7 +149,7 @@ def random_state(dls) -> dict:
 
 def generators_of(dl) -> dict:
     "The state of a loader's own generators, by name"
-    states = {}
+    states: dict = {}
     for name, value in vars(whole(dl)).items():
         if isinstance(value, random.Random):
             states[name] = value.getstate()
@@ -242,13 +242,12 @@ def to_device(state, device):
 def training_identity(learn) -> dict:
     "What must be the same for a training to go on, name → text"
     flow = getattr(learn.dls, 'flow', None)
-    bound = isinstance(flow, BoundFlow)
     identity = {}
-    if bound:
+    if isinstance(flow, BoundFlow):
         identity |= {f"task '{path}'": task_in_words(flow, path) for path in flow.paths}
     for name, dl in zip(('training rows', 'validation rows'), learn.dls.loaders):
         identity |= loader_in_words(name, dl)
-    if bound:
+    if isinstance(flow, BoundFlow):
         learnt = {path: learnt_in_words(block) for path, block in flow.tasks.items()}
         identity |= {f"what task '{path}' learnt from the table": words for path, words in learnt.items()}
     return identity
