@@ -12,38 +12,13 @@ from .block import ConditionalBlock, given_by
 from .columns import MASKS, is_mask_block
 
 # %% auto #0
-__all__ = ['Flow', 'walk', 'inherited', 'leaves', 'Names', 'FlowError']
+__all__ = ['counterparts', 'Flow', 'lines_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of', 'walk',
+           'twice_error', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
 
 # %% ../../nbs/core/flow.ipynb #d043484d
 _all_ = ['FlowError']  # users catch it by this module's name
 
-# %% ../../nbs/core/flow.ipynb #9071a38c
-_counterparts = dict(
-    CategoryBlock='SingleLabelBlock(name)',
-    MultiCategoryBlock='MultiLabelBlock(name)',
-    PointBlock='KeypointsBlock(name, labels)',
-    BBoxBlock='BoxBlock(name)',
-    BBoxLblBlock='SingleLabelBlock(name)',
-    RegressionBlock='UnboundedRegressionBlock(name), or BoundedRegressionBlock(name, y_range=(lo, hi))',
-)
-
-
-def _instead_of(t):
-    "What to write instead of what is neither a block nor a flow"
-    if is_mask_block(t):
-        return MASKS
-    if isinstance(t, Condition):
-        return "a condition is given to a block: `block | condition`"
-    if isinstance(t, (list, tuple)):
-        return "unpack the list: Flow(name, *tasks)"
-    if isinstance(t, type):
-        return "make an object of it, with a name"
-    name = getattr(t, '__name__', '')
-    if name in _counterparts:
-        return f"{name} is a block of one target: write {_counterparts[name]}"
-    return "hand over blocks and flows"
-
-
+# %% ../../nbs/core/flow.ipynb #6bb817fa
 class Flow:
     "Tasks and flows under one name. Use it as a block: `DataBlock(blocks=(ImageBlock, flow))`"
 
@@ -67,105 +42,144 @@ class Flow:
         check_name(name, 'flow')
         check_features(name, features)
         self.features, self.weight_col = features, check_weight_col(name, weight_col)
-        for t in tasks:
-            if not isinstance(t, (ConditionalBlock, Flow)):
-                what = t.__name__ if isinstance(t, FunctionType) else repr(t)
-                raise FlowError(
-                    f"flow '{name}' holds {what} ({type(t).__name__}), which is neither a block nor a flow: "
-                    f"{_instead_of(t)}"
-                )
-        if not any(infer_labels is v for v in (False, True)) and infer_labels != 'train':
-            raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
-        self.name, self.tasks, self.given, self.infer_labels = (
-            name,
-            tasks,
-            None if given is None else as_condition(given),
-            infer_labels,
-        )
+        check_tasks(name, tasks)
+        check_infer_labels(name, infer_labels)
+        self.name, self.tasks = name, tasks
+        self.given = None if given is None else as_condition(given)
+        self.infer_labels = infer_labels
 
     def __or__(self, cond):
-        res = copy(self)
-        res.given = both(self.given, given_by(self, cond))
-        return res
+        conditioned = copy(self)
+        conditioned.given = both(self.given, given_by(self, cond))
+        return conditioned
 
     def __repr__(self):
-        return '\n'.join(self._lines())
+        return '\n'.join(lines_of(self))
 
-    def _lines(self):
-        yield f"{self.name}" + (f' | {self.given}' if self.given is not None else '')
-        for t in self.tasks:
-            last = t is self.tasks[-1]
-            lines = (
-                t._lines()
-                if isinstance(t, Flow)
-                else [f'{t.name}: {type(t).__name__}' + (f' | {t.given}' if t.given is not None else '')]
+# %% ../../nbs/core/flow.ipynb #e1cc60a8
+def lines_of(flow):
+    "The lines of a flow as a tree"
+    yield with_condition(flow.name, flow)
+    for task in flow.tasks:
+        last = task is flow.tasks[-1]
+        own = (
+            lines_of(task) if isinstance(task, Flow) else [with_condition(f'{task.name}: {type(task).__name__}', task)]
+        )
+        first, rest = ('└── ', '    ') if last else ('├── ', '│   ')
+        for i, line in enumerate(own):
+            yield (rest if i else first) + line
+
+
+def with_condition(text, task):
+    "`text`, and the condition of a task or flow"
+    return text if task.given is None else f'{text} | {task.given}'
+
+# %% ../../nbs/core/flow.ipynb #252a7166
+def check_infer_labels(name, infer_labels):
+    "Raise where `infer_labels` of the flow `name` is none of the three"
+    if not any(infer_labels is choice for choice in (False, True)) and infer_labels != 'train':
+        raise FlowError(f"flow '{name}': infer_labels={infer_labels!r} must be False, True or 'train'")
+
+
+def check_tasks(name, tasks):
+    "Raise where a part of the flow `name` is neither a block nor a flow"
+    for task in tasks:
+        if not isinstance(task, (ConditionalBlock, Flow)):
+            what = task.__name__ if isinstance(task, FunctionType) else repr(task)
+            raise FlowError(
+                f"flow '{name}' holds {what} ({type(task).__name__}), which is neither a block nor a flow: "
+                f"{instead_of(task)}"
             )
-            for i, l in enumerate(lines):
-                yield ('└── ' if last else '├── ') + l if i == 0 else ('    ' if last else '│   ') + l
 
-# %% ../../nbs/core/flow.ipynb #5deb186c
+
+def instead_of(part):
+    "What to write instead of what is neither a block nor a flow"
+    if is_mask_block(part):
+        return MASKS
+    if isinstance(part, Condition):
+        return "a condition is given to a block: `block | condition`"
+    if isinstance(part, (list, tuple)):
+        return "unpack the list: Flow(name, *tasks)"
+    if isinstance(part, type):
+        return "make an object of it, with a name"
+    name = getattr(part, '__name__', '')
+    if name in counterparts:
+        return f"{name} is a block of one target: write {counterparts[name]}"
+    return "hand over blocks and flows"
+
+
+counterparts = dict(
+    CategoryBlock='SingleLabelBlock(name)',
+    MultiCategoryBlock='MultiLabelBlock(name)',
+    PointBlock='KeypointsBlock(name, labels)',
+    BBoxBlock='BoxBlock(name)',
+    BBoxLblBlock='SingleLabelBlock(name)',
+    RegressionBlock='UnboundedRegressionBlock(name), or BoundedRegressionBlock(name, y_range=(lo, hi))',
+)
+
+# %% ../../nbs/core/flow.ipynb #5666bf12
 def walk(flow, prefix='', gates=()):
     """All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, prefix of the
     scope it was written in)`"""
+    scope = prefix[:-1]
     if flow.given is not None:
-        gates += ((flow.given, prefix.rpartition('.')[0].rpartition('.')[0]),) if prefix else ((flow.given, ''),)
-    seen = {}
+        gates += ((flow.given, scope.rpartition('.')[0]),)
     if not flow.tasks:
-        raise FlowError(f"flow '{prefix[:-1] or flow.name}' is empty: add at least one block, or leave it out")
-    for t in flow.tasks:
-        path = prefix + t.name
-        if t.name in seen:
+        raise FlowError(f"flow '{scope or flow.name}' is empty: add at least one block, or leave it out")
+    before = {}
+    for task in flow.tasks:
+        path = prefix + task.name
+        if task.name in before:
+            raise twice_error(path, task, before[task.name])
+        before[task.name] = task
+        if not isinstance(task, Flow):
+            yield path, task, gates + (((task.given, scope),) if task.given is not None else ())
+            continue
+        if task.infer_labels:
             raise FlowError(
-                f"two {'flows' if isinstance(t, Flow) and isinstance(seen[t.name], Flow) else 'tasks'} are called "
-                f"'{path}': "
-                + (
-                    "it was added twice; leave one out"
-                    if t is seen[t.name]
-                    else "rename one and keep its column with col="
-                )
+                f"flow '{path}': infer_labels belongs to the outermost flow, which sees all labels: set it there"
             )
-        seen[t.name] = t
-        if isinstance(t, Flow):
-            if t.infer_labels:
-                raise FlowError(
-                    f"flow '{path}': infer_labels belongs to the outermost flow, which sees all labels: set it there"
-                )
-            yield from walk(t, path + '.', gates)
-        else:
-            yield path, t, gates + (((t.given, prefix[:-1]),) if t.given is not None else ())
+        yield from walk(task, path + '.', gates)
 
 
+def twice_error(path, task, other):
+    "The error for two parts of one flow that have the same name"
+    kind = 'flows' if isinstance(task, Flow) and isinstance(other, Flow) else 'tasks'
+    why = "it was added twice; leave one out" if task is other else "rename one and keep its column with col="
+    return FlowError(f"two {kind} are called '{path}': {why}")
+
+# %% ../../nbs/core/flow.ipynb #e546f0de
 def inherited(flow, what, value=None):
     """What each task of `flow` names as `what`, in order of writing: its own, else that of the innermost flow
     which names one, else `value`"""
-    for t in flow.tasks:
-        own = getattr(t, what)
+    for task in flow.tasks:
+        own = getattr(task, what)
         if own is None:
             own = value
-        if isinstance(t, Flow):
-            yield from inherited(t, what, own)
+        if isinstance(task, Flow):
+            yield from inherited(task, what, own)
         else:
             yield own
 
 
 def leaves(flow):
     "The blocks of a flow, as written"
-    for t in flow.tasks:
-        if isinstance(t, Flow):
-            yield from leaves(t)
+    for task in flow.tasks:
+        if isinstance(task, Flow):
+            yield from leaves(task)
         else:
-            yield t
+            yield task
 
-
+# %% ../../nbs/core/flow.ipynb #93655da2
 class Names:
     "Finds tasks by name from within a flow"
 
     def __init__(self, paths):
-        self.paths, self.ends = dict.fromkeys(paths), {}
-        for p in self.paths:
-            parts = p.split('.')
+        self.paths, self.ends = dict.fromkeys(paths), {}  # all ends of paths, such as `c` and `b.c` → the paths
+        for path in self.paths:
+            parts = path.split('.')
             for i in range(len(parts)):
-                self.ends.setdefault('.'.join(parts[i:]), []).append(p)
+                self.ends.setdefault('.'.join(parts[i:]), []).append(path)
 
     def find(self, name, scope, who='a condition asks for'):
         "The path of the task called `name` in `scope`, a flow's path ('' is the outermost); `who` begins the error"
@@ -174,15 +188,12 @@ class Names:
                 f"{who} {name!r}: call a task by its name or path, a string; there are "
                 f"{', '.join(map(repr, [*self.paths][:10]))}"
             )
-        scopes = [scope]
-        while scopes[-1]:
-            scopes.append(scopes[-1].rpartition('.')[0])
-        inside = [(s + '.' if s else '') for s in scopes]
-        for s in inside:
-            if s + name in self.paths:
-                return s + name
-        for s in inside:
-            found = [p for p in self.ends.get(name, ()) if p.startswith(s)]
+        prefixes = outwards(scope)
+        for prefix in prefixes:
+            if prefix + name in self.paths:
+                return prefix + name
+        for prefix in prefixes:
+            found = [path for path in self.ends.get(name, ()) if path.startswith(prefix)]
             if len(found) == 1:
                 return found[0]
             if found:
@@ -191,3 +202,12 @@ class Names:
                     f"task({found[0]!r})"
                 )
         raise FlowError(f"{who} task '{name}', which the flow does not have: {near(name, self.ends)}")
+
+
+def outwards(scope):
+    "How paths begin in a flow and in those around it: 'a.b' gives 'a.b.', 'a.' and ''"
+    prefixes = []
+    while scope:
+        prefixes.append(scope + '.')
+        scope = scope.rpartition('.')[0]
+    return [*prefixes, '']
