@@ -71,8 +71,8 @@ def tree_html(tree) -> str:
     if tree is None:
         return ''
     lines = [(html.escape(sign + text), color) for sign, text, color in tree.marked()]
-    lines = [f"<span style='color:{color}'>{text}</span>" if color else text for text, color in lines]
-    return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(lines) + '</pre>'
+    spans = [f"<span style='color:{color}'>{text}</span>" if color else text for text, color in lines]
+    return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(spans) + '</pre>'
 
 # %% ../../nbs/text/show.ipynb #b88a2190
 @dispatch
