@@ -39,7 +39,7 @@ def conditional_tabular_learner(
     fit_for(dls, {**(config or {}), **kwargs})
     return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
 
-
+# %% ../../nbs/tabular/learner.ipynb #8ecdfe9b
 @wraps_stock(TabularLearner)
 def predict(
     stock,
@@ -51,14 +51,14 @@ def predict(
     flow = getattr(self.dls, 'flow', None)
     if not isinstance(flow, BoundFlow):
         return stock(self, row)
-    one = isinstance(row, (pd.Series, dict)) or isinstance(row, pd.DataFrame) and len(row) == 1
-    if not one:
+    is_one_row = isinstance(row, (pd.Series, dict)) or isinstance(row, pd.DataFrame) and len(row) == 1
+    if not is_one_row:
         what = len(row) if isinstance(row, pd.DataFrame) else f"a {type(row).__name__}"
         raise FlowError(
             f"predict takes one row, not {what}: df.iloc[0], or a dict of the inputs. For several there is "
             "learn.predict_df(df)"
         )
     dl = self.dls.test_dl(row)
-    acts, _, dec = self.get_preds(dl=dl, with_decoded=True)
-    res = FlowPrediction(flow, dec[0], acts[0]), dec[0], acts[0]
-    return (dl.dataset.inputs().iloc[0], *res) if with_input else res
+    acts, _, decided = self.get_preds(dl=dl, with_decoded=True)
+    triple = FlowPrediction(flow, decided[0], acts[0]), decided[0], acts[0]
+    return (dl.dataset.inputs().iloc[0], *triple) if with_input else triple

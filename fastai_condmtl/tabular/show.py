@@ -14,9 +14,9 @@ from .core import ConditionalTabular
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['rows_table', 'display_table', 'show_batch', 'show_results']
+__all__ = ['rows_table', 'show_batch', 'show_results', 'display_table']
 
-# %% ../../nbs/tabular/show.ipynb #2ecdb9fc
+# %% ../../nbs/tabular/show.ipynb #01415d64
 def rows_table(
     x: ConditionalTabular,  # Rows with packed labels, as a batch decodes
     pred=None,  # Packed decisions `(n, 2, D)` to set beside; None: labels only
@@ -24,74 +24,65 @@ def rows_table(
     titles=(),  # A note for each row, as first column
 ):
     "`(table, styles)`: texts of inputs and tasks, and the CSS of each cell"
-    inputs, flow, y = x.inputs(max_n), x.flow, x.packed()
-    res = pd.DataFrame({c: [_text(v) for v in inputs[c]] for c in inputs}, index=range(len(inputs)))
+    inputs, flow = x.inputs(max_n), x.flow
+    table = pd.DataFrame({c: [_text(v) for v in inputs[c]] for c in inputs}, index=range(len(inputs)))
     if len(titles):
-        res.insert(0, '', list(titles)[: len(res)])
-    css = pd.DataFrame('', index=res.index, columns=res.columns)
-    truth = [None] * len(inputs) if y is None else [FlowPrediction(flow, v) for v in y[:max_n]]
+        table.insert(0, '', list(titles)[: len(table)])
+    styles = pd.DataFrame('', index=table.index, columns=table.columns)
+    trees = _trees(x, pred, max_n, len(inputs))
+    for i, path in enumerate(flow.paths):
+        name = path if path not in table else f'{path} (task)'
+        nodes = [tree[path].data if tree.contains((tree.root, path)) else None for tree in trees]
+        table[name] = ['' if node is None else _cell(flow.tasks[path], node, pred is not None) for node in nodes]
+        line = 'border-left: 1px solid gray;' if i == 0 else ''
+        styles[name] = [line + _color(node) for node in nodes]
+    return table, styles
+
+
+def _trees(x, pred, max_n, n_rows):
+    "A `FlowTree` a row: of the labels, or of decisions and labels"
+    y = x.packed()
+    truth = [None] * n_rows if y is None else [FlowPrediction(x.flow, row) for row in y[:max_n]]
     if pred is None:
-        trees = [t.tree() for t in truth if t is not None]
-    else:
-        trees = [FlowPrediction(flow, p).tree(truth=t, probability=False) for t, p in zip(truth, pred)]
-    for i, p in enumerate(flow.paths):
-        name = p if p not in res else f'{p} (task)'
-        nodes = [t[p].data if t.contains((t.root, p)) else None for t in trees]
-        res[name] = ['' if d is None else _cell(flow.tasks[p], d, pred is not None) for d in nodes]
-        css[name] = [
-            ('border-left: 1px solid gray;' if i == 0 else '')
-            + ('' if d is None else 'color: crimson' if d['wrong'] else '' if d['known'] else 'color: gray')
-            for d in nodes
-        ]
-    return res, css
+        return [labels.tree() for labels in truth if labels is not None]
+    return [FlowPrediction(x.flow, row).tree(truth=labels, probability=False) for labels, row in zip(truth, pred)]
+
+# %% ../../nbs/tabular/show.ipynb #d18630c7
+def _color(node):
+    "CSS of a node's text: wrong ones red, those without a label gray"
+    if node is None:
+        return ''
+    if node['wrong']:
+        return 'color: crimson'
+    return '' if node['known'] else 'color: gray'
 
 
-def _text(v):
-    return (
-        ''
-        if v is None or v is pd.NA or v != v
-        else tell(bool(v))
-        if str(v) in ('True', 'False')
-        else f'{v:.4g}'
-        if isinstance(v, float)
-        else str(v)
-    )
+def _cell(block, node, judged):
+    "The text of a cell: the decision, and the truth where they differ"
+    value, truth, wrong = node['value'], node['truth'], node['wrong']
+    text = '–' if value is None else tell(value)
+    if not judged or truth is None or value is not None and block.exact and not wrong:
+        return text
+    return f"{'✗ ' if wrong or value is None else ''}{text} (truth {tell(truth)})"
 
 
-def _cell(block, d, judged):
-    "What a cell says: the decision, and the truth where they differ"
-    said = '–' if d['value'] is None else tell(d['value'])
-    if not judged or d['truth'] is None or d['value'] is not None and block.exact and not d['wrong']:
-        return said
-    return f"{'✗ ' if d['wrong'] or d['value'] is None else ''}{said} (truth {tell(d['truth'])})"
+def _text(value):
+    "The text of an input; blank where it is missing"
+    if value is None or value is pd.NA or value != value:
+        return ''
+    if str(value) in ('True', 'False'):
+        return tell(bool(value))
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
 
-
-def display_table(res, css):
-    "Show `rows_table`: styled in a notebook, as text elsewhere"
-    try:
-        from IPython import get_ipython
-        from IPython.display import HTML, display
-    except ImportError:
-        get_ipython = lambda: None  # no notebook without it
-    if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'):
-        print(res.to_string(index=False))
-    else:
-        display(
-            HTML(
-                res.style.hide(axis='index')
-                .apply(lambda _: css, axis=None)
-                .set_uuid(hashlib.md5(res.to_csv().encode()).hexdigest()[:8])
-                .to_html()
-            )
-        )  # the same table, the same text
-
-
+# %% ../../nbs/tabular/show.ipynb #14f99d0c
 @dispatch
 def show_batch(x: ConditionalTabular, y: None, its, ctxs=None, max_n=10, **kwargs):
     "Inputs and labels, a row each"
-    display_table(*rows_table(x, max_n=max_n)) if x.labelled else display_table(
-        t := x.inputs(max_n).map(_text), t.map(lambda v: '')
-    )
+    if x.labelled:
+        display_table(*rows_table(x, max_n=max_n))
+    else:
+        table = x.inputs(max_n).map(_text)
+        display_table(table, table.map(lambda text: ''))
 
 
 @dispatch
@@ -100,34 +91,28 @@ def show_results(x: ConditionalTabular, y: ConditionalTabular, samples, outs, ct
     there are labels at all"""
     display_table(*rows_table(x, y.packed(), max_n, titles))
 
-# %% ../../nbs/tabular/show.ipynb #9ecc4c53
-def _told(inputs):
-    return ' | '.join(textwrap.shorten(str(o), 200) for o in inputs)
 
-
-def _several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
-    from fastai.torch_core import TensorImage
-    from fastai_condmtl.vision.show import draw_pairs, trees_and_shapes
-
-    trees, shapes = trees_and_shapes(samples, outs)
-    images = [next((o for o in s if isinstance(o, TensorImage)), None) for s in samples]
-    if images[0] is None:  # in words
-        for i, (s, t) in enumerate(zip(samples, trees[:max_n])):
-            print('\n'.join([*titles[i : i + 1], _told(s[:-1]), str(t), '']))
+def display_table(table, styles):
+    "Show `rows_table`: styled in a notebook, as text elsewhere"
+    try:
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+    except ImportError:
+        get_ipython = lambda: None  # no notebook without it
+    if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'):
+        print(table.to_string(index=False))
         return
-    notes = [
-        textwrap.shorten(_told(o for o in s[:-1] if o is not im), 90, placeholder=' …')
-        for s, im in zip(samples, images)
-    ]
-    return draw_pairs(images, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles, notes, **kwargs)
+    styled = table.style.hide(axis='index').apply(lambda _: styles, axis=None)
+    uuid = hashlib.md5(table.to_csv().encode()).hexdigest()[:8]  # the same table, the same text
+    display(HTML(styled.set_uuid(uuid).to_html()))
 
-
+# %% ../../nbs/tabular/show.ipynb #18f0bcc6
 @dispatch
 def show_batch(
     x: tuple, y: TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs
 ):
     "Several inputs beside the trees of their labels"
-    return _several(samples, None, ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return _show_several(samples, None, ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 
 @dispatch
@@ -145,4 +130,24 @@ def show_results(
     **kwargs,
 ):
     "Several inputs beside the trees of their predictions"
-    return _several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
+    return _show_several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
+
+# %% ../../nbs/tabular/show.ipynb #086405d9
+def _show_several(samples, outs, ctxs, max_n, nrows, ncols, figsize, titles=(), **kwargs):
+    "Images beside trees, the other inputs as a note; all in words where there is no image"
+    from fastai.torch_core import TensorImage
+    from fastai_condmtl.vision.show import draw_pairs, trees_and_shapes
+
+    trees, shapes = trees_and_shapes(samples, outs)
+    images = [next((o for o in sample if isinstance(o, TensorImage)), None) for sample in samples]
+    if images[0] is None:
+        for i, (sample, tree) in enumerate(zip(samples, trees[:max_n])):
+            print('\n'.join([*titles[i : i + 1], _in_words(sample[:-1]), str(tree), '']))
+        return
+    notes = [_in_words(o for o in sample[:-1] if o is not im) for sample, im in zip(samples, images)]
+    notes = [textwrap.shorten(note, 90, placeholder=' …') for note in notes]
+    return draw_pairs(images, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles, notes, **kwargs)
+
+
+def _in_words(inputs):
+    return ' | '.join(textwrap.shorten(str(o), 200) for o in inputs)

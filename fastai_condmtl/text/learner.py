@@ -27,7 +27,8 @@ class AnyOrder(SentenceEncoder):
         pad = input == self.pad_idx
         start = (~pad).to(torch.uint8).argmax(1)
         order = start.argsort(stable=True)
-        back, x, outs, masks = order.argsort(), input[order], [], []
+        back, x = order.argsort(), input[order]
+        outs, masks = [], []
         for i in range(0, x.shape[1], self.bptt):
             out = self.module(x[: (start < i + self.bptt).sum(), i : i + self.bptt])
             if self.max_len is None or x.shape[1] - i <= self.max_len:
@@ -59,7 +60,7 @@ def conditional_text_learner(
             "conditional_lm_learner(dls)"
         )
     learn = text_classifier_learner(dls, arch, **kwargs)
-    e = learn.model[0]
-    if type(e) is SentenceEncoder:
-        e.__class__ = AnyOrder
+    encoder = learn.model[0]
+    if type(encoder) is SentenceEncoder:
+        encoder.__class__ = AnyOrder
     return equip(learn, metrics, tune, balance)

@@ -43,13 +43,10 @@ class TextEncoder(nn.Module):
         layer = nn.TransformerEncoderLayer(
             d_model, n_heads, 4 * d_model, dropout, activation='gelu', batch_first=True, norm_first=True
         )
-        self.layers, self.drop = (
-            nn.TransformerEncoder(layer, n_layers, norm=nn.LayerNorm(d_model), enable_nested_tensor=False),
-            nn.Dropout(dropout),
-        )
-        self.register_buffer(
-            'freqs', torch.exp(torch.arange(0, d_model, 2) * (-math.log(1e4) / d_model)), persistent=False
-        )
+        self.layers = nn.TransformerEncoder(layer, n_layers, norm=nn.LayerNorm(d_model), enable_nested_tensor=False)
+        self.drop = nn.Dropout(dropout)
+        frequencies = torch.exp(torch.arange(0, d_model, 2) * (-math.log(1e4) / d_model))
+        self.register_buffer('freqs', frequencies, persistent=False)
 
     def forward(self, ids):
         pad = ids == self.pad_idx
@@ -64,44 +61,44 @@ class FlowHeads(nn.Module):
 
     def __init__(self, flow: BoundFlow, encoder: TextEncoder, dropout: float = 0.1):
         super().__init__()
-        found, d = masked_task(flow), encoder.d_model
-        s = flow.slices[found[0]].logits if found else slice(0, 0)
-        self.before, n = (
-            s.start,
-            flow.c - (s.stop - s.start),
-        )  # logits of other tasks stand before and behind those of the words
-        self.answers = (
-            nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Dropout(dropout), nn.Linear(d, n)) if n else None
-        )
-        self.words = None
-        if not found:
-            return
-        self.k = found[1].n_masks
-        self.words, self.decoder = (
-            nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d)),
-            nn.Linear(d, found[1].n_out),
-        )
+        found, width = masked_task(flow), encoder.d_model
+        of_words = flow.slices[found[0]].logits if found else slice(0, 0)
+        self.before = of_words.start  # logits of other tasks stand before and behind those of the words
+        n_answers = flow.c - (of_words.stop - of_words.start)
+        self.answers = self.words = None
+        if n_answers:
+            self.answers = nn.Sequential(
+                nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, n_answers)
+            )
+        if found:
+            self._add_words(found[1], encoder)
+
+    def _add_words(self, block, encoder):
+        "The decoder of masked words, which shares its weights with the embedding"
+        width = encoder.d_model
+        self.k = block.n_masks
+        self.words = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.decoder = nn.Linear(width, block.n_out)
         self.decoder.weight = encoder.emb.weight
-        nothing = torch.full((found[1].n_out,), -1e4)
+        nothing = torch.full((block.n_out,), -1e4)
         nothing[encoder.pad_idx] = 0.0
         self.register_buffer('nothing', nothing, persistent=False)
-        self.register_buffer('never', torch.from_numpy(~found[1].asked), persistent=False)
+        self.register_buffer('never', torch.from_numpy(~block.asked), persistent=False)
 
     def pooled(self, out, pad):
-        "Logits of all tasks but the masked words"
+        "Logits of all tasks but the masked words, from features `(bs, L, d_model)` and where padding is `(bs, L)`"
         keep = ~pad[..., None]
         mean = (out * keep).sum(1) / keep.sum(1)
         return self.answers(torch.cat([mean, out.masked_fill(~keep, -torch.inf).amax(1)], 1))
 
     def masked(self, out, asked):
-        "Logits of the masked words `(bs, K*V)`"
-        at, there = positions(asked, self.k)
-        x = self.decoder(self.words(out.gather(1, at[..., None].expand(-1, -1, out.shape[-1])))).masked_fill(
-            self.never, -1e4
-        )
-        return torch.where(there[..., None], x, self.nothing.to(x.dtype)).flatten(1)
+        "Logits of the masked words `(bs, K*V)`, from features and where a word is asked `(bs, L)`"
+        at, is_asked = positions(asked, self.k)
+        feats = out.gather(1, at[..., None].expand(-1, -1, out.shape[-1]))
+        logits = self.decoder(self.words(feats)).masked_fill(self.never, -1e4)
+        return torch.where(is_asked[..., None], logits, self.nothing.to(logits.dtype)).flatten(1)
 
-
+# %% ../../nbs/text/lm.ipynb #a4c0de4c
 class ConditionalTextModel(nn.Sequential):
     "Encoder and heads of a flow over texts, with or without masked words"
 

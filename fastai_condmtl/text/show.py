@@ -15,31 +15,21 @@ from ..core import prediction_tree as explain  # noqa: F401  FlowPrediction.tree
 from plum import dispatch
 
 # %% auto #0
-__all__ = ['readable_text', 'tree_html', 'TextTrees', 'show_batch', 'show_results', 'plot_top_losses']
+__all__ = ['readable_text', 'TextTrees', 'tree_html', 'show_batch', 'show_results', 'plot_top_losses']
 
-# %% ../../nbs/text/show.ipynb #a6bad2f0
+# %% ../../nbs/text/show.ipynb #22ca9001
 def readable_text(
     text,  # Decoded text: tokens with blanks between
     trunc_at=None,  # Tokens to show; None: all
 ) -> str:
     "A decoded text without special tokens"
-    toks = [t for t in str(text).split(' ') if t not in (BOS, PAD)]
-    cut = trunc_at is not None and len(toks) > trunc_at
-    return (
-        ' '.join(MASK if t.lower() == MASK else t for t in decode_spec_tokens(toks[:trunc_at] if cut else toks))
-        + ' …' * cut
-    )  # a capital letter is hidden with its word
+    tokens = [token for token in str(text).split(' ') if token not in (BOS, PAD)]
+    end = ' …' if trunc_at is not None and len(tokens) > trunc_at else ''
+    words = decode_spec_tokens(tokens[:trunc_at])
+    words = [MASK if word.lower() == MASK else word for word in words]  # a capital letter is hidden with its word
+    return ' '.join(words) + end
 
-
-def tree_html(tree) -> str:
-    "A tree as HTML: wrong nodes red, those without a label gray; '' of None"
-    if tree is None:
-        return ''
-    lines = [(html.escape(sign + text), color) for sign, text, color in tree.marked()]
-    res = [f"<span style='color:{color}'>{text}</span>" if color else text for text, color in lines]
-    return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(res) + '</pre>'
-
-
+# %% ../../nbs/text/show.ipynb #7c9a0b54
 class TextTrees:
     "Texts beside their trees; `str` in a terminal, a table in a notebook"
 
@@ -54,13 +44,10 @@ class TextTrees:
     def __len__(self):
         return len(self.texts)
 
-    def _title(self, i):
-        return self.titles[i] if i < len(self.titles) else ''
-
     def __str__(self):
         rows = []
         for i, (text, tree) in enumerate(zip(self.texts, self.trees)):
-            lines = [] if tree is None else [sign + t for sign, t, _ in tree.marked()]
+            lines = [] if tree is None else [sign + line for sign, line, _ in tree.marked()]
             rows.append('\n'.join(filter(None, [self._title(i), textwrap.fill(text, 100), *lines])))
         return '\n\n'.join(rows)
 
@@ -68,30 +55,30 @@ class TextTrees:
 
     def _repr_html_(self):
         cell = "style='text-align:left;vertical-align:top;white-space:normal;min-width:16em;padding:.4em'"
-        say = lambda i: (
-            f"<div style='color:gray;font-size:85%'>{html.escape(self._title(i))}</div>" if self._title(i) else ''
-        )
-        rows = ''.join(
-            f"<tr><td {cell}>{say(i)}{html.escape(t)}</td><td {cell}>{tree_html(tree)}</td></tr>"
-            for i, (t, tree) in enumerate(zip(self.texts, self.trees))
-        )
-        return f"<table><tbody>{rows}</tbody></table>"
+        rows = []
+        for i, (text, tree) in enumerate(zip(self.texts, self.trees)):
+            title = html.escape(self._title(i))
+            title = f"<div style='color:gray;font-size:85%'>{title}</div>" if title else ''
+            rows.append(f"<tr><td {cell}>{title}{html.escape(text)}</td><td {cell}>{tree_html(tree)}</td></tr>")
+        return f"<table><tbody>{''.join(rows)}</tbody></table>"
+
+    def _title(self, i):
+        return self.titles[i] if i < len(self.titles) else ''
 
 
-def _show(samples, trees, max_n, trunc_at, titles=()):
-    res = TextTrees([readable_text(s[0], trunc_at) for s in samples][:max_n], trees[:max_n], titles)
-    try:
-        from IPython.display import display  # outside of a notebook it prints
-    except ImportError:
-        display = print
-    display(res)
-    return res
+def tree_html(tree) -> str:
+    "A tree as HTML: wrong nodes red, those without a label gray; '' of None"
+    if tree is None:
+        return ''
+    lines = [(html.escape(sign + text), color) for sign, text, color in tree.marked()]
+    spans = [f"<span style='color:{color}'>{text}</span>" if color else text for text, color in lines]
+    return "<pre style='margin:0;line-height:1.25;font-size:85%;background:none'>" + '\n'.join(spans) + '</pre>'
 
-
+# %% ../../nbs/text/show.ipynb #b88a2190
 @dispatch
 def show_batch(x: TensorText, y: TensorConditional, samples, ctxs=None, max_n=9, trunc_at=60, **kwargs):
     "Texts beside the trees of their labels; long ones are cut at `trunc_at` tokens"
-    return _show(samples, [s[1].tree() for s in samples], max_n, trunc_at)
+    return _show(samples, [sample[1].tree() for sample in samples], max_n, trunc_at)
 
 
 @dispatch
@@ -105,11 +92,25 @@ def show_results(
     x: TensorText, y: TensorConditional, samples, outs, ctxs=None, max_n=9, trunc_at=60, titles=(), **kwargs
 ):
     "Texts beside the trees of their predictions: wrong nodes red, nodes without a label gray"
-    return _show(samples, [o[0].tree(truth=s[1]) for s, o in zip(samples, outs)], max_n, trunc_at, titles)
+    trees = [out[0].tree(truth=sample[1]) for sample, out in zip(samples, outs)]
+    return _show(samples, trees, max_n, trunc_at, titles)
 
 
 @dispatch
 def plot_top_losses(x: TensorText, y: TensorConditional, samples, outs, raws, losses, max_n=9, **kwargs):
     """For fastai's `Interpretation`: as `show_results`, with the total loss above; `ConditionalInterpretation`
     ranks by task"""
-    return show_results(x, y, samples, outs, max_n=max_n, titles=[f'loss {float(l):.3g}' for l in losses], **kwargs)
+    titles = [f'loss {float(loss):.3g}' for loss in losses]
+    return show_results(x, y, samples, outs, max_n=max_n, titles=titles, **kwargs)
+
+
+def _show(samples, trees, max_n, trunc_at, titles=()):
+    "Display `TextTrees`"
+    texts = [readable_text(sample[0], trunc_at) for sample in samples][:max_n]
+    shown = TextTrees(texts, trees[:max_n], titles)
+    try:
+        from IPython.display import display  # outside of a notebook it prints
+    except ImportError:
+        display = print
+    display(shown)
+    return shown

@@ -55,7 +55,7 @@ def conditional_vision_learner(
     learn.branches = branches  # see `save_safe`
     return equip(add_heads(learn, branches), metrics, tune, balance)
 
-
+# %% ../../nbs/vision/learner.ipynb #80ccae22
 def check_arch(
     arch,  # A torchvision architecture, or the name of a timm model
 ):
@@ -69,17 +69,22 @@ def add_heads(
     branches=None,  # As for `conditional_vision_learner`
 ) -> Learner:
     "Replace the head of `learn` by a `ConditionalHead` around it; the body and its freeze groups stay"
-    frozen, p = learn.opt is not None, next(learn.model.parameters())
-    x = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0).one_batch()[0]
-    with torch.no_grad():
-        feats = learn.model[0].eval()(x.to(p.device, p.dtype).as_subclass(torch.Tensor))
-    stock = learn.model[1] if None in learn.dls.flow.plan.features else None
-    learn.model[1] = conditional_head(
-        learn.dls.flow, feats.to('cpu'), branches, None if stock is None else stock.cpu()
-    ).to(p.device)
+    is_frozen = learn.opt is not None
+    device = next(learn.model.parameters()).device
+    feats = _features_of_two(learn)
+    stock_head = learn.model[1].cpu() if None in learn.dls.flow.plan.features else None
+    learn.model[1] = conditional_head(learn.dls.flow, feats.to('cpu'), branches, stock_head).to(device)
     learn.model.train()
     learn.opt = None
     learn.add_cb(RunNeeded())
-    if frozen:
+    if is_frozen:
         learn.freeze()
     return learn
+
+
+def _features_of_two(learn):
+    "Features of the trunk for two pictures of the training set"
+    trunk, parameter = learn.model[0].eval(), next(learn.model.parameters())
+    x = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0).one_batch()[0]
+    with torch.no_grad():
+        return trunk(x.to(parameter.device, parameter.dtype).as_subclass(torch.Tensor))

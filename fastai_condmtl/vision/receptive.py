@@ -13,9 +13,9 @@ from fastai.learner import Learner
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['ReceptiveField', 'receptive_field']
+__all__ = ['ReceptiveField', 'receptive_field', 'check_positions']
 
-# %% ../../nbs/vision/receptive.ipynb #7bc085a5
+# %% ../../nbs/vision/receptive.ipynb #cb6468e9
 class ReceptiveField(NamedTuple):
     "Pixels, None where it grows with the picture"
 
@@ -25,45 +25,8 @@ class ReceptiveField(NamedTuple):
     step_x: int
 
     def __repr__(self):
-        h, w = ('all' if x is None else x for x in self[:2])
-        return f'{h} x {w} pixels, in steps of {self.step_y} x {self.step_x}'
-
-
-def _open(model):
-    "A copy through which every pixel that can count does"
-    model = deepcopy(model).cpu().double().eval()
-    for m in list(model.modules()):
-        for n, c in m.named_children():
-            if isinstance(c, nn.MaxPool2d):
-                setattr(m, n, nn.AvgPool2d(c.kernel_size, c.stride, c.padding, c.ceil_mode))
-            elif isinstance(c, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)):
-                setattr(m, n, nn.Identity())
-        for p in m.parameters(recurse=False):
-            p.data.fill_(1 / max(1, p[0].numel()) if p.ndim > 1 else 0.0)  # a mean over what a unit reads
-    return model
-
-
-def _span(model, n_in, n, axis, thin):
-    "Pixels along an axis that the middle position of the features reads, `(first, last)`, and the step to the next"
-    shape = [1, n_in, thin, thin]
-    shape[axis] = n
-    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
-    feats = model(x)
-    if feats.ndim != 4:
-        raise FlowError(
-            f"features of shape {tuple(feats.shape)} have no positions: hand over the part of the network that ends "
-            "in `(bs, channels, height, width)`, such as learn.model[0]"
-        )
-
-    def read(i):
-        g = torch.autograd.grad(feats.select(axis, i).sum(), x, retain_graph=True)[0]
-        there = g.abs().sum([a for a in range(4) if a != axis]).nonzero()
-        return int(there[0]), int(there[-1])
-
-    mid = feats.shape[axis] // 2
-    a, b = read(mid)
-    step = read(mid + 1)[0] - a if feats.shape[axis] > mid + 1 else 0
-    return a, b, step or round(n / feats.shape[axis])  # 0 also where both see everything
+        height, width = ('all' if pixels is None else pixels for pixels in self[:2])
+        return f'{height} x {width} pixels, in steps of {self.step_y} x {self.step_x}'
 
 
 def receptive_field(
@@ -75,16 +38,8 @@ def receptive_field(
     """What one position of the features can see, as [Araujo et al.
     2019](https://distill.pub/2019/computing-receptive-fields/) define it, for any graph of layers"""
     body = _open(body)
-
-    def along(axis):
-        n = 4 * thin
-        a, b, step = _span(body, n_in, n, axis, thin)
-        while (a == 0 or b == n - 1) and n < most:
-            n *= 2
-            a, b, step = _span(body, n_in, n, axis, thin)
-        return None if a == 0 or b == n - 1 else b - a + 1, step
-
-    (height, step_y), (width, step_x) = along(2), along(3)
+    height, step_y = _field(body, n_in, 2, most, thin)
+    width, step_x = _field(body, n_in, 3, most, thin)
     return ReceptiveField(height, width, step_y, step_x)
 
 
@@ -93,3 +48,56 @@ def receptive_field(self: Learner, **kwargs) -> ReceptiveField:
     """What one position of the trunk's features can see of a picture: of `model[0]`, where fastai's vision
     learners have it"""
     return receptive_field(self.model[0], **kwargs)
+
+# %% ../../nbs/vision/receptive.ipynb #4972f6a1
+def _field(model, n_in, axis, most, thin):
+    "Pixels along an axis that a position reads, None for all, and the step to the next position"
+    length = 4 * thin
+    first, last, step = _span(model, n_in, length, axis, thin)
+    while (first == 0 or last == length - 1) and length < most:
+        length *= 2
+        first, last, step = _span(model, n_in, length, axis, thin)
+    return None if first == 0 or last == length - 1 else last - first + 1, step
+
+
+def _span(model, n_in, length, axis, thin):
+    "First and last pixel along an axis that the middle position of the features reads, and the step to the next"
+    shape = [1, n_in, thin, thin]
+    shape[axis] = length
+    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    feats = model(x)
+    check_positions(feats)
+
+    def read(position):
+        grad = torch.autograd.grad(feats.select(axis, position).sum(), x, retain_graph=True)[0]
+        pixels = grad.abs().sum([a for a in range(4) if a != axis]).nonzero()
+        return int(pixels[0]), int(pixels[-1])
+
+    n_positions = feats.shape[axis]
+    middle = n_positions // 2
+    first, last = read(middle)
+    step = read(middle + 1)[0] - first if n_positions > middle + 1 else 0
+    return first, last, step or round(length / n_positions)  # 0 also where both see everything
+
+
+def _open(model):
+    "A copy through which every pixel that can count does"
+    model = deepcopy(model).cpu().double().eval()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
+            elif isinstance(child, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)):
+                setattr(module, name, nn.Identity())
+        for p in module.parameters(recurse=False):
+            p.data.fill_(1 / max(1, p[0].numel()) if p.ndim > 1 else 0.0)  # a mean over what a unit reads
+    return model
+
+
+def check_positions(feats):
+    "Raise for features that have lost their positions"
+    if feats.ndim != 4:
+        raise FlowError(
+            f"features of shape {tuple(feats.shape)} have no positions: hand over the part of the network that ends "
+            "in `(bs, channels, height, width)`, such as learn.model[0]"
+        )

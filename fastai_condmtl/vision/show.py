@@ -19,7 +19,7 @@ from ..core.applications import provides
 __all__ = ['draw_tree', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'draw_images', 'show_batch', 'show_results',
            'plot_top_losses', 'tensorboard_log']
 
-# %% ../../nbs/vision/show.ipynb #2f281093
+# %% ../../nbs/vision/show.ipynb #f47e818f
 def draw_tree(
     ax,  # Matplotlib axes
     tree,  # `FlowTree`; nodes whose data says `wrong` are marked, those not `known` are gray
@@ -27,19 +27,16 @@ def draw_tree(
     "Write a tree on `ax`, at a size that fits"
     ax.axis('off')
     lines = tree.marked()
-    fig = ax.get_figure()
-    w, h = (
-        ax.get_position().width * fig.get_figwidth() * 72,
-        ax.get_position().height * fig.get_figheight() * 72,
-    )  # points
-    texts = [t[4:] if len(lines) > 1 or t[:1] in '├└' else t for _, t, _ in lines]
-    size = max(3.0, min(9.0, h / (1.35 * max(len(texts), 1)), max(6.5, w / (0.62 * max(map(len, texts))))))
-    fits = max(20, int(w / (0.62 * size)) - 2)
-    texts = [t if len(t) <= fits else t[: fits - 1] + '…' for t in texts]  # many points in a row
+    figure, box = ax.get_figure(), ax.get_position()
+    width, height = box.width * figure.get_figwidth() * 72, box.height * figure.get_figheight() * 72  # points
+    texts = [text[4:] if len(lines) > 1 or text[:1] in '├└' else text for _, text, _ in lines]
+    size = max(3.0, min(9.0, height / (1.35 * max(len(texts), 1)), max(6.5, width / (0.62 * max(map(len, texts))))))
+    fits = max(20, int(width / (0.62 * size)) - 2)
+    texts = [text if len(text) <= fits else text[: fits - 1] + '…' for text in texts]  # many points in a row
     for i, (text, (sign, _, color)) in enumerate(zip(texts, lines)):
         ax.text(
             0,
-            1 - (i + 0.5) * 1.35 * size / h,
+            1 - (i + 0.5) * 1.35 * size / height,
             sign + text,
             color=color or 'black',
             family='monospace',
@@ -50,29 +47,7 @@ def draw_tree(
         )
     return ax
 
-# %% ../../nbs/vision/show.ipynb #823738e5
-def _grid(n, ctxs, nrows, ncols, figsize, titles):
-    "Axes in pairs, image and tree, and whether they are ours to lay out"
-    if ctxs is not None:
-        return ctxs
-    ncols = ncols or (1 if n == 1 else 2 if n <= 8 else 3)
-    nrows = nrows or -(-n // ncols)
-    fig, axs = plt.subplots(
-        nrows, 2 * ncols, figsize=figsize or (7 * ncols, 2.7 * nrows), width_ratios=[1, 1.6] * ncols, squeeze=False
-    )
-    fig.subplots_adjust(
-        left=0.01,
-        right=0.99,
-        top=0.99 - 0.25 * titles / fig.get_figheight(),
-        bottom=0.01,
-        wspace=0.03,
-        hspace=0.05 + 0.1 * titles,
-    )
-    for ax in axs.flat:
-        ax.axis('off')
-    return list(axs.flat)
-
-
+# %% ../../nbs/vision/show.ipynb #637f8f98
 @provides
 def draw_shapes(
     ax,  # Matplotlib axes that show an image
@@ -82,11 +57,14 @@ def draw_shapes(
     ls='-',  # Their style
 ):
     "Draw the boxes and points that blocks say are to be drawn (`draws=`)"
-    (w, h), edge = size, [PathEffects.withStroke(linewidth=3, foreground='black', alpha=0.6)]
-    for s in pred.shapes().values():
-        x, y = s[0] * w - 0.5, s[1] * h - 0.5
-        if len(s) == 4:
-            ax.add_patch(Rectangle((x, y), s[2] * w, s[3] * h, fill=False, ec=color, ls=ls, lw=1.5, path_effects=edge))
+    width, height = size
+    edge = [PathEffects.withStroke(linewidth=3, foreground='black', alpha=0.6)]
+    for shape in pred.shapes().values():
+        x, y = shape[0] * width - 0.5, shape[1] * height - 0.5
+        if len(shape) == 4:
+            box = Rectangle((x, y), shape[2] * width, shape[3] * height, fill=False, ec=color, ls=ls, lw=1.5)
+            box.set_path_effects(edge)
+            ax.add_patch(box)
         else:
             ax.plot(x, y, 'o' if ls == '-' else 'x', color=color, ms=5, path_effects=edge)
 
@@ -95,14 +73,19 @@ def trees_and_shapes(
     samples,  # Rows as `show_batch` has them, labels last, None where there are none
     outs=None,  # Their predictions
 ) -> tuple[list, list]:  # `(trees, shapes)`, one each a row; a shape is `(labels or prediction, colour, style of line)`
-    "What is told and drawn of rows: labels, or predictions beside them"
-    ys = [s[-1] for s in samples]
+    "What is written and drawn of rows: labels, or predictions beside them"
+    labels = [sample[-1] for sample in samples]
     if outs is None:
-        return [y.tree() for y in ys], [[(y, 'white', '-')] for y in ys]
-    trees = [o[0].tree(truth=y) for y, o in zip(ys, outs)]
-    return trees, [[(y, 'white', '--')] * (y is not None) + [(o[0], 'orange', '-')] for y, o in zip(ys, outs)]
+        return [label.tree() for label in labels], [[(label, 'white', '-')] for label in labels]
+    trees, shapes = [], []
+    for label, out in zip(labels, outs):
+        prediction = out[0]
+        trees.append(prediction.tree(truth=label))
+        true_shapes = [] if label is None else [(label, 'white', '--')]
+        shapes.append([*true_shapes, (prediction, 'orange', '-')])
+    return trees, shapes
 
-
+# %% ../../nbs/vision/show.ipynb #1eda96a2
 def draw_pairs(
     images,  # Image tensors
     trees,
@@ -118,16 +101,33 @@ def draw_pairs(
 ) -> list:  # The axes, in pairs
     "Images with their shapes beside trees"
     trees = trees[:max_n]
-    ctxs = _grid(len(trees), ctxs, nrows, ncols, figsize, bool(titles or notes))
+    if ctxs is None:
+        ctxs = _axes_in_pairs(len(trees), nrows, ncols, figsize, bool(titles or notes))
     for i, (im, tree, drawn) in enumerate(zip(images, trees, shapes)):
-        im.show(ctx=ctxs[2 * i], **kwargs)
-        for pred, color, ls in drawn:
-            draw_shapes(ctxs[2 * i], pred, im.shape[:-3:-1], color, ls)
-        draw_tree(ctxs[2 * i + 1], tree)
-        for ax, texts, size in ((ctxs[2 * i], titles, 8), (ctxs[2 * i + 1], notes, 7)):
+        beside = ctxs[2 * i], ctxs[2 * i + 1]
+        im.show(ctx=beside[0], **kwargs)
+        for pred, color, style in drawn:
+            draw_shapes(beside[0], pred, im.shape[:-3:-1], color, style)
+        draw_tree(beside[1], tree)
+        for ax, texts, size in zip(beside, (titles, notes), (8, 7)):
             if i < len(texts):
                 ax.set_title(texts[i], fontsize=size, loc='left', parse_math=False)
     return ctxs
+
+# %% ../../nbs/vision/show.ipynb #c57ad526
+def _axes_in_pairs(n, nrows, ncols, figsize, titles):
+    "Axes for `n` images and trees"
+    if not ncols:
+        most = 2 if n <= 8 else 3
+        ncols = min(n, most) or most
+    nrows = nrows or -(-n // ncols)
+    figsize = figsize or (7 * ncols, 2.7 * nrows)
+    figure, axs = plt.subplots(nrows, 2 * ncols, figsize=figsize, width_ratios=[1, 1.6] * ncols, squeeze=False)
+    top, between = 0.99 - 0.25 * titles / figure.get_figheight(), 0.05 + 0.1 * titles
+    figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=0.01, wspace=0.03, hspace=between)
+    for ax in axs.flat:
+        ax.axis('off')
+    return list(axs.flat)
 
 
 def draw_images(
@@ -145,21 +145,22 @@ def draw_images(
         ctxs = get_grid(len(images), nrows=nrows, ncols=ncols, figsize=figsize)
     return [im.show(ctx=ax, **kwargs) for im, ax in zip(images, ctxs)]
 
-
+# %% ../../nbs/vision/show.ipynb #4425ab2c
 @dispatch
 def show_batch(
     x: TensorImage, y: TensorConditional, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs
 ):
     "Images beside the trees of their labels; `ctxs`, where given, are axes in pairs"
-    return draw_pairs([s[0] for s in samples], *trees_and_shapes(samples), ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    images = [sample[0] for sample in samples]
+    return draw_pairs(images, *trees_and_shapes(samples), ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
 
 @dispatch
 def show_batch(x: TensorImage, y: None, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Images without labels"
-    return draw_images([s[0] for s in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
+    return draw_images([sample[0] for sample in samples], ctxs, max_n, nrows, ncols, figsize, **kwargs)
 
-
+# %% ../../nbs/vision/show.ipynb #fb30c4da
 @dispatch
 def show_results(
     x: TensorImage,
@@ -176,16 +177,17 @@ def show_results(
 ):
     """Images beside the trees of their predictions: wrong nodes red, nodes without a label gray; predicted boxes
     and points orange, true ones white and dashed; `ctxs`, where given, are axes in pairs"""
-    return draw_pairs(
-        [s[0] for s in samples], *trees_and_shapes(samples, outs), ctxs, max_n, nrows, ncols, figsize, titles, **kwargs
-    )
+    images = [sample[0] for sample in samples]
+    trees, shapes = trees_and_shapes(samples, outs)
+    return draw_pairs(images, trees, shapes, ctxs, max_n, nrows, ncols, figsize, titles, **kwargs)
 
 
 @dispatch
 def plot_top_losses(x: TensorImage, y: TensorConditional, samples, outs, raws, losses, max_n=9, **kwargs):
     """For fastai's `Interpretation`: as `show_results`, with the total loss above; `ConditionalInterpretation`
     ranks by task"""
-    return show_results(x, y, samples, outs, max_n=max_n, titles=[f'loss {float(l):.3g}' for l in losses], **kwargs)
+    titles = [f'loss {float(loss):.3g}' for loss in losses]
+    return show_results(x, y, samples, outs, max_n=max_n, titles=titles, **kwargs)
 
 # %% ../../nbs/vision/show.ipynb #1af81593
 @dispatch

@@ -786,3 +786,16 @@ def test_without_ipython():
     assert res.returncode == 0, res.stderr
     lines = res.stdout.split('\n')
     assert lines[0].split() == ['weight', 'late'] and lines[1].split()[1] in ('yes', 'no') and lines[3] == 'False'
+
+
+def test_data_of_another_table_stay_as_they_are():
+    "A learner reads rows by its own processors; the loader that it was handed can be read again"
+    df = pd.DataFrame(dict(kind=['a', 'b', 'c', 'd'] * 25, size=np.arange(100) * 1.0, good=[0.0, 1, 1, 0] * 25))
+    make = lambda rows: ConditionalTabularDataLoaders.from_df(rows, Flow('f', BinaryBlock('good')), seed=0, bs=16)
+    learn, other = conditional_tabular_learner(make(df), [8]), make(df[df.kind != 'a'])
+    before = other.valid_ds.items.copy()
+    with learn.no_bar():
+        first = learn.get_preds(dl=other.valid)
+        assert before.equals(other.valid_ds.items)
+        for a, b in zip(first, learn.get_preds(dl=other.valid)):
+            assert torch.equal(a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor))
