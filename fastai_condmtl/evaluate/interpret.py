@@ -4,19 +4,20 @@
 
 # %% ../../nbs/evaluate/interpret.ipynb #f717dc5f
 from __future__ import annotations
+from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from ..core.block import names_of
-from ..core.errors import near
-from ..core.errors import FlowError
+from ..core.errors import FlowError, near
 from .evaluation import blame, judge
 from ..learn.reading import as_loader
-from ..learn.accumulate import Picked, collect
+from ..learn.accumulate import Accumulator, Picked, collect
 from ..learn.state import flow_of, loss_of
-from ..learn.accumulate import Accumulator
 from ..loss.ranks import gather_rows, in_order
 
 # %% auto #0
-__all__ = ['Losses', 'ConditionalInterpretation']
+__all__ = ['Losses', 'ConditionalInterpretation', 'TaskRows', 'check_label', 'Classes', 'check_classes', 'check_named_classes',
+           'check_curves', 'check_residuals']
 
 # %% ../../nbs/evaluate/interpret.ipynb #f2d83f15
 class Losses(Accumulator):
@@ -27,12 +28,11 @@ class Losses(Accumulator):
         self.kept = []
 
     def accumulate(self, learn):
-        n = len(self.parts)
+        n_before = len(self.parts)
         super().accumulate(learn)
-        if len(self.parts) > n:
-            self.kept.append(
-                gather_rows(getattr(learn, 'dl', None), learn.loss_func.per_sample(learn.pred, learn.yb[0]))[0]
-            )
+        if len(self.parts) > n_before:
+            losses = learn.loss_func.per_sample(learn.pred, learn.yb[0])
+            self.kept.append(gather_rows(getattr(learn, 'dl', None), losses)[0])
 
     def losses(self):
         "`(N, T)`, unweighted, NaN where a row does not count"
@@ -54,288 +54,347 @@ class ConditionalInterpretation:
     ):
         "Predict once, keep what is needed"
         dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
-        dl = dl.new(
-            shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset)))
-        )  # in the order of the table, also where texts are sorted by length
+        # In the order of the table, also where texts are sorted by length
+        dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset))))
         with learn.no_bar():
             return cls(learn, dl, collect(learn, dl, acc=Losses(flow_of(learn))))
 
-    def losses(self, task=None):
-        "Losses `(N,)` of a task, NaN where a row does not count; of None the sum over tasks, by the weights in force"
-        all_ = self.acc.losses()
-        if task is not None:
-            return all_[:, self.flow.paths.index(self.flow.path(task))]
-        some = ~all_.isnan().all(1)
-        return torch.where(some, (all_ * loss_of(self.learn).task_weights().to(all_)).nansum(1), torch.nan)
+# %% ../../nbs/evaluate/interpret.ipynb #a1b2a003
+@patch
+def losses(self: ConditionalInterpretation, task=None):
+    "Losses `(N,)` of a task, NaN where a row does not count; of None the sum over tasks, by the weights in force"
+    by_task = self.acc.losses()
+    if task is not None:
+        return by_task[:, self.flow.paths.index(self.flow.path(task))]
+    counts = ~by_task.isnan().all(1)
+    return torch.where(counts, (by_task * loss_of(self.learn).task_weights().to(by_task)).nansum(1), torch.nan)
 
-    def top_losses(
-        self,
-        task=None,  # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
-        k: int = None,  # How many; None: all
-        largest=True,  # The worst, or the best
-    ) -> tuple:  # `(losses, positions)`
-        "Rows by their loss, of those that count only"
-        if isinstance(task, int):
-            task, k = None, task
-        x = self.losses(task)
-        rows = (~x.isnan()).nonzero()[:, 0]
-        order = x[rows].argsort(descending=largest, stable=True)[:k]
-        return x[rows][order], rows[order]
 
-    def plot_top_losses(
-        self,
-        task=None,  # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
-        k: int = 6,  # How many
-        largest=True,  # The worst, or the best
-        **kwargs,  # `nrows`, `ncols`, `figsize`
-    ):
-        "Show rows by their loss, as `show_results` shows them, with the loss above"
-        if isinstance(task, int):
-            task, k = None, task
-        losses, rows = self.top_losses(task, k, largest)
-        if not len(rows):
-            raise FlowError(f"no row counts for task '{task}': there is nothing to show")
-        dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked(rows), bs=len(rows))
-        b = dl.one_batch()
-        with self.learn.no_bar(), self.learn.no_logging():
-            dec = self.learn.get_preds(dl=[b], with_decoded=True)[2]
-        name = 'total loss' if task is None else f"loss of {self.flow.path(task).rpartition('.')[2]}"
-        dl.show_results(
-            b,
-            dec,
-            max_n=len(rows),
-            titles=[f'{name} {l:.3g} (row {i})' for l, i in zip(losses, rows.tolist())],
-            **kwargs,
+@patch
+def top_losses(
+    self: ConditionalInterpretation,
+    task=None,  # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
+    k: int = None,  # How many; None: all
+    largest=True,  # The worst, or the best
+) -> tuple:  # `(losses, positions)`
+    "Rows by their loss, of those that count only"
+    if isinstance(task, int):
+        task, k = None, task
+    losses = self.losses(task)
+    rows = (~losses.isnan()).nonzero()[:, 0]
+    order = losses[rows].argsort(descending=largest, stable=True)[:k]
+    return losses[rows][order], rows[order]
+
+# %% ../../nbs/evaluate/interpret.ipynb #d8bd4b65
+@patch
+def plot_top_losses(
+    self: ConditionalInterpretation,
+    task=None,  # Path or leaf name; None: the total (a number is `k` of the total, as in fastai)
+    k: int = 6,  # How many
+    largest=True,  # The worst, or the best
+    **kwargs,  # `nrows`, `ncols`, `figsize`
+):
+    "Show rows by their loss, as `show_results` shows them, with the loss above"
+    if isinstance(task, int):
+        task, k = None, task
+    losses, rows = self.top_losses(task, k, largest)
+    if not len(rows):
+        raise FlowError(f"no row counts for task '{task}': there is nothing to show")
+    dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked(rows), bs=len(rows))
+    batch = dl.one_batch()
+    with self.learn.no_bar(), self.learn.no_logging():
+        decoded = self.learn.get_preds(dl=[batch], with_decoded=True)[2]
+    name = 'total loss' if task is None else f"loss of {_leaf(self.flow.path(task))}"
+    titles = [f'{name} {loss:.3g} (row {i})' for loss, i in zip(losses, rows.tolist())]
+    dl.show_results(batch, decoded, max_n=len(rows), titles=titles, **kwargs)
+
+
+def _leaf(path):
+    "The last name of a path"
+    return path.rpartition('.')[2]
+
+# %% ../../nbs/evaluate/interpret.ipynb #35c5e55a
+@dataclass
+class TaskRows:
+    "The rows (or cells of one label) that count for a task"
+
+    path: str
+    block: object  # Bound block
+    summary: np.ndarray  # What the block keeps of its activations `(n, K)`
+    true: np.ndarray  # Values `(n,)`
+    threshold: float | None  # None: decided without one
+
+
+@patch
+def _rows_of(self: ConditionalInterpretation, task, label=None):
+    "`TaskRows` of a task, or of one of its labels"
+    path = self.flow.path(task)
+    block = self.flow.tasks[path]
+    check_label(path, block, label)
+    summary, true, mask, threshold = self.acc.task(path)
+    names = block.labels or [None]
+    j = names.index(label) if label is not None else 0
+    if threshold is None and block.thresholded:
+        threshold = block.thresholds().numpy()
+    if threshold is not None:
+        threshold = float(np.broadcast_to(threshold, len(names))[j])
+    return TaskRows(path, block, summary[mask[:, j], j], true[mask[:, j], j], threshold)
+
+
+def check_label(path, block, label):
+    "A task with labels is looked at label by label; the label exists"
+    names = block.labels or [None]
+    if label is not None and names == [None]:
+        raise FlowError(f"task '{path}' ({type(block).__name__}) has no labels: leave label= out")
+    if label is not None and label not in names:
+        raise FlowError(f"task '{path}' has no label {label!r}: {near(label, [n for n in names if n is not None])}")
+    if label is None and len(names) > 1:
+        raise FlowError(
+            f"task '{path}' has several labels: say which with label=, one of {', '.join(map(repr, names[:10]))}"
         )
 
-    def _of(self, task, label=None):
-        "Path, block, and of the rows (or cells of one label) that count: summary `(n, K)`, truth `(n,)`, threshold"
-        path = self.flow.path(task)
-        block, (summary, true, mask, t) = self.flow.tasks[path], self.acc.task(path)
-        names = block.labels or [None]
-        if label is not None and names == [None]:
-            raise FlowError(f"task '{path}' ({type(block).__name__}) has no labels: leave label= out")
-        if label is not None and label not in names:
-            raise FlowError(f"task '{path}' has no label {label!r}: {near(label, [n for n in names if n is not None])}")
-        if label is None and len(names) > 1:
-            raise FlowError(
-                f"task '{path}' has several labels: say which with label=, one of {', '.join(map(repr, names[:10]))}"
-            )
-        j = names.index(label) if label is not None else 0
-        if t is None and block.thresholded:
-            t = block.thresholds().numpy()
-        return (
-            path,
-            block,
-            summary[mask[:, j], j],
-            true[mask[:, j], j],
-            None if t is None else float(np.broadcast_to(t, len(names))[j]),
+# %% ../../nbs/evaluate/interpret.ipynb #55b6a31a
+@dataclass
+class Classes:
+    "True and decided classes of a task, by position"
+
+    path: str
+    names: list  # Texts
+    true: np.ndarray  # `(n,)`
+    decided: np.ndarray  # `(n,)`
+
+
+@patch
+def confusion_matrix(
+    self: ConditionalInterpretation,
+    task,  # Binary or single-label task; a multi-label one with `label`
+    label=None,  # One label of a multi-label task
+) -> np.ndarray:
+    "Rows that count: true class down, decided class across"
+    from sklearn.metrics import confusion_matrix
+
+    classes = self._classes(task, label)
+    n_classes = len(classes.names)
+    if not len(classes.true):
+        return np.zeros((n_classes, n_classes), dtype=int)
+    return confusion_matrix(classes.true, classes.decided, labels=range(n_classes))
+
+
+@patch
+def _classes(self: ConditionalInterpretation, task, label):
+    "`Classes` of a task; an error for one that has none"
+    path = self.flow.path(task)
+    check_classes(path, self.flow.tasks[path])
+    rows = self._rows_of(path, label)
+    block = rows.block
+    if block.thresholded:
+        names = ('no', 'yes') if block.labels is not None else names_of(block)
+        decided = (rows.summary[:, 0] > rows.threshold).astype(int)
+        return Classes(path, [str(v) for v in names], (rows.true > 0.5).astype(int), decided)
+    check_named_classes(path, block)
+    return Classes(path, [str(v) for v in names_of(block)], rows.true.astype(int), rows.summary[:, 0].astype(int))
+
+# %% ../../nbs/evaluate/interpret.ipynb #3d026292
+def check_classes(path, block):
+    "A task that is right or wrong has classes"
+    if not block.exact:
+        raise FlowError(
+            f"task '{path}' ({type(block).__name__}) has no classes to confuse: look at plot_residuals('{path}')"
         )
 
-    def _classes(self, task, label):
-        path = self.flow.path(task)
-        if not self.flow.tasks[path].exact:
-            raise FlowError(
-                f"task '{path}' ({type(self.flow.tasks[path]).__name__}) has no classes to confuse: look at "
-                f"plot_residuals('{path}')"
-            )
-        path, block, summary, true, t = self._of(task, label)
-        if not block.thresholded and (not block.per_cell or block.n_targets > 1):
-            raise FlowError(
-                f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the "
-                "table"
-            )
-        if block.thresholded:
-            return (
-                path,
-                [str(v) for v in (('no', 'yes') if block.labels is not None else names_of(block))],
-                (true > 0.5).astype(int),
-                (summary[:, 0] > t).astype(int),
-            )
-        return path, [str(v) for v in names_of(block)], true.astype(int), summary[:, 0].astype(int)
 
-    def confusion_matrix(
-        self,
-        task,  # Binary or single-label task; a multi-label one with `label`
-        label=None,  # One label of a multi-label task
-    ) -> np.ndarray:
-        "Rows that count: true class down, decided class across"
-        from sklearn.metrics import confusion_matrix
-
-        _, names, true, pred = self._classes(task, label)
-        return (
-            confusion_matrix(true, pred, labels=range(len(names)))
-            if len(true)
-            else np.zeros((len(names),) * 2, dtype=int)
+def check_named_classes(path, block):
+    "One class a row, with a name"
+    if not block.per_cell or block.n_targets > 1:
+        raise FlowError(
+            f"task '{path}' ({type(block).__name__}) has no classes by name: compare learn.predict_df with the table"
         )
 
-    def plot_confusion_matrix(
-        self,
-        task,
-        label=None,
-        normalize=False,  # Shares of the true class instead of rows
-        max_classes=40,  # Of more classes, those that are confused the most are drawn, and the title says so
-        cmap='Blues',
-        ax=None,
-        **kwargs,  # For scikit-learn's `ConfusionMatrixDisplay.from_predictions`
-    ):
-        "Draw `confusion_matrix`"
-        import matplotlib.pyplot as plt
-        from sklearn.metrics import ConfusionMatrixDisplay
+# %% ../../nbs/evaluate/interpret.ipynb #1b797c7f
+@patch
+def most_confused(
+    self: ConditionalInterpretation,
+    task,
+    min_val: int = 1,  # Rows at least
+    label=None,  # One label of a multi-label task
+) -> list:  # `(true, decided, rows)`
+    "Confusions of a task with classes, or of one label, the most frequent first"
+    classes = self._classes(task, label)
+    block = self.flow.tasks[classes.path]
+    yes_or_no = block.thresholded and (block.labels is not None or not block.vocab)
+    vocab = (False, True) if yes_or_no else names_of(block)
+    return [(vocab[i], vocab[j], n) for i, j, n in _confused(classes) if n >= min_val]
 
-        path, names, true, pred = self._classes(task, label)
-        if not len(true):
-            raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
-        of = len(names)
-        if of > max_classes:
-            often = [c for i, j, _ in self._confused(true, pred, of)[:max_classes] for c in (i, j)] + np.argsort(
-                -np.bincount(true, minlength=of), kind='stable'
-            )[:max_classes].tolist()
-            some = sorted(list(dict.fromkeys(often))[:max_classes])
-            place = np.full(of, -1)
-            place[some] = np.arange(len(some))
-            kept = (place[true] >= 0) & (place[pred] >= 0)  # rows between these classes
-            names, true, pred = [names[j] for j in some], place[true[kept]], place[pred[kept]]
-        size = min(12, 2.2 + 0.5 * len(names))
-        if ax is None:
-            ax = plt.subplots(figsize=(size + 0.6, size), layout='constrained')[1]
-        d = ConfusionMatrixDisplay.from_predictions(
-            true,
-            pred,
-            labels=range(len(names)),
-            display_labels=names,
-            normalize='true' if normalize else None,
-            xticks_rotation=90 if max(map(len, names)) > 3 else 0,
-            cmap=cmap,
-            ax=ax,
-            colorbar=False,
-            values_format='.2f' if normalize else None,
-            **kwargs,
+
+def _confused(classes):
+    """Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first; only
+    what occurs, since of 5,000 classes there are 25 million pairs"""
+    true, decided, n_classes = classes.true, classes.decided, len(classes.names)
+    pairs, n_rows = np.unique((true * n_classes + decided)[true != decided], return_counts=True)
+    order = np.argsort(-n_rows, kind='stable')
+    return list(zip((pairs[order] // n_classes).tolist(), (pairs[order] % n_classes).tolist(), n_rows[order].tolist()))
+
+# %% ../../nbs/evaluate/interpret.ipynb #487d128d
+@patch
+def plot_confusion_matrix(
+    self: ConditionalInterpretation,
+    task,
+    label=None,
+    normalize=False,  # Shares of the true class instead of rows
+    max_classes=40,  # Of more classes, those that are confused the most are drawn, and the title says so
+    cmap='Blues',
+    ax=None,
+    **kwargs,  # For scikit-learn's `ConfusionMatrixDisplay.from_predictions`
+):
+    "Draw `confusion_matrix`"
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    classes = self._classes(task, label)
+    if not len(classes.true):
+        raise FlowError(f"no row counts for task '{classes.path}': there is nothing to plot")
+    n_all = len(classes.names)
+    if n_all > max_classes:
+        classes = _some_classes(classes, max_classes)
+    names, size = classes.names, min(12, 2.2 + 0.5 * len(classes.names))
+    look = dict(xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, colorbar=False)
+    if normalize:
+        look |= dict(normalize='true', values_format='.2f')
+    ax = _axes(ax, (size + 0.6, size))
+    ConfusionMatrixDisplay.from_predictions(
+        classes.true, classes.decided, labels=range(len(names)), display_labels=names, ax=ax, **look, **kwargs
+    )
+    for text in ax.get_xticklabels() + ax.get_yticklabels():
+        text.set_parse_math(False)
+    title = f"{_leaf(classes.path)}{'' if label is None else f': {label}'}, {len(classes.true)} rows"
+    among = f" between {len(names)} of {n_all} classes" if n_all > len(names) else ''
+    ax.set_title(title + among, parse_math=False)
+    return ax
+
+
+def _axes(ax, size):
+    "`ax`, or the axes of a new figure"
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout='constrained')[1] if ax is None else ax
+
+# %% ../../nbs/evaluate/interpret.ipynb #e6869080
+def _some_classes(classes, n):
+    "`n` classes that are confused the most, then the most frequent ones, and the rows between them"
+    n_all = len(classes.names)
+    confused = [c for i, j, _ in _confused(classes)[:n] for c in (i, j)]
+    frequent = np.argsort(-np.bincount(classes.true, minlength=n_all), kind='stable')[:n].tolist()
+    chosen = sorted(list(dict.fromkeys(confused + frequent))[:n])
+    place = np.full(n_all, -1)
+    place[chosen] = np.arange(len(chosen))
+    true, decided = place[classes.true], place[classes.decided]
+    kept = (true >= 0) & (decided >= 0)
+    return Classes(classes.path, [classes.names[j] for j in chosen], true[kept], decided[kept])
+
+# %% ../../nbs/evaluate/interpret.ipynb #8623cf83
+@patch
+def plot_roc(self: ConditionalInterpretation, task, label=None, ax=None):
+    "ROC curves of a binary or multi-label task (scikit-learn's)"
+    return self._curves(task, label, 'RocCurveDisplay', ax)
+
+
+@patch
+def plot_precision_recall(self: ConditionalInterpretation, task, label=None, ax=None):
+    "Precision over recall of a binary or multi-label task (scikit-learn's)"
+    return self._curves(task, label, 'PrecisionRecallDisplay', ax)
+
+
+@patch
+def _curves(self: ConditionalInterpretation, task, label, display, ax):
+    "One curve a label, by a display of scikit-learn"
+    from sklearn import metrics
+
+    path = self.flow.path(task)
+    block = self.flow.tasks[path]
+    check_curves(path, block)
+    labels = (label is None and block.labels) or [label]
+    rows = {name: self._rows_of(path, name) for name in labels}
+    two_classes = {name: r for name, r in rows.items() if 0 < r.true.sum() < len(r.true)}  # one class only: no curve
+    ax = _axes(ax, (4.6, 4.2))
+    for name, r in two_classes.items():
+        shown = _leaf(path) if name is None else str(name)
+        draw = getattr(metrics, display).from_predictions
+        draw(r.true > 0.5, r.summary[:, 0], name=shown, ax=ax, plot_chance_level=False)
+    if not two_classes:
+        raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
+    ax.set_title(_leaf(path), parse_math=False)
+    return ax
+
+
+def check_curves(path, block):
+    "A curve needs a probability of yes"
+    if not block.thresholded:
+        raise FlowError(
+            f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and "
+            "multi-label tasks; look at "
+            f"{'plot_confusion_matrix' if block.exact else 'plot_residuals'}('{path}')"
         )
-        for t in d.ax_.get_xticklabels() + d.ax_.get_yticklabels():
-            t.set_parse_math(False)
-        d.ax_.set_title(
-            parse_math=False,
-            label=f"{path.rpartition('.')[2]}{'' if label is None else f': {label}'}, {len(true)} rows"
-            + (f" between {len(names)} of {of} classes" if of > len(names) else ''),
+
+# %% ../../nbs/evaluate/interpret.ipynb #040f66fa
+@patch
+def residuals(
+    self: ConditionalInterpretation,
+    task,
+    label=None,  # One point of a `KeypointsBlock`
+) -> pd.DataFrame:
+    """`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original
+    units, a row each that counts; the index is its position. Of points and boxes as shares of the picture, a
+    row a `coordinate`"""
+    path = self.flow.path(task)
+    block = self.flow.tasks[path]
+    check_residuals(path, block, label)
+    summary, true, mask, _ = self.acc.task(path)
+    cols = list(range(block.n_targets)) if label is None else block.columns_of(label)
+    at, col = np.nonzero(mask[:, cols])
+    of_cells = lambda values: block.display_units(np.asarray(values, dtype=float)[:, cols][at, col])
+    truth, predicted = of_cells(true), of_cells(summary[..., 0])
+    res = pd.DataFrame(dict(truth=truth, predicted=predicted, residual=truth - predicted), index=at)
+    if block.geometry is not None:
+        res['coordinate'] = np.array(block.coordinates, dtype=object)[np.array(cols)[col]]
+    return res
+
+
+def check_residuals(path, block, label):
+    "A task of numbers has residuals; the label exists"
+    if block.exact:
+        raise FlowError(
+            f"task '{path}' ({type(block).__name__}) has no residuals: look at "
+            f"plot_confusion_matrix('{path}'{', label=...' if block.labels else ''})"
         )
-        return d.ax_
+    if label is not None and label not in (block.labels or ()):
+        fix = near(label, block.labels) if block.labels else "leave label= out"
+        raise FlowError(f"task '{path}' has no label {label!r}: {fix}")
 
-    def most_confused(
-        self,
-        task,
-        min_val: int = 1,  # Rows at least
-        label=None,  # One label of a multi-label task
-    ) -> list:  # `(true, decided, rows)`
-        "Confusions of a task with classes, or of one label, the most frequent first"
-        path, names, true, pred = self._classes(task, label)
-        block = self.flow.tasks[path]
-        vocab = (
-            (False, True) if block.thresholded and (block.labels is not None or not block.vocab) else names_of(block)
-        )
-        return [(vocab[i], vocab[j], n) for i, j, n in self._confused(true, pred, len(names)) if n >= min_val]
+# %% ../../nbs/evaluate/interpret.ipynb #f6363777
+@patch
+def plot_residuals(
+    self: ConditionalInterpretation,
+    task,
+    kind='actual_vs_predicted',  # Or `residual_vs_predicted`
+    ax=None,
+    label=None,  # One point of a `KeypointsBlock`
+    **kwargs,  # For scikit-learn's `PredictionErrorDisplay.from_predictions`
+):
+    "Predictions of a regression against the truth, in original units (of points and boxes: shares of the picture)"
+    from sklearn.metrics import PredictionErrorDisplay
 
-    def _confused(self, true, pred, of):
-        """Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first; only
-        what occurs, since of 5,000 classes there are 25 million pairs"""
-        pairs, n = np.unique((true * of + pred)[true != pred], return_counts=True)
-        order = np.argsort(-n, kind='stable')
-        return list(zip((pairs[order] // of).tolist(), (pairs[order] % of).tolist(), n[order].tolist()))
+    cells = self.residuals(task, label)
+    path = self.flow.path(task)
+    if not len(cells):
+        raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
+    ax = _axes(ax, (4.6, 4.2))
+    look = dict(scatter_kwargs=dict(alpha=min(1.0, 30 / len(cells) ** 0.5), s=12))
+    draw = PredictionErrorDisplay.from_predictions
+    draw(cells.truth, cells.predicted, kind=kind, ax=ax, **{**look, **kwargs})
+    ax.set_title(f"{_leaf(path)}, {len(cells)} rows", parse_math=False)
+    return ax
 
-    def _curves(self, task, label, display, ax, **kwargs):
-        import matplotlib.pyplot as plt
-        from sklearn import metrics
-
-        path = self.flow.path(task)
-        block = self.flow.tasks[path]
-        if not block.thresholded:
-            raise FlowError(
-                f"task '{path}' ({type(block).__name__}) has no probability of yes: curves are for binary and "
-                "multi-label tasks; look at "
-                f"{'plot_confusion_matrix' if block.exact else 'plot_residuals'}('{path}')"
-            )
-        if ax is None:
-            ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')[1]
-        drawn = 0
-        for l in (label is None and block.labels) or [label]:
-            _, _, summary, true, _ = self._of(path, l)
-            if not 0 < true.sum() < len(true):
-                continue  # one class only: no curve
-            getattr(metrics, display).from_predictions(
-                true > 0.5, summary[:, 0], name=path.rpartition('.')[2] if l is None else str(l), ax=ax, **kwargs
-            )
-            drawn += 1
-        if not drawn:
-            raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
-        ax.set_title(path.rpartition('.')[2], parse_math=False)
-        return ax
-
-    def plot_roc(self, task, label=None, ax=None):
-        "ROC curves of a binary or multi-label task (scikit-learn's)"
-        return self._curves(task, label, 'RocCurveDisplay', ax, plot_chance_level=False)
-
-    def plot_precision_recall(self, task, label=None, ax=None):
-        "Precision over recall of a binary or multi-label task (scikit-learn's)"
-        return self._curves(task, label, 'PrecisionRecallDisplay', ax, plot_chance_level=False)
-
-    def residuals(
-        self,
-        task,
-        label=None,  # One point of a `KeypointsBlock`
-    ) -> pd.DataFrame:
-        """`truth`, `predicted` and `residual` (truth - predicted, as in scikit-learn) of a regression in original
-        units, a row each that counts; the index is its position. Of points and boxes as shares of the picture, a
-        row a `coordinate`"""
-        path = self.flow.path(task)
-        block = self.flow.tasks[path]
-        if block.exact:
-            raise FlowError(
-                f"task '{path}' ({type(block).__name__}) has no residuals: look at "
-                f"plot_confusion_matrix('{path}'{', label=...' if block.labels else ''})"
-            )
-        if label is not None and label not in (block.labels or ()):
-            raise FlowError(
-                f"task '{path}' has no label {label!r}: "
-                + (near(label, block.labels) if block.labels else "leave label= out")
-            )
-        summary, true, mask, _ = self.acc.task(path)
-        cols = list(range(block.n_targets)) if label is None else block.columns_of(label)
-        at, col = np.nonzero(mask[:, cols])
-        t, p = (block.display_units(np.asarray(a, dtype=float)[:, cols][at, col]) for a in (true, summary[..., 0]))
-        names = (
-            {}
-            if block.geometry is None
-            else dict(coordinate=np.array(block.coordinates, dtype=object)[np.array(cols)[col]])
-        )
-        return pd.DataFrame(dict(truth=t, predicted=p, residual=t - p, **names), index=at)
-
-    def plot_residuals(
-        self,
-        task,
-        kind='actual_vs_predicted',  # Or `residual_vs_predicted`
-        ax=None,
-        label=None,
-        **kwargs,  # One point of a `KeypointsBlock`; for scikit-learn's `PredictionErrorDisplay.from_predictions`
-    ):
-        "Predictions of a regression against the truth, in original units (of points and boxes: shares of the picture)"
-        import matplotlib.pyplot as plt
-        from sklearn.metrics import PredictionErrorDisplay
-
-        r = self.residuals(task, label)
-        if not len(r):
-            raise FlowError(f"no row counts for task '{self.flow.path(task)}': there is nothing to plot")
-        if ax is None:
-            ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')[1]
-        PredictionErrorDisplay.from_predictions(
-            r.truth,
-            r.predicted,
-            kind=kind,
-            ax=ax,
-            **{'scatter_kwargs': dict(alpha=min(1.0, 30 / len(r) ** 0.5), s=12), **kwargs},
-        )
-        ax.set_title(f"{self.flow.path(task).rpartition('.')[2]}, {len(r)} rows", parse_math=False)
-        return ax
-
-    def cascade_report(self) -> pd.DataFrame:
-        "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"
-        return blame(judge(loss_of(self.learn), self.acc))
+# %% ../../nbs/evaluate/interpret.ipynb #88a704ce
+@patch
+def cascade_report(self: ConditionalInterpretation) -> pd.DataFrame:
+    "Which parent's mistakes cost which tasks how many rows; see `learn.cascade_report`"
+    return blame(judge(loss_of(self.learn), self.acc))

@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from fastai.torch_core import find_bs, nested_reorder
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
-from ..loss.ranks import scattered, _positions, _step
+from ..loss.ranks import positions, scattered, shared_by
 
 # %% auto #0
 __all__ = ['one_batch', 'to_detach', 'after_validate', 'without_ranks']
@@ -25,7 +25,7 @@ def _once(learn, b):
     "A batch without the labels of rows that were appended"
     dl, i = learn.dl, getattr(learn.dls, 'n_inp', 1 if len(b) == 1 else len(b) - 1)
     n = find_bs(b)
-    left = int((_positions(dl, n, [dl.rank]) < dl.n).sum())
+    left = int((positions(dl, n, [dl.rank]) < dl.n).sum())
     if left == n or len(b) <= i:
         return b
     y = b[i].clone()
@@ -38,7 +38,7 @@ def one_batch(stock, self, i, b):
     "A batch; where processes share it, its labels count once and its means are those of all"
     if not (scattered(self.dl) and _has_flow(self)):
         return stock(self, i, b)
-    with _step(self.dl.world_size):
+    with shared_by(self.dl.world_size):
         return stock(self, i, _once(self, b))
 
 
@@ -82,7 +82,7 @@ def without_ranks(
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         learn.model = model.module
     try:
-        with learn.removed_cbs(cbs), _step(1):
+        with learn.removed_cbs(cbs), shared_by(1):
             yield learn
     finally:
         if learn.model is getattr(model, 'module', None):

@@ -5,6 +5,8 @@
 # %% ../../nbs/loss/conditional.ipynb #5a2ecd13
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -19,7 +21,7 @@ from ..core.bound import BoundFlow
 from .whole_space import WholeSpace
 
 # %% auto #0
-__all__ = ['ConditionalLoss', 'several_targets']
+__all__ = ['ConditionalLoss', 'PreparedBatch', 'several_targets']
 
 # %% ../../nbs/loss/conditional.ipynb #11b24c85
 class ConditionalLoss(nn.Module):
@@ -29,28 +31,20 @@ class ConditionalLoss(nn.Module):
 
     def __init__(
         self,
-        flow: BoundFlow,  # Which tasks, where
+        flow: BoundFlow,  # The tasks and their places
         # `mean`: the total; `none`: one value a row, scaled so that their mean is the total; `sum`: the total times the
         # rows
         reduction: str = 'mean',
     ):
         super().__init__()
         blocks = flow.plan.blocks
+        weighted = any(col is not None for col in flow.plan.weight_cols)
         self.flow, self.reduction = flow, reduction
         self.layout = Layout(flow)
-        self.mean = MaskedMean(
-            self.layout, [b.weight for b in blocks], weighted=any(c is not None for c in flow.plan.weight_cols)
-        )
+        self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted)
         self.decisions = Decisions(self.layout)
         on_whole_space = any(b.whole_space for b in blocks)
         self.whole = WholeSpace(flow, self.layout.columns) if on_whole_space else None
-
-    def clone(self):
-        "Another loss of the same flow, with its own thresholds, temperatures and weights of tasks"
-        res = type(self)(self.flow, self.reduction)
-        res.decisions.copy_from(self.decisions)
-        res.set_weights(self.task_weights())
-        return res.to(self.layout.target_order.device)
 
     def forward(
         self,
@@ -64,176 +58,12 @@ class ConditionalLoss(nn.Module):
         if others:
             raise several_targets(y, *others)
         self._drop_temperatures(pred)
-        pred, vals, mask, whole = self._prepare(pred, y)
-        weights = self.mean.cell_weights(mask)
+        batch = self._prepare(pred, y)
+        weights = self.mean.cell_weights(batch.mask)
         if self.reduction == 'none':
-            return (self._cells(pred, vals, whole) * weights).sum(1) * len(pred)
-        total = self._total(pred, vals, weights, whole)
+            return (self._cells(batch) * weights).sum(1) * len(pred)
+        total = self._total(batch, weights)
         return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
-
-    def _prepare(self, pred, y):
-        "Plain logits; values and mask in their order, as copies; the cells of tasks on the whole space, None without"
-        pred, y = as_plain_pair(pred, y)
-        vals, mask = self.layout.targets_of(y)
-        if self.whole is None:
-            return pred, vals, mask, None
-        if self.whole.cols.device != pred.device:
-            self.whole.to(pred.device)
-        whole, mask = self.whole(pred, vals, mask)
-        return pred, vals, mask, whole
-
-    def _drop_temperatures(self, pred):
-        "Temperatures were found for other weights: they go when a training goes on"
-        if self.decisions.temperature is not None and pred.requires_grad:
-            self.decisions.reset_temperatures()
-
-    def _total(self, pred, vals, weights, whole):
-        "The weighted sum of all cells, one call a family"
-        layout, total = self.layout, None
-        if whole is not None:
-            total = (whole * weights.index_select(1, self.whole.cols)).sum()
-            weights = weights.index_fill(1, self.whole.cols, 0.0)
-        parts = zip(layout.blocks, layout.logits_of(pred), layout.columns_of(vals), layout.columns_of(weights))
-        for k, (block, logits, targets, w) in enumerate(parts):
-            params = layout.params(k, pred) if layout.param_names[k] else {}
-            loss = block.loss(logits, targets, w, **params)
-            total = loss if total is None else total + loss
-        return total
-
-    def _cells(self, pred, vals, whole=None):
-        "The loss of each cell `(bs, D)`, masked or not, in the order of the logits"
-        layout = self.layout
-        parts = enumerate(zip(layout.blocks, layout.logits_of(pred), layout.columns_of(vals)))
-        cells = [
-            b.loss(x, v, **layout.params(k, pred)).reshape(len(pred), layout.n_columns[k]) for k, (b, x, v) in parts
-        ]
-        res = torch.cat(cells, 1)
-        return res if whole is None else res.index_copy(1, self.whole.cols, whole)
-
-    def per_sample(
-        self,
-        pred,  # Raw logits `(bs, C)`
-        y,  # Packed targets
-    ):  # `(bs, T)` in flow order
-        """Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows
-        that train them): rank rows by this"""
-        return self._of_rows(pred, y)[0]
-
-    def per_task(
-        self,
-        pred,  # Raw logits `(bs, C)`
-        y,  # Packed targets
-    ):  # `(T,)` in flow order
-        "Each task's masked mean, weighted by rows where they have weights, but not by task; NaN where no row counts"
-        losses, rows = self.sums(pred, y)
-        return losses / rows
-
-    def sums(
-        self,
-        pred,  # Raw logits `(bs, C)`
-        y,  # Packed targets
-    ):  # `(2, T)` in flow order
-        """What means can be made of wherever a batch is in several parts: each task's sum of losses over the rows
-        that count, unweighted by task, and these rows (or their weights)"""
-        losses, rows = self._of_rows(pred, y)
-        return torch.stack([torch.where(rows > 0, losses, 0.0).mul(rows).sum(0), rows.sum(0)])
-
-    def _of_rows(self, pred, y):
-        "Mean loss and weight of each row for each task, both `(bs, T)`"
-        pred, vals, mask, whole = self._prepare(pred, y)
-        return self.mean.of_rows(self._cells(pred, vals, whole), mask)
-
-    def task_losses(
-        self,
-        pred,  # Raw logits `(bs, C)`
-        y,  # Packed targets
-        rows=None,  # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
-    ):  # `(T,)` and `(T,)` in flow order
-        """Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight
-        is not 0): differentiable, without waiting for the device"""
-        if isinstance(pred, TaskSums):
-            losses, there = _means(pred)
-            return losses, there & (self.task_weights().to(losses.device) > 0)
-        pred, vals, mask, whole = self._prepare(pred, y)
-        counts = self.mean.sum_by_task((mask > 0).any(0).to(mask.dtype))
-        there, task_weights = rank_sums(counts)[0], self.task_weights().to(pred.device, pred.dtype)
-        weights = self.mean.cell_weights(
-            mask
-        )  # in place, so before `vals`, which shares its memory's version, is part of a graph
-        cells = self._cells(pred, vals, whole) * weights
-        if rows is not None:
-            cells = cells * torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
-        losses = self.mean.sum_by_task(cells.sum(0)) / torch.where(task_weights > 0, task_weights, 1.0)
-        return mean_value(losses), (there > 0) & (task_weights > 0)
-
-    def of_sums(
-        self,
-        parts,  # `sums` of each part of a batch, `TaskSums`
-    ):
-        "The total: what `forward` says of all rows at once"
-        self._drop_temperatures(parts)
-        losses, _ = _means(parts)
-        return (self.task_weights().to(losses.device, losses.dtype) * losses).sum()
-
-    def task_weights(self):
-        "The weights in force `(T,)` in flow order, where the loss lives"
-        return self.mean.task_weights()
-
-    def set_weights(
-        self,
-        weights,  # `(T,)` in flow order
-    ):
-        "Put weights of tasks in force, without waiting for the device"
-        self.mean.set_task_weights(weights)
-
-    def activation(
-        self,
-        pred,  # Raw logits `(bs, C)`
-    ):  # `(bs, C)` in flow order
-        "Probabilities, and regressions on the loss scale"
-        return self.decisions.activation(pred)
-
-    def decide(
-        self,
-        acts,  # Activations `(bs, C)` in flow order
-    ):  # `(bs, D)` in flow order
-        "Decided values of all tasks, reached or not, on the loss scale"
-        return self.decisions.decide(acts)
-
-    def decodes(
-        self,
-        acts,  # Activations `(bs, C)` in flow order
-    ):  # `TensorConditional` `(bs, 2, D)`
-        "Decisions, with *reached* in row 1"
-        return self.decisions.decodes(acts)
-
-    @property
-    def thresholds(self):
-        "Path of each thresholded task -> one value, or one a label"
-        return self.decisions.thresholds
-
-    @thresholds.setter
-    def thresholds(self, thresholds):
-        self.decisions.thresholds = thresholds
-
-    @property
-    def tuned(self):
-        "Path -> how its thresholds were found: see `ThresholdSearch`"
-        return self.decisions.tuned
-
-    @tuned.setter
-    def tuned(self, tuned):
-        self.decisions.tuned = tuned
-
-    @property
-    def temperatures(self):
-        """Task -> temperature, of the tasks that were calibrated. Assign a dict to set them (thresholds in force
-        stay where they are; `learn.calibrate` moves them along)"""
-        return self.decisions.temperatures
-
-    @temperatures.setter
-    def temperatures(self, temperatures):
-        self.decisions.temperatures = temperatures
 
     def __repr__(self):
         return (
@@ -241,13 +71,72 @@ class ConditionalLoss(nn.Module):
             f"families, reduction={self.reduction!r})"
         )
 
+# %% ../../nbs/loss/conditional.ipynb #3395ce04
+@dataclass
+class PreparedBatch:
+    "Logits and labels of a batch, as the loss computes with them"
 
-def _means(parts):
-    "Means of `TaskSums` `(T,)`, 0 where there is none, and where there is one"
-    losses, rows = parts.as_subclass(torch.Tensor).sum(0)
-    return losses / torch.where(rows > 0, rows, 1.0), rows > 0
+    logits: torch.Tensor  # `(bs, C)`, plain
+    values: torch.Tensor  # `(bs, D)` in the order of the logits, a copy
+    mask: torch.Tensor  # `(bs, D)` likewise: the gt mask, with the rows of tasks on the whole space
+    whole: torch.Tensor | None  # Losses of the tasks on the whole space `(bs, K)`; None without such tasks
 
 
+@patch
+def _prepare(self: ConditionalLoss, pred, y):
+    "Plain logits, and values and mask in their order"
+    pred, y = as_plain_pair(pred, y)
+    values, mask = self.layout.targets_of(y)
+    if self.whole is None:
+        return PreparedBatch(pred, values, mask, None)
+    if self.whole.cols.device != pred.device:
+        self.whole.to(pred.device)
+    whole, mask = self.whole(pred, values, mask)
+    return PreparedBatch(pred, values, mask, whole)
+
+
+@patch
+def _drop_temperatures(self: ConditionalLoss, pred):
+    "Temperatures were found for other weights: they go when a training goes on"
+    if self.decisions.temperature is not None and pred.requires_grad:
+        self.decisions.reset_temperatures()
+
+# %% ../../nbs/loss/conditional.ipynb #33d3a3c8
+@patch
+def _total(self: ConditionalLoss, batch, weights):
+    "The weighted sum of all cells, one call a family"
+    layout, total = self.layout, None
+    if batch.whole is not None:
+        total = (batch.whole * weights.index_select(1, self.whole.cols)).sum()
+        weights = weights.index_fill(1, self.whole.cols, 0.0)
+    by_family = layout.logits_of(batch.logits), layout.columns_of(batch.values), layout.columns_of(weights)
+    for k, (block, logits, targets, weight) in enumerate(zip(layout.blocks, *by_family)):
+        params = layout.params(k, batch.logits) if layout.param_names[k] else {}
+        loss = block.loss(logits, targets, weight, **params)
+        total = loss if total is None else total + loss
+    return total
+
+
+@patch
+def _cells(self: ConditionalLoss, batch):
+    "The loss of each cell `(bs, D)`, masked or not, in the order of the logits"
+    layout, n_rows, cells = self.layout, len(batch.logits), []
+    by_family = layout.logits_of(batch.logits), layout.columns_of(batch.values)
+    for k, (block, logits, targets) in enumerate(zip(layout.blocks, *by_family)):
+        loss = block.loss(logits, targets, **layout.params(k, batch.logits))
+        cells.append(loss.reshape(n_rows, layout.n_columns[k]))
+    cells = torch.cat(cells, 1)
+    return cells if batch.whole is None else cells.index_copy(1, self.whole.cols, batch.whole)
+
+# %% ../../nbs/loss/conditional.ipynb #3b486ea6
+@patch(as_prop=True)
+def loss_func(self: BoundFlow):
+    "The one loss of this bound flow: it holds the thresholds"
+    if '_loss_func' not in self.__dict__:
+        self._loss_func = ConditionalLoss(self)
+    return self._loss_func
+
+# %% ../../nbs/loss/conditional.ipynb #ffb6cc87
 def several_targets(*targets):
     "The error about targets beside the flow"
     has_mask = any(t.ndim == 3 and not t.is_floating_point() for t in targets)
@@ -256,10 +145,169 @@ def several_targets(*targets):
         "one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else '')
     )
 
+# %% ../../nbs/loss/conditional.ipynb #8584f70b
+@patch
+def per_sample(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+    y,  # Packed targets
+):  # `(bs, T)` in flow order
+    """Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows
+    that train them): rank rows by this"""
+    return self._of_rows(pred, y)[0]
+
+
+@patch
+def per_task(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+    y,  # Packed targets
+):  # `(T,)` in flow order
+    "Each task's masked mean, weighted by rows where they have weights, but not by task; NaN where no row counts"
+    losses, rows = self.sums(pred, y)
+    return losses / rows
+
+
+@patch
+def sums(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+    y,  # Packed targets
+):  # `(2, T)` in flow order
+    """Each task's sum of losses over the rows that count, unweighted by task, and these rows (or their weights).
+    Means follow from them wherever a batch is in several parts"""
+    losses, rows = self._of_rows(pred, y)
+    return torch.stack([torch.where(rows > 0, losses, 0.0).mul(rows).sum(0), rows.sum(0)])
+
+
+@patch
+def _of_rows(self: ConditionalLoss, pred, y):
+    "Mean loss and weight of each row for each task, both `(bs, T)`"
+    batch = self._prepare(pred, y)
+    return self.mean.of_rows(self._cells(batch), batch.mask)
+
+# %% ../../nbs/loss/conditional.ipynb #186464b8
+@patch
+def task_losses(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+    y,  # Packed targets
+    rows=None,  # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
+):  # `(T,)` and `(T,)` in flow order
+    """Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight
+    is not 0): differentiable, without waiting for the device"""
+    if isinstance(pred, TaskSums):
+        losses, present = _means(pred)
+        return losses, present & (self.task_weights().to(losses.device) > 0)
+    batch = self._prepare(pred, y)
+    counts = self.mean.sum_by_task((batch.mask > 0).any(0).to(batch.mask.dtype))
+    present, task_weights = rank_sums(counts)[0], self.task_weights().to(batch.logits.device, batch.logits.dtype)
+    # In place, so before `values`, which shares its memory's version, is part of a graph
+    weights = self.mean.cell_weights(batch.mask)
+    cells = self._cells(batch) * weights
+    if rows is not None:
+        cells = cells * torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
+    losses = self.mean.sum_by_task(cells.sum(0)) / torch.where(task_weights > 0, task_weights, 1.0)
+    return mean_value(losses), (present > 0) & (task_weights > 0)
+
+
+@patch
+def task_weights(self: ConditionalLoss):
+    "The weights in force `(T,)` in flow order, where the loss lives"
+    return self.mean.task_weights()
+
+
+@patch
+def set_weights(
+    self: ConditionalLoss,
+    weights,  # `(T,)` in flow order
+):
+    "Put weights of tasks in force, without waiting for the device"
+    self.mean.set_task_weights(weights)
+
+# %% ../../nbs/loss/conditional.ipynb #44a18827
+@patch
+def of_sums(
+    self: ConditionalLoss,
+    parts,  # `sums` of each part of a batch, `TaskSums`
+):
+    "The total, as `forward` gives it for all rows at once"
+    self._drop_temperatures(parts)
+    losses, _ = _means(parts)
+    return (self.task_weights().to(losses.device, losses.dtype) * losses).sum()
+
+
+def _means(parts):
+    "Means of `TaskSums` `(T,)`, 0 where there is none, and where there is one"
+    losses, rows = parts.as_subclass(torch.Tensor).sum(0)
+    return losses / torch.where(rows > 0, rows, 1.0), rows > 0
+
+# %% ../../nbs/loss/conditional.ipynb #3fc9a29f
+@patch
+def activation(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+):  # `(bs, C)` in flow order
+    "Probabilities, and regressions on the loss scale"
+    return self.decisions.activation(pred)
+
+
+@patch
+def decide(
+    self: ConditionalLoss,
+    acts,  # Activations `(bs, C)` in flow order
+):  # `(bs, D)` in flow order
+    "Decided values of all tasks, reached or not, on the loss scale"
+    return self.decisions.decide(acts)
+
+
+@patch
+def decodes(
+    self: ConditionalLoss,
+    acts,  # Activations `(bs, C)` in flow order
+):  # `TensorConditional` `(bs, 2, D)`
+    "Decisions, with *reached* in row 1"
+    return self.decisions.decodes(acts)
+
+# %% ../../nbs/loss/conditional.ipynb #4a88248c
+@patch(as_prop=True)
+def thresholds(self: ConditionalLoss):
+    "Path of each thresholded task -> one value, or one a label"
+    return self.decisions.thresholds
+
+
+@patch(set_prop=True)
+def thresholds(self: ConditionalLoss, thresholds):
+    self.decisions.thresholds = thresholds
+
 
 @patch(as_prop=True)
-def loss_func(self: BoundFlow):
-    "The one loss of this bound flow: it holds the thresholds"
-    if '_loss_func' not in self.__dict__:
-        self._loss_func = ConditionalLoss(self)
-    return self._loss_func
+def tuned(self: ConditionalLoss):
+    "Path -> how its thresholds were found: see `ThresholdSearch`"
+    return self.decisions.tuned
+
+
+@patch(set_prop=True)
+def tuned(self: ConditionalLoss, tuned):
+    self.decisions.tuned = tuned
+
+
+@patch(as_prop=True)
+def temperatures(self: ConditionalLoss):
+    """Task -> temperature, of the tasks that were calibrated. Assign a dict to set them (thresholds in force
+    stay where they are; `learn.calibrate` moves them along)"""
+    return self.decisions.temperatures
+
+
+@patch(set_prop=True)
+def temperatures(self: ConditionalLoss, temperatures):
+    self.decisions.temperatures = temperatures
+
+# %% ../../nbs/loss/conditional.ipynb #4675445f
+@patch
+def clone(self: ConditionalLoss):
+    "Another loss of the same flow, with its own thresholds, temperatures and weights of tasks"
+    res = type(self)(self.flow, self.reduction)
+    res.decisions.copy_from(self.decisions)
+    res.set_weights(self.task_weights())
+    return res.to(self.layout.target_order.device)

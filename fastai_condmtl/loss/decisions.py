@@ -11,15 +11,15 @@ from types import MappingProxyType
 
 import torch
 from fastai.torch_core import TensorBase
+from fastcore.basics import patch
 from torch import nn
 
-from ..core.errors import near
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, near
 from .layout import Layout
 from ..core.target import TensorConditional, doubles
 
 # %% auto #0
-__all__ = ['TaskSums', 'as_plain', 'as_plain_pair', 'move_threshold', 'Decisions', 'check_temperature']
+__all__ = ['TaskSums', 'as_plain', 'as_plain_pair', 'Decisions', 'check_temperature', 'move_threshold']
 
 # %% ../../nbs/loss/decisions.ipynb #65f3bf31
 class TaskSums(TensorBase):
@@ -32,12 +32,12 @@ _half = (torch.float16, torch.bfloat16)
 
 def as_plain(x):
     "`x` as a plain tensor, at least in single precision"
+    if isinstance(x, TaskSums):
+        raise FlowError(
+            "with balance_memory=True there are no predictions in training, only each task's sum of losses and "
+            "its rows: leave balance_memory out, or the callback that asks for predictions"
+        )
     if type(x) is not torch.Tensor:
-        if isinstance(x, TaskSums):
-            raise FlowError(
-                "with balance_memory=True there are no predictions in training, only each task's sum of losses and "
-                "its rows: leave balance_memory out, or the callback that asks for predictions"
-            )
         x = x.as_subclass(torch.Tensor)
     return x.float() if x.dtype in _half else x
 
@@ -48,144 +48,154 @@ def as_plain_pair(pred, y):
     return pred, y if y.dtype == pred.dtype else y.to(pred.dtype)
 
 # %% ../../nbs/loss/decisions.ipynb #33272dc9
-def move_threshold(
-    t,  # Threshold(s)
-    ratio,  # Temperature before over temperature after
-):
-    "Thresholds that decide logits over another temperature as `t` did before"
-    t = doubles(t).reshape(-1)
-    return ((t.log() - (1 - t).log()) * ratio).sigmoid().float()
-
-
 class Decisions(nn.Module):
     "Activations and decisions of a flow, with its thresholds and temperatures"
 
     def __init__(
         self,
-        layout: Layout,  # Where the columns of each task are
+        layout: Layout,  # The columns of each task
     ):
         super().__init__()
         self.flow, self.layout = layout.flow, layout
-        self.thresholds = {
-            p: b.thresholds() for p, b in self.flow.tasks.items() if b.thresholded
-        }  # path -> one value, or one a label
+        tasks = self.flow.tasks.items()
+        self.thresholds = {path: b.thresholds() for path, b in tasks if b.thresholded}  # one value, or one a label
         self.tuned = {}  # path -> how its thresholds were found: see `ThresholdSearch`
-        self.register_buffer(
-            'temperature', None, persistent=False
-        )  # of all logits (C,), in their order; None: never calibrated
+        # Of all logits `(C,)`, in their order; None: never calibrated
+        self.register_buffer('temperature', None, persistent=False)
 
     def copy_from(self, other):
         "Take over the thresholds and temperatures of `other`, the decisions of the same flow"
         self.thresholds, self.tuned, self.temperature = dict(other.thresholds), dict(other.tuned), other.temperature
         return self
 
-    @property
-    def temperatures(self):
-        "Task -> temperature, of the tasks that were calibrated; assign a dict to set them"
-        if self.temperature is None:
-            return MappingProxyType({})
-        found = {p: self.temperature[s.logits.start].item() for p, s in self.flow.slices.items()}
-        return MappingProxyType({p: t for p, t in found.items() if t != 1 and self.flow.tasks[p].nll is not None})
+# %% ../../nbs/loss/decisions.ipynb #d39f9ee6
+@patch
+def activation(
+    self: Decisions,
+    pred,  # Raw logits `(bs, C)`
+):  # `(bs, C)` in flow order
+    "Probabilities, and regressions on the loss scale"
+    pred = self.tempered(as_plain(pred))
+    acts = [block.activate(x) for block, x in zip(self.layout.blocks, self.layout.logits_of(pred))]
+    return self.layout.join_acts(acts, pred.shape[0])
 
-    @temperatures.setter
-    def temperatures(self, temps):
-        if not isinstance(temps, Mapping):
-            raise FlowError(f"temperatures={temps!r} must be a dict: task → positive number")
-        temperature = torch.ones(self.flow.c)
-        for name, t in temps.items():
-            path = self.flow.path(name)
-            check_temperature(self.flow, path, t)
-            temperature[self.flow.slices[path].logits] = float(t)
-        self.temperature = temperature.to(self.layout.target_order.device) if temps else None
 
-    def reset_temperatures(self):
-        "Drop temperatures that were found for other weights, and move thresholds so that no decision changes"
-        for path, t in self.temperatures.items():
-            if self.flow.tasks[path].thresholded:
-                self.thresholds[path] = move_threshold(self.thresholds[path], t)
-        self.temperatures, self.tuned = {}, {}
-        warnings.warn(
-            (
-                "the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() "
-                "once more when it is done"
-            ),
-            FlowWarning,
-            stacklevel=2,
-        )
+@patch
+def tempered(self: Decisions, pred):
+    "Logits over their temperatures: what probabilities are made of (the loss itself reads plain logits)"
+    return pred if self.temperature is None else pred / self.temperature.to(pred.device, pred.dtype)
 
-    def tempered(self, pred):
-        "Logits over their temperatures: what probabilities are made of (the loss itself sees plain logits)"
-        return pred if self.temperature is None else pred / self.temperature.to(pred.device, pred.dtype)
 
-    def activation(
-        self,
-        pred,  # Raw logits `(bs, C)`
-    ):  # `(bs, C)` in flow order
-        "Probabilities, and regressions on the loss scale"
-        pred = self.tempered(as_plain(pred))
-        acts = [b.activate(x) for b, x in zip(self.layout.blocks, self.layout.logits_of(pred))]
-        return self.layout.join_acts(acts, pred.shape[0])
+@patch
+def decide(
+    self: Decisions,
+    acts,  # Activations `(bs, C)` in flow order
+):  # `(bs, D)` in flow order
+    "Decided values of all tasks, reached or not, on the loss scale"
+    values = []
+    for k, (block, own) in enumerate(zip(self.layout.blocks, self.layout.family_acts(acts))):
+        at = (self.thresholds_of(k, own.device, own.dtype),) if block.thresholded else ()
+        values.append(block.decide(own, *at))
+    return self.layout.join_columns(values, len(acts))
 
-    def thresholds_of(self, k, device=None, dtype=None):
-        "The thresholds in force, one a column of family `k`"
-        self._check_thresholds()
-        res = []
-        for i in self.flow.families[k].tasks:
-            path, block = self.flow.paths[i], self.flow.plan.blocks[i]
-            t = (
-                torch.as_tensor(self.thresholds.get(path, block.thresholds()), device='cpu')
-                .detach()
-                .float()
-                .reshape(-1)
+# %% ../../nbs/loss/decisions.ipynb #f6e73b2a
+@patch
+def decodes(
+    self: Decisions,
+    acts,  # Activations `(bs, C)` in flow order
+) -> TensorConditional:  # `(bs, 2, D)`
+    "Decisions, with *reached* in row 1"
+    self.flow.warn_of_untold()
+    return self.with_reached(self.decide(as_plain(acts)))
+
+
+@patch
+def with_reached(
+    self: Decisions,
+    vals,  # Decided values `(bs, D)` on the loss scale
+) -> TensorConditional:  # `(bs, 2, D)`
+    "Decided values packed with *reached* in row 1"
+    reached = self.flow.reached(vals).index_select(1, self.layout.column_tasks.to(vals.device))
+    return torch.stack([vals, reached.to(vals.dtype)], 1).as_subclass(TensorConditional)
+
+# %% ../../nbs/loss/decisions.ipynb #fe361c29
+@patch
+def thresholds_of(self: Decisions, k, device=None, dtype=None):
+    "The thresholds in force, one a column of family `k`"
+    self._check_thresholds()
+    res = []
+    for i in self.flow.families[k].tasks:
+        path, block = self.flow.paths[i], self.flow.plan.blocks[i]
+        threshold = torch.as_tensor(self.thresholds.get(path, block.thresholds()), device='cpu')
+        threshold = threshold.detach().float().reshape(-1)
+        if len(threshold) not in (1, block.n_targets):
+            raise FlowError(
+                f"thresholds[{path!r}] has {len(threshold)} values for {block.n_targets} labels: give one value, or "
+                "one a label"
             )
-            if len(t) not in (1, block.n_targets):
-                raise FlowError(
-                    f"thresholds[{path!r}] has {len(t)} values for {block.n_targets} labels: give one value, or one a "
-                    "label"
-                )
-            res.append(t.expand(block.n_targets))
-        return torch.cat(res).to(device=device, dtype=dtype)
-
-    def _check_thresholds(self):
-        "Every threshold belongs to a task that has one"
-        known = [p for p, b in self.flow.tasks.items() if b.thresholded]
-        unknown = [p for p in self.thresholds if p not in known]
-        if unknown:
-            raise FlowError(f"thresholds has no task {unknown[0]!r} to use it for: {near(unknown[0], known)}")
-
-    def decide(
-        self,
-        acts,  # Activations `(bs, C)` in flow order
-    ):  # `(bs, D)` in flow order
-        "Decided values of all tasks, reached or not, on the loss scale"
-        parts = enumerate(zip(self.layout.blocks, self.layout.family_acts(acts)))
-        vals = [
-            b.decide(a, self.thresholds_of(k, a.device, a.dtype)) if b.thresholded else b.decide(a)
-            for k, (b, a) in parts
-        ]
-        return self.layout.join_columns(vals, len(acts))
-
-    def decodes(
-        self,
-        acts,  # Activations `(bs, C)` in flow order
-    ) -> TensorConditional:  # `(bs, 2, D)`
-        "Decisions, with *reached* in row 1"
-        self.flow.warn_of_untold()
-        return self.with_reached(self.decide(as_plain(acts)))
-
-    def with_reached(
-        self,
-        vals,  # Decided values `(bs, D)` on the loss scale
-    ) -> TensorConditional:  # `(bs, 2, D)`
-        "Decided values packed with *reached* in row 1"
-        reached = self.flow.reached(vals).index_select(1, self.layout.column_tasks.to(vals.device))
-        return torch.stack([vals, reached.to(vals.dtype)], 1).as_subclass(TensorConditional)
+        res.append(threshold.expand(block.n_targets))
+    return torch.cat(res).to(device=device, dtype=dtype)
 
 
-def check_temperature(flow, path, t):
+@patch
+def _check_thresholds(self: Decisions):
+    "Every threshold belongs to a task that has one"
+    known = [path for path, block in self.flow.tasks.items() if block.thresholded]
+    unknown = [path for path in self.thresholds if path not in known]
+    if unknown:
+        raise FlowError(f"thresholds has no task {unknown[0]!r} to use it for: {near(unknown[0], known)}")
+
+# %% ../../nbs/loss/decisions.ipynb #2ca0f8cc
+@patch(as_prop=True)
+def temperatures(self: Decisions):
+    "Task -> temperature, of the tasks that were calibrated; assign a dict to set them"
+    if self.temperature is None:
+        return MappingProxyType({})
+    found = {path: self.temperature[s.logits.start].item() for path, s in self.flow.slices.items()}
+    has_probabilities = lambda path: self.flow.tasks[path].nll is not None
+    return MappingProxyType({path: t for path, t in found.items() if t != 1 and has_probabilities(path)})
+
+
+@patch(set_prop=True)
+def temperatures(self: Decisions, temps):
+    if not isinstance(temps, Mapping):
+        raise FlowError(f"temperatures={temps!r} must be a dict: task → positive number")
+    temperature = torch.ones(self.flow.c)
+    for name, value in temps.items():
+        path = self.flow.path(name)
+        check_temperature(self.flow, path, value)
+        temperature[self.flow.slices[path].logits] = float(value)
+    self.temperature = temperature.to(self.layout.target_order.device) if temps else None
+
+
+def check_temperature(flow, path, value):
     "A temperature is a positive number, of a task with probabilities"
     block = flow.tasks[path]
     if block.nll is None:
         raise FlowError(f"task '{path}' ({type(block).__name__}) has no probabilities to calibrate: leave it out")
-    if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < float('inf'):
-        raise FlowError(f"temperature {t!r} of task '{path}' must be a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float('inf'):
+        raise FlowError(f"temperature {value!r} of task '{path}' must be a positive number")
+
+# %% ../../nbs/loss/decisions.ipynb #10c35975
+@patch
+def reset_temperatures(self: Decisions):
+    "Drop temperatures that were found for other weights, and move thresholds so that no decision changes"
+    for path, temperature in self.temperatures.items():
+        if self.flow.tasks[path].thresholded:
+            self.thresholds[path] = move_threshold(self.thresholds[path], temperature)
+    self.temperatures, self.tuned = {}, {}
+    warnings.warn(
+        "the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() "
+        "once more when it is done",
+        FlowWarning,
+        stacklevel=2,
+    )
+
+
+def move_threshold(
+    threshold,  # One, or several
+    ratio,  # Temperature before over temperature after
+):
+    "Thresholds that decide logits over another temperature as `threshold` did before"
+    threshold = doubles(threshold).reshape(-1)
+    return ((threshold.log() - (1 - threshold).log()) * ratio).sigmoid().float()

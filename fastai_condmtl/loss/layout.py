@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.errors import FlowError
@@ -15,7 +16,65 @@ from ..core.bound import BoundFlow
 from ..core.target import packed
 
 # %% auto #0
-__all__ = ['Run', 'Layout']
+__all__ = ['Layout', 'Run']
+
+# %% ../../nbs/loss/layout.ipynb #f1181c01
+class Layout(nn.Module):
+    """The order of columns in a flow's logits, targets and activations.
+
+    `tasks`, `columns` and `blocks` list the tasks, their target columns and one block a family, all in the order of
+    the logits; `n_columns` and `n_logits` are the sizes of the families; `runs` are neighbours of one width. The
+    buffers `<x>_order` lead from flow order to the order of the logits, `<x>_back` lead back."""
+
+    task_back: torch.Tensor
+
+    def __init__(
+        self,
+        flow: BoundFlow,  # The tasks and their places
+    ):
+        super().__init__()
+        families, blocks = flow.families, flow.plan.blocks
+        self.flow = flow
+        self.tasks = [i for family in families for i in family.tasks]
+        self.columns = [c for family in families for c in family.columns]
+        self.blocks = [blocks[family.tasks[0]] for family in families]  # one speaks for its family
+        self.n_columns = [len(family.columns) for family in families]
+        self.n_logits = [len(family.columns) * family.n_out for family in families]
+        self.n_all_logits = sum(self.n_logits)
+        # Logits a cell, where a family sees one row a cell; 0 where it sees columns.
+        self.cell_logits = [f.n_out if block.per_cell else 0 for f, block in zip(families, self.blocks)]
+        self.runs = _runs([blocks[i] for i in self.tasks])
+        self.run_columns = [run.n_columns for run in self.runs]
+        self._add_orders()
+        self.param_names = [self._add_params(k) for k in range(len(families))]
+
+# %% ../../nbs/loss/layout.ipynb #aa039358
+@patch
+def _add_orders(self: Layout):
+    "Keep the permutations where the loss lives"
+    slices = list(self.flow.slices.values())
+    acts = [c for i in self.tasks for c in range(slices[i].acts.start, slices[i].acts.stop)]
+    self.add_index('target_order', self.columns)
+    self.add_index('target_back', _inverse(self.columns))
+    self.add_index('act_order', acts)
+    self.add_index('act_back', _inverse(acts))
+    self.add_index('task_back', _inverse(self.tasks))
+    # The task of each target column, both in flow order
+    self.add_index('column_tasks', [i for i, b in enumerate(self.flow.plan.blocks) for _ in range(b.n_targets)])
+
+
+@patch
+def add_index(self: Layout, name, index):
+    "Keep a list of positions as a buffer"
+    self.register_buffer(name, torch.tensor(index, dtype=torch.long), persistent=False)
+
+
+def _inverse(order):
+    "The permutation that undoes `order`"
+    res = [0] * len(order)
+    for i, column in enumerate(order):
+        res[column] = i
+    return res
 
 # %% ../../nbs/loss/layout.ipynb #dcc1feb6
 @dataclass(frozen=True)
@@ -24,7 +83,7 @@ class Run:
 
     n_tasks: int  # How many tasks
     width: int  # Target columns of each
-    pooled: bool  # Is a task's loss the mean over all cells that count, or over rows of each row's mean?
+    pooled: bool  # True: a task's loss is the mean over all cells that count; False: over rows, of each row's mean
 
     @property
     def n_columns(self):
@@ -39,109 +98,85 @@ def _runs(blocks):
     ends = [*starts[1:], len(kinds)]
     return [Run(end - start, *kinds[start]) for start, end in zip(starts, ends)]
 
+# %% ../../nbs/loss/layout.ipynb #4acb9b3e
+@patch
+def _add_params(self: Layout, k):
+    "Keep the numbers that the blocks of family `k` hand to their loss; returns their names"
+    speaker = self.blocks[k]
+    blocks = [self.flow.plan.blocks[i] for i in self.flow.families[k].tasks]
+    given = [block.params() for block in blocks]
+    values = {name: [] for name in sorted({name for params in given for name in params})}
+    for block, params in zip(blocks, given):
+        for name in values:
+            values[name] += params[name] if name in params else [speaker.default_params[name]] * block.n_targets
+    values |= speaker.family_params()
+    for name, numbers in values.items():
+        self.register_buffer(f'{name}_{k}', torch.tensor(numbers, dtype=torch.float32), persistent=False)
+    return list(values)
 
-def _inverse(order):
-    "The permutation that undoes `order`"
-    res = [0] * len(order)
-    for i, c in enumerate(order):
-        res[c] = i
-    return res
 
-# %% ../../nbs/loss/layout.ipynb #f1181c01
-class Layout(nn.Module):
-    "The order of columns in a flow's logits, targets and activations"
+@patch
+def params(self: Layout, k, like):
+    "What the loss of family `k` is handed beside logits and targets, on the device and in the dtype of `like`"
+    return {name: self._buffers[f'{name}_{k}'].to(like.device, like.dtype) for name in self.param_names[k]}
 
-    task_back: torch.Tensor
+# %% ../../nbs/loss/layout.ipynb #c9ed4be7
+@patch
+def targets_of(self: Layout, y):
+    """Values and gt mask of packed targets `(bs, 2, D)` or `(bs, 2D)`, each `(bs, D)` in the order of the logits, as
+    copies that may be changed"""
+    if y.ndim != 3:
+        y = packed(y)
+    order = self._buffers['target_order']
+    if order.device != y.device:
+        order = order.to(y.device)  # predictions that were gathered on another device
+    return y.index_select(2, order).unbind(1)
 
-    def __init__(
-        self,
-        flow: BoundFlow,  # Which tasks, where
-    ):
-        super().__init__()
-        slices = list(flow.slices.values())
-        self.flow = flow
-        self.tasks = [i for f in flow.families for i in f.tasks]  # index of each task, in the order of the logits
-        self.blocks = [flow.plan.blocks[f.tasks[0]] for f in flow.families]  # one speaks for its family
-        self.n_columns = [len(f.columns) for f in flow.families]
-        self.n_logits = [len(f.columns) * f.n_out for f in flow.families]
-        self.n_all_logits = sum(self.n_logits)
-        # Logits a cell, where a family sees one row a cell; 0 where it sees columns.
-        self.cell_logits = [f.n_out if b.per_cell else 0 for f, b in zip(flow.families, self.blocks)]
-        self.runs = _runs([flow.plan.blocks[i] for i in self.tasks])
-        self.run_columns = [r.n_columns for r in self.runs]
-        self.columns = [c for f in flow.families for c in f.columns]  # target columns, in the order of the logits
-        acts = [c for i in self.tasks for c in range(slices[i].acts.start, slices[i].acts.stop)]
-        self.add_index('target_order', self.columns)  # flow order -> order of the logits
-        self.add_index('target_back', _inverse(self.columns))  # order of the logits -> flow order
-        self.add_index('act_order', acts)  # flow order -> order of the logits
-        self.add_index('act_back', _inverse(acts))  # order of the logits -> flow order
-        self.add_index('task_back', _inverse(self.tasks))  # tasks, order of the logits -> flow order
-        self.add_index('column_tasks', [i for i, b in enumerate(flow.plan.blocks) for _ in range(b.n_targets)])
-        self.param_names = [self._add_params(k) for k in range(len(flow.families))]
 
-    def add_index(self, name, index):
-        "Keep a list of positions where the loss lives"
-        self.register_buffer(name, torch.tensor(index, dtype=torch.long), persistent=False)
+@patch
+def columns_of(self: Layout, x):
+    "Columns `(bs, D)` in the order of the logits, of each family: `(bs, n)`, or one row a cell `(bs*n,)`"
+    return [part.reshape(-1) if n else part for part, n in zip(x.split(self.n_columns, 1), self.cell_logits)]
 
-    def _add_params(self, k):
-        "Keep the numbers that the blocks of family `k` hand to their loss; returns their names"
-        family, block = self.flow.families[k], self.blocks[k]
-        given = [self.flow.plan.blocks[i].params() for i in family.tasks]
-        names = sorted({name for params in given for name in params})
-        values = {name: [] for name in names}
-        for i, params in zip(family.tasks, given):
-            n_targets = self.flow.plan.blocks[i].n_targets
-            for name in names:
-                values[name] += params[name] if name in params else [block.default_params[name]] * n_targets
-        values |= block.family_params()
-        for name, x in values.items():
-            self.register_buffer(f'{name}_{k}', torch.tensor(x, dtype=torch.float32), persistent=False)
-        return list(values)
 
-    def params(self, k, like):
-        "What the loss of family `k` is handed beside logits and targets, on the device and in the dtype of `like`"
-        return {name: self._buffers[f'{name}_{k}'].to(like.device, like.dtype) for name in self.param_names[k]}
+@patch
+def join_columns(self: Layout, parts, n_rows):
+    "Columns of each family as `(bs, D)` in flow order"
+    return self.to_flow_order(torch.cat([part.reshape(n_rows, n) for part, n in zip(parts, self.n_columns)], 1))
 
-    def targets_of(self, y):
-        "Values and gt mask `(bs, D)` of packed targets in the order of the logits, as copies that may be changed"
-        if y.ndim != 3:
-            y = packed(y)
-        order = self._buffers['target_order']
-        if order.device != y.device:
-            order = order.to(y.device)  # predictions that were gathered on another device
-        return y.index_select(2, order).unbind(1)
 
-    def logits_of(self, pred):
-        "The logits `(bs, C)` of each family: `(bs, n)`, or one row a cell `(bs*n, n_out)`"
-        if pred.shape[1] != self.n_all_logits:
-            raise FlowError(
-                f"the network puts out {pred.shape[1]} numbers a row, and the flow needs {self.n_all_logits} logits: "
-                "give its last layer dls.c outputs"
-            )
-        parts = pred.split(self.n_logits, 1)
-        return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x, n in zip(parts, self.cell_logits)]
+@patch
+def to_flow_order(self: Layout, x):
+    "Columns `(bs, D)`, in the order of the logits, in flow order"
+    return x.index_select(1, self.target_back.to(x.device))
 
-    def columns_of(self, x):
-        "Columns `(bs, D)` in the order of the logits, of each family: `(bs, n)`, or one row a cell `(bs*n,)`"
-        return [c.reshape(-1) if n else c for c, n in zip(x.split(self.n_columns, 1), self.cell_logits)]
+# %% ../../nbs/loss/layout.ipynb #ebbe0b05
+@patch
+def logits_of(self: Layout, pred):
+    "The logits `(bs, C)` of each family: `(bs, n)`, or one row a cell `(bs*n, n_out)`"
+    if pred.shape[1] != self.n_all_logits:
+        raise FlowError(
+            f"the network puts out {pred.shape[1]} numbers a row, and the flow needs {self.n_all_logits} logits: "
+            "give its last layer dls.c outputs"
+        )
+    parts = pred.split(self.n_logits, 1)
+    return [x if not n or x.shape[1] == n else x.reshape(-1, n) for x, n in zip(parts, self.cell_logits)]
 
-    def family_acts(self, acts):
-        "Activations `(bs, C)` in flow order, of each family, shaped as `logits_of`"
-        return self.logits_of(acts.index_select(1, self.act_order.to(acts.device)))
 
-    def join_acts(self, parts, n_rows):
-        "Activations of each family as `(bs, C)` in flow order"
-        acts = torch.cat([x.reshape(n_rows, n) for x, n in zip(parts, self.n_logits)], 1)
-        return acts.index_select(1, self.act_back.to(acts.device))
+@patch
+def join_acts(self: Layout, parts, n_rows):
+    "Activations of each family, in the shapes of `logits_of`, as `(bs, C)` in flow order"
+    acts = torch.cat([part.reshape(n_rows, n) for part, n in zip(parts, self.n_logits)], 1)
+    return acts.index_select(1, self.act_back.to(acts.device))
 
-    def join_columns(self, parts, n_rows):
-        "Columns of each family as `(bs, D)` in flow order"
-        return self.to_flow_order(torch.cat([x.reshape(n_rows, n) for x, n in zip(parts, self.n_columns)], 1))
 
-    def to_flow_order(self, x):
-        "Columns `(bs, D)` in flow order"
-        return x.index_select(1, self.target_back.to(x.device))
+@patch
+def family_acts(self: Layout, acts):
+    "Activations `(bs, C)` in flow order, of each family, in the shapes of `logits_of`"
+    return self.logits_of(acts.index_select(1, self.act_order.to(acts.device)))
 
-    def raw_acts(self, pred):
-        "Logits `(bs, C)` in flow order, where activations stand"
-        return pred.index_select(-1, self.act_back.to(pred.device))
+
+@patch
+def raw_acts(self: Layout, pred):
+    "Logits `(bs, C)` in flow order, where activations stand"
+    return pred.index_select(-1, self.act_back.to(pred.device))

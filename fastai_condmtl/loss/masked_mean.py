@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .layout import Layout
@@ -22,101 +23,119 @@ class MaskedMean(nn.Module):
 
     def __init__(
         self,
-        layout: Layout,  # Where the columns of each task are
+        layout: Layout,  # The columns of each task
         weights: Sequence[float],  # The weight of each task `(T,)` in flow order
-        weighted: bool = False,  # Does the mask hold weights of rows, or only 0 and 1 (which is quicker)?
+        weighted: bool = False,  # True: the mask may hold weights of rows; False: only 0 and 1, which is quicker
     ):
         super().__init__()
         self.runs, self.run_columns, self.weighted = layout.runs, layout.run_columns, weighted
         self.register_buffer('task_back', layout.task_back.clone(), persistent=False)
         # A buffer a run: weights `(tasks,)`, of several columns `(tasks, 1)`.
         self.weight_names = [f'weight_{k}' for k in range(len(self.runs))]
-        in_order = [float(weights[i]) for i in layout.tasks]
-        for name, run, w in zip(
-            self.weight_names, self.runs, torch.tensor(in_order).split([r.n_tasks for r in self.runs])
-        ):
-            self.register_buffer(name, w.clone() if run.width == 1 else w[:, None].clone(), persistent=False)
+        in_order = torch.tensor([float(weights[i]) for i in layout.tasks])
+        parts = in_order.split([run.n_tasks for run in self.runs])
+        for name, run, part in zip(self.weight_names, self.runs, parts):
+            self.register_buffer(name, part.clone() if run.width == 1 else part[:, None].clone(), persistent=False)
 
-    def cell_weights(self, mask):
-        "Turn the gt mask `(bs, D)`, in the order of the logits, into the weight of each cell, in place"
-        parts = self._split(mask)
-        n_ranks = step_ranks()
-        supports = [None] * len(parts) if n_ranks == 1 else rank_sums(*map(self._support, parts, self.runs))
-        for cells, run, name, support in zip(parts, self.runs, self.weight_names, supports):
-            weights = self._weights_like(name, cells)
-            if n_ranks > 1:
-                weights = weights * n_ranks  # gradients are averaged over processes, and are to be added up
-            n_labels = self._n_labels(cells) if run.width > 1 and not run.pooled else None
-            if support is None:
-                support = self._support(cells, run, n_labels)
-            divisor = support if n_labels is None else n_labels.mul_(support)
-            cells.mul_(weights / self._or_one(divisor))
-        return mask
+# %% ../../nbs/loss/masked_mean.ipynb #51d92467
+@patch
+def cell_weights(self: MaskedMean, mask):
+    "Turn the gt mask `(bs, D)`, in the order of the logits, into the weight of each cell, in place"
+    parts = self._split(mask)
+    n_ranks = step_ranks()
+    supports = [None] * len(parts) if n_ranks == 1 else rank_sums(*map(self._support, parts, self.runs))
+    for cells, run, name, support in zip(parts, self.runs, self.weight_names, supports):
+        weights = self._weights_like(name, cells)
+        if n_ranks > 1:
+            weights = weights * n_ranks  # gradients are averaged over processes, and are to be added up
+        n_labels = self._n_labels(cells) if run.width > 1 and not run.pooled else None
+        if support is None:
+            support = self._support(cells, run, n_labels)
+        divisor = support if n_labels is None else n_labels.mul_(support)
+        cells.mul_(weights / self._or_one(divisor))
+    return mask
 
-    def _split(self, mask):
-        "Views of the columns of each run: `(bs, tasks)`, of several columns a task `(bs, tasks, width)`"
-        parts = mask.split(self.run_columns, 1) if len(self.runs) > 1 else (mask,)
-        return [m if r.width == 1 else m.view(-1, r.n_tasks, r.width) for m, r in zip(parts, self.runs)]
 
-    def _weights_like(self, name, cells):
-        "Weights of the tasks of a run, where `cells` are"
-        weights = self._buffers[name]
-        if weights.dtype == cells.dtype and weights.device == cells.device:
-            return weights
-        return weights.to(cells.device, cells.dtype)
+@patch
+def _split(self: MaskedMean, mask):
+    "Views of the columns of each run: `(bs, tasks)`, of several columns a task `(bs, tasks, width)`"
+    parts = mask.split(self.run_columns, 1) if len(self.runs) > 1 else (mask,)
+    return [part if run.width == 1 else part.view(-1, run.n_tasks, run.width) for part, run in zip(parts, self.runs)]
 
-    def _n_labels(self, cells):
-        "How many labels of a row are known `(bs, tasks, 1)`"
-        return (cells.sign() if self.weighted else cells).sum(2, keepdim=True)
 
-    def _support(self, cells, run, n_labels=None):
-        """The rows (or, of pooled tasks, cells) that count, by their weight: `(tasks,)`, of several columns a
-        task `(tasks, 1)`"""
-        if run.width == 1:
-            return cells.sum(0)
-        if run.pooled:
-            return cells.sum((0, 2))[:, None]
-        if self.weighted or n_labels is None:
-            return cells.amax(2, keepdim=True).sum(0)
-        return n_labels.sign().sum(0)
+@patch
+def _weights_like(self: MaskedMean, name, cells):
+    "Weights of the tasks of a run, on the device and in the dtype of `cells`"
+    weights = self._buffers[name]
+    if weights.dtype == cells.dtype and weights.device == cells.device:
+        return weights
+    return weights.to(cells.device, cells.dtype)
 
-    def _or_one(self, divisor):
-        "A divisor, in place: 1 where there is nothing to divide"
-        return divisor.add_(divisor == 0) if self.weighted else divisor.clamp_(min=1)
+# %% ../../nbs/loss/masked_mean.ipynb #19100f4d
+@patch
+def _n_labels(self: MaskedMean, cells):
+    "How many labels of a row count `(bs, tasks, 1)`"
+    return (cells.sign() if self.weighted else cells).sum(2, keepdim=True)
 
-    def sum_by_task(self, x):
-        "Columns `(D,)`, in the order of the logits, summed over the columns of each task: `(T,)` in flow order"
-        parts = [p.view(r.n_tasks, r.width).sum(1) for p, r in zip(x.split(self.run_columns), self.runs)]
-        return torch.cat(parts).index_select(0, self.task_back.to(x.device))
 
-    def of_rows(
-        self,
-        cells,  # Losses of cells `(bs, D)` in the order of the logits
-        mask,  # Gt mask `(bs, D)`, likewise
-    ):
-        """The mean of each row over its cells that count, NaN where none does, and the weight of the row: both
-        `(bs, T)` in flow order"""
-        known, means, weights = mask.sign(), [], []
-        parts = zip(self.runs, *(x.split(self.run_columns, 1) for x in (cells * known, known, mask)))
-        for run, loss, count, m in parts:
-            loss, count, m = (x.reshape(len(x), run.n_tasks, run.width) for x in (loss, count, m))
-            n_labels = count.sum(2)
-            means.append(torch.where(n_labels > 0, loss.sum(2) / n_labels.clamp(min=1), torch.nan))
-            weights.append(
-                m.sum(2) if run.pooled else m.amax(2)
-            )  # where cells are pooled, a row speaks for all of its own
-        return [torch.cat(x, 1).index_select(1, self.task_back.to(mask.device)) for x in (means, weights)]
+@patch
+def _support(self: MaskedMean, cells, run, n_labels=None):
+    """The rows (or, of pooled tasks, cells) that count, by their weight: `(tasks,)`, of several columns a
+    task `(tasks, 1)`"""
+    if run.width == 1:
+        return cells.sum(0)
+    if run.pooled:
+        return cells.sum((0, 2))[:, None]
+    if self.weighted or n_labels is None:
+        return cells.amax(2, keepdim=True).sum(0)
+    return n_labels.sign().sum(0)
 
-    def task_weights(self):
-        "The weights in force `(T,)` in flow order, where the loss lives"
-        parts = [self._buffers[name].reshape(-1) for name in self.weight_names]
-        return torch.cat(parts).index_select(0, self.task_back)
 
-    def set_task_weights(
-        self,
-        weights,  # `(T,)` in flow order
-    ):
-        "Put weights of tasks in force, without waiting for the device"
-        in_order = weights.to(self.task_back.device).index_select(0, self.task_back.argsort())
-        for name, part in zip(self.weight_names, in_order.split([r.n_tasks for r in self.runs])):
-            self._buffers[name].copy_(part.view_as(self._buffers[name]))
+@patch
+def _or_one(self: MaskedMean, divisor):
+    "A divisor, in place: 1 where there is nothing to divide"
+    return divisor.add_(divisor == 0) if self.weighted else divisor.clamp_(min=1)
+
+# %% ../../nbs/loss/masked_mean.ipynb #a64b63dc
+@patch
+def of_rows(
+    self: MaskedMean,
+    cells,  # Losses of cells `(bs, D)` in the order of the logits
+    mask,  # Gt mask `(bs, D)`, likewise
+):
+    """The mean of each row over its cells that count, NaN where none does, and the weight of the row: both
+    `(bs, T)` in flow order"""
+    known, means, weights = mask.sign(), [], []
+    columns = zip(*(x.split(self.run_columns, 1) for x in (cells * known, known, mask)))
+    for run, parts in zip(self.runs, columns):
+        losses, counts, row_weights = (part.reshape(len(part), run.n_tasks, run.width) for part in parts)
+        n_labels = counts.sum(2)
+        means.append(torch.where(n_labels > 0, losses.sum(2) / n_labels.clamp(min=1), torch.nan))
+        # Where cells are pooled, a row speaks for all of its own.
+        weights.append(row_weights.sum(2) if run.pooled else row_weights.amax(2))
+    return [torch.cat(x, 1).index_select(1, self.task_back.to(mask.device)) for x in (means, weights)]
+
+
+@patch
+def sum_by_task(self: MaskedMean, x):
+    "Columns `(D,)`, in the order of the logits, summed over the columns of each task: `(T,)` in flow order"
+    parts = [part.view(run.n_tasks, run.width).sum(1) for part, run in zip(x.split(self.run_columns), self.runs)]
+    return torch.cat(parts).index_select(0, self.task_back.to(x.device))
+
+# %% ../../nbs/loss/masked_mean.ipynb #4297c8e5
+@patch
+def task_weights(self: MaskedMean):
+    "The weights in force `(T,)` in flow order, where the loss lives"
+    parts = [self._buffers[name].reshape(-1) for name in self.weight_names]
+    return torch.cat(parts).index_select(0, self.task_back)
+
+
+@patch
+def set_task_weights(
+    self: MaskedMean,
+    weights,  # `(T,)` in flow order
+):
+    "Put weights of tasks in force, without waiting for the device"
+    in_order = weights.to(self.task_back.device).index_select(0, self.task_back.argsort())
+    for name, part in zip(self.weight_names, in_order.split([run.n_tasks for run in self.runs])):
+        self._buffers[name].copy_(part.view_as(self._buffers[name]))

@@ -9,28 +9,21 @@ import torch
 from fastai.torch_core import maybe_gather
 
 # %% auto #0
-__all__ = ['scattered', 'whole', 'gather_rows', 'in_order', 'step_ranks', 'rank_sums', 'mean_value', 'of_first']
+__all__ = ['scattered', 'whole', 'gather_rows', 'positions', 'in_order', 'step_ranks', 'shared_by', 'rank_sums', 'mean_value',
+           'of_first']
 
-# %% ../../nbs/loss/ranks.ipynb #fbb0281a
+# %% ../../nbs/loss/ranks.ipynb #6e79ea46
 def scattered(
     dl,  # `DataLoader`
 ) -> bool:
-    "Does each process see its part of the rows only?"
-    return (
-        getattr(dl, '__dict__', {}).get('world_size', 1) > 1
-    )  # fastai's DistributedDL, which cannot be imported without accelerate
+    "True if each process has only its part of the rows"
+    # fastai's DistributedDL, which cannot be imported without accelerate
+    return getattr(dl, '__dict__', {}).get('world_size', 1) > 1
 
 
 def whole(dl):
     "The `DataLoader` of all rows"
     return dl.dl if scattered(dl) else dl
-
-
-def _positions(dl, n, ranks):
-    """Where `n` rows that each of `ranks` has just been given stand among all of them: of those that were
-    appended, beyond the end"""
-    start = dl.i - n
-    return (torch.tensor(ranks)[:, None] * (dl.n_padded // dl.world_size) + start + torch.arange(n)).reshape(-1)
 
 
 def gather_rows(
@@ -41,11 +34,21 @@ def gather_rows(
     x = x.detach()
     if not scattered(dl):
         return x.cpu(), None
-    at = _positions(dl, len(x), range(dl.world_size))
+    at = positions(dl, len(x), range(dl.world_size))
     keep = at < dl.n
     return maybe_gather(x).cpu()[keep], at[keep]
 
 
+def positions(
+    dl,  # Scattered `DataLoader`
+    n,  # Rows of the present batch
+    ranks,  # Processes
+):  # `(len(ranks) * n,)`
+    "Where the present rows of `ranks` stand among all rows; rows that were appended stand beyond the end"
+    start = dl.i - n
+    return (torch.tensor(ranks)[:, None] * (dl.n_padded // dl.world_size) + start + torch.arange(n)).reshape(-1)
+
+# %% ../../nbs/loss/ranks.ipynb #fd53b5b3
 def in_order(
     parts,  # Tensors of rows, as `gather_rows` gave them
     at,  # Their positions; empty where they are in order
@@ -54,50 +57,53 @@ def in_order(
     x = torch.cat(parts)
     return x[torch.cat(at).argsort()] if at else x
 
-# %% ../../nbs/loss/ranks.ipynb #edc1ca2b
-_now = 1
+# %% ../../nbs/loss/ranks.ipynb #4808db3c
+_n_ranks = 1  # of the batch that is in work
 
 
 def step_ranks() -> int:
     "How many processes share the batch that is in work"
-    return _now
+    return _n_ranks
 
 
 @contextmanager
-def _step(n):
-    global _now
-    was, _now = _now, n
+def shared_by(
+    n,  # Processes
+):
+    "While this is in force, `n` processes share each batch"
+    global _n_ranks
+    before, _n_ranks = _n_ranks, n
     try:
         yield
     finally:
-        _now = was
+        _n_ranks = before
 
-
+# %% ../../nbs/loss/ranks.ipynb #e511903e
 def rank_sums(
-    *xs,  # Tensors without gradient, of one dtype and device
+    *tensors,  # Without gradient, of one dtype and device
 ) -> list:
     "Their sums over the processes that share this batch, sent as one"
-    if _now == 1:
-        return list(xs)
-    buf = torch.cat([x.reshape(-1) for x in xs])
-    torch.distributed.all_reduce(buf)
-    return [b.view(x.shape) for b, x in zip(buf.split([x.numel() for x in xs]), xs)]
+    if _n_ranks == 1:
+        return list(tensors)
+    joined = torch.cat([x.reshape(-1) for x in tensors])
+    torch.distributed.all_reduce(joined)
+    return [part.view(x.shape) for part, x in zip(joined.split([x.numel() for x in tensors]), tensors)]
 
 
 def mean_value(
     x,  # Tensor with gradient
 ):
     "`x` with the value of its mean over the processes, and the gradient that it has here: what PyTorch will average"
-    if _now == 1:
+    if _n_ranks == 1:
         return x
     own = x.detach()
-    return x + (rank_sums(own)[0] / _now - own)
+    return x + (rank_sums(own)[0] / _n_ranks - own)
 
 
 def of_first(
     x,  # Tensor
 ):
     "`x` as rank 0 has it"
-    if _now > 1:
+    if _n_ranks > 1:
         torch.distributed.broadcast(x := x.contiguous(), 0)
     return x
