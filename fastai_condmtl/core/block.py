@@ -41,6 +41,7 @@ class ConditionalBlock(Comparable):
       a list of labels
     - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots
     - `describe()`: what was learnt, in a few words
+    - `row_weights(vals)`: what each row weighs in the loss, where labels say it (`weighs_rows`)
 
     Network: from logits to decisions
 
@@ -56,7 +57,7 @@ class ConditionalBlock(Comparable):
     Questions: what conditions ask
 
     - `ops`: the questions, some of `true`, `eq`, `ne`, `isin`, `has`, `has_any`, `has_all`, `gt`, `ge`, `lt`, `le`,
-      `between`
+      `between`, `share`
     - `parse_question(op, value)`: the value in natural values, checked
     - `answer(op, value, vals, known, scaled=False)` *: where it is true and where it is false, two arrays `(N,)`
     - `implied_labels(op, value, truth)`: natural values that an answer forces, `[(target column, value)]`
@@ -86,6 +87,7 @@ class ConditionalBlock(Comparable):
     blank = 0.0  # what `to_cell` is handed for a column that is not known
     takes_lists = False  # True if one cell can hold several values
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
+    weighs_rows = False  # True if labels say what their row weighs in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
     lo, span = 0.0, 1.0  # of numbers: a natural value is `lo + span * x` for `x` on the loss scale
     draws: str | None = None  # what to draw of it
@@ -244,6 +246,12 @@ def unscale(self: ConditionalBlock, x):
 def display_units(self: ConditionalBlock, x):
     "Loss scale to what plots tell: natural values"
     return self.unscale(x)
+
+
+@patch
+def row_weights(self: ConditionalBlock, vals):
+    "What each row weighs in the loss `(N,)`, by its natural values `(N, W)`; asked of kinds that say `weighs_rows`"
+    return np.ones(len(vals))
 
 
 @patch

@@ -17,6 +17,7 @@ from ..core.conditions import AnyOf, Atom, Condition, Not, conjuncts
 from ..core.errors import FlowError, FlowWarning
 from ..core.flow import Flow
 from ..tasks.multi_label import MultiLabelBlock
+from ..tasks.regression import BoundedRegressionBlock
 from .form_logic import XLSFORM
 from .forms import FormGroup, FormItem, choice_item, flow_of_form, named_task, number_item
 
@@ -310,6 +311,7 @@ def _ask(parent, name, block):
         return True
     if 'gt' not in ops:
         return False
-    limits = dict(zip(('min', 'max'), map(str, getattr(block, 'y_range', ()))))
+    limits = block.y_range if isinstance(block, BoundedRegressionBlock) else ()
+    limits = dict(zip(('min', 'max'), map(str, limits)))
     ElementTree.SubElement(parent, 'Number', name=name, toName='image', **limits)
     return True

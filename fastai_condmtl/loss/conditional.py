@@ -38,7 +38,7 @@ class ConditionalLoss(nn.Module):
     ):
         super().__init__()
         blocks = flow.plan.blocks
-        weighted = any(col is not None for col in flow.plan.weight_cols)
+        weighted = any(col is not None for col in flow.plan.weight_cols) or any(b.weighs_rows for b in blocks)
         self.flow, self.reduction = flow, reduction
         self.layout = Layout(flow)
         self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted)
