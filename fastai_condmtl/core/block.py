@@ -4,6 +4,7 @@
 
 # %% ../../nbs/core/block.ipynb #74413b74
 from __future__ import annotations
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 import numpy as np, pandas as pd
@@ -83,7 +84,7 @@ class ConditionalBlock(Comparable):
     # labels
     vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
     fillers: tuple = ()  # values that may stand in a vocabulary several times
-    labels: list | None = None  # names of the target columns, where each is an answer of its own (known once bound)
+    labels: Any = None  # names of the target columns, where each is an answer of its own (known once bound)
     blank = 0.0  # what `to_cell` is handed for a column that is not known
     takes_lists = False  # True if one cell can hold several values
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
@@ -109,6 +110,8 @@ class ConditionalBlock(Comparable):
     # calibrated
     nll: Any = None
     # questions and scores
+    parse_question: Callable  # a patch below; kinds call that of their parent, and type checkers look for it here
+    answer: Callable
     ops: tuple[str, ...] | None = ()
     n_summary = 1  # numbers that scores need of a cell
     metrics: tuple[str, ...] = ()  # names of scores, the headline first
