@@ -147,7 +147,7 @@ def shapes(self: FlowPrediction) -> dict:
             res[name] = (p['x'], p['y'])
     if self.frame is None:
         return res  # pixels of a picture whose size is not known
-    vals, mask = self._natural
+    vals, mask = self.natural, self.known
     for path, s in self.flow.slices.items():
         if self.flow.tasks[path].geometry is None or self[path] is None:
             continue
