@@ -21,6 +21,7 @@ from ..core.flow import leaves
 from ..core.target import as_table
 from ..data.pictures import OpenImage
 import fastai_condmtl.data.sampling  # noqa: F401  dls.balanced
+import fastai_condmtl.vision.points  # noqa: F401  transforms of points and boxes
 import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
