@@ -116,6 +116,8 @@ class ConditionalBlock(Comparable):
     n_summary = 1  # numbers that scores need of a cell
     metrics: tuple[str, ...] = ()  # names of scores, the headline first
     lower_is_better: tuple[str, ...] = ()  # metrics of which less is more
+    summarise: Any  # patches below; kinds call those of their parent, and type checkers look for them here
+    baseline: Any
     # coordinates of pictures: `points` or `boxes`, where the target columns are x, y, x, y, ... and follow transforms
     geometry: str | None = None
     coordinates: tuple | list = ()  # names of the target columns

@@ -64,9 +64,9 @@ def check_torn(
         if side >= 0
     ]
     raise FlowError(
-        f"group_col={group_col!r}: group {shortly(plain_number(df[group_col].iloc[rows[0]]))} stands on both sides of the split "
-        f"({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct the "
-        "split, or leave it out, so that group_col= makes one"
+        f"group_col={group_col!r}: group {shortly(plain_number(df[group_col].iloc[rows[0]]))} stands on both sides of "
+        f"the split ({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct "
+        "the split, or leave it out, so that group_col= makes one"
     )
 
 # %% ../../nbs/data/groups.ipynb #a1174d88
