@@ -15,6 +15,7 @@ FLOORS = [
     ['evaluate'],
     ['deploy'],
     ['callback'],
+    ['block_checks'],
     ['check_block'],
     ['equip'],
     ['all'],
