@@ -19,8 +19,9 @@ LARGEST = 1e300  # a number beyond it counts as infinite
 
 
 def is_number_of(value, kinds=(int, float)) -> bool:
-    "True if a plain value is a finite number of one of some Python types; `True` is not a number"
-    return isinstance(value, kinds) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    "True for a finite number of one of some Python types; `True`, text, NaN and a list are not numbers"
+    number = plain_number(value)
+    return isinstance(number, kinds) and not isinstance(number, bool) and -LARGEST < number < LARGEST
 
 
 def check_number(
@@ -51,7 +52,7 @@ def check_whole(
     low: int = 1,  # The least that it may be
 ) -> int:
     "`value` as a whole number, 1 or more unless `low` says otherwise. Raises `FlowError` otherwise"
-    return check_number(name, value, wanted, who=who, low=low, kinds=int)
+    return int(check_number(name, value, wanted, who=who, low=low, kinds=int))
 
 
 def check_share(

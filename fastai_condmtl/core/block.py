@@ -4,6 +4,7 @@
 
 # %% ../../nbs/core/block.ipynb #74413b74
 from __future__ import annotations
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 import numpy as np, pandas as pd
@@ -41,6 +42,7 @@ class ConditionalBlock(Comparable):
       a list of labels
     - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots
     - `describe()`: what was learnt, in a few words
+    - `row_weights(vals)`: what each row weighs in the loss, where labels say it (`weighs_rows`)
 
     Network: from logits to decisions
 
@@ -56,7 +58,7 @@ class ConditionalBlock(Comparable):
     Questions: what conditions ask
 
     - `ops`: the questions, some of `true`, `eq`, `ne`, `isin`, `has`, `has_any`, `has_all`, `gt`, `ge`, `lt`, `le`,
-      `between`
+      `between`, `share`
     - `parse_question(op, value)`: the value in natural values, checked
     - `answer(op, value, vals, known, scaled=False)` *: where it is true and where it is false, two arrays `(N,)`
     - `implied_labels(op, value, truth)`: natural values that an answer forces, `[(target column, value)]`
@@ -82,10 +84,11 @@ class ConditionalBlock(Comparable):
     # labels
     vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
     fillers: tuple = ()  # values that may stand in a vocabulary several times
-    labels: list | None = None  # names of the target columns, where each is an answer of its own (known once bound)
+    labels: Any = None  # names of the target columns, where each is an answer of its own (known once bound)
     blank = 0.0  # what `to_cell` is handed for a column that is not known
     takes_lists = False  # True if one cell can hold several values
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
+    weighs_rows = False  # True if labels say what their row weighs in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
     lo, span = 0.0, 1.0  # of numbers: a natural value is `lo + span * x` for `x` on the loss scale
     draws: str | None = None  # what to draw of it
@@ -107,10 +110,14 @@ class ConditionalBlock(Comparable):
     # calibrated
     nll: Any = None
     # questions and scores
+    parse_question: Callable  # a patch below; kinds call that of their parent, and type checkers look for it here
+    answer: Callable
     ops: tuple[str, ...] | None = ()
     n_summary = 1  # numbers that scores need of a cell
     metrics: tuple[str, ...] = ()  # names of scores, the headline first
     lower_is_better: tuple[str, ...] = ()  # metrics of which less is more
+    summarise: Any  # patches below; kinds call those of their parent, and type checkers look for them here
+    baseline: Any
     # coordinates of pictures: `points` or `boxes`, where the target columns are x, y, x, y, ... and follow transforms
     geometry: str | None = None
     coordinates: tuple | list = ()  # names of the target columns
@@ -244,6 +251,12 @@ def unscale(self: ConditionalBlock, x):
 def display_units(self: ConditionalBlock, x):
     "Loss scale to what plots tell: natural values"
     return self.unscale(x)
+
+
+@patch
+def row_weights(self: ConditionalBlock, vals):
+    "What each row weighs in the loss `(N,)`, by its natural values `(N, W)`; asked of kinds that say `weighs_rows`"
+    return np.ones(len(vals))
 
 
 @patch

@@ -238,6 +238,8 @@ def encode(
             known = as_labelled[i]
         packed[:, 0, columns] = on_loss_scale(plan.blocks[i], df, vals, known)
         counts = known if applicable[i] is None else known & applicable[i][:, None]
+        if weighted and plan.blocks[i].weighs_rows:
+            counts = counts * plan.blocks[i].row_weights(vals)[:, None]
         if weighted and weight_cols[i] is not None:
             counts = counts * row_weights(plan.blocks[i], df, weight_cols[i], counts.any(1))[:, None]
         packed[:, 1, columns] = counts

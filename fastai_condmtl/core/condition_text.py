@@ -136,6 +136,8 @@ def _comparison(n):
 def _task(n):
     if isinstance(n, ast.Name):
         return task(n.id)
+    if _is_share(n):
+        return _task(n.func.value).share(_value(n.args[0]))
     if (
         isinstance(n, ast.Call)
         and isinstance(n.func, ast.Name)
@@ -147,6 +149,12 @@ def _task(n):
     ):
         return task(n.args[0].value)
     raise FlowError(f"`{ast.unparse(n)}` is neither a task nor a condition: {_how}")
+
+
+def _is_share(n):
+    "True for `name.share(answer)`"
+    asks_share = isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == 'share'
+    return asks_share and len(n.args) == 1 and not n.keywords
 
 
 def _value(n):

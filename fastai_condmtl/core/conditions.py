@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from fastcore.basics import patch
 from .errors import FlowError
-from .question_values import as_number, is_number, one_value, several_values
+from .question_values import Share, as_number, is_number, one_value, several_values
 
 # %% auto #0
 __all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'Comparable', 'task', 'check_op',
@@ -60,8 +60,9 @@ class Atom(Condition):
     "One question to one task: `op` is `true` (a binary task by itself) or the name of a comparison"
 
     task: str  # Leaf name or path of the task that is asked
-    op: str = 'true'  # `true eq ne isin has has_any has_all gt ge lt le between`
-    # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`
+    op: str = 'true'  # `true eq ne isin has has_any has_all gt ge lt le between share`
+    # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`, and for `share`
+    # (answer, comparison, number)
     value: object = None
     # The condition that the block carried when the atom was written: checked against the flow
     given: Condition | None = field(default=None, compare=False)
@@ -100,7 +101,7 @@ def written(
     inside=False,  # True within `~` or `&`, which bind more tightly
 ) -> str:
     "`cond` as Python, with the names of tasks for the tasks"
-    binds_less = isinstance(cond, And) or isinstance(cond, Atom) and cond.op in _infix
+    binds_less = isinstance(cond, And) or isinstance(cond, Atom) and _is_comparison(cond)
     if inside and binds_less:
         return f'({written(cond, literal)})'
     if isinstance(cond, Not):
@@ -117,13 +118,25 @@ def _written_atom(atom, literal):
     name = atom.task if _is_name(atom.task) else f'task({atom.task!r})'
     if atom.op == 'true':
         return name
-    if atom.op in _infix:
-        return f'{name} {_infix[atom.op]} {literal(atom.value)}'
+    if atom.op == 'share':
+        answer, comparison, limits = atom.value
+        return _written_comparison(f'{name}.share({literal(answer)})', comparison, limits, literal)
+    if atom.op in _infix or atom.op == 'between':
+        return _written_comparison(name, atom.op, atom.value, literal)
     if atom.op in _of_several:
         return f"{name}.{atom.op}([{', '.join(map(literal, atom.value))}])"
-    if atom.op == 'between':
-        return f"{name}.between({', '.join(map(literal, atom.value))})"
     return f"{name}.{atom.op}({literal(atom.value)})"
+
+
+def _is_comparison(atom):
+    "True if an atom is written with a sign between two sides"
+    return (atom.value[1] if atom.op == 'share' else atom.op) in _infix
+
+
+def _written_comparison(what, comparison, limits, literal):
+    if comparison == 'between':
+        return f"{what}.between({', '.join(map(literal, limits))})"
+    return f'{what} {_infix[comparison]} {literal(limits)}'
 
 
 def _is_name(text):
@@ -230,6 +243,7 @@ _hints = {
     'isin': "compare classes by .eq .ne .isin",
     'has': "ask a multi-label task by .has .has_any .has_all",
     'gt': "compare by > >= < <= or .between",
+    'share': "compare the share of an answer by .share(answer) > number",
 }
 
 
@@ -338,6 +352,12 @@ def check_interval(lo, hi, name):
 def never_true(name, op, value, why):
     "The error for an atom that no label can make true"
     return FlowError(f"{written(Atom(name, op, value))} is never true: {why}")
+
+# %% ../../nbs/core/conditions.ipynb #c059a390
+@patch
+def share(self: Comparable, answer):
+    "The share of the votes that `answer` has, to be compared with a number from 0 to 1"
+    return Share(self, _one(self, 'share', answer))
 
 # %% ../../nbs/core/conditions.ipynb #d2d70dfb
 def kleene(

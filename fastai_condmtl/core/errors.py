@@ -4,14 +4,14 @@
 
 # %% ../../nbs/core/errors.ipynb #37c1d91a
 from __future__ import annotations
-import difflib, math
+import difflib
 from collections import Counter
 from itertools import islice
 import numpy as np, pandas as pd
 
 # %% auto #0
 __all__ = ['FlowError', 'FlowWarning', 'row_name', 'RowsOf', 'check_name', 'check_features', 'check_weight_col', 'check_vocab',
-           'halved', 'shortly', 'plain_number', 'check_column', 'near', 'is_finite', 'check_number']
+           'halved', 'shortly', 'plain_number', 'check_column', 'near']
 
 # %% ../../nbs/core/errors.ipynb #1de259dd
 class FlowError(ValueError):
@@ -170,28 +170,3 @@ def near(word, words):
         if m
         else f"there are {', '.join(map(repr, words[:10])) or 'none'}{' …' if len(words) > 10 else ''}"
     )
-
-# %% ../../nbs/core/errors.ipynb #c0a2d289
-def is_finite(value) -> bool:
-    "True for a finite number; a truth value, text, NaN and a list are none"
-    value = plain_number(value)
-    if isinstance(value, bool) or hasattr(value, '__len__'):
-        return False
-    try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):
-        return False
-
-
-def check_number(
-    block,  # The block, for its name
-    argument: str,  # The argument's name
-    value,  # What was given
-    wish: str,  # What it must be, for the error
-    fits=lambda number: True,  # True for numbers that are allowed
-):
-    "`value` as Python's own number. Raises `FlowError` unless it is finite and `fits`"
-    number = plain_number(value)
-    if not (is_finite(number) and fits(number)):
-        raise FlowError(f"task '{block.name}': {argument}={number!r} must be {wish}")
-    return number

@@ -23,7 +23,7 @@ class Flow:
     "Tasks and flows under one name. Use it as a block: `DataBlock(blocks=(ImageBlock, flow))`"
 
     weight_col = None
-    note = None  # a remark of whoever made the flow, or a list of them
+    note: str | list | None = None  # a remark of whoever made the flow, or a list of them
 
     def __init__(
         self,

@@ -122,7 +122,7 @@ def block_config(block: ConditionalBlock) -> dict:
                 "__init__, or return the arguments from a method `config`"
             )
         vals = {k: getattr(block, kept.get(k, k)) for k in defaults}
-        if vals.get('cols') is not None and vals['vocab'] == vals['cols']:
+        if vals.get('cols') is not None and vals.get('vocab') == vals['cols']:
             del vals['vocab']  # its default there
     res = {}
     for k, v in vals.items():

@@ -8,7 +8,7 @@ import numbers
 from .errors import FlowError
 
 # %% auto #0
-__all__ = ['one_value', 'several_values', 'is_number', 'as_number']
+__all__ = ['one_value', 'several_values', 'is_number', 'as_number', 'Share']
 
 # %% ../../nbs/core/question_values.ipynb #463b8f87
 def one_value(
@@ -73,3 +73,43 @@ def as_number(value):
             f"{value!r} is not a number to compare with: compare a regression with a number in its original units"
         )
     return value
+
+# %% ../../nbs/core/question_values.ipynb #bc536970
+class Share:
+    "The share of one answer among the votes, to be compared with a number"
+
+    def __init__(
+        self,
+        asked,  # Block or task, which answers the question `share`
+        answer,  # One of its answers
+    ):
+        self.asked, self.answer = asked, answer
+
+    def _compared(self, comparison, *limits):
+        for limit in limits:
+            if not 0 <= as_number(limit) <= 1:
+                raise FlowError(f"{self!r} is compared with {limit!r}: a share is a number from 0 to 1")
+        return self.asked._atom('share', (self.answer, comparison, limits if comparison == 'between' else limits[0]))
+
+    def gt(self, value):
+        return self._compared('gt', value)
+
+    def ge(self, value):
+        return self._compared('ge', value)
+
+    def lt(self, value):
+        return self._compared('lt', value)
+
+    def le(self, value):
+        return self._compared('le', value)
+
+    def between(self, lo, hi):
+        return self._compared('between', lo, hi)
+
+    __gt__, __ge__, __lt__, __le__ = gt, ge, lt, le
+
+    def __repr__(self):
+        return f'{self.asked._name()}.share({self.answer!r})'
+
+    def __bool__(self):
+        raise TypeError(f"{self!r} has no truth value of its own: compare it with a number, such as > .5")

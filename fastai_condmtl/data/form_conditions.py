@@ -29,7 +29,7 @@ class Question:
     @property
     def answers(self) -> dict:
         "Code in the form -> class or label of the block"
-        if not self.codes:
+        if self.block is None or not self.codes:
             return {}
         return dict(zip(self.codes, self.block.vocab))
 

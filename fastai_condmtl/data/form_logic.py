@@ -6,6 +6,7 @@
 from __future__ import annotations
 import re
 from dataclasses import dataclass
+from typing import Any
 from fastcore.basics import patch
 from ..core.conditions import is_number
 from ..core.errors import FlowError, near
@@ -18,7 +19,7 @@ __all__ = ['XLSFORM', 'REDCAP', 'Literal', 'Ask', 'Call', 'Compare', 'Join', 'Su
 class Literal:
     "A text, a number, or a truth"
 
-    value: object
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,9 @@ class _Reader:
         )
         position = 0
         while position < len(self.text):
-            for kind, pattern in kinds.items():
-                if match := re.compile(pattern).match(self.text, position):
-                    break
-            else:
+            matches = ((kind, re.compile(pattern).match(self.text, position)) for kind, pattern in kinds.items())
+            kind, match = next(((kind, match) for kind, match in matches if match), (None, None))
+            if match is None:
                 raise self.error(f"{self.text[position : position + 12]!r} is no part of it")
             position = match.end()
             if kind != 'space':

@@ -62,7 +62,9 @@ def flow_of_form(
     flow.note = [f"Read from a form of {language.name}.", *builder.left]
     if builder.left:
         listed = '\n'.join(f'- {line}' for line in builder.left)
-        warnings.warn(f"form '{form.name}': not everything has a counterpart in a flow:\n{listed}", FlowWarning)
+        warnings.warn(
+            f"form '{form.name}': not everything has a counterpart in a flow:\n{listed}", FlowWarning, stacklevel=2
+        )
     return flow
 
 # %% ../../nbs/data/forms.ipynb #7f975ec8
@@ -147,10 +149,12 @@ def choice_item(
     ordered: bool = False,  # Whether the choices have an order
 ) -> FormItem:
     "One of several choices"
-    codes, task, args = list(choices), *named_task(name, col)
+    codes = list(choices)
+    task, args = named_task(name, col)
     if len(codes) < 2:
         return FormItem(name, row, logic, why_no_task=f"a choice of {len(codes)}, so that there is nothing to learn")
     words = no_yes(codes) or no_yes(list(choices.values()))
+    block: ConditionalBlock
     if words and len(codes) == 2:
         yes = next(code for code, label in choices.items() if words[1] in (code, label))
         codes.sort(key=lambda code: code == yes)
@@ -174,6 +178,7 @@ def number_item(
 ) -> FormItem:
     "A number, in original units"
     task, args = named_task(name, col)
+    block: ConditionalBlock
     if low is not None and high is not None and low < high:
         block = BoundedRegressionBlock(task, **args, y_range=(low, high))
     elif whole and low == 0:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/groups.ipynb #a04051d1
 from __future__ import annotations
+import warnings
 import numpy as np, pandas as pd
 from fastcore.all import L
 from sklearn.model_selection import StratifiedGroupKFold
@@ -64,9 +65,9 @@ def check_torn(
         if side >= 0
     ]
     raise FlowError(
-        f"group_col={group_col!r}: group {shortly(plain_number(df[group_col].iloc[rows[0]]))} stands on both sides of the split "
-        f"({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct the "
-        "split, or leave it out, so that group_col= makes one"
+        f"group_col={group_col!r}: group {shortly(plain_number(df[group_col].iloc[rows[0]]))} stands on both sides of "
+        f"the split ({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct "
+        "the split, or leave it out, so that group_col= makes one"
     )
 
 # %% ../../nbs/data/groups.ipynb #a1174d88
@@ -93,10 +94,17 @@ def _single_groups(groups, seed):
 def _strata_folds(groups, strata, seed, n_folds=20):
     "Folds of like labels, none of which tears a group"
     folds = StratifiedGroupKFold(min(n_folds, len(np.unique(groups))), shuffle=True, random_state=_state(seed))
-    for _, rows in folds.split(np.zeros(len(groups)), strata, groups):
+    for rows in _without_warnings_of_small_classes(folds, strata, groups):
         part = np.zeros(len(groups), dtype=bool)
         part[rows] = True
         yield part
+
+
+def _without_warnings_of_small_classes(folds, strata, groups):
+    "The rows of each fold; a label with fewer rows than folds is dealt like the others, and nobody need know"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)
+        return [rows for _, rows in folds.split(np.zeros(len(groups)), strata, groups)]
 
 
 def _state(seed):
@@ -172,6 +180,6 @@ def group_folds(
         raise FlowError(f"n={n!r} folds of {n_groups} groups: use from 2 to as many as there are groups")
     fold = np.zeros(len(df), dtype=int)
     parts = StratifiedGroupKFold(n, shuffle=True, random_state=_state(seed))
-    for number, (_, rows) in enumerate(parts.split(np.zeros(len(df)), strata_of(flow, df), groups)):
+    for number, rows in enumerate(_without_warnings_of_small_classes(parts, strata_of(flow, df), groups)):
         fold[rows] = number
     return fold

@@ -156,7 +156,7 @@ def _name_the_labels(column, what):
 def not_plain(column):
     "What a file cannot hold cannot be an answer"
     try:
-        column.values
+        _ = column.values
     except TypeError as e:
         return KindGuess(None, f"its values are no labels of a file: {e}")
 

@@ -8,6 +8,7 @@ import json, warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 import pandas as pd
@@ -17,6 +18,7 @@ from ..core.conditions import AnyOf, Atom, Condition, Not, conjuncts
 from ..core.errors import FlowError, FlowWarning
 from ..core.flow import Flow
 from ..tasks.multi_label import MultiLabelBlock
+from ..tasks.regression import BoundedRegressionBlock
 from .form_logic import XLSFORM
 from .forms import FormGroup, FormItem, choice_item, flow_of_form, named_task, number_item
 
@@ -174,7 +176,9 @@ def read_label_studio(
     if differ:
         told = ', '.join(f"'{question}' in {n}" for question, n in differ.most_common())
         warnings.warn(
-            f"annotations of one item disagree: {told}. The ground truth counts, or else the last", FlowWarning
+            f"annotations of one item disagree: {told}. The ground truth counts, or else the last",
+            FlowWarning,
+            stacklevel=2,
         )
     return table
 
@@ -250,7 +254,9 @@ def to_label_studio(
             left.append(f"'{path}': a {type(block).__name__} is no choice and no number")
     if left:
         warnings.warn(
-            'not everything can be asked in Label Studio:\n' + '\n'.join(f'- {line}' for line in left), FlowWarning
+            'not everything can be asked in Label Studio:\n' + '\n'.join(f'- {line}' for line in left),
+            FlowWarning,
+            stacklevel=2,
         )
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding='unicode')
@@ -265,11 +271,12 @@ def _as_visible_when(condition: Condition, flow) -> dict | None:
     if not isinstance(atom, Atom) or atom.op not in ('true', 'eq', 'ne', 'isin', 'has', 'has_any'):
         return None
     words = _choices_of(flow.find(atom.task))
+    asked: Any = atom.value
     if atom.op == 'true':
         values = words[:1] if negated else words[1:]
         negated = False
     else:
-        values = list(atom.value) if atom.op in ('isin', 'has_any') else [atom.value]
+        values = list(asked) if atom.op in ('isin', 'has_any') else [asked]
         negated = negated != (atom.op == 'ne')
     return _view(atom.task, map(str, values), negated)
 
@@ -310,6 +317,7 @@ def _ask(parent, name, block):
         return True
     if 'gt' not in ops:
         return False
-    limits = dict(zip(('min', 'max'), map(str, getattr(block, 'y_range', ()))))
+    limits = block.y_range if isinstance(block, BoundedRegressionBlock) else ()
+    limits = dict(zip(('min', 'max'), map(str, limits)))
     ElementTree.SubElement(parent, 'Number', name=name, toName='image', **limits)
     return True

@@ -23,7 +23,7 @@ import fastai_condmtl.loss.conditional  # noqa: F401  the loss of a bound flow
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'columns_of', 'as_flow', 'FreshTransform', 'tfms_of_shapes',
-           'keep_only_batch', 'dataloaders']
+           'TfmsOfVision', 'keep_only_batch', 'dataloaders']
 
 # %% ../../nbs/data/target_block.ipynb #55febbfa
 class EncodedRows:
@@ -249,11 +249,26 @@ def batch_tfms(self: Flow | ConditionalBlock):
 
 
 def tfms_of_shapes(flow, kind):
-    "Transforms that points and boxes need; vision is only imported where a block has them"
+    "Transforms that points and boxes need; nothing of vision is asked for unless a block has them"
     blocks = list(leaves(as_flow(flow)))
-    if not any(block.geometry or block.draws for block in blocks):
-        return []
-    return provided('flow_tfms', 'vision')(blocks, kind)
+    return TfmsOfVision(blocks, kind) if any(block.geometry or block.draws for block in blocks) else []
+
+
+class TfmsOfVision:
+    """Transforms that vision adds for the blocks of a flow. They are asked for when the list is read: fastai takes
+    an error of the attribute itself as no transforms"""
+
+    def __init__(self, blocks, kind):
+        self.blocks, self.kind = blocks, kind
+
+    def __iter__(self):
+        try:
+            flow_tfms = provided('flow_tfms', 'vision')
+        except FlowError:
+            if any(block.geometry for block in self.blocks):
+                raise
+            return  # plain numbers that are drawn need no transform
+        yield from flow_tfms(self.blocks, self.kind)
 
 # %% ../../nbs/data/target_block.ipynb #71bfde97
 def keep_only_batch(

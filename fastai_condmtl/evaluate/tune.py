@@ -213,16 +213,19 @@ def save_thresholds(
     file,  # Path of a JSON file
 ):
     "Write the thresholds in force (and temperatures) as JSON"
-    loss, res = loss_of(self), {}
+    loss, thresholds = loss_of(self), {}
     for path, block in flow_of(self).tasks.items():
-        if not block.thresholded:
-            continue
-        values = [float(v) for v in in_force(loss, path)]
-        res[path] = values[0]
-        if block.labels:
-            res[path] = [dict(label=str(label), threshold=v) for label, v in zip(block.vocab, values)]
-    data = dict(flow=loss.flow.flow.name, thresholds=res, temperatures=dict(loss.temperatures))
+        if block.thresholded:
+            thresholds[path] = _as_json(block, [float(value) for value in in_force(loss, path)])
+    data = dict(flow=loss.flow.flow.name, thresholds=thresholds, temperatures=dict(loss.temperatures))
     return write_text(file, json.dumps(data, indent=1))
+
+
+def _as_json(block, values):
+    "The thresholds of a task as JSON has them: a number, or the label and the number of each label"
+    if not block.labels:
+        return values[0]
+    return [dict(label=str(label), threshold=value) for label, value in zip(block.vocab, values)]
 
 
 @patch

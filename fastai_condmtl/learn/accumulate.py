@@ -89,7 +89,8 @@ def task(self: Accumulator, path):
     thresholds = self.thresholds.get(path)
     if thresholds is not None:
         thresholds = torch.as_tensor(thresholds).detach().cpu().numpy()
-    return TaskRows(*self.data[path], thresholds)
+    summary, values, mask = self.data[path]
+    return TaskRows(summary, values, mask, thresholds)
 
 
 def _rows_by_task(acc):

@@ -14,6 +14,7 @@ from fastai.torch_core import find_bs
 from fastcore.basics import patch
 from ..core.errors import FlowError, FlowWarning, near
 from ..loss.conditional import ConditionalLoss
+from ..core.patched import PatchedModule
 from ..core.target import packed
 from .units import Unit, Uses
 
@@ -75,7 +76,7 @@ def check_branches(flow, branches):
         raise FlowError(f"no task reads the branch {unread[0]!r}: {fix}")
 
 # %% ../../nbs/learn/heads.ipynb #07119ea2
-class ConditionalHead(nn.Module):
+class ConditionalHead(PatchedModule):
     """Units, each on the rows that need it, and what tasks add to tasks: features to logits `(bs, C)`. The units
     `always` run first, on every row; those that `waits` names run after them, in this order, on the rows that need
     them. `context` tells which these are; `ran` tells on how many rows each branch ran last"""
@@ -92,16 +93,17 @@ class ConditionalHead(nn.Module):
         self.units = nn.ModuleList(units.values())
         unit_of = [self.names.index(branch) for branch in plan.features]
         self.tasks = [[i for i, unit in enumerate(unit_of) if unit == k] for k in range(len(units))]
-        self.uses = nn.ModuleList([Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]])
+        uses = [Uses(flow, i, plan.blocks[i].detach_uses) for i in plan.use_order if plan.uses[i]]
+        self.uses = nn.ModuleList(uses)
         waiting = _waiting_units(flow, self.names, unit_of, only_needed)
         self.always = [k for k in range(len(units)) if k not in waiting]
         self.waits = _by_conditions(flow, self.tasks, unit_of, waiting)
         groups = [self.always, *([k] for k in self.waits)]
-        self.uses_of = [[j for j, use in enumerate(self.uses) if unit_of[use.task] in group] for group in groups]
-        for k, unit in enumerate(self.units):
+        self.uses_of = [[j for j, use in enumerate(uses) if unit_of[use.task] in group] for group in groups]
+        for k, unit in enumerate(units.values()):
             self.register_buffer(f'cols_{k}', torch.tensor(unit.cols), persistent=False)
         back = torch.empty(flow.c, dtype=torch.long)
-        back[[c for unit in self.units for c in unit.cols]] = torch.arange(flow.c)
+        back[[c for unit in units.values() for c in unit.cols]] = torch.arange(flow.c)
         self.register_buffer('back', back, persistent=False)  # units' outputs, one after the other -> logits
 
     def forward(self, x):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/learn/marginals.ipynb #8b73157c
 from __future__ import annotations
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from fastcore.all import patch
 from fastai.learner import Learner
 from ..core.target import doubles

@@ -99,7 +99,7 @@ def task_layers(
     layer,  # The network's `ConditionalHead`, or its last `nn.Linear`
     flow,  # Bound flow
     path,  # Task
-) -> TaskLayers:
+):  # `TaskLayers`
     "Where the weights of a task are"
     columns = flow.slices[path].logits
     width = columns.stop - columns.start

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from fastcore.basics import patch
-from torch import nn
 
 from ..core.errors import FlowError
+from ..core.patched import PatchedModule
 from .decisions import Decisions, TaskSums, as_plain_pair
 from .layout import Layout
 from .masked_mean import MaskedMean
@@ -24,7 +24,7 @@ from .whole_space import WholeSpace
 __all__ = ['ConditionalLoss', 'PreparedBatch', 'several_targets']
 
 # %% ../../nbs/loss/conditional.ipynb #11b24c85
-class ConditionalLoss(nn.Module):
+class ConditionalLoss(PatchedModule):
     "The masked loss of a flow, its activation and its decisions, in the form that fastai's `Learner` asks of a loss"
 
     y_int = True  # MixUp and CutMix keep both targets, each with its own mask
@@ -38,7 +38,7 @@ class ConditionalLoss(nn.Module):
     ):
         super().__init__()
         blocks = flow.plan.blocks
-        weighted = any(col is not None for col in flow.plan.weight_cols)
+        weighted = any(col is not None for col in flow.plan.weight_cols) or any(b.weighs_rows for b in blocks)
         self.flow, self.reduction = flow, reduction
         self.layout = Layout(flow)
         self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted)
@@ -106,7 +106,7 @@ def _drop_temperatures(self: ConditionalLoss, pred):
 def _total(self: ConditionalLoss, batch, weights):
     "The weighted sum of all cells, one call a family"
     layout, total = self.layout, None
-    if batch.whole is not None:
+    if self.whole is not None:
         total = (batch.whole * weights.index_select(1, self.whole.cols)).sum()
         weights = weights.index_fill(1, self.whole.cols, 0.0)
     by_family = layout.logits_of(batch.logits), layout.columns_of(batch.values), layout.columns_of(weights)
@@ -120,13 +120,15 @@ def _total(self: ConditionalLoss, batch, weights):
 @patch
 def _cells(self: ConditionalLoss, batch):
     "The loss of each cell `(bs, D)`, masked or not, in the order of the logits"
-    layout, n_rows, cells = self.layout, len(batch.logits), []
+    layout, n_rows, parts = self.layout, len(batch.logits), []
     by_family = layout.logits_of(batch.logits), layout.columns_of(batch.values)
     for k, (block, logits, targets) in enumerate(zip(layout.blocks, *by_family)):
         loss = block.loss(logits, targets, **layout.params(k, batch.logits))
-        cells.append(loss.reshape(n_rows, layout.n_columns[k]))
-    cells = torch.cat(cells, 1)
-    return cells if batch.whole is None else cells.index_copy(1, self.whole.cols, batch.whole)
+        parts.append(loss.reshape(n_rows, layout.n_columns[k]))
+    cells = torch.cat(parts, 1)
+    if self.whole is None:
+        return cells
+    return cells.index_copy(1, self.whole.cols, batch.whole)
 
 # %% ../../nbs/loss/conditional.ipynb #3b486ea6
 @patch(as_prop=True)

@@ -12,9 +12,9 @@ from types import MappingProxyType
 import torch
 from fastai.torch_core import TensorBase
 from fastcore.basics import patch
-from torch import nn
 
 from ..core.errors import FlowError, FlowWarning, near
+from ..core.patched import PatchedModule
 from .layout import Layout
 from ..core.target import TensorConditional, doubles
 
@@ -48,7 +48,7 @@ def as_plain_pair(pred, y):
     return pred, y if y.dtype == pred.dtype else y.to(pred.dtype)
 
 # %% ../../nbs/loss/decisions.ipynb #33272dc9
-class Decisions(nn.Module):
+class Decisions(PatchedModule):
     "Activations and decisions of a flow, with its thresholds and temperatures"
 
     def __init__(

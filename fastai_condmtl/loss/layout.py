@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import torch
 from fastcore.basics import patch
-from torch import nn
 
 from ..core.errors import FlowError
 from ..core.bound import BoundFlow
+from ..core.patched import PatchedModule
 from ..core.target import packed
 
 # %% auto #0
 __all__ = ['Layout', 'Run']
 
 # %% ../../nbs/loss/layout.ipynb #f1181c01
-class Layout(nn.Module):
+class Layout(PatchedModule):
     """The order of columns in a flow's logits, targets and activations.
 
     `tasks`, `columns` and `blocks` list the tasks, their target columns and one block a family, all in the order of

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from fastcore.basics import patch
-from torch import nn
 
+from ..core.patched import PatchedModule
 from .layout import Layout
 from .ranks import rank_sums, step_ranks
 
@@ -18,7 +18,7 @@ from .ranks import rank_sums, step_ranks
 __all__ = ['MaskedMean']
 
 # %% ../../nbs/loss/masked_mean.ipynb #511fc0fb
-class MaskedMean(nn.Module):
+class MaskedMean(PatchedModule):
     "The weighted mean of each task over the cells that count"
 
     def __init__(

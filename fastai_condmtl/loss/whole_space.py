@@ -6,9 +6,9 @@
 from __future__ import annotations
 import numpy as np
 import torch, torch.nn.functional as F
-from torch import nn
 from ..core.conditions import And, Atom, Not
 from ..core.errors import FlowError
+from ..core.patched import PatchedModule
 
 # %% auto #0
 __all__ = ['chain', 'WholeSpace']
@@ -82,7 +82,7 @@ def _atom(flow, atom, truth, no):
         )
 
 # %% ../../nbs/loss/whole_space.ipynb #22f7f800
-class WholeSpace(nn.Module):
+class WholeSpace(PatchedModule):
     """Loss cells and masks of the tasks with `whole_space=`, all at once: literals are gathered by a padded index
     `(K, A)`"""
 

@@ -178,23 +178,36 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         valid_col=None,  # Column that is true for validation rows, instead
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
+        group_col=None,  # Column that says which rows belong together: no group stands on two sides of the split
+        test_col=None,  # Column that marks the rows of a third part, which neither trains nor validates
+        test_pct: float = 0.0,  # Or its share of all rows; `learn.evaluate(ds_idx=2)` scores it
         **kwargs,
     ):
         "From a DataFrame"
         _check_arguments(cls, kwargs, cls.from_df)
         check_table(df)
         flow = as_flow(flow)
-        taken = label_columns(flow) + FlowTransform(flow).weight_cols() + ([] if valid_col is None else [valid_col])
+        taken = (
+            label_columns(flow)
+            + FlowTransform(flow).weight_cols()
+            + [c for c in (valid_col, group_col, test_col) if c is not None]
+        )
         cat_names, cont_names = input_columns(df, taken, cat_names, cont_names)
         check_has_input(cat_names, cont_names)
-        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
+        splitter = as_splitter(
+            flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
+        )
         splits = [list(s) for s in splitter(df)]
+        table, test = df, splits[2:]
+        splits = splits[:2]
         df = clean_inputs(df, cat_names, cont_names)
         y_block = TransformBlock(type_tfms=[TableTransform(flow, df, sum(splits, []))])
         procs = [_fills_all_gaps(p) for p in procs or ()]
         to = TabularPandas(df, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
         check_filled(to)
-        return to.dataloaders(path=path, **kwargs)
+        dls = to.dataloaders(path=path, **kwargs)
+        dls.loaders += [dls.test_dl(table.iloc[part], with_labels=True) for part in test]
+        return dls
 
 
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConditionalBlock', 'BinaryBlock', 'MultiLabelBlock', 'SingleLabelBlock', 'OrdinalBlock', 'BoundedRegressionBlock',
-           'UnboundedRegressionBlock', 'CountBlock', 'KeypointsBlock', 'BoxBlock']
+           'UnboundedRegressionBlock', 'CountBlock', 'VotesBlock', 'KeypointsBlock', 'BoxBlock']
 
 # %% ../../nbs/tasks/all.ipynb #56283c3a
 from ..core.block import ConditionalBlock
@@ -16,6 +16,7 @@ from .box import BoxBlock
 from .keypoints import KeypointsBlock
 from .regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from .count import CountBlock
+from .votes import VotesBlock
 
 # %% ../../nbs/tasks/all.ipynb #f2664f9e
 _all_ = [
@@ -27,6 +28,7 @@ _all_ = [
     'BoundedRegressionBlock',
     'UnboundedRegressionBlock',
     'CountBlock',
+    'VotesBlock',
     'KeypointsBlock',
     'BoxBlock',
 ]

@@ -6,7 +6,8 @@
 from __future__ import annotations
 import numpy as np, torch
 import torch.nn.functional as F
-from ..core.errors import check_number, near, FlowError
+from ..core.arguments import check_number, check_share
+from ..core.errors import near, FlowError
 
 # %% auto #0
 __all__ = ['balanced_classes', 'balanced_positives', 'span_of', 'sigmoid_focal', 'softmax_focal', 'check_loss']
@@ -70,9 +71,10 @@ def check_loss(
     "The name of a classification loss, with numbers that belong to it"
     if loss not in (plain, 'focal'):
         raise FlowError(f"task '{block.name}': loss={loss!r} is not known: {near(loss, [plain, 'focal'])}")
-    check_number(block, 'gamma', gamma, "a number that is not negative", lambda number: number >= 0)
+    who = f"task '{block.name}'"
+    check_number('gamma', gamma, "a number that is not negative", who=who, low=0)
     if alpha is not None:
-        check_number(block, 'alpha', alpha, "a weight from 0 to 1, or None", lambda number: 0 <= number <= 1)
+        check_share('alpha', alpha, "a weight from 0 to 1, or None", who=who)
     if loss == plain and (gamma != 2 or alpha is not None):
         raise FlowError(
             f"task '{block.name}': gamma= and alpha= belong to the focal loss: add loss='focal', or leave them out"

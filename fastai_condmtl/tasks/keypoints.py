@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 import numpy as np
 from fastcore.basics import patch
-from ..core.errors import check_number, near, FlowError
+from ..core.arguments import check_whole
+from ..core.errors import near, FlowError
 from .coordinates import check_pixels, Coordinates
 
 # %% auto #0
@@ -85,8 +86,7 @@ def check_outside(block, outside):
 def check_n_points(block, n_points):
     "A positive integer or None, which fits the columns where each coordinate has one"
     if n_points is not None:
-        is_count = lambda number: isinstance(number, int) and number > 0
-        n_points = check_number(block, 'n_points', n_points, "a positive integer", is_count)
+        n_points = check_whole('n_points', n_points, "a positive integer", who=f"task '{block.name}'")
     if not block.per_column:
         return n_points
     n_cols = len(block.cols)

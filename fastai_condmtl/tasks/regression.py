@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.block import ConditionalBlock
-from ..core.errors import is_finite, near, FlowError
+from ..core.arguments import is_number_of
+from ..core.errors import near, FlowError
 from ..core.columns import numbers
 from ..core.conditions import as_number, check_interval, never_true
 from .scores import regression_score
@@ -195,7 +196,7 @@ def check_range(block, y_range):
     if y_range is None:
         return None
     ends = list(y_range) if hasattr(y_range, '__iter__') else []
-    if not (len(ends) == 2 and all(map(is_finite, ends)) and ends[0] < ends[1]):
+    if not (len(ends) == 2 and all(map(is_number_of, ends)) and ends[0] < ends[1]):
         raise FlowError(f"task '{block.name}': y_range={y_range!r} must be two finite numbers, the lower first")
     return float(ends[0]), float(ends[1])
 

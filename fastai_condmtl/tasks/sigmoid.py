@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.block import ConditionalBlock
-from ..core.errors import is_finite, plain_number, FlowError
+from ..core.arguments import is_number_of
+from ..core.errors import plain_number, FlowError
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .scores import binary_score, count_scores, counts
 from .thresholds import score_of_counts
@@ -39,7 +40,7 @@ class Sigmoid(ConditionalBlock):
         self.gamma, self.alpha = float(gamma), alpha
 
     def _set_threshold(self, threshold):
-        if not all(is_finite(number) and 0 <= number <= 1 for number in _plain_numbers(self, threshold)[1]):
+        if not all(is_number_of(number) and 0 <= number <= 1 for number in _plain_numbers(self, threshold)[1]):
             raise FlowError(
                 f"task '{self.name}': threshold={threshold!r} must be a probability from 0 to 1"
                 + (", or one a label" if self.takes_lists else '')
@@ -64,7 +65,7 @@ def check_pos_weight(block, pos_weight):
     if pos_weight is None or isinstance(pos_weight, str) and pos_weight == 'balanced':
         return pos_weight
     pos_weight, weights = _plain_numbers(block, pos_weight)
-    if not all(is_finite(weight) and weight > 0 for weight in weights):
+    if not all(is_number_of(weight) and weight > 0 for weight in weights):
         raise FlowError(
             f"task '{block.name}': pos_weight={pos_weight!r} must be one positive "
             f"number{', or one a label' if block.takes_lists else ''}; or 'balanced', to count it from the training "

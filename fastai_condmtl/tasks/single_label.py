@@ -6,7 +6,8 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from ..core.errors import check_number, check_vocab, is_finite, plain_number, FlowError
+from ..core.arguments import check_number, is_number_of
+from ..core.errors import check_vocab, plain_number, FlowError
 from .imbalance import balanced_classes, check_loss, softmax_focal, span_of
 from .scores import class_score
 from .vocabulary import Classes, found_classes
@@ -58,7 +59,7 @@ def check_class_weights(block, weights):
     if weights is None or isinstance(weights, str) and weights == 'balanced':
         return weights
     numbers = list(weights) if hasattr(weights, '__iter__') and not isinstance(weights, str) else [None]
-    if not all(is_finite(number) and number >= 0 for number in numbers):
+    if not all(is_number_of(number) and number >= 0 for number in numbers):
         raise FlowError(
             f"task '{block.name}': class_weights={weights!r} must be numbers that are not negative, one a class; "
             "or 'balanced', to count them from the training rows"
@@ -68,7 +69,8 @@ def check_class_weights(block, weights):
 
 def check_label_smoothing(block, label_smoothing, loss):
     "A share from 0 to below 1; of the focal loss there is none"
-    share = check_number(block, 'label_smoothing', label_smoothing, "from 0 to below 1", lambda number: 0 <= number < 1)
+    who = f"task '{block.name}'"
+    share = check_number('label_smoothing', label_smoothing, "from 0 to below 1", who=who, low=0, below=1)
     if share and loss == 'focal':
         raise FlowError(
             f"task '{block.name}': label_smoothing= belongs to the cross entropy: leave it out, or leave "

@@ -5,7 +5,8 @@
 # %% ../../nbs/tasks/thresholds.ipynb #bdd1eac3
 from __future__ import annotations
 import numpy as np, pandas as pd
-from ..core.errors import is_finite, near, FlowError
+from ..core.arguments import is_number_of
+from ..core.errors import near, FlowError
 from .scores import div0, aliases, count_scores
 
 # %% auto #0
@@ -84,7 +85,7 @@ def as_constraint(constraint):
     "`(metric, least)` as `(function of counts, least)`"
     if constraint is None:
         return None
-    if not (isinstance(constraint, (tuple, list)) and len(constraint) == 2 and is_finite(constraint[1])):
+    if not (isinstance(constraint, (tuple, list)) and len(constraint) == 2 and is_number_of(constraint[1])):
         raise FlowError(
             f"constraint={constraint!r} must be a metric and the least it may be, such as ('precision', .9)"
         )

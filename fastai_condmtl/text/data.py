@@ -159,6 +159,9 @@ class ConditionalTextDataLoaders(DataLoaders):
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
         valid_idx=None,  # Positions of the validation rows, instead
+        group_col=None,  # Column that says which rows belong together: no group stands on two sides of the split
+        test_col=None,  # Column that marks the rows of a third part, which neither trains nor validates
+        test_pct: float = 0.0,  # Or its share of all rows; `learn.evaluate(ds_idx=2)` scores it
         # Words the model knows, such as `dls.vocab` of other data; by default those of this table
         text_vocab: list = None,
         min_freq: int = 3,  # Words that are rarer are unknown
@@ -180,7 +183,9 @@ class ConditionalTextDataLoaders(DataLoaders):
         masked = masks_words(flow)
         vocab = text_vocabulary(tokens, text_vocab, min_freq, max_vocab, masked)
         flow = with_words(flow, vocab, get_x.cols[0]) if masked else flow
-        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
+        splitter = as_splitter(
+            flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
+        )
         block = TextBlock(Tokenizer(tok, rules=rules), vocab=vocab, seq_len=seq_len, backwards=backwards)
         return cls._build(df, tokens, flow, get_x, splitter, block, vocab, path=path, **kwargs)
 

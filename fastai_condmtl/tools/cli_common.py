@@ -17,6 +17,7 @@ from ..tasks.binary import BinaryBlock
 from ..tasks.count import CountBlock
 from ..tasks.ordinal import OrdinalBlock
 from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
+import fastai_condmtl.vision.all  # noqa: F401  methods of flows and of learners
 
 # %% auto #0
 __all__ = ['errors_as_lines', 'status', 'read_table', 'numbers_where_meant', 'reads_numbers', 'file_column',
@@ -225,8 +226,6 @@ def register(modules):
 # %% ../../nbs/tools/cli_common.ipynb #c9b98dc3
 def report(learn, out, dl=None, n_boot=0, quiet=False):
     "Write evaluation.csv, cascade.csv and results.png; print a line a task"
-    import fastai_condmtl.vision.show  # noqa: F401  images beside their trees
-
     with quietly(learn, quiet):
         table = learn.evaluate(dl=dl, n_boot=n_boot)
     write_csv(table, out / 'evaluation.csv', index=False)

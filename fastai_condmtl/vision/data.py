@@ -21,6 +21,7 @@ from ..core.flow import leaves
 from ..core.target import as_table
 from ..data.pictures import OpenImage
 import fastai_condmtl.data.sampling  # noqa: F401  dls.balanced
+import fastai_condmtl.vision.points  # noqa: F401  transforms of points and boxes
 import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
@@ -164,6 +165,9 @@ class ConditionalDataLoaders(DataLoaders):
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
         valid_idx=None,  # Positions of the validation rows, instead
+        group_col=None,  # Column that says which rows belong together: no group stands on two sides of the split
+        test_col=None,  # Column that marks the rows of a third part, which neither trains nor validates
+        test_pct: float = 0.0,  # Or its share of all rows; `learn.evaluate(ds_idx=2)` scores it
         item_tfms=None,  # Transforms an item, such as `Resize(224)`
         batch_tfms=None,  # Transforms a batch, such as `aug_transforms()`
         img_cls=PILImage,  # Class that opens the images
@@ -180,7 +184,9 @@ class ConditionalDataLoaders(DataLoaders):
         if isinstance(fn_col, str) and fn_col not in df.columns:
             raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
         get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path) / folder, suff)
-        splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
+        splitter = as_splitter(
+            flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
+        )
         return cls._build(
             df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs
         )

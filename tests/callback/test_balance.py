@@ -474,7 +474,7 @@ def test_mixup_balances_the_mixed_losses(mix, name):
         def after_loss(self):
             plain = self.learn.loss.clone()
             super().after_loss()
-            seen.append((float(plain), float((self.losses * self.lossf.task_weights()).sum())))
+            seen.append((float(plain), float((self.losses * self.flow_loss.task_weights()).sum())))
 
     learn.remove_cb(learn.task_balance)
     learn.add_cb(Compare(name))

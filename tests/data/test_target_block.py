@@ -2,7 +2,7 @@
 image carries its row's number in its
 pixels; labels are held to an encoding written out here by hand, row by row."""
 
-import copy, pickle, tracemalloc, warnings
+import copy, pickle, subprocess, sys, tracemalloc, warnings
 from collections import namedtuple
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -30,12 +30,14 @@ from fastai_condmtl.vision.all import (
     Flow,
     FlowError,
     FlowPrediction,
+    KeypointsBlock,
     MultiLabelBlock,
     SingleLabelBlock,
     StratifiedSplitter,
     TensorConditional,
     UnboundedRegressionBlock,
 )
+from fastai_condmtl.core import applications
 from fastai_condmtl.data.stratify import stratify
 from random_flows import checks
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
@@ -1027,3 +1029,20 @@ def test_a_test_set_that_lacks_a_column_under_a_getter():
     ).dataloaders(df, bs=2, num_workers=0)
     with pytest.warns(UserWarning, match="no column 'b'"):
         assert dls.test_dl(df[['a']], with_labels=True).one_batch()[1][:, 1].sum(0).tolist() == [2, 0]
+
+
+def test_points_without_vision_are_an_error(monkeypatch):
+    "fastai takes an error of `flow.item_tfms` as no transforms, and points would stay in pixels"
+    monkeypatch.setattr(applications, '_provided', {})
+    with pytest.raises(FlowError, match='from fastai_condmtl.vision.all import'):
+        DataBlock(blocks=(ImageBlock, Flow('f', KeypointsBlock('p', ['x', 'y']))))
+    assert DataBlock(blocks=(ImageBlock, Flow('f', BoundedRegressionBlock('x', y_range=(0, 9), draws='x'))))
+
+
+def test_loaders_of_pictures_load_the_transforms_of_points(root):
+    code = """
+import sys
+from fastai_condmtl.vision.data import ConditionalDataLoaders
+sys.exit('fastai_condmtl.vision.points' not in sys.modules)
+"""
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=root, timeout=100).returncode == 0

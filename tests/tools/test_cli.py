@@ -422,6 +422,23 @@ def test_as_a_process(tmp_path, root):
     ) and 'Traceback' not in res.stderr
 
 
+@pytest.mark.slow
+def test_trains_as_a_process(scenes, tmp_path, root):
+    "The command loads the methods that it calls, and the transforms that warn of coordinates"
+    args = [*train_args(scenes, '--augment', 'full'), '--out', tmp_path / 'run']
+    res = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'fastai_condmtl.tools.cli', *map(str, args)],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert res.returncode == 0, res.stderr
+    assert 'are plain numbers, which stay as they are while' in res.stderr
+    assert {f.name for f in (tmp_path / 'run').iterdir()} == set(cli.RUN_FILES)
+
+
 def test_few_rows_and_a_column_that_says_which_judge(scenes, call, tmp_path):
     "25 rows to learn from are one batch, whatever share --valid-pct would take; what the package warns of is told"
     df = pd.read_csv(scenes / 'labels.csv').iloc[:60].assign(judge=np.arange(60) >= 25, door_locked=np.nan)

@@ -1,0 +1,124 @@
+"""No loader tears a group, and each has a third part that neither trains nor validates: pictures, tables, texts; folds
+and splits against a count by pandas"""
+
+import numpy as np, pandas as pd, pytest
+from fastai.tabular.all import Categorify, Normalize
+from fastai.vision.all import PILImage, Resize
+from fastai_condmtl.tabular.all import *
+from fastai_condmtl.text.all import ConditionalTextDataLoaders
+from fastai_condmtl.vision.all import *
+
+KINDS = ['vision', 'tabular', 'text']
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    "120 rows of 40 patients; who is ill may be severely so"
+    folder = tmp_path_factory.mktemp('pictures')
+    PILImage.create(np.zeros((8, 8, 3), np.uint8)).save(folder / 'a.png')
+    rng = np.random.default_rng(0)
+    patient = rng.permutation(np.repeat(np.arange(40), 3))
+    ill = (rng.random(40) < 0.5)[patient]
+    df = pd.DataFrame(dict(img='a.png', words='one two three', size=rng.normal(size=120), kind='k', patient=patient))
+    df['ill'], df['severe'] = ill.astype(int), np.where(ill, rng.integers(0, 2, 120), np.nan)
+    df['row'] = range(120)
+    return df, folder
+
+
+def flow():
+    ill = BinaryBlock('ill')
+    return Flow('f', ill, BinaryBlock('severe') | ill)
+
+
+def loaders(kind, table, **kwargs):
+    df, folder = table
+    if kind == 'vision':
+        return ConditionalDataLoaders.from_df(
+            df, flow(), path=folder, fn_col='img', item_tfms=Resize(8), bs=16, num_workers=0, **kwargs
+        )
+    if kind == 'text':
+        return ConditionalTextDataLoaders.from_df(df, flow(), text_col='words', bs=16, seq_len=8, **kwargs)
+    return ConditionalTabularDataLoaders.from_df(
+        df, flow(), cat_names=['kind'], cont_names=['size'], procs=[Categorify, Normalize], bs=16, **kwargs
+    )
+
+
+def rows_of_part(dls, i, df):
+    "Positions in the table of the rows of a part"
+    part = dls.loaders[i].dataset
+    if hasattr(part, 'all_cols'):
+        return part.items.index.to_numpy()
+    return part.items['row'].to_numpy() if 'row' in part.items else part.items.index.to_numpy()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('stratify', [False, True])
+def test_no_group_is_torn(kind, stratify, table):
+    "By pandas: each patient stands in one part; the sides are within five points of what was asked for"
+    dls = loaders(kind, table, group_col='patient', valid_pct=0.25, test_pct=0.2, seed=1, stratify=stratify)
+    assert len(dls.loaders) == 3
+    parts = [rows_of_part(dls, i, table[0]) for i in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(120))
+    side = pd.Series(np.repeat(range(3), list(map(len, parts))), index=np.concatenate(parts)).sort_index()
+    assert side.groupby(table[0].patient).nunique().max() == 1
+    assert abs(len(parts[1]) / 120 - 0.25) <= 0.05 and abs(len(parts[2]) / 120 - 0.2) <= 0.05
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_third_part_is_scored_and_trains_nothing(kind, table):
+    "`ds_idx=2` scores its rows; scalers and vocabularies have not seen it"
+    df = table[0].assign(part=['test'] * 30 + ['train'] * 60 + ['valid'] * 30)
+    dls = loaders(kind, (df, table[1]), test_col='part', seed=0)
+    assert sorted(rows_of_part(dls, 2, df)) == list(range(30))
+    if kind == 'tabular':
+        learn = conditional_tabular_learner(dls, [4])
+        with learn.no_bar():
+            res = learn.evaluate(ds_idx=2, metrics=None)
+        assert res.set_index('task_path').num_samples['ill'] == 30
+        train = rows_of_part(dls, 0, df)
+        assert dls.procs.normalize.means['size'] == pytest.approx(df['size'][train].mean())
+        xs = np.concatenate([b[1].numpy()[:, 0] for b in dls.loaders[2]])
+        expected = (df['size'][:30] - df['size'][train].mean()) / dls.procs.normalize.stds['size']
+        assert np.allclose(np.sort(xs), np.sort(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_split_that_tears_a_group_is_an_error(kind, table):
+    with pytest.raises(FlowError, match="group_col='patient': group .* stands on both sides of the split"):
+        loaders(kind, table, group_col='patient', valid_idx=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_blank_groups_are_an_error(kind, table):
+    df = table[0].astype(dict(patient=object))
+    df.loc[7, 'patient'] = None
+    with pytest.raises(FlowError, match="group_col='patient' is blank in row 7"):
+        loaders(kind, (df, table[1]), group_col='patient')
+
+
+@pytest.mark.parametrize(
+    'args, told',
+    [
+        (dict(test_pct=1.5), 'test_pct=1.5 must be'),
+        (dict(test_pct=True), 'test_pct=True must be'),
+        (dict(test_pct=0.5, valid_pct=0.5), 'leave no row to train on'),
+        (dict(test_pct=0.5, test_col='side'), 'test_col= and test_pct= both say'),
+        (dict(test_col='side'), "test_col='side', row 0, value 'k': it is neither true nor false"),
+        (dict(test_col='kin'), "test_col='kin' reads column 'kin', which the table does not have"),
+        (dict(group_col='patent'), "group_col='patent' reads column 'patent'.*did you mean 'patient'"),
+    ],
+)
+def test_bad_arguments(args, told, table):
+    with pytest.raises(FlowError, match=told):
+        loaders('tabular', (table[0].assign(side='k'), table[1]), **args)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_folds_tear_no_group(seed, table):
+    "Each patient validates in one fold; each row once; labels have near equal shares"
+    df = table[0]
+    folds = stratified_folds(flow(), df, 4, seed=seed, group_col='patient')
+    assert sorted(np.concatenate([valid for _, valid in folds])) == list(range(120))
+    for train, valid in folds:
+        assert not set(df.patient.iloc[train]) & set(df.patient.iloc[valid])
+        assert abs(df.ill.iloc[valid].mean() - df.ill.mean()) < 0.2
