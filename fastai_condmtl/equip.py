@@ -10,7 +10,7 @@ from .core.arguments import check_arguments
 from .callback.checks import Y_RANGE, check_loss_fits, check_metrics_fit
 from .learn.state import flow_of, own_loss
 from .loss.conditional import ConditionalLoss
-from .learn.targets import check_sides
+from .learn.targets import check_targets
 from .callback.balance import TaskBalance
 from .callback.thresholds import ThresholdSearch
 
@@ -58,7 +58,7 @@ def flow_metrics(flow, metrics):
 def fit_for(dls, kwargs):
     "`kwargs` of a learner for `dls`, after saying what would not do for a flow"
     flow_of(dls)
-    check_sides(dls.train_ds)
+    check_targets(dls.train_ds)
     if kwargs.get('y_range') is not None:
         raise FlowError(Y_RANGE)
     if kwargs.get('n_out') not in (None, dls.c):

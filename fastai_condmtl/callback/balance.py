@@ -5,6 +5,7 @@
 # %% ../../nbs/callback/balance.ipynb #ff5f1ccc
 from __future__ import annotations
 from contextlib import contextmanager, nullcontext
+from typing import Any
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
@@ -26,11 +27,11 @@ class TaskBalance(Callback):
 
     order, run_valid, _learn = -5, False, None  # before all that adds to `loss_grad` or scales it
     _stateattrs = ('shared', 'met', 'old', 'context', 'losses', 'there')
-    host = None  # the module that keeps the method's state
-    shared = None  # `SharedFeatures`, while a method that reads gradients trains
+    host: Any = None  # the module that keeps the method's state
+    shared: Any = None  # `SharedFeatures`, while a method that reads gradients trains
     losses = there = None  # of this step `(T,)`; which tasks have a row that counts in it
-    met = None  # tasks that had a row since the last step of the optimizer `(T,)`
-    old = None  # what is learned, before the step of the optimizer
+    met: Any = None  # tasks that had a row since the last step of the optimizer `(T,)`
+    old: Any = None  # what is learned, before the step of the optimizer
     context = None  # which rows the branches of the head run on
 
     def __init__(

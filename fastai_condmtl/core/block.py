@@ -112,6 +112,8 @@ class ConditionalBlock(Comparable):
     # questions and scores
     parse_question: Callable  # a patch below; kinds call that of their parent, and type checkers look for it here
     answer: Callable
+    question_states: Callable
+    state_probs: Callable
     ops: tuple[str, ...] | None = ()
     n_summary = 1  # numbers that scores need of a cell
     metrics: tuple[str, ...] = ()  # names of scores, the headline first

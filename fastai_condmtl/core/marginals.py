@@ -28,7 +28,8 @@ class Diagrams:
 
     def __init__(self, flow: BoundFlow):
         self.flow, plan = flow, flow.plan
-        self.variables, self.nodes, self.reached = {}, [None, None], [1] * len(plan.paths)
+        self.variables, self.reached = {}, [1] * len(plan.paths)
+        self.nodes: list = [None, None]  # the leaves ask nothing
         self._ids, self._joined, self._events = {}, {}, {}  # while diagrams are built: what is known already
         self._name_variables()
         self.keys = list(self.variables)

@@ -13,7 +13,7 @@ from ..core.errors import FlowError
 from ..data.target_block import FlowTransform
 from ..core.plan import Plan
 from ..core.flow import leaves
-from ..learn.targets import SAID, why_no_attribute
+from ..learn.targets import OF_ONE_TARGET, why_no_attribute
 from ..core.bound import BoundFlow
 from ..core.target import TensorConditional
 from ..core.applications import provides
@@ -34,7 +34,7 @@ class ConditionalTabular(TabularPandas):
         try:
             return super().__getattr__(k)
         except AttributeError:
-            flow = super().__getattr__('flow') if k in SAID else None
+            flow = super().__getattr__('flow') if k in OF_ONE_TARGET else None
             if not (why := why_no_attribute(k, flow)):
                 raise
             raise AttributeError(why) from None
