@@ -342,10 +342,10 @@ def test_tracked_training_losses(monkeypatch):
         def write_figure(self, *args):
             pass
 
-        def _draw(self, *args):
+        def draw(self, *args):
             pass
 
-        def _show(self):
+        def write_pictures(self):
             pass
 
     a = fit(make(Here()))
