@@ -95,7 +95,7 @@ def why_no_attribute(name, flow) -> str:
 
 @wraps_stock(Datasets, '__getattr__')
 def _or_where_it_is(stock, self, k):
-    "What only data of one target has is said to be in `dls.flow`"
+    "For what only data of one target has, the error names `dls.flow`"
     try:
         return stock(self, k)
     except AttributeError:
