@@ -199,7 +199,7 @@ def best_candidate(labels, others, labelled, rows):
 
 
 def standing(labels, questions, labelled, rows):
-    "Of pairs `(condition, cost)` the `Candidate`s that stand"
+    "The `Candidate`s that stand, of pairs `(condition, cost)`"
     candidates = [Candidate(cond, cost, labels.truth(cond), labelled, rows) for cond, cost in questions]
     return [candidate for candidate in candidates if candidate.stands(len(questions))]
 

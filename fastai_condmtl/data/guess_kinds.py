@@ -154,7 +154,7 @@ def _name_the_labels(column, what):
 # %% ../../nbs/data/guess_kinds.ipynb #26da6cf7
 @kind_rule()
 def not_plain(column):
-    "What a file cannot hold cannot be an answer"
+    "A column whose values a file cannot hold is no task"
     try:
         _ = column.values
     except TypeError as e:

@@ -221,7 +221,7 @@ def _only(cell):
 
 
 def _has_several(cells, column, flow):
-    "Whether a question takes several answers"
+    "True if a question takes several answers"
     if flow is not None:
         return any(column in block.cols for block in _blocks(flow) if isinstance(block, MultiLabelBlock))
     return any(isinstance(v, list) and len(v) > 1 for v in cells)

@@ -289,7 +289,7 @@ def marked(self: TestPart, df):
 
 
 def _is_word_of_split(v):
-    "Whether a cell names a side, such as `valid`, and does not only say yes"
+    "True if a cell names a side, such as `valid`, and does not only say yes"
     return str(v).strip().lower().startswith(('val', 'dev'))
 
 # %% ../../nbs/data/split.ipynb #17369bf6

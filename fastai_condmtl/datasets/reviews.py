@@ -33,23 +33,32 @@ def reviews(
     return df
 
 
-def _review(rng):
-    "A row of the table"
-    pick = lambda words: words[rng.integers(len(words))]
+def _review(rng) -> dict:
+    "A row of the table; labels first, then the sentences that say them"
     language = 'de' if rng.random() < 0.25 else 'en'
-    complains, cause, refund = bool(rng.random() < 0.55), pick(CAUSES), bool(rng.random() < 0.45)
+    is_complaint, cause, refund = bool(rng.random() < 0.55), _pick(rng, CAUSES), bool(rng.random() < 0.45)
     words = _WORDS[language]
-    if complains:
-        order = rng.permutation(len(words[cause]))[: rng.integers(1, 3)]
-        wish = pick(words['refund'] if refund else words['keep'])
-        says_wish = rng.random() < 0.9 or refund
-        said = [words[cause][i] for i in order] + ([wish] if says_wish else [])
+    if is_complaint:
+        said = _complaint(rng, words, cause, refund)
         stars = 1 if refund else int(rng.integers(2, 4))
     else:
-        said = [pick(words['good']) for _ in range(rng.integers(1, 3))]
+        said = [_pick(rng, words['good']) for _ in range(rng.integers(1, 3))]
         stars, cause, refund = int(rng.integers(4, 6)), None, None
-    text = ' '.join([pick(words['start']).format(p=pick(words['product'])), *said])
-    return text, complains, cause, refund, float(stars), language
+    opening = _pick(rng, words['start']).format(p=_pick(rng, words['product']))
+    labels = dict(complaint=is_complaint, cause=cause, refund=refund, stars=float(stars), language=language)
+    return dict(text=' '.join([opening, *said])) | labels
+
+
+def _complaint(rng, words, cause, refund) -> list:
+    "One or two sentences about the cause, and most often one about what the customer wants"
+    order = rng.permutation(len(words[cause]))[: rng.integers(1, 3)]
+    wish = _pick(rng, words['refund'] if refund else words['keep'])
+    says_wish = rng.random() < 0.9 or refund
+    return [words[cause][i] for i in order] + ([wish] if says_wish else [])
+
+
+def _pick(rng, words):
+    return words[rng.integers(len(words))]
 
 # %% ../../nbs/datasets/reviews.ipynb #dc15d4f9
 _ENGLISH = dict(
@@ -72,6 +81,17 @@ _ENGLISH = dict(
         'A pleasure to use.',
         'Highly recommended to everyone.',
     ],
+    refund=[
+        'I want my money back.',
+        'Please refund me.',
+        'I am returning it and expect a refund.',
+        'Give me back what I paid.',
+    ],
+    keep=['A pity.', 'I will keep it anyway.', 'Not what I had hoped for.', 'Please do better next time.'],
+)
+
+# %% ../../nbs/datasets/reviews.ipynb #1e6e04a1
+_ENGLISH_CAUSES = dict(
     delivery=[
         'The parcel came two weeks late.',
         'The courier left the box in the rain.',
@@ -102,13 +122,6 @@ _ENGLISH = dict(
         'My question was ignored.',
         'The chat sent me in circles.',
     ],
-    refund=[
-        'I want my money back.',
-        'Please refund me.',
-        'I am returning it and expect a refund.',
-        'Give me back what I paid.',
-    ],
-    keep=['A pity.', 'I will keep it anyway.', 'Not what I had hoped for.', 'Please do better next time.'],
 )
 
 # %% ../../nbs/datasets/reviews.ipynb #b8aa9e41
@@ -127,6 +140,16 @@ _GERMAN = dict(
         'Sehr zu empfehlen.',
         'Ein schönes Stück.',
     ],
+    refund=[
+        'Ich will mein Geld zurück.',
+        'Bitte erstatten Sie den Betrag.',
+        'Ich schicke es zurück und erwarte mein Geld.',
+    ],
+    keep=['Schade.', 'Ich behalte es trotzdem.', 'Das hatte ich mir anders vorgestellt.'],
+)
+
+# %% ../../nbs/datasets/reviews.ipynb #9c92d56a
+_GERMAN_CAUSES = dict(
     delivery=[
         'Das Paket kam zwei Wochen zu spät.',
         'Der Bote klingelte nicht.',
@@ -148,14 +171,8 @@ _GERMAN = dict(
         'Meine Frage wurde ignoriert.',
         'Eine Stunde in der Warteschleife.',
     ],
-    refund=[
-        'Ich will mein Geld zurück.',
-        'Bitte erstatten Sie den Betrag.',
-        'Ich schicke es zurück und erwarte mein Geld.',
-    ],
-    keep=['Schade.', 'Ich behalte es trotzdem.', 'Das hatte ich mir anders vorgestellt.'],
 )
-_WORDS = dict(en=_ENGLISH, de=_GERMAN)
+_WORDS = dict(en=_ENGLISH | _ENGLISH_CAUSES, de=_GERMAN | _GERMAN_CAUSES)
 
 # %% ../../nbs/datasets/reviews.ipynb #0e555e7f
 def review_flow() -> Flow:

@@ -38,7 +38,7 @@ class FlowGuard(Callback):
 # %% ../../nbs/learn/guard.ipynb #c703bbe9
 @wraps_stock(Learner)
 def fit(stock, self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-    "What can be checked before the training is checked before its first step"
+    "Runs all checks that are possible before a training, ahead of its first step"
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         cbs = [FlowGuard(), *_as_list(cbs)]
     return stock(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)

@@ -22,7 +22,7 @@ def lacks_labels(
     learn,  # `Learner`
     dl,  # What it is to predict; None: its own data
 ) -> bool:
-    "Does `dl` hold inputs only, where the learner's data has a flow?"
+    "True if `dl` holds inputs only, while the learner's data has a flow"
     parts = getattr(getattr(dl, 'dataset', None), 'tls', None)
     if parts is None or not isinstance(getattr(learn.dls, 'flow', None), BoundFlow):
         return False

@@ -46,17 +46,17 @@ def own_loss(learn) -> ConditionalLoss:
 
 # %% ../../nbs/learn/state.ipynb #778ef9b5
 def is_lr_find(learn) -> bool:
-    "Is this `lr_find`, whose steps will be undone?"
+    "True in `lr_find`, whose steps will be undone"
     return hasattr(learn, 'lr_finder')
 
 
 def is_predicting(learn) -> bool:
-    "Are these predictions that somebody asked for, such as `get_preds`?"
+    "True for predictions that somebody asked for, such as `get_preds`"
     return hasattr(learn, 'gather_preds')
 
 
 def is_fitting(learn) -> bool:
-    "Is this a fit (or a validation) for good, and neither `lr_find` nor predictions?"
+    "True in a fit (or a validation) for good: neither `lr_find` nor predictions"
     return not is_lr_find(learn) and not is_predicting(learn)
 
 
