@@ -72,7 +72,7 @@ def _literal(text):
 
 
 def is_list_of_words(v) -> bool:
-    "Is a cell a list of words that was written as text, or an empty one?"
+    "True if a cell is a list of words that was written as text, or an empty one"
     try:
         res = read_list(v) if isinstance(v, str) else None  # numbers may be an interval, a class like others
     except ValueError:
@@ -196,7 +196,7 @@ def sort_labels(labels):
             labels, key=lambda l: (type(l).__name__, str(l))
         )  # `<` of what stands in a cell may raise anything
 
-
+# %% ../../nbs/core/columns.ipynb #cc65c328
 def any_true(masks):
     "Where any of some boolean arrays or tensors holds"
     return reduce(operator.or_, masks)
@@ -206,7 +206,7 @@ def all_true(masks):
     "Where all of some boolean arrays or tensors hold"
     return reduce(operator.and_, masks)
 
-
+# %% ../../nbs/core/columns.ipynb #03854367
 def factorise(s: pd.Series, lists=False):
     """`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists,
     sets and arrays count as tuples"""
@@ -237,7 +237,7 @@ def _item(v):
     "A tensor or array of one value as that value"
     return v.item() if getattr(v, 'ndim', None) == 0 and not isinstance(v, np.generic) else v
 
-
+# %% ../../nbs/core/columns.ipynb #9e0c18e8
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
     try:
@@ -254,14 +254,8 @@ def distinct(block, df, col, lists=False):
                 f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart "
                 f"({type(e).__name__}: {e}): use strings or numbers"
             ) from None
-        fix = (
-            "use one value a row"
-            if is_mask(df[col].iloc[i])
-            else "for several labels a row use MultiLabelBlock"
-            if isinstance(df[col].iloc[i], (list, set, np.ndarray))
-            else "use a value that can be hashed, such as a string or a number"
-        )
-        raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
+        cell = df[col].iloc[i]
+        raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {_instead_of(cell)}") from None
     if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
         raise block.bad(
             df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
@@ -279,14 +273,24 @@ def distinct(block, df, col, lists=False):
     return codes, uniq
 
 
+def _instead_of(cell):
+    "What to use instead of a cell that cannot be hashed"
+    if is_mask(cell):
+        return "use one value a row"
+    if isinstance(cell, (list, set, np.ndarray)):
+        return "for several labels a row use MultiLabelBlock"
+    return "use a value that can be hashed, such as a string or a number"
+
+
 def _hashable(v, lists):
+    "True if a cell can be hashed, as a tuple where `lists` are read"
     try:
         hash(as_tuple(v) if lists else v)
     except Exception:
         return False
     return True
 
-
+# %% ../../nbs/core/columns.ipynb #22bce67e
 def take(values, codes):
     "Row `codes[i]` of `values`, and 0 where the code is -1; with the mask of known rows (N, W)"
     values = np.asarray(values)
@@ -309,7 +313,7 @@ def look_up(block, df, col, fn, why):
             raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))
     return take(np.array(vals, dtype=float), codes)
 
-
+# %% ../../nbs/core/columns.ipynb #c8204aea
 def _is_float(v):
     try:
         float(v)
@@ -381,19 +385,19 @@ MASKS = (
 
 
 def is_mask(v):
-    "Is a cell a picture: an opened image, or an array of two dimensions and more?"
+    "True if a cell is a picture: an opened image, or an array of two dimensions or more"
     return getattr(v, 'ndim', 0) >= 2 or hasattr(v, 'getpixel')
 
 
 def is_picture_file(v):
-    "Is a cell the name of a picture's file?"
+    "True if a cell is the name of a picture's file"
     return (
         isinstance(v, str) and v.lower().endswith((*IMAGES, '.npy')) or type(v).__name__ in ('PosixPath', 'WindowsPath')
     )
 
 
 def is_mask_block(o):
-    "Is it fastai's `MaskBlock`, called or not?"
+    "True for fastai's `MaskBlock`, called or not"
     return (
         getattr(o, '__name__', '') == 'MaskBlock'
         or not isinstance(o, type)

@@ -61,7 +61,7 @@ class RowsOf(dict):
         return part
 
     def fits(self, df):
-        "Is `df` the part that was marked, and not some rows of it?"
+        "True if `df` is the part that was marked, and not some rows of it"
         return self.index.equals(df.index)
 
     @staticmethod
@@ -72,7 +72,7 @@ class RowsOf(dict):
             return i
         return None if rows.at is None else int(rows.at[i])
 
-
+# %% ../../nbs/core/errors.ipynb #3112788f
 def check_name(name, what='task'):
     "Names become parts of paths and of metric names, which callbacks read"
     if not isinstance(name, str) or not name.strip():
@@ -126,10 +126,10 @@ def check_vocab(block, vocab):
         raise FlowError(f"task '{block.name}': {twice[0]!r} stands twice in vocab: name each value once")
     return vocab
 
-
+# %% ../../nbs/core/errors.ipynb #65c56236
 def halved(v):
-    """Does a string hold half of a surrogate pair? These come of text read with a wrong encoding, and neither
-    Arrow nor a file takes them"""
+    """True if a string holds half of a surrogate pair. Such halves come of text that was read with a wrong encoding,
+    and neither Arrow nor a file takes them"""
     if not isinstance(v, str) or v.isascii():
         return False
     try:
@@ -164,9 +164,7 @@ def check_column(df, col, who, fix=''):
 def near(word, words):
     "A hint for a misspelt `word`"
     words = [str(w)[:100] for w in islice(words, 10000)]
-    m = difflib.get_close_matches(str(word)[:100], words, n=3)
-    return (
-        f"did you mean {' or '.join(map(repr, m))}?"
-        if m
-        else f"there are {', '.join(map(repr, words[:10])) or 'none'}{' …' if len(words) > 10 else ''}"
-    )
+    if close := difflib.get_close_matches(str(word)[:100], words, n=3):
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    known = ', '.join(map(repr, words[:10])) or 'none'
+    return f"there are {known}{' …' if len(words) > 10 else ''}"
