@@ -220,7 +220,8 @@ def plot_reliability(
     now = loss.temperatures.get(path, 1.0)
     for temperature in dict.fromkeys((1.0, now)):
         name = 'plain' if temperature == 1 else f'temperature {temperature:.2f}'
-        _plot_curve(ax, name, *_sure(block, logits / temperature, targets), bins, 'o-' if temperature == now else 's--')
+        confidence, hit = _sure(block, logits / temperature, targets)
+        _plot_curve(ax, name, confidence, hit, bins, 'o-' if temperature == now else 's--')
     what = 'the best class' if block.per_cell else 'yes'
     ax.set(xlabel=f'predicted probability of {what}', ylabel='share that came true', xlim=(0, 1), ylim=(0, 1))
     counted = 'labels' if block.n_targets > 1 else 'rows'
