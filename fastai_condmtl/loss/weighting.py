@@ -4,19 +4,23 @@
 
 # %% ../../nbs/loss/weighting.ipynb #4ec0aa1e
 from __future__ import annotations
+
 import inspect
 from copy import deepcopy
+
 import torch
+from fastcore.basics import patch
 from torch import nn
-from ..core.errors import FlowError
+
+from ..core.arguments import check_number, check_whole
+from ..core.errors import FlowError, near
 from ..core.extras import import_extra, missing_extra
-from ..core.errors import near
 from .ranks import of_first
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'METHODS', 'share', 'Static', 'Uncertainty', 'DWA', 'FAMO', 'STCH', 'Gramian', 'balancer']
 
-# %% ../../nbs/loss/weighting.ipynb #46f510c9
+# %% ../../nbs/loss/weighting.ipynb #5ba4e001
 def share(
     x,  # Scores `(T,)`
     there,  # Which tasks take part `(T,)`, boolean
@@ -24,11 +28,11 @@ def share(
     "Softmax over the tasks that take part, 0 for the others"
     return x.masked_fill(~there, torch.finfo(x.dtype).min).softmax(0) * there
 
-
+# %% ../../nbs/loss/weighting.ipynb #46f510c9
 class Static:
     "The plain weighted sum: every factor is 1"
 
-    gradients = False  # does it ask for the tasks' gradients?
+    gradients = False  # True if it asks for the tasks' gradients
 
     def state(
         self,
@@ -40,7 +44,7 @@ class Static:
 
     def factors(
         self,
-        s,  # The state, as it is now
+        state,  # The state, as it is now
         losses,  # Losses `(T,)`, 0 where absent
         there,  # Which tasks are in this batch `(T,)`
     ):  # `(T,)`, 0 where absent
@@ -49,20 +53,20 @@ class Static:
 
     def total(
         self,
-        s,
+        state,
         losses,
         there,  # As for `factors`
-        w,  # Weights of the blocks `(T,)`
+        weights,  # Of the blocks `(T,)`
         gram=None,  # Products of the tasks' weighted gradients `(T, T)`, where asked for
     ):
         "What to descend, and the factors in it"
-        b = self.factors(s, losses.detach(), there) if gram is None else self.solve(gram, there)
-        return (w * b * losses).sum(), b
+        factors = self.factors(state, losses.detach(), there) if gram is None else self.solve(gram, there)
+        return (weights * factors * losses).sum(), factors
 
-    def note(self, s, losses, there):
+    def note(self, state, losses, there):
         "Called in each step, with losses without gradient"
 
-    def epoch(self, s):
+    def epoch(self, state):
         "Called after each epoch"
 
 # %% ../../nbs/loss/weighting.ipynb #9bf3a8fb
@@ -70,12 +74,12 @@ class Uncertainty(Static):
     "Learned log-variances (Kendall, Gal & Cipolla 2018): Σ w (f·exp(-s)·L + s/2), f = 1 for classes and ½ for numbers"
 
     def state(self, n, probable):
-        f = torch.where(probable, 1.0, 0.5)
-        return dict(log_vars=nn.Parameter(f.log()), scale=f)
+        scale = torch.where(probable, 1.0, 0.5)
+        return dict(log_vars=nn.Parameter(scale.log()), scale=scale)
 
-    def total(self, s, losses, there, w, gram=None):
-        b = s['scale'] * torch.exp(-s['log_vars']) * there
-        return (w * (b * losses + there * s['log_vars'] / 2)).sum(), b.detach()
+    def total(self, state, losses, there, weights, gram=None):
+        factors = state['scale'] * torch.exp(-state['log_vars']) * there
+        return (weights * (factors * losses + there * state['log_vars'] / 2)).sum(), factors.detach()
 
 # %% ../../nbs/loss/weighting.ipynb #576cc0ce
 class DWA(Static):
@@ -83,26 +87,25 @@ class DWA(Static):
     of the last two epochs"""
 
     def __init__(self, temperature: float = 2.0):
-        if not temperature > 0:
-            raise FlowError(f"temperature={temperature!r} must be a positive number")
-        self.temperature = temperature
+        self.temperature = check_number('temperature', temperature, 'a positive number', above=0)
 
     def state(self, n, probable):
-        return dict(
-            history=torch.full((2, n), torch.nan), sums=torch.zeros(2, n)
-        )  # older and newer epoch; losses and steps of this one
+        # Older and newer epoch; losses and steps of this one
+        return dict(history=torch.full((2, n), torch.nan), sums=torch.zeros(2, n))
 
-    def factors(self, s, losses, there):
-        older, newer = s['history']
-        return there.sum() * share(torch.nan_to_num(newer / older, nan=1.0, posinf=1.0) / self.temperature, there)
+    def factors(self, state, losses, there):
+        older, newer = state['history']
+        ratio = torch.nan_to_num(newer / older, nan=1.0, posinf=1.0)
+        return there.sum() * share(ratio / self.temperature, there)
 
-    def note(self, s, losses, there):
-        s['sums'] += torch.stack([losses * there, there])
+    def note(self, state, losses, there):
+        state['sums'] += torch.stack([losses * there, there])
 
-    def epoch(self, s):
-        x, n = s['sums']
-        s['history'].copy_(torch.where(n > 0, torch.stack([s['history'][1], x / n.clamp(min=1)]), s['history']))
-        s['sums'].zero_()
+    def epoch(self, state):
+        (losses, steps), history = state['sums'], state['history']
+        moved_on = torch.stack([history[1], losses / steps.clamp(min=1)])
+        history.copy_(torch.where(steps > 0, moved_on, history))
+        state['sums'].zero_()
 
 # %% ../../nbs/loss/weighting.ipynb #2a3ad5c4
 class FAMO(Static):
@@ -117,26 +120,25 @@ class FAMO(Static):
         wd: float = 1e-3,  # Their weight decay
         every: int = 5,  # Steps between looks at what a step has brought; 1: as published
     ):
-        if not (isinstance(every, int) and every > 0):
-            raise FlowError(f"every={every!r} must be a positive whole number")
-        self.lr, self.wd, self.every = lr, wd, every
+        self.lr, self.wd, self.every = lr, wd, check_whole('every', every)
 
     def state(self, n, probable):
-        return {k: torch.zeros(n) for k in ('logits', 'mean', 'square', 'steps')}
+        return {name: torch.zeros(n) for name in ('logits', 'mean', 'square', 'steps')}
 
-    def factors(self, s, losses, there):
-        q = share(s['logits'], there) / (losses + self.eps)
-        return there.sum() * q / q.sum().clamp(min=torch.finfo(q.dtype).tiny)
+    def factors(self, state, losses, there):
+        mixed = share(state['logits'], there) / (losses + self.eps)
+        return there.sum() * mixed / mixed.sum().clamp(min=torch.finfo(mixed.dtype).tiny)
 
-    def update(self, s, before, after, there):
+    def update(self, state, before, after, there):
         "A step of Adam on the logits, after losses `before` became `after` on one batch"
         delta = torch.where(there, torch.log(before + self.eps) - torch.log(after + self.eps), 0.0)
-        z = share(s['logits'], there)
-        g = z * (delta - (z * delta).sum()) + self.wd * s['logits']
-        m, v, n = 0.9 * s['mean'] + 0.1 * g, 0.999 * s['square'] + 0.001 * g * g, s['steps'] + 1
-        step = self.lr * m / (1 - 0.9**n) / ((v / (1 - 0.999**n)).sqrt() + 1e-8)
-        for k, x in dict(logits=s['logits'] - step, mean=m, square=v, steps=n).items():
-            s[k].copy_(torch.where(there, x, s[k]))  # an absent task has not moved
+        shares = share(state['logits'], there)
+        slope = shares * (delta - (shares * delta).sum()) + self.wd * state['logits']
+        mean, square = 0.9 * state['mean'] + 0.1 * slope, 0.999 * state['square'] + 0.001 * slope * slope
+        steps = state['steps'] + 1
+        step = self.lr * mean / (1 - 0.9**steps) / ((square / (1 - 0.999**steps)).sqrt() + 1e-8)
+        for name, value in dict(logits=state['logits'] - step, mean=mean, square=square, steps=steps).items():
+            state[name].copy_(torch.where(there, value, state[name]))  # an absent task has not moved
 
 # %% ../../nbs/loss/weighting.ipynb #3ba96676
 class STCH(Static):
@@ -148,30 +150,28 @@ class STCH(Static):
         mu: float = 0.5,  # The smaller, the nearer to the worst task alone
         warmup: int = 1,  # Epochs of the plain sum, whose mean losses are the units from then on; 0: losses as they are
     ):
-        if not mu > 0:
-            raise FlowError(f"mu={mu!r} must be a positive number")
-        self.mu, self.warmup = mu, warmup
+        self.mu, self.warmup = check_number('mu', mu, 'a positive number', above=0), warmup
 
     def state(self, n, probable):
         return dict(first=torch.zeros(2, n), epochs=torch.zeros(1))  # losses and steps of the first epochs
 
-    def total(self, s, losses, there, w, gram=None):
-        x, n = s['first']
-        unit = torch.where(n > 0, x / n.clamp(min=1), torch.nan)
-        unit = torch.nan_to_num(
-            torch.where(unit > 0, unit, unit.nanmean()), nan=1.0
-        )  # a task that was not there yet: a unit like the others'
-        if not self.warmup:
-            unit = torch.ones_like(losses)
-        b = there.sum() * share((w * losses.detach() / unit) / self.mu, there) * unit.mean() / unit
-        b = torch.where(s['epochs'] < self.warmup, there.to(b.dtype), b)
-        return (w * b * losses).sum(), b
+    def total(self, state, losses, there, weights, gram=None):
+        unit = self.units(state) if self.warmup else torch.ones_like(losses)
+        factors = there.sum() * share((weights * losses.detach() / unit) / self.mu, there) * unit.mean() / unit
+        factors = torch.where(state['epochs'] < self.warmup, there.to(factors.dtype), factors)
+        return (weights * factors * losses).sum(), factors
 
-    def note(self, s, losses, there):
-        s['first'] += torch.stack([losses * there, there]) * (s['epochs'] < self.warmup)
+    def units(self, state):
+        "Mean losses of the first epochs `(T,)`; a task that was not there yet has a unit like the others'"
+        losses, steps = state['first']
+        unit = torch.where(steps > 0, losses / steps.clamp(min=1), torch.nan)
+        return torch.nan_to_num(torch.where(unit > 0, unit, unit.nanmean()), nan=1.0)
 
-    def epoch(self, s):
-        s['epochs'] += 1
+    def note(self, state, losses, there):
+        state['first'] += torch.stack([losses * there, there]) * (state['epochs'] < self.warmup)
+
+    def epoch(self, state):
+        state['epochs'] += 1
 
 # %% ../../nbs/loss/weighting.ipynb #fae4f1c0
 WEIGHTINGS = dict(
@@ -188,9 +188,25 @@ WEIGHTINGS = dict(
 _options = dict(cagrad=dict(c=0.4), fairgrad=dict(alpha=1.0))  # what TorchJD leaves to its user
 
 
+def _torchjd(name, options):
+    "A weighting of TorchJD by its name"
+    aggregation = import_extra('torchjd.aggregation', f'balance={name!r}', 'balance')
+    try:
+        return getattr(aggregation, WEIGHTINGS[name] + 'Weighting')(**{**_options.get(name, {}), **options})
+    except ImportError as e:
+        if 'quadprog' not in str(e):
+            raise
+        raise missing_extra(f'balance={name!r}', 'quadprog', 'balance') from e
+    except TypeError as e:
+        raise FlowError(f"balance={name!r}: {e}; see TorchJD's {WEIGHTINGS[name]}Weighting for its options") from None
+
+# %% ../../nbs/loss/weighting.ipynb #2e60964e
 class Gramian(Static):
     """Weights from the products of the tasks' gradients, by a weighting of TorchJD (or any function from a
-    Gramian `(n, n)` to weights `(n,)`)"""
+    Gramian `(n, n)` to weights `(n,)`)
+
+    `weighting` is that which solves, `fresh` one that has solved nothing yet, `units` what brings weights of that many
+    tasks to 1."""
 
     gradients = True
 
@@ -201,56 +217,49 @@ class Gramian(Static):
     ):
         self.name = weighting if isinstance(weighting, str) else None
         self.options, self.weighting, self.units = options, None if self.name else weighting, {}
-        self.fresh = deepcopy(
-            weighting if self.name is None else self.solver()
-        )  # what is missing or wrong is an error now
+        # What is missing or wrong is an error now
+        self.fresh = deepcopy(weighting if self.name is None else self.solver())
 
     def __getstate__(self):
-        return self.__dict__ | (
-            dict(weighting=None, fresh=None) if self.name else {}
-        )  # an exported learner opens without TorchJD
+        # An exported learner opens without TorchJD
+        return self.__dict__ | (dict(weighting=None, fresh=None) if self.name else {})
 
-    def solver(self):
-        "The weighting, made at first use"
-        if self.weighting is None:
-            self.weighting = _torchjd(self.name, self.options)
-            self.fresh = deepcopy(self.weighting)
-        return self.weighting
-
-    def unit(self, n, solver=None):
-        "What brings the weights of `n` unrelated gradients of one length to 1"
-        if solver is not None:
-            return n / solver(torch.eye(n, dtype=torch.float64)).sum()
-        if n not in self.units:
-            with torch.random.fork_rng(devices=[]):
-                self.units[n] = n / deepcopy(self.fresh)(torch.eye(n, dtype=torch.float64)).sum()
-        return self.units[n]
-
-    def solve(self, gram, there):
-        "Factors `(T,)` of tasks whose gradients have the products `gram`"
-        idx = there.cpu().nonzero()[:, 0]
-        g, res, n = gram.detach().cpu().double()[idx][:, idx], there.to(gram.dtype), len(idx)
-        if n < 2 or not g.isfinite().all() or not g.diagonal().sum() > 0:
-            return res  # nothing to balance; or a step that mixed precision will drop
-        solver = self.solver()
-        pref = getattr(solver, 'pref_vector', None)
-        if pref is not None:
-            solver = deepcopy(solver)
-            solver.pref_vector = pref.cpu().double()[idx]  # a number a task: those of the tasks that are here
-        b = solver(g * (n / g.diagonal().sum())) * self.unit(n, solver if pref is not None else None)
-        return of_first(res.index_put((idx.to(res.device),), b.to(res.device, res.dtype)))  # a solver may draw lots
+# %% ../../nbs/loss/weighting.ipynb #902ee424
+@patch
+def solve(self: Gramian, gram, there):
+    "Factors `(T,)` of tasks whose gradients have the products `gram`"
+    present = there.cpu().nonzero()[:, 0]
+    products, res, n = gram.detach().cpu().double()[present][:, present], there.to(gram.dtype), len(present)
+    if n < 2 or not products.isfinite().all() or not products.diagonal().sum() > 0:
+        return res  # nothing to balance; or a step that mixed precision will drop
+    solver = self.solver()
+    preference = getattr(solver, 'pref_vector', None)
+    if preference is not None:
+        solver = deepcopy(solver)
+        solver.pref_vector = preference.cpu().double()[present]  # a number a task: those of the tasks that are here
+    factors = solver(products * (n / products.diagonal().sum()))
+    factors = factors * self.unit(n, solver if preference is not None else None)
+    return of_first(res.index_put((present.to(res.device),), factors.to(res.device, res.dtype)))  # it may draw lots
 
 
-def _torchjd(name, options):
-    aggregation = import_extra('torchjd.aggregation', f'balance={name!r}', 'balance')
-    try:
-        return getattr(aggregation, WEIGHTINGS[name] + 'Weighting')(**{**_options.get(name, {}), **options})
-    except ImportError as e:
-        if 'quadprog' not in str(e):
-            raise
-        raise missing_extra(f'balance={name!r}', 'quadprog', 'balance') from e
-    except TypeError as e:
-        raise FlowError(f"balance={name!r}: {e}; see TorchJD's {WEIGHTINGS[name]}Weighting for its options") from None
+@patch
+def solver(self: Gramian):
+    "The weighting, made at first use"
+    if self.weighting is None:
+        self.weighting = _torchjd(self.name, self.options)
+        self.fresh = deepcopy(self.weighting)
+    return self.weighting
+
+
+@patch
+def unit(self: Gramian, n, solver=None):
+    "What brings the weights of `n` unrelated gradients of one length to 1"
+    if solver is not None:
+        return n / solver(torch.eye(n, dtype=torch.float64)).sum()
+    if n not in self.units:
+        with torch.random.fork_rng(devices=[]):
+            self.units[n] = n / deepcopy(self.fresh)(torch.eye(n, dtype=torch.float64)).sum()
+    return self.units[n]
 
 # %% ../../nbs/loss/weighting.ipynb #20583b8b
 METHODS = dict(static=Static, uncertainty=Uncertainty, dwa=DWA, famo=FAMO, stch=STCH)
@@ -262,21 +271,31 @@ def balancer(
 ) -> Static:
     "The method of that name"
     if not isinstance(method, str):
-        if isinstance(method, type) or not (isinstance(method, Static) or callable(method)):
-            raise FlowError(
-                f"balance={method!r} must be a name, such as 'famo', or a weighting of TorchJD, such as "
-                "UPGradWeighting()"
-            )
-        if options:
-            raise FlowError(
-                f"{next(iter(options))}= goes with a name, not with {type(method).__name__}: hand it over there"
-            )
+        _check_object(method, options)
         return method if isinstance(method, Static) else Gramian(method)
     if method in WEIGHTINGS:
         return Gramian(method, **options)
+    _check_options(method, options)
+    return METHODS[method](**options)
+
+
+def _check_object(method, options):
+    "What is no name is a balancer or a weighting, and complete"
+    if isinstance(method, type) or not (isinstance(method, Static) or callable(method)):
+        raise FlowError(
+            f"balance={method!r} must be a name, such as 'famo', or a weighting of TorchJD, such as UPGradWeighting()"
+        )
+    if options:
+        raise FlowError(
+            f"{next(iter(options))}= goes with a name, not with {type(method).__name__}: hand it over there"
+        )
+
+
+def _check_options(method, options):
+    "The name is one of `METHODS`, which takes these options"
     if method not in METHODS:
         raise FlowError(f"balance={method!r} is no method: {near(method, [*METHODS, *WEIGHTINGS])}")
-    known = [p for p in inspect.signature(METHODS[method]).parameters]
-    if bad := [o for o in options if o not in known]:
-        raise FlowError(f"balance={method!r} has no option {bad[0]!r}" + (f": {near(bad[0], known)}" if known else ""))
-    return METHODS[method](**options)
+    known = list(inspect.signature(METHODS[method]).parameters)
+    if unknown := [name for name in options if name not in known]:
+        hint = f": {near(unknown[0], known)}" if known else ''
+        raise FlowError(f"balance={method!r} has no option {unknown[0]!r}{hint}")

@@ -4,87 +4,116 @@
 
 # %% ../../nbs/loss/whole_space.ipynb #0e390f4d
 from __future__ import annotations
+
+from typing import NamedTuple
+
 import numpy as np
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
+
 from ..core.conditions import And, Atom, Not
 from ..core.errors import FlowError
 from ..core.patched import PatchedModule
 
 # %% auto #0
-__all__ = ['chain', 'WholeSpace']
+__all__ = ['Literal', 'chain', 'WholeSpace']
 
 # %% ../../nbs/loss/whole_space.ipynb #9f6e2714
+class Literal(NamedTuple):
+    "Classes of one target column that a condition asks for"
+
+    column: int  # Target column, in flow order
+    soft: bool  # True: one logit a class; False: one logit, for yes
+    logits: tuple  # Columns of the logits
+    yes: tuple  # Classes that make it true
+
+
 def chain(
     flow,  # Bound flow
     i: int,  # Index of the task
-) -> list:  # `(task, (target column, softmax or not, logit columns, classes that make it true))`, parents first
+) -> list:  # Pairs of the task that is asked and a `Literal`, parents first
     "What must hold so that task `i` is applicable; an error where that is no conjunction of yes, no and classes"
-    plan, res, path = flow.plan, {}, flow.paths[i]
+    found, path = {}, flow.paths[i]
+    for condition in _conditions_above(flow.plan, i):
+        for task, literal in _literals(flow, condition, True, lambda why, of=condition: _no_chain(path, of, why)):
+            had = found[literal.column][1].yes if literal.column in found else literal.yes
+            both = tuple(k for k in had if k in literal.yes)
+            found[literal.column] = task, literal._replace(yes=both)
+            if not both:
+                raise FlowError(
+                    f"task '{path}' is never applicable: its conditions exclude each other at '{flow.paths[task]}'"
+                )
+    _check_condition(path, found)
+    return list(found.values())
 
-    def no(cond, why):
-        raise FlowError(
-            f"task '{path}': whole_space= wants conditions that are yes, no or classes, joined by &; `{cond}` {why}: "
-            "write the condition as a conjunction, or leave whole_space= out"
-        )
 
-    def literals(cond, truth, whole):
-        if isinstance(cond, Not):
-            yield from literals(cond.arg, not truth, whole)
-        elif isinstance(cond, Atom):
-            yield from _atom(flow, cond, truth, lambda why: no(whole, why))
-        elif isinstance(cond, And) == truth or len(cond.args) == 1:
-            for a in cond.args:
-                yield from literals(a, truth, whole)
-        else:
-            no(whole, 'is true in several ways')
+def _conditions_above(plan, i):
+    "The conditions on the way to task `i`, parents first"
+    for parent in sorted(plan.needs(i), key=plan.order.index):
+        yield from _conditions_above(plan, parent)
+    for gate in plan.gates[i]:
+        yield plan.conds[gate]
 
-    def add(j):
-        for k in sorted(plan.needs(j), key=plan.order.index):
-            add(k)
-        for g in plan.gates[j]:
-            for task, (col, soft, logits, yes) in literals(plan.conds[g], True, plan.conds[g]):
-                had = res[col][1][3] if col in res else yes
-                if not (both := tuple(c for c in had if c in yes)):
-                    raise FlowError(
-                        f"task '{path}' is never applicable: its conditions exclude each other at '{flow.paths[task]}'"
-                    )
-                res[col] = task, (col, soft, logits, both)
 
-    add(i)
-    if not res:
+def _no_chain(path, condition, why):
+    "The error about a condition that is no conjunction"
+    return FlowError(
+        f"task '{path}': whole_space= wants conditions that are yes, no or classes, joined by &; `{condition}` {why}: "
+        "write the condition as a conjunction, or leave whole_space= out"
+    )
+
+
+def _check_condition(path, found):
+    "There is a product"
+    if not found:
         raise FlowError(
             f"task '{path}': whole_space= trains a product with the tasks above, but it has no condition: leave "
             "whole_space= out"
         )
-    return list(res.values())
+
+# %% ../../nbs/loss/whole_space.ipynb #8dc95309
+def _literals(flow, condition, truth, error):
+    "The literals of a condition being true or false; `error` makes an error of what is wrong with it"
+    if isinstance(condition, Not):
+        yield from _literals(flow, condition.arg, not truth, error)
+    elif isinstance(condition, Atom):
+        yield from _literals_of_atom(flow, condition, truth, error)
+    elif isinstance(condition, And) == truth or len(condition.args) == 1:
+        for part in condition.args:
+            yield from _literals(flow, part, truth, error)
+    else:
+        raise error('is true in several ways')
 
 
-def _atom(flow, atom, truth, no):
+def _literals_of_atom(flow, atom, truth, error):
     "The literals of an atom being true or false"
     i = flow.plan.index[atom.task]
-    b, s, v = flow.plan.blocks[i], flow.slices[atom.task], flow.plan.natural[atom]
-    t, z = s.targets.start, s.logits.start
-    if atom.op == 'true' and b.family[0] == 'sigmoid':
-        yield i, (t, False, (z,), (int(truth),))
-    elif atom.op in ('eq', 'ne', 'isin') and b.family[0] == 'softmax':
-        yes = tuple(k for k in range(b.n_out) if (k in v) == ((atom.op != 'ne') == truth))
+    block, own, value = flow.plan.blocks[i], flow.slices[atom.task], flow.plan.natural[atom]
+    column, logit = own.targets.start, own.logits.start
+    if atom.op == 'true' and block.family[0] == 'sigmoid':
+        yield i, Literal(column, False, (logit,), (int(truth),))
+    elif atom.op in ('eq', 'ne', 'isin') and block.family[0] == 'softmax':
+        yes = tuple(k for k in range(block.n_out) if (k in value) == ((atom.op != 'ne') == truth))
         if not yes:
-            no('is never true')
-        yield i, (t, True, tuple(range(z, z + b.n_out)), yes)
-    elif atom.op in ('has', 'has_any', 'has_all') and (len(v) == 1 or truth == (atom.op == 'has_all')):
-        for j in v:
-            yield i, (t + j, False, (z + j,), (int(truth),))
+            raise error('is never true')
+        yield i, Literal(column, True, tuple(range(logit, logit + block.n_out)), yes)
+    elif atom.op in ('has', 'has_any', 'has_all') and (len(value) == 1 or truth == (atom.op == 'has_all')):
+        for j in value:
+            yield i, Literal(column + j, False, (logit + j,), (int(truth),))
     else:
-        no(
-            'is true in several ways'
-            if atom.op.startswith('has')
-            else f"asks '{atom.task}' ({type(b).__name__}), whose logits are no yes, no or softmax"
-        )
+        raise error(_why_no_literal(atom, block))
+
+
+def _why_no_literal(atom, block):
+    "What is wrong with an atom that is no literal"
+    if atom.op.startswith('has'):
+        return 'is true in several ways'
+    return f"asks '{atom.task}' ({type(block).__name__}), whose logits are no yes, no or softmax"
 
 # %% ../../nbs/loss/whole_space.ipynb #22f7f800
 class WholeSpace(PatchedModule):
     """Loss cells and masks of the tasks with `whole_space=`, all at once: literals are gathered by a padded index
-    `(K, A)`"""
+    `(K, A)`, for `K` tasks with up to `A` literals"""
 
     none = -1e30  # log of 0, with gradients
 
@@ -94,67 +123,21 @@ class WholeSpace(PatchedModule):
         order,  # Target columns in the order of the loss
     ):
         super().__init__()
-        self.tasks = [i for i, b in enumerate(flow.plan.blocks) if b.whole_space]
-        blocks, chains, place = (
-            [flow.plan.blocks[i] for i in self.tasks],
-            [[l for _, l in chain(flow, i)] for i in self.tasks],
-            {c: k for k, c in enumerate(order)},
-        )
-        lits = dict.fromkeys(l for ls in chains for l in ls)
-        ones, many = [l for l in lits if not l[1]], [l for l in lits if l[1]]
-        at = {l: k for k, l in enumerate(ones + many)}
-        A, W, pad = max(map(len, chains)), max((len(l[2]) for l in many), default=0), len(lits)
-        self.n = len(self.tasks), A, len(ones), len(many), W
-        b = lambda name, x, dtype=torch.long: self.register_buffer(name, torch.tensor(x, dtype=dtype), persistent=False)
-        b('index', [k for ls in chains for k in [at[l] for l in ls] + [pad] * (A - len(ls))])
-        b('lit_cols', [place[l[0]] for l in ones + many])
-        b('one_logits', [l[2][0] for l in ones])
-        b('sign', [1.0 if l[3] == (1,) else -1.0 for l in ones], torch.float32)
-        b('many_logits', [z for l in many for z in l[2] + l[2][:1] * (W - len(l[2]))])
-        b('member', [[0.0 if k in l[3] else self.none for k in range(W)] for l in many], torch.float32)
-        b(
-            'other',
-            [[0.0 if k < len(l[2]) and k not in l[3] else self.none for k in range(W)] for l in many],
-            torch.float32,
-        )
-        b('truth', [[float(k in l[3]) for k in range(max(2, W))] for l in ones + many], torch.float32)
-        b('own_logits', [flow.slices[flow.paths[i]].logits.start for i in self.tasks])
-        b('cols', [place[flow.target_slices[i].start] for i in self.tasks])
-        weights = [1.0 if x.pos_weight is None else float(np.reshape(x.pos_weight, -1)[0]) for x in blocks]
-        self.any_detach, self.any_both = (
-            any(x.whole_space == 'detach' for x in blocks),
-            any(x.whole_space == 'both' for x in blocks),
-        )
-        b('pos_weight', weights, torch.float32)
-        b('flows', [[x.whole_space != 'detach'] for x in blocks], torch.bool)
-        b('both', [float(x.whole_space == 'both') for x in blocks], torch.float32)
-
-    def literals(self, pred):
-        """Log-probabilities of each literal and of its contrary, each `(bs, L+1)`; the last column is the
-        padding, always true"""
-        K, A, n1, n2, W = self.n
-        z = pred.index_select(1, self.one_logits) * self.sign
-        p, q = [F.logsigmoid(z)], [F.logsigmoid(-z)]
-        if n2:
-            z = pred.index_select(1, self.many_logits).view(-1, n2, W)
-            yes, rest = torch.logsumexp(z + self.member, 2), torch.logsumexp(z + self.other, 2)
-            both = torch.logaddexp(yes, rest)
-            p.append(yes - both)
-            q.append(rest - both)
-        return torch.cat([*p, pred.new_zeros(len(pred), 1)], 1), torch.cat(
-            [*q, pred.new_full((len(pred), 1), self.none)], 1
-        )
+        self.tasks = [i for i, block in enumerate(flow.plan.blocks) if block.whole_space]
+        place = {column: k for k, column in enumerate(order)}
+        self._add_literals([[literal for _, literal in chain(flow, i)] for i in self.tasks], place)
+        self._add_tasks(flow, place)
 
     def forward(
         self,
         pred,  # Raw logits `(bs, C)`
-        vals,
-        mask,  # Labels and gt mask `(bs, D)` in the order of the loss
+        vals,  # Labels `(bs, D)` in the order of the loss
+        mask,  # Gt mask, likewise
     ):
         """Loss of each task's cell `(bs, K)`, and the mask `(bs, D)` with the rows that count for these tasks:
         child labelled, or some condition false"""
-        K, A, *_ = self.n
-        p, q = (x.index_select(1, self.index).view(-1, K, A) for x in self.literals(pred))
+        n_tasks, n_literals = self.n_tasks, self.n_literals
+        p, q = (x.index_select(1, self.index).view(-1, n_tasks, n_literals) for x in self.literals(pred))
         if self.any_detach:
             p, q = (torch.where(self.flows, x, x.detach()) for x in (p, q))
         z = pred.index_select(1, self.own_logits)
@@ -163,13 +146,71 @@ class WholeSpace(PatchedModule):
         so_far = p.cumsum(2)
         yes, no = so_far[..., -1], torch.logsumexp(q + so_far - p, 2)
         v, m = vals.index_select(1, self.lit_cols), mask.index_select(1, self.lit_cols)
-        holds = self.truth.expand(len(v), -1, -1).gather(2, v.long().clamp(0, self.truth.shape[1] - 1)[..., None])[
-            ..., 0
-        ]
-        false = F.pad(m * (1 - holds), (0, 1)).index_select(1, self.index).view(-1, K, A).amax(2)
+        classes = v.long().clamp(0, self.truth.shape[1] - 1)
+        holds = self.truth.expand(len(v), -1, -1).gather(2, classes[..., None])[..., 0]
+        false = F.pad(m * (1 - holds), (0, 1)).index_select(1, self.index).view(-1, n_tasks, n_literals).amax(2)
         mine, m = vals.index_select(1, self.cols), mask.index_select(1, self.cols)
         m_, t = m.sign(), mine * m.sign()  # a mask carries the weight of its row
         cells = -(t * yes * self.pos_weight + (1 - t) * no)
         if self.any_both:
             cells = cells - self.both * m_ * (t * own * self.pos_weight + (1 - t) * not_own)
         return cells, mask.index_copy(1, self.cols, torch.maximum(m, false))
+
+# %% ../../nbs/loss/whole_space.ipynb #17d56894
+@patch
+def _add_literals(self: WholeSpace, chains, place):
+    "Keep where the literals of all tasks stand, each once: those of one logit first"
+    distinct = list(dict.fromkeys(literal for literals in chains for literal in literals))
+    ones, many = [x for x in distinct if not x.soft], [x for x in distinct if x.soft]
+    literals, width = ones + many, max((len(x.logits) for x in many), default=0)
+    number, padding = {literal: k for k, literal in enumerate(literals)}, len(literals)
+    self.n_tasks, self.n_literals = len(chains), max(map(len, chains))
+    self.n_many, self.width = len(many), width
+    index = [[number[x] for x in one] + [padding] * (self.n_literals - len(one)) for one in chains]
+    self._keep('index', [k for row in index for k in row])
+    self._keep('lit_cols', [place[x.column] for x in literals])
+    self._keep('one_logits', [x.logits[0] for x in ones])
+    self._keep('sign', [1.0 if x.yes == (1,) else -1.0 for x in ones], torch.float32)
+    self._keep('many_logits', [z for x in many for z in x.logits + x.logits[:1] * (width - len(x.logits))])
+    members = [[k in x.yes for k in range(width)] for x in many]
+    others = [[k < len(x.logits) and k not in x.yes for k in range(width)] for x in many]
+    for name, rows in dict(member=members, other=others).items():
+        self._keep(name, [[0.0 if is_in else self.none for is_in in row] for row in rows], torch.float32)
+    self._keep('truth', [[float(k in x.yes) for k in range(max(2, width))] for x in literals], torch.float32)
+
+
+@patch
+def _add_tasks(self: WholeSpace, flow, place):
+    "Keep where the tasks themselves stand, and how they are trained"
+    blocks = [flow.plan.blocks[i] for i in self.tasks]
+    self.any_detach = any(block.whole_space == 'detach' for block in blocks)
+    self.any_both = any(block.whole_space == 'both' for block in blocks)
+    weights = [1.0 if b.pos_weight is None else float(np.reshape(b.pos_weight, -1)[0]) for b in blocks]
+    self._keep('own_logits', [flow.slices[flow.paths[i]].logits.start for i in self.tasks])
+    self._keep('cols', [place[flow.target_slices[i].start] for i in self.tasks])
+    self._keep('pos_weight', weights, torch.float32)
+    self._keep('flows', [[block.whole_space != 'detach'] for block in blocks], torch.bool)
+    self._keep('both', [float(block.whole_space == 'both') for block in blocks], torch.float32)
+
+
+@patch
+def _keep(self: WholeSpace, name, values, dtype=torch.long):
+    "Keep numbers as a buffer"
+    self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
+
+# %% ../../nbs/loss/whole_space.ipynb #c3a3dd81
+@patch
+def literals(self: WholeSpace, pred):
+    """Log-probabilities of each literal and of its contrary, each `(bs, L+1)`; the last column is the
+    padding, always true"""
+    z = pred.index_select(1, self.one_logits) * self.sign
+    true, false = [F.logsigmoid(z)], [F.logsigmoid(-z)]
+    if self.n_many:
+        z = pred.index_select(1, self.many_logits).view(-1, self.n_many, self.width)
+        yes, rest = torch.logsumexp(z + self.member, 2), torch.logsumexp(z + self.other, 2)
+        both = torch.logaddexp(yes, rest)
+        true.append(yes - both)
+        false.append(rest - both)
+    true.append(pred.new_zeros(len(pred), 1))
+    false.append(pred.new_full((len(pred), 1), self.none))
+    return torch.cat(true, 1), torch.cat(false, 1)
