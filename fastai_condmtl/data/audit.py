@@ -90,7 +90,7 @@ def read_flow_labels(flow, df):
     for path, block, weight_col in zip(plan.paths, plan.blocks, plan.weight_cols):
         check_cols(path, block, df)
         check_weights(path, weight_col, df)
-    encoded = [block.encode(df) for block in plan.blocks]
+    encoded = [block.read_labels(df) for block in plan.blocks]
     values, given = [values for values, _ in encoded], [known for _, known in encoded]
     known, clashes = given, [None] * len(encoded)
     if flow.flow.infer_labels:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
+from ..core.not_asked import Blanks, where_blank
 from ..core.errors import near
 from ..core.errors import FlowError
 from ..core.prediction_tree import tell
@@ -17,7 +18,7 @@ from ..learn.learner import frames_of
 from ..core.prediction import FlowPrediction
 
 # %% auto #0
-__all__ = ['put', 'Cleaner']
+__all__ = ['put', 'gaps_of', 'Cleaner']
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #8f7a423b
 def put(
@@ -44,6 +45,18 @@ def put(
         if all(pd.isna(a) is True and pd.isna(b) is True or a == b for a, b in zip(cast[use], want))
         else res.infer_objects()
     )  # an integer column holds no fraction
+
+
+def gaps_of(flow, df) -> dict:
+    "Column → its cells without a label (N,): they are blank, or hold a value of `na` of each task that reads them"
+    gaps = {}
+    for block in flow.tasks.values():
+        for col in [col for col in block.cols if col in df]:
+            blank = df[col].isna().to_numpy()
+            if block.na:
+                blank = blank | where_blank(df[col], Blanks.of(block.na), block.takes_lists)
+            gaps[col] = blank & gaps.get(col, True)
+    return gaps
 
 
 def _evidence(flow, acts, vals, y):
@@ -91,13 +104,13 @@ def fill_labels(
     y = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
     acts, vals = _evidence(flow, acts, loss.decide(acts), y)
     reached, sure = flow.reached(vals), torch.from_numpy(flow.diagrams(acts, vals)).float()
-    fill, res, rows = torch.zeros_like(vals, dtype=torch.bool), df.copy(), []
+    fill, res, rows, gaps = torch.zeros_like(vals, dtype=torch.bool), df.copy(), [], gaps_of(flow, df)
     for p, s in flow.slices.items():
         if p not in paths:
             continue
         b, i = flow.tasks[p], flow.paths.index(p)
         blank = torch.from_numpy(
-            np.stack([df[c].isna().to_numpy() if c in df else np.ones(len(df), dtype=bool) for c in b.cols], 1)
+            np.stack([gaps[c] if c in df else np.ones(len(df), dtype=bool) for c in b.cols], 1)
         )  # (n, columns)
         conf = _sure(b, acts[:, s.acts], vals[:, s.targets])
         if b.nan_is_empty:
@@ -114,7 +127,7 @@ def fill_labels(
     )
     filled = pd.DataFrame(False, index=df.index, columns=list(new.columns))
     for c in new:
-        use = new[c].notna().to_numpy() & (df[c].isna().to_numpy() if c in df else True)
+        use = new[c].notna().to_numpy() & (gaps[c] if c in df else True)
         if c not in res:
             res[c] = pd.Series(None, index=df.index, dtype=object)
         if use.any():
@@ -186,7 +199,7 @@ class Cleaner:
             if not len(mine):
                 raise FlowError(f"row {row!r} is not listed for task '{path}': say what is right with value=")
             value = mine.predicted.iloc[0]
-        b.encode(pd.DataFrame({b.cols[0]: [value]}, index=[row]))
+        b.read_labels(pd.DataFrame({b.cols[0]: [value]}, index=[row]))
         self.fixes[row, path] = value
         return self
 

@@ -44,7 +44,7 @@ def audited(spec, table):
 @checks(80)
 @given(rngs)
 def test_counts_on_random_tables(rng):
-    spec = random_spec(rng, max_tasks=8)
+    spec = random_spec(rng, max_tasks=8, na=True)
     table = random_table(rng, spec, n=rng.randint(5, 25))
     audit = build(spec, rng).audit(frame(spec, table, rng))
     want, rows = audited(spec, table), audit.table.set_index('task_path')
