@@ -62,8 +62,8 @@ class Flow:
         # Column with the weight of each row in the losses of the tasks (those inside that do not name their own): a row
         # of weight 2 counts as two, of 0 not at all
         weight_col: str = None,
-        # Values that stand in the tasks' columns where a question was not asked, such as ('none', -1): such cells are blank
-        # (of those inside that do not name their own; na=() on a task takes none)
+        # Values that stand where a question was not asked, such as ('none', -1): such cells are blank (for the tasks
+        # inside that do not name their own; na=() on a task takes none)
         na=None,
         # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
         # conditioned on; 'train': filled labels also train their own task

@@ -188,7 +188,9 @@ def _entry(t):
         features = {} if t.features is None else dict(features=t.features)
         weights = {} if t.weight_col is None else dict(weight_col=t.weight_col)
         na = {} if t.na is None else dict(na=to_jsonable(t.na))
-        return dict(flow=t.name, **common, **infer, **features, **weights, **na, **note, tasks=[_entry(x) for x in t.tasks])
+        return dict(
+            flow=t.name, **common, **infer, **features, **weights, **na, **note, tasks=[_entry(x) for x in t.tasks]
+        )
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
 

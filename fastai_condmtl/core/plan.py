@@ -22,7 +22,8 @@ class Plan:
     """A checked flow. Tasks are numbered in the order of writing
 
     - a list with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
-      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank; None: none), `uses` (tasks whose activations its head reads)
+      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand
+      for a blank), `uses` (tasks whose activations its head reads)
     - `conds`: the conditions, with paths for names
     - `order`: the tasks, those that a condition asks before those that it opens; `use_order` likewise for `uses`
     - `names` finds a path, `index` tells the number of a path

@@ -257,7 +257,7 @@ def _last_names(paths, most=6):
 
 # %% ../../nbs/data/findings.ipynb #2ba27281
 def find_not_asked(task):
-    "A value that stands where the condition is false and hardly elsewhere, and that tables write for 'not asked'"
+    "A value that tables write for 'not asked', which stands where the condition is false and hardly elsewhere"
     block, false = task.block, task.labelled & task.false
     if task.conds is None or block.thresholded or block.geometry or block.n_targets > 1 or false.sum() < 5:
         return None
@@ -290,7 +290,9 @@ def find_unused_na(flow, df):
         for value in na:
             if any(where_blank(df[col], Blanks.of((value,)), b.takes_lists).any() for b in blocks for col in b.cols):
                 continue
-            more = f", nor one of the {len(paths) - 1} other tasks that take it from their flow" if len(paths) > 1 else ''
+            more = (
+                f", nor one of the {len(paths) - 1} other tasks that take it from their flow" if len(paths) > 1 else ''
+            )
             text = f"no cell holds {value!r}, a value of na={more}: correct it, or leave it out"
             found.append(Finding(paths[0], 'na', text, serious=False))
     return found

@@ -101,8 +101,8 @@ def why_not_asked(value, candidate):
     n_rows, false = candidate.n_true + candidate.n_false, candidate.n_false - candidate.labelled_false
     n_agree = n_rows - exceptions(candidate)
     return (
-        f"{value!r} seems to mean that nobody was asked (na={value!r}): it stands in {false} of {candidate.n_false} rows "
-        f"where {write_condition(candidate.cond)} is false, and in {candidate.n_true - candidate.labelled_true} of "
+        f"{value!r} seems to mean that nobody was asked (na={value!r}): it stands in {false} of {candidate.n_false} "
+        f"rows where {write_condition(candidate.cond)} is false, and in {candidate.n_true - candidate.labelled_true} of "
         f"{candidate.n_true} where it is true; {n_agree} of {n_rows} rows agree, and up to {TOLERANCE:.0%} may differ"
     )
 
@@ -136,6 +136,6 @@ def why_silent_no(candidate):
     "The sentence with the counts"
     return (
         f"yes in {candidate.labelled_true} of {candidate.n_true} rows where {write_condition(candidate.cond)}, in "
-        f"{candidate.labelled_false} of {candidate.n_false} where not, and another task is not asked there; a no there does "
-        "not count"
+        f"{candidate.labelled_false} of {candidate.n_false} where not, and another task is not asked there; a no there "
+        "does not count"
     )

@@ -1,7 +1,7 @@
 "`na=`: values that stand where a question was not asked are blank cells, in all that reads a table."
 
 import pickle
-import numpy as np, pandas as pd, pytest, torch
+import pandas as pd, pytest, torch
 from fastai_condmtl.all import *
 from fastai_condmtl.core.bound import BoundFlow
 import fastai_condmtl.deploy.bound_dict  # noqa: F401  to_dict, from_dict

@@ -748,7 +748,7 @@ def test_a_value_of_na_that_no_cell_holds():
         ('g.kind', "no cell holds 'nnone', a value of na=: correct it, or leave it out"),
         (
             'g.age',
-            'no cell holds -9, a value of na=, nor one of the 1 other tasks that take it from their flow: correct it, or '
-            'leave it out',
+            'no cell holds -9, a value of na=, nor one of the 1 other tasks that take it from their flow: correct it, '
+            'or leave it out',
         ),
     }
