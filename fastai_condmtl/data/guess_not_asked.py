@@ -103,7 +103,8 @@ def why_not_asked(value, candidate):
     return (
         f"{value!r} seems to mean that nobody was asked (na={value!r}): it stands in {false} of {candidate.n_false} "
         f"rows where {write_condition(candidate.cond)} is false, and in {candidate.n_true - candidate.labelled_true} "
-        f"of {candidate.n_true} where it is true; {n_agree} of {n_rows} rows agree, and up to {TOLERANCE:.0%} may differ"
+        f"of {candidate.n_true} where it is true; {n_agree} of {n_rows} rows agree, and up to "
+        f"{TOLERANCE:.0%} may differ"
     )
 
 # %% ../../nbs/data/guess_not_asked.ipynb #2c425cb6
