@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .conditions import Comparable, as_condition, both, check_op
-from .errors import FlowError, check_features, check_name, check_weight_col
+from .errors import FlowError, check_features, check_name, check_weight_col, shortly
+from .not_asked import Blanks, check_na, where_blank, without_blanks
 from fastai_condmtl.core.block_errors import (
     check_col,
     check_hidden,
@@ -80,6 +81,7 @@ class ConditionalBlock(Comparable):
     note: str | list | None = None  # a remark of whoever made the task
     questions: tuple = ()  # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
     weight_col: str | None = None  # the column with a weight a row
+    na: tuple | None = None  # values that stand for a blank (known once bound)
     kept_as: dict = {}  # for files: arguments, and the attributes that keep them
     # labels
     vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
@@ -142,10 +144,13 @@ class ConditionalBlock(Comparable):
         detach_uses: bool = False,  # True if gradients stop at these activations
         # Column with the weight of each row in this task's loss; by default as its flow says, else all rows weigh alike
         weight_col: str = None,
+        # Values that stand where the question was not asked, such as ('none', -1): such cells are blank; by default as
+        # its flow says, () for none
+        na=None,
     ):
         check_name(name)
         check_features(name, features)
-        self.weight_col = check_weight_col(name, weight_col)
+        self.weight_col, self.na = check_weight_col(name, weight_col), check_na(name, na)
         self.features, self.hidden, self.detach_uses = features, check_hidden(name, hidden), bool(detach_uses)
         self.uses = names_of_uses(name, uses)
         self.name, self.weight, self.col = name, check_task_weight(name, weight), check_col(name, col)
@@ -179,11 +184,14 @@ def bind(
     df: pd.DataFrame,  # The whole table
     train: pd.DataFrame = None,  # Its training rows; None: all
     path: str = None,  # The task's path in its flow
+    na: tuple = None,  # Values that stand for a blank; None: those of the block itself
 ):
     "A copy that has learnt from `df` what it was not told"
     res = copy(self)
-    res.path = path or self.name
-    res.setup(df, df if train is None else train)
+    res.path, res.na = path or self.name, self.na if na is None else na
+    table = res.with_blanks(df)
+    res.setup(table, table if train is None or train is df else res.with_blanks(train))
+    res.check_no_answer_is_blank()
     return res
 
 
@@ -235,6 +243,54 @@ def join(self: ConditionalBlock, labels):
 def columns_of(self: ConditionalBlock, label):
     "Target columns of one of `labels`"
     return [list(self.labels).index(label)]
+
+# %% ../../nbs/core/block.ipynb #ab39bbe9
+@patch
+def read_labels(self: ConditionalBlock, df):
+    "`encode` of a table in which values of `na` are blank, and are no answer even where a blank is one"
+    vals, known = self.encode(self.with_blanks(df))
+    if not self.na or not self.nan_is_empty:
+        return vals, known
+    return vals, known & ~where_blank(df[self.cols[0]], Blanks.of(self.na), self.takes_lists)[:, None]
+
+
+@patch
+def with_blanks(self: ConditionalBlock, df):
+    "A table whose cells with a value of `na` are blank in the block's columns; `df` itself where there is none"
+    if not self.na:
+        return df
+    blanks, res = Blanks.of(self.na), df
+    for col in self.cols:
+        cells = df[col]
+        blanked = without_blanks(cells, blanks, self.takes_lists)
+        if blanked is not cells:
+            res = df.copy(deep=False) if res is df else res
+            res[col] = blanked
+    return res
+
+
+@patch
+def check_no_answer_is_blank(self: ConditionalBlock):
+    "Raise where a value of `na` is also an answer of the bound block"
+    if not self.na or self.self_supervised or not (self.exact or self.vocab):
+        return
+    names = [] if self.labels is not None and len(self.cols) > 1 else self.vocab or ()
+    for value in self.na:
+        if any(Blanks.of((value,)).has(name) for name in names) or self._is_answer(value):
+            raise FlowError(
+                f"task '{self.path}': {shortly(value)} stands in na=, so its cells would be blank, and it is an answer "
+                "of the task too: take it out of na= (na=() takes nothing from the flow around it), or out of the "
+                "answers"
+            )
+
+
+@patch
+def _is_answer(self: ConditionalBlock, value):
+    "True if a cell with `value` would be a label"
+    try:
+        return bool(self.encode(pd.DataFrame({col: [value] for col in self.cols}))[1].any())
+    except FlowError:
+        return False
 
 # %% ../../nbs/core/block.ipynb #0c296f21
 @patch

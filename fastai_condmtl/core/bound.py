@@ -44,7 +44,8 @@ class BoundFlow:
         self.flow, self.untold, plan = flow, {}, Plan(flow)
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
-        self.plan = plan.bind([block.bind(df, train, path) for path, block in zip(plan.paths, plan.blocks)])
+        bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
+        self.plan = plan.bind(bound)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(block.fits_class_weights for block in self.plan.blocks):

@@ -7,6 +7,7 @@ from __future__ import annotations
 from copy import copy
 from types import FunctionType
 from .errors import FlowError, check_features, check_name, check_weight_col, near
+from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
 from .columns import MASKS, is_mask_block
@@ -23,6 +24,7 @@ class Flow:
     "Tasks and flows under one name. Use it as a block: `DataBlock(blocks=(ImageBlock, flow))`"
 
     weight_col = None
+    na = None
     note: str | list | None = None  # a remark of whoever made the flow, or a list of them
 
     def __init__(
@@ -35,13 +37,16 @@ class Flow:
         # Column with the weight of each row in the losses of the tasks (those inside that do not name their own): a row
         # of weight 2 counts as two, of 0 not at all
         weight_col: str = None,
+        # Values that stand where a question was not asked, such as ('none', -1): such cells are blank (for the tasks
+        # inside that do not name their own; na=() on a task takes none)
+        na=None,
         # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
         # conditioned on; 'train': filled labels also train their own task
         infer_labels=False,
     ):
         check_name(name, 'flow')
         check_features(name, features)
-        self.features, self.weight_col = features, check_weight_col(name, weight_col)
+        self.features, self.weight_col, self.na = features, check_weight_col(name, weight_col), check_na(name, na)
         check_tasks(name, tasks)
         check_infer_labels(name, infer_labels)
         self.name, self.tasks = name, tasks

@@ -187,7 +187,10 @@ def _entry(t):
         infer = {} if t.infer_labels is False else dict(infer_labels=t.infer_labels)
         features = {} if t.features is None else dict(features=t.features)
         weights = {} if t.weight_col is None else dict(weight_col=t.weight_col)
-        return dict(flow=t.name, **common, **infer, **features, **weights, **note, tasks=[_entry(x) for x in t.tasks])
+        na = {} if t.na is None else dict(na=to_jsonable(t.na))
+        return dict(
+            flow=t.name, **common, **infer, **features, **weights, **na, **note, tasks=[_entry(x) for x in t.tasks]
+        )
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
 
@@ -306,10 +309,11 @@ def _read_flow(d, name, given, here, root):
     if not isinstance(tasks, list) or not tasks:
         raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
     infer, features, weight_col = d.pop('infer_labels', False), d.pop('features', None), d.pop('weight_col', None)
+    na = from_jsonable(d.pop('na', None))
     if d:
         raise FlowError(
             f"flow '{here}': {next(iter(d))!r} is not known: "
-            f"{near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'note'])}"
+            f"{near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'na', 'note'])}"
         )
     return Flow(
         name,
@@ -318,6 +322,7 @@ def _read_flow(d, name, given, here, root):
         infer_labels=infer,
         features=features,
         weight_col=weight_col,
+        na=na,
     )
 
 

@@ -29,7 +29,7 @@ class Labels:
         "Natural values and known cells of task `i`, each `(N, W)`"
         if i not in self.kept:
             block = self.plan.blocks[i]
-            vals, known = block.encode(self.df)
+            vals, known = block.read_labels(self.df)
             if len(block.cols) == 1 and block.cols[0] in self.absent:
                 known = known & False  # a column that is not there is no label, whatever blanks mean
             self.kept[i] = vals, known

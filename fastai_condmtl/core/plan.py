@@ -22,7 +22,8 @@ class Plan:
     """A checked flow. Tasks are numbered in the order of writing
 
     - a list with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
-      branch that its head reads; None: the stock head), `weight_cols`, `uses` (tasks whose activations its head reads)
+      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand
+      for a blank), `uses` (tasks whose activations its head reads)
     - `conds`: the conditions, with paths for names
     - `order`: the tasks, those that a condition asks before those that it opens; `use_order` likewise for `uses`
     - `names` finds a path, `index` tells the number of a path
@@ -40,6 +41,7 @@ class Plan:
         self.order = in_order([self.needs(i) for i in range(len(paths))], paths, 'conditions')
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
+        self.nas = list(inherited(flow, 'na', flow.na))
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
         self.use_order = in_order(self.uses, paths, 'heads')
 

@@ -15,7 +15,7 @@ from ..core.flow import Flow
 from ..core.plan import infer
 from ..core.plot import draw_flow, short_names
 from ..core.target import as_table, check_cols, check_weights, row_weights
-from .findings import KINDS, FlowLabels, TaskRows, find_in_task, find_none_of
+from .findings import KINDS, FlowLabels, TaskRows, find_in_task, find_none_of, find_unused_na
 
 # %% auto #0
 __all__ = ['Audit', 'read_flow_labels', 'read_task', 'count_rows', 'balance']
@@ -79,7 +79,7 @@ def audit(self: BoundFlow, df, few: int = 20) -> Audit:
         task = read_task(self, labels, i, df, few)
         counts.append(count_rows(task))
         findings += find_in_task(task)
-    findings += find_none_of(self, labels)
+    findings += find_none_of(self, labels) + find_unused_na(self, df)
     findings.sort(key=lambda finding: not finding.serious)
     return Audit(self, pd.DataFrame(counts), findings, len(df))
 
@@ -90,7 +90,7 @@ def read_flow_labels(flow, df):
     for path, block, weight_col in zip(plan.paths, plan.blocks, plan.weight_cols):
         check_cols(path, block, df)
         check_weights(path, weight_col, df)
-    encoded = [block.encode(df) for block in plan.blocks]
+    encoded = [block.read_labels(df) for block in plan.blocks]
     values, given = [values for values, _ in encoded], [known for _, known in encoded]
     known, clashes = given, [None] * len(encoded)
     if flow.flow.infer_labels:

@@ -10,14 +10,17 @@ import numpy as np
 from ..core.block import names_of
 from ..core.bound import BoundFlow
 from ..core.conditions import Atom, conjuncts, forced
+from ..core.not_asked import Blanks, where_blank
+from .guess_conditions import TOLERANCE, hardly_any
+from .guess_not_asked import says_not_asked
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_clash', 'find_labels_if_false', 'find_no_rows',
            'find_gap', 'find_idle', 'find_in_answers', 'find_in_label', 'find_in_classes', 'find_in_numbers',
-           'find_none_of', 'binary_children', 'none_of']
+           'find_not_asked', 'find_unused_na', 'find_none_of', 'binary_children', 'none_of']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'few', 'gap', 'idle')
+KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'few', 'gap', 'idle', 'na')
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def find_in_task(task: TaskRows) -> list:
     "What deserves a look in one task"
     found = [find_clash(task), find_labels_if_false(task)]
     found += find_in_answers(task) if task.mask.any() else [find_no_rows(task)]
-    found += [find_gap(task), find_idle(task)]
+    found += [find_gap(task), find_idle(task), find_not_asked(task)]
     return [finding for finding in found if finding is not None]
 
 
@@ -209,6 +212,48 @@ def find_in_numbers(task):
     if np.ptp(numbers) == 0:
         text = f"all {task.mask.any(1).sum()} rows that count have the value {numbers[0]:g}: there is nothing to learn"
         return task.finding('one_class', text)
+
+# %% ../../nbs/data/findings.ipynb #2ba27281
+def find_not_asked(task):
+    "A value that tables write for 'not asked', which stands where the condition is false and hardly elsewhere"
+    block, false = task.block, task.labelled & task.false
+    if task.conds is None or block.thresholded or block.geometry or block.n_targets > 1 or false.sum() < 5:
+        return None
+    values, counts = np.unique(task.values[false, 0], return_counts=True)
+    here = task.labelled & (task.values[:, 0] == values[counts.argmax()])
+    value = block.to_cell(task.values[here][0])
+    n_false, n_true = int((here & task.false).sum()), int((here & task.true).sum())
+    labelled_true = int((task.labelled & task.true).sum())
+    if not says_not_asked(value) or not hardly_any(false.sum() - n_false, false.sum()):
+        return None
+    if not hardly_any(n_true, labelled_true):
+        return None
+    value = int(value) if isinstance(value, float) else value
+    text = (
+        f"{n_false} of {false.sum()} labels where the condition `{task.conds}` is false are {value!r}, and {n_true} of "
+        f"{labelled_true} where it is true (up to {TOLERANCE:.0%} may differ): if it means that nobody was asked, "
+        f"write na={value!r}"
+    )
+    return task.finding('na', text, here & ~task.false, serious=False)
+
+
+def find_unused_na(flow, df):
+    "Values of `na` that no cell holds, of a block or of a flow for all tasks inside"
+    readers = {}  # one tuple of values → the tasks that it is for
+    for path, na in zip(flow.paths, flow.plan.nas):
+        readers.setdefault(id(na), (na or (), []))[1].append(path)
+    found = []
+    for na, paths in readers.values():
+        blocks = [flow.tasks[path] for path in paths]
+        for value in na:
+            if any(where_blank(df[col], Blanks.of((value,)), b.takes_lists).any() for b in blocks for col in b.cols):
+                continue
+            more = (
+                f", nor one of the {len(paths) - 1} other tasks that take it from their flow" if len(paths) > 1 else ''
+            )
+            text = f"no cell holds {value!r}, a value of na={more}: correct it, or leave it out"
+            found.append(Finding(paths[0], 'na', text, serious=False))
+    return found
 
 # %% ../../nbs/data/findings.ipynb #cde6f2eb
 def find_none_of(flow, labels):

@@ -6,23 +6,33 @@
 from __future__ import annotations
 import re
 from pathlib import Path
+from types import MappingProxyType
 import pandas as pd
-from ..core.errors import FlowError
+from fastcore.basics import patch
+from ..core.condition_text import write_condition
+from ..core.conditions import Atom, Not, conjuncts
+from ..core.errors import FlowError, near
+from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
+from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock
-from .guess_conditions import TaskLabels, guess_conditions
+from ..core.not_asked import Blanks, check_na, where_blank, without_blanks
+from .guess_conditions import ConditionGuess, TaskLabels, guess_conditions, with_ancestors
+from .guess_not_asked import guess_not_asked, guess_silent_no, why_silent_no
 from .guess_kinds import KindGuess, guess_kind
 from .guess_shapes import guess_shapes, shared_size
 import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json  # noqa: F401  flow.audit, flow.to_json
 
 # %% auto #0
 __all__ = ['Guess', 'guess_flow', 'check_table', 'notes', 'note_on_gaps', 'guess_fn_col', 'guess_columns', 'guess_column',
-           'task_name']
+           'task_name', 'values_that_occur', 'guess_tasks', 'asks_yes_no', 'with_silent_no', 'facts_of',
+           'facts_of_task', 'renamed']
 
 # %% ../../nbs/data/guess.ipynb #806249cc
 class Guess:
-    "What `guess_flow` saw: `.flow`, `.fn_col`, `.left_out` (column → why), `.why` (task → sentences)"
+    """What `guess_flow` saw: `.flow`, `.fn_col`, `.left_out` (column → why), `.why` (task → sentences); `diff` compares
+    it with a flow, and `edit` changes a task"""
 
     def __init__(self, flow, fn_col, left_out, why):
         self.flow, self.fn_col, self.left_out, self.why = flow, fn_col, left_out, why
@@ -41,15 +51,17 @@ def guess_flow(
     fn_col=None,  # Column with the image files; by default the one that looks so
     ignore=(),  # Columns that are no tasks
     files=(),  # Image files, to see how large they are
+    na=(),  # Values that stand where a question was not asked; others that seem to do so are found
 ) -> Guess:
-    """A first flow for a table: the kind of each column, and conditions from which labels are missing when. Each
-    guess is explained, also in the notes of the flow"""
+    """A first flow for a table: the kind of each column, the values that mean that nobody was asked, and conditions
+    from which labels are missing when. Each guess is explained, also in the notes of the flow"""
     check_table(df, ignore)
     fn_col = guess_fn_col(df) if fn_col is None else fn_col
     columns = [c for c in df.columns if c != fn_col and c not in ignore]
-    blocks, why, left_out = guess_columns(df, columns, shared_size(files) if len(files) else None)
+    size = shared_size(files) if len(files) else None
+    blocks, why, left_out, guesses = guess_tasks(df, columns, size, values_that_occur(df, columns, na))
     tasks = []
-    for i, guess in guess_conditions(TaskLabels(df, blocks)).items():
+    for i, guess in guesses.items():
         block = blocks[i]
         why[block.name] = f'{why[block.name]}. {guess.why[0].upper()}{guess.why[1:]}.'
         tasks.append(block if guess.cond is None else block | guess.cond)
@@ -113,12 +125,16 @@ def guess_columns(
     df,  # Table
     columns,  # Those that may be tasks
     size=None,  # Width and height of all pictures
+    nas=MappingProxyType({}),  # Column → the values that stand for a blank
 ) -> tuple:  # `(blocks, name of a task → why, column → why it is left out)`
     "The blocks that columns need"
     shapes, blocks, why, left_out = guess_shapes(df, size), [], {}, {}
     for column in columns:
         name, kwargs = task_name(column, why)
-        guess = guess_column(df[column], name, kwargs, shapes.get(column))
+        cells, of_column = df[column], dict(kwargs)
+        if column in nas:
+            cells, of_column = without_blanks(cells, Blanks.of(nas[column]), lists=True), kwargs | dict(na=nas[column])
+        guess = guess_column(cells, name, of_column, shapes.get(column))
         if guess.block is None:
             left_out[column] = guess.why
             continue
@@ -152,3 +168,115 @@ def task_name(
     while name in taken:
         name += '_'
     return name, {} if name == column else dict(col=column)
+
+# %% ../../nbs/data/guess.ipynb #52735855
+def values_that_occur(df, columns, na) -> dict:
+    "Column → the values of `na` that it holds"
+    values = check_na('guess_flow', na) or ()
+    found = {c: tuple(v for v in values if where_blank(df[c], Blanks.of((v,)), lists=True).any()) for c in columns}
+    return {column: own for column, own in found.items() if own}
+
+
+def guess_tasks(df, columns, size, nas) -> tuple:  # `(blocks, why, left_out, position → ConditionGuess)`
+    "The blocks of columns and their conditions; `nas` (column → values) is known, more such values are found"
+    blocks, *_ = guess_columns(df, columns, size, nas)
+    found = {name: guess for name, guess in guess_not_asked(TaskLabels(df, blocks)).items()}
+    column = {block.name: block.cols[0] for block in blocks}
+    while True:
+        more = {column[name]: nas.get(column[name], ()) + (guess.value,) for name, guess in found.items()}
+        blocks, why, left_out = guess_columns(df, columns, size, {**nas, **more})
+        labels = TaskLabels(df, blocks)
+        guesses = guess_conditions(labels)
+        given = {labels.names[i] for i, guess in guesses.items() if guess.cond is not None}
+        if set(found) <= given:
+            break
+        found = {name: guess for name, guess in found.items() if name in given}
+    for name, guess in found.items():
+        why[name] = f'{why[name]}. {guess.why}'
+    return blocks, why, left_out, with_silent_no(labels, guesses, found)
+
+
+def asks_yes_no(labels, cond) -> bool:
+    "True if a condition asks one task of yes and no whether it is yes"
+    return isinstance(cond, Atom) and isinstance(labels.blocks[labels.index[cond.task]], BinaryBlock)
+
+
+def with_silent_no(labels, guesses, found) -> dict:
+    "The guesses, with conditions of tasks that say no where others are not asked; parents before children"
+    guesses = dict(guesses)
+    parents = {i: set() if guess.cond is None else labels.tasks_of(guess.cond) for i, guess in guesses.items()}
+    told = [guess.cond for i, guess in guesses.items() if labels.names[i] in found or asks_yes_no(labels, guess.cond)]
+    for i, candidate in guess_silent_no(labels, told).items():
+        above = {k for j in labels.tasks_of(candidate.cond) for k in with_ancestors(j, parents)}
+        if i not in above and not parents[i] & labels.tasks_of(candidate.cond):
+            guesses[i] = ConditionGuess(candidate.cond, why_silent_no(candidate))
+            parents[i] = labels.tasks_of(candidate.cond)
+    return {i: guesses[i] for child in parents for i in with_ancestors(child, parents)}
+
+# %% ../../nbs/data/guess.ipynb #e84169aa
+@patch
+def diff(
+    self: Guess,
+    flow: Flow,  # A flow, or another `Guess`
+) -> pd.DataFrame:  # columns `task`, `what` (task, kind, given, na or column), `guess`, `flow`
+    "In what the guess and a flow differ, task by task; empty where they say the same"
+    flow = flow.flow if isinstance(flow, Guess) else flow
+    mine, theirs = (facts_of(each) for each in (self.flow, flow))
+    rows = []
+    for name in {**mine, **theirs}:
+        if name not in mine or name not in theirs:
+            rows.append((name, 'task', *('there' if name in facts else 'not there' for facts in (mine, theirs))))
+            continue
+        ours, other = mine[name], theirs[name]
+        rows += [(name, what, ours[what], other[what]) for what in ours if ours[what] != other[what]]
+    return pd.DataFrame(rows, columns=['task', 'what', 'guess', 'flow'])
+
+
+def facts_of(flow) -> dict:
+    "Last part of a task's path (the path where several end alike) → kind, condition, values of `na` and columns"
+    plan = Plan(flow)
+    ends = [path.rpartition('.')[2] for path in plan.paths]
+    names = [end if ends.count(end) == 1 else path for path, end in zip(plan.paths, ends)]
+    called = dict(zip(plan.paths, names))
+    return {name: facts_of_task(plan, i, called) for i, name in enumerate(names)}
+
+
+def facts_of_task(plan, i, called):
+    "What `diff` compares of one task; `called` gives the names of paths"
+    block = plan.blocks[i]
+    conds = {cond for g in plan.gates[i] for cond in conjuncts(plan.conds[g])}
+    return dict(
+        kind=type(block).__name__,
+        given=' & '.join(sorted(write_condition(renamed(cond, called)) for cond in conds)),
+        na=', '.join(map(repr, plan.nas[i] or ())),
+        column=', '.join(map(repr, block.cols)),
+    )
+
+
+def renamed(cond, called):
+    "A condition with other names for its tasks"
+    if isinstance(cond, Atom):
+        return Atom(called[cond.task], cond.op, cond.value)
+    if isinstance(cond, Not):
+        return Not(renamed(cond.arg, called))
+    return type(cond)(tuple(renamed(arg, called) for arg in cond.args))
+
+
+@patch
+def edit(
+    self: Guess,
+    task: str,  # Name of a task
+    block=None,  # What to put in its place, conditions included; None: leave the task out
+) -> Guess:
+    "A guess in which one task is another block, or is left out"
+    names = [own.name for own in self.flow.tasks]
+    if task not in names:
+        raise FlowError(f"the guess has no task {task!r}: {near(task, names)}")
+    kept = [own if own.name != task else block for own in self.flow.tasks]
+    flow = Flow(self.flow.name, *(own for own in kept if own is not None))
+    Plan(flow)  # what no longer resolves is an error now
+    flow.note = self.flow.note
+    why = {name: text for name, text in self.why.items() if name != task}
+    if block is not None:
+        why[block.name] = 'as it was edited'
+    return Guess(flow, self.fn_col, self.left_out, why)

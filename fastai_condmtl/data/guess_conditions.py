@@ -28,7 +28,7 @@ class TaskLabels:
     def __init__(self, df, blocks):
         self.names = [b.name for b in blocks]
         self.blocks = [b.bind(df) for b in blocks]
-        self.values, self.known = zip(*(b.encode(df) for b in self.blocks)) if blocks else ((), ())
+        self.values, self.known = zip(*(b.read_labels(df) for b in self.blocks)) if blocks else ((), ())
         self.labelled = [known.any(1) for known in self.known]
         self.index = {name: i for i, name in enumerate(self.names)}
 

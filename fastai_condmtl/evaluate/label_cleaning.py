@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ..core.arguments import check_share
 from ..core.errors import FlowError, near
 from ..core.prediction import FlowPrediction
+from ..core.not_asked import Blanks, where_blank
 from ..core.prediction_tree import tell
 from .interpret import ConditionalInterpretation
 from ..learn.accumulate import every_row, raw_preds
@@ -19,7 +20,7 @@ from ..learn.learner import frames_of
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['put', 'Cleaner']
+__all__ = ['gaps_of', 'put', 'Cleaner']
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #c777eddd
 @patch
@@ -41,12 +42,12 @@ def fill_labels(
     labels = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
     acts, values = _with_labels(flow, acts, loss.decide(acts), labels)
     reached, p_reached = flow.reached(values), torch.from_numpy(flow.diagrams(acts, values)).float()
-    fill, records = torch.zeros_like(values, dtype=torch.bool), []
+    fill, records, gaps = torch.zeros_like(values, dtype=torch.bool), [], gaps_of(flow, df)
     for i, (path, own) in enumerate(flow.slices.items()):
         block = flow.tasks[path]
         if path not in paths or block.self_supervised:  # labels that are made are no part of a table
             continue
-        blank, confidence = _blank_cells(block, df), _confidence(block, acts[:, own.acts], values[:, own.targets])
+        blank, confidence = _blank_cells(block, df, gaps), _confidence(block, acts[:, own.acts], values[:, own.targets])
         sure = confidence * p_reached[:, i : i + 1] >= min_confidence
         cells = blank & reached[:, i : i + 1] & sure
         fill[:, own.targets] = cells.expand(-1, block.n_targets)
@@ -54,7 +55,7 @@ def fill_labels(
         records.append((path, int(rows.sum()), int((rows & reached[:, i]).sum()), int(cells.any(1).sum())))
     new = flow.to_frame(torch.stack([values, fill.to(values.dtype)], 1), frames_of(flow, dl) if len(df) else None)
     new = new.drop(columns=[block.name for block in flow.tasks.values() if block.self_supervised])
-    table, filled = _write(df, new.set_axis(df.index))
+    table, filled = _write(df, new.set_axis(df.index), gaps)
     return table, filled, pd.DataFrame(records, columns=['task_path', 'blank', 'reached', 'filled'])
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #107307ea
@@ -72,12 +73,24 @@ def _with_labels(flow, acts, values, labels):
     return acts, values
 
 
-def _blank_cells(block, df):
+def gaps_of(flow, df) -> dict:
+    "Column -> its cells without a label `(N,)`: they are blank, or hold a value of `na` of each task that reads them"
+    gaps = {}
+    for block in flow.tasks.values():
+        for col in [col for col in block.cols if col in df]:
+            blank = df[col].isna().to_numpy()
+            if block.na:
+                blank = blank | where_blank(df[col], Blanks.of(block.na), block.takes_lists)
+            gaps[col] = blank & gaps.get(col, True)
+    return gaps
+
+
+def _blank_cells(block, df, gaps):
     "Which cells of the columns of a task are blank, `(N, columns)`"
     if block.nan_is_empty:  # a blank is a label there
         return torch.zeros(len(df), len(block.cols), dtype=torch.bool)
     absent = np.ones(len(df), dtype=bool)
-    return torch.from_numpy(np.stack([df[c].isna().to_numpy() if c in df else absent for c in block.cols], 1))
+    return torch.from_numpy(np.stack([gaps.get(col, absent) for col in block.cols], 1))
 
 
 def _confidence(block, acts, values):
@@ -91,12 +104,11 @@ def _confidence(block, acts, values):
     return probs.prod(1, keepdim=True) if len(block.cols) == 1 else probs
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #473a3fc5
-def _write(df, new):
+def _write(df, new, gaps):
     "A copy of `df` with the values of `new` where it is blank, and which cells these are"
     table, filled = df.copy(), pd.DataFrame(False, index=df.index, columns=list(new.columns))
     for column in new:
-        blank = df[column].isna().to_numpy() if column in df else True
-        use = new[column].notna().to_numpy() & blank
+        use = new[column].notna().to_numpy() & gaps.get(column, True)
         if column not in table:
             table[column] = pd.Series(None, index=df.index, dtype=object)
         if use.any():
@@ -205,7 +217,7 @@ def correct(
     _check_cells(self.df, row, block)
     if value is None:
         value = self._predicted(row, path)
-    block.encode(pd.DataFrame({block.cols[0]: [value]}, index=[row]))  # an error for a value that cannot be
+    block.read_labels(pd.DataFrame({block.cols[0]: [value]}, index=[row]))  # an error for a value that cannot be
     self.fixes[row, path] = value
     return self
 

@@ -116,12 +116,12 @@ def _reread_task(path, y, other, own):
     if len(own.cols) == 1:
         table.columns = own.cols
     try:
-        natural, known = own.encode(table)
+        natural, known = own.read_labels(table)
     except FlowError as e:
         raise FlowError(f"the network does not know a label of the new data. {e} Or, {USE_CHANGE_FLOW}") from None
     res = np.zeros((len(y), 2, own.n_targets), dtype=np.float32)
     res[:, 0] = own.scale(natural) * known
-    res[:, 1] = _mask_of(mask, other, own)
+    res[:, 1] = _mask_of(mask, other, own) * known
     return torch.from_numpy(res)
 
 

@@ -51,7 +51,7 @@ class BinaryBlock(Sigmoid):
         # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold;
         # `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
         whole_space=False,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
         self.whole_space = check_whole_space(self, whole_space, loss)

@@ -31,7 +31,7 @@ class BoxBlock(Coordinates):
         *,
         fmt: str = 'xywh',  # `xywh`: left, top, width, height; `xyxy`: left, top, right, bottom
         loss: str = 'mse',  # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)

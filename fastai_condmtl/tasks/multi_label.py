@@ -54,7 +54,7 @@ class MultiLabelBlock(Sigmoid):
         loss: str = 'bce',  # `bce`, or `focal`: what is right already hardly counts
         gamma: float = 2.0,
         alpha: float = None,  # Of the focal loss, see `sigmoid_focal`
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
         check_label_columns(self, cols, vocab, nan_is_empty)

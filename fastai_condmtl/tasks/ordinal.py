@@ -31,7 +31,7 @@ class OrdinalBlock(Classes):
         # The classes, lowest first; by default the numbers that occur, or the categories of an ordered categorical
         # column
         vocab=None,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)

@@ -174,7 +174,7 @@ class BoundedRegressionBlock(Regression):
         # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2
         # y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
         draws: str = None,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
         self.loss_name = regression_loss(self, loss)
@@ -266,7 +266,7 @@ class UnboundedRegressionBlock(Regression):
         col=None,
         *,
         loss: str = 'mse',  # `mse`, `l1` or `huber`, on the standardised scale
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
         self.loss_name = regression_loss(self, loss)

@@ -44,7 +44,7 @@ class SingleLabelBlock(Classes):
         label_smoothing: float = 0.0,  # As in `CrossEntropyLoss`
         loss: str = 'cross_entropy',  # `cross_entropy`, or `focal`: what is right already hardly counts
         gamma: float = 2.0,  # Of the focal loss, see `softmax_focal`
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)

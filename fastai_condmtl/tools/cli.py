@@ -6,7 +6,7 @@
 from __future__ import annotations
 import json
 from pathlib import Path
-import torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from .. import __version__
 from ..core.errors import FlowError, near
@@ -33,8 +33,8 @@ import fastai_condmtl.core.flow_json  # noqa: F401  Flow.from_json
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'condmtl_train', 'train_parser', 'table_options', 'training_options', 'row_options', 'write_guess',
-           'train', 'begin_run', 'end_run', 'load_data', 'check_enough_rows', 'find_arch', 'make_learner', 'in_short',
-           'fit', 'NarrowProgress']
+           'values_in_words', 'train', 'begin_run', 'end_run', 'load_data', 'check_enough_rows', 'find_arch',
+           'make_learner', 'in_short', 'fit', 'NarrowProgress']
 
 # %% ../../nbs/tools/cli.ipynb #869ee3a9
 def condmtl_train(argv=None):
@@ -77,6 +77,7 @@ def table_options(parser):
     add = parser.add_argument
     add('--guess', metavar='CSV', help='write a first flow to the file of --flow (default flow.json) and stop')
     add('--ignore', metavar='COLUMN', nargs='+', default=[], help='with --guess: columns that are no tasks')
+    add('--na', metavar='VALUE', nargs='+', default=[], help='with --guess: values that mean not asked, such as none')
     add('--csv', help='table of labels, a row an image')
     add('--flow', metavar='JSON', help='tasks and conditions, as flow.to_json or --guess writes them')
     add('--images', metavar='FOLDER', help='folder that the names of image files start from')
@@ -145,7 +146,8 @@ def write_guess(options):
         column = file_column(df, fn_col, options.guess)
         named = image_files(df, column, options.images, options.suff, True)
         files = [file for file in named if file.is_file()]
-    guess = guess_flow(df, task_name(Path(options.guess).stem, {})[0], fn_col, options.ignore, files)
+    name, na = task_name(Path(options.guess).stem, {})[0], values_in_words(options.na)
+    guess = guess_flow(df, name, fn_col, options.ignore, files, na)
     try:
         guess.flow.to_json(out)
     except OSError as e:
@@ -156,6 +158,12 @@ def write_guess(options):
         f"\nWritten to {out}, with these reasons as notes. Read it, change what is wrong, then:\n  condmtl_train "
         f"--csv {options.guess} --flow {out} --images {options.images or 'FOLDER'}{with_column}"
     )
+
+
+def values_in_words(words) -> list:
+    "Values as they may stand in a table: each word, and the number that it reads as"
+    numbers = pd.to_numeric(pd.Series(words, dtype=object), errors='coerce').dropna().astype(float)
+    return [*words, *(int(number) if number.is_integer() else number for number in numbers if np.isfinite(number))]
 
 # %% ../../nbs/tools/cli.ipynb #73de7804
 RUN_FILES = (
@@ -215,7 +223,9 @@ def end_run(learn, options, fn_col):
     write_csv(learn.dls.valid_ds.tls[0].items, out / 'valid.csv', index=False)
     report(learn, out, n_boot=options.n_boot, quiet=options.quiet)
     learn.export('learner.pkl')
-    given = {key: value for key, value in vars(options).items() if key not in ('guess', 'ignore', 'force', 'quiet')}
+    given = {
+        key: value for key, value in vars(options).items() if key not in ('guess', 'ignore', 'na', 'force', 'quiet')
+    }
     given |= dict(fn_col=fn_col, images=str(Path(options.images).resolve()), version=__version__)
     write_text(out / 'run.json', json.dumps(given, indent=1) + '\n')
     print(

@@ -91,6 +91,16 @@ def test_encode_equals_the_oracle(rng):
     check_encoded(spec, table, bound, bound.encode(df))
 
 
+@checks(200)
+@given(rngs)
+def test_encode_equals_the_oracle_where_values_stand_for_a_blank(rng):
+    "`na=` on blocks and flows, in columns of every dtype; the table stays as it was."
+    spec, table, fl, df = made(rng, na=True)
+    kept, bound = df.copy(deep=True), fl.bind(df)
+    check_encoded(spec, table, bound, bound.encode(df))
+    pd.testing.assert_frame_equal(df, kept)
+
+
 @checks(40)
 @given(rngs)
 def test_slices_tile_the_columns(rng):

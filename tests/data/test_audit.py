@@ -44,7 +44,7 @@ def audited(spec, table):
 @checks(80)
 @given(rngs)
 def test_counts_on_random_tables(rng):
-    spec = random_spec(rng, max_tasks=8)
+    spec = random_spec(rng, max_tasks=8, na=True)
     table = random_table(rng, spec, n=rng.randint(5, 25))
     audit = build(spec, rng).audit(frame(spec, table, rng))
     want, rows = audited(spec, table), audit.table.set_index('task_path')
@@ -703,3 +703,52 @@ def test_a_no_is_told_with_its_own_probability(words):
         FlowPrediction(flow, torch.tensor([[v], [1.0]]), torch.tensor([0.1])).tree()['a'].tag for v in (0.0, 1.0)
     )
     assert no.endswith('(0.90)') and yes.endswith('(0.10)'), (no, yes)
+
+
+# ---- values where nobody was asked
+# ------------------------------------------------------------------------------
+def pets(n=100, age=0):
+    rng = np.random.default_rng(0)
+    pet = np.arange(n) % 2 == 0
+    kinds = np.where(pet, rng.choice(['cat', 'dog'], n), 'none')
+    return pd.DataFrame(dict(a=pet, kind=kinds, age=np.where(pet, rng.integers(1, 9, n), age)))
+
+
+@pytest.mark.parametrize('age', [0, -1, 99])
+def test_a_value_that_stands_where_a_condition_is_false(age):
+    df = pets(200, age)
+    df.loc[[0, 2], ['kind', 'age']] = ['none', age]  # two of 100 rows where it is true
+    flow = Flow('f', a, SingleLabelBlock('kind') | a, UnboundedRegressionBlock('age') | a)
+    audit = flow.audit(df)
+    found = {f.task_path: f for f in audit.findings if f.kind == 'na'}
+    assert list(found) == ['kind', 'age'] and not found['kind'].serious
+    assert "100 of 100 labels where the condition `a` is false are 'none', and 2 of 100" in found['kind'].text
+    assert "write na='none'" in found['kind'].text and f'write na={age}' in found['age'].text and '2%' in str(audit)
+    assert audit.rows('age', 'na') == [0, 2]
+    told = Flow('f', a, SingleLabelBlock('kind', na='none') | a, UnboundedRegressionBlock('age', na=age) | a).audit(df)
+    assert not kinds(told) and told.table.labelled_if_false.tolist() == [0, 0, 0]
+    assert told.table.masked.tolist() == [200, 98, 98]
+
+
+def test_a_value_that_stands_everywhere_is_a_value():
+    df = pets(200)
+    df.loc[df.index[::4], 'age'] = 0
+    flow = Flow('f', a, UnboundedRegressionBlock('age') | a)
+    assert 'na' not in kinds(flow.audit(df))
+    assert 'na' not in kinds(flow.audit(df.assign(age=5)))  # filled throughout with an answer
+    assert 'na' not in kinds(Flow('f', a, b | a).audit(df.assign(b=df.a & (df.age > 3))))  # a no is an answer
+
+
+def test_a_value_of_na_that_no_cell_holds():
+    df = pets()
+    kind, age = SingleLabelBlock('kind', na=('none', 'nnone')), UnboundedRegressionBlock('age')
+    audit = Flow('f', a, Flow('g', kind, age, UnboundedRegressionBlock('age2', 'age'), na=(0, -9)) | a).audit(df)
+    texts = {(f.task_path, f.text) for f in audit.findings if f.kind == 'na'}
+    assert texts == {
+        ('g.kind', "no cell holds 'nnone', a value of na=: correct it, or leave it out"),
+        (
+            'g.age',
+            'no cell holds -9, a value of na=, nor one of the 1 other tasks that take it from their flow: correct it, '
+            'or leave it out',
+        ),
+    }

@@ -241,3 +241,144 @@ def folder(tmp_path_factory):
 def test_guess_takes_any_file_name(folder, tmp_path):
     condmtl_train([str(a) for a in ('--guess', folder / 'mix.v2.csv', '--flow', tmp_path / 'guess.json')])
     assert Flow.from_json(tmp_path / 'guess.json').name == 'mix_v2'
+
+
+# ---- values where nobody was asked
+# ------------------------------------------------------------------------------
+def nas(flow):
+    return {t.name: (str(t.given), t.na) for t in flow.tasks if t.na is not None}
+
+
+def households(word, number, n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    pet = rng.random(n) < 0.5
+    kinds = np.where(pet, rng.choice(['cat', 'dog', 'bird'], n), word)
+    ages = np.where(pet, rng.integers(1, 15, n), number)
+    return pd.DataFrame(dict(has_pet=np.where(pet, 'yes', 'no'), kind=kinds, age=ages, rooms=rng.integers(0, 9, n)))
+
+
+@pytest.mark.parametrize('word', ['none', 'not asked', 'N/A', '-', ' skipped '])
+@pytest.mark.parametrize('number', [0, -1, 99])
+def test_values_where_nobody_was_asked(word, number):
+    df = households(word, number)
+    guess = guess_flow(df)
+    assert nas(guess.flow) == dict(kind=('has_pet', (word.strip(),)), age=('has_pet', (number,)))
+    n_pets = int((df.has_pet == 'yes').sum())
+    assert f'in {300 - n_pets} of {300 - n_pets} rows where has_pet is false' in guess.why['age']
+    assert f'{number!r} seems to mean' in guess.why['age'] and '2% may differ' in guess.why['age']
+    gaps = df.assign(kind=df.kind.where(df.has_pet == 'yes'), age=df.age.where(df.has_pet == 'yes').astype('Int64'))
+    y = [f.bind(t).encode(t) for f, t in ((guess.flow, df), (guess_flow(gaps).flow, gaps))]
+    np.testing.assert_array_equal(*y)  # as if the cells were blank
+    again = Flow.from_json(guess.flow.to_json())
+    assert nas(again) == nas(guess.flow) and guess.diff(again).empty
+
+
+def test_some_rows_may_differ_and_more_may_not():
+    df = households('none', 0)
+    no, yes = np.flatnonzero(df.has_pet == 'no'), np.flatnonzero(df.has_pet == 'yes')
+    df.loc[yes[:2], 'age'], df.loc[no[:2], 'kind'] = 0, 'cat'
+    assert set(nas(guess_flow(df).flow)) == {'kind', 'age'} and 'in 2 of' in guess_flow(df).why['age']
+    df.loc[yes[:8], 'age'], df.loc[no[:8], 'kind'] = 0, 'cat'
+    assert nas(guess_flow(df).flow) == {}
+
+
+def test_answers_stay_answers():
+    "Values of which one follows from another column, but which no table writes for 'not asked'."
+    rng = np.random.default_rng(0)
+    n = 400
+    red, size = rng.random(n) < 0.4, rng.integers(0, 5, n)
+    df = pd.DataFrame(
+        dict(
+            is_red=red,
+            colour=np.where(red, 'red', rng.choice(['blue', 'green'], n)),
+            speed=np.where(red, 3, rng.integers(4, 9, n)),
+            size=size,
+            none_at_random=rng.choice(['none', 'a', 'b'], n),
+            minus=rng.choice([-1, 0, 1, 2], n),
+        )
+    )
+    assert nas(guess_flow(df).flow) == {} and set(given(guess_flow(df).flow).values()) == {None}
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_labels_at_random_mean_nothing(seed):
+    rng = np.random.default_rng(seed)
+    n = 300
+    df = pd.DataFrame(
+        {
+            **{f'b{i}': rng.integers(0, 2, n) for i in range(6)},
+            **{f'k{i}': rng.choice(['none', 'p', 'q'], n, p=[0.8, 0.1, 0.1]) for i in range(4)},
+            **{f'x{i}': np.where(rng.random(n) < 0.9, 0, rng.integers(-1, 9, n)) for i in range(4)},
+        }
+    )
+    flow = guess_flow(df).flow
+    assert nas(flow) == {} and set(given(flow).values()) == {None}
+
+
+def test_values_that_the_user_names():
+    df = households('weg', 0).assign(rooms=7, owner=['weg', 'me', 'you'] * 100)
+    guess = guess_flow(df, na=('weg', -7))
+    assert {t.name: t.na for t in guess.flow.tasks if t.na} == dict(kind=('weg',), age=(0,), owner=('weg',))
+    assert given(guess.flow) == dict(has_pet=None, kind='has_pet', age='has_pet', owner=None)
+    with pytest.raises(FlowError, match="guess_flow.*na="):
+        guess_flow(df, na=[None])
+
+
+def test_diff_and_edit_by_hand():
+    df = households('none', 0)
+    guess = guess_flow(df)
+    pet = BinaryBlock('has_pet')
+    flow = Flow('f', pet, Flow('g', SingleLabelBlock('kind'), CountBlock('years', 'age', na=0), na='none') | pet)
+    assert {tuple(row) for row in guess.diff(flow).values.tolist()} == {
+        ('rooms', 'task', 'there', 'not there'),
+        ('age', 'task', 'there', 'not there'),
+        ('years', 'task', 'not there', 'there'),
+    }
+    other = guess.edit('kind', SingleLabelBlock('kind') | ~pet).edit('rooms')
+    assert guess.diff(other).values.tolist()[:2] == [
+        ['kind', 'given', 'has_pet', '~has_pet'],
+        ['kind', 'na', "'none'", ''],
+    ]
+    assert other.flow.bind(df).paths == ['has_pet', 'kind', 'age'] and len(guess.flow.tasks) == 4
+    for task, match in (('has_pet', "'has_pet'"), ('kin', "did you mean 'kind'")):
+        with pytest.raises(FlowError, match=match):
+            guess.edit(task)
+
+
+@pytest.mark.data
+def test_coffee_leaves(shared_data):
+    "BRACOL writes 0 as the severity of healthy leaves, and a no for each stress."
+    df = pd.read_csv(shared_data / 'bracol' / 'dataset-full.csv')
+    guess = guess_flow(df, ignore=['id'])
+    assert nas(guess.flow) == dict(severity=('predominant_stress.ne(0)', (0,)))
+    flags = ['miner', 'rust', 'phoma', 'cercospora']
+    assert given(guess.flow) == dict(predominant_stress=None) | dict.fromkeys(
+        [*flags, 'severity'], 'predominant_stress.ne(0)'
+    )
+    odd = int(((df.severity == 0) & (df.predominant_stress != 0)).sum())
+    assert (
+        odd == 2 and f'in {odd} of {int((df.predominant_stress != 0).sum())} where it is true' in guess.why['severity']
+    )
+    counted = guess.flow.audit(df).table.set_index('task_path').masked
+    assert counted['severity'] == counted['miner'] - 2 == 1473
+
+
+@pytest.mark.data
+def test_posts(shared_data):
+    "EDOS writes none where a post is not sexist."
+    df = pd.read_csv(shared_data / 'edos' / 'edos_labelled_aggregated.csv').drop(columns='text')
+    flow = guess_flow(df).flow
+    cond = "label_sexist.eq('sexist')"
+    assert nas(flow) == dict(label_category=(cond, ('none',)), label_vector=(cond, ('none',)))
+    assert [len(b.vocab) for b in flow.bind(df).tasks.values()] == [2, 4, 11]
+
+
+@pytest.mark.data
+def test_skip_logic_of_a_survey(shared_data):
+    "NHANES, by the documentation of its questionnaire"
+    df = pd.read_csv(shared_data / 'nhanes' / 'NHANES.csv')
+    conds = given(guess_flow(df, ignore=['ID']).flow)
+    want = dict(SmokeNow='Smoke100', SmokeAge='Smoke100', DiabetesAge='Diabetes', AgeFirstMarij='Marijua')
+    want |= dict(RegularMarij='Marijua', AgeRegMarij='RegularMarij')  # which implies Marijua
+    assert {name: conds[name] for name in want} == want
+    assert 'SexEver' not in conds['HardDrugs']  # never yes there, of 222, and asked all the same

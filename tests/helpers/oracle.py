@@ -7,7 +7,8 @@ count), `name`, `given` and options; a flow is
 `('and', c, c, ...)` or
 `('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a
 list of True/False/None
-(cols), a number; None where missing. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a
+(cols), a number; None where missing. A task or flow may have `na`, values that stand for a blank: a table holds them
+as they are, as the cell of a whole list, too. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a
 DataFrame in many dtypes).
 """
 
@@ -62,6 +63,31 @@ def resolve(name, prefixes, paths):
     return leaves[0]
 
 
+def na_of(spec):
+    "Path of each task → the values that stand for a blank: its own, else those of the innermost flow that has some."
+    out = {}
+
+    def look(node, prefix, na):
+        for item in node['items']:
+            path, own = prefix + item['name'], item['na'] if item.get('na') is not None else na
+            if item['kind'] == 'flow':
+                look(item, path + '.', own)
+            else:
+                out[path] = own
+
+    look(spec, '', spec.get('na') or ())
+    return out
+
+
+def stands_for_blank(value, na):
+    "Is a table value one of `na`? Text without the blanks around it; True is no 1."
+    if isinstance(value, list):
+        return False
+    alike = lambda v: isinstance(v, str) == isinstance(value, str) and isinstance(v, bool) == isinstance(value, bool)
+    value = value.strip() if isinstance(value, str) else value
+    return any(alike(v) and v == value for v in na)
+
+
 def vocab_of(task):
     return list(task['vocab']) if task.get('vocab_given', True) else sorted(task['vocab'])
 
@@ -110,15 +136,17 @@ class Oracle:
 
     def __init__(self, spec):
         self.entries = {path: (task, prefixes, conds) for path, task, prefixes, conds in walk(spec)}
-        self.paths, self.infer = list(self.entries), spec.get('infer_labels', False)
+        self.paths, self.infer, self.na = list(self.entries), spec.get('infer_labels', False), na_of(spec)
 
     def cell(self, path, raw):
         "A table value as a label; multi label values as a dict label -> True/False/None."
-        task = self.entries[path][0]
+        task, gap = self.entries[path][0], lambda v: stands_for_blank(v, self.na[path])
         if task['kind'] == 'cols':
-            return dict(zip(task['vocab'], raw))
+            return {v: None if gap(x) else x for v, x in zip(task['vocab'], raw)}
         if task['kind'] != 'multi':
-            return raw
+            return None if gap(raw) else raw
+        if gap(raw):  # also where a blank is "none of them": nobody was asked
+            return dict.fromkeys(vocab_of(task))
         if raw is None and task.get('nan_is_empty'):
             raw = []
         return {v: None if raw is None else v in raw for v in vocab_of(task)}
@@ -231,7 +259,7 @@ def block(task):
     "The library's block for `task`, without its condition."
     from fastai_condmtl.tasks import all as B
 
-    kw = dict(task.get('kw', {}))
+    kw = dict(task.get('kw', {})) | ({} if task.get('na') is None else dict(na=task['na']))
     if task.get('col'):
         kw['col'] = task['col']
     kind, name = task['kind'], task['name']
@@ -324,7 +352,7 @@ def build(spec, rng, order=lambda items: items):
 
                 done[path] = given(one, item['given'], prefixes, True)
                 items.append(done[path])
-        opts = dict(infer_labels=node['infer_labels']) if node.get('infer_labels') else {}
+        opts = {k: node[k] for k in ('infer_labels', 'na') if node.get(k)}
         return given(lambda: Flow(node['name'], *items, **opts), node['given'], prefixes[1:], False)
 
     return make(spec, ('',))
@@ -355,21 +383,28 @@ def series(values, rng, index):
     return rng.choice(ways)()
 
 
+def as_numbers(values):
+    "True and False as 1 and 0, where other numbers stand beside them."
+    mixed = {type(v) for v in values} - {type(None)} > {bool}
+    return [int(v) if isinstance(v, bool) else v for v in values] if mixed else values
+
+
 def frame(spec, table, rng, index=None):
     "The table as a DataFrame, one column a task (one a label for `cols`)."
-    cols = {}
+    cols, na = {}, na_of(spec)
     for path, task, *_ in walk(spec):
+        kept = lambda v: v is None or stands_for_blank(v, na[path])  # noqa: B023
         values, name = table[path], task.get('col') or task['name']
         if task['kind'] == 'cols':
-            cols |= {c: series([r[i] for r in values], rng, index) for i, c in enumerate(task['vocab'])}
+            cols |= {c: series(as_numbers([r[i] for r in values]), rng, index) for i, c in enumerate(task['vocab'])}
             continue
         if task['kind'] == 'binary' and task.get('vocab'):
-            values = [v if v is None else task['vocab'][v] for v in values]
+            values = [v if kept(v) else task['vocab'][v] for v in values]
         elif task['kind'] == 'binary' and rng.random() < 0.5:
-            values = [v if v is None else int(v) for v in values]
+            values = [v if kept(v) else int(v) for v in values]
         elif task['kind'] == 'multi' and rng.random() < 0.5:
-            values = [v if v is None else task.get('label_delim', ',').join(v) for v in values]
-        cols[name] = series(values, rng, index)
+            values = [v if kept(v) else task.get('label_delim', ',').join(v) for v in values]
+        cols[name] = series(as_numbers(values), rng, index)
     return pd.DataFrame(cols, index=index)
 
 

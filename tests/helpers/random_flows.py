@@ -2,7 +2,7 @@
 `st.randoms()`, which shrinks)."""
 
 from hypothesis import HealthCheck, settings, strategies as st
-from oracle import flow, a_task, resolve, vocab_of, walk
+from oracle import flow, a_task, na_of, resolve, vocab_of, walk
 
 rngs = st.randoms(use_true_random=False)
 
@@ -24,6 +24,7 @@ VOCABS = [
     [1, 2],
 ]
 WORDS = [('no', 'yes'), ('closed', 'open')]
+NOT_ASKED = ['not asked', -9, -99.5]  # no kind has such an answer
 KINDS = ['binary', 'single', 'ordinal', 'multi', 'cols', 'bounded', 'unbounded', 'count']
 
 
@@ -124,9 +125,9 @@ def random_cond(rng, targets, entries, prefixes, forcing=False, inside='', depth
     return any_cond(depth) if targets else None
 
 
-def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS):
+def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=False):
     """A flow of up to `max_tasks` tasks, flows in flows, conditions that may name tasks written later, and names
-    used twice."""
+    used twice; with `na`, values that stand for a blank."""
     root = flow('root')
     nodes, depth = [root], {'root': 1}
     for i in range(rng.randint(0, 3)):
@@ -149,6 +150,10 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS):
         return n['items']
 
     prune(root)
+    if na:
+        for node in [*nodes, *(x for n in nodes for x in n['items'] if x['kind'] != 'flow')]:
+            if rng.random() < 0.4:
+                node['na'] = tuple(rng.sample(NOT_ASKED, rng.randint(0, 2)))
     if infer:
         root['infer_labels'] = rng.choice([True, 'train'])
     entries = {p: t for p, t, *_ in walk(root)}
@@ -199,13 +204,25 @@ def blank(rng, task, value, p):
     )
 
 
+def not_asked(rng, task, value, na):
+    "The value, or now and then one that stands for a blank (in `cols`: label by label)."
+    if task['kind'] == 'cols':
+        return [not_asked(rng, dict(kind='one'), v, na) for v in value]
+    if rng.random() > 0.25:
+        return value
+    value = rng.choice(na)
+    return f' {value} ' if isinstance(value, str) and rng.random() < 0.3 else value
+
+
 def random_table(rng, spec, n=None, whole=True):
     """path -> values, with labels also where a condition is false; `whole`: each label of a vocabulary or range
     that is to be inferred occurs."""
-    n, table = n or rng.randint(5, 9), {}
+    n, table, na = n or rng.randint(5, 9), {}, na_of(spec)
     for path, t, *_ in walk(spec):
         p = rng.choice([0, 0.2, 0.2, 0.5, 1])
         vs = table[path] = [blank(rng, t, random_value(rng, t), p) for _ in range(n)]
+        if na[path]:
+            vs[:] = [not_asked(rng, t, v, na[path]) for v in vs]
         must = (
             []
             if not whole
