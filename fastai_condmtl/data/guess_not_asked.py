@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ..core.condition_text import write_condition
 from ..core.conditions import Condition
-from .guess_conditions import TOLERANCE, Candidate, TaskLabels, hardly_any, questions_about, standing
+from .guess_conditions import TOLERANCE, TaskLabels, hardly_any, questions_about, standing
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import Regression
 from ..tasks.vocabulary import Classes
