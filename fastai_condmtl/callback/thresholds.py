@@ -4,6 +4,7 @@
 
 # %% ../../nbs/callback/thresholds.ipynb #d0a32b80
 from __future__ import annotations
+from typing import Any
 import warnings
 import torch
 from fastcore.basics import patch
@@ -42,11 +43,11 @@ class ThresholdSearch(Callback):
             raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
         self.metric, self.gates, self.constraint, self.tasks = metric, gates, constraint, tasks
         self.every, self.verbose, self.n_boot, self.min_support = every, verbose, n_boot, min_support
-        self.result = None  # table of the last search
+        self.result: Any = None  # table of the last search
         self.active = False  # this is a fit
         self.trained = False  # and neither `learn.validate`
-        self.start = None  # sums of the weights before it
-        self.validated = None  # versions of the weights at the last validation
+        self.start: Any = None  # sums of the weights before it
+        self.validated: Any = None  # versions of the weights at the last validation
 
     def wanted(self, flow):
         "What each task of `flow` is tuned for; a wrong name is an error here"

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/callback/tracking.ipynb #9ea8db86
 from __future__ import annotations
+from typing import Any
 import html
 from functools import cache
 import torch
@@ -33,9 +34,9 @@ class ConditionalTracker(Callback):
     order, remove_on_fetch = 70, True  # after ThresholdSearch
     _stateattrs = ('writer', 'acc', 'sums', 'validated')
     writer = None  # of the subclass, while it is open
-    acc = None  # `Kept` rows of the validation
+    acc: Any = None  # `Kept` rows of the validation
     sums = None  # of the training losses of each task, and their rows `(2, T)`
-    validated = None  # versions of the parameters at the last validation
+    validated: Any = None  # versions of the parameters at the last validation
 
     def __init__(
         self,

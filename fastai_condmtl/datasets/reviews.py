@@ -43,9 +43,15 @@ def _review(rng) -> dict:
         stars = 1 if refund else int(rng.integers(2, 4))
     else:
         said = [_pick(rng, words['good']) for _ in range(rng.integers(1, 3))]
-        stars, cause, refund = int(rng.integers(4, 6)), None, None
+        stars, cause = int(rng.integers(4, 6)), None
     opening = _pick(rng, words['start']).format(p=_pick(rng, words['product']))
-    labels = dict(complaint=is_complaint, cause=cause, refund=refund, stars=float(stars), language=language)
+    labels = dict(
+        complaint=is_complaint,
+        cause=cause,
+        refund=refund if is_complaint else None,
+        stars=float(stars),
+        language=language,
+    )
     return dict(text=' '.join([opening, *said])) | labels
 
 
