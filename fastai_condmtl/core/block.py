@@ -41,7 +41,8 @@ class ConditionalBlock(Comparable):
     - `encode(df)` *: natural values `(N, W)`, finite everywhere, and which are known `(N, W)`
     - `to_cell(vals)` *: natural values of one row `(W,)` as the table writes them; `to_columns` of many rows, `join` of
       a list of labels
-    - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots
+    - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots;
+      `difference(a, b)`: how far two natural values are apart, with a sign
     - `describe()`: what was learnt, in a few words
     - `row_weights(vals)`: what each row weighs in the loss, where labels say it (`weighs_rows`)
 
@@ -306,6 +307,12 @@ def unscale(self: ConditionalBlock, x):
 
 
 @patch
+def difference(self: ConditionalBlock, a, b):
+    "How far `a` is from `b`, arrays of natural values: residuals; of angles the shorter way round"
+    return a - b
+
+
+@patch
 def display_units(self: ConditionalBlock, x):
     "Loss scale to what plots tell: natural values"
     return self.unscale(x)
@@ -426,8 +433,9 @@ def parse_question(self: ConditionalBlock, op, value):
 @patch
 @required
 def answer(self: ConditionalBlock, op, value, vals, known, scaled=False):
-    """Where an atom is true and where it is false, two boolean arrays `(n,)`: of values and known `(n, W)`,
-    NumPy arrays of labels or tensors of decisions"""
+    """Where an atom is true and where it is false, two boolean arrays `(n,)`: of values and known `(n, W)`, NumPy
+    arrays of labels or tensors of decisions. Values are natural, in float64; `scaled`: on the loss scale, and rounded
+    to float32"""
 
 
 @patch

@@ -182,6 +182,7 @@ class Comparable:
 
     ops: tuple[str, ...] | None = None  # the questions that this kind answers; None: not known yet
     given: Condition | None = None  # a block knows its own
+    goes_round = False  # True of numbers without a least one, such as angles: `between(350, 10)` is a question
     cols: list | None = None
 
     def _name(self):
@@ -243,6 +244,7 @@ _hints = {
     'isin': "compare classes by .eq .ne .isin",
     'has': "ask a multi-label task by .has .has_any .has_all",
     'gt': "compare by > >= < <= or .between",
+    'between': "ask for an interval by .between(lo, hi)",
     'share': "compare the share of an answer by .share(answer) > number",
 }
 
@@ -326,7 +328,7 @@ def le(self: Comparable, value):
 def between(self: Comparable, lo, hi):
     "The number, in original units, is in the closed interval from `lo` to `hi`"
     lo, hi = _limit(self, lo), _limit(self, hi)
-    if not _may_have_classes(self):
+    if not (_may_have_classes(self) or self.goes_round):
         check_interval(lo, hi, self._name())
     return self._atom('between', (lo, hi))
 

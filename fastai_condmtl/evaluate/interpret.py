@@ -352,7 +352,7 @@ def residuals(
     at, col = np.nonzero(mask[:, cols])
     of_cells = lambda values: block.display_units(np.asarray(values, dtype=float)[:, cols][at, col])
     truth, predicted = of_cells(true), of_cells(summary[..., 0])
-    res = pd.DataFrame(dict(truth=truth, predicted=predicted, residual=truth - predicted), index=at)
+    res = pd.DataFrame(dict(truth=truth, predicted=predicted, residual=block.difference(truth, predicted)), index=at)
     if block.geometry is not None:
         res['coordinate'] = np.array(block.coordinates, dtype=object)[np.array(cols)[col]]
     return res
