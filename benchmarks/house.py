@@ -62,6 +62,7 @@ def own_names(tree):
 def figures(package):
     "Figure -> value of one package"
     lines, wide, n_statements, shared, n_conditionals, nested, names, methods = [], 0, 0, 0, 0, 0, [], {}
+    defined = set()  # classes of the package: patches of others, such as `Learner`, are not its classes
     for path in modules(package):
         with tokenize.open(path) as f:
             text = f.read()
@@ -74,9 +75,13 @@ def figures(package):
         names += own_names(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                methods[node.name] = sum(isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) for m in node.body)
+                defined.add(node.name)
+                own = sum(isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) for m in node.body)
+                methods[node.name] = methods.get(node.name, 0) + own
+        for owner, _ in patched(tree):
+            methods[owner] = methods.get(owner, 0) + 1
     wide = [n for n in lines if n > WIDTH]
-    largest = max(methods, key=methods.get)
+    largest = max((c for c in methods if c in defined), key=methods.get)
     return {
         'modules': len(modules(package)),
         'lines': len(lines),
@@ -86,6 +91,18 @@ def figures(package):
         'names of one or two letters': f'{100 * sum(len(n) < 3 for n in names) / len(names):.0f} %',
         'methods of the largest class': f'{methods[largest]} ({largest})',
     }
+
+
+def patched(tree):
+    "Pairs (class, name) of methods that `@patch` adds to a class, and of those that are properties or class methods"
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef) or not node.args.args:
+            continue
+        decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+        if any(isinstance(d, ast.Name) and d.id == 'patch' for d in decorators):
+            owner = node.args.args[0].annotation
+            if isinstance(owner, ast.Name):
+                yield owner.id, node.name
 
 
 def export_cells():
@@ -128,6 +145,8 @@ def hooks():
     ]
     given += [n.target.id for n in base.body if isinstance(n, ast.AnnAssign)]
     given += [n.name for n in base.body if isinstance(n, ast.FunctionDef) and not n.name.startswith('_')]
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    given += [name for owner, name in patched(tree) if owner == base.name and not name.startswith('_')]
     return len(set(given))
 
 

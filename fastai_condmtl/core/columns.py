@@ -60,7 +60,7 @@ def _read_text(text):
         return None
     raise ValueError(text)
 
-
+# %% ../../nbs/core/columns.ipynb #65971312
 def _literal(text):
     "What JSON or Python reads; None where neither does"
     for read in (json.loads, ast.literal_eval):
@@ -272,7 +272,7 @@ def distinct(block, df, col, lists=False):
         )
     return codes, uniq
 
-
+# %% ../../nbs/core/columns.ipynb #884444c4
 def _instead_of(cell):
     "What to use instead of a cell that cannot be hashed"
     if is_mask(cell):
@@ -321,7 +321,7 @@ def _is_float(v):
         return False
     return True
 
-
+# %% ../../nbs/core/columns.ipynb #db1a97e3
 def numbers(block, df, col):
     "A column of numbers as float64, NaN where missing"
     s = df[col]

@@ -82,7 +82,7 @@ def read_condition(
     except (SyntaxError, RecursionError, MemoryError) as e:
         raise FlowError(f"{text!r} cannot be read ({getattr(e, 'msg', None) or 'nested too deeply'}): {_how}") from None
 
-
+# %% ../../nbs/core/condition_text.ipynb #42b93642
 def _cond(n) -> Condition:
     if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.Invert):
         return ~_cond(n.operand)
@@ -113,7 +113,7 @@ _instead = {
     ast.Not: "for \"not\" write ~a",
 }
 
-
+# %% ../../nbs/core/condition_text.ipynb #4a9bbe15
 def _comparison(n):
     op = type(n.ops[0])
     if op in (ast.Eq, ast.NotEq):
@@ -150,7 +150,7 @@ def _task(n):
         return task(n.args[0].value)
     raise FlowError(f"`{ast.unparse(n)}` is neither a task nor a condition: {_how}")
 
-
+# %% ../../nbs/core/condition_text.ipynb #2fbebecb
 def _is_share(n):
     "True for `name.share(answer)`"
     asks_share = isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == 'share'

@@ -132,7 +132,7 @@ def _is_comparison(atom):
     "True if an atom is written with a sign between two sides"
     return (atom.value[1] if atom.op == 'share' else atom.op) in _infix
 
-
+# %% ../../nbs/core/conditions.ipynb #b8c30e94
 def _written_comparison(what, comparison, limits, literal):
     if comparison == 'between':
         return f"{what}.between({', '.join(map(literal, limits))})"

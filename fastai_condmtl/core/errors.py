@@ -31,7 +31,7 @@ def row_name(df, i):
         return f'row {at!r} (by its index)'
     return f'row {i}' if repr(at) == repr(i) else f'row {i} (index {at!r})'
 
-
+# %% ../../nbs/core/errors.ipynb #51d0f664
 class RowsOf(dict):
     """Where the rows of a part of a table stand in the whole one; in the part's `attrs`. A dict, so that pandas
     can write a table with it to a file; empty, so that no file grows by it"""
@@ -105,7 +105,7 @@ def check_weight_col(name, col):
         raise FlowError(f"'{name}': weight_col={col!r} must be the name of one column")
     return col
 
-
+# %% ../../nbs/core/errors.ipynb #84db9273
 def check_vocab(block, vocab):
     "A vocabulary is a list of distinct values, not one string"
     if vocab is None:

@@ -59,7 +59,7 @@ def registered(cls):
         if not known:
             del _registered[name]
 
-
+# %% ../../nbs/core/flow_json.ipynb #5709a812
 def _subclasses(cls):
     for c in cls.__subclasses__():
         yield c
@@ -101,7 +101,7 @@ def arguments(cls) -> dict:
             break
     return res
 
-
+# %% ../../nbs/core/flow_json.ipynb #def3e134
 def is_kept(block: ConditionalBlock, name: str) -> bool:
     "Is there an attribute that the block, or its class below the base, has set? What the base declares says nothing"
     classes = [c for c in type(block).__mro__ if not issubclass(ConditionalBlock, c)]
@@ -202,20 +202,24 @@ def _written(t):
     except (TypeError, FlowError, RecursionError) as e:
         raise FlowError(f"the condition `{shortly(t.given)}` of '{t.name}': {e}") from None
 
-
-def _render(d, pad=''):
-    "JSON with a line a task"
-    head = [
-        f'{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}' for k, v in d.items() if k != 'tasks'
-    ]
-    cut = next((i for i, k in enumerate(d) if k == 'note'), len(d))
-    text = ', '.join(head[:cut]) + ((f',\n{pad} ' if cut else '') + ', '.join(head[cut:]) if cut < len(head) else '')
-    if 'tasks' not in d:
+# %% ../../nbs/core/flow_json.ipynb #6f15d44b
+def _render(entry, pad=''):
+    "JSON with a line a task; notes begin a line of their own"
+    fields = [key for key in entry if key != 'tasks']
+    n_before = fields.index('note') if 'note' in fields else len(fields)
+    lines = [_fields(entry, fields[:n_before]), _fields(entry, fields[n_before:])]
+    text = f',\n{pad} '.join(filter(None, lines))
+    if 'tasks' not in entry:
         return f'{pad}{{{text}}}'
-    return (
-        f'{pad}{{{text},{chr(10) + pad if cut < len(head) else ""} "tasks": [\n'
-        + ',\n'.join(_render(t, pad + '  ') for t in d['tasks'])
-        + f'\n{pad}]}}'
+    new_line = f'\n{pad}' if lines[1] else ''
+    tasks = ',\n'.join(_render(task, pad + '  ') for task in entry['tasks'])
+    return f'{pad}{{{text},{new_line} "tasks": [\n{tasks}\n{pad}]}}'
+
+
+def _fields(entry, keys):
+    "Some fields of an entry, as they stand between the brackets of JSON"
+    return ', '.join(
+        f'{json.dumps(key)}: {json.dumps(entry[key], ensure_ascii=False, allow_nan=False)}' for key in keys
     )
 
 
@@ -275,7 +279,7 @@ def _once(pairs):
         raise FlowError(f"{twice[0]!r} stands twice in {dict(pairs)!r}: keep one")
     return dict(pairs)
 
-
+# %% ../../nbs/core/flow_json.ipynb #5821a76c
 def _read_entry(d, path='', root=False):
     "A dict as a task or flow"
     if not isinstance(d, dict):
@@ -303,7 +307,7 @@ def _read_given(text, here):
     except FlowError as e:
         raise FlowError(f"the condition of '{here}': {e}") from None
 
-
+# %% ../../nbs/core/flow_json.ipynb #d7fedd4f
 def _read_flow(d, name, given, here, root):
     tasks = d.pop('tasks', None)
     if not isinstance(tasks, list) or not tasks:
@@ -345,7 +349,7 @@ def _read_block(d, name, given, here):
             f"task '{here}' ({cls.__name__}) cannot be made of {d!r}: {e}. Compare it with what flow.to_json() writes"
         ) from None
 
-
+# %% ../../nbs/core/flow_json.ipynb #b755f60e
 @patch(cls_method=True)
 def from_json(
     cls: Flow,

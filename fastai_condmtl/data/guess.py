@@ -146,7 +146,7 @@ def guess_columns(
         raise FlowError(f"no column looks like a task: {reasons}")
     return blocks, why, left_out
 
-
+# %% ../../nbs/data/guess.ipynb #e35a93b2
 def guess_column(cells, name, kwargs, side=None):
     "The `KindGuess` of a column of a table; `side` is given if the column is one number of a box or a point"
     if _is_split.fullmatch(str(cells.name)) and len(set(map(str, cells.dropna()))) <= 10:
@@ -252,7 +252,7 @@ def facts_of_task(plan, i, called):
         column=', '.join(map(repr, block.cols)),
     )
 
-
+# %% ../../nbs/data/guess.ipynb #f52e8725
 def renamed(cond, called):
     "A condition with other names for its tasks"
     if isinstance(cond, Atom):

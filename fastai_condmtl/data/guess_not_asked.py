@@ -67,7 +67,7 @@ def may_be_asked(block, stands_before):
     "True if the condition of another task may ask a block"
     return isinstance(block, BinaryBlock) or isinstance(block, Classes) and stands_before
 
-
+# %% ../../nbs/data/guess_not_asked.ipynb #e3dd374a
 def values_to_try(labels, i):
     "Values of task `i` that tables write for 'not asked', and their rows (N,)"
     block, known = labels.blocks[i], labels.known[i][:, 0]

@@ -253,7 +253,7 @@ def tfms_of_shapes(flow, kind):
     blocks = list(leaves(as_flow(flow)))
     return TfmsOfVision(blocks, kind) if any(block.geometry or block.draws for block in blocks) else []
 
-
+# %% ../../nbs/data/target_block.ipynb #81243e90
 class TfmsOfVision:
     """Transforms that vision adds for the blocks of a flow. They are asked for when the list is read: fastai takes
     an error of the attribute itself as no transforms"""

@@ -54,7 +54,7 @@ def _review(rng) -> dict:
     )
     return dict(text=' '.join([opening, *said])) | labels
 
-
+# %% ../../nbs/datasets/reviews.ipynb #31b93afc
 def _complaint(rng, words, cause, refund) -> list:
     "One or two sentences about the cause, and most often one about what the customer wants"
     order = rng.permutation(len(words[cause]))[: rng.integers(1, 3)]

@@ -54,7 +54,7 @@ def _conditions_above(plan, i):
     for gate in plan.gates[i]:
         yield plan.conds[gate]
 
-
+# %% ../../nbs/loss/whole_space.ipynb #3e6d9d1d
 def _no_chain(path, condition, why):
     "The error about a condition that is no conjunction"
     return FlowError(

@@ -209,7 +209,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         dls.loaders += [dls.test_dl(table.iloc[part], with_labels=True) for part in test]
         return dls
 
-
+# %% ../../nbs/tabular/data.ipynb #aa53755d
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders
 
 # %% ../../nbs/tabular/data.ipynb #6c4e3028

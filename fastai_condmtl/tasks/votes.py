@@ -11,7 +11,7 @@ from ..core.columns import any_true, numbers
 from ..core.errors import FlowError, near
 
 # %% auto #0
-__all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll']
+__all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll', 'answers_asked']
 
 # %% ../../nbs/tasks/votes.ipynb #56137fdb
 class VotesBlock(ConditionalBlock):
@@ -55,7 +55,7 @@ class VotesBlock(ConditionalBlock):
     def describe(self):
         return f"{len(self.vocab)} answers" + (', over-dispersed' if self.loss_name == 'dirichlet' else '')
 
-
+# %% ../../nbs/tasks/votes.ipynb #a590c46c
 def check_answers(block, cols) -> dict:
     "Answer -> column, of a dict or of a list of columns"
     if isinstance(cols, str) or not hasattr(cols, '__iter__'):
@@ -143,7 +143,7 @@ def dirichlet_nll(alpha, votes):
     shared = torch.lgamma(total + precision) - torch.lgamma(precision)
     return shared / votes.shape[-1] - (torch.lgamma(votes + alpha) - torch.lgamma(alpha))
 
-
+# %% ../../nbs/tasks/votes.ipynb #4366bfab
 @patch
 def activate(self: VotesBlock, logits):
     "Expected shares"
@@ -178,7 +178,7 @@ _COMPARE = dict(
 def parse_question(self: VotesBlock, op, value):
     "Positions of answers; of a share its position, the comparison and the number"
     super(VotesBlock, self).parse_question(op, value)
-    asked = value if op == 'isin' else value[:1] if op == 'share' else (value,)
+    asked = answers_asked(op, value)
     if bad := [v for v in asked if v not in self.vocab]:
         raise FlowError(f"a condition asks task '{self.path}' for the answer {bad[0]!r}: {near(bad[0], self.vocab)}")
     positions = tuple(self.vocab.index(v) for v in asked)
@@ -204,6 +204,13 @@ def _answers(self: VotesBlock, op, value):
     return [j for j in range(self.n_targets) if (j in value) != (op == 'ne')]
 
 
+def answers_asked(op, value) -> tuple:
+    "The answers that a question names"
+    if op == 'isin':
+        return tuple(value)
+    return tuple(value[:1]) if op == 'share' else (value,)
+
+# %% ../../nbs/tasks/votes.ipynb #120b392d
 @patch
 def question_states(self: VotesBlock, op, value):
     "An answer is that of one random volunteer; a share is a number of its own"

@@ -60,7 +60,7 @@ def tree_html(
         f'{asked}</h2><ul>{tree.grow(pred.flow.flow)}</ul>{tree.folded(not_reached)}</section>'
     )
 
-
+# %% ../../nbs/tools/page.ipynb #f3837307
 class TreeParts:
     "What the parts of the tree of one prediction share"
 

@@ -79,7 +79,7 @@ def _span(model, n_in, length, axis, thin):
     step = read(middle + 1)[0] - first if n_positions > middle + 1 else 0
     return first, last, step or round(length / n_positions)  # 0 also where both see everything
 
-
+# %% ../../nbs/vision/receptive.ipynb #3c9e321f
 def _open(model):
     "A copy through which every pixel that can count does"
     model = deepcopy(model).cpu().double().eval()
