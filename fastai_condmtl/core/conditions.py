@@ -51,7 +51,7 @@ class Condition:
 
 
 def _flat(cls, args):
-    "Parts of a conjunction, or of an `any_of`: those of the same class give their own parts"
+    "`args` as a flat tuple: an argument that is itself a `cls` is replaced by its own `args`"
     return tuple(part for arg in args for part in (arg.args if isinstance(arg, cls) else (arg,)))
 
 # %% ../../nbs/core/conditions.ipynb #74b9ce78
@@ -100,7 +100,7 @@ def written(
     literal=repr,  # How values are written
     inside=False,  # True within `~` or `&`, which bind more tightly
 ) -> str:
-    "`cond` as Python, with the names of tasks for the tasks"
+    "`cond` as Python code; each task is written as its name"
     binds_less = isinstance(cond, And) or isinstance(cond, Atom) and _is_comparison(cond)
     if inside and binds_less:
         return f'({written(cond, literal)})'
@@ -140,7 +140,7 @@ def _written_comparison(what, comparison, limits, literal):
 
 
 def _is_name(text):
-    "True if Python reads `text` as this very name; its parser folds look-alikes"
+    "True if `text` is an identifier that Python keeps as it is (the parser normalizes names by NFKC)"
     return text.isidentifier() and not keyword.iskeyword(text) and unicodedata.normalize('NFKC', text) == text
 
 # %% ../../nbs/core/conditions.ipynb #f9b58b59
@@ -182,7 +182,7 @@ class Comparable:
 
     ops: tuple[str, ...] | None = None  # the questions that this kind answers; None: not known yet
     given: Condition | None = None  # a block knows its own
-    goes_round = False  # True of numbers without a least one, such as angles: `between(350, 10)` is a question
+    goes_round = False  # True for numbers that wrap around, such as angles: there `between(350, 10)` makes sense
     cols: list | None = None
 
     def _name(self):
@@ -302,7 +302,7 @@ def _one(asked, op, value):
 # %% ../../nbs/core/conditions.ipynb #818e61da
 @patch
 def gt(self: Comparable, value):
-    "The number, in original units, is above `value`; the class stands above it"
+    "The number, in original units, is greater than `value`; of ordered classes: the class comes after `value`"
     return self._atom('gt', _limit(self, value))
 
 
@@ -341,7 +341,7 @@ def _limit(asked, value):
 
 
 def _may_have_classes(asked):
-    "True also of a task that is not known yet"
+    "True if the task can be asked `isin`, or if its kind is not known yet"
     return asked.ops is None or 'isin' in asked.ops
 
 
@@ -409,8 +409,8 @@ def atoms(cond: Condition | None):
 
 
 def forced(cond: Condition | None, truth=True):
-    """Pairs `(atom, truth)` that must hold if `cond` is `truth`: what a conjunction (or the negation of an
-    `any_of`) leaves no choice about"""
+    """Pairs `(atom, value)`: if `cond` is `truth`, then each of these atoms must be `value`. Only a conjunction (or a
+    negated `any_of`) fixes its parts; an `any_of` of several gives no pairs"""
     if isinstance(cond, Atom):
         yield cond, truth
     elif isinstance(cond, Not):

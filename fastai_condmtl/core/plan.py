@@ -25,7 +25,8 @@ class Plan:
       branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand
       for a blank), `uses` (tasks whose activations its head reads)
     - `conds`: the conditions, with paths for names
-    - `order`: the tasks, those that a condition asks before those that it opens; `use_order` likewise for `uses`
+    - `order`: the tasks, sorted so that a task that a condition asks comes before the tasks that have this condition;
+      `use_order`: the same for `uses`
     - `names` finds a path, `index` tells the number of a path
     - of a bound plan: `natural` (atom → the value that it asks for, as a natural value), and `asking` (`conds` with
       these values)"""
@@ -148,7 +149,7 @@ def _check_blocks(self: Plan, path, cond, scope):
 
 @patch
 def _why_other_column(self: Plan, atom, asked):
-    "Why the block of an atom is not the task `asked`: it reads other columns. None: it may be"
+    "Why the block in an atom cannot be the task `asked`: it reads other columns. None: nothing against it"
     reads = self.blocks[self.index[asked]].cols
     if atom.cols is None or reads == list(atom.cols):
         return None
@@ -160,7 +161,8 @@ def _why_other_column(self: Plan, atom, asked):
 
 @patch
 def _why_other_condition(self: Plan, atom, asked):
-    "Why the block of an atom is not the task `asked`: it brings a condition that this lacks. None: it may be"
+    """Why the block in an atom cannot be the task `asked`: it has a condition that the task lacks. None: nothing
+    against it"""
     if atom.given is None:
         return None
     has = {cond for g in self.gates[self.index[asked]] for cond in conjuncts(self.conds[g])}
@@ -245,7 +247,8 @@ def bind(
                     bound.natural[atom] = block.parse_question(atom.op, atom.value)
     for atom, value in bound.natural.items():
         blocks[self.index[atom.task]].questions += ((atom.op, value),)
-    # `states` looks nothing up by condition, which PyTorch's tracer cannot before 2.7
+    # with the values inside the conditions, `states` needs no dict with conditions as keys: before 2.7, PyTorch's
+    # tracer cannot look these up
     bound.asking = [with_values(cond, bound.natural) for cond in self.conds]
     return bound
 
@@ -270,7 +273,8 @@ def states(
     scaled=False,  # True: values are on the loss scale (packed targets); False: natural values (the table)
 ) -> list:
     """The state of each task's condition: a pair of boolean arrays `(true, false)`, each `(n,)`, or None: no condition.
-    Where values are not known yet: can it be true, can it be false. The one rule, for labels and for predictions"""
+    Where the values of an asked task are not known yet, the pair says if the condition can be true and if it can
+    be false. The one rule, for labels and for predictions"""
     res, cache = [None] * len(self.paths), {}
 
     def state(atom):
@@ -285,19 +289,19 @@ def states(
                 raise not_boolean(answer, self.blocks[i], self.paths[i])
         return (true, false) if res[i] is None else (true & res[i][0], false & res[i][0])
 
-    def all_of(gates):
+    def gates_state(gates):
         if gates not in cache:
-            last = gates[-1:]
+            last = gates[-1:]  # a tuple of one gate: also the key of a task with this gate alone
             true, false = cache[last] if last in cache else kleene(self.asking[gates[-1]], state)
             if len(gates) > 1:
-                true_before, false_before = all_of(gates[:-1])
+                true_before, false_before = gates_state(gates[:-1])
                 true, false = true & true_before, false | false_before
             cache[gates] = true, false
         return cache[gates]
 
     for i in self.order:
         if self.gates[i]:
-            res[i] = all_of(self.gates[i])
+            res[i] = gates_state(self.gates[i])
     return res
 
 # %% ../../nbs/core/plan.ipynb #abf161fa
@@ -330,7 +334,7 @@ def infer(
         if i in said:
             fill, clash[i] = said[i].compare(vals[i], known[i])
             vals[i], known[i] = np.where(fill, said[i].vals, vals[i]), known[i] | fill
-        # a blank that is read as "none" implies nothing
+        # where a blank means "no labels", a 0 may come from a blank: only what is above 0 implies something
         labelled = known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i]
         rows = labelled.any(1)
         for j, column, value in implied_by(plan, i):

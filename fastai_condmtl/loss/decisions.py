@@ -23,8 +23,8 @@ __all__ = ['TaskSums', 'as_plain', 'as_plain_pair', 'Decisions', 'check_temperat
 
 # %% ../../nbs/loss/decisions.ipynb #65f3bf31
 class TaskSums(TensorBase):
-    """What `ConditionalLoss.sums` gives for each part of a batch, `(parts, 2, T)`: it stands in place of
-    predictions where these stay in parts"""
+    """What `ConditionalLoss.sums` gives for each part of a batch, `(parts, 2, T)`. With `balance_memory=True` it takes
+    the place of the predictions in training"""
 
 
 _half = (torch.float16, torch.bfloat16)
@@ -82,7 +82,7 @@ def activation(
 
 @patch
 def tempered(self: Decisions, pred):
-    "Logits over their temperatures: what probabilities are made of (the loss itself reads plain logits)"
+    "Logits divided by their temperatures: only probabilities use them, the loss itself reads the plain logits"
     return pred if self.temperature is None else pred / self.temperature.to(pred.device, pred.dtype)
 
 
@@ -94,8 +94,8 @@ def decide(
     "Decided values of all tasks, reached or not, on the loss scale"
     values = []
     for k, (block, own) in enumerate(zip(self.layout.blocks, self.layout.family_acts(acts))):
-        at = (self.thresholds_of(k, own.device, own.dtype),) if block.thresholded else ()
-        values.append(block.decide(own, *at))
+        thresholds = (self.thresholds_of(k, own.device, own.dtype),) if block.thresholded else ()
+        values.append(block.decide(own, *thresholds))
     return self.layout.join_columns(values, len(acts))
 
 # %% ../../nbs/loss/decisions.ipynb #f6e73b2a
@@ -104,7 +104,7 @@ def decodes(
     self: Decisions,
     acts,  # Activations `(bs, C)` in flow order
 ) -> TensorConditional:  # `(bs, 2, D)`
-    "Decisions, with *reached* in row 1"
+    "Decided values in `[:, 0]`, and in `[:, 1]` whether their tasks are *reached*"
     self.flow.warn_of_untold()
     return self.with_reached(self.decide(as_plain(acts)))
 
@@ -114,14 +114,14 @@ def with_reached(
     self: Decisions,
     vals,  # Decided values `(bs, D)` on the loss scale
 ) -> TensorConditional:  # `(bs, 2, D)`
-    "Decided values packed with *reached* in row 1"
+    "Decided values in `[:, 0]`, packed with *reached* in `[:, 1]`"
     reached = self.flow.reached(vals).index_select(1, self.layout.column_tasks.to(vals.device))
     return torch.stack([vals, reached.to(vals.dtype)], 1).as_subclass(TensorConditional)
 
 # %% ../../nbs/loss/decisions.ipynb #fe361c29
 @patch
 def thresholds_of(self: Decisions, k, device=None, dtype=None):
-    "The thresholds in force, one a column of family `k`"
+    "The current thresholds, one per target column of family `k` (tasks that are computed together)"
     self._check_thresholds()
     res = []
     for i in self.flow.families[k].tasks:
@@ -148,7 +148,7 @@ def _check_thresholds(self: Decisions):
 # %% ../../nbs/loss/decisions.ipynb #2ca0f8cc
 @patch(as_prop=True)
 def temperatures(self: Decisions):
-    "Task -> temperature, of the tasks that were calibrated; assign a dict to set them"
+    "Task -> temperature, of the tasks whose temperature is not 1; assign a dict to set them"
     if self.temperature is None:
         return MappingProxyType({})
     found = {path: self.temperature[s.logits.start].item() for path, s in self.flow.slices.items()}
@@ -196,6 +196,6 @@ def move_threshold(
     threshold,  # One, or several
     ratio,  # Temperature before over temperature after
 ):
-    "Thresholds that decide logits over another temperature as `threshold` did before"
+    "The thresholds that give the same decisions at the new temperature as `threshold` gave at the old one"
     threshold = doubles(threshold).reshape(-1)
     return ((threshold.log() - (1 - threshold).log()) * ratio).sigmoid().float()
