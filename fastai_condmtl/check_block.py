@@ -300,6 +300,7 @@ def check_decisions(c):
         c.call('to_cell', row)
     sure = _decided(c, _as_logits(c, c.bound.certain_acts(_in_columns(c, c.targets))))
     kept = torch.isclose(sure, c.targets, rtol=1e-3, atol=1e-3) | (c.counts == 0)
+    kept |= c.bound.agrees(sure, c.targets) | ~c.bound.certain(c.targets)
     c.require(
         bool(kept.all()) or not (c.bound.exact or _says_values(c)),
         'decide',
@@ -355,7 +356,7 @@ def _descended(c, loss, params, weight, steps=20):
 def _distance(c, logits):
     "How far decisions are from labels: the share of wrong ones, or the mean error of numbers"
     decided = _decided(c, c.call('activate', logits))
-    error = (decided != c.targets).float() if c.bound.exact else (decided - c.targets).abs()
+    error = (~c.bound.agrees(decided, c.targets)).float() if c.bound.exact else (decided - c.targets).abs()
     return float(error[c.counts > 0].mean())
 
 # %% ../nbs/check_block.ipynb #cc38453c

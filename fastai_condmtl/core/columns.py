@@ -17,8 +17,8 @@ from .files import IMAGES
 # %% auto #0
 __all__ = ['NO_YES', 'LIKELY_NO_YES', 'MASKS', 'read_list', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line',
            'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise',
-           'as_tuple', 'distinct', 'take', 'look_up', 'numbers', 'is_mask', 'is_picture_file', 'is_mask_block',
-           'picture_hint']
+           'as_tuple', 'distinct', 'fix_of_no_label', 'take', 'look_up', 'numbers', 'is_mask', 'is_picture_file',
+           'is_mask_block', 'picture_hint']
 
 # %% ../../nbs/core/columns.ipynb #f4ac5703
 _quoted = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -254,14 +254,8 @@ def distinct(block, df, col, lists=False):
                 f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart "
                 f"({type(e).__name__}: {e}): use strings or numbers"
             ) from None
-        fix = (
-            "use one value a row"
-            if is_mask(df[col].iloc[i])
-            else "for several labels a row use MultiLabelBlock"
-            if isinstance(df[col].iloc[i], (list, set, np.ndarray))
-            else "use a value that can be hashed, such as a string or a number"
-        )
-        raise block.bad(df, col, i, f"a {type(df[col].iloc[i]).__name__} is no label: {fix}") from None
+        cell = df[col].iloc[i]
+        raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}") from None
     if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
         raise block.bad(
             df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
@@ -277,6 +271,30 @@ def distinct(block, df, col, lists=False):
             ),
         )
     return codes, uniq
+
+
+def fix_of_no_label(cell) -> str:
+    "What to do where a cell holds what cannot be told apart from others"
+    if is_mask(cell):
+        return "use one value a row"
+    votes = (
+        ". If these are votes, write the share of an answer into a column of its own and train towards it: "
+        "BinaryBlock(name, soft=True)"
+    )
+    of_votes = cell.values() if isinstance(cell, dict) else cell
+    are_votes = isinstance(cell, (dict, list, tuple)) and len(cell) > 1 and all(map(_is_count, of_votes))
+    several = isinstance(cell, (list, set, np.ndarray))
+    fix = (
+        "for several labels a row use MultiLabelBlock"
+        if several
+        else "use a value that can be hashed, such as a string or a number"
+    )
+    return fix + votes * are_votes
+
+
+def _is_count(value):
+    "True for a number that can count votes, or be a share of them"
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and value >= 0
 
 
 def _hashable(v, lists):

@@ -85,9 +85,10 @@ def add_nodes(
         wrong = False
         if truth is not None and true is not None:
             s = pred.flow.slices[path].targets
-            differs = (
-                ((pred.decoded[0, s] != truth.decoded[0, s]) & (truth.decoded[1, s] > 0)).any().item()
-            )  # labels that are not known are neither right nor wrong
+            labels = truth.decoded[0, s]
+            # labels that are not known, or not certain, are neither right nor wrong
+            judged = (truth.decoded[1, s] > 0) & block.certain(labels)
+            differs = (~block.agrees(pred.decoded[0, s], labels) & judged).any().item()
             wrong = value is None or block.exact and differs
             if value is None:
                 told = ['not reached', f'truth {tell(true)}']

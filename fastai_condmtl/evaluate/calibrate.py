@@ -15,7 +15,7 @@ from ..loss.decisions import move_threshold
 from ..core.target import doubles, packed
 
 # %% auto #0
-__all__ = ['calibration_error', 'fit_temperature']
+__all__ = ['calibration_error', 'fit_temperature', 'reliability']
 
 # %% ../../nbs/evaluate/calibrate.ipynb #90c1f202
 def calibration_error(
@@ -42,9 +42,9 @@ def _labelled(learn, dl, ds_idx):
 
 
 def _cells(flow, path, raw, y):
-    "Logits and targets of the cells of a task that count: `(n, n_out)` or `(n,)`, and `(n,)`"
+    "Logits and targets of the cells of a task that are scored: `(n, n_out)` or `(n,)`, and `(n,)`"
     s, b = flow.slices[path], flow.tasks[path]
-    m = y[:, 1, s.targets] > 0
+    m = (y[:, 1, s.targets] > 0) & b.certain(y[:, 0, s.targets])
     x = raw[:, s.logits]
     if torch.isnan(x[m.any(1)]).any():
         raise FlowError(
@@ -55,10 +55,10 @@ def _cells(flow, path, raw, y):
 
 
 def _sure(block, x, y):
-    "Confidence and whether it came true: of yes, or of the best class"
+    "Confidence and whether it came true: of yes (of shares, how often), or of the best class"
     p = block.activate(x)
     if not block.per_cell:
-        return p.numpy(), y.numpy() > 0.5
+        return p.numpy(), y.numpy()
     conf, best = p.max(-1)
     return conf.numpy(), (best == y).numpy()
 
@@ -169,13 +169,23 @@ def _move_thresholds(loss, old, new, before, after):
         return torch.where(close & lo.isfinite() & hi.isfinite(), (lo + hi) / 2, res).clamp(0, 1)
 
     for path in new:
-        if not loss.flow.tasks[path].thresholded or old.get(path, 1.0) == new[path]:
+        block = loss.flow.tasks[path]
+        if not block.thresholded or block.soft or old.get(path, 1.0) == new[path]:  # .5 is .5 at any temperature
             continue
         loss.thresholds[path] = moved(path, loss.thresholds.get(path, loss.flow.tasks[path].thresholds()))
         if (t := loss.tuned.get(path)) is not None:
             t.found, t.start = moved(path, t.found).numpy(), moved(path, t.start).numpy()
 
 # %% ../../nbs/evaluate/calibrate.ipynb #25e586dd
+def reliability(conf, hit, bins: int) -> tuple:
+    "Share that came true and mean confidence of each bin of equal width that holds rows, as scikit-learn's curve"
+    conf, hit = np.asarray(conf, dtype=float), np.asarray(hit, dtype=float)
+    at = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], conf)
+    n_rows = np.bincount(at, minlength=bins)
+    some = n_rows > 0
+    return tuple(np.bincount(at, x, minlength=bins)[some] / n_rows[some] for x in (hit, conf))
+
+
 @patch
 def plot_reliability(
     self: Learner,
@@ -188,7 +198,6 @@ def plot_reliability(
     """How often what was predicted with a probability came true, of plain logits and with the temperature in
     force: of yes (labels pooled), or of the best class"""
     import matplotlib.pyplot as plt
-    from sklearn.calibration import calibration_curve
 
     flow, loss = flow_of(self), loss_of(self)
     path = flow.path(task)
@@ -206,7 +215,7 @@ def plot_reliability(
     now = loss.temperatures.get(path, 1.0)
     for temp, style in [(1.0, 's--' if now != 1 else 'o-')] + [(now, 'o-')] * (now != 1):
         conf, hit = _sure(block, x / temp, t)
-        share, mean = calibration_curve(hit, conf, n_bins=bins)
+        share, mean = reliability(conf, hit, bins)
         ax.plot(
             mean,
             share,

@@ -50,9 +50,10 @@ def _evidence(flow, acts, vals, y):
     "Activations and decided values where labels that count are certain"
     acts, vals = acts.clone(), vals.clone()
     for p, s in flow.slices.items():
-        b, m = flow.tasks[p], y[:, 1, s.targets] > 0
+        b = flow.tasks[p]
         if b.self_supervised:
             continue
+        m = (y[:, 1, s.targets] > 0) & b.certain(y[:, 0, s.targets])
         acts[:, s.acts] = torch.where(
             m.repeat_interleave(b.n_out, 1), b.certain_acts(y[:, 0, s.targets].to(acts.dtype)), acts[:, s.acts]
         )

@@ -105,6 +105,9 @@ class WholeSpace(nn.Module):
         at = {l: k for k, l in enumerate(ones + many)}
         A, W, pad = max(map(len, chains)), max((len(l[2]) for l in many), default=0), len(lits)
         self.n = len(self.tasks), A, len(ones), len(many), W
+        owners = {c: x for x, s in zip(flow.plan.blocks, flow.target_slices) for c in range(s.start, s.stop)}
+        unsure = [bool(owners[l[0]].uncertain) for l in ones + many]
+        self.any_unsure = any(unsure)
         b = lambda name, x, dtype=torch.long: self.register_buffer(name, torch.tensor(x, dtype=dtype), persistent=False)
         b('index', [k for ls in chains for k in [at[l] for l in ls] + [pad] * (A - len(ls))])
         b('lit_cols', [place[l[0]] for l in ones + many])
@@ -126,6 +129,7 @@ class WholeSpace(nn.Module):
             any(x.whole_space == 'both' for x in blocks),
         )
         b('pos_weight', weights, torch.float32)
+        b('unsure', unsure, torch.bool)
         b('flows', [[x.whole_space != 'detach'] for x in blocks], torch.bool)
         b('both', [float(x.whole_space == 'both') for x in blocks], torch.float32)
 
@@ -163,9 +167,10 @@ class WholeSpace(nn.Module):
         so_far = p.cumsum(2)
         yes, no = so_far[..., -1], torch.logsumexp(q + so_far - p, 2)
         v, m = vals.index_select(1, self.lit_cols), mask.index_select(1, self.lit_cols)
-        holds = self.truth.expand(len(v), -1, -1).gather(2, v.long().clamp(0, self.truth.shape[1] - 1)[..., None])[
-            ..., 0
-        ]
+        answers = v.round().long().clamp(0, self.truth.shape[1] - 1)  # a share above .5 is a yes
+        holds = self.truth.expand(len(v), -1, -1).gather(2, answers[..., None])[..., 0]
+        if self.any_unsure:
+            m = m * ((v <= 0) | (v >= 1) | ~self.unsure)
         false = F.pad(m * (1 - holds), (0, 1)).index_select(1, self.index).view(-1, K, A).amax(2)
         mine, m = vals.index_select(1, self.cols), mask.index_select(1, self.cols)
         m_, t = m.sign(), mine * m.sign()  # a mask carries the weight of its row
