@@ -363,9 +363,14 @@ def _distance(c, logits):
 _one_value, _several, _two = ('eq', 'ne', 'gt', 'ge', 'lt', 'le', 'has'), ('isin', 'has_any', 'has_all'), ('between',)
 
 
+def _certain(c):
+    "Cells whose label is known and no mere probability `(N, W)`"
+    return c.known & c.bound.certain(c.vals)
+
+
 def _asked_row(c):
     "The first row that has all labels"
-    return int(c.known.all(axis=1).argmax())
+    return int(_certain(c).all(axis=1).argmax())
 
 
 def _asked(c):
@@ -405,7 +410,7 @@ def check_questions(c):
             f"'{atom.op}' is answered where nothing is known: and-combine both arrays with known",
         )
         c.require(
-            (true | false)[c.known.all(axis=1)].all(),
+            (true | false)[_certain(c).all(axis=1)].all(),
             'answer',
             f"'{atom.op}' is neither true nor false on a row whose label is known",
         )
@@ -448,10 +453,10 @@ def _check_meaning(c, atom, true):
         columns, v = list(range(c.bound.n_targets)), c.call('encode', asked)[0][0, 0]
     if len(columns) > 1:
         return
-    x, known = c.vals[:, columns[0]], c.known[:, columns[0]]
+    x, known = c.vals[:, columns[0]], _certain(c)[:, columns[0]]
     near = np.isclose(x, v, rtol=1e-6, atol=0)
     sure = known & (~near | (x == v))  # a number in its last decimal may be on either side
-    wanted = near if atom.op.startswith('has') else _meanings[atom.op](x, v, near)
+    wanted = c.bound.agrees(x, v) if atom.op.startswith('has') else _meanings[atom.op](x, v, near)
     c.require(
         np.array_equal(true[sure], wanted[sure]),
         'answer',
@@ -480,7 +485,7 @@ def _check_implied(c, atom, value, true, false):
         for column, implied in c.call('implied_labels', atom.op, value, truth):
             known = rows & c.known[:, column]
             c.require(
-                (c.vals[known, column] == implied).all(),
+                c.bound.agrees(c.vals[known, column], implied).all(),
                 'implied_labels',
                 (
                     f"'{atom.op}' being {truth} does not imply the value {implied} in target column {column}: rows of "
@@ -493,7 +498,7 @@ def _check_implied(c, atom, value, true, false):
 def check_probabilities(c):
     "`state_probs`: the probabilities of a question's states sum to 1, and certain labels make certain answers"
     y = c.flow.encode(c.df).as_subclass(torch.Tensor)
-    rows = c.known.all(axis=1)
+    rows = _certain(c).all(axis=1)
     if not rows.any() or c.bound.self_supervised or c.bound.geometry:
         return
     vals = y[:, 0][torch.from_numpy(rows)]

@@ -17,7 +17,7 @@ __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_c
            'find_none_of', 'binary_children', 'none_of']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'few', 'gap', 'idle')
+KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle')
 
 
 @dataclass(frozen=True)

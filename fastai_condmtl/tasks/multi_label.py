@@ -55,8 +55,8 @@ class MultiLabelBlock(Sigmoid):
         loss: str = 'bce',  # `bce`, or `focal`: what is right already hardly counts
         gamma: float = 2.0,
         alpha: float = None,  # Of the focal loss, see `sigmoid_focal`
-        # Values of `cols` that are neither yes nor no → None: the cell counts as blank, or a probability of yes to train
-        # towards, such as `{-1: .6}`: scored nowhere, *unknown* to conditions
+        # Values of `cols` that are neither yes nor no → None: the cell counts as blank, or a probability of yes to
+        # train towards, such as `{-1: .6}`: scored nowhere, *unknown* to conditions
         uncertain: dict = None,
         # True: cells of `cols` are shares from 0 to 1, trained towards them, a yes above .5
         soft: bool = False,

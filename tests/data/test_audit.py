@@ -63,11 +63,13 @@ def test_counts_on_random_tables(rng):
         found = {f.kind for f in audit.findings if f.task_path == path}
         assert ('no_rows' in found) == (not w['masked']) and bool(w['gap']) == ('gap' in found), (path, found)
         if 'Binary' == rows.kind[path] and w['masked']:
-            yes = sum(table[path][i] for i in w['masked'])
-            assert ('one_class' in found) == (yes in (0, len(w['masked']))), path
-            assert float(re.search(r'[\d.]+', rows.balance[path])[0]) == pytest.approx(
-                100 * yes / len(w['masked']), abs=0.06
-            )
+            t = Oracle(spec).entries[path][0]
+            scored = [table[path][i] for i in w['masked'] if told(t, table[path][i]) is not None]
+            yes = sum(told(t, v) for v in scored)
+            assert ('one_class' in found) == (bool(scored) and yes in (0, len(scored))), path
+            assert ('untold' in found) == (not scored), path
+            share = 100 * sum(scored) / max(1, len(scored))
+            assert float(re.search(r'[\d.]+', rows.balance[path])[0]) == pytest.approx(share, abs=0.06)
     for f in audit.findings:
         assert (
             f.task_path in want and f.text and isinstance(f.serious, bool) and set(f.rows) <= set(range(n_rows(table)))
