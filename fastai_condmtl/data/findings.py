@@ -191,8 +191,8 @@ def find_in_classes(task):
     classes = names_of(task.block)
     if len(fractions := [name for name in classes if isinstance(name, float) and name % 1]) > 2:
         text = (
-            f"{len(fractions)} of {len(classes)} classes are fractions, {', '.join(map(repr, fractions[:3]))} …: shares "
-            "of people who said yes are BinaryBlock(name, soft=True), other numbers BoundedRegressionBlock(name)"
+            f"{len(fractions)} of {len(classes)} classes are fractions, {', '.join(map(repr, fractions[:3]))} …: "
+            "shares of people who said yes are BinaryBlock(name, soft=True), other numbers BoundedRegressionBlock(name)"
         )
         return task.finding('numbers', text)
     counts = np.bincount(task.values[task.mask[:, 0], 0].astype(int), minlength=task.block.n_out)

@@ -8,7 +8,8 @@ count), `name`, `given` and options; a flow is
 `('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a
 list of True/False/None
 (cols), a number; None where missing. A binary task or `cols` may have `uncertain` (value → probability or None) and
-`soft`: then such values, or shares, stand for True and False. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a
+`soft`: then such values, or shares, stand for True and False. Nothing here looks at fastai_condmtl but `build`
+(objects) and `frame` (a
 DataFrame in many dtypes).
 """
 
@@ -238,7 +239,7 @@ class Oracle:
                 return cells, clash
 
     def row(self, raw):
-        """{path: dict(applicable, mask, scored, value, clash)} of one row, `raw`: path -> table value. `mask`, `scored`,
+        """{path: dict(applicable, mask, scored, value, clash)} of one row, `raw`: path -> value. `mask`, `scored`,
         `value`: a list with one entry a target column."""
         cells = {p: self.cell(p, raw[p]) for p in self.paths}
         known, clash = self.fill(cells) if self.infer else (cells, False)
