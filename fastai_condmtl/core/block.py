@@ -42,6 +42,7 @@ class ConditionalBlock(Comparable):
     - `to_cell(vals)` *: natural values of one row `(W,)` as the table writes them; `to_columns` of many rows, `join` of
       a list of labels
     - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots
+    - `certain(vals)`: the values that conditions ask and scores look at; `agrees(vals, others)`: say they the same?
     - `describe()`: what was learnt, in a few words
     - `row_weights(vals)`: what each row weighs in the loss, where labels say it (`weighs_rows`)
 
@@ -103,6 +104,8 @@ class ConditionalBlock(Comparable):
     tune: Any = 'auto'  # what the search of thresholds maximises: `auto` as the learner says, None: keep `threshold`
     pos_weight: Any = None  # weight of positive rows in the loss
     whole_space: Any = False  # trained on rows beyond its condition too: True, `detach` or `both`
+    uncertain: dict | None = None  # values of the table that are neither yes nor no → probability, or None: left out
+    soft = False  # True if labels are shares of yes
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
     default_params: dict = {}  # of `params`, where another task of the family has them
@@ -115,6 +118,7 @@ class ConditionalBlock(Comparable):
     parse_question: Callable  # a patch below; kinds call that of their parent, and type checkers look for it here
     answer: Callable
     question_states: Callable
+    certain: Callable
     state_probs: Callable
     ops: tuple[str, ...] | None = ()
     n_summary = 1  # numbers that scores need of a cell
@@ -309,6 +313,18 @@ def unscale(self: ConditionalBlock, x):
 def display_units(self: ConditionalBlock, x):
     "Loss scale to what plots tell: natural values"
     return self.unscale(x)
+
+
+@patch
+def certain(self: ConditionalBlock, vals):
+    "Where values, natural or on the loss scale, are no mere probabilities: conditions ask these, scores look at these"
+    return vals == vals
+
+
+@patch
+def agrees(self: ConditionalBlock, vals, others):
+    "Where values, natural or on the loss scale, say the same as `others`"
+    return vals == others
 
 
 @patch
