@@ -94,6 +94,7 @@ class ConditionalBlock(Comparable):
     weighs_rows = False  # True if labels say what their row weighs in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
     lo, span = 0.0, 1.0  # of numbers: a natural value is `lo + span * x` for `x` on the loss scale
+    y_range: Any = None  # of numbers in a range: the lowest and the highest (known once bound)
     draws: str | None = None  # what to draw of it
     # network
     n_out = 1  # logits of a target column
