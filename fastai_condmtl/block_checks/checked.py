@@ -55,6 +55,11 @@ class Checked:
         "Which labels are known `(N, W)`"
         return self.labels[1]
 
+    @property
+    def certain(self) -> np.ndarray:
+        "Which labels are known and no mere probabilities `(N, W)`: conditions ask these"
+        return self.known & self.bound.certain(self.values)
+
     @cached_property
     def batch(self) -> Batch:
         "The table as a batch of the network"

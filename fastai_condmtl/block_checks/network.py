@@ -96,6 +96,7 @@ def check_certain(checked):
     batch = checked.batch
     decided = checked.decided_of(checked.certain_acts())
     kept = torch.isclose(decided, batch.targets, rtol=1e-3, atol=1e-3) | (batch.counts == 0)
+    kept |= checked.bound.agrees(decided, batch.targets) | ~checked.bound.certain(batch.targets)
     checked.require(
         bool(kept.all()), 'decide', "activations that are certain of a label are not decided so: see certain_acts"
     )
@@ -128,5 +129,5 @@ def descended(checked, weight, n_steps=20):
 def distance(checked, logits) -> float:
     "How far decisions are from labels: the share of wrong ones, or the mean error of numbers"
     decided, targets = checked.decided_of(checked.call('activate', logits)), checked.batch.targets
-    error = (decided != targets).float() if checked.bound.exact else (decided - targets).abs()
+    error = (~checked.bound.agrees(decided, targets)).float() if checked.bound.exact else (decided - targets).abs()
     return float(error[checked.batch.counts > 0].mean())

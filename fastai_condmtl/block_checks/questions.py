@@ -29,8 +29,8 @@ def atoms(checked: Checked):
 
 
 def first_known_row(checked) -> int:
-    "The first row that has all labels"
-    return int(checked.known.all(axis=1).argmax())
+    "The first row that has all labels, each of them certain"
+    return int(checked.certain.all(axis=1).argmax())
 
 
 def operand(op, value):
@@ -91,7 +91,7 @@ def check_answers(checked, op, true, false):
         f"'{op}' is answered where nothing is known: and-combine both arrays with known",
     )
     checked.require(
-        answered[known.all(axis=1)].all(),
+        answered[checked.certain.all(axis=1)].all(),
         'answer',
         f"'{op}' is neither true nor false on a row whose label is known",
     )
@@ -121,10 +121,11 @@ def check_meaning(checked, atom, true):
     if len(columns) > 1:
         return
     number = 1.0 if asks_for_label else asked_number(checked)
-    labels, known = checked.values[:, columns[0]], checked.known[:, columns[0]]
+    labels, known = checked.values[:, columns[0]], checked.certain[:, columns[0]]
     equal = np.isclose(labels, number, rtol=1e-6, atol=0)
     sure = known & (~equal | (labels == number))  # a number in its last decimal may be on either side
-    wanted = MEANINGS[atom.op](labels, number, equal)
+    same = checked.bound.agrees(labels, number) if asks_for_label else equal
+    wanted = MEANINGS[atom.op](labels, number, same)
     checked.require(
         np.array_equal(true[sure], wanted[sure]),
         'answer',
@@ -159,7 +160,7 @@ def check_implied(checked, op, value, true, false):
         for column, implied in checked.call('implied_labels', op, value, truth):
             known = rows & checked.known[:, column]
             checked.require(
-                (checked.values[known, column] == implied).all(),
+                checked.bound.agrees(checked.values[known, column], implied).all(),
                 'implied_labels',
                 f"'{op}' being {truth} does not imply the value {implied} in target column {column}: rows of "
                 "the table say another one",
@@ -168,7 +169,7 @@ def check_implied(checked, op, value, true, false):
 # %% ../../nbs/block_checks/questions.ipynb #2b8f5033
 def check_probabilities(checked: Checked):
     "`state_probs`: the probabilities of a question's states sum to 1, and certain labels make certain answers"
-    rows, bound = checked.known.all(axis=1), checked.bound
+    rows, bound = checked.certain.all(axis=1), checked.bound
     if not rows.any() or bound.self_supervised or bound.geometry:
         return
     packed = checked.flow.encode(checked.df).as_subclass(torch.Tensor)

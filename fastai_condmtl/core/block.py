@@ -43,6 +43,7 @@ class ConditionalBlock(Comparable):
       a list of labels
     - `scale(x)`, `unscale(x)`: natural values to the loss scale, and back; `display_units(x)` for plots;
       `difference(a, b)`: how far two natural values are apart, with a sign
+    - `certain(vals)`: the values that conditions ask and scores look at; `agrees(vals, others)`: say they the same?
     - `describe()`: what was learnt, in a few words
     - `row_weights(vals)`: what each row weighs in the loss, where labels say it (`weighs_rows`)
 
@@ -94,6 +95,7 @@ class ConditionalBlock(Comparable):
     weighs_rows = False  # True if labels say what their row weighs in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
     lo, span = 0.0, 1.0  # of numbers: a natural value is `lo + span * x` for `x` on the loss scale
+    y_range: Any = None  # of numbers in a range: the lowest and the highest (known once bound)
     draws: str | None = None  # what to draw of it
     # network
     n_out = 1  # logits of a target column
@@ -104,6 +106,8 @@ class ConditionalBlock(Comparable):
     tune: Any = 'auto'  # what the search of thresholds maximises: `auto` as the learner says, None: keep `threshold`
     pos_weight: Any = None  # weight of positive rows in the loss
     whole_space: Any = False  # trained on rows beyond its condition too: True, `detach` or `both`
+    uncertain: dict | None = None  # values of the table that are neither yes nor no → probability, or None: left out
+    soft = False  # True if labels are shares of yes
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
     default_params: dict = {}  # of `params`, where another task of the family has them
@@ -116,6 +120,7 @@ class ConditionalBlock(Comparable):
     parse_question: Callable  # a patch below; kinds call that of their parent, and type checkers look for it here
     answer: Callable
     question_states: Callable
+    certain: Callable
     state_probs: Callable
     ops: tuple[str, ...] | None = ()
     n_summary = 1  # numbers that scores need of a cell
@@ -316,6 +321,18 @@ def difference(self: ConditionalBlock, a, b):
 def display_units(self: ConditionalBlock, x):
     "Loss scale to what plots tell: natural values"
     return self.unscale(x)
+
+
+@patch
+def certain(self: ConditionalBlock, vals):
+    "Where values, natural or on the loss scale, are no mere probabilities: conditions ask these, scores look at these"
+    return vals == vals
+
+
+@patch
+def agrees(self: ConditionalBlock, vals, others):
+    "Where values, natural or on the loss scale, say the same as `others`"
+    return vals == others
 
 
 @patch

@@ -229,14 +229,14 @@ def encode(
     check_table(df, self.paths, plan.blocks, weight_cols)
     labels, as_labelled = Labels(plan, df, absent), None
     if self.flow.infer_labels:
-        known = labels.fill_implied()
-        as_labelled = known if self.flow.infer_labels is True and not inferred else None
+        before = labels.fill_implied()
+        as_labelled = before if self.flow.infer_labels is True and not inferred else None
     applicable = plan.applicable(labels.vals, labels.known)
     packed = np.empty((len(df), 2, self.n_targets), dtype=np.float32)
     for i, columns in enumerate(self.target_slices):
         vals, known = labels.read(i)
         if as_labelled is not None:
-            known = as_labelled[i]
+            vals, known = as_labelled[i]
         packed[:, 0, columns] = on_loss_scale(plan.blocks[i], df, vals, known)
         counts = known if applicable[i] is None else known & applicable[i][:, None]
         if weighted and plan.blocks[i].weighs_rows:
@@ -339,7 +339,8 @@ def learn_constants(
     vals, mask = y.numpy().transpose(1, 0, 2)
     mask = (mask > 0).astype(vals.dtype)  # scores count rows, whatever their weight
     cells = {path: (vals[:, s.targets], mask[:, s.targets]) for path, s in self.slices.items()}
-    self.constants = {path: block.fit_baseline(*cells[path]) for path, block in self.tasks.items()}
+    scored = {path: (of_task, seen * self.tasks[path].certain(of_task)) for path, (of_task, seen) in cells.items()}
+    self.constants = {path: block.fit_baseline(*scored[path]) for path, block in self.tasks.items()}
     if empty := [path for path, (_, mask_of_task) in cells.items() if not mask_of_task.any()]:
         warnings.warn(
             f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training "

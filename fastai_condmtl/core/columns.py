@@ -17,8 +17,8 @@ from .files import IMAGES
 # %% auto #0
 __all__ = ['NO_YES', 'LIKELY_NO_YES', 'MASKS', 'read_list', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line',
            'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise',
-           'as_tuple', 'distinct', 'take', 'look_up', 'numbers', 'is_mask', 'is_picture_file', 'is_mask_block',
-           'picture_hint']
+           'as_tuple', 'distinct', 'fix_of_no_label', 'take', 'look_up', 'numbers', 'is_mask', 'is_picture_file',
+           'is_mask_block', 'picture_hint']
 
 # %% ../../nbs/core/columns.ipynb #f4ac5703
 _quoted = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -255,7 +255,7 @@ def distinct(block, df, col, lists=False):
                 f"({type(e).__name__}: {e}): use strings or numbers"
             ) from None
         cell = df[col].iloc[i]
-        raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {_instead_of(cell)}") from None
+        raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}") from None
     if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
         raise block.bad(
             df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
@@ -273,15 +273,6 @@ def distinct(block, df, col, lists=False):
     return codes, uniq
 
 # %% ../../nbs/core/columns.ipynb #884444c4
-def _instead_of(cell):
-    "What to use instead of a cell that cannot be hashed"
-    if is_mask(cell):
-        return "use one value a row"
-    if isinstance(cell, (list, set, np.ndarray)):
-        return "for several labels a row use MultiLabelBlock"
-    return "use a value that can be hashed, such as a string or a number"
-
-
 def _hashable(v, lists):
     "True if a cell can be hashed, as a tuple where `lists` are read"
     try:
@@ -289,6 +280,37 @@ def _hashable(v, lists):
     except Exception:
         return False
     return True
+
+# %% ../../nbs/core/columns.ipynb #b1d1f6c3
+def fix_of_no_label(
+    cell,  # What cannot be hashed
+) -> str:
+    "What to do where a cell holds what cannot be told apart from others"
+    if is_mask(cell):
+        return "use one value a row"
+    several = isinstance(cell, (list, set, np.ndarray))
+    fix = (
+        "for several labels a row use MultiLabelBlock"
+        if several
+        else "use a value that can be hashed, such as a string or a number"
+    )
+    if not _are_votes(cell):
+        return fix
+    return (
+        f"{fix}. If these are votes, write the share of an answer into a column of its own and train towards it: "
+        "BinaryBlock(name, soft=True)"
+    )
+
+
+def _are_votes(cell):
+    "True if a cell holds several numbers that can count votes, or be shares of them"
+    values = cell.values() if isinstance(cell, dict) else cell
+    return isinstance(cell, (dict, list, tuple)) and len(cell) > 1 and all(map(_is_count, values))
+
+
+def _is_count(value):
+    "True for a number that can count votes, or be a share of them"
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and value >= 0
 
 # %% ../../nbs/core/columns.ipynb #22bce67e
 def take(values, codes):

@@ -47,11 +47,12 @@ class Labels:
             self.kept.pop(i, None)
 
     def fill_implied(self):
-        "Read all tasks and fill what labels imply; gives which cells of each task were known before"
-        vals, known = zip(*map(self.read, range(len(self.plan.blocks))))
+        "Read all tasks and fill what labels imply; gives values and known cells of each task as they were before"
+        before = list(map(self.read, range(len(self.plan.blocks))))
+        vals, known = zip(*before)
         filled, filled_known, _ = infer(self.plan, vals, known)
         self.kept = dict(enumerate(zip(filled, filled_known)))
-        return known
+        return before
 
 # %% ../../nbs/core/labels.ipynb #aa28479f
 def absent_columns(blocks, df):

@@ -332,7 +332,7 @@ def infer(
     said = {}  # task → what labels below it imply
     for i in reversed(plan.order):
         if i in said:
-            fill, clash[i] = said[i].compare(vals[i], known[i])
+            fill, clash[i] = said[i].compare(plan.blocks[i], vals[i], known[i])
             vals[i], known[i] = np.where(fill, said[i].vals, vals[i]), known[i] | fill
         # where a blank means "no labels", a 0 may come from a blank: only what is above 0 implies something
         labelled = known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i]
@@ -366,9 +366,11 @@ class Implied:
         self.torn[:, column] |= rows & ~free & (vals != value)
         self.vals[:, column] = np.where(rows & free, value, vals)
 
-    def compare(self, vals, known):
-        "Which cells of a task's labels to fill `(N, W)`, and which rows contradict `(N,)`"
+    def compare(self, block, vals, known):
+        """Which cells of a task's labels to fill `(N, W)`, and which rows contradict `(N,)`; a label that is not
+        certain is filled as a blank is"""
+        known = known & block.certain(vals)
         implied = ~np.isnan(self.vals)
         fill = implied & ~known & ~self.torn
-        differs = implied & known & (vals != self.vals)
+        differs = implied & known & ~block.agrees(vals, self.vals)
         return fill, (differs | (self.torn & ~known)).any(1)

@@ -178,11 +178,12 @@ def _is_wrong(pred, truth, path):
     "True if a labelled task was not reached, or one with exact answers was decided otherwise"
     if pred[path] is None:
         return True
-    if not pred.flow.tasks[path].exact:
+    block, columns = pred.flow.tasks[path], pred.flow.slices[path].targets
+    if not block.exact:
         return False
-    columns = pred.flow.slices[path].targets
-    labelled = truth.decoded[1, columns] > 0  # of several labels some may be unknown
-    return ((pred.decoded[0, columns] != truth.decoded[0, columns]) & labelled).any().item()
+    labels = truth.decoded[0, columns]
+    judged = (truth.decoded[1, columns] > 0) & block.certain(labels)  # of several labels some may be unknown
+    return (~block.agrees(pred.decoded[0, columns], labels) & judged).any().item()
 
 
 def _beside_truth(said, data, block):

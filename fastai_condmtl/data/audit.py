@@ -93,10 +93,13 @@ def read_flow_labels(flow, df):
     encoded = [block.read_labels(df) for block in plan.blocks]
     values, given = [values for values, _ in encoded], [known for _, known in encoded]
     known, clashes = given, [None] * len(encoded)
+    filled = values
     if flow.flow.infer_labels:
-        values, known, clashes = infer(plan, values, given)
-    states = plan.states(lambda i: values[i], lambda i: known[i])
-    return FlowLabels(values, known if flow.flow.infer_labels == 'train' else given, clashes, states)
+        filled, known, clashes = infer(plan, values, given)
+    states = plan.states(lambda i: filled[i], lambda i: known[i])
+    if flow.flow.infer_labels == 'train':
+        values, given = filled, known
+    return FlowLabels(values, given, clashes, states)
 
 
 def read_task(flow, labels, i, df, few):
@@ -132,6 +135,7 @@ def balance(block, values, mask):
     if not rows.any() or block.self_supervised:
         return ''
     if block.thresholded:
+        mask = mask & block.certain(values)
         names = names_of(block) if block.labels is not None else names_of(block)[1:]
         shares = (values * mask).sum(0) / np.maximum(mask.sum(0), 1)
         return _largest(names, shares, '.1%', len(names))

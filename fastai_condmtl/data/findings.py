@@ -20,7 +20,7 @@ __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_c
            'find_not_asked', 'find_unused_na', 'find_none_of', 'binary_children', 'none_of']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'few', 'gap', 'idle', 'na')
+KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class TaskRows:
     @cached_property
     def says(self):
         "Rows whose label says that something is there: yes, some label, any class or number"
-        return (self.known & (self.values > 0.5)).any(1) if self.block.thresholded else self.labelled
+        sure = self.known & self.block.certain(self.values)
+        return (sure & (self.values > 0.5)).any(1) if self.block.thresholded else self.labelled
 
     def finding(self, kind, text, rows=None, serious=True):
         "A `Finding` on this task"
@@ -173,8 +174,8 @@ def find_in_answers(task):
 
 def find_in_label(task, j, name):
     "A yes or no that is never told, always the same or rare"
-    n_rows = int(task.mask[:, j].sum())
-    n_yes = int((task.values[:, j] * task.mask[:, j]).sum())
+    scored = task.mask[:, j] & task.block.certain(task.values)[:, j]
+    n_rows, n_yes = int(scored.sum()), int((scored & (task.values[:, j] > 0.5)).sum())
     rarer = min(n_yes, n_rows - n_yes)
     if not n_rows:
         text = f"label{name} is told by no row that counts: fill in its column, or leave it out"
@@ -189,8 +190,14 @@ def find_in_label(task, j, name):
 
 # %% ../../nbs/data/findings.ipynb #6b69cdc2
 def find_in_classes(task):
-    "Classes with few rows, or one class only"
+    "Classes that are numbers of a scale, classes with few rows, or one class only"
     classes = names_of(task.block)
+    if len(fractions := [name for name in classes if isinstance(name, float) and name % 1]) > 2:
+        text = (
+            f"{len(fractions)} of {len(classes)} classes are fractions, {', '.join(map(repr, fractions[:3]))} …: "
+            "shares of people who said yes are BinaryBlock(name, soft=True), other numbers BoundedRegressionBlock(name)"
+        )
+        return task.finding('numbers', text)
     counts = np.bincount(task.values[task.mask[:, 0], 0].astype(int), minlength=task.block.n_out)
     if (counts > 0).sum() == 1:
         only = classes[int(counts.argmax())]
@@ -278,7 +285,7 @@ def none_of(flow, labels, parent, under):
     if len(under) < 2:
         return None
     says_yes = lambda i: labels.values[i][:, 0] > 0.5
-    known = lambda i: labels.known[i][:, 0]
+    known = lambda i: (labels.known[i] & flow.plan.blocks[i].certain(labels.values[i]))[:, 0]
     state = labels.states[parent]
     told = known(parent) & says_yes(parent) & (True if state is None else state[0])
     told &= np.all([known(i) for i in under], 0)  # rows where all of them are labelled

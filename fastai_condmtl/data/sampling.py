@@ -128,6 +128,9 @@ def rows_of_answers(bound, path, y):
             f"balance by '{path}': a {type(block).__name__} has no answers to draw alike; balance by a condition "
             f"(such as `block > 3`), or by [{path!r}], the rows where it counts"
         )
+    mask &= block.certain(values)
+    if block.thresholded:
+        values = (values > 0.5).astype(values.dtype)
     if block.labels is not None:
         says_yes = mask & (values > 0.5)
         return _without_empty({label: says_yes[:, j] for j, label in enumerate(block.labels)})

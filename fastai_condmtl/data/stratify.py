@@ -27,14 +27,16 @@ def label_groups(bound, y) -> sparse.csr_array:
     values, mask = y.as_subclass(torch.Tensor).numpy().transpose(1, 0, 2)
     rows, columns, n_groups = [], [], 0
     for path, slices in bound.slices.items():
-        n_answers = _n_answers(bound.tasks[path])
+        block, n_answers = bound.tasks[path], _n_answers(bound.tasks[path])
         for target in range(slices.targets.start, slices.targets.stop):
             counting = np.flatnonzero(mask[:, target] > 0)
             rows.append(counting)
             columns.append(np.full(len(counting), n_groups))
             if n_answers:
-                rows.append(counting)
-                columns.append(n_groups + 1 + values[counting, target].astype(int))
+                answering = counting[block.certain(values[counting, target])]
+                answers = values[answering, target]
+                rows.append(answering)
+                columns.append(n_groups + 1 + (answers > 0.5 if block.thresholded else answers).astype(int))
             n_groups += 1 + n_answers
     at = np.concatenate(rows), np.concatenate(columns)
     return sparse.csr_array((np.ones(len(at[0]), dtype=bool), at), shape=(len(y), n_groups))

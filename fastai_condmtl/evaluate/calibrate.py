@@ -17,7 +17,7 @@ from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.decisions import move_threshold
 
 # %% auto #0
-__all__ = ['calibration_error', 'fit_temperature']
+__all__ = ['calibration_error', 'fit_temperature', 'reliability']
 
 # %% ../../nbs/evaluate/calibrate.ipynb #1e101a29
 def calibration_error(
@@ -98,15 +98,16 @@ def _labelled(learn, dl, ds_idx):
 
 
 def _cells(flow, path, raw, labels):
-    "Logits and targets of the cells of a task that count: `(n, n_out)` or `(n,)`, and `(n,)`"
+    "Logits and targets of the cells of a task that are scored: `(n, n_out)` or `(n,)`, and `(n,)`"
     own, block = flow.slices[path], flow.tasks[path]
-    mask, logits = labels[:, 1, own.targets] > 0, raw[:, own.logits]
+    values, logits = labels[:, 0, own.targets], raw[:, own.logits]
+    mask = (labels[:, 1, own.targets] > 0) & block.certain(values)
     if torch.isnan(logits[mask.any(1)]).any():
         raise FlowError(
             f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be calibrated, look at "
             "its training (a lower learning rate?)"
         )
-    targets = labels[:, 0, own.targets][mask]
+    targets = values[mask]
     return logits.reshape(*mask.shape, -1)[mask] if block.per_cell else logits[mask], targets
 
 
@@ -117,10 +118,10 @@ def _errors(block, logits, targets):
 
 
 def _sure(block, logits, targets):
-    "Confidence and whether it came true `(n,)`: of yes, or of the best class"
+    "Confidence and whether it came true `(n,)`: of yes (of shares, how often), or of the best class"
     probs = block.activate(logits)
     if not block.per_cell:
-        return probs.numpy(), targets.numpy() > 0.5
+        return probs.numpy(), targets.numpy()
     confidence, best = probs.max(-1)
     return confidence.numpy(), (best == targets).numpy()
 
@@ -173,7 +174,7 @@ def _move_thresholds(loss, old, new, before, after):
     and `after` (activations) no decision changes, not even by rounding"""
     for path, temperature in new.items():
         block, ratio = loss.flow.tasks[path], old.get(path, 1.0) / temperature
-        if not block.thresholded or old.get(path, 1.0) == temperature:
+        if not block.thresholded or block.soft or old.get(path, 1.0) == temperature:  # .5 is .5 at any temperature
             continue
         columns = loss.flow.slices[path].acts
         probs = before[:, columns], after[:, columns]
@@ -240,7 +241,18 @@ def _check_probabilities(path, block):
 
 def _plot_curve(ax, name, confidence, hit, bins, style):
     "A line through the bins"
-    from sklearn.calibration import calibration_curve
-
-    share, mean = calibration_curve(hit, confidence, n_bins=bins)
+    share, mean = reliability(confidence, hit, bins)
     ax.plot(mean, share, style, label=f"{name}: error {calibration_error(confidence, hit):.3f}")
+
+# %% ../../nbs/evaluate/calibrate.ipynb #b1d1f6d3
+def reliability(
+    conf,  # Confidence `(n,)`, from 0 to 1
+    hit,  # Whether it came true, or how often `(n,)`
+    bins: int,
+) -> tuple:
+    "Share that came true and mean confidence of each bin of equal width that holds rows, as scikit-learn's curve"
+    conf, hit = np.asarray(conf, dtype=float), np.asarray(hit, dtype=float)
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], conf)
+    n_rows = np.bincount(bin_of, minlength=bins)
+    some = n_rows > 0
+    return tuple(np.bincount(bin_of, x, minlength=bins)[some] / n_rows[some] for x in (hit, conf))

@@ -313,7 +313,9 @@ def _curves(self: ConditionalInterpretation, task, label, display, ax):
     check_curves(path, block)
     labels = (label is None and block.labels) or [label]
     rows = {name: self._rows_of(path, name) for name in labels}
-    two_classes = {name: r for name, r in rows.items() if 0 < r.true.sum() < len(r.true)}  # one class only: no curve
+    two_classes = {
+        name: r for name, r in rows.items() if 0 < (r.true > 0.5).sum() < len(r.true)
+    }  # one class only: no curve
     ax = _axes(ax, (4.6, 4.2))
     for name, r in two_classes.items():
         shown = _leaf(path) if name is None else str(name)

@@ -66,7 +66,8 @@ def _with_labels(flow, acts, values, labels):
         block = flow.tasks[path]
         if block.self_supervised:
             continue
-        targets, counts = labels[:, 0, own.targets], labels[:, 1, own.targets] > 0
+        targets = labels[:, 0, own.targets]
+        counts = (labels[:, 1, own.targets] > 0) & block.certain(targets)
         certain = block.certain_acts(targets.to(acts.dtype))
         acts[:, own.acts] = torch.where(counts.repeat_interleave(block.n_out, 1), certain, acts[:, own.acts])
         values[:, own.targets] = torch.where(counts, targets, values[:, own.targets])

@@ -73,7 +73,7 @@ def aims(flow, metric='f1_score', constraint=None, gates='balanced_accuracy', ta
     res = {}
     for i in flow.plan.order:
         path, block = flow.paths[i], flow.plan.blocks[i]
-        wanted = own.get(path, block.tune) if block.thresholded else None
+        wanted = own.get(path, block.tune) if block.thresholded and not block.soft else None
         if isinstance(wanted, str) and wanted == 'auto':
             res[path] = of_gates if i in gate_tasks else default
         elif wanted is not None:
@@ -99,6 +99,8 @@ def own_metrics(flow, tasks) -> dict:
             f"task '{wrong[0]}' ({type(flow.tasks[wrong[0]]).__name__}) is decided without a threshold: leave it out "
             "of tasks="
         )
+    if shares := [path for path in own if own[path] is not None and flow.tasks[path].soft]:
+        raise FlowError(f"task '{shares[0]}' is of shares (soft=True), of which .5 decides: leave it out of tasks=")
     return own
 
 # %% ../../nbs/evaluate/task_threshold.ipynb #5601b260

@@ -75,7 +75,7 @@ class TaskRows(NamedTuple):
 
     summary: np.ndarray  # What scores need of the predictions `(N, W, K)`
     values: np.ndarray  # Labels on the loss scale `(N, W)`
-    mask: np.ndarray  # gt mask `(N, W)`
+    mask: np.ndarray  # gt mask `(N, W)`, where labels are certain
     thresholds: np.ndarray | None  # What decided when these rows were predicted; None: the block's own
 
 
@@ -103,7 +103,9 @@ def _rows_by_task(acc):
             width = flow.plan.blocks[i].n_targets
             columns, end = slice(column, column + width), start + width * block.n_summary
             summary = summaries[:, start:end].reshape(-1, width, block.n_summary)
-            res[flow.paths[i]] = summary, values[:, columns], mask[:, columns] > 0
+            of_task = values[:, columns]
+            scored = (mask[:, columns] > 0) & flow.plan.blocks[i].certain(of_task)
+            res[flow.paths[i]] = summary, of_task, scored
             column, start = columns.stop, end
     return res
 

@@ -125,7 +125,8 @@ class WholeSpace(PatchedModule):
         super().__init__()
         self.tasks = [i for i, block in enumerate(flow.plan.blocks) if block.whole_space]
         place = {column: k for k, column in enumerate(order)}
-        self._add_literals([[literal for _, literal in chain(flow, i)] for i in self.tasks], place)
+        chains = [[literal for _, literal in chain(flow, i)] for i in self.tasks]
+        self._add_literals(chains, place, _columns_with_unsure(flow))
         self._add_tasks(flow, place)
 
     def forward(
@@ -145,9 +146,7 @@ class WholeSpace(PatchedModule):
         p, q = torch.cat([p, own[..., None]], 2), torch.cat([q, not_own[..., None]], 2)
         so_far = p.cumsum(2)
         yes, no = so_far[..., -1], torch.logsumexp(q + so_far - p, 2)
-        v, m = vals.index_select(1, self.lit_cols), mask.index_select(1, self.lit_cols)
-        classes = v.long().clamp(0, self.truth.shape[1] - 1)
-        holds = self.truth.expand(len(v), -1, -1).gather(2, classes[..., None])[..., 0]
+        holds, m = self.told(vals, mask)
         false = F.pad(m * (1 - holds), (0, 1)).index_select(1, self.index).view(-1, n_tasks, n_literals).amax(2)
         mine, m = vals.index_select(1, self.cols), mask.index_select(1, self.cols)
         m_, t = m.sign(), mine * m.sign()  # a mask carries the weight of its row
@@ -158,7 +157,7 @@ class WholeSpace(PatchedModule):
 
 # %% ../../nbs/loss/whole_space.ipynb #17d56894
 @patch
-def _add_literals(self: WholeSpace, chains, place):
+def _add_literals(self: WholeSpace, chains, place, unsure):
     "Keep where the literals of all tasks stand, each once: those of one logit first"
     distinct = list(dict.fromkeys(literal for literals in chains for literal in literals))
     ones, many = [x for x in distinct if not x.soft], [x for x in distinct if x.soft]
@@ -177,6 +176,8 @@ def _add_literals(self: WholeSpace, chains, place):
     for name, rows in dict(member=members, other=others).items():
         self._keep(name, [[0.0 if is_in else self.none for is_in in row] for row in rows], torch.float32)
     self._keep('truth', [[float(k in x.yes) for k in range(max(2, width))] for x in literals], torch.float32)
+    self._keep('unsure', [x.column in unsure for x in literals], torch.bool)
+    self.any_unsure = any(x.column in unsure for x in literals)
 
 
 @patch
@@ -214,3 +215,20 @@ def literals(self: WholeSpace, pred):
     true.append(pred.new_zeros(len(pred), 1))
     false.append(pred.new_full((len(pred), 1), self.none))
     return torch.cat(true, 1), torch.cat(false, 1)
+
+# %% ../../nbs/loss/whole_space.ipynb #b1d1f6e3
+def _columns_with_unsure(flow):
+    "Target columns of tasks that have uncertain labels"
+    owners = zip(flow.plan.blocks, flow.target_slices)
+    return {column for block, own in owners if block.uncertain for column in range(own.start, own.stop)}
+
+
+@patch
+def told(self: WholeSpace, vals, mask):
+    "Whether each literal holds by its label, and where the label tells it, each `(bs, L)`"
+    v, m = vals.index_select(1, self.lit_cols), mask.index_select(1, self.lit_cols)
+    classes = v.round().long().clamp(0, self.truth.shape[1] - 1)  # a share above .5 is a yes
+    holds = self.truth.expand(len(v), -1, -1).gather(2, classes[..., None])[..., 0]
+    if self.any_unsure:
+        m = m * ((v <= 0) | (v >= 1) | ~self.unsure)
+    return holds, m

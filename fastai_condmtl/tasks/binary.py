@@ -19,17 +19,19 @@ from fastai_condmtl.core.columns import (
 )
 from ..core.conditions import is_number
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
+from .unsure import as_shares, check_no_answer, encode_shares, unsure_word, with_unsure
 
 # %% auto #0
 __all__ = ['BinaryBlock', 'check_whole_space', 'check_words', 'encode_yes_no', 'write_yes_no', 'words_of_columns', 'plain_values',
-           'fix_of_cell']
+           'plain_answers', 'fix_of_cell']
 
 # %% ../../nbs/tasks/binary.ipynb #5536539b
 class BinaryBlock(Sigmoid):
     """Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`; yes and no, true and false, -1 and 1 are
     understood"""
 
-    kept_as = dict(loss='loss_name')  # for files: arguments, and the attributes that keep them
+    # for files: arguments, and the attributes that keep them
+    kept_as = dict(loss='loss_name', uncertain='uncertain_pairs')
     ops = ('true',)
 
     def __init__(
@@ -51,6 +53,11 @@ class BinaryBlock(Sigmoid):
         # True: train P(yes and all conditions above) on every row that tells it, instead of P(yes) where they hold;
         # `'detach'`: without gradients to the tasks above; `'both'`: beside the masked loss
         whole_space=False,
+        # Values that are neither yes nor no → None: the cell counts as blank, or a probability of yes to train towards,
+        # such as `{-1: .6}`: scored nowhere, *unknown* to conditions
+        uncertain: dict = None,
+        # True: cells are shares from 0 to 1, such as that of people who said yes; trained towards them, a yes above .5
+        soft: bool = False,
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
@@ -60,6 +67,7 @@ class BinaryBlock(Sigmoid):
         self.vocab = check_words(self, vocab)
         self.pos_weight = check_pos_weight(self, pos_weight)
         self.tune = check_tune(self, tune)
+        self._set_unsure(uncertain, soft, self.vocab)
 
 # %% ../../nbs/tasks/binary.ipynb #739bffe6
 def check_whole_space(block, whole_space, loss):
@@ -93,12 +101,15 @@ def encode_yes_no(
     "Natural values and known of one column, `(N, 1)` each"
     bits = {0: 0, 1: 1} if words is None or not any(map(is_number, words)) else {}
     spoken = {} if words is None else {words[0]: 0, words[1]: 1}
+    unsure = {value: np.nan if p is None else p for value, p in (block.uncertain or {}).items()}
     choices = ["True/False or 1/0"] * bool(bits) + [f"a word of {words}"] * bool(spoken)
 
     def why(value):
         return f"not a binary label: use {', or '.join(choices)}; {fix_of_cell(block, df, col, value, words)}"
 
-    return look_up(block, df, col, (bits | spoken).get, why)
+    vals, known = look_up(block, df, col, (bits | spoken | unsure).get, why)
+    left_out = np.isnan(vals)
+    return np.where(left_out, 0, vals), known & ~left_out
 
 
 def write_yes_no(yes, known, words):
@@ -116,7 +127,7 @@ def words_of_columns(
 ) -> dict:  # Column → (no, yes)
     """The words for no and yes of each column that has other ones than True and False, 1 and 0, where they can
     mean nothing else"""
-    values = {col: plain_values(block, df, col) for col in block.cols if _may_be_words(df[col])}
+    values = {col: plain_answers(block, df, col) for col in block.cols if _may_be_words(df[col])}
     pairs = {col: no_yes(found) or no_yes(_sure(found)) for col, found in values.items()}
     words = {col: pair for col, pair in pairs.items() if pair is not None}
     return _with_signs(block, df, values, words) if (-1, 1) in words.values() else words
@@ -138,6 +149,11 @@ def plain_values(block, df, col):
     return [plain_number(value) for value in distinct(block, df, col)[1]]
 
 
+def plain_answers(block, df, col):
+    "The distinct values of a column without the uncertain ones"
+    return [value for value in plain_values(block, df, col) if value not in (block.uncertain or ())]
+
+
 def _sure(values):
     "Of three words and more those two that say no and yes: the others are then what an error names"
     certain = {word for pair in NO_YES for word in pair}
@@ -147,7 +163,7 @@ def _sure(values):
 
 def _with_signs(block, df, values, words):
     "`words`, with -1 and 1 in all columns of numbers or in none"
-    values = {col: values.get(col) or plain_values(block, df, col) for col in block.cols}
+    values = {col: values.get(col) or plain_answers(block, df, col) for col in block.cols}
     signs = {col: found for col, found in values.items() if all(map(is_number, found))}
     words = {col: pair for col, pair in words.items() if col not in signs}
     return words | dict.fromkeys(signs, (-1, 1)) if set().union(*signs.values()) == {-1, 1} else words
@@ -159,13 +175,16 @@ def fix_of_cell(block, df, col, value, words):
     if not isinstance(value, (str, bool, int, float)) or len(repr(value)) > 60:
         return "leave the cell blank where it is unknown"
     values = plain_values(block, df, col)
-    if words is None and len(values) == 2 and -1 not in values:
+    may_be_share = is_number(value) and 0 < value < 1
+    if words is None and len(values) == 2 and -1 not in values and not may_be_share:
         return _fix_of_words(block, col, *(no_yes(values, LIKELY_NO_YES) or sort_labels(values)))
     cols = [other for other in block.cols if other == col or value in plain_values(block, df, other)]
     fix = f"leave the cell blank where it is unknown: {blank_line(cols, value)}"
     if is_number(value) and value == -1:
         fix += f". If {value} means no: {replace_line(cols, value, 0)}"
-    return fix
+    if may_be_share:
+        return f"{fix}. If it is the share of people who said yes: soft=True"
+    return f"{fix}. If it means maybe: uncertain={{{value!r}: None}}, or a probability for None"
 
 
 def _fix_of_words(block, col, no, yes):
@@ -178,34 +197,46 @@ def _fix_of_words(block, col, no, yes):
 # %% ../../nbs/tasks/binary.ipynb #6209e87b
 @patch
 def setup(self: BinaryBlock, df, train):
-    if self.vocab is None:
+    if self.vocab is None and not self.soft:
         self.vocab = words_of_columns(self, df).get(self.cols[0])
+        check_no_answer(self, self.uncertain, self.vocab or ())
 
 
 @patch
 def encode(self: BinaryBlock, df):
+    if self.soft:
+        return encode_shares(self, df, self.cols[0])
     return encode_yes_no(self, df, self.cols[0], self.vocab)
 
 
 @patch
 def to_cell(self: BinaryBlock, vals):
+    if self.soft:
+        return float(as_shares(vals[0], True))
+    if self.uncertain and 0 < vals[0] < 1:
+        return unsure_word(self.uncertain, vals[0])
     return bool(vals[0] > 0.5) if self.vocab is None else self.vocab[int(vals[0] > 0.5)]
 
 
 @patch
 def to_columns(self: BinaryBlock, vals, known):
-    return {self.cols[0]: write_yes_no(vals[:, 0] > 0.5, known[:, 0], self.vocab)}
+    if self.soft:
+        return {self.cols[0]: as_shares(vals[:, 0], known[:, 0])}
+    cells = write_yes_no(vals[:, 0] > 0.5, known[:, 0], self.vocab)
+    return {self.cols[0]: with_unsure(cells, self.uncertain, vals[:, 0], known[:, 0])}
 
 
 @patch
 def describe(self: BinaryBlock):
     words = '' if self.vocab is None else f'{self.vocab[0]} / {self.vocab[1]}'
+    words = 'shares of yes' if self.soft else words
     return ', '.join(filter(None, [words, self.learnt_weights]))
 
 # %% ../../nbs/tasks/binary.ipynb #286431dd
 @patch
 def answer(self: BinaryBlock, op, value, vals, known, scaled=False):
-    return (vals[:, 0] > 0.5) & known[:, 0], (vals[:, 0] <= 0.5) & known[:, 0]
+    yes, no = self.yes_and_no(vals[:, :1], known[:, :1])
+    return yes[:, 0], no[:, 0]
 
 
 @patch

@@ -38,13 +38,18 @@ def span_of(weights):
 # %% ../../nbs/tasks/imbalance.ipynb #cf234209
 def sigmoid_focal(
     logits,  # Any shape
-    targets,  # 0 or 1, of the same shape
+    targets,  # 0 or 1, or a share of yes, of the same shape
     gamma=2.0,  # How much less counts what is right
     alpha=None,  # Weight of positives, negatives weigh 1 - alpha; None: both weigh 1
 ):
-    "Focal loss of each answer, yes or no"
+    """Focal loss of each answer, yes or no. Of a share the cross entropy weighs by the distance from it, which is 0 at
+    the share (Li et al. 2020, "Generalized focal loss"); of 0 and 1 both are the same"""
     of_truth = logits * (2 * targets - 1)
     losses = -F.logsigmoid(of_truth) * (gamma * F.logsigmoid(-of_truth)).exp()
+    between = (targets > 0) & (targets < 1)
+    distance = (targets - logits.sigmoid()).abs().clamp(min=1e-6)  # the root of 0 has no gradient
+    entropy = -targets * F.logsigmoid(logits) - (1 - targets) * F.logsigmoid(-logits)
+    losses = torch.where(between, entropy * distance**gamma, losses)
     return losses if alpha is None else losses * ((2 * alpha - 1) * targets + (1 - alpha))
 
 

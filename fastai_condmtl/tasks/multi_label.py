@@ -19,17 +19,18 @@ from fastai_condmtl.core.columns import (
 from ..core.errors import check_vocab, halved, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
+from .unsure import as_shares, check_no_answer, encode_shares, with_unsure
 
 # %% auto #0
-__all__ = ['MultiLabelBlock', 'check_label_columns', 'check_label_delim', 'check_one_a_label', 'row_of', 'why_no_labels',
-           'why_no_one_hot', 'unknown_label']
+__all__ = ['MultiLabelBlock', 'check_label_columns', 'check_a_column_each', 'check_label_delim', 'check_one_a_label', 'row_of',
+           'why_no_labels', 'why_no_one_hot', 'unknown_label']
 
 # %% ../../nbs/tasks/multi_label.ipynb #90d96edb
 class MultiLabelBlock(Sigmoid):
     """Any number of labels a row: a list (also one written as text), a delimited string, a row of 0 and 1 (with
     `vocab`), or one yes/no column a label"""
 
-    kept_as = dict(cols='label_cols', loss='loss_name')
+    kept_as = dict(cols='label_cols', loss='loss_name', uncertain='uncertain_pairs')
     ops, takes_lists = ('has', 'has_any', 'has_all'), True
     # column of `cols` → its words for no and yes, where it has some other than 0 and 1 (known once bound)
     col_words: dict = {}
@@ -54,6 +55,11 @@ class MultiLabelBlock(Sigmoid):
         loss: str = 'bce',  # `bce`, or `focal`: what is right already hardly counts
         gamma: float = 2.0,
         alpha: float = None,  # Of the focal loss, see `sigmoid_focal`
+        # Values of `cols` that are neither yes nor no → None: the cell counts as blank, or a probability of yes to
+        # train towards, such as `{-1: .6}`: scored nowhere, *unknown* to conditions
+        uncertain: dict = None,
+        # True: cells of `cols` are shares from 0 to 1, trained towards them, a yes above .5
+        soft: bool = False,
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
@@ -64,6 +70,8 @@ class MultiLabelBlock(Sigmoid):
         self.pos_weight, self.tune = check_pos_weight(self, pos_weight), check_tune(self, tune)
         self._set_threshold(threshold)
         self._set_loss(loss, gamma, alpha)
+        self._set_unsure(uncertain, soft)
+        check_a_column_each(self)
 
 # %% ../../nbs/tasks/multi_label.ipynb #240e9e46
 def check_label_columns(block, cols, vocab, nan_is_empty):
@@ -81,6 +89,16 @@ def check_label_columns(block, cols, vocab, nan_is_empty):
         raise FlowError(
             f"task '{block.name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or "
             "leave vocab out"
+        )
+
+
+def check_a_column_each(block):
+    "Raise where what is said of single cells meets a column of lists"
+    if block.label_cols is None and (block.soft or block.uncertain):
+        what = 'soft=True reads a share a label' if block.soft else 'uncertain= is said of a single answer'
+        raise FlowError(
+            f"task '{block.name}': {what}, and a list of labels has only yes and no: give each label its own column, "
+            "cols="
         )
 
 
@@ -238,7 +256,8 @@ def n_targets(self: MultiLabelBlock):
 
 @patch
 def setup(self: MultiLabelBlock, df, train):
-    if self.label_cols is not None and (words := words_of_columns(self, df)):
+    if self.label_cols is not None and not self.soft and (words := words_of_columns(self, df)):
+        check_no_answer(self, self.uncertain, {word for pair in words.values() for word in pair})
         self.col_words = words
     if self.vocab is None:
         self.vocab = sort_labels({label for labels in self.cells(df)[1] for label in labels})
@@ -250,7 +269,7 @@ def setup(self: MultiLabelBlock, df, train):
 @patch
 def encode(self: MultiLabelBlock, df):
     if self.label_cols is not None:
-        parts = [encode_yes_no(self, df, col, self.col_words.get(col)) for col in self.cols]
+        parts = [self.encode_column(df, col) for col in self.cols]
         vals, known = zip(*parts)
         return np.concatenate(vals, 1), np.concatenate(known, 1)
     if not self.vocab:
@@ -266,6 +285,12 @@ def encode(self: MultiLabelBlock, df):
     return vals, (np.broadcast_to(True, known.shape) if self.nan_is_empty else known)
 
 
+@patch
+def encode_column(self: MultiLabelBlock, df, col):
+    "Natural values and known of the column of one label, `(N, 1)` each"
+    return encode_shares(self, df, col) if self.soft else encode_yes_no(self, df, col, self.col_words.get(col))
+
+
 def unknown_label(label, vocab):
     "What is wrong with a label that the vocabulary does not hold"
     return f"label {label!r} is not in the vocabulary: {near(label, vocab)} Correct the cell or add it to vocab="
@@ -279,10 +304,17 @@ def to_cell(self: MultiLabelBlock, vals):
 @patch
 def to_columns(self: MultiLabelBlock, vals, known):
     if self.label_cols is not None:
-        columns = enumerate(self.label_cols)
-        return {col: write_yes_no(vals[:, j] > 0.5, known[:, j], self.col_words.get(col)) for j, col in columns}
+        return {col: self.to_column(col, vals[:, j], known[:, j]) for j, col in enumerate(self.label_cols)}
     cells = [self.join(self.to_cell(row)) if some.any() else None for row, some in zip(vals, known)]
     return {self.cols[0]: pd.Series(cells, dtype=object).to_numpy()}
+
+
+@patch
+def to_column(self: MultiLabelBlock, col, vals, known):
+    "Values `(N,)` of one label as its column writes them"
+    if self.soft:
+        return as_shares(vals, known)
+    return with_unsure(write_yes_no(vals > 0.5, known, self.col_words.get(col)), self.uncertain, vals, known)
 
 
 @patch
@@ -300,7 +332,8 @@ def _needs_a_list(self: MultiLabelBlock, label):
 
 @patch
 def describe(self: MultiLabelBlock):
-    return f'{len(self.vocab)} labels' + (self.learnt_weights and f', {self.learnt_weights}')
+    shares = ', shares of yes' if self.soft else ''
+    return f'{len(self.vocab)} labels{shares}' + (self.learnt_weights and f', {self.learnt_weights}')
 
 # %% ../../nbs/tasks/multi_label.ipynb #2283ecae
 @patch
@@ -314,8 +347,8 @@ def parse_question(self: MultiLabelBlock, op, value):
 
 @patch
 def answer(self: MultiLabelBlock, op, value, vals, known, scaled=False):
-    yes = [(vals[:, j] > 0.5) & known[:, j] for j in value]
-    no = [(vals[:, j] <= 0.5) & known[:, j] for j in value]
+    told = self.yes_and_no(vals, known)
+    yes, no = ([answers[:, j] for j in value] for answers in told)
     return (all_true(yes), any_true(no)) if op == 'has_all' else (any_true(yes), all_true(no))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['count_scores', 'aliases', 'div0', 'counts', 'binary_score', 'class_score', 'regression_score']
+__all__ = ['count_scores', 'aliases', 'share_scores', 'div0', 'counts', 'binary_score', 'class_score', 'regression_score']
 
 # %% ../../nbs/tasks/scores.ipynb #b613902b
 def div0(part, total):
@@ -61,18 +61,30 @@ def counts(
     cells = (yes & true, yes & ~true, ~yes & true, ~yes & ~true)
     return tuple((cell & mask).sum(0).astype(float) for cell in cells)
 
+# %% ../../nbs/tasks/scores.ipynb #65abeb22
+def _log_loss(prob, share):
+    "Mean cross entropy of shares, natural logarithm; probabilities of 0 and 1 are moved inside as scikit-learn does"
+    prob = np.clip(prob, least := np.finfo(np.float32).eps, 1 - least)
+    return float(-(share * np.log(prob) + (1 - share) * np.log1p(-prob)).mean())
+
+
+share_scores = dict(mae=lambda prob, share: float(np.abs(prob - share).mean()), log_loss=_log_loss)
+
 # %% ../../nbs/tasks/scores.ipynb #1239b68c
 def binary_score(
-    name: str,  # One of `count_scores`, `roc_auc` or `average_precision`
+    name: str,  # One of `count_scores`, `roc_auc` or `average_precision`; of shares also `mae` or `log_loss`
     prob,  # Probabilities (n,), rows that count only
-    true,  # Truth 0/1 (n,)
+    true,  # Truth 0/1, or shares of yes, (n,)
     threshold=0.5,  # Decision: `prob > threshold`
 ) -> float:
     """Score of one binary task or label; NaN without rows, where a prediction is NaN, and for ranking scores
     without both classes"""
-    prob, true = np.asarray(prob), np.asarray(true) > 0.5
-    if not len(true) or np.isnan(prob).any():
+    prob, share = np.asarray(prob), np.asarray(true)
+    if not len(share) or np.isnan(prob).any():
         return float('nan')
+    if name in share_scores:
+        return share_scores[name](prob.astype(np.float64), share.astype(np.float64))
+    true = share > 0.5
     if name in count_scores:
         return float(count_scores[name](*counts(prob > threshold, true)))
     if true.all() or not true.any():

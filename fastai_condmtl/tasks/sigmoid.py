@@ -9,9 +9,11 @@ from fastcore.basics import patch
 from ..core.block import ConditionalBlock
 from ..core.arguments import is_number_of
 from ..core.errors import plain_number, FlowError
+from ..core.question_values import is_number
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .scores import binary_score, count_scores, counts
 from .thresholds import score_of_counts
+from .unsure import check_soft, check_uncertain
 
 # %% auto #0
 __all__ = ['Sigmoid', 'check_pos_weight', 'check_tune']
@@ -46,6 +48,19 @@ class Sigmoid(ConditionalBlock):
                 + (", or one a label" if self.takes_lists else '')
             )
         self.threshold = threshold
+
+    def _set_unsure(self, uncertain, soft, words=None):
+        numbers = words is not None and any(map(is_number, words))  # then 0 and 1 are no answers beside them
+        answers = (*(words or ()), *(() if numbers else (0, 1)))
+        self.soft = check_soft(self, soft, self.threshold, self.tune, uncertain, words)
+        self.uncertain = check_uncertain(self, uncertain, answers)
+        if self.soft:
+            self.metrics, self.lower_is_better = ('mae', 'log_loss', *self.metrics), ('mae', 'log_loss')
+
+    @property
+    def uncertain_pairs(self):
+        "`uncertain` for files, whose dicts have texts for keys"
+        return None if self.uncertain is None else [list(pair) for pair in self.uncertain.items()]
 
     def thresholds(self):
         "The thresholds to start with `(n_targets,)`"
@@ -85,6 +100,29 @@ def check_tune(block, tune):
             raise FlowError(f"task '{block.name}': tune={tune!r}: {e}") from None
     return tune
 
+# %% ../../nbs/tasks/sigmoid.ipynb #da2d6d33
+@patch
+def certain(self: Sigmoid, vals):
+    return super(Sigmoid, self).certain(vals) if self.soft else (vals <= 0) | (vals >= 1)
+
+
+@patch
+def agrees(self: Sigmoid, vals, others):
+    return (vals > 0.5) == (others > 0.5)
+
+
+@patch
+def certain_acts(self: Sigmoid, vals):
+    return (vals > 0.5).to(vals.dtype) if self.soft else vals
+
+
+@patch
+def yes_and_no(self: Sigmoid, vals, known):
+    "Where values `(N, W)` say yes and where they say no, for conditions"
+    if self.uncertain:
+        known = known & self.certain(vals)
+    return (vals > 0.5) & known, (vals <= 0.5) & known
+
 # %% ../../nbs/tasks/sigmoid.ipynb #95f1b301
 @patch(as_prop=True)
 def family(self: Sigmoid):
@@ -105,7 +143,7 @@ def fits_class_weights(self: Sigmoid):
 
 @patch
 def fit_class_weights(self: Sigmoid, vals, mask):
-    weights = balanced_positives((mask * (vals > 0.5)).sum(0), (mask * (vals <= 0.5)).sum(0))
+    weights = balanced_positives((mask * vals).sum(0), (mask * (1 - vals)).sum(0))  # a share is part yes, part no
     self.pos_weight, self.learnt_weights = weights.tolist(), f"pos_weight {span_of(weights)}"
 
 # %% ../../nbs/tasks/sigmoid.ipynb #f466cf67
@@ -182,12 +220,20 @@ def label_scores(self: Sigmoid, name, summary, true, mask, threshold=None):
 # %% ../../nbs/tasks/sigmoid.ipynb #f97f6ea2
 @patch
 def fit_baseline(self: Sigmoid, vals, mask):
-    return (vals * mask).sum(0) / np.maximum(mask.sum(0), 1)
+    "The mean of each label; of shares the mean and the median, `(2, W)`"
+    mean = (vals * mask).sum(0) / np.maximum(mask.sum(0), 1)
+    if not self.soft:
+        return mean
+    rows = [vals[known > 0, j] for j, known in enumerate(mask.T)]
+    return np.stack([mean, [np.median(shares) if len(shares) else 0.0 for shares in rows]])
 
 
 @patch
 def baseline(self: Sigmoid, name, constant, vals):
-    "Always yes is the rule to beat for F1, precision and recall; for the rest the commoner answer"
+    """Always yes is the rule to beat for F1, precision and recall; the median for the error of a share, the mean for
+    its log loss; for the rest the commoner answer"""
     always_yes = name in ('f1_score', 'f1_micro', 'precision', 'recall')
-    prob = np.ones(self.n_targets) if always_yes else (constant > 0.5).astype(float)
+    mean, median = constant if self.soft else (constant, constant)
+    of_name = dict(mae=median, log_loss=mean).get(name, (median > 0.5).astype(float))
+    prob = np.ones(self.n_targets) if always_yes else of_name
     return np.broadcast_to(prob[:, None], (*vals.shape, 1))

@@ -66,6 +66,8 @@ def check_encoded(spec, table, bound, y, clashes=True):
             vals, mask = y[i, :, bound.slices[path].targets].tolist()
             where = f'row {i}, {path}: {raw_row(table, i)[path]!r}'
             assert [m == 1 for m in mask] == want['mask'] and set(mask) <= {0.0, 1.0}, where
+            certain = b.certain(y[i, 0, bound.slices[path].targets]).tolist()
+            assert [m == 1 and c for m, c in zip(mask, certain)] == want['scored'], where
             for got, value, m in zip(vals, want['value'], want['mask']):
                 if value is None:
                     assert got == 0 or o.infer, where  # a filled label may show its value
@@ -78,7 +80,7 @@ def check_encoded(spec, table, bound, y, clashes=True):
 
 def made(rng, **kw):
     "(spec, table, flow, df) at random."
-    spec = random_spec(rng, **kw)
+    spec = random_spec(rng, **dict(unsure=True) | kw)
     table = random_table(rng, spec)
     return spec, table, build(spec, rng), frame(spec, table, rng)
 
@@ -325,9 +327,8 @@ def consistent_table(rng, spec, n=6):
 @checks(100)
 @given(rngs)
 def test_infer_labels_equals_the_fixpoint(rng):
-    spec = random_spec(
-        rng, infer=True, kinds=['binary', 'binary', 'single', 'ordinal', 'multi', 'cols', 'unbounded', 'count']
-    )
+    kinds = ['binary', 'binary', 'single', 'ordinal', 'multi', 'cols', 'unbounded', 'count']
+    spec = random_spec(rng, infer=True, kinds=kinds, unsure=True)
     for _, t, *_ in walk(spec):
         t |= dict(vocab_given=True, nan_is_empty=False)
     table = consistent_table(rng, spec) if rng.random() < 0.7 else random_table(rng, spec)

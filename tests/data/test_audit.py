@@ -7,7 +7,7 @@ from PIL import Image
 from fastai.vision.all import Resize
 from hypothesis import given
 from fastai_condmtl.vision.all import *
-from oracle import Oracle, build, frame, k_and, n_rows, raw_row
+from oracle import Oracle, build, frame, k_and, n_rows, raw_row, told
 from random_flows import checks, random_spec, random_table, rngs
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -25,7 +25,9 @@ def audited(spec, table):
             state, v = k_and([o.evaluate(c, p, cells) for c, p in conds]), cells[path]
             known = o.labelled(v)
             something = known and (
-                any(x is True for x in v.values()) if isinstance(v, dict) else v is not False or t['kind'] != 'binary'
+                any(told(t, x) is True for x in v.values())
+                if isinstance(v, dict)
+                else t['kind'] != 'binary' or told(t, v) is True
             )
             here = dict(
                 labelled=known,
@@ -44,7 +46,7 @@ def audited(spec, table):
 @checks(80)
 @given(rngs)
 def test_counts_on_random_tables(rng):
-    spec = random_spec(rng, max_tasks=8, na=True)
+    spec = random_spec(rng, max_tasks=8, na=True, unsure=True)
     table = random_table(rng, spec, n=rng.randint(5, 25))
     audit = build(spec, rng).audit(frame(spec, table, rng))
     want, rows = audited(spec, table), audit.table.set_index('task_path')
@@ -61,11 +63,13 @@ def test_counts_on_random_tables(rng):
         found = {f.kind for f in audit.findings if f.task_path == path}
         assert ('no_rows' in found) == (not w['masked']) and bool(w['gap']) == ('gap' in found), (path, found)
         if 'Binary' == rows.kind[path] and w['masked']:
-            yes = sum(table[path][i] for i in w['masked'])
-            assert ('one_class' in found) == (yes in (0, len(w['masked']))), path
-            assert float(re.search(r'[\d.]+', rows.balance[path])[0]) == pytest.approx(
-                100 * yes / len(w['masked']), abs=0.06
-            )
+            t = Oracle(spec).entries[path][0]
+            scored = [table[path][i] for i in w['masked'] if told(t, table[path][i]) is not None]
+            yes = sum(told(t, v) for v in scored)
+            assert ('one_class' in found) == (bool(scored) and yes in (0, len(scored))), path
+            assert ('untold' in found) == (not scored), path
+            share = 100 * sum(scored) / max(1, len(scored))
+            assert float(re.search(r'[\d.]+', rows.balance[path])[0]) == pytest.approx(share, abs=0.06)
     for f in audit.findings:
         assert (
             f.task_path in want and f.text and isinstance(f.serious, bool) and set(f.rows) <= set(range(n_rows(table)))
@@ -75,7 +79,7 @@ def test_counts_on_random_tables(rng):
 @checks(20)
 @given(rngs)
 def test_audit_of_a_bound_flow_and_any_index(rng):
-    spec = random_spec(rng, max_tasks=5)
+    spec = random_spec(rng, max_tasks=5, unsure=True)
     df, fl = frame(spec, random_table(rng, spec), rng), build(spec, rng)
     first, named = fl.audit(df), fl.audit(df.set_axis([rng.choice('abc') for _ in range(len(df))]))
     pd.testing.assert_frame_equal(first.table, named.table)

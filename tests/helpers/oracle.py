@@ -7,8 +7,10 @@ count), `name`, `given` and options; a flow is
 `('and', c, c, ...)` or
 `('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a
 list of True/False/None
-(cols), a number; None where missing. A task or flow may have `na`, values that stand for a blank: a table holds them
-as they are, as the cell of a whole list, too. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a
+(cols), a number; None where missing. A binary task or `cols` may have `uncertain` (value → probability or None) and
+`soft`: then such values, or shares, stand for True and False. A task or flow may have `na`, values that stand for a
+blank: a table holds them as they are, as the cell of a whole list, too. Nothing here looks at fastai_condmtl but
+`build` (objects) and `frame` (a
 DataFrame in many dtypes).
 """
 
@@ -92,6 +94,25 @@ def vocab_of(task):
     return list(task['vocab']) if task.get('vocab_given', True) else sorted(task['vocab'])
 
 
+# ---- answers that are not certain
+# -------------------------------------------------------------------------------------------------------------
+def is_code(task, value):
+    "Is a table value one of those that are neither yes nor no?"
+    return value is not None and not isinstance(value, bool) and value in task.get('uncertain', {})
+
+
+def told(task, value):
+    "What a label tells a condition: True or False of a share, None of a value that is uncertain."
+    if value is None or is_code(task, value):
+        return None
+    return value > 0.5 if task.get('soft') else value
+
+
+def trained(task, value):
+    "What a label is trained towards."
+    return task['uncertain'][value] if is_code(task, value) else value
+
+
 # ---- the rule
 # ---------------------------------------------------------------------------------------------------------
 def k_not(a):
@@ -141,8 +162,11 @@ class Oracle:
     def cell(self, path, raw):
         "A table value as a label; multi label values as a dict label -> True/False/None."
         task, gap = self.entries[path][0], lambda v: stands_for_blank(v, self.na[path])
+        left_out = lambda v: gap(v) or is_code(task, v) and task['uncertain'][v] is None
         if task['kind'] == 'cols':
-            return {v: None if gap(x) else x for v, x in zip(task['vocab'], raw)}
+            return {v: None if left_out(x) else x for v, x in zip(task['vocab'], raw)}
+        if task['kind'] == 'binary':
+            return None if left_out(raw) else raw
         if task['kind'] != 'multi':
             return None if gap(raw) else raw
         if gap(raw):  # also where a blank is "none of them": nobody was asked
@@ -168,6 +192,11 @@ class Oracle:
         if not self.labelled(cells[path]) or not self.applicable(path, cells):
             return None
         task, value = self.entries[path][0], cells[path]
+        if task['kind'] in ('binary', 'cols'):
+            is_dict = isinstance(value, dict)
+            value = {k: told(task, v) for k, v in value.items()} if is_dict else told(task, value)
+            if value is None:
+                return None
         if task['kind'] == 'ordinal':  # compared by place in the order
             place = vocab_of(task).index
             value, arg = place(value), tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
@@ -224,6 +253,8 @@ class Oracle:
             changed = clash = False
             for (p, label), vs in wanted.items():
                 old = cells[p] if label is None else cells[p][label]
+                if self.entries[p][0]['kind'] in ('binary', 'cols'):
+                    old = told(self.entries[p][0], old)
                 if any(v != vs[0] for v in vs) or old is not None and old != vs[0]:
                     clash = True
                 elif old is None:
@@ -236,16 +267,19 @@ class Oracle:
                 return cells, clash
 
     def row(self, raw):
-        """{path: dict(applicable, mask, value, clash)} of one row, `raw`: path -> table value. `mask`, `value`: a
-        list with one entry a target column."""
+        """{path: dict(applicable, mask, scored, value, clash)} of one row, `raw`: path -> value. `mask`, `scored`,
+        `value`: a list with one entry a target column."""
         cells = {p: self.cell(p, raw[p]) for p in self.paths}
         known, clash = self.fill(cells) if self.infer else (cells, False)
         out = {}
         for p in self.paths:
             seen = known[p] if self.infer == 'train' else cells[p]
             values = list(seen.values()) if isinstance(seen, dict) else [seen]
-            ok = self.applicable(p, known)
-            out[p] = dict(applicable=ok, value=values, mask=[ok and v is not None for v in values], clash=clash)
+            ok, task = self.applicable(p, known), self.entries[p][0]
+            mask = [ok and v is not None for v in values]
+            scored = [m and not is_code(task, v) for m, v in zip(mask, values)]
+            values = [trained(task, v) for v in values]
+            out[p] = dict(applicable=ok, value=values, mask=mask, scored=scored, clash=clash)
         return out
 
     def reached(self, cells):
@@ -263,6 +297,7 @@ def block(task):
     if task.get('col'):
         kw['col'] = task['col']
     kind, name = task['kind'], task['name']
+    kw |= {k: task[k] for k in ('uncertain', 'soft') if k in task}
     if kind == 'cols':
         return B.MultiLabelBlock(name, cols=list(task['vocab']), **kw)
     if kind in ('single', 'ordinal', 'multi') and task.get('vocab_given', True):
@@ -399,9 +434,9 @@ def frame(spec, table, rng, index=None):
             cols |= {c: series(as_numbers([r[i] for r in values]), rng, index) for i, c in enumerate(task['vocab'])}
             continue
         if task['kind'] == 'binary' and task.get('vocab'):
-            values = [v if kept(v) else task['vocab'][v] for v in values]
+            values = [task['vocab'][v] if isinstance(v, bool) else v for v in values]
         elif task['kind'] == 'binary' and rng.random() < 0.5:
-            values = [v if kept(v) else int(v) for v in values]
+            values = [int(v) if isinstance(v, bool) else v for v in values]
         elif task['kind'] == 'multi' and rng.random() < 0.5:
             values = [v if kept(v) else task.get('label_delim', ',').join(v) for v in values]
         cols[name] = series(as_numbers(values), rng, index)

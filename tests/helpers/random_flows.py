@@ -28,7 +28,19 @@ NOT_ASKED = ['not asked', -9, -99.5]  # no kind has such an answer
 KINDS = ['binary', 'single', 'ordinal', 'multi', 'cols', 'bounded', 'unbounded', 'count']
 
 
-def random_task(rng, kind, name, col, losses=True):
+def make_unsure(rng, t):
+    "Shares, or values that are neither yes nor no, for a binary task or `cols`."
+    way = rng.choice(['sure', 'soft', 'uncertain', 'uncertain'])
+    if way == 'soft':
+        t['soft'] = True
+        if t['kind'] == 'binary':
+            t['vocab'] = None
+    elif way == 'uncertain':
+        codes = rng.sample([-1, 'maybe', 2, -8], rng.randint(1, 2))
+        t['uncertain'] = {code: rng.choice([None, 0, 0.3, 0.6, 1]) for code in codes}
+
+
+def random_task(rng, kind, name, col, losses=True, unsure=False):
     t = a_task(kind, name, col=col)
     kw = t['kw'] = {}
     if losses and rng.random() < 0.5:
@@ -57,6 +69,10 @@ def random_task(rng, kind, name, col, losses=True):
             t['y_range'] = (-8, 8)
         if losses:
             kw['loss'] = rng.choice(['mse', 'l1', 'huber'])
+    if unsure and kind in ('binary', 'cols'):
+        make_unsure(rng, t)
+        if losses and rng.random() < 0.3:
+            kw |= dict(loss='focal', gamma=rng.choice([0.5, 2.0]), alpha=rng.choice([None, 0.3]))
     return t
 
 
@@ -125,9 +141,9 @@ def random_cond(rng, targets, entries, prefixes, forcing=False, inside='', depth
     return any_cond(depth) if targets else None
 
 
-def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=False):
+def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=False, unsure=False):
     """A flow of up to `max_tasks` tasks, flows in flows, conditions that may name tasks written later, and names
-    used twice; with `na`, values that stand for a blank."""
+    used twice; with `na`, values that stand for a blank; `unsure`: also shares and uncertain answers."""
     root = flow('root')
     nodes, depth = [root], {'root': 1}
     for i in range(rng.randint(0, 3)):
@@ -142,7 +158,7 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
             other = rng.choice(again)
             if other not in [x['name'] for x in node['items']]:
                 name, col = other, f'col {i}'
-        node['items'].append(random_task(rng, rng.choice(kinds), name, col, losses))
+        node['items'].append(random_task(rng, rng.choice(kinds), name, col, losses, unsure))
 
     def prune(n):
         n['items'] = [x for x in n['items'] if x['kind'] != 'flow' or prune(x)]
@@ -178,10 +194,19 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
 
 # ---- tables
 # -----------------------------------------------------------------------------------------------------------
+def random_answer(rng, task):
+    "Yes or no; a share, or now and then an uncertain value, where the task has them."
+    if task.get('soft'):
+        return rng.choice([0.0, 0.2, 0.5, 0.51, 0.7, 1.0])
+    if task.get('uncertain') and rng.random() < 0.3:
+        return rng.choice(list(task['uncertain']))
+    return rng.random() < 0.6
+
+
 def random_value(rng, task):
     kind = task['kind']
     if kind == 'binary':
-        return rng.random() < 0.6
+        return random_answer(rng, task)
     if kind in ('single', 'ordinal'):
         return rng.choice(task['vocab'])
     if kind == 'count':
@@ -189,7 +214,7 @@ def random_value(rng, task):
     if kind == 'multi':
         return [v for v in task['vocab'] if rng.random() < 0.6]
     if kind == 'cols':
-        return [rng.random() < 0.6 for _ in task['vocab']]
+        return [random_answer(rng, task) for _ in task['vocab']]
     return rng.randint(-16, 16) / rng.choice([2, 2, 4])
 
 

@@ -337,7 +337,7 @@ def test_many_changes_do_not_nest():
 @given(rngs)
 def test_random_flows_shuffled(rng):
     "Any flow, its tasks in another order, some left out: what is kept gives the same logits"
-    spec = random_spec(rng, max_tasks=7, losses=True)
+    spec = random_spec(rng, max_tasks=7, losses=True, unsure=True)
     df = frame(spec, random_table(rng, spec, 9), rng)
     paths = [p for p, *_ in walk(spec)]
     old = build(spec, rng).bind(df)

@@ -31,6 +31,11 @@ def one(t, z, v):
     """Loss of one row of task `t` (multi label: of one label) from its logits `z` and its value `v`, straight
     from the formula."""
     kw = t.get('kw', {})
+    if kw.get('loss') == 'focal':  # the cross entropy weighs by the distance of the probability from the answer
+        alpha, pos = kw['alpha'], kw.get('pos_weight', 1.0)
+        answer = -v * F.logsigmoid(z) - (1 - v) * F.logsigmoid(-z)
+        weight = (pos * v + 1 - v) * (1 if alpha is None else alpha * v + (1 - alpha) * (1 - v))
+        return weight * (v - z.sigmoid()).abs() ** kw['gamma'] * answer
     if t['kind'] in ('binary', 'multi', 'cols'):
         return -(kw.get('pos_weight', 1.0) * v * F.logsigmoid(z) + (1 - v) * F.logsigmoid(-z))
     if t['kind'] == 'single':
@@ -87,14 +92,16 @@ def random_batch(rng, spec, bound, bs=None, hole=None):
             v = (v * len(t['vocab'])).floor()
         elif t['kind'] == 'count':
             v = (v * 8).floor() / bound.tasks[p].span
-        elif t['kind'] in ('binary', 'multi', 'cols'):
+        elif t.get('uncertain'):
+            v = torch.where(torch.rand(v.shape, generator=gen) < 0.3, v, v.round())
+        elif t['kind'] in ('binary', 'multi', 'cols') and not t.get('soft'):
             v = v.round()
         y[:, 0, at], y[:, 1, at] = v * m, m
     return torch.randn(bs, bound.c, generator=gen) * rng.choice([1.0, 4.0]), y
 
 
 def made(rng, **kw):
-    spec = random_spec(rng, losses=True, **kw)
+    spec = random_spec(rng, losses=True, unsure=True, **kw)
     bound = build(spec, rng).bind(frame(spec, random_table(rng, spec), rng))
     return spec, bound
 
@@ -226,7 +233,7 @@ def test_huge_logits_stay_finite(rng):
 @checks(25)
 @given(rngs)
 def test_order_of_tasks_does_not_change_the_total(rng):
-    spec = random_spec(rng, losses=True)
+    spec = random_spec(rng, losses=True, unsure=True)
     df = frame(spec, random_table(rng, spec), rng)
     a, b = build(spec, rng).bind(df), build(spec, rng, order=lambda items: rng.sample(items, len(items))).bind(df)
     pred, y = random_batch(rng, spec, a)
@@ -244,7 +251,7 @@ def test_order_of_tasks_does_not_change_the_total(rng):
 @checks(25)
 @given(rngs)
 def test_a_weight_scales_its_own_task(rng):
-    spec = random_spec(rng, losses=True)
+    spec = random_spec(rng, losses=True, unsure=True)
     df = frame(spec, random_table(rng, spec), rng)
     bound = build(spec, rng).bind(df)
     pred, y = random_batch(rng, spec, bound, bs=4)
