@@ -228,7 +228,7 @@ def as_tuple(v):
         return v
     if isinstance(v, (list, set, frozenset)):
         return tuple(v)
-    if isinstance(v, np.ndarray) and not (v.ndim == 1 and v.dtype.kind in 'biufUO'):
+    if isinstance(v, np.ndarray) and v.ndim and not (v.ndim == 1 and v.dtype.kind in 'biufUO'):
         return tuple(v)
     return tuple(v.tolist()) if getattr(v, 'ndim', None) == 1 and hasattr(v, 'tolist') else v
 

@@ -62,7 +62,7 @@ class EncodedRows:
         if get_spawning_popen() is not None:
             return self.__dict__  # to a worker of a loader: torch hands it the table itself, in shared memory
         # what is exported carries its own rows only
-        return dict(y=self._own_rows(), idx=range(len(self.idx)), geo=self.geo)
+        return dict(y=self.own_rows(), idx=range(len(self.idx)), geo=self.geo)
 
     def __repr__(self):
         return f'EncodedRows({len(self)} of {len(self.y)})'
@@ -71,11 +71,11 @@ class EncodedRows:
 @patch
 def packed(self: EncodedRows):
     "All rows as one tensor `(n, 2, D)`"
-    return self._own_rows().as_subclass(TensorConditional)
+    return self.own_rows().as_subclass(TensorConditional)
 
 
 @patch
-def _own_rows(self: EncodedRows):
+def own_rows(self: EncodedRows):
     are_all = isinstance(self.idx, range) and self.idx == range(len(self.y))
     return self.y if are_all else self.y[torch.as_tensor(np.asarray(self.idx))]
 

@@ -172,7 +172,7 @@ def _own_rows(own, other, rows):
     new, without_getters = copy(own), copy(own)
     new.getters, without_getters.getters = other.getters, []
     names = [*other.to.cat_names, *other.to.cont_names]
-    raw = table_inputs(other.to.new(pd.DataFrame(rows.items._rows().numpy(), columns=names)))
+    raw = table_inputs(other.to.new(pd.DataFrame(rows.items.own_rows().numpy(), columns=names)))
     return with_transform(rows, other, new, InputRows(without_getters.prepare(raw)))
 
 # %% ../../nbs/tabular/rows.ipynb #911eb775

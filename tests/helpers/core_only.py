@@ -162,6 +162,7 @@ def needs_extras(folder):
     make = lambda **kwargs: conditional_vision_learner(dls, squeezenet1_1, pretrained=False, **kwargs)
     learn = make()
     calls = {
+        'Flow.from_xlsform': lambda: Flow.from_xlsform(folder / 'form.xlsx'),
         'learn.to_onnx': lambda: learn.to_onnx(folder / 'a.onnx'),
         'learn.save_safe': lambda: learn.save_safe(folder / 'a.safetensors'),
         'load_safe': lambda: load_safe(folder / 'a.safetensors'),
