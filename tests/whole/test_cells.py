@@ -278,7 +278,16 @@ def test_each_line_about_minus_one_works(dtype, block):
     df = pd.DataFrame(dict(a=pd.Series(cells, dtype=dtype), b=pd.Series(cells[::-1], dtype=dtype)))
     text = refused(lambda: Flow('f', block).bind(df).encode(df))
     assert 'row 2' in text and '-1' in text and 'vocab=' not in text
-    blank, as_no = re.search(r'unknown: (.*?)\. If -1(?:\.0)? means no: (.*)$', text).groups()
+    lines = r'unknown: (.*?)\. If -1(?:\.0)? means no: (.*?)\. If it means maybe: (uncertain=.*? None\})'
+    blank, as_no, maybe = re.search(lines, text).groups()
+    assert re.fullmatch(r'uncertain=\{-1(?:\.0)?: None\}', maybe)
+    kind = (
+        type(block)('a', uncertain={-1: None})
+        if len(block.cols) == 1
+        else type(block)('l', cols=block.cols, uncertain={-1: None})
+    )
+    unsure = Flow('f', kind).bind(df).encode(df)
+    assert unsure.mask[:, 0].tolist() == [1, 1, 0, 1, 1, 0]
     for line, mask, vals in ((blank, [1, 1, 0, 1, 1, 0], [1, 0, 0, 1, 0, 0]), (as_no, [1] * 6, [1, 0, 0, 1, 0, 0])):
         scope = dict(df=df.copy())
         with warnings.catch_warnings():
