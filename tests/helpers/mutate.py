@@ -43,7 +43,9 @@ FILES = {  # tests that are about the module: folder/module
         'loss/conditional whole/oracle whole/training callback/balance tasks/kinds learn/heads loss/whole_space '
         'data/mask_facts evaluate/calibrate evaluate/calibrate_interpret'
     ),
+    'loss.masked_mean': 'loss/conditional whole/oracle loss/whole_space',
     'tasks.thresholds': 'tasks/thresholds',
+    'tasks.votes': 'tasks/votes',
 }
 WORDING = {'hint', 'what', 'asked', 'fix', '_hints'}  # names that hold nothing but words of errors
 

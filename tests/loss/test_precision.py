@@ -17,6 +17,7 @@ from fastai.data.transforms import RandomSplitter
 from fastai.layers import ConvLayer, Flatten
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, set_seed
+import fastai_condmtl.vision.all  # noqa: F401  what is known of points
 from fastai_condmtl.all import Branch, FlowPrediction, conditional_head, equip
 from fastai_condmtl.loss.weighting import METHODS
 from fastai_condmtl.evaluate.calibrate import fit_temperature  # noqa: F401  learn.calibrate
