@@ -18,6 +18,7 @@ class PatchedModule(nn.Module):
 
     if TYPE_CHECKING:
         _buffers: dict[str, Any]
+        _modules: dict[str, Any]
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any) -> None: ...
