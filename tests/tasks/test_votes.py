@@ -1,8 +1,7 @@
 """Votes: the likelihood against SciPy's, masks and weights against sums by hand, shares in conditions, expected votes
 along the path, bad cells; and the tree of Galaxy Zoo 2 on its own votes"""
 
-import os, pickle, re
-from pathlib import Path
+import pickle, re
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy.stats import dirichlet_multinomial, multinomial
@@ -220,8 +219,6 @@ def test_any_votes_have_a_finite_loss(seed, n_answers, n_rows, dispersed):
 
 # The decision tree of Galaxy Zoo 2: eleven questions, each put to the volunteers who gave the answer above it
 
-DATA = Path(os.environ.get('FASTAI_CONDMTL_DATA', Path(__file__).parents[3] / 'shared' / 'data')) / 'galaxyzoo2'
-
 
 def galaxy_zoo(df, **kwargs):
     "Its flow"
@@ -251,11 +248,10 @@ def galaxy_zoo(df, **kwargs):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.exists(), reason='the votes of Galaxy Zoo 2 are not here')
 class TestGalaxyZoo:
     @pytest.fixture(scope='class')
-    def df(self):
-        return pd.read_csv(DATA / 'table5.csv.gz')
+    def df(self, shared_data):
+        return pd.read_csv(shared_data / 'galaxyzoo2' / 'table5.csv.gz')
 
     def test_a_question_was_put_to_those_who_gave_the_answer_above(self, df):
         "Nearly every galaxy with votes on a question has votes on the answer above it"
