@@ -5,7 +5,7 @@
 # %% ../../nbs/core/block.ipynb #263f3a23
 from __future__ import annotations
 from copy import copy
-import numpy as np, pandas as pd
+import pandas as pd
 from fastcore.basics import patch
 from .block_errors import check_col, check_hidden, check_task_weight, given_by
 from .conditions import as_condition, both

@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 import numpy as np
 from .block_errors import label_error, required
-from .conditions import Comparable, check_op
+from .conditions import Comparable
+from .question_values import check_op
 
 # %% auto #0
 __all__ = ['BlockFields', 'LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks',
