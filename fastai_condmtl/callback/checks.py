@@ -314,8 +314,10 @@ def score_of_noise(
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(len(labels), block.n_targets * block.n_out, generator=generator)
     cells = (logits.reshape(-1, block.n_out), values.reshape(-1)) if block.per_cell else (logits, values)
-    summary = block.summarise(block.activate(cells[0]), cells[1]).reshape(len(labels), block.n_targets, -1)
-    return metric.of(block, summary.numpy(), values.numpy(), mask.numpy() > 0, None)
+    acts = block.activate(cells[0])
+    summary = block.summarise(acts, cells[1]).reshape(len(labels), block.n_targets, -1)
+    acts = acts.reshape(len(labels), -1).numpy()
+    return metric.of(block, summary.numpy(), values.numpy(), mask.numpy() > 0, None, acts)
 
 # %% ../../nbs/callback/checks.ipynb #bdcb8189
 @before_fit_check

@@ -71,7 +71,11 @@ class ConditionalBlock(Comparable):
     Scores: how good it is
 
     - `summarise(acts, targets)` *: what scores need of each cell `(..., n_summary)`; `decided(summary)`: its decisions
-    - `score(name, summary, true, mask, threshold=None)` *: one number for each of `metrics`; `label_scores` a label
+    - `score(name, summary, true, mask, threshold=None)` *: one number for each of `metrics`; `label_scores` a label,
+      of its columns
+    - `label_names`, `label_metrics`: what is scored label by label or class by class, by
+      `score_label(name, j, summary, true, mask, threshold, acts)`; `says_label(j, vals)`: which values say it;
+      `label_rows(j, true, mask)`: where it is known, where it is true; `label_baseline`: the trivial predictor's score
     - `fit_baseline(vals, mask)`, `baseline(name, constant, vals)`: the trivial predictor, and its summary
 
     Kinds with coordinates (`geometry`) also write `coordinates`, `swaps`, `shapes` and `shape_constant`; a kind whose
@@ -522,6 +526,50 @@ def fit_baseline(self: ConditionalBlock, vals, mask):
 def baseline(self: ConditionalBlock, name, constant, vals):
     "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"
     return None
+
+# %% ../../nbs/core/block.ipynb #d8db33b0
+@patch(as_prop=True)
+def label_names(self: ConditionalBlock):
+    "Names of the labels, classes or points that are also scored one by one; none by default, else `labels`"
+    return list(self.labels or ())
+
+
+@patch(as_prop=True)
+def label_metrics(self: ConditionalBlock):
+    "Names of the scores that one of `label_names` has, the headline first"
+    return self.metrics if self.label_names else ()
+
+
+@patch
+def says_label(self: ConditionalBlock, j, vals):
+    "Where values `(N, W)`, labels or decisions on the loss scale, say label `j` `(N,)`; None: labels are no answers"
+    return None
+
+
+@patch
+def label_rows(self: ConditionalBlock, j, true, mask):
+    "Where label `j` is known, and where it is also the truth: two arrays `(N,)`. Labels that are no answers are alike"
+    known = mask[:, self.columns_of(self.label_names[j])].any(1)
+    return known, known
+
+# %% ../../nbs/core/block.ipynb #1242488e
+@patch
+def score_label(self: ConditionalBlock, name, j, summary, true, mask, threshold=None, acts=None):
+    """Metric `name` of label `j` alone, of the whole task's rows; `acts` are activations `(N, W*n_out)`, of kinds with
+    several logits a column. By default `label_scores` of the label's own columns"""
+    columns = self.columns_of(self.label_names[j])
+    own = self.threshold if threshold is None else threshold
+    if np.ndim(own) == 1 and len(own) > 1:
+        own = own[columns[0]]
+    own = own[:, columns] if np.ndim(own) == 2 else own
+    return float(self.label_scores(name, summary[:, columns], true[:, columns], mask[:, columns], own)[0])
+
+
+@patch
+def label_baseline(self: ConditionalBlock, name, j, constant, true, mask):
+    "What the trivial predictor scores on label `j`; NaN where there is none"
+    trivial = self.baseline(name, constant, true)
+    return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
 
 # %% ../../nbs/core/block.ipynb #84deb671
 @patch

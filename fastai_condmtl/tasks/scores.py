@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['count_scores', 'aliases', 'share_scores', 'div0', 'counts', 'binary_score', 'class_score', 'regression_score']
+__all__ = ['count_scores', 'aliases', 'share_scores', 'LABEL_SCORES', 'div0', 'counts', 'binary_score', 'label_score',
+           'class_score', 'regression_score']
 
 # %% ../../nbs/tasks/scores.ipynb #b613902b
 def div0(part, total):
@@ -93,6 +94,20 @@ def binary_score(
 
     of_ranking = dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)
     return float(of_ranking[name](true, prob))
+
+# %% ../../nbs/tasks/scores.ipynb #41440379
+LABEL_SCORES = ('f1_score', 'precision', 'recall', 'roc_auc', 'average_precision')  # of one label against the rest
+
+
+def label_score(
+    name: str,  # `f1_score`, `precision` or `recall`
+    says,  # Where the label is decided, boolean (n,), rows that count only
+    true,  # Where it is the truth, boolean (n,)
+) -> float:
+    "Score of one label's decisions; NaN where there is nothing that it could be told from"
+    tp, fp, fn, tn = counts(says, true)
+    n_told = tp + fn if name == 'recall' else tp + fp + fn
+    return float(count_scores[name](tp, fp, fn, tn)) if n_told else float('nan')
 
 # %% ../../nbs/tasks/scores.ipynb #36ac2cde
 def class_score(
