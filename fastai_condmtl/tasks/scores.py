@@ -124,10 +124,10 @@ def class_score(
     if name.startswith('accuracy_'):
         return float(np.mean(np.asarray(rank) < int(name[9:])))
     if name == 'balanced_accuracy':
-        n_rows, n_hits = np.bincount(true), np.bincount(true[np.asarray(best) == true], minlength=np.max(true) + 1)
-        return float(np.mean(n_hits[n_rows > 0] / n_rows[n_rows > 0]))  # scikit-learn's warns of classes that are absent
+        true, hit = np.asarray(true), np.asarray(best) == true
+        recalls = div0(np.bincount(true, hit), np.bincount(true))
+        return float(recalls[np.bincount(true) > 0].mean())  # scikit-learn's warns of classes that are absent
     from sklearn import metrics
-
 
     of_classes = dict(precision=metrics.precision_score, recall=metrics.recall_score, f1_score=metrics.f1_score)
     return float(of_classes[name](true, best, average='macro', zero_division=0))
