@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.errors import FlowError
-from .evaluation import judge, judged
+from .evaluation import judge, judged, remarks
 from .interpret import ConditionalInterpretation
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader
@@ -21,7 +21,7 @@ from ..learn.state import flow_of, loss_of
 from ..tasks.scores import count_scores, counts, div0
 
 # %% auto #0
-__all__ = ['COLUMNS', 'Answers', 'has_answers', 'report_of', 'ClassificationReport', 'text_of', 'paths_of',
+__all__ = ['COLUMNS', 'AVERAGES', 'Answers', 'has_answers', 'report_of', 'ClassificationReport', 'text_of', 'paths_of',
            'classification_report_of']
 
 # %% ../../nbs/evaluate/classification_report.ipynb #faab5570
@@ -56,6 +56,7 @@ def has_answers(block) -> bool:
 
 # %% ../../nbs/evaluate/classification_report.ipynb #bb6ce73e
 COLUMNS = ['precision', 'recall', 'f1-score', 'support']
+AVERAGES = ['accuracy', 'micro avg', 'macro avg', 'weighted avg', 'samples avg']
 
 
 def report_of(answers: Answers) -> pd.DataFrame:
@@ -134,7 +135,9 @@ def text_of(report, digits) -> str:
     for i, row in enumerate(report.itertuples(index=False)):
         only_f1 = i == first_average and not several  # the accuracy
         scores = ['' if only_f1 and j < 2 else f'{score:.{digits}f}' for j, score in enumerate(row[:3])]
-        lines += [''] * (i == first_average) + [f'{names[i]:>{width}} ' + ''.join(f' {c:>9}' for c in [*scores, row[3]])]
+        lines += [''] * (i == first_average) + [
+            f'{names[i]:>{width}} ' + ''.join(f' {c:>9}' for c in [*scores, row[3]])
+        ]
     return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/evaluate/classification_report.ipynb #b17f5920
@@ -146,12 +149,15 @@ def show(
     "A pandas `Styler`"
     style = self.style.set_uuid(hashlib.md5(self.to_csv().encode()).hexdigest()[:8])
     style = style.format({column: f'{{:.{digits}f}}' for column in COLUMNS[:3] if column in self}, na_rep='–')
-    lines = self.index.get_level_values(-1).isin(['accuracy', 'micro avg'])
-    style = style.apply(lambda row: ['border-top: 1px solid gray' if lines[i] else '' for i in range(len(row))])
+    names = self.index.get_level_values(-1)
+    line = np.where(names.isin(['accuracy', 'micro avg']), 'border-top: 1px solid gray', '')
+    blank = np.where(names == 'accuracy', 'color: transparent', '')  # an accuracy is one number
+    style = style.apply(lambda column: line)
+    style = style.apply(lambda column: blank, subset=[column for column in COLUMNS[:2] if column in self])
     style = style.set_properties(**{'text-align': 'right'})
-    if not self.cross_fit:
-        return style
-    return style.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them")
+    absent = self.index[(self.support == 0) & ~names.isin(AVERAGES)] if 'support' in self else []
+    notes = remarks(self.cross_fit, [key if isinstance(key, tuple) else ('the task', key) for key in absent])
+    return style.set_caption(notes) if notes else style
 
 # %% ../../nbs/evaluate/classification_report.ipynb #8f0ccd65
 @patch

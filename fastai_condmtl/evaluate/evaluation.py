@@ -25,7 +25,7 @@ from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'blame']
+__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'remarks', 'blame']
 
 # %% ../../nbs/evaluate/evaluation.ipynb #971b1f65
 class Evaluation(pd.DataFrame):
@@ -297,9 +297,26 @@ def show(
     as_text = ('task_path', 'metric_name', self.by, *['label'] * by_label)
     to_the_right = [column for column in table if column not in as_text]
     style = style.set_properties(subset=to_the_right, **{'text-align': 'right'})
-    if not self.cross_fit:
-        return style
-    return style.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them")
+    notes = remarks(self.cross_fit, _absent(table) if by_label and self.by is None else ())
+    return style.set_caption(notes) if notes else style
+
+
+def _absent(table):
+    "Pairs of task and label that no row has"
+    rows = table[(table['support'] == 0) & (table['label'] != '')]
+    return list(dict.fromkeys(zip(rows['task_path'], rows['label'])))
+
+
+def remarks(
+    cross_fit,  # Paths of tasks whose thresholds these rows had tuned
+    absent=(),  # Pairs of task and label that no row has
+) -> str:
+    "What is to be said below a table of scores"
+    res = [f"thresholds of {', '.join(cross_fit)}: cross-fit, since these rows tuned them"] if cross_fit else []
+    if absent := [f'{label} of {path}' for path, label in absent]:
+        more = f' and {len(absent) - 5} others' if len(absent) > 5 else ''
+        res.append(f"–: no row that counts here has {', '.join(absent[:5])}{more}")
+    return '; '.join(res)
 
 
 def _verdict(row, lower):
