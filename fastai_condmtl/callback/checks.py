@@ -256,11 +256,13 @@ def why_no_score(learn, name, called, scores) -> str:
     "Why a learner records no score of this name, and what to write instead"
     start, dot, end = name.rpartition('.')
     metric = aliases.get(end, end)
-    known = [f'{path}.{m}' for path, block in flow_of(learn).tasks.items() for m in block.metrics]
-    if any(is_end(start + dot + metric, full) for full in known):
+    flow = flow_of(learn)
+    known = {f'{path}.{m}': '' for path, block in flow.tasks.items() for m in block.metrics}
+    known |= {m.name: ', by_label=True' for m in flow.metrics('all', by_label=True) if m.label is not None}
+    if found := [how for full, how in known.items() if is_end(start + dot + metric, full)]:
         return (
             f"{called}: this learner does not compute that score: add it with "
-            f"metrics=dls.flow.metrics({metric!r}), or monitor one of {listed(scores)}"
+            f"metrics=dls.flow.metrics({metric!r}{found[0]}), or monitor one of {listed(scores)}"
         )
     hint = near(name, scores)
     nearest = f': {hint}' if hint.startswith('did') else ','
