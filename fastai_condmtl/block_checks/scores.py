@@ -133,7 +133,7 @@ def check_baseline(checked, name, constant, scored):
 
 # %% ../../nbs/block_checks/scores.ipynb #0b04eacb
 def check_score_of_label(checked, name, j, constant, scored):
-    "The score of one label is a number, NaN where nothing counts; it is known where its task is, and there it may be true"
+    "The score of one label is a number, NaN where nothing counts; rows that have the label are among those that count"
     acts = checked.call('activate', checked.batch.logits).reshape(len(scored.true), -1).numpy()
     own = checked.bound.thresholds().numpy() if checked.bound.thresholded else None
     score = lambda mask: checked.call('score_label', name, j, scored.random, scored.true, mask, own, acts)

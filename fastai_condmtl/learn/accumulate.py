@@ -100,7 +100,7 @@ def _rows_of(self: Accumulator, path):
         self.data = _rows_by_task(self)
     return self.data[path]
 
-
+# %% ../../nbs/learn/accumulate.ipynb #f0b9c99a
 def _rows_by_task(acc):
     "Path → summary, values and gt mask of all rows, and activations or None"
     flow, rows, res = acc.flow, in_order(acc.parts, acc.at).numpy(), {}
@@ -118,6 +118,15 @@ def _rows_by_task(acc):
             column, start = columns.stop, end
     return res
 
+
+def _acts_by_task(acc, parts):
+    "Path → activations of all rows, of tasks whose activations are kept: they stand at the end of `parts`"
+    flow = acc.flow
+    tasks = [i for k in sorted(acc.with_acts) for i in flow.families[k].tasks]
+    ends = np.cumsum([flow.plan.blocks[i].n_targets * flow.plan.blocks[i].n_out for i in tasks], dtype=int)
+    acts = parts[:, parts.shape[1] - sum(ends[-1:]) :]
+    return dict(zip([flow.paths[i] for i in tasks], np.split(acts, ends[:-1], axis=1)))
+
 # %% ../../nbs/learn/accumulate.ipynb #3db972ef
 @patch
 def keep_acts(self: Accumulator, path):
@@ -130,15 +139,6 @@ def keep_acts(self: Accumulator, path):
 def acts(self: Accumulator, path):
     "Activations `(N, W*n_out)` of a task; None where they are not kept, and before anything was accumulated"
     return self._rows_of(path)[3] if self.parts else None
-
-
-def _acts_by_task(acc, parts):
-    "Path → activations of all rows, of tasks whose activations are kept: they stand at the end of `parts`"
-    flow = acc.flow
-    tasks = [i for k in sorted(acc.with_acts) for i in flow.families[k].tasks]
-    ends = np.cumsum([flow.plan.blocks[i].n_targets * flow.plan.blocks[i].n_out for i in tasks], dtype=int)
-    acts = parts[:, parts.shape[1] - sum(ends[-1:]) :]
-    return dict(zip([flow.paths[i] for i in tasks], np.split(acts, ends[:-1], axis=1)))
 
 # %% ../../nbs/learn/accumulate.ipynb #89361197
 @patch
