@@ -365,3 +365,18 @@ def question_states(self: MultiLabelBlock, op, value):
 @patch
 def probability(self: MultiLabelBlock, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/multi_label.ipynb #8b677fa4
+@patch(as_prop=True)
+def label_metrics(self: MultiLabelBlock):
+    return tuple(metric for metric in self.metrics if metric != 'f1_micro') if self.vocab else ()
+
+
+@patch
+def says_label(self: MultiLabelBlock, j, vals):
+    return vals[:, j] > 0.5
+
+
+@patch
+def label_rows(self: MultiLabelBlock, j, true, mask):
+    return mask[:, j], mask[:, j] & self.says_label(j, true)
