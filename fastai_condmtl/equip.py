@@ -26,7 +26,7 @@ def equip(
     metrics=None,
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static'
     # (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
     balance=None,

@@ -245,7 +245,7 @@ def conditional_image_tabular_learner(
     n_image=64,  # Features of the image
     n_row=32,  # Features of the row
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score',  # What thresholds are searched for after each fit, as for `conditional_vision_learner`
+    tune='headline',  # What thresholds are searched for after each fit, as for `conditional_vision_learner`
     balance=None,  # How tasks are weighed against each other in training, as for `conditional_vision_learner`
     pretrained=True,  # Weights from ImageNet: the image network starts frozen
     **kwargs,  # For `vision_learner`

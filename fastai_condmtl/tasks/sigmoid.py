@@ -92,7 +92,11 @@ def check_pos_weight(block, pos_weight):
 def check_tune(block, tune):
     """What a block's thresholds are searched for, as far as it is a name; functions, pairs and matrices are the
     search's own to check"""
-    name, others = (tune.get('metric'), ('f1_micro',)) if isinstance(tune, dict) else (tune, ('auto', 'f1_micro'))
+    name, others = (
+        (tune.get('metric'), ('headline', 'f1_micro'))
+        if isinstance(tune, dict)
+        else (tune, ('auto', 'headline', 'f1_micro'))
+    )
     if isinstance(name, str) and name not in others:
         try:
             score_of_counts(name)

@@ -27,7 +27,7 @@ def conditional_vision_learner(
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # dict: name in `features=` of tasks and flows → a module from the body's feature map, an int (width of a default
     # neck), or a `Branch`
     branches=None,

@@ -266,7 +266,7 @@ def test_what_conditional_vision_learner_adds(new):
     assert [m.name for m in learn.metrics] == [
         'on.accuracy',
         'look.hue.accuracy',
-        'look.tags.accuracy',
+        'look.tags.f1_score',
         'look.level.mae',
         'look.bright.accuracy',
         'heat.mae',
