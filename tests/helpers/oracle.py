@@ -167,7 +167,8 @@ def holds(op, value, arg):
         if op == 'share':
             answer, comparison, number = arg
             return holds(comparison, value.share[answer], number)
-        return {'eq': arg in value.gave, 'ne': arg not in value.gave}[op] if op != 'isin' else not value.gave.isdisjoint(arg)
+        asked_for = set(arg) if op == 'isin' else {arg}
+        return bool(value.gave - asked_for if op == 'ne' else value.gave & asked_for)  # ne: another answer was given
     return bool(
         {
             'eq': lambda: value == arg,

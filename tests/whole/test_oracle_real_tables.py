@@ -86,7 +86,7 @@ def check_labels(o, table, bound, df):
                     assert scored or 0 < got < 1, where
 
 
-@checks(150)
+@checks(60)
 @given(rngs)
 def test_labels_of_every_kind(rng):
     spec, table, fl, df = made(rng)
@@ -97,7 +97,7 @@ def test_labels_of_every_kind(rng):
 
 @checks(40)
 @given(rngs)
-def test_labels_where_labels_imply_others(rng):
+def test_labels_that_imply_others(rng):
     spec, table, fl, df = made(rng, infer=True)
     check_labels(Oracle(spec), table, fl.bind(df), df)
 
@@ -178,7 +178,7 @@ def check_losses(o, table, bound, pred, y, rows, tol=2e-4):
     assert float(loss(pred, y)) == pytest.approx(total, rel=tol, abs=tol)
 
 
-@checks(100)
+@checks(40)
 @given(rngs)
 def test_losses_of_every_batch(rng):
     "Of a batch of some rows, drawn with repetition, the losses are those of its own votes."
@@ -239,7 +239,7 @@ def certainly(o):
 DECIDED_KINDS = ['binary', 'single', 'multi', 'cols', 'bounded', 'unbounded', 'votes', 'votes']
 
 
-@checks(80)
+@checks(40)
 @given(rngs)
 def test_decisions(rng):
     spec, table, fl, df = made(rng, kinds=DECIDED_KINDS)
@@ -270,11 +270,11 @@ def test_decisions(rng):
             np.testing.assert_allclose(shares[reached].to_numpy(), want, atol=1e-6)
 
 
-@checks(60)
+@checks(25)
 @given(rngs)
 def test_labels_go_back_to_the_table(rng):
-    "What `to_frame` writes of labels reads as the same labels."
-    spec, table, fl, df = made(rng)
+    "What `to_frame` writes of labels reads as the same labels (lists aside, of which a blank may be an answer)."
+    spec, table, fl, df = made(rng, kinds=[k for k in ALL_KINDS if k != 'multi'])
     bound = fl.bind(df)
     y = bound.encode(df, weighted=False)
     again = bound.encode(bound.to_frame(y), weighted=False)
@@ -299,7 +299,7 @@ def draws(t, a, label):
     return [(label, 1.0)]
 
 
-@checks(60)
+@checks(40)
 @given(rngs)
 def test_expected_shares_along_the_path(rng):
     "An answer is that of one random volunteer, a share is a number: against every draw."
