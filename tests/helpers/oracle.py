@@ -6,12 +6,10 @@ count, votes), `name`, `given` and options; a flow is
 `dict(kind='flow', name=..., items=[...], given=...)`. A condition is `('atom', name, op, arg)`, `('not', c)`,
 `('and', c, c, ...)` or
 `('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a
-list of True/False/None
-(cols), a list of votes, one an answer (votes), a number; None where missing. A binary task or `cols` may have `uncertain` (value → probability or None) and
-`soft`: then such values, or shares, stand for True and False. A task or flow may have `na`, values that stand for a
-blank: a table holds them as they are, as the cell of a whole list, too. Nothing here looks at fastai_condmtl but
-`build` (objects) and `frame` (a
-DataFrame in many dtypes).
+list of True/False/None (cols), a list of votes, one an answer (votes), a number; None where missing. A binary task or
+`cols` may have `uncertain` (value → probability or None) and `soft`: then such values, or shares, stand for True and
+False. A task or flow may have `na`, values that stand for a blank: a table holds them as they are, as the cell of a
+whole list, too. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a DataFrame in many dtypes).
 """
 
 import pandas as pd
@@ -82,12 +80,12 @@ def na_of(spec):
 
 
 def stands_for_blank(value, na):
-    "Is a table value one of `na`? Text without the blanks around it; True is no 1."
+    "Is a table value one of `na`? Texts without the blanks around them; True is no 1."
     if isinstance(value, list):
         return False
     alike = lambda v: isinstance(v, str) == isinstance(value, str) and isinstance(v, bool) == isinstance(value, bool)
-    value = value.strip() if isinstance(value, str) else value
-    return any(alike(v) and v == value for v in na)
+    bare = lambda v: v.strip() if isinstance(v, str) else v
+    return any(alike(v) and bare(v) == bare(value) for v in na)
 
 
 def vocab_of(task):

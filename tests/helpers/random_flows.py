@@ -9,8 +9,7 @@ rngs = st.randoms(use_true_random=False)
 
 def checks(n):
     "Settings of a property test: `n` examples, the same ones each time."
-    import os; from hypothesis import Phase
-    return settings(phases=[Phase.generate] if os.environ.get("QUICK") else list(Phase),
+    return settings(
         max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
 
@@ -167,7 +166,9 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
         parent['items'].append(nodes[-1])
     for i in range(rng.randint(1, max_tasks)):
         node, name, col = rng.choice(nodes), f't{i}', rng.choice([None, f'col {i}'])
-        again = [x['name'] for n in nodes for x in n['items'] if x['kind'] not in ('flow', 'cols', 'votes') and x['col']]
+        again = [
+            x['name'] for n in nodes for x in n['items'] if x['kind'] not in ('flow', 'cols', 'votes') and x['col']
+        ]
         if again and rng.random() < 0.25:
             other = rng.choice(again)
             if other not in [x['name'] for x in node['items']]:

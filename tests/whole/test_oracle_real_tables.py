@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given
-from oracle import Oracle, Votes, build, frame, n_rows, raw_row, series, vocab_of, vote_column, walk
+from oracle import Oracle, Votes, build, frame, n_rows, raw_row, series, stands_for_blank, vocab_of, vote_column
 from random_flows import ALL_KINDS, checks, random_spec, random_table, rngs
 from scipy.special import gammaln
 from scipy.stats import dirichlet_multinomial, multinomial
 
+from fastai.learner import Learner
 from fastai_condmtl.all import *
+from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, equip
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 UNSURE_KINDS = ['binary', 'cols', 'votes', 'votes', 'single', 'unbounded']
@@ -25,7 +27,7 @@ UNSURE_KINDS = ['binary', 'cols', 'votes', 'votes', 'single', 'unbounded']
 # ---- columns of every make
 # -------------------------------------------------------------------------------------------
 def hard_series(values, rng, index):
-    "One column, in dtypes that files and other libraries leave: Arrow's, narrow ones, categories; of blanks alone, too."
+    "One column, in dtypes that files leave: Arrow's, narrow ones, categories; of blanks alone, too."
     known = [v for v in values if v is not None]
     ways = [lambda: series(values, rng, index)]
     typed = lambda dtype: lambda: pd.Series(values, index=index, dtype=dtype)
@@ -312,7 +314,9 @@ def test_expected_shares_along_the_path(rng):
     vals = bound.to_units(torch.stack([loss.decide(acts), torch.ones(2, bound.n_targets)], 1))[:, 0]
     for i in range(2):
         cells = decided(o, bound, acts[i], vals[i])
-        every = [draws(t, acts[i, bound.slices[p].acts].double().tolist(), cells[p]) for p, (t, *_) in o.entries.items()]
+        every = [
+            draws(t, acts[i, bound.slices[p].acts].double().tolist(), cells[p]) for p, (t, *_) in o.entries.items()
+        ]
         want = dict.fromkeys(o.paths, 0.0)
         said = {p: dict.fromkeys(t['vocab'], 0.0) for p, (t, *_) in o.entries.items() if t['kind'] == 'votes'}
         for draw in itertools.product(*every):
@@ -327,3 +331,216 @@ def test_expected_shares_along_the_path(rng):
             assert marginals[p].reached == pytest.approx(want[p], abs=1e-5), p
             if p in said:
                 assert marginals[p].values == pytest.approx(said[p], abs=1e-5), p
+
+
+# ---- na=: which cells are blank
+# -------------------------------------------------------------------------------------------
+CELLS = [
+    0,
+    0.0,
+    False,
+    True,
+    '0',
+    ' 0',
+    1,
+    1.0,
+    '1',
+    'none',
+    ' none\n',
+    'None',
+    -1,
+    -1.0,
+    '-1',
+    2.5,
+    '2.5',
+    None,
+    -99.9,
+]
+CELLS += [
+    np.int8(0),
+    np.bool_(True),
+    np.float32(2.5),
+    np.str_('none'),
+    float('nan'),
+    pd.NA,
+    2**53 + 1,
+    2**53,
+    'ünï',
+    'n',
+]
+NA = [
+    0,
+    0.0,
+    False,
+    True,
+    '0',
+    '0 ',
+    1,
+    '1',
+    'none',
+    ' none',
+    -1,
+    np.int64(-1),
+    '-1',
+    2.5,
+    '2.5',
+    -99.9,
+    2**53 + 1,
+    'ünï',
+]
+
+
+def plain(v):
+    return v.item() if isinstance(v, np.generic) else v
+
+
+@checks(150)
+@given(rngs)
+def test_cells_that_stand_for_a_blank(rng):
+    "Numbers as numbers, text without the blanks around it, never one for the other; else an error that names the task"
+    na = tuple(rng.sample(NA, rng.randint(0, 3)))
+    cells = [rng.choice(CELLS) for _ in range(rng.randint(1, 6))]
+    gone = [pd.isna(v) or stands_for_blank(plain(v), [plain(x) for x in na]) for v in cells]
+    left = [plain(v) for v, g in zip(cells, gone) if not g]
+    df = pd.DataFrame(dict(x=pd.Series(cells, dtype=object)))
+    own = rng.random() < 0.5
+    inner = Flow('g', SingleLabelBlock('x', na=na if own else None), na=('ünï', 0) if own else None)
+    flow = Flow('f', inner, na=('n',) if own else na)
+    try:
+        got = flow.bind(df).encode(df).mask[:, 0].bool().tolist()
+    except FlowError as e:
+        assert "'g.x'" in str(e) and 'stands in na=' in str(e)
+        assert any(v == plain(x) for v in left for x in na)  # False is 0 as an answer, if not as a blank
+        return
+    assert got == [not g for g in gone]
+
+
+@checks(60)
+@given(rngs)
+def test_numbers_that_stand_for_a_blank(rng):
+    "A number is taken out of a range and a standardisation, in columns of every make"
+    pool = [-1, 2, 3, 99] if rng.random() < 0.5 else [-1.5, 2, 3.25, 99.75]
+    values = [rng.choice([*pool, None]) for _ in range(rng.randint(1, 7))]
+    na = tuple(rng.sample(pool, rng.randint(0, 2))) + tuple(rng.sample(['none', False, 1e300, 2**70, 0.3], 2))
+    df = pd.DataFrame(dict(x=hard_series(values, rng, None)))
+    block = rng.choice([BoundedRegressionBlock, UnboundedRegressionBlock])('x', na=na)
+    bound = Flow('f', block).bind(df)
+    known = [v is not None and not stands_for_blank(v, na) for v in values]
+    left = [v for v, k in zip(values, known) if k]
+    units = bound.to_units(bound.encode(df))
+    assert units.mask[:, 0].tolist() == [float(k) for k in known]
+    assert units.vals[:, 0][units.mask[:, 0] > 0].tolist() == pytest.approx(left, abs=1e-4)
+    if left and isinstance(block, BoundedRegressionBlock):
+        assert bound.tasks['x'].y_range[0] == min(left)
+    elif left:
+        assert bound.tasks['x'].mean == pytest.approx(np.mean(left))
+
+
+# ---- whole numbers of votes that are large, shares that are small
+# -------------------------------------------------------------------------------------------
+@checks(60)
+@given(rngs)
+def test_votes_of_any_size(rng):
+    "From one vote to a million, logits of any size: SciPy's likelihood, in float32"
+    n, dirichlet = rng.randint(2, 5), rng.random() < 0.5
+    vocab = [f'a{i}' for i in range(n)]
+    votes = [[int(rng.random() * 10 ** rng.randint(0, 6)) for _ in vocab] for _ in range(rng.randint(1, 5))]
+    df = pd.DataFrame(votes, columns=vocab)
+    bound = Flow('g', VotesBlock('v', cols=vocab, loss='dirichlet' if dirichlet else 'multinomial')).bind(df)
+    gen = torch.Generator().manual_seed(rng.randrange(10**6))
+    pred = torch.randn(len(df), n, generator=gen) * rng.choice([0.01, 1, 10])
+    got = bound.loss_func.per_sample(pred, bound.encode(df))[:, 0].tolist()
+    task = dict(kind='votes', kw=dict(loss='dirichlet' if dirichlet else 'multinomial'))
+    for z, row, loss in zip(pred.double().numpy(), votes, got):
+        want = row_loss(None, task, z, row, None) if any(row) else math.nan
+        assert loss == pytest.approx(want, rel=2e-3, abs=2e-3, nan_ok=True), row
+    some = [(x, sum(r)) for x, r in zip(got, votes) if any(r)]
+    if some:
+        mean = sum(x * w for x, w in some) / sum(w for _, w in some)
+        assert float(bound.loss_func(pred, bound.encode(df))) == pytest.approx(mean, rel=1e-4, abs=1e-4)
+
+
+# ---- a learner
+# -------------------------------------------------------------------------------------------
+class Row(torch.nn.Module):
+    "Says of each row what it was told to, by the row's number."
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, cat, cont):
+        return self.logits[cont[:, 0].long()]
+
+
+def scores_by_hand(o, bound, acts, table, rows):
+    "(path, metric) → (score, rows that were scored)"
+    out = {}
+    for p, (t, *_) in o.entries.items():
+        at, seen = bound.slices[p].acts, []
+        for i in rows:
+            r = o.row(raw_row(table, i))[p]
+            seen.append((acts[i, at].double().numpy(), r['value'], r['scored']))
+        cells = [(a, v) for acts_, vals, scored in seen for a, v, s in zip(acts_, vals, scored) if s]
+        if t['kind'] == 'votes':
+            kept = [(a / a.sum(), np.array(v, float)) for a, v, s in seen if all(s)]
+            share = lambda v: v / v.sum()
+            out[p, 'mae'] = [abs(a - share(v)).mean() for a, v in kept], None
+            out[p, 'accuracy'] = [a.argmax() == v.argmax() for a, v in kept], None
+            out[p, 'log_loss'] = [-(share(v) * np.log(a)).sum() for a, v in kept], [v.sum() for _, v in kept]
+        elif t['kind'] == 'binary' and t.get('soft'):
+            out[p, 'mae'] = [abs(a - v) for a, v in cells], None
+            out[p, 'accuracy'] = [(a > 0.5) == (v > 0.5) for a, v in cells], None
+        elif t['kind'] == 'binary':
+            out[p, 'accuracy'] = [(a > 0.5) == bool(v) for a, v in cells], None
+        elif t['kind'] == 'single':
+            hits = [a.argmax() == vocab_of(t).index(v[0]) for a, v, s in seen if s[0]]
+            out[p, 'accuracy'] = hits, None
+    return {k: (np.average(x, weights=w) if x else math.nan, len(x)) for k, (x, w) in out.items()}
+
+
+@checks(15)
+@given(rngs)
+def test_batches_and_scores_of_a_learner(rng):
+    "The masks of a loader's batches, the loss of an epoch's batches, which rows are scored, and how"
+    spec, table, fl, df = made(rng, kinds=['binary', 'votes', 'single', 'cols'], n=24, max_tasks=6)
+    df = df.assign(row=np.arange(24.0)).reset_index(drop=True)
+    valid = sorted(rng.sample(range(24), 13))
+    dls = ConditionalTabularDataLoaders.from_df(df, fl, procs=[], cont_names=['row'], valid_idx=valid, bs=5)
+    o, bound = Oracle(spec), dls.flow
+    logits = torch.randn(24, bound.c, generator=torch.Generator().manual_seed(rng.randrange(999)))
+    for dl, rows in zip(dls, (sorted(set(range(24)) - set(valid)), valid)):
+        seen = []
+        for _, cont, y in dl:
+            batch = cont[:, 0].long().tolist()
+            y = TensorConditional(y.reshape(len(batch), 2, -1))
+            assert torch.equal(torch.as_tensor(y), torch.as_tensor(bound.encode(df.iloc[batch])))
+            check_losses(o, table, bound, logits[batch], y, batch)
+            seen += batch
+        assert set(seen) <= set(rows) and (dl is dls.train or sorted(seen) == rows)
+    learn = equip(Learner(dls, Row(logits), loss_func=dls.loss_func), tune=None)
+    with learn.no_bar(), learn.no_logging():
+        table_of_scores = learn.evaluate().set_index(['task_path', 'metric_name'])
+    acts = bound.loss_func.activation(logits)
+    for key, (score, n) in scores_by_hand(o, bound, acts, table, valid).items():
+        row = table_of_scores.loc[key]
+        assert row.num_samples == n, key
+        assert row.metric_res == pytest.approx(score, abs=1e-5, nan_ok=True), key
+
+
+@checks(15)
+@given(rngs)
+def test_mixup_mixes_the_losses_of_two_targets(rng):
+    "A row of votes weighs as many as its target has, on both sides"
+    spec, table, fl, df = made(rng, kinds=UNSURE_KINDS, n=6, max_tasks=5)
+    o, bound, other = Oracle(spec), fl.bind(df), list(rng.sample(range(6), 6))
+    pred, lam = torch.randn(6, bound.c, generator=torch.Generator().manual_seed(0)), rng.random()
+    y, loss = bound.encode(df), bound.loss_func
+    assert loss.y_int
+    total = lambda rows: sum(
+        sum(x * w for x, w in some) / sum(w for _, w in some)
+        for each in losses_by_hand(o, table, bound, pred, rows).values()
+        if (some := [x for x in each if x])
+    )
+    want = lam * total(range(6)) + (1 - lam) * total(other)
+    assert float(torch.lerp(loss(pred, y[other]), loss(pred, y), lam)) == pytest.approx(want, rel=2e-4, abs=2e-4)
