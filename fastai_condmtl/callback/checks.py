@@ -376,7 +376,7 @@ def why_not_accumulated(learn, n_rows) -> str | None:
         return "balance= weighs the tasks anew in each small batch, by the gradients of that batch alone"
     return None
 
-
+# %% ../../nbs/callback/checks.ipynb #2ea15a68
 def partly_labelled(
     flow: BoundFlow,  # Bound flow
     labels,  # Packed labels `(N, 2, D)`; None where they are not known
