@@ -15,10 +15,10 @@ from .errors import FlowError, halved
 from .files import IMAGES
 
 # %% auto #0
-__all__ = ['NO_YES', 'LIKELY_NO_YES', 'MASKS', 'read_list', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line',
-           'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise',
-           'as_tuple', 'distinct', 'fix_of_no_label', 'take', 'look_up', 'numbers', 'is_mask', 'is_picture_file',
-           'is_mask_block', 'picture_hint']
+__all__ = ['NO_YES', 'LIKELY_NO_YES', 'MASKS', 'read_list', 'split_words', 'is_list_of_words', 'one_hot_width', 'no_yes',
+           'blank_line', 'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true',
+           'factorise', 'as_tuple', 'distinct', 'fix_of_no_label', 'take', 'look_up', 'numbers', 'is_mask',
+           'is_picture_file', 'is_mask_block', 'picture_hint']
 
 # %% ../../nbs/core/columns.ipynb #f4ac5703
 _quoted = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -38,7 +38,24 @@ def read_list(
     if not isinstance(text, str):
         return text
     res = _read_text(text.strip())
-    return [p.strip() for p in text.split(delim) if p.strip()] if res is None and delim is not None else res
+    return split_words(text, delim) if res is None and delim is not None else res
+
+
+def split_words(
+    text,  # Words with a delimiter between
+    delim,  # What stands between them
+) -> list:
+    "The words of a text; one in double quotes, as a spreadsheet writes it, may hold the delimiter"
+    if '"' not in text:
+        return [word for part in text.split(delim) if (word := part.strip())]
+    part = re.compile(rf'\s*(?:"((?:[^"]|"")*)"|(.*?))\s*(?:{re.escape(delim)}|\Z)', re.S)
+    found, at = [], 0
+    while at < len(text):
+        match = part.match(text, at)
+        quoted, plain = match[1], match[2]
+        found.append(plain if quoted is None else quoted.replace('""', '"').strip())
+        at = match.end()
+    return [word for word in found if word]
 
 
 def _read_text(text):

@@ -15,6 +15,7 @@ from fastai_condmtl.core.columns import (
     take,
     one_hot_width,
     read_list,
+    split_words,
 )
 from ..core.errors import check_vocab, halved, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
@@ -153,7 +154,9 @@ def split(self: MultiLabelBlock, cell):
     if isinstance(cell, tuple):
         return list(cell)
     if isinstance(cell, str):
-        return [label for part in cell.split(self.label_delim) if (label := part.strip())]
+        plain = [label for part in cell.split(self.label_delim) if (label := part.strip())]
+        named = self.vocab is not None and '"' in cell and all(label in self.vocab for label in plain)
+        return plain if named else split_words(cell, self.label_delim)
     whole = isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer()
     return [str(int(cell)) if whole else str(cell)]  # '0' alone in a column reads back from a csv as a number
 
@@ -320,14 +323,15 @@ def to_column(self: MultiLabelBlock, col, vals, known):
 @patch
 def join(self: MultiLabelBlock, labels):
     """Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the
-    delimiter or begin or end with blanks"""
+    delimiter, begin with a quote, or begin or end with blanks"""
     return list(labels) if any(self._needs_a_list(label) for label in self.vocab) else self.label_delim.join(labels)
 
 
 @patch
 def _needs_a_list(self: MultiLabelBlock, label):
     "True if a delimited string with a label does not read back"
-    return not isinstance(label, str) or self.label_delim in label or not label or label != label.strip()
+    plain = isinstance(label, str) and label and label == label.strip() and label[0] != '"'
+    return not plain or self.label_delim in label
 
 
 @patch
