@@ -7,7 +7,7 @@ from __future__ import annotations
 import re, unicodedata
 
 # %% auto #0
-__all__ = ['plain_word', 'is_tidy', 'tidy', 'how_alike', 'are_letters', 'rename_line']
+__all__ = ['plain_word', 'is_tidy', 'tidy', 'how_alike', 'are_letters', 'rename_line', 'fix_of_twin']
 
 # %% ../../nbs/core/alike.ipynb #8718ad9d
 _unseen = re.compile('[\u200b-\u200f\u2060\ufeff\u00ad]')  # characters without width
@@ -67,3 +67,17 @@ def rename_line(
     column, name = f'df[{col!r}]', f'{names!r}.get'
     new = f'{name}(v, v)' if delim is None else f'[{name}(x, x) for x in read_list(v, {delim!r})]'
     return f"{column} = {column}.map(lambda v: {new}, na_action='ignore')"
+
+
+def fix_of_twin(
+    col,  # Column
+    label,  # What stands in a cell
+    names,  # The names that are known
+    delim: str = None,  # What stands between several labels of a cell
+) -> str:
+    "The sentence that says how to write a label as its twin among some names; empty where it has none"
+    word = plain_word(label)
+    twin = next((name for name in names if plain_word(name) == word), None) if word else None
+    if twin is None:
+        return ''
+    return f"if it is {twin!r} ({how_alike(label, twin)}), {rename_line(col, {label: twin}, delim)}"

@@ -17,8 +17,8 @@ from .files import IMAGES
 # %% auto #0
 __all__ = ['NO_YES', 'LIKELY_NO_YES', 'MASKS', 'read_list', 'split_words', 'is_list_of_words', 'one_hot_width', 'no_yes',
            'blank_line', 'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true',
-           'factorise', 'as_tuple', 'distinct', 'fix_of_no_label', 'take', 'look_up', 'numbers', 'is_mask',
-           'is_picture_file', 'is_mask_block', 'picture_hint']
+           'factorise', 'as_tuple', 'distinct', 'fix_of_no_label', 'share_lines', 'take', 'look_up', 'numbers',
+           'is_mask', 'is_picture_file', 'is_mask_block', 'picture_hint']
 
 # %% ../../nbs/core/columns.ipynb #f4ac5703
 _quoted = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -272,7 +272,9 @@ def distinct(block, df, col, lists=False):
                 f"({type(e).__name__}: {e}): use strings or numbers"
             ) from None
         cell = df[col].iloc[i]
-        raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}") from None
+        raise block.bad(
+            df, col, i, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell, col, lists)}"
+        ) from None
     if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
         raise block.bad(
             df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
@@ -301,10 +303,16 @@ def _hashable(v, lists):
 # %% ../../nbs/core/columns.ipynb #b1d1f6c3
 def fix_of_no_label(
     cell,  # What cannot be hashed
+    col,  # Its column
+    takes_lists=False,  # True if the block reads lists of labels
 ) -> str:
     "What to do where a cell holds what cannot be told apart from others"
     if is_mask(cell):
         return "use one value a row"
+    if isinstance(cell, dict) and takes_lists and all(map(_is_count, cell.values())):
+        return f"a share a label stands in a column of its own: {share_lines(col, col)}"
+    if takes_lists and isinstance(cell, (list, set, np.ndarray)):
+        return "a list of lists is none of labels: write ['a', 'b']"
     several = isinstance(cell, (list, set, np.ndarray))
     fix = (
         "for several labels a row use MultiLabelBlock"
@@ -316,6 +324,14 @@ def fix_of_no_label(
     return (
         f"{fix}. If these are votes, write the share of an answer into a column of its own and train towards it: "
         "BinaryBlock(name, soft=True)"
+    )
+
+
+def share_lines(col, name) -> str:
+    "The lines that make columns of dicts with a share a label, and the block that reads these"
+    return (
+        f"shares = pd.DataFrame(df[{col!r}].dropna().to_dict()).T.fillna(0); df = df.join(shares); "
+        f"MultiLabelBlock({name!r}, cols=list(shares), soft=True)"
     )
 
 
@@ -381,7 +397,8 @@ def numbers(block, df, col):
                 df,
                 col,
                 int(text.argmax()),
-                "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric",
+                "this is text in a column of numbers: leave the cell blank, name what stands for a blank with na=, or "
+                "convert the column with pd.to_numeric",
             )
         dates = (
             s.map(lambda v: isinstance(v, (np.datetime64, np.timedelta64, complex)), na_action='ignore')

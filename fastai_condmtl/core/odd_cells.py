@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np, pandas as pd
 from .alike import are_letters, how_alike, is_tidy, plain_word, rename_line
 from .block import ConditionalBlock
-from .errors import FlowWarning, row_name, shortly
+from .errors import FlowWarning, plain_number, row_name, shortly
 from .plan import Plan
 from .sentinels import is_nines, may_stand_for_blank, sentinels_of_classes, sentinels_of_numbers
 
@@ -188,7 +188,7 @@ def find_sentinel_names(cells: TaskCells) -> list:
     else:
         found = {}
     return [
-        _stands_for_blank(cells, [cells.names[j] for j in here], cells.rows(here), serious)
+        _stands_for_blank(cells, [_as_written(cells, j) for j in here], cells.rows(here), serious)
         for serious in (True, False)
         if (here := [j for j, v in numbers.items() if found.get(v) is serious and cells.n_rows[j]])
     ]
@@ -203,6 +203,12 @@ def _number_of(label):
     except (ValueError, OverflowError):
         return None
     return number if np.isfinite(number) else None
+
+
+def _as_written(cells, j):
+    "A name as its first cell holds it: a label of a list may stand there as a number"
+    cell = plain_number(cells.df[cells.block.cols[0]].iloc[int(np.flatnonzero(cells.rows([j]))[0])])
+    return cell if isinstance(cell, (int, float)) else cells.names[j]
 
 
 def _stands_for_blank(cells, values, rows, serious, col=None):
