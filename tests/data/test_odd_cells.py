@@ -252,6 +252,27 @@ def test_dicts_of_shares_by_the_lines_of_the_error():
         assert y.mask.numpy().tolist() == [[1, 1], [1, 1], [0, 0], [1, 1]]
 
 
+# ---- a guess sees labels that stand where nobody was asked
+@pytest.mark.parametrize('word', ['none', 'not asked', 'N/A'])
+@pytest.mark.parametrize('delim', [',', ';', None])
+def test_guess_of_labels_where_nobody_was_asked(word, delim):
+    rng = np.random.default_rng(0)
+    pet = rng.random(300) < 0.5
+    toys = [[w for w in ('ball', 'mouse', 'rope') if rng.random() < 0.5] or ['ball'] for _ in pet]
+    toys = [own if has else [word] for own, has in zip(toys, pet)]
+    df = pd.DataFrame(
+        dict(has_pet=np.where(pet, 'yes', 'no'), toys=[t if delim is None else delim.join(t) for t in toys])
+    )
+    guess = guess_flow(df)
+    bound = guess.flow.bind(df)
+    assert str(bound.needs('toys')) == 'has_pet' and bound.tasks['toys'].vocab == ['ball', 'mouse', 'rope']
+    assert word in guess.why['toys'] and 'has_pet' in guess.why['toys']
+    y = bound.encode(df)
+    assert (y.mask[:, bound.slices['toys'].targets].numpy() > 0).all(1).tolist() == pet.tolist()
+    mixed = df.assign(toys=df.toys.map(lambda v: v + ['ball'] if delim is None else f'{v}{delim}ball'))
+    assert guess_flow(mixed).flow.bind(mixed).needs('toys') is None  # beside other labels it is one of them
+
+
 # ---- real tables
 def labels_of(df, most=60):
     "A flow for every column that can be read as classes, and one for all numbers"
