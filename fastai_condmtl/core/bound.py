@@ -15,6 +15,7 @@ from .conditions import all_of
 from .flow import Flow
 from .plan import Plan
 from .geometry import Geometry
+from .mirror_rule import MirrorRule, bind_partners, check_conditions, rule_of_acts
 from .labels import Labels, absent_columns, on_loss_scale, with_blank_columns
 from .target import TensorConditional, as_table, check_lacks, check_table, doubles, row_weights
 from .unseen import listed, note_unseen
@@ -30,6 +31,8 @@ class BoundFlow:
     - `flow` as it was written, and its `plan` with bound blocks; `paths` of the tasks, and `tasks` (path → bound block)
     - `n_targets` target columns (D) and `c` logits (C); `slices` (path → `Slices`), `target_slices` (a slice a task)
     - `families`: tasks that are computed together; `geometry`: coordinates that follow the transforms of a picture
+    - `mirror`: what a mirror does to target columns, `mirror_of_acts` to activations; `follows`: both, as it travels
+      with each item
     - `units`: natural values of 0 on the loss scale, and the span from there to 1, each `(D,)`
     - of flows that have met their training rows: `constants` (path → what the trivial predictor says), `untold`"""
 
@@ -45,7 +48,8 @@ class BoundFlow:
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
         bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
-        self.plan = plan.bind(bound)
+        self.plan = plan.bind(bind_partners(plan, bound, df, train))
+        check_conditions(self.plan)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(block.fits_class_weights for block in self.plan.blocks):
@@ -124,7 +128,11 @@ def lay_out(self: BoundFlow):
     logits = dict(zip(by_family, consecutive([n_logits[i] for i in by_family])))
     self.slices = {path: Slices(targets[i], logits[i], acts[i]) for i, path in enumerate(self.paths)}
     self.target_slices = targets
-    self.geometry = Geometry.of(blocks, targets)  # None: no task has coordinates
+    mirrors = [block.mirror_columns() for block in blocks]
+    self.mirror = MirrorRule.of(mirrors, targets, self.plan.partners)  # None: a mirror changes nothing
+    self.mirror_of_acts = rule_of_acts(blocks, mirrors, acts, self.plan.partners)
+    self.geometry = Geometry.of(blocks, targets, self.mirror)  # None: no task has coordinates
+    self.follows = self.geometry or (self.mirror and Geometry(mirror=self.mirror))  # None: nothing follows pictures
     self.units = units_of(blocks)
 
 # %% ../../nbs/core/bound.ipynb #e098c363

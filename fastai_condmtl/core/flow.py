@@ -10,6 +10,7 @@ from .errors import FlowError, check_features, check_name, check_weight_col, nea
 from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
+from .mirror import check_places
 from .mask_labels import MASKS, is_mask_block
 
 # %% auto #0
@@ -25,6 +26,7 @@ class Flow:
 
     weight_col = None
     na = None
+    mirror: list | bool | None = None  # pairs of what changes places in a mirror; False: nothing does
     note: str | list | None = None  # a remark of whoever made the flow, or a list of them
 
     def __init__(
@@ -43,6 +45,9 @@ class Flow:
         # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
         # conditioned on; 'train': filled labels also train their own task
         infer_labels=False,
+        # Pairs of tasks or flows inside that change places in a mirrored picture: `[('left_eye', 'right_eye')]`; False:
+        # a mirror changes nothing in here
+        mirror=None,
     ):
         check_name(name, 'flow')
         check_features(name, features)
@@ -51,7 +56,7 @@ class Flow:
         check_infer_labels(name, infer_labels)
         self.name, self.tasks = name, tasks
         self.given = None if given is None else as_condition(given)
-        self.infer_labels = infer_labels
+        self.infer_labels, self.mirror = infer_labels, check_places(name, mirror)
 
     def __or__(self, cond):
         conditioned = copy(self)

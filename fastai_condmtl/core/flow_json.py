@@ -188,8 +188,9 @@ def _entry(t):
         features = {} if t.features is None else dict(features=t.features)
         weights = {} if t.weight_col is None else dict(weight_col=t.weight_col)
         na = {} if t.na is None else dict(na=to_jsonable(t.na))
+        mirror = {} if t.mirror is None else dict(mirror=t.mirror)
         return dict(
-            flow=t.name, **common, **infer, **features, **weights, **na, **note, tasks=[_entry(x) for x in t.tasks]
+            flow=t.name, **common, **infer, **features, **weights, **na, **mirror, **note, tasks=[_entry(x) for x in t.tasks]
         )
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
@@ -313,11 +314,11 @@ def _read_flow(d, name, given, here, root):
     if not isinstance(tasks, list) or not tasks:
         raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
     infer, features, weight_col = d.pop('infer_labels', False), d.pop('features', None), d.pop('weight_col', None)
-    na = from_jsonable(d.pop('na', None))
+    na, mirror = from_jsonable(d.pop('na', None)), d.pop('mirror', None)
     if d:
         raise FlowError(
             f"flow '{here}': {next(iter(d))!r} is not known: "
-            f"{near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'na', 'note'])}"
+            f"{near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'na', 'mirror', 'note'])}"
         )
     return Flow(
         name,
@@ -327,6 +328,7 @@ def _read_flow(d, name, given, here, root):
         features=features,
         weight_col=weight_col,
         na=na,
+        mirror=mirror,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from .block_errors import label_error, required
 from .conditions import Comparable
+from .mirror import TaskMirror
 from .question_values import check_op
 
 # %% auto #0
@@ -29,6 +30,7 @@ class BlockFields(Comparable):
     weight_col: str | None = None  # the column with a weight a row
     na: tuple | None = None  # values that stand for a blank (known once bound)
     kept_as: dict = {}  # for files: arguments, and the attributes that keep them
+    mirror: Any = None  # what a mirror does to its labels; False: nothing, None: nothing was said
     vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
     n_out = 1  # logits of a target column
     exact = True  # True if a decision is right or wrong (classes), False if near or far (numbers)
@@ -339,10 +341,20 @@ class PictureHooks(BlockFields):
     per_column = False  # True if each coordinate has a column of the table
     outside = 'clip'  # what becomes of a coordinate that leaves the picture
     flip_pairs: tuple | list = ()  # names of points that change places in a mirror
+    mirrors: tuple = ()  # what `mirror` may be, of `pairs` (of labels), `reverse`, `negate`
 
     def swaps(self):
         "Pairs of numbers of points that change places in a mirror"
         return []
+
+    def mirror_columns(self):
+        "What a mirror does to the target columns, a `TaskMirror`; called on a bound block"
+        return TaskMirror(tuple(range(self.n_targets)))
+
+    def question_key(self, op, value, in_mirror=False):
+        """An atom with its natural value as something that can be compared: equal for questions that are the same;
+        `in_mirror`: the question whose answer in the mirror is that of this one in the picture"""
+        return op, repr(value)
 
     def shapes(self, vals, known):
         "What is drawn of one row `(W,)`, shares of the picture: `{name: (x, y) or (x, y, width, height)}`"

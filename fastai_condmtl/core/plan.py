@@ -13,6 +13,7 @@ from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, klee
 from .question_values import check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
+from .mirror import partners_of
 
 # %% auto #0
 __all__ = ['Plan', 'check_depth', 'parts_of', 'check_columns', 'errors_name', 'in_order', 'circle_error', 'with_values',
@@ -24,7 +25,8 @@ class Plan:
 
     - a list with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
       branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand
-      for a blank), `uses` (tasks whose activations its head reads)
+      for a blank), `uses` (tasks whose activations its head reads), `partners` (the task that takes its place in a
+      mirror; its own number where it stays)
     - `conds`: the conditions, with paths for names
     - `order`: the tasks, sorted so that a task that a condition asks comes before the tasks that have this condition;
       `use_order`: the same for `uses`
@@ -44,6 +46,7 @@ class Plan:
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.nas = list(inherited(flow, 'na', flow.na))
+        self.partners = partners_of(flow, self.paths)
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
         self.use_order = in_order(self.uses, paths, 'heads')
 

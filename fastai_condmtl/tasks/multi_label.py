@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror, positions_of_pairs
 from fastai_condmtl.core.columns import (
     all_true,
     any_true,
@@ -34,7 +35,7 @@ class MultiLabelBlock(Sigmoid):
     `vocab`), or one yes/no column a label"""
 
     kept_as = dict(cols='label_cols', loss='loss_name', uncertain='uncertain_pairs')
-    ops, takes_lists = ('has', 'has_any', 'has_all'), True
+    ops, takes_lists, mirrors = ('has', 'has_any', 'has_all'), True, ('pairs',)
     # column of `cols` → its words for no and yes, where it has some other than 0 and 1 (known once bound)
     col_words: dict = {}
     # macro F1 is the headline: of many labels most are absent, and accuracy praises saying none
@@ -375,6 +376,17 @@ def question_states(self: MultiLabelBlock, op, value):
 @patch
 def probability(self: MultiLabelBlock, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/multi_label.ipynb #bd44342a
+@patch
+def mirror_columns(self: MultiLabelBlock):
+    return TaskMirror(tuple(positions_of_pairs(self) if self.mirror else range(self.n_targets)))
+
+
+@patch
+def question_key(self: MultiLabelBlock, op, value, in_mirror=False):
+    goes = self.mirror_columns().columns
+    return op if len(value) > 1 else 'has', frozenset(goes[j] if in_mirror else j for j in value)
 
 # %% ../../nbs/tasks/multi_label.ipynb #8b677fa4
 @patch(as_prop=True)

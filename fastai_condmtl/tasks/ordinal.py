@@ -22,6 +22,7 @@ class OrdinalBlock(Classes):
 
     ops = ('eq', 'ne', 'isin', 'gt', 'ge', 'lt', 'le', 'between')
     n_summary, metrics, lower_is_better = 2, ('mae', 'accuracy', 'kappa'), ('mae',)
+    mirrors = ('pairs', 'reverse')
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 import numpy as np, torch.nn.functional as F
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror
 from ..core.block import ConditionalBlock
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
@@ -162,7 +163,7 @@ class BoundedRegressionBlock(Regression):
     "A number in a known range, predicted by a sigmoid over it"
 
     kept_as = dict(y_range='given_range', loss='loss_name')  # for files: arguments, and the attributes that keep them
-    bounded = True
+    bounded, mirrors = True, ('reverse',)
 
     def __init__(
         self,
@@ -260,7 +261,7 @@ class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
 
     kept_as = dict(loss='loss_name')
-    bounded = False
+    bounded, mirrors = False, ('negate',)
 
     def __init__(
         self,
@@ -288,3 +289,22 @@ class UnboundedRegressionBlock(Regression):
 
     def describe(self):
         return f'mean {self.mean:.4g}, std {self.std:.4g}'
+
+# %% ../../nbs/tasks/regression.ipynb #dbb7a818
+@patch
+def mirror_columns(self: Regression):
+    if self.mirror == 'reverse':
+        return TaskMirror((0,), -1.0, 1.0)
+    return TaskMirror((0,), -1.0, -2 * self.lo / self.span) if self.mirror == 'negate' else TaskMirror((0,))
+
+
+_turned_round = dict(gt='lt', ge='le', lt='gt', le='ge')
+
+
+@patch
+def question_key(self: Regression, op, value, in_mirror=False):
+    bounds = [self.scale(np.float64(bound)) for bound in value]
+    if in_mirror and self.mirror:
+        mirror, op = self.mirror_columns(), _turned_round.get(op, op)
+        bounds = [mirror.offset + mirror.sign * bound for bound in bounds[::-1]]
+    return op, *(round(float(bound), 9) + 0.0 for bound in bounds)
