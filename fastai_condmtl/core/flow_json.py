@@ -190,7 +190,15 @@ def _entry(t):
         na = {} if t.na is None else dict(na=to_jsonable(t.na))
         mirror = {} if t.mirror is None else dict(mirror=t.mirror)
         return dict(
-            flow=t.name, **common, **infer, **features, **weights, **na, **mirror, **note, tasks=[_entry(x) for x in t.tasks]
+            flow=t.name,
+            **common,
+            **infer,
+            **features,
+            **weights,
+            **na,
+            **mirror,
+            **note,
+            tasks=[_entry(x) for x in t.tasks],
         )
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 

@@ -54,7 +54,6 @@ def _joined(blocks):
     "The columns of several blocks as one tuple"
     return tuple(column for _, columns in blocks for column in columns)
 
-
 # %% ../../nbs/core/geometry.ipynb #ef955daa
 class Frame:
     "From coordinates of a network, -1 to 1, to pixels of a picture"

@@ -124,7 +124,8 @@ def bind_partners(
     for i, j in enumerate(plan.partners):
         if i != j:
             check_alike(plan, bound, i, j, ('type', 'width', 'mirror', 'pairs', 'unsure', 'na'))
-            tables = [_joint(part, bound[i].cols, bound[j].cols) for part in (df, train)]
+            both = [bound[k].cols for k in sorted((i, j))]  # in one order for either, so that sums are the same
+            tables = [_joint(part, both, bound[i].cols) for part in (df, train)]
             res[i] = plan.blocks[i].bind(*tables, plan.paths[i], plan.nas[i])
     for i, j in enumerate(plan.partners):
         if i < j:
@@ -132,9 +133,9 @@ def bind_partners(
     return res
 
 
-def _joint(df, cols, others):
-    "The rows of a table twice, the second time with the columns of the partner"
-    res = pd.concat([df[cols], df[others].set_axis(cols, axis=1)], ignore_index=True)
+def _joint(df, columns, names):
+    "The rows of a table once for each of two lists of columns, which are called `names`"
+    res = pd.concat([df[cols].set_axis(names, axis=1) for cols in columns], ignore_index=True)
     return RowsOf.mark(res, df, None)
 
 
