@@ -109,6 +109,8 @@ def bind(
     table = res.with_blanks(df)
     res.setup(table, table if train is None or train is df else res.with_blanks(train))
     res.check_no_answer_is_blank()
+    if res.mirror:
+        res.mirror_columns()  # its labels must be in the vocabulary
     return res
 
 

@@ -84,10 +84,10 @@ def mirrored(
     rule: MirrorRule,
     where=True,  # Which items are mirrored, boolean `(bs,)`; True: all
 ):
-    "Packed labels of mirrored pictures; cells that do not count are 0 there"
-    mask = packed[..., 1, :].index_select(-1, _tensors(rule, packed.device)[0])
-    values = torch.where(mask > 0, mirrored_values(packed[..., 0, :], rule), 0)
-    there = torch.stack([values, mask], -2)
+    "Packed labels of mirrored pictures; what does not count changes its place alone, so that unknown stays 0"
+    there = packed.index_select(-1, _tensors(rule, packed.device)[0])
+    values = torch.where(there[..., 1, :] > 0, mirrored_values(packed[..., 0, :], rule), there[..., 0, :])
+    there = torch.stack([values, there[..., 1, :]], -2)
     return there if where is True else torch.where(where[:, None, None], there, packed)
 
 # %% ../../nbs/core/mirror_rule.ipynb #85acf49e
@@ -195,8 +195,8 @@ def _why_changed(plan, i, j):
     written = [' & '.join(str(plan.conds[g]) for g in plan.gates[k]) or 'nothing' for k in (i, j)]
     if i == j:
         return (
-            f"task '{plan.paths[i]}' is given `{written[0]}`, which a mirror changes: exchange the task with one that is "
-            "given the other side, by mirror= of the flow, or ask what a mirror leaves alone, such as .isin of both"
+            f"task '{plan.paths[i]}' is given `{written[0]}`, which a mirror changes: exchange the task with one that "
+            "is given the other side, by mirror= of the flow, or ask what a mirror leaves alone, such as .isin of both"
         )
     return (
         f"tasks '{plan.paths[i]}' and '{plan.paths[j]}' change places in a mirror, given `{written[0]}` and "

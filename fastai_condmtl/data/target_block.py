@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/target_block.ipynb #fe7b4925
 from __future__ import annotations
+import sys
 from multiprocessing.context import get_spawning_popen
 import numpy as np, pandas as pd, torch
 from fastcore.all import patch, is_indexer, mask2idxs, L
@@ -269,7 +270,7 @@ class TfmsOfVision:
         try:
             flow_tfms = provided('flow_tfms', 'vision')
         except FlowError:
-            if any(block.geometry for block in self.blocks):
+            if any(block.geometry for block in self.blocks) or self.mirrored and 'fastai.vision.augment' in sys.modules:
                 raise
             return  # plain numbers that are drawn need no transform, and without pictures there is no mirror
         yield from flow_tfms(self.blocks, self.kind, self.mirrored)

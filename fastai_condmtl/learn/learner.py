@@ -4,6 +4,7 @@
 
 # %% ../../nbs/learn/learner.ipynb #ed3eded4
 from __future__ import annotations
+import sys
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
@@ -85,10 +86,16 @@ def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs
 
 @wraps_stock(Learner)
 def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
-    "Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame"
+    """Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame.
+    What follows the picture (coordinates, `mirror=`) is moved back from each view"""
     check_views(self, ds_idx, dl, *args, **kwargs)
+    dl, flow = as_loader(self, dl), getattr(self.dls, 'flow', None)
     with every_row(self):
-        return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
+        if 'fastai.vision.augment' in sys.modules and getattr(flow, 'follows', None) is not None:
+            own = self.dls[ds_idx].new(shuffled=False, drop_last=False) if dl is None else dl
+            if provided('shows_pictures', 'vision')(own):
+                return provided('tta_of_views', 'vision')(self, own, *args, **kwargs)
+        return stock(self, ds_idx, dl, *args, **kwargs)
 
 # %% ../../nbs/learn/learner.ipynb #7eb52e7f
 @wraps_stock(Learner)

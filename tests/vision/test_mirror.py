@@ -3,6 +3,7 @@ fastai's transforms have turned"""
 
 import json, pickle, warnings
 import numpy as np, pandas as pd, pytest, torch
+from fastai.learner import Learner
 from fastai.vision.all import (
     DataBlock,
     Dihedral,
@@ -14,6 +15,7 @@ from fastai.vision.all import (
     RandomResizedCrop,
     Resize,
     aug_transforms,
+    nn,
     set_seed,
 )
 from hypothesis import given, strategies as st
@@ -371,3 +373,188 @@ def test_tables_without_pictures_have_no_mirror():
     )
     dls = block.dataloaders(df, bs=4, num_workers=0)
     assert dls.train.one_batch()[1].shape == (4, 2, 1)
+
+
+# ---- warnings before the training
+def told(f, df, *tfms):
+    from fastai_condmtl.learn.sides import told_sides
+
+    return ' '.join(told_sides(f.bind(df), list(tfms)))
+
+
+def test_what_is_said_is_not_asked():
+    df = pd.DataFrame(
+        dict(side=['left', 'right', 'top left', 'top right'], left_eye=[0, 1, 1, 0], right_eye=[1, 0, 1, 0])
+    )
+    eyes = BinaryBlock('left_eye'), BinaryBlock('right_eye')
+    side = lambda **kw: SingleLabelBlock('side', **kw)
+    all_sides = {'left': 'right', 'top left': 'top right'}
+    silent = told(Flow('f', side(mirror=all_sides), *eyes, mirror=[('left_eye', 'right_eye')]), df, Flip())
+    assert silent == ''
+    assert told(Flow('f', side(mirror=False), *eyes, mirror=False), df, Flip(), Dihedral()) == ''
+    text = told(Flow('f', side(), *eyes), df, Flip())
+    assert "mirror={'left': 'right', 'top left': 'top right'}" in text and "'left_eye'" in text
+    text = told(Flow('f', side(mirror={'left': 'right'}), *eyes, mirror=[('left_eye', 'right_eye')]), df, Flip())
+    assert "'top left'" in text and "'left'," not in text and 'left_eye' not in text
+    assert "mirror=[('left_eye', 'right_eye')]" in told(Flow('f', *eyes), df, Flip())
+    assert told(Flow('f', Flow('g', eyes[0], mirror=False), eyes[1]), df, Flip()).count('_eye') == 2 - 1
+    points = KeypointsBlock('p', cols=['a', 'b', 'c', 'd'], points=['left', 'right'], mirror=False)
+    where = pd.DataFrame(dict.fromkeys('abcd', [1.0, 9.0]))
+    assert told(Flow('f', points), where, Flip()) == ''
+
+
+@pytest.mark.parametrize('tfm', [Dihedral(), DihedralItem(), *aug_transforms(flip_vert=True)[:1]])
+def test_upside_down_beside_a_mirror_is_told(tfm):
+    df = pd.DataFrame(dict(side=['left', 'right']))
+    f = Flow('f', SingleLabelBlock('side', mirror={'left': 'right'}))
+    assert "upside down as well, and mirror= of 'side'" in told(f, df, tfm) and told(f, df, Flip()) == ''
+
+
+# ---- views
+class Sees(nn.Module):
+    "Answers by what it sees: which half is red, and where the middle of the red is; logits set by hand"
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow, self.c, self.scale = flow, flow.c, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        red = x[:, 0].float().clamp(min=0)
+        red = red / red.sum((1, 2), keepdim=True)
+        at = torch.linspace(-1 + 1 / W, 1 - 1 / W, W, device=x.device)
+        cx, cy = (red.sum(1) * at).sum(1), (red.sum(2) * at).sum(1)
+        res = torch.zeros(len(x), self.c, device=x.device)
+        s = lambda name: self.flow.slices[name].logits
+        res[:, s('side')] = torch.stack([-4 * cx, 4 * cx], 1)
+        res[:, s('x')] = torch.logit((cx[:, None] + 1) / 2)
+        res[:, s('yaw')] = (cx[:, None] * 20 - self.flow.tasks['yaw'].lo) / self.flow.tasks['yaw'].span
+        res[:, s('place')] = torch.stack([cx, cy, cx + 0.1, cy], 1)
+        res[:, s('l_lit')], res[:, s('r_lit')] = -5 * cx[:, None], 5 * cx[:, None]
+        res[:, s('marks')] = torch.stack([-3 * cx, 3 * cx, cy], 1)
+        return res * self.scale
+
+
+@pytest.mark.parametrize('n_inp_labels', [True, False])
+@pytest.mark.parametrize(
+    'tfms',
+    [
+        [Flip(p=1.0)],
+        [Dihedral(p=1.0, draw=1)],
+        aug_transforms(max_lighting=0.0, max_rotate=0.0, max_zoom=1.0, max_warp=0.0, p_affine=0.0),
+    ],
+)
+def test_tta_moves_views_back(tmp_path, tfms, n_inp_labels):
+    "A network that sees exactly what it says gives the same for all views, once they are moved back"
+    rng, rows = np.random.default_rng(0), []
+    for i in range(12):
+        a = np.zeros((W, W, 3), dtype=np.uint8)
+        x, y = rng.integers(2, W - 8, 2)
+        a[y : y + 6, x : x + 6, 0] = 255
+        Image.fromarray(a).save(tmp_path / f'{i}.png')
+        rows.append(
+            [
+                f'{i}.png',
+                'left' if x < W / 2 else 'right',
+                float(x),
+                float(x),
+                x + 3,
+                y + 3,
+                x + 4,
+                y + 3,
+                0,
+                1,
+                'left,top',
+            ]
+        )
+    cols = 'img side x yaw px py qx qy l_lit r_lit marks'.split()
+    df = pd.DataFrame(rows, columns=cols)
+    df.loc[0, 'marks'] = 'left,right,top'
+    df.loc[0, 'side'], df.loc[1, 'side'] = 'left', 'right'
+    f = Flow(
+        'f',
+        SingleLabelBlock('side', vocab=['left', 'right'], mirror={'left': 'right'}),
+        BoundedRegressionBlock('x', y_range=(0, W), mirror='reverse'),
+        UnboundedRegressionBlock('yaw', mirror='negate'),
+        KeypointsBlock('place', cols=['px', 'py', 'qx', 'qy'], points=['p', 'q']),
+        BinaryBlock('l_lit'),
+        BinaryBlock('r_lit'),
+        MultiLabelBlock('marks', vocab=['left', 'right', 'top'], mirror={'left': 'right'}),
+        mirror=[('l_lit', 'r_lit')],
+    )
+    block = DataBlock(
+        blocks=(ImageBlock, f), get_x=lambda r: tmp_path / r.img, splitter=IndexSplitter(range(6)), batch_tfms=tfms
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        dls = block.dataloaders(df, bs=4, num_workers=0)
+        learn = Learner(dls, Sees(dls.flow))
+        with learn.no_bar(), learn.no_logging():
+            dl = None if n_inp_labels else dls.test_dl(df.iloc[:6])
+            plain, labels = learn.get_preds(dl=dl)
+            preds, targs = learn.tta(dl=dl, n=3)
+            biggest, _ = learn.tta(dl=dl, n=2, use_max=True)
+            both = learn.tta(dl=dl, n=2, beta=None)[0]
+    s = dls.flow.slices['place'].acts
+    q = [s.start + 2]  # its place beside p is the network's own idea, which no mirror turns
+    others = [c for c in range(dls.c) if c not in q]
+    torch.testing.assert_close(preds[:, others], plain[:, others], atol=2e-3, rtol=0)
+    torch.testing.assert_close(biggest[:, others], plain[:, others], atol=2e-3, rtol=0)
+    torch.testing.assert_close(both[0][:, others], plain[:, others], atol=2e-3, rtol=0)
+    if n_inp_labels:
+        assert torch.equal(torch.Tensor(targs), torch.Tensor(labels))
+    else:
+        assert targs is None
+
+
+class Looks(nn.Module):
+    "Says where the middle of the red is"
+
+    def __init__(self, flow):
+        super().__init__()
+        self.slices, self.scale = flow.slices, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        red = x[:, 0].float().clamp(min=0)
+        red, size = red / red.sum((1, 2), keepdim=True), x.shape[-1]
+        at = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, device=x.device)
+        place = torch.stack([(red.sum(1) * at).sum(1), (red.sum(2) * at).sum(1)], 1)
+        res = torch.zeros(len(x), 6, device=x.device)
+        res[:, self.slices['p'].logits] = place
+        res[:, self.slices['b'].logits] = torch.cat([place - 0.1, place + 0.1], 1)
+        return res * self.scale
+
+
+@pytest.mark.parametrize(
+    'tfms',
+    [
+        dict(batch_tfms=[Dihedral()]),
+        dict(batch_tfms=aug_transforms(max_lighting=0.0, max_rotate=30.0, max_zoom=1.3, max_warp=0.2, p_affine=1.0)),
+        dict(item_tfms=[Resize(2 * W), DihedralItem()]),
+        dict(item_tfms=RandomResizedCrop(2 * W, min_scale=0.8, ratio=(1.0, 1.0))),
+    ],
+)
+def test_points_come_back_from_turns_zooms_and_crops(tmp_path, tfms):
+    rng, rows, size = np.random.default_rng(1), [], 2 * W
+    for i in range(8):
+        a = np.zeros((size, size, 3), dtype=np.uint8)
+        x, y = rng.integers(26, 36, 2)
+        a[y : y + 4, x : x + 4, 0] = 255
+        Image.fromarray(a).save(tmp_path / f'{i}.png')
+        rows.append([f'{i}.png', x + 2, y + 2, x - 1, y - 1, 3, 3])
+    df = pd.DataFrame(rows, columns='img px py bx by w h'.split())
+    f = Flow('f', KeypointsBlock('p', cols=['px', 'py']), BoxBlock('b', cols=['bx', 'by', 'w', 'h']))
+    block = DataBlock(
+        blocks=(ImageBlock, f), get_x=lambda r: tmp_path / r.img, splitter=IndexSplitter(range(8)), **tfms
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        dls = block.dataloaders(pd.concat([df, df], ignore_index=True), bs=4, num_workers=0)
+        learn = Learner(dls, Looks(dls.flow))
+        set_seed(3)
+        with learn.no_bar(), learn.no_logging():
+            wanted = learn.get_preds()[0]
+            preds = learn.tta(n=4, beta=0.0)[0]
+    at = dls.flow.slices['p'].acts
+    torch.testing.assert_close(preds[:, at], wanted[:, at], atol=0.04, rtol=0)
+    box = preds[:, dls.flow.slices['b'].acts]
+    assert (box[:, 2:] > box[:, :2]).all() and ((box[:, :2] + box[:, 2:]) / 2 - preds[:, at]).abs().max() < 0.05
