@@ -19,6 +19,7 @@ from ..data.sampling import labels_of_rows
 from .metrics import check_metrics, wanted_metrics
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, TaskRows, collect, progress
+from ..tasks.resample import drawn_rows
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
@@ -50,6 +51,8 @@ def evaluate(
     n_boot: int = 0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
     # A row for each group of rows instead: a column of their table (`'source'`), or an array with a label a row
     by=None,
+    # Column that says which rows belong together, and are drawn and dealt as a whole; by default that of the loaders
+    group_col=None,
 ) -> pd.DataFrame:
     """A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res,
     cascade_samples, missed, spurious`; with `by` a column of that name after the metric's"""
@@ -58,11 +61,12 @@ def evaluate(
     dl = as_loader(self, dl, labels=True)
     by, groups = groups_by(self.dls[ds_idx] if dl is None else dl, by)
     learn_shapes(self)
-    acc = judged(self, dl, ds_idx)
+    acc = judged(self, dl, ds_idx, group_col)
+    alone = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
     records = []
     for i, (path, block) in progress(self if n_boot else None, enumerate(flow.tasks.items()), 'bootstrap'):
-        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i])
+        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], alone)
         for metric in wanted_metrics(block, metrics):
             for group, positions in groups:
                 scores = _scores(block, metric, flow.constants[path], rows.take(positions), n_boot)
@@ -86,10 +90,12 @@ class _JudgedRows:
     task: TaskRows  # Predictions, labels, gt mask and thresholds
     reached: np.ndarray  # `(N,)`, True where the decisions reach the task
     false: np.ndarray  # `(N,)`, True where its condition is false by the labels
+    groups: np.ndarray | None  # `(N,)`, number of the group of each row; None: rows stand alone
 
     def take(self, positions):
         "Some of the rows"
-        return _JudgedRows(_take(self.task, positions), self.reached[positions], self.false[positions])
+        groups = None if self.groups is None else self.groups[positions]
+        return _JudgedRows(_take(self.task, positions), self.reached[positions], self.false[positions], groups)
 
 
 def _take(task, positions):
@@ -111,7 +117,10 @@ def _scores(block, metric, constant, rows, n_boot):
         _share(counts & ~reached, counts),
         _share(reached & rows.false, reached),
     )
-    return (*res, *interval(block, metric, _take(task, counts), n_boot)) if n_boot else res
+    if not n_boot:
+        return res
+    groups = None if rows.groups is None else rows.groups[counts]
+    return (*res, *interval(block, metric, _take(task, counts), n_boot, groups=groups))
 
 
 def _share(part, of):
@@ -126,19 +135,19 @@ def interval(
     n_boot: int,  # How often rows are drawn
     level=0.95,  # Share of the draws inside
     seed=0,
+    groups=None,  # Number of each row's group `(n,)`, which is drawn as a whole; None: rows stand alone
 ):  # `(low, high)`, NaN without rows
-    "Bootstrap interval of a score: rows drawn with replacement"
-    rng, n_rows = np.random.default_rng(seed), len(task.values)
-    draws = (rng.integers(0, n_rows, n_rows) for _ in range(n_boot if n_rows else 0))
+    "Bootstrap interval of a score: rows, or groups of them, drawn with replacement"
+    draws = drawn_rows(len(task.values), n_boot, seed, groups)
     scores = np.array([block.score(metric, *_take(task, draw)) for draw in draws], dtype=float)
     if not np.isfinite(scores).any():
         return np.nan, np.nan
     return tuple(np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../../nbs/evaluate/evaluation.ipynb #c38b0deb
-def judged(learn, dl=None, ds_idx=1):
+def judged(learn, dl=None, ds_idx=1, group_col=None):
     "`collect`, with thresholds to judge by"
-    return judge(loss_of(learn), collect(learn, dl, ds_idx))
+    return judge(loss_of(learn), collect(learn, dl, ds_idx, group_col=group_col))
 
 
 def judge(
