@@ -107,7 +107,7 @@ def no_yes(
 ) -> tuple | None:
     """The words for no and yes among `values`, as they are written there; None where it is not clear. Of one word
     the other is written alike"""
-    if set(values) == {-1, 1}:
+    if len(values) == 2 and all(isinstance(v, (int, float, np.number)) for v in values) and set(values) == {-1, 1}:
         return -1, 1
     if not 0 < len(values) <= 2 or not all(isinstance(v, str) for v in values):
         return None
@@ -256,7 +256,7 @@ def distinct(block, df, col, lists=False):
             ) from None
         cell = df[col].iloc[i]
         raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}") from None
-    if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
+    if (j := next((j for j, v in enumerate(uniq) if _holds_several(v)), None)) is not None:
         raise block.bad(
             df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
         )  # tensors can be hashed, and views of bytes
@@ -280,6 +280,12 @@ def _hashable(v, lists):
     except Exception:
         return False
     return True
+
+
+def _holds_several(v):
+    "True for arrays, tensors and views of bytes: they may have a hash, and equal nothing in one way"
+    ndim = getattr(v, 'ndim', 0)
+    return isinstance(v, memoryview) or isinstance(ndim, int) and ndim > 0
 
 # %% ../../nbs/core/columns.ipynb #b1d1f6c3
 def fix_of_no_label(
