@@ -28,7 +28,8 @@ class ConditionalBlock(BlockHooks):
     - Network: `family`, `loss` *, `activate` *, `decide` * (`NetworkHooks`); `params`, `thresholds` (`ParamHooks`)
     - Questions: `ops`, `parse_question`, `answer` *, `implied_labels` (`QuestionHooks`); `state_probs`
       (`ProbabilityHooks`)
-    - Scores: `summarise` *, `score` *, `fit_baseline`, `baseline` (`ScoreHooks`); of pictures `PictureHooks`"""
+    - Scores: `summarise` *, `score` *, `fit_baseline`, `baseline` (`ScoreHooks`); of one label `score_label`
+      (`LabelScoreHooks`); of pictures `PictureHooks`"""
 
     def __init__(
         self,

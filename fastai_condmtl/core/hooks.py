@@ -12,7 +12,7 @@ from .question_values import check_op
 
 # %% auto #0
 __all__ = ['BlockFields', 'LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks',
-           'ProbabilityHooks', 'ScoreHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
+           'ProbabilityHooks', 'ScoreHooks', 'LabelScoreHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
 
 # %% ../../nbs/core/hooks.ipynb #edcd20c5
 class BlockFields(Comparable):
@@ -57,6 +57,7 @@ class LabelHooks(BlockFields):
     labels: Any = None  # names of the target columns, where each is an answer of its own (known once bound)
     blank = 0.0  # what `to_cell` gets for a column that is not known
     takes_lists = False  # True if one cell can hold several values
+    label_delim: str | None = None  # what stands between the labels of such a cell
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
     weighs_rows = False  # True if labels give their row its weight in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
@@ -284,6 +285,51 @@ class ScoreHooks(BlockFields):
         "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"
         return None
 
+# %% ../../nbs/core/hooks.ipynb #f940c2df
+class LabelScoreHooks(BlockFields):
+    "How good predictions are of one label, class or point alone: label `j` is the one at place `j` of `label_names`"
+
+    labels: Any  # declared by other families
+    threshold: Any
+    metrics: Any
+    columns_of: Any
+    label_scores: Any
+    baseline: Any
+
+    @property
+    def label_names(self):
+        "Names of the labels, classes or points that are also scored one by one; by default `labels`"
+        return list(self.labels or ())
+
+    @property
+    def label_metrics(self):
+        "Names of the scores that one of `label_names` has, the headline first"
+        return self.metrics if self.label_names else ()
+
+    def says_label(self, j, vals):
+        "Where values `(N, W)` on the loss scale contain label `j`, `(N,)`; None: labels are no answers"
+        return None
+
+    def label_rows(self, j, true, mask):
+        "Where label `j` is known, and where it is also true, each `(N,)`; the same where labels are no answers"
+        known = mask[:, self.columns_of(self.label_names[j])].any(1)
+        return known, known
+
+    def score_label(self, name, j, summary, true, mask, threshold=None, acts=None):
+        """Metric `name` of label `j`, from all rows of the task; kinds with several logits a column also get `acts`
+        `(N, W*n_out)`. By default `label_scores` of the label's own columns"""
+        columns = self.columns_of(self.label_names[j])
+        own = self.threshold if threshold is None else threshold
+        if np.ndim(own) == 1 and len(own) > 1:
+            own = own[columns[0]]
+        own = own[:, columns] if np.ndim(own) == 2 else own
+        return float(self.label_scores(name, summary[:, columns], true[:, columns], mask[:, columns], own)[0])
+
+    def label_baseline(self, name, j, constant, true, mask):
+        "What the trivial predictor scores on label `j`; NaN where there is none"
+        trivial = self.baseline(name, constant, true)
+        return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
+
 # %% ../../nbs/core/hooks.ipynb #8cf5c204
 class PictureHooks(BlockFields):
     "What follows the transforms of a picture, and what is drawn on it"
@@ -317,6 +363,7 @@ class BlockHooks(
     QuestionHooks,
     ProbabilityHooks,
     ScoreHooks,
+    LabelScoreHooks,
     PictureHooks,
 ):
     "All families of hooks, in their order"

@@ -35,9 +35,9 @@ def is_picture_file(cell):
     return type(cell).__name__ in ('PosixPath', 'WindowsPath')
 
 # %% ../../nbs/core/mask_labels.ipynb #44173bfa
-def is_mask_block(block):
+def is_mask_block(transform_block):
     "True for fastai's `MaskBlock`, called or not"
-    if getattr(block, '__name__', '') == 'MaskBlock':
+    if getattr(transform_block, '__name__', '') == 'MaskBlock':
         return True
-    item_tfms = () if isinstance(block, type) else getattr(block, 'item_tfms', None) or ()
+    item_tfms = () if isinstance(transform_block, type) else getattr(transform_block, 'item_tfms', None) or ()
     return any(type(tfm).__name__ == 'AddMaskCodes' for tfm in item_tfms)
