@@ -108,6 +108,14 @@ class ConditionalBlock(Comparable):
     whole_space: Any = False  # trained on rows beyond its condition too: True, `detach` or `both`
     uncertain: dict | None = None  # values of the table that are neither yes nor no → probability, or None: left out
     soft = False  # True if labels are shares of yes
+    # classes that nest
+    holds_sub_classes = False  # True if other tasks can be `within` it
+    within: str | None = None  # name of the task whose classes the task's own stand in
+    within_cols: tuple | None = None  # the columns which that task reads, where it was told
+    class_of: dict | None = None  # sub-class → its class, where it was told
+    parents: list | None = None  # of each sub-class the position of its class (known once bound)
+    lineage: list | None = None  # of each sub-class the positions of the classes above it and its own, outermost first
+    decode = 'path'  # `joint`: the most likely sub-class decides the classes above it
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
     default_params: dict = {}  # of `params`, where another task of the family has them

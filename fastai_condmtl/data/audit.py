@@ -12,6 +12,7 @@ from ..core.block import names_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow
+from ..core.nesting import with_implied
 from ..core.plan import infer
 from ..core.plot import draw_flow, short_names
 from ..core.target import as_table, check_cols, check_weights, row_weights
@@ -96,7 +97,8 @@ def read_flow_labels(flow, df):
     filled = values
     if flow.flow.infer_labels:
         filled, known, clashes = infer(plan, values, given)
-    states = plan.states(lambda i: filled[i], lambda i: known[i])
+    implied = with_implied(plan, lambda i: (filled[i], known[i])) if plan.nests else None
+    states = plan.states(lambda i: filled[i], lambda i: known[i], filled=implied)
     if flow.flow.infer_labels == 'train':
         values, given = filled, known
     return FlowLabels(values, given, clashes, states)

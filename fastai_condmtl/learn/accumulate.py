@@ -60,14 +60,8 @@ class Accumulator:
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
-        layout = loss.layout
-        values, mask = layout.targets_of(as_plain(y))
-        logits = layout.logits_of(loss.decisions.tempered(pred))
-        summaries = [
-            block.summarise(block.activate(x), labels).reshape(len(pred), -1)
-            for block, x, labels in zip(layout.blocks, logits, layout.columns_of(values))
-        ]
-        return torch.cat([*summaries, values, mask], 1)
+        values, mask = loss.layout.targets_of(as_plain(y))
+        return torch.cat([*loss.decisions.summaries(pred, values), values, mask], 1)
 
 # %% ../../nbs/learn/accumulate.ipynb #a9eb93bb
 class TaskRows(NamedTuple):
