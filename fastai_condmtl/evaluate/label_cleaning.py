@@ -43,11 +43,15 @@ def fill_labels(
     acts, values = _with_labels(flow, acts, loss.decide(acts), labels)
     reached, p_reached = flow.reached(values), torch.from_numpy(flow.diagrams(acts, values)).float()
     fill, records, gaps = torch.zeros_like(values, dtype=torch.bool), [], gaps_of(flow, df)
+    whole = flow.joint_acts(acts)
     for i, (path, own) in enumerate(flow.slices.items()):
         block = flow.tasks[path]
         if path not in paths or block.self_supervised:  # labels that are made are no part of a table
             continue
-        blank, confidence = _blank_cells(block, df, gaps), _confidence(block, acts[:, own.acts], values[:, own.targets])
+        blank, confidence = (
+            _blank_cells(block, df, gaps),
+            _confidence(block, whole[:, own.acts], values[:, own.targets]),
+        )
         sure = confidence * p_reached[:, i : i + 1] >= min_confidence
         cells = blank & reached[:, i : i + 1] & sure
         fill[:, own.targets] = cells.expand(-1, block.n_targets)

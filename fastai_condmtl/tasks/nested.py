@@ -14,7 +14,7 @@ __all__ = ['HIERARCHICAL', 'read_within', 'check_class_of', 'check_decode', 'che
 
 # %% ../../nbs/tasks/nested.ipynb #68e4ffba
 def read_within(block, within):
-    "The class task's name, the columns that it reads (None: not known), and sub-class → class (None: read off the table)"
+    "The class task's name, the columns it reads (None: not known), and sub-class → class (None: read off the table)"
     if within is None:
         return None, None, None
     over, class_of = within if isinstance(within, (tuple, list)) and len(within) == 2 else (within, None)
