@@ -12,7 +12,7 @@ from ..core.block import names_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow
-from ..core.nesting import with_implied
+from ..core.nesting import differs, with_implied
 from ..core.plan import infer
 from ..core.plot import draw_flow, short_names
 from ..core.target import as_table, check_cols, check_weights, row_weights
@@ -113,7 +113,10 @@ def read_task(flow, labels, i, df, few):
     mask = known & true[:, None]
     if weight_col is not None:
         mask &= row_weights(block, df, weight_col, mask.any(1))[:, None] > 0  # as in `encode`
-    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few)
+    otherwise = None
+    if i in flow.plan.nests:
+        otherwise = differs(flow.plan, i, lambda k: (labels.values[k], labels.known[k]))
+    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few, otherwise)
 
 
 def count_rows(task):

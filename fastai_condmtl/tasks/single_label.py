@@ -124,7 +124,7 @@ def setup(self: SingleLabelBlock, df, train):
 
 @patch
 def describe(self: SingleLabelBlock):
-    within = '' if self.within is None else f' within {len(set(self.parents))}'
+    within = '' if self.parents is None else f' within {len(set(self.parents))}'
     return f'{len(self.vocab)} classes{within}' + (self.learnt_weights and f', {self.learnt_weights}')
 
 # %% ../../nbs/tasks/single_label.ipynb #ce474c7d
