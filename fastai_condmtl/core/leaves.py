@@ -16,8 +16,11 @@ __all__ = ['Leaves']
 class Leaves:
     """The sub-tasks of a flow and the chains above them
 
-    `chains`: sub-task → its chain, positions of tasks, outermost first, itself last; `joint`: the tasks that decide
-    those above; `told`: all tasks whose decisions are made here, in the order of the plan"""
+    - `chains`: sub-task → its chain, positions of tasks, outermost first, itself last
+    - `leading`: sub-task → of each task of its chain which classes lead to one of its own; None: all do
+    - `joint`: the sub-tasks that decide those above, and `below` of the tasks on these ways: the sub-classes of each
+      class above, padded
+    - `told`: all tasks whose decisions are made here, in the order of the plan"""
 
     def __init__(self, flow: BoundFlow):
         plan = flow.plan
@@ -29,7 +32,9 @@ class Leaves:
             if i in self.nests:
                 over = self.nests[i]
                 self.chains[i] = [*self.chains.get(over, [over]), i]
+        self.leading = {i: self._leading(chain) for i, chain in self.chains.items()}
         self._find_joint()
+        self.below = {task: self._padded_rows(task) for i in self.joint for task in self.chains[i][1:]}
         self.told = [i for i in plan.order if i in self.chains or i in self.led]
 
     def _find_joint(self):
@@ -43,6 +48,15 @@ class Leaves:
                 if task in self.led:
                     raise self._led_twice(task, i)
                 self.led[task] = i
+
+    def _padded_rows(self, task):
+        "The sub-classes of each class above a task, padded by the number of sub-classes"
+        block, n_classes = self.blocks[task], self.blocks[self.nests[task]].n_out
+        rows = [[] for _ in range(n_classes)]
+        for k, parent in enumerate(block.parents):
+            rows[parent].append(k)
+        width = max(1, *map(len, rows))
+        return [[*row, *[block.n_out] * (width - len(row))] for row in rows]
 
     def _led_twice(self, task, i):
         paths = self.flow.paths
@@ -108,20 +122,18 @@ def _scores(self: Leaves, acts) -> dict:
         for task in reversed(chain[1:]):
             over = self.nests[task]
             scores[task] = whole[task]
-            best = self._best_below(task, whole[task], self.blocks[over].n_out)
+            best = self._best_below(task, whole[task])
             whole[over] = torch.where(best.isneginf(), whole[over], best)
         scores[chain[0]] = whole[chain[0]]
     return scores
 
 
 @patch
-def _best_below(self: Leaves, task, scores, n_classes):
+def _best_below(self: Leaves, task, scores):
     "The best score of the sub-classes of each class `(n, n_classes)`, minus infinity where there is none"
-    rows = [[k for k, parent in enumerate(self.blocks[task].parents) if parent == c] for c in range(n_classes)]
-    width, n = max(1, *map(len, rows)), scores.shape[1]
-    gathered = torch.tensor([[*row, *[n] * (width - len(row))] for row in rows], device=scores.device)
+    rows = torch.tensor(self.below[task], device=scores.device)
     padded = torch.nn.functional.pad(scores, (0, 1), value=float('-inf'))
-    return padded.index_select(1, gathered.flatten()).unflatten(1, (n_classes, width)).amax(2)
+    return padded.index_select(1, rows.flatten()).unflatten(1, rows.shape).amax(2)
 
 # %% ../../nbs/core/leaves.ipynb #b8cff1b0
 @patch
@@ -163,7 +175,7 @@ def decisions(self: Leaves, acts) -> dict:
         chain = self.chains.get(i, [i])
         classes, reached = self._descend(chain, scores)
         path = torch.stack([torch.where(there, k, -1) for k, there in zip(classes, reached)], 1)
-        leading = self._leading(chain)
+        leading = self.leading.get(i)
         decided = classes[-1]
         if leading is not None:
             decided = torch.where(reached[-1], decided, self._descend(chain, scores, leading)[0][-1])

@@ -29,7 +29,7 @@ def nests_of(
 
 def check_class_task(path, block, over_path, over):
     "Raise where a task cannot be within another"
-    if not over.holds_sub_classes:
+    if not over.holds_sub_classes or over.self_supervised:
         raise FlowError(
             f"task '{path}' is within '{over_path}', a {type(over).__name__}, which has no classes to stand in: make "
             f"it a SingleLabelBlock, or write given= instead of within="

@@ -169,7 +169,7 @@ def _can_be_implied(task):
 
 def find_idle(task):
     "A condition that excludes nothing"
-    if task.conds is not None and task.true.all():
+    if task.conds is not None and task.block.within is None and task.true.all():
         text = f"the condition `{task.conds}` is true on every row: it does nothing"
         return task.finding('idle', text, serious=False)
 

@@ -11,6 +11,7 @@ from fastcore.basics import patch
 
 from ..core.arguments import check_share
 from ..core.errors import FlowError, near
+from ..core.nesting import with_implied
 from ..core.prediction import FlowPrediction
 from ..core.not_asked import Blanks, where_blank
 from ..core.prediction_tree import tell
@@ -64,18 +65,18 @@ def fill_labels(
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #107307ea
 def _with_labels(flow, acts, values, labels):
-    "Activations and decided values where labels that count are certain"
-    acts, values = acts.clone(), values.clone()
-    for path, own in flow.slices.items():
-        block = flow.tasks[path]
+    "Activations and decided values where labels that count, and classes that follow from sub-classes, are certain"
+    acts, values, slices = acts.clone(), values.clone(), list(flow.slices.values())
+    told = with_implied(flow.plan, lambda i: (labels[:, 0, slices[i].targets], labels[:, 1, slices[i].targets] > 0))
+    for i, (own, block) in enumerate(zip(slices, flow.plan.blocks)):
         if block.self_supervised:
             continue
-        targets = labels[:, 0, own.targets]
-        counts = (labels[:, 1, own.targets] > 0) & block.certain(targets)
+        targets, counts = told(i)
+        counts = counts & block.certain(targets)
         certain = block.certain_acts(targets.to(acts.dtype))
         acts[:, own.acts] = torch.where(counts.repeat_interleave(block.n_out, 1), certain, acts[:, own.acts])
         values[:, own.targets] = torch.where(counts, targets, values[:, own.targets])
-    return acts, values
+    return acts, values if flow.leaves is None else flow.leaves.decide(acts, values)
 
 
 def gaps_of(flow, df) -> dict:

@@ -58,6 +58,7 @@ class Decisions(PatchedModule):
     ):
         super().__init__()
         self.flow, self.layout = layout.flow, layout
+        _ = self.flow.leaves  # made now: a graph that is traced later makes none
         tasks = self.flow.tasks.items()
         self.thresholds = {path: b.thresholds() for path, b in tasks if b.thresholded}  # one value, or one a label
         self.tuned = {}  # path -> how its thresholds were found: see `ThresholdSearch`

@@ -133,7 +133,7 @@ def family(self: SingleLabelBlock):
     numbers = (self.n_out, self.label_smoothing, self.class_weights, self.gamma if self.loss_name == 'focal' else None)
     if self.parents is None:
         return ('softmax', *numbers)
-    return ('nested', *numbers, tuple(self.parents), len(self.lineage[0]) if self.lineage else 0)
+    return ('nested', *numbers, tuple(self.parents), tuple(map(tuple, self.lineage or ())))
 
 
 @patch

@@ -447,3 +447,53 @@ def test_change_flow_keeps_what_nests():
     for name in DEPTH:
         own, now = before.slices[name].logits, learn.dls.flow.slices[name].logits
         torch.testing.assert_close(after[:, now], logits[:, own], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('decode', ['path', 'joint'])
+def test_blanks_are_filled_in_step_with_the_labels_beside_them(decode):
+    levels = [dict(a=None, b=None, c=None), dict(a1='a', a2='a', b1='b', b2='b'), dict(x='a1', y='a1', z='b2', w='b2')]
+    df = rows_of(levels, 150, 1, blank=0.4)
+    df, learn = learner(df, flow_of_levels(levels, decode=decode))
+    table = learn.fill_labels(df, min_confidence=0)[0]
+    for before, row in zip(df.to_dict('records'), table.to_dict('records')):
+        path = [row[name] for name in DEPTH if isinstance(row[name], str)]
+        assert path == chain_of(levels, path[-1])
+        assert path[-1] not in {of for level in levels[1:] for of in level.values()}
+        assert all(row[name] == before[name] for name in DEPTH if isinstance(before[name], str))
+
+
+def inputs_of(row):
+    return torch.tensor([row.u, row.v], dtype=torch.float32)
+
+
+def test_mixed_rows_keep_both_labels():
+    from fastai.callback.mixup import MixUp
+    from fastai.data.block import DataBlock, TransformBlock
+    from fastai.learner import Learner
+
+    levels = [dict(a=None, b=None), dict(a1='a', a2='a', b1='b')]
+    df = rows_of(levels, 80, 0).assign(u=np.linspace(-1, 1, 80), v=0.5)
+    blocks = DataBlock(blocks=(TransformBlock, flow_of_levels(levels)), get_x=inputs_of)
+    dls = blocks.dataloaders(df, bs=16)
+    learn = Learner(dls, torch.nn.Linear(2, dls.c), loss_func=dls.loss_func, cbs=MixUp())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    xb, yb = dls.one_batch()
+    perm, lam = torch.randperm(len(xb)), torch.rand(len(xb))
+    none = ConditionalLoss(dls.flow, reduction='none')
+    mixed = (none(learn.model(xb), yb) * lam + none(learn.model(xb), yb[perm]) * (1 - lam)).mean()
+    mixed.backward()
+    assert mixed.isfinite() and all(p.grad.isfinite().all() for p in learn.model.parameters())
+
+
+def test_branches_run_where_a_joint_decision_needs_them():
+    from fastai_condmtl.learn.heads import NeededRows
+
+    levels = [dict(a=None, b=None), dict(a1='a', a2='a')]
+    for decode, rows in (('path', [0]), ('joint', [0, 1])):
+        bound = flow_of_levels(levels, decode=decode).bind(rows_of(levels, 20, 0, blank=0))
+        top, mid = bound.paths.index('top'), bound.paths.index('mid')
+        logits = torch.full((2, bound.c), float('nan'))
+        logits[:, bound.slices['top'].logits] = torch.tensor([[3.0, -3], [-3, 3]])
+        needed = NeededRows(2, loss=ConditionalLoss(bound)).reachable(bound, [mid], [top], logits)
+        assert needed.nonzero()[:, 0].tolist() == rows
