@@ -10,6 +10,8 @@ and vectors are scored on the rows whose gold label is sexist, as in the shared 
 vector belongs to another category than the one that was decided."""
 
 import argparse
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from torch import nn
 
 from fastai_condmtl.all import ConditionalLoss, Flow, SingleLabelBlock
 
-EPOCHS = (10, 20, 40, 80)
+EPOCHS = (5, 10, 20, 40)
 WEIGHTS = (None, 'balanced')
 TASKS = ('label_sexist', 'label_category', 'label_vector')
 
@@ -64,10 +66,11 @@ def flat(weights):
     return Flow('edos', sexist, *rest)
 
 
-FLOWS = dict(flat=flat, within=nested, within_joint=lambda weights: nested(weights, 'joint'))
+# name → how a network is trained, and the flows that decide with it
+FLOWS = dict(flat=(flat, dict(flat=flat)), within=(nested, dict(within=nested, joint=partial(nested, decode='joint'))))
 
 
-def train(flow, x, y, seed, bs=256, lr=1e-3):
+def train(flow, x, y, seed, bs=512, lr=2e-3):
     "Yield the number of epochs and the network after each of `EPOCHS`"
     torch.manual_seed(seed)
     model, loss = nn.Sequential(nn.Dropout(0.3), nn.Linear(x.shape[1], flow.c)), ConditionalLoss(flow)
@@ -103,18 +106,19 @@ def judge(flow, decided, y, parents):
     return res
 
 
-def runs(df, x, make, seeds, parents):
-    "A row a choice and seed with its dev and test scores"
+def runs(df, x, make, deciders, seeds, parents):
+    "A row a choice, seed and way to decide, with its dev and test scores"
     where = {part: torch.tensor((df.split == part).to_numpy()) for part in ('train', 'dev', 'test')}
     idx, rows = np.flatnonzero(df.split == 'train'), []
     for weights in WEIGHTS:
         flow = make(weights).bind(df, idx)
+        decide_by = {name: other(weights).bind(df, idx) for name, other in deciders.items()}
         y = flow.encode(df).as_subclass(torch.Tensor)
         for seed in range(seeds):
             for epochs, model in train(flow, x[where['train']], y[where['train']], seed):
-                for part in ('dev', 'test'):
-                    scores = judge(flow, decide(flow, model, x[where[part]]), y[where[part]], parents)
-                    rows.append(dict(weights=str(weights), epochs=epochs, seed=seed, part=part, **scores))
+                for part, (name, decider) in product(('dev', 'test'), decide_by.items()):
+                    scores = judge(flow, decide(decider, model, x[where[part]]), y[where[part]], parents)
+                    rows.append(dict(name=name, weights=str(weights), epochs=epochs, seed=seed, part=part, **scores))
     return pd.DataFrame(rows)
 
 
@@ -135,11 +139,12 @@ def main():
     x = features(df)
     parents = np.array(nested(None).bind(df).tasks['label_vector'].parents)
     columns = [*TASKS, 'hierarchical_f1', 'contradict']
-    print(f"{'':14}{'chosen on dev':24}{'dev vector':>12}" + ''.join(f'{column:>20}' for column in columns))
-    for name, make in FLOWS.items():
-        weights, epochs, dev, test = chosen(runs(df, x, make, args.seeds, parents))
-        scores = ''.join(f'{f"{test[c].mean():.3f} ± {test[c].std():.3f}":>20}' for c in columns)
-        print(f"{name:14}{f'weights {weights}, {epochs} epochs':24}{dev:12.3f}{scores}", flush=True)
+    print(f"{'':14}{'chosen on dev':28}{'dev vector':>12}" + ''.join(f'{column:>20}' for column in columns))
+    for make, deciders in FLOWS.values():
+        for name, table in runs(df, x, make, deciders, args.seeds, parents).groupby('name', sort=False):
+            weights, epochs, dev, test = chosen(table)
+            scores = ''.join(f'{f"{test[c].mean():.3f} ± {test[c].std():.3f}":>20}' for c in columns)
+            print(f"{name:14}{f'weights {weights}, {epochs} epochs':28}{dev:12.3f}{scores}", flush=True)
 
 
 if __name__ == '__main__':
