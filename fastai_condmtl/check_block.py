@@ -122,8 +122,8 @@ def check_block(
         raise FlowError(f"check_block takes a block, not {block!r} ({type(block).__name__}): hand over MyBlock('name')")
     if block.within is not None:
         raise FlowError(
-            f"task '{block.name}' is within '{block.within}', and check_block looks at one task alone: check it without "
-            "within="
+            f"task '{block.name}' is within '{block.within}', and check_block looks at one task alone: check it "
+            "without within="
         )
     checked = Checked(block, df)
     with warnings.catch_warnings():

@@ -11,7 +11,8 @@ from types import MappingProxyType
 import numpy as np
 from fastcore.basics import patch
 from .errors import FlowError
-from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, kleene, forced, check_op
+from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, kleene, forced
+from .question_values import check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
 from .nesting import check_parents, class_of, differs, known_atom, nest_atom, nests_of

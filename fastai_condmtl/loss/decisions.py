@@ -118,22 +118,22 @@ def summaries(
     self: Decisions,
     pred,  # Raw logits `(bs, C)`, plain
     values,  # Labels on the loss scale `(bs, D)` in the order of the logits
-) -> list:  # Of each family `(bs, n*n_summary)`
-    "What scores need to know of predictions and labels, see `summarise` of blocks"
+) -> tuple:  # Of each family `(bs, n*n_summary)`, and its activations
+    "What scores need to know of predictions and labels, see `summarise` of blocks; of sub-classes with those above"
     layout, res = self.layout, []
     logits = layout.logits_of(self.tempered(pred))
-    acts = [block.activate(x) for block, x in zip(layout.blocks, logits)]
+    acts = told = [block.activate(x) for block, x in zip(layout.blocks, logits)]
     if self.flow.leaves is not None:
-        acts = self._with_told(acts, pred.shape[0])
-    for block, x, labels in zip(layout.blocks, acts, layout.columns_of(values)):
+        in_flow_order = layout.join_acts(acts, pred.shape[0])
+        acts, told = layout.family_acts(self.flow.joint_acts(in_flow_order)), self._with_told(acts, in_flow_order)
+    for block, x, labels in zip(layout.blocks, told, layout.columns_of(values)):
         res.append(block.summarise(x, labels).reshape(pred.shape[0], -1))
-    return res
+    return res, acts
 
 
 @patch
-def _with_told(self: Decisions, acts, n_rows):
+def _with_told(self: Decisions, acts, in_flow_order):
     "Activations of families where those of nested tasks are what `told_acts` tells"
-    in_flow_order = self.layout.join_acts(acts, n_rows)
     told, slices = self.flow.leaves.told_acts(in_flow_order), list(self.flow.slices.values())
     res = list(acts)
     for k, family in enumerate(self.flow.families):

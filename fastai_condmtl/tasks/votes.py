@@ -6,15 +6,16 @@
 from __future__ import annotations
 import numpy as np, torch
 from fastcore.basics import patch
-from ..core.block import ConditionalBlock
 from ..core.columns import any_true, numbers
 from ..core.errors import FlowError, near
+from .one_vs_rest import OneVsRest
+from .scores import LABEL_SCORES
 
 # %% auto #0
 __all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll', 'answers_asked']
 
 # %% ../../nbs/tasks/votes.ipynb #56137fdb
-class VotesBlock(ConditionalBlock):
+class VotesBlock(OneVsRest):
     """The answers that several people gave: a column of counts or shares for each answer
 
     `shape.eq('disk')` is true of labels where somebody gave the answer (its follow-up was put to these people), and of
@@ -276,3 +277,23 @@ def fit_baseline(self: VotesBlock, vals, mask):
 @patch
 def baseline(self: VotesBlock, name, constant, vals):
     return np.broadcast_to(constant[None, :, None], (*vals.shape, 1))
+
+# %% ../../nbs/tasks/votes.ipynb #c7a47e3e
+@patch(as_prop=True)
+def label_metrics(self: VotesBlock):
+    return ('mae', *LABEL_SCORES)
+
+
+@patch
+def says_label(self: VotesBlock, j, vals):
+    "Where the answer has the plurality, of equals the first"
+    return np.abs(vals).argmax(1) == j
+
+
+@patch
+def score_label(self: VotesBlock, name, j, summary, true, mask, threshold=None, acts=None):
+    if name != 'mae':
+        return super(VotesBlock, self).score_label(name, j, summary, true, mask, threshold, acts)
+    counts = mask.any(1)
+    votes = true[counts].astype(np.float64)
+    return float(np.abs(summary[counts, j, 0] - votes[:, j] / votes.sum(1)).mean()) if len(votes) else float('nan')

@@ -497,3 +497,18 @@ def test_branches_run_where_a_joint_decision_needs_them():
         logits[:, bound.slices['top'].logits] = torch.tensor([[3.0, -3], [-3, 3]])
         needed = NeededRows(2, loss=ConditionalLoss(bound)).reachable(bound, [mid], [top], logits)
         assert needed.nonzero()[:, 0].tolist() == rows
+
+
+def test_scores_by_label_are_those_of_the_whole():
+    from sklearn.metrics import roc_auc_score
+
+    levels = [dict(a=None, b=None, c=None), dict(a1='a', a2='a', b1='b', b2='b')]
+    df, learn = learner(rows_of(levels, 200, 2, blank=0), flow_of_levels(levels))
+    table = learn.evaluate(metrics=['roc_auc'], by_label=True)
+    rows = df.loc[learn.dls.valid_ds.items.index]
+    has = rows.mid.notna().to_numpy()
+    preds = [learn.predict(row)[0] for _, row in rows[has].iterrows()]
+    told = table[(table.task_path == 'mid') & (table.metric_name == 'roc_auc')].set_index('label').metric_res
+    for name in levels[1]:
+        whole = [pred.probabilities['mid'][name] for pred in preds]
+        assert told[name] == pytest.approx(roc_auc_score(rows.mid[has] == name, whole), abs=1e-6)
