@@ -58,6 +58,7 @@ class LabelHooks(BlockFields):
     labels: Any = None  # names of the target columns, where each is an answer of its own (known once bound)
     blank = 0.0  # what `to_cell` is handed for a column that is not known
     takes_lists = False  # True if one cell can hold several values
+    label_delim: str | None = None  # what stands between the labels of such a cell
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
     weighs_rows = False  # True if labels say what their row weighs in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table

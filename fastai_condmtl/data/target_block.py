@@ -16,6 +16,7 @@ from ..core.flow import Flow, inherited, leaves
 from ..core.stock import wraps_stock
 from ..core.mask_labels import MASKS, is_mask_block
 from ..core.bound import BoundFlow
+from ..core.odd_cells import warn_of_odd_cells
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction
 from ..core.applications import provided
@@ -119,6 +120,7 @@ class FlowTransform(Transform):
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
         self.bound.learn_constants(y[torch.from_numpy(train)])
+        warn_of_odd_cells(self.bound, y, table)
         items.items, items.__class__ = EncodedRows(y, geo=self.bound.geometry), ConditionalLists
 
     def __call__(self, x, **kwargs):

@@ -176,7 +176,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         valid_pct: float = 0.2,  # Share of rows for validation
         seed: int = None,  # For the same random split again
         valid_idx=None,  # Positions of the validation rows, instead of a random split
-        valid_col=None,  # Column that is true for validation rows, instead
+        valid_col=None,  # Column that is true for validation rows, or says train, valid or test; instead
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
         group_col=None,  # Column that says which rows belong together: no group stands on two sides of the split

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.alike import fix_of_twin
 from ..core.block import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
 from fastai_condmtl.core.columns import (
@@ -156,10 +157,12 @@ def plain_answers(block, df, col):
 
 
 def _sure(values):
-    "Of three words and more those two that say no and yes: the others are then what an error names"
+    """Of three words and more those two that say no and yes: the others are then what an error names. Of one word in
+    two spellings the one without blanks around it, of such the one that comes first"""
     certain = {word for pair in NO_YES for word in pair}
     words = [value for value in values if isinstance(value, str) and value.strip().lower() in certain]
-    return words if len(words) == 2 else []
+    spelt = {value.strip().lower(): value for value in sorted(words[::-1], key=lambda v: v == v.strip())}
+    return list(spelt.values()) if len(spelt) == 2 else []
 
 
 def _with_signs(block, df, values, words):
@@ -175,6 +178,8 @@ def fix_of_cell(block, df, col, value, words):
     value = plain_number(value)
     if not isinstance(value, (str, bool, int, float)) or len(repr(value)) > 60:
         return "leave the cell blank where it is unknown"
+    if fix := fix_of_twin(col, value, words or (0, 1)):
+        return fix
     values = plain_values(block, df, col)
     may_be_share = is_number(value) and 0 < value < 1
     if words is None and len(values) == 2 and -1 not in values and not may_be_share:

@@ -4,15 +4,16 @@
 
 # %% ../../nbs/tasks/votes.ipynb #e01a2020
 from __future__ import annotations
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.columns import any_true, numbers
+from ..core.conditions import never_true
 from ..core.errors import FlowError, near
 from .one_vs_rest import OneVsRest
 from .scores import LABEL_SCORES
 
 # %% auto #0
-__all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll', 'answers_asked']
+__all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll', 'why_no_share', 'answers_asked']
 
 # %% ../../nbs/tasks/votes.ipynb #56137fdb
 class VotesBlock(OneVsRest):
@@ -93,6 +94,17 @@ def check_votes(block, df, votes, blank):
         if bad.any():
             row, answer = np.argwhere(bad)[0]
             raise block.bad(df, block.cols[answer], int(row), why)
+
+
+@patch
+def _is_answer(self: VotesBlock, value):
+    "What can stand beside the votes of other answers: also 0"
+    first, *others = self.cols
+    try:
+        self.encode(pd.DataFrame({first: [value], **{col: [1] for col in others}}))
+    except FlowError:
+        return False
+    return True
 
 
 @patch
@@ -182,6 +194,8 @@ def parse_question(self: VotesBlock, op, value):
     asked = answers_asked(op, value)
     if bad := [v for v in asked if v not in self.vocab]:
         raise FlowError(f"a condition asks task '{self.path}' for the answer {bad[0]!r}: {near(bad[0], self.vocab)}")
+    if op == 'share' and (why := why_no_share(*value[1:])):
+        raise never_true(self.path, op, value, why)
     positions = tuple(self.vocab.index(v) for v in asked)
     return (positions[0], *value[1:]) if op == 'share' else positions
 
@@ -203,6 +217,13 @@ def answer(self: VotesBlock, op, value, vals, known, scaled=False):
 def _answers(self: VotesBlock, op, value):
     "Positions of the answers for which a question is true"
     return [j for j in range(self.n_targets) if (j in value) != (op == 'ne')]
+
+
+def why_no_share(comparison, limits) -> str:
+    "Why no share meets a comparison, '' where one does"
+    if comparison == 'between' and limits[0] > limits[1]:
+        return "the lower bound comes first"
+    return "shares are from 0 to 1" if (comparison, limits) in (('gt', 1), ('lt', 0)) else ''
 
 
 def answers_asked(op, value) -> tuple:

@@ -161,7 +161,7 @@ class ConditionalDataLoaders(DataLoaders):
         fn_col=0,  # Column (name or position) with the file names
         folder: str = None,  # Folder in `path` with the images
         suff: str = '',  # What to append to the file names
-        valid_col=None,  # Column that is true for validation rows, instead of a random split
+        valid_col=None,  # Column that is true for validation rows, or says train, valid or test
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
         valid_idx=None,  # Positions of the validation rows, instead
