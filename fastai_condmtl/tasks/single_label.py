@@ -238,7 +238,7 @@ def score(self: SingleLabelBlock, name, summary, true, mask, threshold=None):
     rows = mask[:, 0]
     if name in HIERARCHICAL:
         common, decided = summary[rows, 0, 2:].T
-        return hierarchical_score(name, common, decided, len(self.lineage[0]))
+        return hierarchical_score(name, common, decided, len((self.lineage or [[0]])[0]))
     return class_score(name, summary[rows, 0, 0].astype(int), summary[rows, 0, 1], true[rows, 0].astype(int))
 
 
