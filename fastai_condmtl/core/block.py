@@ -9,6 +9,7 @@ from copy import copy
 from typing import Any
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .best_constant import search_logits
 from .conditions import Comparable, as_condition, both, check_op
 from .errors import FlowError, check_features, check_name, check_weight_col, shortly
 from .not_asked import Blanks, check_na, where_blank, without_blanks
@@ -55,6 +56,7 @@ class ConditionalBlock(Comparable):
     - `activate(logits)` *: what predictions are told as, shaped as logits
     - `decide(acts)` *: decided values on the loss scale, shaped as targets; `thresholded` kinds also take a threshold
     - `nll`, `thresholds()`, `fit_class_weights(vals, mask)`: calibration, thresholds, and learnt weights of classes
+    - `trivial_logits(values, weights)`: logits of the best constant, at which a network starts
     - `certain_acts(vals)`, `matching_acts(new)`, `matching_logits(new)`: activations of certain labels, and those that
       a task of another flow shares
 
@@ -413,6 +415,13 @@ def certain_acts(self: ConditionalBlock, vals):
     if self.n_out == 1:
         return vals
     return vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
+
+# %% ../../nbs/core/block.ipynb #d8674b48
+@patch
+def trivial_logits(self: ConditionalBlock, values, weights):
+    """Logits `(W*n_out,)` at which the loss is least if all rows have the same: of loss-scale values, and of what each
+    cell weighs in the loss, 0 where it does not count, both `(N, W)`"""
+    return search_logits(self, values, weights)
 
 # %% ../../nbs/core/block.ipynb #5203d0fc
 @patch
