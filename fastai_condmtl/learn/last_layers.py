@@ -13,7 +13,7 @@ from .heads import ConditionalHead
 from .units import DeepHeads, n_head_logits
 
 # %% auto #0
-__all__ = ['LastLayer', 'last_layers', 'add_biases', 'have_biases']
+__all__ = ['LastLayer', 'last_layers', 'add_biases', 'no_bias_is_zero', 'have_biases']
 
 # %% ../../nbs/learn/last_layers.ipynb #490c776d
 @dataclass
@@ -74,7 +74,14 @@ def add_biases(
     without = [layer.module for layer in layers if isinstance(layer.module, nn.Linear) and layer.module.bias is None]
     for module in without:
         module.bias = nn.Parameter(torch.zeros_like(module.weight[:, 0]), requires_grad=module.weight.requires_grad)
+        module._register_load_state_dict_pre_hook(no_bias_is_zero, with_module=True)
     return bool(without)
+
+
+def no_bias_is_zero(module, state_dict, prefix, *args):
+    "Weights of a layer that had no bias when they were saved can be loaded: the bias was 0"
+    if prefix + 'weight' in state_dict:
+        state_dict.setdefault(prefix + 'bias', torch.zeros_like(state_dict[prefix + 'weight'][:, 0]))
 
 
 def have_biases(

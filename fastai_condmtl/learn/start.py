@@ -19,18 +19,20 @@ from .state import flow_of
 
 # %% auto #0
 __all__ = ['SMALL', 'start_logits', 'weights_of_cells', 'counted_states', 'put_start', 'start_learner', 'check_start',
-           'training_labels', 'new_optimizer', 'probed_layers', 'why_left_alone']
+           'training_labels', 'check_has_rows', 'start_layer', 'new_optimizer', 'probed_layers', 'why_left_alone']
 
 # %% ../../nbs/learn/start.ipynb #0819cd93
 def start_logits(
     flow,  # Bound flow
     y,  # Packed training labels `(N, 2, D)`
-    shapes=None,  # Those of some rows as the network sees them, for points and boxes
+    shapes=None,  # Those of some rows as the network sees them, for points and boxes; None: these start at 0
 ):  # `(C,)` in float64
     "The logits at which each task is its trivial predictor"
     logits = np.zeros(flow.c)
     for path, block in flow.tasks.items():
         own, rows = flow.slices[path], shapes if block.geometry else y
+        if rows is None:
+            continue
         if block.self_supervised:
             values, weights = counted_states(flow.constants[path])
         else:
@@ -84,13 +86,12 @@ def start_at_trivial(self: Learner) -> Learner:
     """Let each task start at its trivial predictor: the last layers shrink to a thousandth and get what is best for all
     training rows as their bias"""
     flow = flow_of(self)
-    y, shapes = training_labels(self)
+    check_has_rows(self)
     layers = last_layers(self.model, flow) or probed_layers(self)
     if not layers:
         warnings.warn(why_left_alone(self.model, flow), FlowWarning, stacklevel=2)
         return self
-    is_new = add_biases(layers)
-    put_start(self.model, layers, start_logits(flow, y, shapes))
+    put_start(self.model, layers, start_logits(flow, *training_labels(self)))
     if self.opt is not None:
         new_optimizer(self)
     return self
@@ -110,19 +111,38 @@ def check_start(start):
     check_choice('start', start, ('trivial', None))
 
 # %% ../../nbs/learn/start.ipynb #ab4e1b2f
-def training_labels(learn):
+def training_labels(
+    learn,
+    geometry=True,  # False: points and boxes are not asked for
+):
     "Packed training labels `(N, 2, D)`; and those of some rows as the network sees them, None without points and boxes"
-    flow, ds = flow_of(learn), learn.dls.train_ds
-    if not len(ds):
+    flow, y = flow_of(learn), labels_of(learn.dls.train_ds)
+    geometry = geometry and flow.geometry is not None
+    shapes = targets_as_read(learn) if y is None or geometry else None
+    if geometry:
+        learn_shapes(learn, shapes)
+    return (shapes if y is None else y), shapes
+
+
+def check_has_rows(learn):
+    "Raise for a learner without training rows"
+    if not len(learn.dls.train_ds):
         raise FlowError(
             "a loaded learner has no training rows to start from: build it with its data, or load the weights it was "
             "trained to"
         )
-    y = labels_of(ds)
-    shapes = None if y is not None and flow.geometry is None else targets_as_read(learn)
-    if flow.geometry is not None:
-        learn_shapes(learn, shapes)
-    return (shapes if y is None else y), shapes
+
+
+def start_layer(
+    learn,
+    layer,  # A new last layer, or a new head, of the flow of `learn`
+    tasks,  # Paths of the tasks that are new
+):
+    "Let a layer start at the trivial predictors of the tasks"
+    flow = flow_of(learn)
+    if tasks and len(learn.dls.train_ds):
+        labels = training_labels(learn, any(flow.tasks[path].geometry for path in tasks))
+        put_start(layer, last_layers(layer, flow), start_logits(flow, *labels))
 
 
 def new_optimizer(learn):

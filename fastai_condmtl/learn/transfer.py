@@ -27,6 +27,7 @@ from fastai_condmtl.learn.heads import (
     stock_logits,
 )
 from .reading import norms_of, own_inputs, put_data
+from .start import check_start, start_layer
 from .state import flow_of, loss_of, followers
 
 # %% auto #0
@@ -43,21 +44,25 @@ def change_flow(
     *,
     renamed=None,  # dict: task or flow → what it is called now
     branches=None,  # New branches, as for `conditional_vision_learner`; those that are there stay
-    init=None,  # How new rows begin, as `init` of `vision_learner`; by default as the head did
+    init=None,  # How weights of new rows are drawn, as `init` of `vision_learner`; by default as the head's were
+    start='trivial',  # New tasks start at their trivial predictors, see `learn.start_at_trivial`; None: as they are drawn
 ) -> pd.DataFrame:
     """Go on with another flow: body, necks, heads and thresholds of kept tasks stay, `learn.loss_func`, `dls`,
     metrics are new, the optimizer starts anew. A row a task: `task_path, was, note`"""
+    check_start(start)
     old, old_loss = flow_of(self), loss_of(self)
     layer = last_layer(self.model, old)
     dls = _new_data(self, new, df, splitter)
     flow = flow_of(dls)
     kept = kept_tasks(old, flow, renamed)
-    bias = any(needs_bias(old.tasks[was], flow.tasks[path]) for path, was in kept.items())
+    bias = start is not None or any(needs_bias(old.tasks[was], flow.tasks[path]) for path, was in kept.items())
     _same_norm(self.dls, dls)
     before = self.dls
     put_data(self, dls)
     try:
         fresh = new_layer(self, layer, flow, branches, bias, init)
+        if start is not None:
+            start_layer(self, fresh, [path for path in flow.paths if path not in kept])
         notes = copy_tasks(layer, old, fresh, flow, kept)
     except Exception:
         put_data(self, before)
