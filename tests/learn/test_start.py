@@ -1,6 +1,6 @@
 """Where networks start: in eval mode, over all training rows, each task loses what its trivial predictor loses. What
-that is comes from somewhere else: scikit-learn's log loss of the prior, the errors of its dummy predictors, and a search
-over constants that knows only the loss"""
+that is comes from somewhere else: scikit-learn's log loss of the prior, the errors of its dummy predictors, and a
+search over constants that knows only the loss"""
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.tabular.all import Categorify, IndexSplitter, Normalize
