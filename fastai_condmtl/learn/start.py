@@ -54,10 +54,13 @@ def weights_of_cells(
     return mask / np.maximum((mask > 0).sum(1, keepdims=True), 1)
 
 
-def counted_states(counts):
-    "Where labels are made with each batch, as for masked words: each state once, weighing how often it occurs"
+def counted_states(counts, most=1e6):
+    """Labels that are made with each batch, as masked words are: each state as often as the trivial predictor has
+    counted it, `most` in all"""
     counts = np.asarray(counts, dtype=float)
-    return np.arange(len(counts), dtype=float)[:, None], counts[:, None]
+    counts = np.round(counts * min(1, most / max(counts.sum(), 1))).astype(int)
+    values = np.repeat(np.arange(len(counts), dtype=float), counts)[:, None]
+    return values, np.ones_like(values)
 
 # %% ../../nbs/learn/start.ipynb #97c8f046
 SMALL = 1e-3  # what is left of the last weights

@@ -62,7 +62,7 @@ def change_flow(
     try:
         fresh = new_layer(self, layer, flow, branches, bias, init)
         if start is not None:
-            start_layer(self, fresh, [path for path in flow.paths if path not in kept])
+            start_layer(self, fresh, _with_new_rows(old, flow, kept))
         notes = copy_tasks(layer, old, fresh, flow, kept)
     except Exception:
         put_data(self, before)
@@ -81,6 +81,13 @@ def change_flow(
     return pd.DataFrame(rows + gone, columns=['task_path', 'was', 'note'])
 
 # %% ../../nbs/learn/transfer.ipynb #9d08c693
+def _with_new_rows(old, new, kept):
+    "Paths of tasks of which some or all rows of the last layer are new"
+    n_rows = {path: block.n_targets * block.n_out for path, block in new.tasks.items()}
+    n_kept = {path: len(old.tasks[was].matching_logits(new.tasks[path])) for path, was in kept.items()}
+    return [path for path in new.paths if n_kept.get(path, 0) < n_rows[path]]
+
+
 def _fit_run_needed(learn, layer):
     "A `ConditionalHead` needs the callback `RunNeeded`, and any other layer must not have it"
     callbacks = [cb for cb in learn.cbs if isinstance(cb, RunNeeded)]
