@@ -45,7 +45,8 @@ def change_flow(
     renamed=None,  # dict: task or flow → what it is called now
     branches=None,  # New branches, as for `conditional_vision_learner`; those that are there stay
     init=None,  # How weights of new rows are drawn, as `init` of `vision_learner`; by default as the head's were
-    start='trivial',  # New tasks start at their trivial predictors, see `learn.start_at_trivial`; None: as they are drawn
+    # New tasks start at their trivial predictors, see `learn.start_at_trivial`; None: as they are drawn
+    start='trivial',
 ) -> pd.DataFrame:
     """Go on with another flow: body, necks, heads and thresholds of kept tasks stay, `learn.loss_func`, `dls`,
     metrics are new, the optimizer starts anew. A row a task: `task_path, was, note`"""
