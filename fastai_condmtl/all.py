@@ -12,6 +12,7 @@ from .core.target import TensorConditional
 from .loss.conditional import ConditionalLoss
 from .evaluate.metrics import TaskMetric
 from .data.target_block import FlowTransform
+from .data.groups import GroupSplitter
 from .data.split import StratifiedSplitter, stratified_folds
 from .data.mask_facts import SegmentationBlock, mask_facts
 from .core.columns import read_list
@@ -36,6 +37,7 @@ from fastai_condmtl.learn import targets
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.sides import check_sides
 from .core.stock import restore_stock, stock_methods
+from .evaluate.classification_report import ClassificationReport
 from .evaluate.evaluation import Evaluation
 from .evaluate.interpret import ConditionalInterpretation
 from .evaluate.label_cleaning import Cleaner

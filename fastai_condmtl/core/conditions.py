@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import reduce
 from fastcore.basics import patch
 from .errors import FlowError
-from .question_values import Share, as_number, is_number, one_value, several_values
+from .question_values import Share, as_number, check_op, is_number, one_value, several_values
 
 # %% auto #0
-__all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'Comparable', 'task', 'check_op',
-           'check_interval', 'never_true', 'kleene', 'both', 'all_of', 'conjuncts', 'atoms', 'forced']
+__all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'kleene', 'Comparable', 'task',
+           'check_interval', 'never_true', 'both', 'all_of', 'conjuncts', 'atoms', 'forced']
 
 # %% ../../nbs/core/conditions.ipynb #c7a7575a
 class Condition:
@@ -92,7 +92,6 @@ class AnyOf(Condition):
 
 # %% ../../nbs/core/conditions.ipynb #10490009
 _infix = dict(gt='>', ge='>=', lt='<', le='<=')
-_of_several = ('isin', 'has_any', 'has_all')
 
 
 def written(
@@ -123,7 +122,7 @@ def _written_atom(atom, literal):
         return _written_comparison(f'{name}.share({literal(answer)})', comparison, limits, literal)
     if atom.op in _infix or atom.op == 'between':
         return _written_comparison(name, atom.op, atom.value, literal)
-    if atom.op in _of_several:
+    if atom.op in ('isin', 'has_any', 'has_all'):
         return f"{name}.{atom.op}([{', '.join(map(literal, atom.value))}])"
     return f"{name}.{atom.op}({literal(atom.value)})"
 
@@ -134,6 +133,7 @@ def _is_comparison(atom):
 
 # %% ../../nbs/core/conditions.ipynb #b8c30e94
 def _written_comparison(what, comparison, limits, literal):
+    "A comparison of `what` with one limit or two, as Python"
     if comparison == 'between':
         return f"{what}.between({', '.join(map(literal, limits))})"
     return f'{what} {_infix[comparison]} {literal(limits)}'
@@ -166,6 +166,7 @@ def as_condition(
 
 
 def _why_no_condition(thing):
+    "Why `thing` is not a condition, and what to write instead"
     if type(thing).__name__ in ('bool', 'bool_'):  # NumPy 1 calls its own `bool_`
         return (
             f"{thing} is not a condition. Was it written with `==`? Python compares objects there: write "
@@ -175,6 +176,21 @@ def _why_no_condition(thing):
     return (
         f"{what} is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')"
     )
+
+# %% ../../nbs/core/conditions.ipynb #d2d70dfb
+def kleene(
+    cond: Condition,  # What to evaluate
+    state,  # Function from an `Atom` to its pair of boolean arrays `(true, false)`, each (n,)
+) -> tuple:
+    "`cond` as a pair of boolean arrays `(true, false)`, each (n,); unknown where both are False"
+    if isinstance(cond, Atom):
+        return state(cond)
+    if isinstance(cond, Not):
+        return kleene(cond.arg, state)[::-1]  # true and false change places
+    true, false = zip(*(kleene(arg, state) for arg in cond.args))
+    if isinstance(cond, And):
+        return reduce(operator.and_, true), reduce(operator.or_, false)
+    return reduce(operator.or_, true), reduce(operator.and_, false)
 
 # %% ../../nbs/core/conditions.ipynb #e0d838a6
 class Comparable:
@@ -238,25 +254,6 @@ class task(Comparable):
     def __hash__(self):
         return hash(self.path)
 
-# %% ../../nbs/core/conditions.ipynb #662c1d8e
-_hints = {
-    'true': "a binary task is a condition by itself",
-    'isin': "compare classes by .eq .ne .isin",
-    'has': "ask a multi-label task by .has .has_any .has_all",
-    'gt': "compare by > >= < <= or .between",
-    'between': "ask for an interval by .between(lo, hi)",
-    'share': "compare the share of an answer by .share(answer) > number",
-}
-
-
-def check_op(op, ops, name, kind):
-    "Raise where a task of this `kind` does not answer `op`"
-    if ops is None or op in ops:
-        return
-    asked = 'used bare as a condition' if op == 'true' else f'asked .{op}'
-    fix = '; '.join([_hints[known] for known in _hints if known in ops]) or 'condition on another task'
-    raise FlowError(f"task '{name}' ({kind}) cannot be {asked}: {fix}")
-
 # %% ../../nbs/core/conditions.ipynb #50031df1
 @patch
 def eq(self: Comparable, value):
@@ -266,7 +263,7 @@ def eq(self: Comparable, value):
 
 @patch
 def ne(self: Comparable, value):
-    "The class is another than `value`"
+    "The class is not `value`"
     return self._atom('ne', _one(self, 'ne', value))
 
 
@@ -293,7 +290,7 @@ def has_all(self: Comparable, labels):
     "The labels include all of `labels`"
     return self._atom('has_all', several_values('has_all', labels))
 
-# %% ../../nbs/core/conditions.ipynb #a758472f
+
 def _one(asked, op, value):
     "`value` as one class or label; the error for a list says how to ask about several"
     several = 'has_any' if op == 'has' else 'isin'
@@ -361,21 +358,6 @@ def share(self: Comparable, answer):
     "The share of the votes that `answer` has, to be compared with a number from 0 to 1"
     return Share(self, _one(self, 'share', answer))
 
-# %% ../../nbs/core/conditions.ipynb #d2d70dfb
-def kleene(
-    cond: Condition,  # What to evaluate
-    state,  # Function from an `Atom` to its pair of boolean arrays `(true, false)`, each (n,)
-) -> tuple:
-    "`cond` as a pair of boolean arrays `(true, false)`, each (n,); unknown where both are False"
-    if isinstance(cond, Atom):
-        return state(cond)
-    if isinstance(cond, Not):
-        return kleene(cond.arg, state)[::-1]
-    true, false = zip(*(kleene(arg, state) for arg in cond.args))
-    if isinstance(cond, And):
-        return reduce(operator.and_, true), reduce(operator.or_, false)
-    return reduce(operator.or_, true), reduce(operator.and_, false)
-
 # %% ../../nbs/core/conditions.ipynb #ee59ceaf
 def both(left: Condition | None, right: Condition | None) -> Condition | None:
     "`left & right`, where None is no condition"
@@ -409,8 +391,8 @@ def atoms(cond: Condition | None):
 
 
 def forced(cond: Condition | None, truth=True):
-    """Pairs `(atom, value)`: if `cond` is `truth`, then each of these atoms must be `value`. Only a conjunction (or a
-    negated `any_of`) fixes its parts; an `any_of` of several gives no pairs"""
+    """Pairs `(atom, value)`: where `cond` is `truth`, each of these atoms is `value`. A true conjunction fixes all its
+    parts, and so does a false `any_of`; an `any_of` of several that is true gives no pairs"""
     if isinstance(cond, Atom):
         yield cond, truth
     elif isinstance(cond, Not):

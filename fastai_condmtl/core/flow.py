@@ -10,14 +10,14 @@ from .errors import FlowError, check_features, check_name, check_weight_col, nea
 from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
-from .columns import MASKS, is_mask_block
+from .mask_labels import MASKS, is_mask_block
 
 # %% auto #0
 __all__ = ['counterparts', 'Flow', 'lines_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of', 'walk',
            'twice_error', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
 
 # %% ../../nbs/core/flow.ipynb #d043484d
-_all_ = ['FlowError']  # users catch it by this module's name
+_all_ = ['FlowError']  # exported here too, for those who catch it beside `Flow`
 
 # %% ../../nbs/core/flow.ipynb #6bb817fa
 class Flow:
@@ -124,11 +124,11 @@ counterparts = dict(
 
 # %% ../../nbs/core/flow.ipynb #5666bf12
 def walk(flow, prefix='', gates=()):
-    """All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, prefix of the
-    scope it was written in)`"""
+    """All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, scope)`, and the
+    scope is the path of the flow in which the condition was written"""
     scope = prefix[:-1]
     if flow.given is not None:
-        gates += ((flow.given, scope.rpartition('.')[0]),)
+        gates += ((flow.given, scope.rpartition('.')[0]),)  # it was written in the flow around this one
     if not flow.tasks:
         raise FlowError(f"flow '{scope or flow.name}' is empty: add at least one block, or leave it out")
     before = {}
@@ -155,8 +155,8 @@ def twice_error(path, task, other):
 
 # %% ../../nbs/core/flow.ipynb #e546f0de
 def inherited(flow, what, value=None):
-    """What each task of `flow` names as `what`, in order of writing: its own, else that of the innermost flow
-    which names one, else `value`"""
+    """The attribute `what` of each task of `flow`, in order of writing: its own, else that of the innermost flow
+    around it that has one, else `value`"""
     for task in flow.tasks:
         own = getattr(task, what)
         if own is None:

@@ -11,30 +11,33 @@ from ..core.block import names_of
 from ..core.bound import BoundFlow
 from ..core.conditions import Atom, conjuncts, forced
 from ..core.not_asked import Blanks, where_blank
+from ..core.odd_cells import ODD_KINDS, TaskCells, find_odd_cells
 from .guess_conditions import TOLERANCE, hardly_any
 from .guess_not_asked import says_not_asked
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_clash', 'find_labels_if_false', 'find_no_rows',
            'find_gap', 'find_idle', 'find_in_answers', 'find_in_label', 'find_in_classes', 'find_in_numbers',
-           'find_not_asked', 'find_unused_na', 'find_none_of', 'binary_children', 'none_of']
+           'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of', 'binary_children', 'none_of']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
 KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
+KINDS += ODD_KINDS + ('torn', 'same_file')
 
 
 @dataclass(frozen=True)
 class Finding:
     "Something in the labels that deserves a look"
 
-    task_path: str
+    task_path: str  # '' of the table as a whole
     kind: str  # one of `KINDS`
     text: str  # what was seen, and what to do
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), compare=False)  # positions of the rows
     serious: bool = True  # True: wrong; False: only worth knowing
+    fix: str = ''  # what to write, where it is one line; also at the end of `text`
 
     def __repr__(self):
-        return f'{self.mark} {self.task_path}: {self.text}'
+        return f"{self.mark} {self.task_path or 'the table'}: {self.text}"
 
     @property
     def mark(self):
@@ -261,6 +264,15 @@ def find_unused_na(flow, df):
             text = f"no cell holds {value!r}, a value of na={more}: correct it, or leave it out"
             found.append(Finding(paths[0], 'na', text, serious=False))
     return found
+
+# %% ../../nbs/data/findings.ipynb #b8b60959
+def find_odd(task: TaskRows, written, df) -> list:
+    "Cells that hardly mean what they say; `written` is the block as the user wrote it"
+    cells = TaskCells(task.path, task.block, written, df, task.values, task.mask)
+    return [
+        Finding(odd.task_path, odd.kind, f'{odd.text}: {odd.fix}', odd.rows, odd.serious, odd.fix)
+        for odd in find_odd_cells(cells)
+    ]
 
 # %% ../../nbs/data/findings.ipynb #cde6f2eb
 def find_none_of(flow, labels):

@@ -15,15 +15,18 @@ from fastai_condmtl.core.columns import (
     take,
     one_hot_width,
     read_list,
+    split_words,
+    share_lines,
 )
+from ..core.alike import fix_of_twin
 from ..core.errors import check_vocab, halved, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
 from .unsure import as_shares, check_no_answer, encode_shares, with_unsure
 
 # %% auto #0
-__all__ = ['MultiLabelBlock', 'check_label_columns', 'check_a_column_each', 'check_label_delim', 'check_one_a_label', 'row_of',
-           'why_no_labels', 'why_no_one_hot', 'unknown_label']
+__all__ = ['MultiLabelBlock', 'check_label_columns', 'check_a_column_each', 'check_label_delim', 'row_of', 'why_no_labels',
+           'why_no_one_hot', 'check_one_a_label', 'unknown_label']
 
 # %% ../../nbs/tasks/multi_label.ipynb #90d96edb
 class MultiLabelBlock(Sigmoid):
@@ -45,8 +48,7 @@ class MultiLabelBlock(Sigmoid):
         label_delim: str = ',',  # What stands between the labels of a string
         cols: list = None,  # Instead of one column: one 0/1/NaN column a label
         threshold=0.5,  # A label is decided where its probability is above; one value, or one a label
-        # Weight of positives, as in `BCEWithLogitsLoss`; one value, or one a label; `'balanced'` counts them from the
-        # training rows
+        # Weight of positives, as in `BCEWithLogitsLoss`; one, or one a label; `'balanced'` counts the training rows
         pos_weight=None,
         nan_is_empty: bool = False,  # Read a missing cell as "no label"
         # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says,
@@ -96,9 +98,10 @@ def check_a_column_each(block):
     "Raise where what is said of single cells meets a column of lists"
     if block.label_cols is None and (block.soft or block.uncertain):
         what = 'soft=True reads a share a label' if block.soft else 'uncertain= is said of a single answer'
+        dicts = f". If cells are dicts of shares: {share_lines(block.cols[0], block.name)}" if block.soft else ''
         raise FlowError(
             f"task '{block.name}': {what}, and a list of labels has only yes and no: give each label its own column, "
-            "cols="
+            f"cols={dicts}"
         )
 
 
@@ -109,21 +112,6 @@ def check_label_delim(block, label_delim):
             f"task '{block.name}': label_delim={label_delim!r} must be what stands between labels, such as ','"
         )
     return label_delim
-
-
-def check_one_a_label(block):
-    "Raise where thresholds or weights were given one a label, and the labels are more or fewer"
-    n_labels = len(block.vocab)
-    if np.ndim(block.threshold) and len(block.threshold) != n_labels:
-        raise FlowError(
-            f"task '{block.path}': {len(block.threshold)} thresholds for {n_labels} labels: give one value, "
-            "or one a label"
-        )
-    if isinstance(block.pos_weight, list) and len(block.pos_weight) != n_labels:
-        raise FlowError(
-            f"task '{block.path}': {len(block.pos_weight)} values in pos_weight for {n_labels} labels: give "
-            "one value, or one a label"
-        )
 
 # %% ../../nbs/tasks/multi_label.ipynb #7a32487a
 @patch
@@ -153,7 +141,9 @@ def split(self: MultiLabelBlock, cell):
     if isinstance(cell, tuple):
         return list(cell)
     if isinstance(cell, str):
-        return [label for part in cell.split(self.label_delim) if (label := part.strip())]
+        plain = [label for part in cell.split(self.label_delim) if (label := part.strip())]
+        named = self.vocab is not None and '"' in cell and all(label in self.vocab for label in plain)
+        return plain if named else split_words(cell, self.label_delim)
     whole = isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer()
     return [str(int(cell)) if whole else str(cell)]  # '0' alone in a column reads back from a csv as a number
 
@@ -265,6 +255,21 @@ def setup(self: MultiLabelBlock, df, train):
     check_one_a_label(self)
     self.index = {label: i for i, label in enumerate(self.vocab)}
 
+# %% ../../nbs/tasks/multi_label.ipynb #7f3ee21a
+def check_one_a_label(block):
+    "Raise where thresholds or weights were given one a label, and the labels are more or fewer"
+    n_labels = len(block.vocab)
+    if np.ndim(block.threshold) and len(block.threshold) != n_labels:
+        raise FlowError(
+            f"task '{block.path}': {len(block.threshold)} thresholds for {n_labels} labels: give one value, "
+            "or one a label"
+        )
+    if isinstance(block.pos_weight, list) and len(block.pos_weight) != n_labels:
+        raise FlowError(
+            f"task '{block.path}': {len(block.pos_weight)} values in pos_weight for {n_labels} labels: give "
+            "one value, or one a label"
+        )
+
 # %% ../../nbs/tasks/multi_label.ipynb #b6e7666e
 @patch
 def encode(self: MultiLabelBlock, df):
@@ -279,7 +284,7 @@ def encode(self: MultiLabelBlock, df):
     for j, cell in enumerate(cells):
         for label in cell:
             if label not in self.index:
-                raise self.bad(df, self.cols[0], row_of(codes, j), unknown_label(label, self.vocab))
+                raise self.bad(df, self.cols[0], row_of(codes, j), unknown_label(self, label))
             hot[j, self.index[label]] = 1
     vals, known = take(hot, codes)
     return vals, (np.broadcast_to(True, known.shape) if self.nan_is_empty else known)
@@ -291,9 +296,11 @@ def encode_column(self: MultiLabelBlock, df, col):
     return encode_shares(self, df, col) if self.soft else encode_yes_no(self, df, col, self.col_words.get(col))
 
 
-def unknown_label(label, vocab):
+def unknown_label(block, label):
     "What is wrong with a label that the vocabulary does not hold"
-    return f"label {label!r} is not in the vocabulary: {near(label, vocab)} Correct the cell or add it to vocab="
+    if fix := fix_of_twin(block.cols[0], label, block.vocab, block.label_delim):
+        return f"label {label!r} is not in the vocabulary: {fix}"
+    return f"label {label!r} is not in the vocabulary: {near(label, block.vocab)} Correct the cell or add it to vocab="
 
 # %% ../../nbs/tasks/multi_label.ipynb #84e9aad4
 @patch
@@ -320,14 +327,15 @@ def to_column(self: MultiLabelBlock, col, vals, known):
 @patch
 def join(self: MultiLabelBlock, labels):
     """Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the
-    delimiter or begin or end with blanks"""
+    delimiter, begin with a quote, or begin or end with blanks"""
     return list(labels) if any(self._needs_a_list(label) for label in self.vocab) else self.label_delim.join(labels)
 
 
 @patch
 def _needs_a_list(self: MultiLabelBlock, label):
     "True if a delimited string with a label does not read back"
-    return not isinstance(label, str) or self.label_delim in label or not label or label != label.strip()
+    plain = isinstance(label, str) and label and label == label.strip() and label[0] != '"'
+    return not plain or self.label_delim in label
 
 
 @patch
@@ -366,3 +374,18 @@ def question_states(self: MultiLabelBlock, op, value):
 @patch
 def probability(self: MultiLabelBlock, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/multi_label.ipynb #8b677fa4
+@patch(as_prop=True)
+def label_metrics(self: MultiLabelBlock):
+    return tuple(metric for metric in self.metrics if metric != 'f1_micro') if self.vocab else ()
+
+
+@patch
+def says_label(self: MultiLabelBlock, j, vals):
+    return vals[:, j] > 0.5
+
+
+@patch
+def label_rows(self: MultiLabelBlock, j, true, mask):
+    return mask[:, j], mask[:, j] & self.says_label(j, true)

@@ -6,15 +6,16 @@
 from __future__ import annotations
 import numpy as np
 from fastcore.basics import patch
-from ..core.block import ConditionalBlock
+from ..core.alike import fix_of_twin
 from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels, is_list_of_words
 from ..core.errors import near, FlowError
+from .one_vs_rest import OneVsRest
 
 # %% auto #0
 __all__ = ['Classes', 'found_classes', 'check_no_lists']
 
 # %% ../../nbs/tasks/vocabulary.ipynb #bf703c7c
-class Classes(ConditionalBlock):
+class Classes(OneVsRest):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
 
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin')
@@ -23,10 +24,13 @@ class Classes(ConditionalBlock):
         self.vocab, self.index = vocab, {label: i for i, label in enumerate(vocab)}
 
     def encode(self, df):
-        why = lambda value: (
-            f"not in the vocabulary: {near(value, self.vocab)} Correct the cell or add the class to vocab="
-        )
-        return look_up(self, df, self.cols[0], self.index.get, why)
+        return look_up(self, df, self.cols[0], self.index.get, self.why_unknown)
+
+    def why_unknown(self, value):
+        "What is wrong with a class that the vocabulary does not hold"
+        if fix := fix_of_twin(self.cols[0], value, self.vocab):
+            return f"not in the vocabulary: {fix}"
+        return f"not in the vocabulary: {near(value, self.vocab)} Correct the cell or add the class to vocab="
 
     def to_cell(self, vals):
         return self.vocab[int(vals[0])] if self.vocab else None
@@ -115,3 +119,18 @@ def state_probs(self: Classes, variable, acts, vals):
 @patch
 def probability(self: Classes, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/vocabulary.ipynb #af15e729
+@patch(as_prop=True)
+def label_names(self: Classes):
+    return [] if self.self_supervised else list(self.vocab or ())
+
+
+@patch
+def says_label(self: Classes, j, vals):
+    return vals[:, 0] == j
+
+
+@patch
+def label_probs(self: Classes, j, summary, acts):
+    return acts[:, j]
