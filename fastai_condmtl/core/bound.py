@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from .errors import FlowError, FlowWarning, RowsOf
 from .conditions import all_of
 from .flow import Flow
+from .nesting import learn_nests, with_implied
 from .plan import Plan
 from .geometry import Geometry
 from .labels import Labels, absent_columns, on_loss_scale, with_blank_columns
@@ -45,6 +46,7 @@ class BoundFlow:
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
         bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
+        learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
@@ -211,7 +213,8 @@ def encode(
     if self.flow.infer_labels:  # labels that are filled in open gates; only with `as_labelled` None they train, too
         before = labels.fill_implied()
         as_labelled = before if self.flow.infer_labels is True and not inferred else None
-    applicable = plan.applicable(labels.vals, labels.known)
+    filled = with_implied(plan, labels.read) if plan.nests else None
+    applicable = plan.applicable(labels.vals, labels.known, filled=filled)
     packed = np.empty((len(df), 2, self.n_targets), dtype=np.float32)
     for i, columns in enumerate(self.target_slices):
         vals, known = labels.read(i)
@@ -303,9 +306,9 @@ def false_conditions(
     """Where each task's condition is known to be false by the labels (neither true nor unknown). Labels that were only
     inferred, and labels of rows of weight 0, count as unknown"""
     vals, mask = y.as_subclass(torch.Tensor).unbind(1)
-    states = self.plan.states(
-        lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True
-    )
+    own = self.target_slices
+    filled = with_implied(self.plan, lambda i: (vals[:, own[i]], mask[:, own[i]] > 0)) if self.plan.nests else None
+    states = self.plan.states(lambda i: vals[:, own[i]], lambda i: mask[:, own[i]] > 0, True, filled)
     never = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     return torch.stack([never if state is None else state[1] for state in states], 1)
 

@@ -13,8 +13,8 @@ from .block import ConditionalBlock, given_by
 from .mask_labels import MASKS, is_mask_block
 
 # %% auto #0
-__all__ = ['counterparts', 'Flow', 'lines_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of', 'walk',
-           'twice_error', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
+__all__ = ['counterparts', 'Flow', 'lines_of', 'line_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of',
+           'walk', 'twice_error', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
 
 # %% ../../nbs/core/flow.ipynb #d043484d
 _all_ = ['FlowError']  # exported here too, for those who catch it beside `Flow`
@@ -67,12 +67,16 @@ def lines_of(flow):
     yield with_condition(flow.name, flow)
     for task in flow.tasks:
         last = task is flow.tasks[-1]
-        own = (
-            lines_of(task) if isinstance(task, Flow) else [with_condition(f'{task.name}: {type(task).__name__}', task)]
-        )
+        own = lines_of(task) if isinstance(task, Flow) else [with_condition(line_of(task), task)]
         first, rest = ('└── ', '    ') if last else ('├── ', '│   ')
         for i, line in enumerate(own):
             yield (rest if i else first) + line
+
+
+def line_of(block):
+    "The name and kind of a task, and what it is within"
+    within = '' if block.within is None else f' within {block.within}'
+    return f'{block.name}: {type(block).__name__}{within}'
 
 
 def with_condition(text, task):

@@ -13,7 +13,8 @@ from .question_values import check_op
 
 # %% auto #0
 __all__ = ['BlockFields', 'LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks',
-           'ProbabilityHooks', 'ScoreHooks', 'LabelScoreHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
+           'ProbabilityHooks', 'ScoreHooks', 'LabelScoreHooks', 'NestFields', 'PictureHooks', 'BlockHooks',
+           'missing_hooks']
 
 # %% ../../nbs/core/hooks.ipynb #edcd20c5
 class BlockFields(Comparable):
@@ -338,6 +339,18 @@ class LabelScoreHooks(BlockFields):
         trivial = self.baseline(name, constant, true)
         return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
 
+# %% ../../nbs/core/hooks.ipynb #12344bb5
+class NestFields(BlockFields):
+    "Classes that stand in the classes of another task, see `within=` of `SingleLabelBlock`"
+
+    holds_sub_classes = False  # True if other tasks can be `within` it
+    within: str | None = None  # name of the task whose classes the task's own stand in
+    within_cols: tuple | None = None  # the columns which that task reads, where they are known
+    class_of: dict | None = None  # sub-class → its class, where it was told
+    parents: list | None = None  # of each sub-class the position of its class (known once bound)
+    lineage: list | None = None  # of each sub-class the positions of the classes above it and its own, outermost first
+    decode = 'path'  # `joint`: the most likely sub-class decides the classes above it
+
 # %% ../../nbs/core/hooks.ipynb #8cf5c204
 class PictureHooks(BlockFields):
     "What follows the transforms of a picture, and what is drawn on it"
@@ -372,6 +385,7 @@ class BlockHooks(
     ProbabilityHooks,
     ScoreHooks,
     LabelScoreHooks,
+    NestFields,
     PictureHooks,
 ):
     "All families of hooks, in their order"

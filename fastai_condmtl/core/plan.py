@@ -5,7 +5,9 @@
 # %% ../../nbs/core/plan.ipynb #065ece07
 from __future__ import annotations
 from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy
+from types import MappingProxyType
 import numpy as np
 from fastcore.basics import patch
 from .errors import FlowError
@@ -13,6 +15,7 @@ from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, klee
 from .question_values import check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
+from .nesting import check_parents, class_of, differs, known_atom, nest_atom, nests_of
 
 # %% auto #0
 __all__ = ['Plan', 'check_depth', 'parts_of', 'check_columns', 'errors_say_condition', 'in_order', 'circle_error', 'with_values',
@@ -29,8 +32,12 @@ class Plan:
     - `order`: the tasks, sorted so that each comes after those that its conditions ask; `use_order`: after those in
       its `uses`
     - `names` finds a path, `index` gives the number of a path
+    - `nests`: sub-task → its class task; `nest_gates`: number of a gate → the sub-task whose classes it asks for
     - of a bound plan: `natural` (atom → the value that it asks for, as a natural value), and `asking` (`conds` with
       these values)"""
+
+    nests: Mapping = MappingProxyType({})
+    nest_gates: Mapping = MappingProxyType({})
 
     def __init__(self, flow):
         check_depth(flow)
@@ -40,6 +47,7 @@ class Plan:
         self.names = Names(paths)
         check_columns(paths, blocks)
         self._resolve_gates(gates)
+        self._add_nests()
         self.order = in_order([self.needs(i) for i in range(len(paths))], paths, 'conditions')
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
@@ -176,6 +184,16 @@ def _why_other_condition(self: Plan, atom, asked):
         f"If \"or\" was meant, write any_of({atom.task}, {atom.given}); else put the conditioned block into the flow"
     )
 
+# %% ../../nbs/core/plan.ipynb #b3979e9f
+@patch
+def _add_nests(self: Plan):
+    "Set `nests` and `nest_gates`: each sub-task has a gate that asks whether its class has sub-classes"
+    self.nests, self.nest_gates = nests_of(self), {}
+    for i in self.nests:
+        self.nest_gates[len(self.conds)] = i
+        self.gates[i] = (*self.gates[i], len(self.conds))
+        self.conds.append(nest_atom(self, i))
+
 # %% ../../nbs/core/plan.ipynb #8d2dd17a
 @patch
 def needs(self: Plan, i):
@@ -235,14 +253,17 @@ def bind(
 ) -> Plan:
     "A copy with bound blocks, whose conditions ask for natural values, checked against the vocabularies"
     bound = copy(self)
-    bound.blocks, bound.natural = blocks, {}
+    bound.blocks, bound.natural, bound.conds = blocks, {}, list(self.conds)
+    check_parents(self, blocks)
+    for g, i in self.nest_gates.items():
+        bound.conds[g] = known_atom(self, i, blocks)
     first = {}  # condition → the first task that has it, for errors
     for path, gates in zip(self.paths, self.gates):
         for g in gates:
             first.setdefault(g, path)
     for g, path in first.items():
-        with errors_say_condition(self.conds[g], path):
-            for atom in atoms(self.conds[g]):
+        with errors_say_condition(bound.conds[g], path):
+            for atom in atoms(bound.conds[g]):
                 if atom not in bound.natural:
                     block = blocks[self.index[atom.task]]
                     bound.natural[atom] = block.parse_question(atom.op, atom.value)
@@ -250,7 +271,7 @@ def bind(
         blocks[self.index[atom.task]].questions += ((atom.op, value),)
     # with the values inside the conditions, `states` needs no dict with conditions as keys: before 2.7, PyTorch's
     # tracer cannot look these up
-    bound.asking = [with_values(cond, bound.natural) for cond in self.conds]
+    bound.asking = [with_values(cond, bound.natural) for cond in bound.conds]
     return bound
 
 
@@ -272,16 +293,19 @@ def states(
     values,  # Function from a task's index to its values `(n, W)`; None: not known yet, anything is possible
     known,  # Function from a task's index to the rows (and labels) that are known `(n, W)`, boolean
     scaled=False,  # True: values are on the loss scale (packed targets); False: natural values (the table)
+    # Of labels: function from a task's index to its values and known cells with what sub-classes imply, see
+    # `with_implied`
+    filled=None,
 ) -> list:
     """The state of each task's condition, by one rule for labels and for predictions: a pair of boolean arrays
     `(true, false)`, each `(n,)`; None: no condition. Where the values of an asked task are not known yet, the pair says
     whether the condition can be true and whether it can be false"""
     res, cache = [None] * len(self.paths), {}
 
-    def state(atom):
+    def state(atom, source=lambda i: (values(i), known(i))):
         "Where an atom is true and where it is false"
         i = self.index[atom.task]
-        vals, rows = values(i), known(i)
+        vals, rows = source(i)
         if vals is None:
             true = false = rows.all(1)  # either may come
         else:
@@ -294,11 +318,20 @@ def states(
         own_true = res[i][0]  # where the asked task has no meaning itself, the atom is unknown
         return true & own_true, false & own_true
 
+    def nest_state(g):
+        if filled is None:
+            return state(self.asking[g])
+        true, false = state(self.asking[g], filled)
+        other = differs(self, self.nest_gates[g], filled)
+        return true & ~other, false | other
+
     def gates_state(gates):
         "The gates of a task, joined by and"
         if gates not in cache:
-            last = gates[-1:]  # the last gate alone; a task with this one gate has the same key
-            true, false = cache[last] if last in cache else kleene(self.asking[gates[-1]], state)
+            g, last = gates[-1], gates[-1:]  # the last gate alone; a task with this one gate has the same key
+            if last not in cache:
+                cache[last] = nest_state(g) if g in self.nest_gates else kleene(self.asking[g], state)
+            true, false = cache[last]
             if len(gates) > 1:
                 true_before, false_before = gates_state(gates[:-1])
                 true, false = true & true_before, false | false_before
@@ -312,9 +345,9 @@ def states(
 
 # %% ../../nbs/core/plan.ipynb #abf161fa
 @patch
-def applicable(self: Plan, values, known, scaled=False) -> list:
+def applicable(self: Plan, values, known, scaled=False, filled=None) -> list:
     "Where each task's condition is true: a boolean `(n,)` a task; None: on every row. Arguments as for `states`"
-    return [state if state is None else state[0] for state in self.states(values, known, scaled)]
+    return [state if state is None else state[0] for state in self.states(values, known, scaled, filled)]
 
 
 def not_boolean(answer, block, path):
@@ -342,20 +375,23 @@ def infer(
         # where a blank means "no labels", a 0 may come from a blank: only what is above 0 implies something
         labelled = known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i]
         rows = labelled.any(1)
-        for j, column, value in implied_by(plan, i):
+        for j, column, value in implied_by(plan, i, vals[i]):
             if j not in implied:
                 implied[j] = Implied(vals[j].shape)
             implied[j].add(column, value, rows)
     return vals, known, clash
 
 # %% ../../nbs/core/plan.ipynb #7a67aa2d
-def implied_by(plan, i):
-    "What a label of task `i` implies, since its condition must hold: `(task, target column, natural value)`"
+def implied_by(plan, i, vals):
+    """What the labels `vals` `(N, W)` of task `i` imply, since its condition must hold, and its class where it is a
+    sub-class: `(task, target column, natural value)`"""
     for g in plan.gates[i]:
         for atom, truth in forced(plan.conds[g]):
             j = plan.index[atom.task]
             for column, value in plan.blocks[j].implied_labels(atom.op, plan.natural[atom], truth):
                 yield j, column, value
+    if i in plan.nests:
+        yield plan.nests[i], 0, class_of(plan.blocks[i].parents, vals[:, 0])
 
 
 class Implied:
@@ -365,7 +401,7 @@ class Implied:
         self.vals, self.disagree = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
 
     def add(self, column, value, rows):
-        "`value` is implied for a target column in some `rows` `(N,)`"
+        "`value`, one or one a row, is implied for a target column in some `rows` `(N,)`"
         vals = self.vals[:, column]
         free = np.isnan(vals)
         self.disagree[:, column] |= rows & ~free & (vals != value)

@@ -63,14 +63,8 @@ class Accumulator:
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, and activations where these are kept; values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
-        layout = loss.layout
-        values, mask = layout.targets_of(as_plain(y))
-        logits = layout.logits_of(loss.decisions.tempered(pred))
-        acts = [block.activate(x) for block, x in zip(layout.blocks, logits)]
-        parts = [
-            block.summarise(x, labels).reshape(len(pred), -1)
-            for block, x, labels in zip(layout.blocks, acts, layout.columns_of(values))
-        ]
+        values, mask = loss.layout.targets_of(as_plain(y))
+        parts, acts = loss.decisions.summaries(pred, values)
         parts += [acts[k].reshape(len(pred), -1) for k in sorted(self.with_acts)]
         return torch.cat([*parts, values, mask], 1)
 

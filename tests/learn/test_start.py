@@ -590,3 +590,17 @@ def test_a_new_class_starts_beside_the_old_ones():
     assert torch.equal(bias[[0, 2, 3]], kept)
     n_rows = int(training_targets(dls)[:, 1].sum())
     assert float(bias[1]) == pytest.approx(np.log(0.5 / (n_rows + 2)), abs=1e-3)
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(label_smoothing=0.2), dict(loss='focal'), dict(class_weights='balanced')])
+def test_classes_within_classes(kwargs):
+    "A softmax among the sub-classes of each class"
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(x0=rng.normal(size=400), x1=0.0, colour='r'))
+    df['sub'] = rng.choice(['a1', 'a2', 'a3', 'b1', 'b2'], 400, p=[0.4, 0.15, 0.05, 0.1, 0.3])
+    df['main'] = df['sub'].str[0]
+    main = SingleLabelBlock('main')
+    flow = Flow('f', main, SingleLabelBlock('sub', within=main, **kwargs))
+    dls = tabular_dls(df, flow, valid_idx=sides(df))
+    least = best_losses(dls.flow, dls.flow.loss_func.clone(), training_targets(dls), n_starts=2)
+    assert first_losses(conditional_tabular_learner(dls)) == pytest.approx(least, rel=0.01)
