@@ -6,6 +6,7 @@
 from __future__ import annotations
 from typing import Any
 import numpy as np
+from .best_constant import search_logits
 from .block_errors import label_error, required
 from .conditions import Comparable
 from .question_values import check_op
@@ -171,6 +172,13 @@ class NetworkHooks(BlockFields):
         if self.n_out == 1:
             return vals
         return vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
+
+    def trivial_logits(self, values, weights):
+        """Logits `(W*n_out,)` at which the loss is least if all rows have the same: a network starts there
+
+        Of loss-scale values, and of what each cell weighs in the loss (0 where it does not count), both `(N, W)`. By
+        default they are searched"""
+        return search_logits(self, values, weights)
 
 # %% ../../nbs/core/hooks.ipynb #5d424775
 class ParamHooks(BlockFields):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from ..core.best_constant import search_logits
 from ..core.columns import any_true, numbers
 from ..core.conditions import never_true
 from ..core.errors import FlowError, near
@@ -176,6 +177,19 @@ def decide(self: VotesBlock, acts):
     first = shares.argmax(-1, keepdim=True)
     is_first = torch.arange(self.n_targets, device=acts.device) == first
     return torch.where(is_first, shares, -shares).reshape(acts.shape)
+
+# %% ../../nbs/tasks/votes.ipynb #8b88e1b2
+@patch
+def trivial_logits(self: VotesBlock, values, weights):
+    if self.loss_name == 'dirichlet':
+        return search_logits(self, values, weights)
+    counts = weights[:, 0] > 0
+    if not counts.any():
+        return np.zeros(self.n_targets)
+    votes = values[counts]
+    of_vote = weights[counts, :1] / votes.sum(1, keepdims=True)
+    mass = (votes * of_vote).sum(0) + of_vote.mean() / 2
+    return np.log(mass / mass.sum())
 
 # %% ../../nbs/tasks/votes.ipynb #37466375
 _COMPARE = dict(
