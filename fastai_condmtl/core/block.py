@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .conditions import Comparable, as_condition, both, check_op
-from .errors import FlowError, check_features, check_name, check_weight_col, shortly
+from .errors import FlowError, check_features, check_name, check_normalise, check_weight_col, shortly
 from .not_asked import Blanks, check_na, where_blank, without_blanks
 from fastai_condmtl.core.block_errors import (
     check_col,
@@ -55,6 +55,7 @@ class ConditionalBlock(Comparable):
     - `activate(logits)` *: what predictions are told as, shaped as logits
     - `decide(acts)` *: decided values on the loss scale, shaped as targets; `thresholded` kinds also take a threshold
     - `nll`, `thresholds()`, `fit_class_weights(vals, mask)`: calibration, thresholds, and learnt weights of classes
+    - `has_unit`: True for losses of numbers (one logit a column), to be divided by what the best constant loses
     - `certain_acts(vals)`, `matching_acts(new)`, `matching_logits(new)`: activations of certain labels, and those that
       a task of another flow shares
 
@@ -104,6 +105,8 @@ class ConditionalBlock(Comparable):
     thresholded = False  # True if yes is decided where the probability is above a threshold
     threshold: Any = None  # to start with, one or one a target column (kinds that are `thresholded`)
     tune: Any = 'auto'  # what the search of thresholds maximises: `auto` as the learner says, None: keep `threshold`
+    has_unit = False  # True if the loss is of numbers: it is divided by what the best constant loses, see `normalise`
+    normalise: bool | None = None  # False: the loss as it is; None: as the flow says
     pos_weight: Any = None  # weight of positive rows in the loss
     whole_space: Any = False  # trained on rows beyond its condition too: True, `detach` or `both`
     uncertain: dict | None = None  # values of the table that are neither yes nor no → probability, or None: left out
@@ -153,10 +156,14 @@ class ConditionalBlock(Comparable):
         # Values that stand where the question was not asked, such as ('none', -1): such cells are blank; by default as
         # its flow says, () for none
         na=None,
+        # True: the loss is divided by its unit, what the best constant loses on the training rows (kinds of numbers,
+        # `has_unit`); False: the loss as it is; by default as its flow says, else True
+        normalise: bool = None,
     ):
         check_name(name)
         check_features(name, features)
         self.weight_col, self.na = check_weight_col(name, weight_col), check_na(name, na)
+        self.normalise = check_normalise(name, normalise)
         self.features, self.hidden, self.detach_uses = features, check_hidden(name, hidden), bool(detach_uses)
         self.uses = names_of_uses(name, uses)
         self.name, self.weight, self.col = name, check_task_weight(name, weight), check_col(name, col)

@@ -23,7 +23,8 @@ class Plan:
 
     - a list with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
       branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand
-      for a blank), `uses` (tasks whose activations its head reads)
+      for a blank), `normalised` (True where the loss is to be divided by its unit), `uses` (tasks whose activations its
+      head reads)
     - `conds`: the conditions, with paths for names
     - `order`: the tasks, sorted so that a task that a condition asks comes before the tasks that have this condition;
       `use_order`: the same for `uses`
@@ -43,6 +44,7 @@ class Plan:
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.nas = list(inherited(flow, 'na', flow.na))
+        self.normalised = list(inherited(flow, 'normalise', flow.normalise is not False))
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
         self.use_order = in_order(self.uses, paths, 'heads')
 

@@ -19,7 +19,7 @@ from ..core.bound import BoundFlow
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction
 from ..core.applications import provided
-import fastai_condmtl.loss.conditional  # noqa: F401  the loss of a bound flow
+import fastai_condmtl.loss.unit  # noqa: F401  the loss of a bound flow, and its units
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'columns_of', 'as_flow', 'FreshTransform', 'tfms_of_shapes',
@@ -119,6 +119,7 @@ class FlowTransform(Transform):
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
         self.bound.learn_constants(y[torch.from_numpy(train)])
+        self.bound.learn_units(y[torch.from_numpy(train)])
         items.items, items.__class__ = EncodedRows(y, geo=self.bound.geometry), ConditionalLists
 
     def __call__(self, x, **kwargs):

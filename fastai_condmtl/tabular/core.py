@@ -121,6 +121,7 @@ class TableTransform(FlowTransform):
         self.bound = BoundFlow(self.unbound, table, at[: to.split])
         y = self.bound.encode(table)[torch.from_numpy(at)]
         self.bound.learn_constants(y[: to.split])
+        self.bound.learn_units(y[: to.split])
         self.write(to, y)
 
     def __call__(self, to, **kwargs):
