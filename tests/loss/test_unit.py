@@ -18,6 +18,7 @@ from sklearn.metrics import mean_absolute_error, mean_poisson_deviance, mean_squ
 from torch import nn
 
 from fastai_condmtl.all import *
+from fastai_condmtl.callback.training_state import loss_state, set_loss
 from fastai_condmtl.deploy.safe import load_safe
 from fastai_condmtl.loss.decisions import TaskSums
 from fastai_condmtl.loss.unit import SEARCH_ROWS
@@ -437,6 +438,32 @@ def test_kept_by_safe_files(pictures, tmp_path):
     data = dls.flow.to_dict()
     del data['loss_units']  # as version 0.1.0 wrote
     assert type(flow).from_dict(data).loss_func.units().tolist() == [1, 1]
+
+
+def test_kept_by_checkpoints():
+    "A training goes on with the units that it had; a checkpoint of before has none"
+    learn, other = learner(), learner(table(seed=9))
+    had = learn.loss_func.units()
+    state = loss_state(learn.loss_func)
+    assert not other.loss_func.units().equal(had)
+    set_loss(other, state)
+    assert other.loss_func.units().equal(had)
+    del state['units']
+    set_loss(other, state)
+    assert other.loss_func.units().tolist() == [1, 1, 1]
+
+
+def test_another_flow(pictures):
+    "`change_flow` learns the units of points, too, those of new tasks among them"
+    dls = picture_loaders(pictures)
+    learn = equip(Learner(dls, network(dls)))
+    before, df = learn.loss_func.units(), pictures[1]
+    small = BinaryBlock('small')
+    flow = Flow('f', small, KeypointsBlock('p', ['x', 'y']), KeypointsBlock('q', ['x', 'y']) | small)
+    learn.change_flow(flow, df.assign(small=df.width < 64))
+    units = dict(zip(learn.dls.flow.paths, learn.loss_func.units().tolist()))
+    assert units == dict(small=1, p=pytest.approx(float(before[0])), q=pytest.approx(learn.dls.flow.loss_units['q']))
+    assert 0 < units['q'] < 0.5 and units['q'] != units['p']
 
 
 @pytest.mark.parametrize('units', [dict(nobody=1.0), dict(y=0), dict(y=-1.0), dict(y=True), dict(y='1'), [1], None])
