@@ -39,7 +39,7 @@ def equip(
     check_metrics_fit(learn)
     check_loss_fits(learn)
     if isinstance(learn.loss_func, ConditionalLoss):
-        learn_shapes(learn, units=True)  # the size of pictures is known now
+        learn_shapes(learn, units=True)  # the size of pictures is known here
         own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)

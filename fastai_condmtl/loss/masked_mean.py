@@ -159,4 +159,3 @@ def set_units(
     "Put in force what the losses of tasks are divided by"
     self.units.copy_(units)
     self.fold_units()
-
