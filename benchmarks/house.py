@@ -134,20 +134,24 @@ def where(module):
 
 def hooks():
     "Attributes and methods of the base class of all kinds of task"
-    path = next(p for p in modules('fastai_condmtl') if 'class ConditionalBlock(' in p.read_text(encoding='utf-8'))
-    base = next(
-        n
-        for n in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
-        if isinstance(n, ast.ClassDef) and n.name == 'ConditionalBlock'
-    )
-    given = [
-        t.id for n in base.body if isinstance(n, ast.Assign) for t in ast.walk(n.targets[0]) if isinstance(t, ast.Name)
-    ]
-    given += [n.target.id for n in base.body if isinstance(n, ast.AnnAssign)]
-    given += [n.name for n in base.body if isinstance(n, ast.FunctionDef) and not n.name.startswith('_')]
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    given += [name for owner, name in patched(tree) if owner == base.name and not name.startswith('_')]
-    return len(set(given))
+    given = set()
+    for path in (ROOT / 'fastai_condmtl' / 'core' / f'{module}.py' for module in ('hooks', 'block')):
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+            given |= set(declared(cls))
+        given |= {name for _, name in patched(tree)}
+    return len({name for name in given if not name.startswith('_')})
+
+
+def declared(cls):
+    "Names that the body of a class gives: attributes, annotations and methods"
+    for node in cls.body:
+        if isinstance(node, ast.Assign):
+            yield from (t.id for t in ast.walk(node.targets[0]) if isinstance(t, ast.Name))
+        elif isinstance(node, ast.AnnAssign):
+            yield node.target.id
+        elif isinstance(node, ast.FunctionDef):
+            yield node.name
 
 
 def main(packages):

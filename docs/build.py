@@ -80,10 +80,13 @@ def heading(m):
 
 
 def formulas(text):
-    "`$...$` and `$$...$$` outside of code as MathML, which browsers draw without a script"
+    """`$...$` and `$$...$$` outside of code as MathML, which browsers draw without a script. A formula in a sentence is
+    wrapped in a `span`: Markdown ends the paragraph at a line that begins with any other tag."""
 
     def math(m):
-        return to_mathml((m[1] or m[2]).strip(), display='block' if m[1] else 'inline') if m[1] or m[2] else m[0]
+        if m[1]:
+            return to_mathml(m[1].strip(), display='block')
+        return f'<span>{to_mathml(m[2].strip(), display="inline")}</span>' if m[2] else m[0]
 
     return re.sub(
         r'```.*?```|`[^`\n]*`|\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])', math, text, flags=re.S

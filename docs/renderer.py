@@ -1,17 +1,23 @@
 "How the site shows a function or class: its signature in a line, what it does, and a table of its parameters"
 
-import inspect, re
+import inspect, re, textwrap
 from fastcore.docments import DocmentTbl, MarkdownRenderer
 from nbdev import showdoc
 
 
 def signature(name, sym):
-    "`name(a, b=1)`, without annotations; properties have none"
+    "`name(a, b=1)`, without annotations, in lines that fit the page; properties have none"
     try:
         ps = inspect.signature(sym).parameters.values()
     except (TypeError, ValueError):
         return name
-    return f"{name}({', '.join(str(p.replace(annotation=p.empty)) for p in ps if p.name != 'self')})"
+    arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in ps if p.name != 'self')
+    line = f'{name}({arguments})'
+    if len(line) <= 110:
+        return line
+    indent = ' ' * 4
+    wrapped = textwrap.fill(arguments, 110, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+    return f'{name}(\n{wrapped}\n)'
 
 
 def table(sym):

@@ -36,6 +36,7 @@ from fastai_condmtl.learn import targets
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.sides import check_sides
 from .core.stock import restore_stock, stock_methods
+from .evaluate.classification_report import ClassificationReport
 from .evaluate.evaluation import Evaluation
 from .evaluate.interpret import ConditionalInterpretation
 from .evaluate.label_cleaning import Cleaner

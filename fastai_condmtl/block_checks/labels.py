@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from .checked import Checked
-from ..core.block import missing_hooks
+from ..core.hooks import missing_hooks
 from ..core.errors import FlowError
 
 # %% auto #0

@@ -13,7 +13,7 @@ from .checked import Checked
 
 # %% auto #0
 __all__ = ['Scored', 'check_scores', 'summary_of', 'check_decided', 'check_metric', 'values_elsewhere', 'is_same',
-           'check_perfect', 'check_label_score', 'check_baseline']
+           'check_perfect', 'check_label_score', 'check_baseline', 'check_score_of_label']
 
 # %% ../../nbs/block_checks/scores.ipynb #e063786d
 @dataclass
@@ -39,6 +39,9 @@ def check_scores(checked: Checked):
     for name in checked.bound.metrics:
         check_metric(checked, name, scored)
         check_baseline(checked, name, constant, scored)
+    for j in range(len(checked.bound.label_names)):
+        for name in checked.bound.label_metrics:
+            check_score_of_label(checked, name, j, constant, scored)
 
 # %% ../../nbs/block_checks/scores.ipynb #a9133073
 def summary_of(checked, acts):
@@ -127,3 +130,19 @@ def check_baseline(checked, name, constant, scored):
         f"for '{name}' it has the shape {np.shape(lazy)}, and that of a summary {scored.random.shape} is wanted",
     )
     checked.call('score', name, np.asarray(lazy), scored.true, scored.mask)
+
+# %% ../../nbs/block_checks/scores.ipynb #0b04eacb
+def check_score_of_label(checked, name, j, constant, scored):
+    "The score of one label is a number, NaN where nothing counts; rows that have the label are among those that count"
+    acts = checked.call('activate', checked.batch.logits).reshape(len(scored.true), -1).numpy()
+    own = checked.bound.thresholds().numpy() if checked.bound.thresholded else None
+    score = lambda mask: checked.call('score_label', name, j, scored.random, scored.true, mask, own, acts)
+    label = checked.bound.label_names[j]
+    found, of_nothing = score(scored.mask), score(np.zeros_like(scored.mask))
+    checked.require(isinstance(found, float), 'score_label', f"'{name}' of {label!r} must be a float")
+    checked.require(np.isnan(of_nothing), 'score_label', f"'{name}' of {label!r} without a row that counts must be NaN")
+    known, true = checked.call('label_rows', j, scored.true, scored.mask)
+    within = np.shape(known) == (len(scored.mask),) and (true <= known).all() and (known <= scored.mask.any(1)).all()
+    checked.require(within, 'label_rows', f"rows where {label!r} is true must be known, and count for the task")
+    lazy = checked.call('label_baseline', name, j, constant, scored.true, scored.mask)
+    checked.require(np.ndim(lazy) == 0, 'label_baseline', f"'{name}' of {label!r} must be a number, NaN without")

@@ -256,11 +256,13 @@ def why_no_score(learn, name, called, scores) -> str:
     "Why a learner records no score of this name, and what to write instead"
     start, dot, end = name.rpartition('.')
     metric = aliases.get(end, end)
-    known = [f'{path}.{m}' for path, block in flow_of(learn).tasks.items() for m in block.metrics]
-    if any(is_end(start + dot + metric, full) for full in known):
+    flow = flow_of(learn)
+    known = {f'{path}.{m}': '' for path, block in flow.tasks.items() for m in block.metrics}
+    known |= {m.name: ', by_label=True' for m in flow.metrics('all', by_label=True) if m.label is not None}
+    if found := [how for full, how in known.items() if is_end(start + dot + metric, full)]:
         return (
             f"{called}: this learner does not compute that score: add it with "
-            f"metrics=dls.flow.metrics({metric!r}), or monitor one of {listed(scores)}"
+            f"metrics=dls.flow.metrics({metric!r}{found[0]}), or monitor one of {listed(scores)}"
         )
     hint = near(name, scores)
     nearest = f': {hint}' if hint.startswith('did') else ','
@@ -314,8 +316,10 @@ def score_of_noise(
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(len(labels), block.n_targets * block.n_out, generator=generator)
     cells = (logits.reshape(-1, block.n_out), values.reshape(-1)) if block.per_cell else (logits, values)
-    summary = block.summarise(block.activate(cells[0]), cells[1]).reshape(len(labels), block.n_targets, -1)
-    return metric.of(block, summary.numpy(), values.numpy(), mask.numpy() > 0, None)
+    acts = block.activate(cells[0])
+    summary = block.summarise(acts, cells[1]).reshape(len(labels), block.n_targets, -1)
+    acts = acts.reshape(len(labels), -1).numpy()
+    return metric.of(block, summary.numpy(), values.numpy(), mask.numpy() > 0, None, acts)
 
 # %% ../../nbs/callback/checks.ipynb #bdcb8189
 @before_fit_check
@@ -376,7 +380,7 @@ def why_not_accumulated(learn, n_rows) -> str | None:
         return "balance= weighs the tasks anew in each small batch, by the gradients of that batch alone"
     return None
 
-
+# %% ../../nbs/callback/checks.ipynb #2ea15a68
 def partly_labelled(
     flow: BoundFlow,  # Bound flow
     labels,  # Packed labels `(N, 2, D)`; None where they are not known

@@ -25,10 +25,6 @@ from fastai.distributed import DistributedDL, DistributedTrainer, rank0_first
 _all_ = ['DistributedDL', 'DistributedTrainer', 'rank0_first', 'num_distrib', 'rank_distrib', 'without_ranks']
 
 # %% ../../nbs/callback/distributed.ipynb #199aa742
-def _has_gpu():
-    return getattr(torch, 'accelerator', torch.cuda).is_available()
-
-
 @wraps_stock(DistributedDL)
 def _broadcast(stock, self, t, rank):
     "The order of the rows is sent from where it is: by gloo, no GPU is needed"
@@ -43,27 +39,30 @@ def _broadcast(stock, self, t, rank):
 def __init__(stock, self, sync_bn=True, **kwargs):
     "Without a GPU, processes train one network on their CPUs"
     if not _has_gpu():
-        kwargs.setdefault(
-            'cpu', True
-        )  # else accelerate would leave the network as it is, and each process would train its own
+        # else accelerate would leave the network as it is, and each process would train its own
+        kwargs.setdefault('cpu', True)
     stock(self, sync_bn, **kwargs)
 
 
+def _has_gpu():
+    return getattr(torch, 'accelerator', torch.cuda).is_available()
+
+# %% ../../nbs/callback/distributed.ipynb #90464cfa
 @wraps_stock(DistributedTrainer)
 def before_fit(stock, self):
     "On CPU, batch norm keeps its statistics for each process, and a warning says so"
-    if self.sync_bn and next(self.learn.model.parameters()).device.type == 'cpu':
+    model = self.learn.model
+    if self.sync_bn and next(model.parameters()).device.type == 'cpu':
         self.sync_bn = False  # torch has it for GPUs alone
-        if not rank_distrib() and any(
-            isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.learn.model.modules()
-        ):
+        if not rank_distrib() and _has_batch_norm(model):
             warnings.warn(
-                (
-                    "on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on "
-                    "GPUs "
-                    "only"
-                ),
+                "on CPU the statistics of batch norm are those of each process' own rows: PyTorch shares them on GPUs "
+                "only",
                 FlowWarning,
                 stacklevel=3,
             )
     stock(self)
+
+
+def _has_batch_norm(model):
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())

@@ -70,10 +70,8 @@ class Checkpoint(Callback):
             self.write(self.epoch + 1, 0)
 
     def after_fit(self):
-        if self.skipped:  # what others have done after a fit without epochs is undone
-            self.restore(self.found)
-            if self.fits == self.found['fit']:
-                self.found = None
+        if self.skipped:
+            self.undo_after_fit()
         elif self.active:
             self.write(self.n_epoch, 0, done=True)
         self.active = False
@@ -136,6 +134,14 @@ def _do_fit(stock, self):
     if checkpoint is None or not checkpoint.begin():
         return stock(self)
     return checkpoint.go_on()
+
+# %% ../../nbs/callback/resume.ipynb #91f97891
+@patch
+def undo_after_fit(self: Checkpoint):
+    "Put everything as the file has it, after a fit that was skipped; the last of these ends what was found"
+    self.restore(self.found)
+    if self.fits == self.found['fit']:
+        self.found = None
 
 # %% ../../nbs/callback/resume.ipynb #15bc0234
 VERSION = 3  # of the file

@@ -7,9 +7,10 @@ from __future__ import annotations
 from functools import wraps
 import numpy as np
 from .arguments import check_number, check_whole
-from .columns import as_tuple, is_list_of_words, is_mask, picture_hint
+from .columns import as_tuple, is_list_of_words
 from .conditions import as_condition
 from .errors import FlowError, row_name, shortly
+from .mask_labels import is_mask, picture_hint
 
 # %% auto #0
 __all__ = ['required', 'check_hidden', 'check_task_weight', 'check_col', 'given_by', 'label_error']

@@ -12,13 +12,12 @@ import operator
 from functools import reduce
 import numpy as np, pandas as pd
 from .errors import FlowError, halved
-from .files import IMAGES
+from .mask_labels import is_mask, is_picture_file
 
 # %% auto #0
-__all__ = ['NO_YES', 'LIKELY_NO_YES', 'MASKS', 'read_list', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line',
-           'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise',
-           'as_tuple', 'distinct', 'fix_of_no_label', 'take', 'look_up', 'numbers', 'is_mask', 'is_picture_file',
-           'is_mask_block', 'picture_hint']
+__all__ = ['NO_YES', 'LIKELY_NO_YES', 'read_list', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line', 'replace_line',
+           'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'as_tuple', 'distinct',
+           'fix_of_no_label', 'take', 'look_up', 'numbers', 'check_unit']
 
 # %% ../../nbs/core/columns.ipynb #f4ac5703
 _quoted = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -149,52 +148,36 @@ def replace_line(
     return f'{part} = {part}.replace({value!r}, {new!r})'
 
 # %% ../../nbs/core/columns.ipynb #cd007f6e
-_sides = {
-    'train': ('train', 'training', 'trn', 'tr'),
-    'valid': ('valid', 'validation', 'val', 'dev'),
+_words_of_sides = {
+    'train': ('train', 'training', 'trn', 'tr', 'false', 'no', '0', '0.0'),
+    'valid': ('valid', 'validation', 'val', 'dev', 'true', 'yes', '1', '1.0'),
     'test': ('test', 'testing', 'tst'),
 }
-_side_of_word = {w: side for side, words in _sides.items() for w in words}
-_bits = {
-    'true': 'valid',
-    'yes': 'valid',
-    '1': 'valid',
-    '1.0': 'valid',
-    'false': 'train',
-    'no': 'train',
-    '0': 'train',
-    '0.0': 'train',
-}
+_side_of_word = {word: side for side, words in _words_of_sides.items() for word in words}
 
 
 def side_of(
-    v,  # Value of a cell, not blank
+    cell,  # Its value, not blank
 ) -> str | None:
     """Which side of a split a cell names: `train`, `valid` or `test`; None where it names none. True, 1 and yes
     are validation rows"""
-    word = str(v).strip().lower()
-    return _side_of_word.get(word) or _bits.get(word)
+    return _side_of_word.get(str(cell).strip().lower())
 
 # %% ../../nbs/core/columns.ipynb #f61515e2
 def no_picture_files(block, df, labels):
-    "A column of files is no column of classes (with `vocab` given nothing is asked)"
+    "Raise where all labels are names of picture files, and there are two or more (`vocab` given, nothing is checked)"
     if len(labels) > 1 and all(map(is_picture_file, labels)):
-        raise block.bad(
-            df,
-            block.cols[0],
-            int(df[block.cols[0]].notna().to_numpy().argmax()),
-            "all labels are names of picture files. If they are classes, name them with vocab=",
-        )
+        first = int(df[block.cols[0]].notna().to_numpy().argmax())
+        why = "all labels are names of picture files. If they are classes, name them with vocab="
+        raise block.bad(df, block.cols[0], first, why)
 
 
 def sort_labels(labels):
     "Sorted, also where the types are mixed"
     try:
         return sorted(labels)
-    except Exception:
-        return sorted(
-            labels, key=lambda l: (type(l).__name__, str(l))
-        )  # `<` of what stands in a cell may raise anything
+    except Exception:  # `<` of what stands in a cell may raise anything
+        return sorted(labels, key=lambda label: (type(label).__name__, str(label)))
 
 # %% ../../nbs/core/columns.ipynb #cc65c328
 def any_true(masks):
@@ -207,76 +190,81 @@ def all_true(masks):
     return reduce(operator.and_, masks)
 
 # %% ../../nbs/core/columns.ipynb #03854367
-def factorise(s: pd.Series, lists=False):
+def factorise(column: pd.Series, lists=False):
     """`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists,
     sets and arrays count as tuples"""
-    if isinstance(s.dtype, pd.ArrowDtype) and (lists or s.dtype.kind == 'f'):
-        s = s.astype(object)  # Arrow cannot tell lists apart, and counts NaN as a value
-    if lists and s.dtype == object:
-        s = s.map(as_tuple)
-    if s.dtype == object and pd.api.types.infer_dtype(s, skipna=True).startswith('mixed'):
-        s = s.map(
-            _item
-        )  # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
-    codes, uniq = pd.factorize(s)
-    return codes, list(uniq)
+    if isinstance(column.dtype, pd.ArrowDtype) and (lists or column.dtype.kind == 'f'):
+        column = column.astype(object)  # Arrow cannot tell lists apart, and counts NaN as a value
+    if lists and column.dtype == object:
+        column = column.map(as_tuple)
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True).startswith('mixed'):
+        # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
+        column = column.map(_item)
+    codes, values = pd.factorize(column)
+    return codes, list(values)
 
 
-def as_tuple(v):
+def as_tuple(cell):
     "A list, set, array or tensor of one dimension as a tuple of plain values; all else stays"
-    if isinstance(v, str):
-        return v
-    if isinstance(v, (list, set, frozenset)):
-        return tuple(v)
-    if isinstance(v, np.ndarray) and v.ndim and not (v.ndim == 1 and v.dtype.kind in 'biufUO'):
-        return tuple(v)
-    return tuple(v.tolist()) if getattr(v, 'ndim', None) == 1 and hasattr(v, 'tolist') else v
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, (list, set, frozenset)):
+        return tuple(cell)
+    if isinstance(cell, np.ndarray) and cell.ndim and not (cell.ndim == 1 and cell.dtype.kind in 'biufUO'):
+        return tuple(cell)
+    one_dimension = getattr(cell, 'ndim', None) == 1 and hasattr(cell, 'tolist')
+    return tuple(cell.tolist()) if one_dimension else cell
 
 
-def _item(v):
+def _item(cell):
     "A tensor or array of one value as that value"
-    return v.item() if getattr(v, 'ndim', None) == 0 and not isinstance(v, np.generic) else v
+    return cell.item() if getattr(cell, 'ndim', None) == 0 and not isinstance(cell, np.generic) else cell
 
 # %% ../../nbs/core/columns.ipynb #9e0c18e8
 def distinct(block, df, col, lists=False):
     "`factorise` of a column; what cannot be compared is an error with task, row and value"
     try:
-        codes, uniq = factorise(df[col], lists)
-    except Exception as e:  # `hash` and `==` of what stands in a cell may raise anything
-        i = next((i for i, v in enumerate(df[col]) if not _hashable(v, lists)), None)
-        if isinstance(e, UnicodeEncodeError):
-            raise FlowError(
-                f"task '{block.path or block.name}': column '{col}' holds half of a character (a surrogate), which no "
-                "file can hold: read the table again with its right encoding"
-            ) from None
-        if i is None:
-            raise FlowError(
-                f"task '{block.path or block.name}': the values of column '{col}' cannot be told apart "
-                f"({type(e).__name__}: {e}): use strings or numbers"
-            ) from None
-        cell = df[col].iloc[i]
-        raise block.bad(df, col, i, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}") from None
-    if (j := next((j for j, v in enumerate(uniq) if is_mask(v) or isinstance(v, memoryview)), None)) is not None:
-        raise block.bad(
-            df, col, int((codes == j).argmax()), f"a {type(uniq[j]).__name__} is no label: use one value a row"
-        )  # tensors can be hashed, and views of bytes
-    if (j := next((j for j, v in enumerate(uniq) if halved(v)), None)) is not None:
-        raise block.bad(
-            df,
-            col,
-            int((codes == j).argmax()),
-            (
-                "holds half of a character (a surrogate), which no file can hold: read the table again with its right "
-                "encoding"
-            ),
-        )
-    return codes, uniq
+        codes, values = factorise(df[col], lists)
+    except Exception as error:  # `hash` and `==` of what stands in a cell may raise anything
+        raise _not_comparable(block, df, col, lists, error) from None
+    for why_not in (_why_no_single_value, _why_half_a_character):
+        wrong = next((code for code, value in enumerate(values) if why_not(value)), None)
+        if wrong is not None:
+            raise block.bad(df, col, int((codes == wrong).argmax()), why_not(values[wrong]))
+    return codes, values
+
+
+def _why_no_single_value(value):
+    if is_mask(value) or isinstance(value, memoryview):  # tensors can be hashed, and views of bytes
+        return f"a {type(value).__name__} is no label: use one value a row"
+
+
+def _why_half_a_character(value):
+    return f"holds {_HALF}" if halved(value) else None
+
+
+_HALF = "half of a character (a surrogate), which no file can hold: read the table again with its right encoding"
 
 # %% ../../nbs/core/columns.ipynb #884444c4
-def _hashable(v, lists):
+def _not_comparable(block, df, col, lists, error) -> FlowError:
+    "The error of a column whose values cannot be told apart: its first cell that cannot be hashed, or all of it"
+    column = f"column '{col}'"
+    if isinstance(error, UnicodeEncodeError):
+        return FlowError(f"task '{block.path or block.name}': {column} holds {_HALF}")
+    row = next((row for row, cell in enumerate(df[col]) if not _hashable(cell, lists)), None)
+    if row is None:
+        return FlowError(
+            f"task '{block.path or block.name}': the values of {column} cannot be told apart "
+            f"({type(error).__name__}: {error}): use strings or numbers"
+        )
+    cell = df[col].iloc[row]
+    return block.bad(df, col, row, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}")
+
+
+def _hashable(cell, lists):
     "True if a cell can be hashed, as a tuple where `lists` are read"
     try:
-        hash(as_tuple(v) if lists else v)
+        hash(as_tuple(cell) if lists else cell)
     except Exception:
         return False
     return True
@@ -288,12 +276,9 @@ def fix_of_no_label(
     "What to do where a cell holds what cannot be told apart from others"
     if is_mask(cell):
         return "use one value a row"
-    several = isinstance(cell, (list, set, np.ndarray))
-    fix = (
-        "for several labels a row use MultiLabelBlock"
-        if several
-        else "use a value that can be hashed, such as a string or a number"
-    )
+    fix = "use a value that can be hashed, such as a string or a number"
+    if isinstance(cell, (list, set, np.ndarray)):
+        fix = "for several labels a row use MultiLabelBlock"
     if not _are_votes(cell):
         return fix
     return (
@@ -319,114 +304,84 @@ def take(values, codes):
     if not len(values):
         values = np.zeros((1, *values.shape[1:]), dtype=values.dtype if values.ndim > 1 else float)
     known = codes >= 0
-    res = values[np.where(known, codes, 0)]
-    res = np.where(known.reshape(-1, *[1] * (res.ndim - 1)), res, 0)
-    return (res[:, None] if res.ndim == 1 else res), np.broadcast_to(
-        known[:, None], (len(codes), values.shape[1] if values.ndim > 1 else 1)
+    rows = values[np.where(known, codes, 0)]
+    rows = np.where(known.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+    width = values.shape[1] if values.ndim > 1 else 1
+    return (rows[:, None] if rows.ndim == 1 else rows), np.broadcast_to(known[:, None], (len(codes), width))
+
+
+def look_up(block, df, col, number_of, why):
+    "Encode a column by `number_of` its distinct values; `why(value)` explains a value for which that gives None"
+    codes, values = distinct(block, df, col)
+    encoded = [number_of(value) for value in values]
+    unknown = next((code for code, number in enumerate(encoded) if number is None), None)
+    if unknown is not None:
+        raise block.bad(df, col, int((codes == unknown).argmax()), why(values[unknown]))
+    return take(np.array(encoded, dtype=float), codes)
+
+# %% ../../nbs/core/columns.ipynb #c8204aea
+def numbers(block, df, col):
+    "A column of numbers as float64, NaN where missing"
+    column = df[col]
+    check_unit(block, column, col)
+    if not pd.api.types.is_numeric_dtype(column):
+        column = _objects_as_floats(block, df, col)
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if (infinite := np.isinf(values)).any():
+        why = "not a finite number: correct the cell or leave it blank"
+        raise block.bad(df, col, int(infinite.argmax()), why)
+    return values
+
+
+def check_unit(block, column, col):
+    "Raise where pandas says that a column holds times or complex numbers"
+    times = pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column)
+    if times or pd.api.types.is_complex_dtype(column):
+        raise FlowError(
+            f"task '{block.path}': column '{col}' holds {column.dtype}, not numbers: turn it into a number of known "
+            "unit first"
+        )
+
+# %% ../../nbs/core/columns.ipynb #db1a97e3
+def _objects_as_floats(block, df, col):
+    "A column of Python objects as floats, NaN where missing; the first cell that is no number is an error"
+    objects, known = df[col].astype(object), df[col].notna().to_numpy()
+    for is_wrong, why in _no_numbers:
+        wrong = objects.map(is_wrong, na_action='ignore').eq(True).to_numpy() & known
+        if wrong.any():
+            raise block.bad(df, col, int(wrong.argmax()), why)
+    try:
+        return objects.where(known, np.nan).astype(float)
+    except (TypeError, ValueError, OverflowError):
+        raise _not_floats(block, df, col, known) from None
+
+
+_no_numbers = [
+    (
+        lambda cell: isinstance(cell, (str, bytes, bytearray)),
+        "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric",
+    ),
+    (
+        lambda cell: isinstance(cell, (np.datetime64, np.timedelta64, complex)),  # NumPy makes floats of them
+        "not a number: turn it into a number of known unit first, or leave the cell blank",
+    ),
+    (is_mask, "not a number: use one value a row"),
+]
+
+
+def _not_floats(block, df, col, known) -> FlowError:
+    "The error of a column of objects that NumPy makes no floats of"
+    row = next((row for row, cell in enumerate(df[col]) if known[row] and not _is_float(cell)), None)
+    if row is not None:
+        return block.bad(df, col, row, "not a number, or too large for one: correct the cell or leave it blank")
+    return FlowError(
+        f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with pd.to_numeric"
     )
 
 
-def look_up(block, df, col, fn, why):
-    "Encode a column by `fn` of its distinct values; `why(value)` explains a value for which `fn` gives None"
-    codes, uniq = distinct(block, df, col)
-    vals = [fn(u) for u in uniq]
-    for j, v in enumerate(vals):
-        if v is None:
-            raise block.bad(df, col, int((codes == j).argmax()), why(uniq[j]))
-    return take(np.array(vals, dtype=float), codes)
-
-# %% ../../nbs/core/columns.ipynb #c8204aea
-def _is_float(v):
+def _is_float(cell):
     try:
-        float(v)
+        float(cell)
     except (TypeError, ValueError, OverflowError):
         return False
     return True
-
-# %% ../../nbs/core/columns.ipynb #db1a97e3
-def numbers(block, df, col):
-    "A column of numbers as float64, NaN where missing"
-    s = df[col]
-    if (
-        pd.api.types.is_datetime64_any_dtype(s)
-        or pd.api.types.is_timedelta64_dtype(s)
-        or pd.api.types.is_complex_dtype(s)
-    ):
-        raise FlowError(
-            f"task '{block.path}': column '{col}' holds {s.dtype}, not numbers: turn it into a number of known unit "
-            "first"
-        )
-    if not pd.api.types.is_numeric_dtype(s):
-        known = s.notna().to_numpy()
-        text = s.map(lambda v: isinstance(v, (str, bytes, bytearray)), na_action='ignore').eq(True).to_numpy() & known
-        if text.any():
-            raise block.bad(
-                df,
-                col,
-                int(text.argmax()),
-                "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric",
-            )
-        dates = (
-            s.map(lambda v: isinstance(v, (np.datetime64, np.timedelta64, complex)), na_action='ignore')
-            .eq(True)
-            .to_numpy()
-            & known
-        )  # NumPy makes floats of them
-        if dates.any():
-            raise block.bad(
-                df,
-                col,
-                int(dates.argmax()),
-                "not a number: turn it into a number of known unit first, or leave the cell blank",
-            )
-        if (masks := s.astype(object).map(is_mask, na_action='ignore').eq(True).to_numpy() & known).any():
-            raise block.bad(df, col, int(masks.argmax()), "not a number: use one value a row")
-        try:
-            s = s.astype(object).where(known, np.nan).astype(float)
-        except (TypeError, ValueError, OverflowError):
-            if (i := next((i for i, v in enumerate(s) if known[i] and not _is_float(v)), None)) is not None:
-                raise block.bad(
-                    df, col, i, "not a number, or too large for one: correct the cell or leave it blank"
-                ) from None
-            raise FlowError(
-                f"task '{block.path}': column '{col}' ({df[col].dtype}) does not hold numbers: convert it with "
-                "pd.to_numeric"
-            ) from None
-    x = s.to_numpy(dtype=np.float64, na_value=np.nan)
-    if (inf := np.isinf(x)).any():
-        raise block.bad(df, col, int(inf.argmax()), "not a finite number: correct the cell or leave it blank")
-    return x
-
-# %% ../../nbs/core/columns.ipynb #964922af
-MASKS = (
-    "Segmentation masks are no tasks of a flow. Train a network of its own on them (fastai's unet_learner with a "
-    "MaskBlock), or make tasks of what they say, which mask_facts reads off: "
-    "is a class there (BinaryBlock), its share of the picture (BoundedRegressionBlock(..., y_range=(0, 1)) given that "
-    "it is there), the box around it"
-)
-
-
-def is_mask(v):
-    "True if a cell is a picture: an opened image, or an array of two dimensions or more"
-    return getattr(v, 'ndim', 0) >= 2 or hasattr(v, 'getpixel')
-
-
-def is_picture_file(v):
-    "True if a cell is the name of a picture's file"
-    return (
-        isinstance(v, str) and v.lower().endswith((*IMAGES, '.npy')) or type(v).__name__ in ('PosixPath', 'WindowsPath')
-    )
-
-
-def is_mask_block(o):
-    "True for fastai's `MaskBlock`, called or not"
-    return (
-        getattr(o, '__name__', '') == 'MaskBlock'
-        or not isinstance(o, type)
-        and any(type(t).__name__ == 'AddMaskCodes' for t in getattr(o, 'item_tfms', None) or ())
-    )
-
-
-def picture_hint(v):
-    "What to add to an error about the label `v`"
-    return f". Is it a mask? Then: {MASKS}" if is_mask(v) or is_picture_file(v) else ''

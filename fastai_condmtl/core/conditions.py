@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import reduce
 from fastcore.basics import patch
 from .errors import FlowError
-from .question_values import Share, as_number, is_number, one_value, several_values
+from .question_values import Share, as_number, check_op, is_number, one_value, several_values
 
 # %% auto #0
-__all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'Comparable', 'task', 'check_op',
+__all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'Comparable', 'task',
            'check_interval', 'never_true', 'kleene', 'both', 'all_of', 'conjuncts', 'atoms', 'forced']
 
 # %% ../../nbs/core/conditions.ipynb #c7a7575a
@@ -92,7 +92,6 @@ class AnyOf(Condition):
 
 # %% ../../nbs/core/conditions.ipynb #10490009
 _infix = dict(gt='>', ge='>=', lt='<', le='<=')
-_of_several = ('isin', 'has_any', 'has_all')
 
 
 def written(
@@ -123,7 +122,7 @@ def _written_atom(atom, literal):
         return _written_comparison(f'{name}.share({literal(answer)})', comparison, limits, literal)
     if atom.op in _infix or atom.op == 'between':
         return _written_comparison(name, atom.op, atom.value, literal)
-    if atom.op in _of_several:
+    if atom.op in ('isin', 'has_any', 'has_all'):
         return f"{name}.{atom.op}([{', '.join(map(literal, atom.value))}])"
     return f"{name}.{atom.op}({literal(atom.value)})"
 
@@ -238,25 +237,6 @@ class task(Comparable):
     def __hash__(self):
         return hash(self.path)
 
-# %% ../../nbs/core/conditions.ipynb #662c1d8e
-_hints = {
-    'true': "a binary task is a condition by itself",
-    'isin': "compare classes by .eq .ne .isin",
-    'has': "ask a multi-label task by .has .has_any .has_all",
-    'gt': "compare by > >= < <= or .between",
-    'between': "ask for an interval by .between(lo, hi)",
-    'share': "compare the share of an answer by .share(answer) > number",
-}
-
-
-def check_op(op, ops, name, kind):
-    "Raise where a task of this `kind` does not answer `op`"
-    if ops is None or op in ops:
-        return
-    asked = 'used bare as a condition' if op == 'true' else f'asked .{op}'
-    fix = '; '.join([_hints[known] for known in _hints if known in ops]) or 'condition on another task'
-    raise FlowError(f"task '{name}' ({kind}) cannot be {asked}: {fix}")
-
 # %% ../../nbs/core/conditions.ipynb #50031df1
 @patch
 def eq(self: Comparable, value):
@@ -293,7 +273,7 @@ def has_all(self: Comparable, labels):
     "The labels include all of `labels`"
     return self._atom('has_all', several_values('has_all', labels))
 
-# %% ../../nbs/core/conditions.ipynb #a758472f
+
 def _one(asked, op, value):
     "`value` as one class or label; the error for a list says how to ask about several"
     several = 'has_any' if op == 'has' else 'isin'

@@ -10,7 +10,7 @@ from .errors import FlowError, check_features, check_name, check_normalise, chec
 from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
-from .columns import MASKS, is_mask_block
+from .mask_labels import MASKS, is_mask_block
 
 # %% auto #0
 __all__ = ['counterparts', 'Flow', 'lines_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of', 'walk',

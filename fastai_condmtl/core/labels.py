@@ -77,10 +77,11 @@ def on_loss_scale(block, df, vals, known):
         np.multiply(block.scale(vals), known, out=packed, casting='unsafe')
     fits = np.isfinite(packed)
     if not fits.all():
+        row, column = np.argwhere(~fits)[0]
         raise block.bad(
             df,
-            block.cols[0],
-            int((~fits.all(1)).argmax()),
+            block.cols[column if len(block.cols) == fits.shape[1] else 0],
+            int(row),
             "on the scale of the loss this is more than float32 holds: correct the cell, or use another unit",
         )
     return packed

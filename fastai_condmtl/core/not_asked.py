@@ -10,7 +10,7 @@ from .columns import read_list
 from .errors import FlowError, plain_number
 
 # %% auto #0
-__all__ = ['check_na', 'Blanks', 'where_blank', 'without_blanks']
+__all__ = ['check_na', 'Blanks', 'as_held', 'where_blank', 'without_blanks']
 
 # %% ../../nbs/core/not_asked.ipynb #8430df70
 def check_na(who, na) -> tuple | None:
@@ -64,6 +64,20 @@ def _list_in(cell):
     return list(cell) if isinstance(cell, (list, tuple, set, frozenset, np.ndarray)) else None
 
 # %% ../../nbs/core/not_asked.ipynb #3cfb4b46
+def as_held(dtype, numbers) -> tuple:
+    "Numbers that a column can hold, as it holds them: -99.9 is also -99.90000153 in float32"
+    held = getattr(dtype, 'numpy_dtype', dtype)
+    if held.kind in 'iu':
+        whole = [int(number) for number in numbers if isinstance(number, int) or number.is_integer()]
+        return tuple(number for number in whole if np.iinfo(held).min <= number <= np.iinfo(held).max)
+    if held.kind != 'f':
+        return numbers
+    numbers = tuple(map(float, numbers))
+    with np.errstate(over='ignore'):
+        rounded = [float(held.type(number)) for number in numbers]
+    return numbers + tuple(number for number in rounded if np.isfinite(number))
+
+
 def where_blank(
     cells: pd.Series,  # A column
     blanks: Blanks,  # Values that stand for a blank
@@ -72,9 +86,9 @@ def where_blank(
     "Where a column holds one of the values"
     dtype = cells.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        return np.isin(cells.cat.codes, [i for i, v in enumerate(dtype.categories) if blanks.has(v, lists)])
+        return np.isin(cells.cat.codes, np.flatnonzero(where_blank(pd.Series(dtype.categories), blanks, lists)))
     if pd.api.types.is_numeric_dtype(dtype):
-        values = blanks.booleans if pd.api.types.is_bool_dtype(dtype) else blanks.numbers
+        values = blanks.booleans if pd.api.types.is_bool_dtype(dtype) else as_held(dtype, blanks.numbers)
         return cells.isin(values).to_numpy(bool) if values else np.zeros(len(cells), dtype=bool)
     if pd.api.types.infer_dtype(cells, skipna=True) == 'string':
         codes, values = pd.factorize(cells)
@@ -88,8 +102,9 @@ _nullable = {'b': 'boolean', 'i': 'Int64', 'u': 'UInt64'}  # whole numbers stay 
 def without_blanks(cells: pd.Series, blanks: Blanks, lists: bool = False) -> pd.Series:
     "A column with gaps where it holds one of the values; the column itself where it holds none"
     if isinstance(cells.dtype, pd.CategoricalDtype):
-        gone = [value for value in cells.cat.categories if blanks.has(value, lists)]
-        return cells.cat.remove_categories(gone) if gone else cells
+        categories = cells.cat.categories
+        gone = categories[where_blank(pd.Series(categories), blanks, lists)]
+        return cells.cat.remove_categories(gone) if len(gone) else cells
     here = where_blank(cells, blanks, lists)
     if not here.any():
         return cells

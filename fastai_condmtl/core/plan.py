@@ -9,7 +9,8 @@ from copy import copy
 import numpy as np
 from fastcore.basics import patch
 from .errors import FlowError
-from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, kleene, forced, check_op
+from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, kleene, forced
+from .question_values import check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
 

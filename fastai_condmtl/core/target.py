@@ -102,7 +102,8 @@ def check_table(
 def check_cols(path, block, df):
     "Raise where the table lacks the columns of a task"
     for col in block.cols:
-        check_column(df, col, f"task '{path}' reads", " Name the column with col=")
+        argument = 'cols=' if len(block.cols) > 1 else 'col='
+        check_column(df, col, f"task '{path}' reads", f" Name the column with {argument}")
 
 
 def check_weights(path, col, df):

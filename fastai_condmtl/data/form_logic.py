@@ -97,9 +97,6 @@ REDCAP = Language(
     bare_is_true=True,
 )
 
-# %% ../../nbs/data/form_logic.ipynb #31912796
-_SIGNS = {'<>': '!=', '=>': '>=', '=<': '<='}
-
 # %% ../../nbs/data/form_logic.ipynb #80406769
 def read_logic(
     text: str,  # Condition of a form
@@ -111,6 +108,18 @@ def read_logic(
     reader.expect(None)
     return tree
 
+# %% ../../nbs/data/form_logic.ipynb #31912796
+_SIGNS = {'<>': '!=', '=>': '>=', '=<': '<='}
+_TOKENS = dict(
+    space=r'\s+',
+    ask='',  # as the language writes it
+    text=r"'[^']*'|\"[^\"]*\"",
+    number=r'\d+(?:\.\d*)?|\.\d+',
+    word=r'[A-Za-z_][\w-]*(?::[A-Za-z_][\w-]*)?',
+    sign=r'<>|!=|<=|>=|=<|=>|[=<>]',
+    mark=r'[-+*/%^(),.|\[\]]',
+)
+
 # %% ../../nbs/data/form_logic.ipynb #c3dbbd62
 class _Reader:
     "A text, token by token"
@@ -120,27 +129,6 @@ class _Reader:
         if text.count('(') > 200:  # each parenthesis is a call in a call
             raise self.error("it is nested too deeply")
         self.tokens = list(self.cut())
-
-    def cut(self):
-        "Pairs of a kind and a match"
-        kinds = dict(
-            space=r'\s+',
-            ask=self.language.question,
-            text=r"'[^']*'|\"[^\"]*\"",
-            number=r'\d+(?:\.\d*)?|\.\d+',
-            word=r'[A-Za-z_][\w-]*(?::[A-Za-z_][\w-]*)?',
-            sign=r'<>|!=|<=|>=|=<|=>|[=<>]',
-            mark=r'[-+*/%^(),.|\[\]]',
-        )
-        position = 0
-        while position < len(self.text):
-            matches = ((kind, re.compile(pattern).match(self.text, position)) for kind, pattern in kinds.items())
-            kind, match = next(((kind, match) for kind, match in matches if match), (None, None))
-            if match is None:
-                raise self.error(f"{self.text[position : position + 12]!r} is no part of it")
-            position = match.end()
-            if kind != 'space':
-                yield kind, match
 
     def error(self, why):
         return FlowError(f"the condition {self.text!r} cannot be read as one of {self.language.name}: {why}")
@@ -165,6 +153,22 @@ class _Reader:
             raise self.error(f"{found} stands where {'its end' if token is None else repr(token)} is expected")
         if token is not None:
             self.at += 1
+
+# %% ../../nbs/data/form_logic.ipynb #97058822
+@patch
+def cut(self: _Reader):
+    "Pairs of a kind and a match"
+    patterns = {kind: re.compile(pattern) for kind, pattern in _TOKENS.items()}
+    patterns['ask'] = re.compile(self.language.question)
+    position = 0
+    while position < len(self.text):
+        matches = ((kind, pattern.match(self.text, position)) for kind, pattern in patterns.items())
+        kind, match = next(((kind, match) for kind, match in matches if match), (None, None))
+        if match is None:
+            raise self.error(f"{self.text[position : position + 12]!r} is no part of it")
+        position = match.end()
+        if kind != 'space':
+            yield kind, match
 
 # %% ../../nbs/data/form_logic.ipynb #a81a3b2c
 @patch

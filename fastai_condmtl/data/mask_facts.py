@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import numpy as np
 from ..core.errors import FlowError
-from ..core.columns import MASKS
+from ..core.mask_labels import MASKS
 
 # %% auto #0
 __all__ = ['mask_facts', 'box_around', 'check_mask', 'SegmentationBlock']

@@ -14,7 +14,7 @@ from ..core.block import ConditionalBlock
 from ..core.errors import FlowError, check_column
 from ..core.flow import Flow, inherited, leaves
 from ..core.stock import wraps_stock
-from ..core.columns import MASKS, is_mask_block
+from ..core.mask_labels import MASKS, is_mask_block
 from ..core.bound import BoundFlow
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np, pandas as pd
 from fastai.learner import Learner
@@ -16,7 +17,7 @@ from ..core.columns import sort_labels
 from ..core.conditions import atoms
 from ..core.errors import FlowError
 from ..data.sampling import labels_of_rows
-from .metrics import check_metrics, wanted_metrics
+from .metrics import check_metrics, needs_acts, wanted_label_metrics, wanted_metrics
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, TaskRows, collect, progress
 from ..learn.learner import learn_shapes
@@ -24,14 +25,15 @@ from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'blame']
+__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'remarks', 'blame']
 
 # %% ../../nbs/evaluate/evaluation.ipynb #971b1f65
 class Evaluation(pd.DataFrame):
     """The table of `learn.evaluate`; `.show()` is its picture for a notebook
 
     `cross_fit` names the tasks whose thresholds these rows had tuned: they are judged by cross-fit thresholds. `lower`
-    names the metrics of which less is more, `by` the column with groups of rows (None without)."""
+    names the metrics of which less is more, `by` the column with groups of rows (None without). `label` is None in rows
+    of a whole task, `support` counts the rows whose label it is: without any, a score of the label is NaN."""
 
     _metadata = ['cross_fit', 'lower', 'by']
     cross_fit, lower, by = (), ('mae', 'rmse'), None
@@ -50,33 +52,50 @@ def evaluate(
     n_boot: int = 0,  # Bootstrap draws of the rows for `ci_low` and `ci_high` (95 %) of `metric_res`; 0: none
     # A row for each group of rows instead: a column of their table (`'source'`), or an array with a label a row
     by=None,
+    # Rows for each label, class, answer of yes and no, and point after those of its task; columns `label` and
+    # `support`, rows whose label it is
+    by_label=False,
 ) -> pd.DataFrame:
     """A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res,
-    cascade_samples, missed, spurious`; with `by` a column of that name after the metric's"""
+    cascade_samples, missed, spurious`; with `by` a column of that name after the metric's, with `by_label` also
+    `label` after the task's and `support` after `num_samples`"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
-    check_metrics(flow, metrics)
+    check_metrics(flow, metrics, by_label)
     dl = as_loader(self, dl, labels=True)
     by, groups = groups_by(self.dls[ds_idx] if dl is None else dl, by)
+    columns = _columns(by, by_label, n_boot)
     learn_shapes(self)
-    acc = judged(self, dl, ds_idx)
+    scored = _all_scored(flow, metrics, by_label)
+    acc = judged(self, dl, ds_idx, _accumulator(flow, scored))
     reached, false = acc.reached(), acc.false_conditions()
     records = []
-    for i, (path, block) in progress(self if n_boot else None, enumerate(flow.tasks.items()), 'bootstrap'):
-        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i])
-        for metric in wanted_metrics(block, metrics):
+    for i, path in progress(self if n_boot else None, enumerate(flow.paths), 'bootstrap'):
+        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path))
+        for one in scored[path]:
+            about = dict(task_path=path, label=one.label, metric_name=one.metric)
             for group, positions in groups:
-                scores = _scores(block, metric, flow.constants[path], rows.take(positions), n_boot)
-                records.append((path, metric, group, *scores))
-    columns = ['task_path', 'metric_name', by or 'group', *SCORES] + ['ci_low', 'ci_high'] * bool(n_boot)
+                records.append({**about, by: group, **_scores(one, rows.take(positions), n_boot)})
     res = Evaluation(records, columns=columns)
-    if by is None:
-        res = res.drop(columns='group')
+    if by_label:
+        res['label'] = pd.Series([record['label'] for record in records], dtype=object)  # 1 stays 1 beside None
     res.cross_fit, res.by = tuple(acc.cross_fit), by
     res.lower = tuple({metric for block in flow.tasks.values() for metric in block.lower_is_better})
     return res
 
 # %% ../../nbs/evaluate/evaluation.ipynb #7cc971de
 SCORES = ['metric_res', 'num_samples', 'baseline', 'cascade_res', 'cascade_samples', 'missed', 'spurious']
+
+
+def _columns(by, by_label, n_boot):
+    "Names of the columns of an `Evaluation`"
+    if by_label and by in ('label', 'support'):
+        raise FlowError(
+            f"by={by!r} is the name of a column that by_label= adds: hand over a Series with another name, e.g. "
+            f"by=df[{by!r}].rename('other')"
+        )
+    about = ['task_path', 'label', 'metric_name'] if by_label else ['task_path', 'metric_name']
+    scores = [*SCORES[:2], 'support', *SCORES[2:]] if by_label else SCORES
+    return about + [by] * (by is not None) + list(scores) + ['ci_low', 'ci_high'] * bool(n_boot)
 
 
 @dataclass
@@ -86,10 +105,16 @@ class _JudgedRows:
     task: TaskRows  # Predictions, labels, gt mask and thresholds
     reached: np.ndarray  # `(N,)`, True where the decisions reach the task
     false: np.ndarray  # `(N,)`, True where its condition is false by the labels
+    acts: np.ndarray | None  # Activations `(N, W*n_out)`, where a score of a label needs them
 
     def take(self, positions):
         "Some of the rows"
-        return _JudgedRows(_take(self.task, positions), self.reached[positions], self.false[positions])
+        acts = None if self.acts is None else self.acts[positions]
+        return _JudgedRows(_take(self.task, positions), self.reached[positions], self.false[positions], acts)
+
+    def where_reached(self):
+        "The same rows, of which only those count that the decisions reach"
+        return replace(self, task=self.task._replace(mask=self.task.mask & self.reached[:, None]))
 
 
 def _take(task, positions):
@@ -98,47 +123,116 @@ def _take(task, positions):
     return TaskRows(task.summary[positions], task.values[positions], task.mask[positions], thresholds)
 
 
-def _scores(block, metric, constant, rows, n_boot):
-    "`SCORES` of one task and metric on some `_JudgedRows`; with `n_boot` the ends of the interval after them"
-    task, reached = rows.task, rows.reached
-    counts, trivial = task.mask.any(1), block.baseline(metric, constant, task.values)
-    res = (
-        block.score(metric, *task),
-        int(counts.sum()),
-        np.nan if trivial is None else block.score(metric, trivial, task.values, task.mask, 0.5),
-        block.score(metric, *task._replace(mask=task.mask & reached[:, None])),
-        int((counts & reached).sum()),
-        _share(counts & ~reached, counts),
-        _share(reached & rows.false, reached),
+def _scores(scored, rows, n_boot):
+    "`SCORES` and `support` of a task or label on some `_JudgedRows`; with `n_boot` the ends of the interval"
+    reached, (counts, is_label) = rows.reached, scored.counts(rows)
+    res = dict(
+        metric_res=scored.score(rows),
+        num_samples=int(counts.sum()),
+        support=int(is_label.sum()),
+        baseline=scored.baseline(rows),
+        cascade_res=scored.score(rows.where_reached()),
+        cascade_samples=int((counts & reached).sum()),
+        missed=_share(counts & ~reached, counts),
+        spurious=_share(reached & rows.false, reached),
     )
-    return (*res, *interval(block, metric, _take(task, counts), n_boot)) if n_boot else res
+    if n_boot:
+        counted = rows.take(counts)
+        ends = interval(lambda draw: scored.score(counted.take(draw)), res['num_samples'], n_boot)
+        res['ci_low'], res['ci_high'] = ends
+    return res
 
 
 def _share(part, of):
     "Which share of rows a part of them is; NaN of no rows"
     return part.sum() / of.sum() if of.any() else float('nan')
 
+# %% ../../nbs/evaluate/evaluation.ipynb #3d328ff8
+@dataclass
+class _OfTask:
+    "One score of a whole task"
+
+    block: Any  # Bound block
+    metric: str
+    constant: Any  # Of the trivial predictor
+    label = None
+
+    def counts(self, rows):
+        "Rows that count, twice `(N,)`"
+        counts = rows.task.mask.any(1)
+        return counts, counts
+
+    def score(self, rows):
+        return self.block.score(self.metric, *rows.task)
+
+    def baseline(self, rows):
+        trivial = self.block.baseline(self.metric, self.constant, rows.task.values)
+        return np.nan if trivial is None else self.block.score(self.metric, trivial, *rows.task[1:3], 0.5)
+
+
+@dataclass
+class _OfLabel:
+    "One score of label `j` of a task"
+
+    block: Any
+    metric: str
+    constant: Any
+    j: int
+
+    @property
+    def label(self):
+        return self.block.label_names[self.j]
+
+    def counts(self, rows):
+        "Rows where the label is known, and rows whose label it is"
+        return self.block.label_rows(self.j, *rows.task[1:3])
+
+    def score(self, rows):
+        return self.block.score_label(self.metric, self.j, *rows.task, rows.acts)
+
+    def baseline(self, rows):
+        return self.block.label_baseline(self.metric, self.j, self.constant, *rows.task[1:3])
+
+# %% ../../nbs/evaluate/evaluation.ipynb #4ba25606
+def _all_scored(flow, metrics, by_label):
+    "Path → what the rows of the table are about"
+    res = {}
+    for path, block in flow.tasks.items():
+        constant = flow.constants[path]
+        res[path] = [_OfTask(block, metric, constant) for metric in wanted_metrics(block, metrics)]
+        wanted = wanted_label_metrics(block, metrics) if by_label else []
+        res[path] += [_OfLabel(block, metric, constant, j) for j in range(len(block.label_names)) for metric in wanted]
+    return res
+
+
+def _accumulator(flow, scored):
+    "One that keeps the activations that the scores need"
+    acc = Accumulator(flow)
+    for path, ones in scored.items():
+        if any(isinstance(one, _OfLabel) and needs_acts(one.block, one.metric) for one in ones):
+            acc.keep_acts(path)
+    return acc
+
 # %% ../../nbs/evaluate/evaluation.ipynb #77c6dfe4
 def interval(
-    block,  # Bound block
-    metric: str,  # Name of the score
-    task: TaskRows,  # The rows that count
+    score,  # Function of positions of rows
+    n_rows: int,  # Rows that count
     n_boot: int,  # How often rows are drawn
     level=0.95,  # Share of the draws inside
     seed=0,
 ):  # `(low, high)`, NaN without rows
     "Bootstrap interval of a score: rows drawn with replacement"
-    rng, n_rows = np.random.default_rng(seed), len(task.values)
+    rng = np.random.default_rng(seed)
     draws = (rng.integers(0, n_rows, n_rows) for _ in range(n_boot if n_rows else 0))
-    scores = np.array([block.score(metric, *_take(task, draw)) for draw in draws], dtype=float)
+    scores = np.array([score(draw) for draw in draws], dtype=float)
     if not np.isfinite(scores).any():
         return np.nan, np.nan
     return tuple(np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../../nbs/evaluate/evaluation.ipynb #c38b0deb
-def judged(learn, dl=None, ds_idx=1):
+def judged(learn, dl=None, ds_idx=1, acc=None):
     "`collect`, with thresholds to judge by"
-    return judge(loss_of(learn), collect(learn, dl, ds_idx))
+    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc))
 
 
 def judge(
@@ -182,7 +276,10 @@ def show(
     table = self.reset_index(drop=True)
     if self.by in table:
         table[self.by] = table[self.by].map(lambda group: '–' if pd.isna(group) else group)
-    counts = ('num_samples', 'cascade_samples')
+    by_label = {'task_path', 'label', 'support'} <= set(table)
+    if by_label:
+        table['label'] = table['label'].map(lambda label: '' if label is None else str(label))
+    counts = ('num_samples', 'support', 'cascade_samples')
     numbers = [c for c in table if c in (*SCORES, 'ci_low', 'ci_high') and c not in counts]
     style = table.style.set_uuid(hashlib.md5(table.to_csv().encode()).hexdigest()[:8]).hide(axis='index')
     style = style.format({column: f'{{:.{digits}f}}' for column in numbers}, na_rep='–')
@@ -195,11 +292,31 @@ def show(
         style = _without_repeats(style, ['task_path'])
     if self.by in table and {'task_path', 'metric_name'} <= set(table):
         style = _without_repeats(style, ['task_path', 'metric_name'])
-    to_the_right = [column for column in table if column not in ('task_path', 'metric_name', self.by)]
+    if by_label:
+        style = _without_repeats(style, ['task_path', 'label'])
+    as_text = ('task_path', 'metric_name', self.by, *['label'] * by_label)
+    to_the_right = [column for column in table if column not in as_text]
     style = style.set_properties(subset=to_the_right, **{'text-align': 'right'})
-    if not self.cross_fit:
-        return style
-    return style.set_caption(f"thresholds of {', '.join(self.cross_fit)}: cross-fit, since these rows tuned them")
+    notes = remarks(self.cross_fit, _absent(table) if by_label and self.by is None else ())
+    return style.set_caption(notes) if notes else style
+
+
+def _absent(table):
+    "Pairs of task and label that no row has"
+    rows = table[(table['support'] == 0) & (table['label'] != '')]
+    return list(dict.fromkeys(zip(rows['task_path'], rows['label'])))
+
+
+def remarks(
+    cross_fit,  # Paths of tasks whose thresholds these rows had tuned
+    absent=(),  # Pairs of task and label that no row has
+) -> str:
+    "What is to be said below a table of scores"
+    res = [f"thresholds of {', '.join(cross_fit)}: cross-fit, since these rows tuned them"] if cross_fit else []
+    if absent := [f'{label} of {path}' for path, label in absent]:
+        more = f' and {len(absent) - 5} others' if len(absent) > 5 else ''
+        res.append(f"–: no row that counts here has {', '.join(absent[:5])}{more}")
+    return '; '.join(res)
 
 
 def _verdict(row, lower):

@@ -9,6 +9,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.block import names_of
 from ..core.errors import FlowError, near
+from .confusions import Classes, confused_pairs, most_confused_classes
 from .evaluation import blame, judge
 from ..learn.reading import as_loader
 from ..learn.accumulate import Accumulator, Picked, collect
@@ -16,7 +17,7 @@ from ..learn.state import flow_of, loss_of
 from ..loss.ranks import gather_rows, in_order
 
 # %% auto #0
-__all__ = ['Losses', 'ConditionalInterpretation', 'TaskRows', 'check_label', 'Classes', 'check_classes', 'check_named_classes',
+__all__ = ['Losses', 'ConditionalInterpretation', 'TaskRows', 'check_label', 'check_classes', 'check_named_classes',
            'check_curves', 'check_residuals']
 
 # %% ../../nbs/evaluate/interpret.ipynb #f2d83f15
@@ -154,16 +155,6 @@ def check_label(path, block, label):
         )
 
 # %% ../../nbs/evaluate/interpret.ipynb #55b6a31a
-@dataclass
-class Classes:
-    "True and decided classes of a task, by position"
-
-    path: str
-    names: list  # Texts
-    true: np.ndarray  # `(n,)`
-    decided: np.ndarray  # `(n,)`
-
-
 @patch
 def confusion_matrix(
     self: ConditionalInterpretation,
@@ -223,16 +214,7 @@ def most_confused(
     block = self.flow.tasks[classes.path]
     yes_or_no = block.thresholded and (block.labels is not None or not block.vocab)
     vocab = (False, True) if yes_or_no else names_of(block)
-    return [(vocab[i], vocab[j], n) for i, j, n in _confused(classes) if n >= min_val]
-
-
-def _confused(classes):
-    """Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first; only
-    what occurs, since of 5,000 classes there are 25 million pairs"""
-    true, decided, n_classes = classes.true, classes.decided, len(classes.names)
-    pairs, n_rows = np.unique((true * n_classes + decided)[true != decided], return_counts=True)
-    order = np.argsort(-n_rows, kind='stable')
-    return list(zip((pairs[order] // n_classes).tolist(), (pairs[order] % n_classes).tolist(), n_rows[order].tolist()))
+    return [(vocab[i], vocab[j], n) for i, j, n in confused_pairs(classes) if n >= min_val]
 
 # %% ../../nbs/evaluate/interpret.ipynb #487d128d
 @patch
@@ -254,8 +236,9 @@ def plot_confusion_matrix(
         raise FlowError(f"no row counts for task '{classes.path}': there is nothing to plot")
     n_all = len(classes.names)
     if n_all > max_classes:
-        classes = _some_classes(classes, max_classes)
-    names, size = classes.names, min(12, 2.2 + 0.5 * len(classes.names))
+        classes = most_confused_classes(classes, max_classes)
+    names = classes.names
+    size = min(12, 2.2 + 0.5 * len(names))
     look = dict(xticks_rotation=90 if max(map(len, names)) > 3 else 0, cmap=cmap, colorbar=False)
     if normalize:
         look |= dict(normalize='true', values_format='.2f')
@@ -276,19 +259,6 @@ def _axes(ax, size):
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=size, layout='constrained')[1] if ax is None else ax
-
-# %% ../../nbs/evaluate/interpret.ipynb #e6869080
-def _some_classes(classes, n):
-    "`n` classes that are confused the most, then the most frequent ones, and the rows between them"
-    n_all = len(classes.names)
-    confused = [c for i, j, _ in _confused(classes)[:n] for c in (i, j)]
-    frequent = np.argsort(-np.bincount(classes.true, minlength=n_all), kind='stable')[:n].tolist()
-    chosen = sorted(list(dict.fromkeys(confused + frequent))[:n])
-    place = np.full(n_all, -1)
-    place[chosen] = np.arange(len(chosen))
-    true, decided = place[classes.true], place[classes.decided]
-    kept = (true >= 0) & (decided >= 0)
-    return Classes(classes.path, [classes.names[j] for j in chosen], true[kept], decided[kept])
 
 # %% ../../nbs/evaluate/interpret.ipynb #8623cf83
 @patch
@@ -313,15 +283,12 @@ def _curves(self: ConditionalInterpretation, task, label, display, ax):
     check_curves(path, block)
     labels = (label is None and block.labels) or [label]
     rows = {name: self._rows_of(path, name) for name in labels}
-    two_classes = {
-        name: r for name, r in rows.items() if 0 < (r.true > 0.5).sum() < len(r.true)
-    }  # one class only: no curve
-    ax = _axes(ax, (4.6, 4.2))
-    for name, r in two_classes.items():
+    both_answers = {name: cells for name, cells in rows.items() if 0 < (cells.true > 0.5).sum() < len(cells.true)}
+    ax, draw = _axes(ax, (4.6, 4.2)), getattr(metrics, display).from_predictions
+    for name, cells in both_answers.items():
         shown = _leaf(path) if name is None else str(name)
-        draw = getattr(metrics, display).from_predictions
-        draw(r.true > 0.5, r.summary[:, 0], name=shown, ax=ax, plot_chance_level=False)
-    if not two_classes:
+        draw(cells.true > 0.5, cells.summary[:, 0], name=shown, ax=ax, plot_chance_level=False)
+    if not both_answers:
         raise FlowError(f"the rows that count for task '{path}' have one answer only: there is no curve to draw")
     ax.set_title(_leaf(path), parse_math=False)
     return ax

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 from fastai.learner import Metric
 from fastcore.basics import patch
 
@@ -15,24 +14,27 @@ from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..learn.accumulate import Accumulator
 from ..learn.state import follows_flow
-from ..tasks.scores import aliases
+from ..tasks.scores import aliases, count_scores
 
 # %% auto #0
-__all__ = ['TaskMetric', 'check_metrics', 'wanted_metrics']
+__all__ = ['TaskMetric', 'check_metrics', 'wanted_metrics', 'wanted_label_metrics', 'needs_acts']
 
 # %% ../../nbs/evaluate/metrics.ipynb #a24228e8
 class TaskMetric(Metric):
-    "One score of one task, named `<path>.<metric>`; NaN where no row counts"
+    """One score of one task, named `<path>.<metric>`, or of one of its labels, `<path>.<label>.<metric>`; NaN where no
+    row counts"""
 
     def __init__(
         self,
         acc: Accumulator,  # Shared with the flow's other metrics
         path: str,  # The task
         metric: str,  # Name of the score
-        label=None,  # Of a multi-label task: this label only
+        label=None,  # One of the block's `label_names`: this label or class only
         shown: str = None,  # What the label is called in the metric's name
     ):
         self.acc, self.path, self.metric, self.label, self.shown = acc, path, metric, label, shown
+        if label is not None and needs_acts(acc.flow.tasks[path], metric):
+            acc.keep_acts(path)
 
     def reset(self):
         self.acc.reset()
@@ -43,19 +45,15 @@ class TaskMetric(Metric):
     @property
     def value(self):
         rows = self.acc.task(self.path)
-        return None if rows is None else self.of(self.acc.flow.tasks[self.path], *rows)
+        return None if rows is None else self.of(self.acc.flow.tasks[self.path], *rows, self.acc.acts(self.path))
 
-    def of(self, block, summary, true, mask, threshold):
+    def of(self, block, summary, true, mask, threshold, acts=None):
         """The score of a bound block's summary `(N, W, K)`, values and gt mask `(N, W)`, at thresholds (None: the
-        block's own)"""
+        block's own); of some labels also of activations `(N, W*n_out)`"""
         if self.label is None:
             return block.score(self.metric, summary, true, mask, threshold)
-        columns = block.columns_of(self.label)
-        own = block.threshold if threshold is None else threshold
-        if np.ndim(own) > 0 and len(own) > 1:
-            own = own[columns[0]]
-        of_label = summary[:, columns], true[:, columns], mask[:, columns]
-        return float(block.label_scores(self.metric, *of_label, own)[0])
+        j = block.label_names.index(self.label)
+        return block.score_label(self.metric, j, summary, true, mask, threshold, acts)
 
     @property
     def name(self):
@@ -68,18 +66,26 @@ def metrics(
     self: BoundFlow,
     *names,  # Metric names, or `'all'`; by default one headline metric a task (accuracy, or mae in original units)
     tasks=None,  # Paths or leaf names of the tasks wanted; by default all
-    per_label=False,  # One metric a label instead of the mean over the labels of multi-label tasks
+    # A metric for each label, class or point, `<path>.<label>.<metric>`, where these have the score; by default their
+    # headline. A yes or no keeps its own, whose F1, precision and recall are those of yes
+    by_label=False,
 ) -> list:
     "fastai metrics of the tasks of this flow, sharing one accumulator"
     acc, res = Accumulator(self), []
-    check_metrics(self, names)
+    check_metrics(self, names, by_label)
     for path in self.named(tasks):
         block = self.tasks[path]
-        labels = (per_label and block.labels) or [None]
-        shown = _shown(labels)
-        for metric in wanted_metrics(block, names):
-            res += [TaskMetric(acc, path, metric, label, name) for label, name in zip(labels, shown)]
+        labels = block.label_names if by_label and not _is_yes_or_no(block) else []
+        of_labels = wanted_label_metrics(block, names) if labels else []
+        for metric in dict.fromkeys([*of_labels, *wanted_metrics(block, names)] if names or not labels else of_labels):
+            found = labels if metric in of_labels else [None]
+            res += [TaskMetric(acc, path, metric, label, name) for label, name in zip(found, _shown(found))]
     return res
+
+
+def _is_yes_or_no(block):
+    "True if a task is one question with two answers"
+    return block.thresholded and block.labels is None
 
 
 def _shown(labels):
@@ -90,12 +96,16 @@ def _shown(labels):
 
 def _safe(label):
     "A label that trackers, which read the names of metrics, do not take for a loss, an error or a path"
-    return re.sub('loss|error', lambda word: word[0][:2] + '-' + word[0][2:], re.sub('[.,]', '_', label))
+    name = re.sub('loss|error', lambda word: word[0][:2] + '-' + word[0][2:], re.sub('[.,]', '_', label.strip()))
+    return name or 'blank'
 
 # %% ../../nbs/evaluate/metrics.ipynb #9df6861f
-def check_metrics(flow, names):
-    "Raise for a name that no task of `flow` has a metric of"
-    known = sorted({metric for block in flow.tasks.values() for metric in block.metrics})
+def check_metrics(flow, names, by_label=False):
+    "Raise for a name that no task of `flow` has a metric of; `by_label`: nor one of its labels"
+    known = {metric for block in flow.tasks.values() for metric in block.metrics}
+    if by_label:
+        known |= {metric for block in flow.tasks.values() for metric in block.label_metrics}
+    known = sorted(known)
     of_any = lambda name: name == 'all' or aliases.get(name, name) in known or re.fullmatch(r'accuracy_[1-9]\d*', name)
     if unknown := [name for name in names if not of_any(name)]:
         raise FlowError(
@@ -115,6 +125,19 @@ def wanted_metrics(
         return [metric for metric in block.metrics if _top_k(metric) < block.n_out]  # top-k of k classes says nothing
     wanted, has_top_k = dict.fromkeys(aliases.get(name, name) for name in names), 'accuracy_3' in block.metrics
     return [metric for metric in wanted if metric in block.metrics or _top_k(metric) and has_top_k]
+
+
+def wanted_label_metrics(block, names) -> list:
+    "The metrics of `names` that a single label of a task has; all for `all`, the headline for none"
+    if not names or 'all' in names:
+        return list(block.label_metrics if names else block.label_metrics[:1])
+    wanted = dict.fromkeys(aliases.get(name, name) for name in names)
+    return [metric for metric in wanted if metric in block.label_metrics]
+
+
+def needs_acts(block, metric) -> bool:
+    "True if a metric of one label needs all activations: a ranking of one class, where a row has several logits"
+    return block.n_out > 1 and metric not in count_scores
 
 
 def _top_k(metric):
@@ -143,5 +166,6 @@ def _grown_metrics(metrics, new, kept):
 
 def _still_has(block, metric):
     "True if a task has the score and the label of a metric that it had"
-    has_score = metric.metric in block.metrics or metric.metric.startswith('accuracy_')
-    return has_score and (metric.label is None or metric.label in (block.labels or ()))
+    if metric.label is not None:
+        return metric.metric in block.label_metrics and metric.label in block.label_names
+    return metric.metric in block.metrics or metric.metric.startswith('accuracy_')

@@ -32,7 +32,7 @@ class Accumulator:
     `parts` are tensors of rows, `at` their positions if several processes share the data, `data` the rows by task"""
 
     def __init__(self, flow: BoundFlow):
-        self.flow = flow
+        self.flow, self.with_acts = flow, set()  # families of which activations are kept too, see `keep_acts`
         self.reset()
 
     def reset(self):
@@ -41,7 +41,7 @@ class Accumulator:
 
     def __getstate__(self):
         # no rows leave with an export
-        return dict(flow=self.flow, parts=[], at=[], data=None, thresholds={}, last_pred=None)
+        return dict(flow=self.flow, parts=[], at=[], data=None, thresholds={}, last_pred=None, with_acts=self.with_acts)
 
     def accumulate(self, learn):
         "Add the batch that `learn` has just predicted; a second call for the same batch adds nothing"
@@ -58,16 +58,18 @@ class Accumulator:
 
     @torch.no_grad()
     def pack(self, pred, y, loss=None):
-        "One tensor `(bs, S + 2D)`: summaries of all tasks, values, gt mask"
+        "One tensor `(bs, S + 2D)`: summaries of all tasks, and activations where these are kept; values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
         layout = loss.layout
         values, mask = layout.targets_of(as_plain(y))
         logits = layout.logits_of(loss.decisions.tempered(pred))
-        summaries = [
-            block.summarise(block.activate(x), labels).reshape(len(pred), -1)
-            for block, x, labels in zip(layout.blocks, logits, layout.columns_of(values))
+        acts = [block.activate(x) for block, x in zip(layout.blocks, logits)]
+        parts = [
+            block.summarise(x, labels).reshape(len(pred), -1)
+            for block, x, labels in zip(layout.blocks, acts, layout.columns_of(values))
         ]
-        return torch.cat([*summaries, values, mask], 1)
+        parts += [acts[k].reshape(len(pred), -1) for k in sorted(self.with_acts)]
+        return torch.cat([*parts, values, mask], 1)
 
 # %% ../../nbs/learn/accumulate.ipynb #a9eb93bb
 class TaskRows(NamedTuple):
@@ -84,19 +86,26 @@ def task(self: Accumulator, path):
     "The `TaskRows` of a task; None before anything was accumulated"
     if not self.parts:
         return None
-    if self.data is None:
-        self.data = _rows_by_task(self)
     thresholds = self.thresholds.get(path)
     if thresholds is not None:
         thresholds = torch.as_tensor(thresholds).detach().cpu().numpy()
-    summary, values, mask = self.data[path]
+    summary, values, mask, _ = self._rows_of(path)
     return TaskRows(summary, values, mask, thresholds)
 
 
+@patch
+def _rows_of(self: Accumulator, path):
+    "Summary, values, gt mask and activations of a task"
+    if self.data is None:
+        self.data = _rows_by_task(self)
+    return self.data[path]
+
+# %% ../../nbs/learn/accumulate.ipynb #f0b9c99a
 def _rows_by_task(acc):
-    "Path → summary, values and gt mask of all rows"
+    "Path → summary, values and gt mask of all rows, and activations or None"
     flow, rows, res = acc.flow, in_order(acc.parts, acc.at).numpy(), {}
     summaries, values, mask = np.split(rows, [-2 * flow.n_targets, -flow.n_targets], axis=1)
+    acts = _acts_by_task(acc, summaries)
     column = start = 0
     for family, block in zip(flow.families, flow.loss_func.layout.blocks):
         for i in family.tasks:
@@ -105,9 +114,31 @@ def _rows_by_task(acc):
             summary = summaries[:, start:end].reshape(-1, width, block.n_summary)
             of_task = values[:, columns]
             scored = (mask[:, columns] > 0) & flow.plan.blocks[i].certain(of_task)
-            res[flow.paths[i]] = summary, of_task, scored
+            res[flow.paths[i]] = summary, of_task, scored, acts.get(flow.paths[i])
             column, start = columns.stop, end
     return res
+
+
+def _acts_by_task(acc, parts):
+    "Path → activations of all rows, of tasks whose activations are kept: they stand at the end of `parts`"
+    flow = acc.flow
+    tasks = [i for k in sorted(acc.with_acts) for i in flow.families[k].tasks]
+    ends = np.cumsum([flow.plan.blocks[i].n_targets * flow.plan.blocks[i].n_out for i in tasks], dtype=int)
+    acts = parts[:, parts.shape[1] - sum(ends[-1:]) :]
+    return dict(zip([flow.paths[i] for i in tasks], np.split(acts, ends[:-1], axis=1)))
+
+# %% ../../nbs/learn/accumulate.ipynb #3db972ef
+@patch
+def keep_acts(self: Accumulator, path):
+    "Keep the activations of a task from the next epoch on, and of those that are computed with it"
+    task = self.flow.paths.index(path)
+    self.with_acts.add(next(k for k, family in enumerate(self.flow.families) if task in family.tasks))
+
+
+@patch
+def acts(self: Accumulator, path):
+    "Activations `(N, W*n_out)` of a task; None where they are not kept, and before anything was accumulated"
+    return self._rows_of(path)[3] if self.parts else None
 
 # %% ../../nbs/learn/accumulate.ipynb #89361197
 @patch

@@ -13,7 +13,7 @@ from ..core.block import ConditionalBlock
 from ..core.errors import FlowError
 from ..data.target_block import FlowTransform
 from ..core.flow import Flow
-from ..core.columns import MASKS
+from ..core.mask_labels import MASKS
 from ..core.bound import BoundFlow
 from ..core.stock import wraps_stock
 

@@ -15,7 +15,7 @@ from ..core.patched import PatchedModule
 from .decisions import Decisions, TaskSums, as_plain_pair
 from .layout import Layout
 from .masked_mean import MaskedMean
-from ..core.columns import MASKS
+from ..core.mask_labels import MASKS
 from .ranks import mean_value, rank_sums, step_ranks
 from ..core.bound import BoundFlow
 from .whole_space import WholeSpace

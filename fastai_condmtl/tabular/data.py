@@ -46,7 +46,8 @@ def input_columns(
     check_given(df, taken, cat_names=cat_names, cont_names=cont_names)
     if cat_names is not None and cont_names is not None:
         return list(cat_names), list(cont_names)
-    others = df[[c for c in df.columns if c not in {*taken, *(cat_names or ()), *(cont_names or ())}]]
+    not_left = {*taken, *(cat_names or ()), *(cont_names or ())}
+    others = df[[name for name in df.columns if name not in not_left]]
     for name, column in others.items():
         check_no_dates(column, name)
         n_categories = count_categories(column, name)
@@ -187,26 +188,21 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         _check_arguments(cls, kwargs, cls.from_df)
         check_table(df)
         flow = as_flow(flow)
-        taken = (
-            label_columns(flow)
-            + FlowTransform(flow).weight_cols()
-            + [c for c in (valid_col, group_col, test_col) if c is not None]
-        )
+        taken = label_columns(flow) + FlowTransform(flow).weight_cols()
+        taken += [name for name in (valid_col, group_col, test_col) if name is not None]
         cat_names, cont_names = input_columns(df, taken, cat_names, cont_names)
         check_has_input(cat_names, cont_names)
         splitter = as_splitter(
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
-        splits = [list(s) for s in splitter(df)]
-        table, test = df, splits[2:]
-        splits = splits[:2]
-        df = clean_inputs(df, cat_names, cont_names)
-        y_block = TransformBlock(type_tfms=[TableTransform(flow, df, sum(splits, []))])
-        procs = [_fills_all_gaps(p) for p in procs or ()]
-        to = TabularPandas(df, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
+        parts = [list(rows) for rows in splitter(df)]
+        splits, inputs = parts[:2], clean_inputs(df, cat_names, cont_names)
+        y_block = TransformBlock(type_tfms=[TableTransform(flow, inputs, sum(splits, []))])
+        procs = [_fills_all_gaps(proc) for proc in procs or ()]
+        to = TabularPandas(inputs, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
         check_filled(to)
         dls = to.dataloaders(path=path, **kwargs)
-        dls.loaders += [dls.test_dl(table.iloc[part], with_labels=True) for part in test]
+        dls.loaders += [dls.test_dl(df.iloc[rows], with_labels=True) for rows in parts[2:]]
         return dls
 
 # %% ../../nbs/tabular/data.ipynb #aa53755d

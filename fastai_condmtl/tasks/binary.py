@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.block import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
 from fastai_condmtl.core.columns import (
     distinct,
@@ -252,3 +253,18 @@ def question_states(self: BinaryBlock, op, value):
 @patch
 def probability(self: BinaryBlock, acts):
     return float(acts[0])
+
+# %% ../../nbs/tasks/binary.ipynb #d7ee61d3
+@patch(as_prop=True)
+def label_names(self: BinaryBlock):
+    return names_of(self)
+
+
+@patch
+def says_label(self: BinaryBlock, j, vals):
+    return (vals[:, 0] > 0.5) == bool(j)
+
+
+@patch
+def label_probs(self: BinaryBlock, j, summary, acts):
+    return summary[:, 0, 0] if j else 1 - summary[:, 0, 0]

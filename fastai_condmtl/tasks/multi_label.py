@@ -22,8 +22,8 @@ from .sigmoid import check_pos_weight, check_tune, Sigmoid
 from .unsure import as_shares, check_no_answer, encode_shares, with_unsure
 
 # %% auto #0
-__all__ = ['MultiLabelBlock', 'check_label_columns', 'check_a_column_each', 'check_label_delim', 'check_one_a_label', 'row_of',
-           'why_no_labels', 'why_no_one_hot', 'unknown_label']
+__all__ = ['MultiLabelBlock', 'check_label_columns', 'check_a_column_each', 'check_label_delim', 'row_of', 'why_no_labels',
+           'why_no_one_hot', 'check_one_a_label', 'unknown_label']
 
 # %% ../../nbs/tasks/multi_label.ipynb #90d96edb
 class MultiLabelBlock(Sigmoid):
@@ -45,8 +45,7 @@ class MultiLabelBlock(Sigmoid):
         label_delim: str = ',',  # What stands between the labels of a string
         cols: list = None,  # Instead of one column: one 0/1/NaN column a label
         threshold=0.5,  # A label is decided where its probability is above; one value, or one a label
-        # Weight of positives, as in `BCEWithLogitsLoss`; one value, or one a label; `'balanced'` counts them from the
-        # training rows
+        # Weight of positives, as in `BCEWithLogitsLoss`; one, or one a label; `'balanced'` counts the training rows
         pos_weight=None,
         nan_is_empty: bool = False,  # Read a missing cell as "no label"
         # What the threshold search maximises for each label, or `'f1_micro'` over all; `'auto'` as the learner says,
@@ -109,21 +108,6 @@ def check_label_delim(block, label_delim):
             f"task '{block.name}': label_delim={label_delim!r} must be what stands between labels, such as ','"
         )
     return label_delim
-
-
-def check_one_a_label(block):
-    "Raise where thresholds or weights were given one a label, and the labels are more or fewer"
-    n_labels = len(block.vocab)
-    if np.ndim(block.threshold) and len(block.threshold) != n_labels:
-        raise FlowError(
-            f"task '{block.path}': {len(block.threshold)} thresholds for {n_labels} labels: give one value, "
-            "or one a label"
-        )
-    if isinstance(block.pos_weight, list) and len(block.pos_weight) != n_labels:
-        raise FlowError(
-            f"task '{block.path}': {len(block.pos_weight)} values in pos_weight for {n_labels} labels: give "
-            "one value, or one a label"
-        )
 
 # %% ../../nbs/tasks/multi_label.ipynb #7a32487a
 @patch
@@ -265,6 +249,21 @@ def setup(self: MultiLabelBlock, df, train):
     check_one_a_label(self)
     self.index = {label: i for i, label in enumerate(self.vocab)}
 
+# %% ../../nbs/tasks/multi_label.ipynb #7f3ee21a
+def check_one_a_label(block):
+    "Raise where thresholds or weights were given one a label, and the labels are more or fewer"
+    n_labels = len(block.vocab)
+    if np.ndim(block.threshold) and len(block.threshold) != n_labels:
+        raise FlowError(
+            f"task '{block.path}': {len(block.threshold)} thresholds for {n_labels} labels: give one value, "
+            "or one a label"
+        )
+    if isinstance(block.pos_weight, list) and len(block.pos_weight) != n_labels:
+        raise FlowError(
+            f"task '{block.path}': {len(block.pos_weight)} values in pos_weight for {n_labels} labels: give "
+            "one value, or one a label"
+        )
+
 # %% ../../nbs/tasks/multi_label.ipynb #b6e7666e
 @patch
 def encode(self: MultiLabelBlock, df):
@@ -366,3 +365,18 @@ def question_states(self: MultiLabelBlock, op, value):
 @patch
 def probability(self: MultiLabelBlock, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/multi_label.ipynb #8b677fa4
+@patch(as_prop=True)
+def label_metrics(self: MultiLabelBlock):
+    return tuple(metric for metric in self.metrics if metric != 'f1_micro') if self.vocab else ()
+
+
+@patch
+def says_label(self: MultiLabelBlock, j, vals):
+    return vals[:, j] > 0.5
+
+
+@patch
+def label_rows(self: MultiLabelBlock, j, true, mask):
+    return mask[:, j], mask[:, j] & self.says_label(j, true)

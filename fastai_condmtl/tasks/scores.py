@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['count_scores', 'aliases', 'share_scores', 'div0', 'counts', 'binary_score', 'class_score', 'regression_score']
+__all__ = ['count_scores', 'aliases', 'share_scores', 'LABEL_SCORES', 'div0', 'counts', 'binary_score', 'label_score',
+           'class_score', 'regression_score']
 
 # %% ../../nbs/tasks/scores.ipynb #b613902b
 def div0(part, total):
@@ -94,6 +95,20 @@ def binary_score(
     of_ranking = dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)
     return float(of_ranking[name](true, prob))
 
+# %% ../../nbs/tasks/scores.ipynb #41440379
+LABEL_SCORES = ('f1_score', 'precision', 'recall', 'roc_auc', 'average_precision')  # of one label against the rest
+
+
+def label_score(
+    name: str,  # `f1_score`, `precision` or `recall`
+    says,  # Where the label is decided, boolean (n,), rows that count only
+    true,  # Where it is the truth, boolean (n,)
+) -> float:
+    "Score of one label's decisions; NaN where there is nothing that it could be told from"
+    tp, fp, fn, tn = counts(says, true)
+    n_told = tp + fn if name == 'recall' else tp + fp + fn
+    return float(count_scores[name](tp, fp, fn, tn)) if n_told else float('nan')
+
 # %% ../../nbs/tasks/scores.ipynb #36ac2cde
 def class_score(
     name: str,  # `accuracy`, `accuracy_k` for any k, or macro `f1_score precision recall balanced_accuracy`
@@ -108,11 +123,12 @@ def class_score(
         return float(np.mean(np.asarray(best) == true))
     if name.startswith('accuracy_'):
         return float(np.mean(np.asarray(rank) < int(name[9:])))
+    if name == 'balanced_accuracy':
+        true, hit = np.asarray(true), np.asarray(best) == true
+        recalls = div0(np.bincount(true, hit), np.bincount(true))
+        return float(recalls[np.bincount(true) > 0].mean())  # scikit-learn's warns of classes that are absent
     from sklearn import metrics
 
-    if name == 'balanced_accuracy':
-        one_class = len(np.unique(true)) == 1
-        return float(np.mean(best == true)) if one_class else float(metrics.balanced_accuracy_score(true, best))
     of_classes = dict(precision=metrics.precision_score, recall=metrics.recall_score, f1_score=metrics.f1_score)
     return float(of_classes[name](true, best, average='macro', zero_division=0))
 

@@ -6,11 +6,11 @@
 from __future__ import annotations
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from ..core.block import ConditionalBlock
 from ..core.arguments import is_number_of
 from ..core.errors import plain_number, FlowError
 from ..core.question_values import is_number
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
+from .one_vs_rest import OneVsRest
 from .scores import binary_score, count_scores, counts
 from .thresholds import score_of_counts
 from .unsure import check_soft, check_uncertain
@@ -19,7 +19,7 @@ from .unsure import check_soft, check_uncertain
 __all__ = ['Sigmoid', 'check_pos_weight', 'check_tune']
 
 # %% ../../nbs/tasks/sigmoid.ipynb #87213422
-class Sigmoid(ConditionalBlock):
+class Sigmoid(OneVsRest):
     "What `BinaryBlock` and `MultiLabelBlock` share: binary cross entropy or focal loss, `probability > threshold`"
 
     thresholded = True

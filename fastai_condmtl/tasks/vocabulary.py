@@ -6,15 +6,15 @@
 from __future__ import annotations
 import numpy as np
 from fastcore.basics import patch
-from ..core.block import ConditionalBlock
 from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels, is_list_of_words
 from ..core.errors import near, FlowError
+from .one_vs_rest import OneVsRest
 
 # %% auto #0
 __all__ = ['Classes', 'found_classes', 'check_no_lists']
 
 # %% ../../nbs/tasks/vocabulary.ipynb #bf703c7c
-class Classes(ConditionalBlock):
+class Classes(OneVsRest):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
 
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin')
@@ -115,3 +115,18 @@ def state_probs(self: Classes, variable, acts, vals):
 @patch
 def probability(self: Classes, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/vocabulary.ipynb #af15e729
+@patch(as_prop=True)
+def label_names(self: Classes):
+    return [] if self.self_supervised else list(self.vocab or ())
+
+
+@patch
+def says_label(self: Classes, j, vals):
+    return vals[:, 0] == j
+
+
+@patch
+def label_probs(self: Classes, j, summary, acts):
+    return acts[:, j]

@@ -4,17 +4,19 @@
 
 # %% ../../nbs/tasks/votes.ipynb #e01a2020
 from __future__ import annotations
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from ..core.block import ConditionalBlock
 from ..core.columns import any_true, numbers
+from ..core.conditions import never_true
 from ..core.errors import FlowError, near
+from .one_vs_rest import OneVsRest
+from .scores import LABEL_SCORES
 
 # %% auto #0
-__all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll', 'answers_asked']
+__all__ = ['VotesBlock', 'check_answers', 'check_votes', 'concentrations', 'dirichlet_nll', 'why_no_share', 'answers_asked']
 
 # %% ../../nbs/tasks/votes.ipynb #56137fdb
-class VotesBlock(ConditionalBlock):
+class VotesBlock(OneVsRest):
     """The answers that several people gave: a column of counts or shares for each answer
 
     `shape.eq('disk')` is true of labels where somebody gave the answer (its follow-up was put to these people), and of
@@ -92,6 +94,17 @@ def check_votes(block, df, votes, blank):
         if bad.any():
             row, answer = np.argwhere(bad)[0]
             raise block.bad(df, block.cols[answer], int(row), why)
+
+
+@patch
+def _is_answer(self: VotesBlock, value):
+    "What can stand beside the votes of other answers: also 0"
+    first, *others = self.cols
+    try:
+        self.encode(pd.DataFrame({first: [value], **{col: [1] for col in others}}))
+    except FlowError:
+        return False
+    return True
 
 
 @patch
@@ -181,6 +194,8 @@ def parse_question(self: VotesBlock, op, value):
     asked = answers_asked(op, value)
     if bad := [v for v in asked if v not in self.vocab]:
         raise FlowError(f"a condition asks task '{self.path}' for the answer {bad[0]!r}: {near(bad[0], self.vocab)}")
+    if op == 'share' and (why := why_no_share(*value[1:])):
+        raise never_true(self.path, op, value, why)
     positions = tuple(self.vocab.index(v) for v in asked)
     return (positions[0], *value[1:]) if op == 'share' else positions
 
@@ -202,6 +217,13 @@ def answer(self: VotesBlock, op, value, vals, known, scaled=False):
 def _answers(self: VotesBlock, op, value):
     "Positions of the answers for which a question is true"
     return [j for j in range(self.n_targets) if (j in value) != (op == 'ne')]
+
+
+def why_no_share(comparison, limits) -> str:
+    "Why no share meets a comparison, '' where one does"
+    if comparison == 'between' and limits[0] > limits[1]:
+        return "the lower bound comes first"
+    return "shares are from 0 to 1" if (comparison, limits) in (('gt', 1), ('lt', 0)) else ''
 
 
 def answers_asked(op, value) -> tuple:
@@ -276,3 +298,23 @@ def fit_baseline(self: VotesBlock, vals, mask):
 @patch
 def baseline(self: VotesBlock, name, constant, vals):
     return np.broadcast_to(constant[None, :, None], (*vals.shape, 1))
+
+# %% ../../nbs/tasks/votes.ipynb #c7a47e3e
+@patch(as_prop=True)
+def label_metrics(self: VotesBlock):
+    return ('mae', *LABEL_SCORES)
+
+
+@patch
+def says_label(self: VotesBlock, j, vals):
+    "Where the answer has the plurality, of equals the first"
+    return np.abs(vals).argmax(1) == j
+
+
+@patch
+def score_label(self: VotesBlock, name, j, summary, true, mask, threshold=None, acts=None):
+    if name != 'mae':
+        return super(VotesBlock, self).score_label(name, j, summary, true, mask, threshold, acts)
+    counts = mask.any(1)
+    votes = true[counts].astype(np.float64)
+    return float(np.abs(summary[counts, j, 0] - votes[:, j] / votes.sum(1)).mean()) if len(votes) else float('nan')

@@ -8,6 +8,7 @@ import base64, io
 from copy import copy
 from html import escape
 import numpy as np, torch
+from fastcore.basics import patch
 from ..core.flow import Flow
 from ..core.prediction import FlowPrediction
 from ..core.prediction_tree import givens, tell
@@ -91,36 +92,45 @@ class TreeParts:
             f'class="cm-name">{escaped(flow.name)}</span>{note}</div><ul>{inner}</ul></li>'
         )
 
-    def leaf(self, path):
-        "A task that is reached: what was decided, how likely that is, and why it was asked"
-        decided = Decided(self.pred, path, self.thresholds.get(path))
-        notes = ([f'given <code>{escaped(self.givens[path])}</code>'] if self.givens[path] else []) + decided.notes()
-        if path in self.marginals:
-            notes.append(self.chance(path))
-        return (
-            f'<li class="cm-task" data-task="{escaped(path)}"><div class="cm-row">{decided.row()}'
-            + (f'<span class="cm-note">{" · ".join(notes)}</span>' if notes else '')
-            + f'</div>{decided.options(self.top_k)}</li>'
-        )
+# %% ../../nbs/tools/page.ipynb #55fdc493
+@patch
+def leaf(self: TreeParts, path):
+    "A task that is reached: what was decided, how likely that is, and why it was asked"
+    decided = Decided(self.pred, path, self.thresholds.get(path))
+    given = [f'given <code>{escaped(self.givens[path])}</code>'] if self.givens[path] else []
+    chance = [self.chance(path)] if path in self.marginals else []
+    notes = ' · '.join(given + decided.notes() + chance)
+    if notes:
+        notes = f'<span class="cm-note">{notes}</span>'
+    return (
+        f'<li class="cm-task" data-task="{escaped(path)}"><div class="cm-row">{decided.row()}{notes}</div>'
+        f'{decided.options(self.top_k)}</li>'
+    )
 
-    def folded(self, paths):
-        "The tasks that are not reached, behind a line to open"
-        if not paths:
-            return ''
-        items = ''.join(map(self.missing, paths))
-        return f'<details class="cm-gone"><summary>Not asked ({len(paths)})</summary><ul>{items}</ul></details>'
 
-    def missing(self, path):
-        "A task that is not reached, and what it needs"
-        chance = f' · {self.chance(path)}' if path in self.marginals else ''
-        return (
-            f'<li><span class="cm-name">{escaped(path)}</span> <span class="cm-note">needs '
-            f'<code>{escaped(self.pred.flow.needs(path))}</code>{chance}</span></li>'
-        )
+@patch
+def folded(self: TreeParts, paths):
+    "The tasks that are not reached, behind a line to open"
+    if not paths:
+        return ''
+    items = ''.join(map(self.missing, paths))
+    return f'<details class="cm-gone"><summary>Not asked ({len(paths)})</summary><ul>{items}</ul></details>'
 
-    def chance(self, path):
-        "How likely a task has meaning at all"
-        return f'P(reached) {escaped(short(self.marginals[path].reached))}'
+
+@patch
+def missing(self: TreeParts, path):
+    "A task that is not reached, and what it needs"
+    chance = f' · {self.chance(path)}' if path in self.marginals else ''
+    return (
+        f'<li><span class="cm-name">{escaped(path)}</span> <span class="cm-note">needs '
+        f'<code>{escaped(self.pred.flow.needs(path))}</code>{chance}</span></li>'
+    )
+
+
+@patch
+def chance(self: TreeParts, path):
+    "How likely a task has meaning at all"
+    return f'P(reached) {escaped(short(self.marginals[path].reached))}'
 
 # %% ../../nbs/tools/page.ipynb #0b78f774
 class Decided:

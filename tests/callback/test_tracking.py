@@ -178,7 +178,7 @@ def test_labels_have_their_own_tags_and_train_metrics_too(tmp_path):
     dls = DataBlock(
         blocks=(TransformBlock, flow), get_x=Logits(), splitter=IndexSplitter(list(range(TRAIN, N)))
     ).dataloaders(df, bs=16, num_workers=0)
-    learn = Learner(dls, nn.Linear(6, 3), metrics=dls.flow.metrics(per_label=True), lr=0.0)
+    learn = Learner(dls, nn.Linear(6, 3), metrics=dls.flow.metrics(by_label=True), lr=0.0)
     learn.recorder.train_metrics = True
     quietly(learn.fit, 1, cbs=ConditionalTensorBoard(tmp_path))
     got = scalars(tmp_path)

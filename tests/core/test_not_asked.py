@@ -138,3 +138,22 @@ def test_what_a_label_does_not_say_opens_no_condition():
     df = pd.DataFrame(dict(kind=['cat', 'none', 'dog', 'none'], age=[3, 1, 2, 0]))
     kind = SingleLabelBlock('kind', na='none')
     assert counts(Flow('f', kind, UnboundedRegressionBlock('age') | kind.ne('dog')), df) == [[1, 0, 1, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'Float32', 'float[pyarrow]', 'category'])
+def test_a_number_that_a_narrow_column_rounds(dtype):
+    "A table holds -99.9 in float32 as -99.90000153: it is what was written"
+    cells = pd.Series([-99.9, 1, 2], dtype='float32' if dtype == 'category' else dtype)
+    df = pd.DataFrame(dict(x=cells.astype(dtype)))
+    assert counts(Flow('f', UnboundedRegressionBlock('x', na=-99.9)), df) == [[0, 1, 1]]
+
+
+def test_a_number_that_a_column_cannot_hold():
+    for dtype in ('int8[pyarrow]', 'int64[pyarrow]', 'uint8', 'Int16', 'float16', 'float[pyarrow]'):
+        df = pd.DataFrame(dict(x=pd.Series([3, 2, 1], dtype=dtype)))
+        flow = Flow('f', UnboundedRegressionBlock('x', na=(2, 1e300, 2**70, -1, 2.5)))
+        assert counts(flow, df) == [[1, 0, 1]], dtype
+    df = pd.DataFrame(dict(x=[2**53, 2**53 + 1, 0]))
+    for dtype in ('int64', 'Int64', 'int64[pyarrow]'):  # beside 0.5, too
+        block = SingleLabelBlock('x', na=(2**53 + 1, 0.5))
+        assert block.with_blanks(df.astype(dtype)).x.isna().tolist() == [False, True, False]

@@ -19,7 +19,7 @@ from fastai_condmtl.all import (
 
 def test_labels_do_not_turn_trackers_round():
     bound = Flow('f', MultiLabelBlock('m', vocab=['error_dialog', 'loss', 'ok'])).bind([['ok']])
-    names = [m.name for m in bound.metrics(per_label=True)]
+    names = [m.name for m in bound.metrics(by_label=True)]
     assert len(set(names)) == 3 and not [n for n in names if 'loss' in n or 'error' in n]
 
 

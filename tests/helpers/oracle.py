@@ -2,16 +2,14 @@
 the library to it.
 
 A *spec* is plain data. A task is a dict with `kind` (binary, single, ordinal, multi, cols, bounded, unbounded,
-count), `name`, `given` and options; a flow is
+count, votes), `name`, `given` and options; a flow is
 `dict(kind='flow', name=..., items=[...], given=...)`. A condition is `('atom', name, op, arg)`, `('not', c)`,
 `('and', c, c, ...)` or
 `('any', c, c, ...)`. A *table* maps a task's path to one plain value a row: True/False, a class, a list of labels, a
-list of True/False/None
-(cols), a number; None where missing. A binary task or `cols` may have `uncertain` (value → probability or None) and
-`soft`: then such values, or shares, stand for True and False. A task or flow may have `na`, values that stand for a
-blank: a table holds them as they are, as the cell of a whole list, too. Nothing here looks at fastai_condmtl but
-`build` (objects) and `frame` (a
-DataFrame in many dtypes).
+list of True/False/None (cols), a list of votes, one an answer (votes), a number; None where missing. A binary task or
+`cols` may have `uncertain` (value → probability or None) and `soft`: then such values, or shares, stand for True and
+False. A task or flow may have `na`, values that stand for a blank: a table holds them as they are, as the cell of a
+whole list, too. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a DataFrame in many dtypes).
 """
 
 import pandas as pd
@@ -82,12 +80,12 @@ def na_of(spec):
 
 
 def stands_for_blank(value, na):
-    "Is a table value one of `na`? Text without the blanks around it; True is no 1."
+    "Is a table value one of `na`? Texts without the blanks around them; True is no 1."
     if isinstance(value, list):
         return False
     alike = lambda v: isinstance(v, str) == isinstance(value, str) and isinstance(v, bool) == isinstance(value, bool)
-    value = value.strip() if isinstance(value, str) else value
-    return any(alike(v) and v == value for v in na)
+    bare = lambda v: v.strip() if isinstance(v, str) else v
+    return any(alike(v) and bare(v) == bare(value) for v in na)
 
 
 def vocab_of(task):
@@ -111,6 +109,31 @@ def told(task, value):
 def trained(task, value):
     "What a label is trained towards."
     return task['uncertain'][value] if is_code(task, value) else value
+
+
+class Votes:
+    "What the votes of a row say: each answer's `total` and `share`, and the answers that they `gave`."
+
+    def __init__(self, vocab, votes, gave):
+        self.total = dict(zip(vocab, votes))
+        everybody = sum(votes)
+        self.share = {a: v / everybody for a, v in self.total.items()}
+        self.gave = {a for a in vocab if gave(a, self)}
+
+    @classmethod
+    def of_label(cls, vocab, votes):
+        "Somebody gave it."
+        return cls(vocab, votes, lambda a, self: self.total[a] > 0)
+
+    @classmethod
+    def decided(cls, vocab, votes):
+        "It has the plurality; of equals the first has it."
+        return cls(vocab, votes, lambda a, self: a == max(vocab, key=lambda x: self.total[x]))
+
+    @classmethod
+    def drawn(cls, vocab, votes, answer):
+        "One volunteer gave it; shares are those of all."
+        return cls(vocab, votes, lambda a, self: a == answer)
 
 
 # ---- the rule
@@ -138,6 +161,12 @@ def holds(op, value, arg):
         return k_or(value[x] for x in arg)
     if op == 'has_all':
         return k_and(value[x] for x in arg)
+    if isinstance(value, Votes):
+        if op == 'share':
+            answer, comparison, number = arg
+            return holds(comparison, value.share[answer], number)
+        asked_for = set(arg) if op == 'isin' else {arg}
+        return bool(value.gave - asked_for if op == 'ne' else value.gave & asked_for)  # ne: another answer was given
     return bool(
         {
             'eq': lambda: value == arg,
@@ -165,6 +194,9 @@ class Oracle:
         left_out = lambda v: gap(v) or is_code(task, v) and task['uncertain'][v] is None
         if task['kind'] == 'cols':
             return {v: None if left_out(x) else x for v, x in zip(task['vocab'], raw)}
+        if task['kind'] == 'votes':
+            votes = [None if gap(v) else v for v in raw or []]
+            return Votes.of_label(task['vocab'], votes) if any(votes) else None
         if task['kind'] == 'binary':
             return None if left_out(raw) else raw
         if task['kind'] != 'multi':
@@ -275,6 +307,8 @@ class Oracle:
         for p in self.paths:
             seen = known[p] if self.infer == 'train' else cells[p]
             values = list(seen.values()) if isinstance(seen, dict) else [seen]
+            if self.entries[p][0]['kind'] == 'votes':
+                values = list(seen.total.values()) if seen else [None] * len(self.entries[p][0]['vocab'])
             ok, task = self.applicable(p, known), self.entries[p][0]
             mask = [ok and v is not None for v in values]
             scored = [m and not is_code(task, v) for m, v in zip(mask, values)]
@@ -285,6 +319,10 @@ class Oracle:
     def reached(self, cells):
         "{path: reached} on decoded predictions, where every task has a value."
         return {p: self.applicable(p, cells) for p in self.paths}
+
+
+def vote_column(task, answer):
+    return f"{task.get('stem', task['name'])}: {answer}"
 
 
 # ---- the same spec as the library's objects
@@ -298,6 +336,8 @@ def block(task):
         kw['col'] = task['col']
     kind, name = task['kind'], task['name']
     kw |= {k: task[k] for k in ('uncertain', 'soft') if k in task}
+    if kind == 'votes':
+        return B.VotesBlock(name, cols={a: vote_column(task, a) for a in task['vocab']}, **kw)
     if kind == 'cols':
         return B.MultiLabelBlock(name, cols=list(task['vocab']), **kw)
     if kind in ('single', 'ordinal', 'multi') and task.get('vocab_given', True):
@@ -337,6 +377,8 @@ def condition(cond, thing):
     x = thing(name)
     if op == 'is':
         return x
+    if op == 'share':
+        return condition(('atom', name, *arg[1:]), lambda name: x.share(arg[0]))
     if op == 'between':
         return x.between(*arg)
     signs = dict(gt=lambda: x > arg, ge=lambda: x >= arg, lt=lambda: x < arg, le=lambda: x <= arg)
@@ -424,14 +466,18 @@ def as_numbers(values):
     return [int(v) if isinstance(v, bool) else v for v in values] if mixed else values
 
 
-def frame(spec, table, rng, index=None):
-    "The table as a DataFrame, one column a task (one a label for `cols`)."
+def frame(spec, table, rng, index=None, series=series):
+    "The table as a DataFrame, one column a task (one a label for `cols`, one an answer for `votes`)."
     cols, na = {}, na_of(spec)
     for path, task, *_ in walk(spec):
         kept = lambda v: v is None or stands_for_blank(v, na[path])  # noqa: B023
         values, name = table[path], task.get('col') or task['name']
         if task['kind'] == 'cols':
             cols |= {c: series(as_numbers([r[i] for r in values]), rng, index) for i, c in enumerate(task['vocab'])}
+            continue
+        if task['kind'] == 'votes':
+            for i, answer in enumerate(task['vocab']):
+                cols[vote_column(task, answer)] = series([r and r[i] for r in values], rng, index)
             continue
         if task['kind'] == 'binary' and task.get('vocab'):
             values = [task['vocab'][v] if isinstance(v, bool) else v for v in values]

@@ -25,7 +25,9 @@ VOCABS = [
 ]
 WORDS = [('no', 'yes'), ('closed', 'open')]
 NOT_ASKED = ['not asked', -9, -99.5]  # no kind has such an answer
+ANSWERS = [['smooth', 'disk', 'star'], [1, 2], ['yes', 'no'], ['a', 'b', 'c', 'd', '"e"']]
 KINDS = ['binary', 'single', 'ordinal', 'multi', 'cols', 'bounded', 'unbounded', 'count']
+ALL_KINDS = [*KINDS, 'votes']
 
 
 def make_unsure(rng, t):
@@ -62,6 +64,10 @@ def random_task(rng, kind, name, col, losses=True, unsure=False):
     elif kind == 'multi':
         t['vocab'], t['vocab_given'] = rng.sample(['hat', 'scarf', 'big shoes'], rng.randint(1, 3)), rng.random() < 0.5
         t |= dict(label_delim=rng.choice([',', ';', '|']), nan_is_empty=rng.random() < 0.2)
+    elif kind == 'votes':
+        t |= dict(vocab=rng.choice(ANSWERS), votes=rng.choice(['counts', 'shares', 'any']), stem=col or name, col=None)
+        if col:
+            kw['loss'] = 'dirichlet'
     elif kind == 'cols':
         t |= dict(vocab=[f'{col or name}_{i}' for i in rng.sample('abc', rng.randint(1, 3))], col=None)
     elif kind != 'count':
@@ -104,6 +110,13 @@ def op_of(rng, task, forcing=False):
     if kind in ('multi', 'cols'):
         op = 'has' if len(vocab) == 1 else rng.choice(['has', 'has', 'has_any', 'has_all'])
         return op, rng.choice(vocab) if op == 'has' else some(2)
+    if kind == 'votes':
+        op = rng.choice(['eq', 'eq', 'ne', 'isin', 'share', 'share'])
+        if op == 'share':
+            lo, hi = sorted(rng.sample([0.1, 0.2, 0.25, 0.3, 0.375, 0.5, 0.75, 0.9], 2))
+            comparison = rng.choice(['gt', 'ge', 'lt', 'le', 'between'])
+            return op, (rng.choice(vocab), comparison, (lo, hi) if comparison == 'between' else rng.choice([lo, hi]))
+        return op, some(1) if op == 'isin' else rng.choice(vocab)
     op = rng.choice(['gt', 'ge', 'lt', 'le', 'between'])
     at = rng.randint(-8, 6) / 2
     if kind == 'count':
@@ -153,7 +166,9 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
         parent['items'].append(nodes[-1])
     for i in range(rng.randint(1, max_tasks)):
         node, name, col = rng.choice(nodes), f't{i}', rng.choice([None, f'col {i}'])
-        again = [x['name'] for n in nodes for x in n['items'] if x['kind'] not in ('flow', 'cols') and x['col']]
+        again = [
+            x['name'] for n in nodes for x in n['items'] if x['kind'] not in ('flow', 'cols', 'votes') and x['col']
+        ]
         if again and rng.random() < 0.25:
             other = rng.choice(again)
             if other not in [x['name'] for x in node['items']]:
@@ -203,6 +218,17 @@ def random_answer(rng, task):
     return rng.random() < 0.6
 
 
+def random_votes(rng, task):
+    "Counts, or shares in eighths; now and then nobody voted."
+    votes = [0] * len(task['vocab'])
+    if rng.random() < 0.1:
+        return votes
+    shares = task['votes'] == 'shares' or task['votes'] == 'any' and rng.random() < 0.5
+    for _ in range(8 if shares else rng.choice([1, 2, 10, 40])):
+        votes[rng.randrange(len(votes))] += 1
+    return [v / 8 for v in votes] if shares else votes
+
+
 def random_value(rng, task):
     kind = task['kind']
     if kind == 'binary':
@@ -213,6 +239,8 @@ def random_value(rng, task):
         return rng.randrange(8)
     if kind == 'multi':
         return [v for v in task['vocab'] if rng.random() < 0.6]
+    if kind == 'votes':
+        return random_votes(rng, task)
     if kind == 'cols':
         return [random_answer(rng, task) for _ in task['vocab']]
     return rng.randint(-16, 16) / rng.choice([2, 2, 4])
@@ -231,6 +259,8 @@ def blank(rng, task, value, p):
 
 def not_asked(rng, task, value, na):
     "The value, or now and then one that stands for a blank (in `cols`: label by label)."
+    if task['kind'] == 'votes':  # of all answers: part of them blank is an error
+        return value if rng.random() > 0.25 else [rng.choice(na) for _ in task['vocab']]
     if task['kind'] == 'cols':
         return [not_asked(rng, dict(kind='one'), v, na) for v in value]
     if rng.random() > 0.25:

@@ -277,7 +277,7 @@ def test_what_is_always_nan(kind, name, bad, always, tmp_path):
     "Told beforehand, and only where it is so: the training itself is asked"
     df = half(table(), bad)
     dls = data(df, *FLOW()[:-1], splitter=IndexSplitter(range(10)))
-    metrics = dls.flow.metrics(name.rpartition('.')[2], per_label='.p.' in name)
+    metrics = dls.flow.metrics(name.rpartition('.')[2], by_label='.p.' in name)
     plain = learner(dls, metrics=metrics)
     plain.fit(2, 0.01)
     at = list(plain.recorder.metric_names[1:]).index(name)

@@ -192,6 +192,35 @@ def test_bad_votes_are_told_with_their_row(cells, told):
         Flow('g', shape()).bind(df).encode(df)
 
 
+def test_votes_that_are_too_large_are_told_with_their_column():
+    df = pd.DataFrame(dict(n_smooth=[3, 0], n_disk=[1, 1e300], n_star=[0, 2]))
+    with pytest.raises(FlowError, match=r"task 'shape', row 1, column 'n_disk', value 1e\+300"):
+        Flow('g', shape()).bind(df).encode(df)
+
+
+@pytest.mark.parametrize('na', [0, 0.0, 3, (-1, 0)])
+def test_a_number_of_votes_is_no_blank(na):
+    "0 votes of one answer are no label by themselves, and yet a number of votes: na=0 of a flow needs na=() here"
+    df = votes()
+    for flow in (Flow('g', shape(na=na)), Flow('g', shape(), na=na)):
+        with pytest.raises(FlowError, match=r"task 'shape': (0|0.0|3) stands in na=.*answer"):
+            flow.bind(df)
+    assert Flow('g', shape(na=()), na=na).bind(df) and Flow('g', shape(na=(-1, 'none'))).bind(df)
+
+
+def test_shares_that_no_row_has():
+    s, df = shape(), votes().assign(a=1)
+    for asked in (s.share('disk').between(0.5, 0.2), s.share('disk') > 1, s.share('disk') < 0):
+        with pytest.raises(FlowError, match='is never true'):
+            Flow('g', s, BinaryBlock('a') | asked).bind(df)
+    assert Flow('g', s, BinaryBlock('a') | (s.share('disk') >= 1)).bind(df)
+
+
+def test_a_column_that_is_not_there():
+    with pytest.raises(FlowError, match=r"'shape' reads column 'n_star'.*Name the column with cols="):
+        Flow('g', shape()).bind(votes().drop(columns='n_star'))
+
+
 def test_bad_blocks():
     with pytest.raises(FlowError, match='two or more answers'):
         VotesBlock('v', cols=['a'])

@@ -517,7 +517,7 @@ def test_metrics_and_baseline(mixed):
 
 def test_per_point(mixed):
     flow = mixed[2].dls.flow
-    names = [m.name for m in flow.metrics('pck', tasks=['landmarks'], per_label=True)]
+    names = [m.name for m in flow.metrics('pck', tasks=['landmarks'], by_label=True)]
     assert names == [f'landmarks.{p}.pck' for p in POINTS]
     p = torch.zeros(4, 10).uniform_(-1, 1)
     b, s = flow.tasks['landmarks'], p.numpy()[..., None]

@@ -151,6 +151,7 @@ def test_formulas_and_tables(pages):
     assert sum('<math' in t for t in text.values()) >= 3
     for p, t in text.items():
         assert '$$' not in t and 'merror' not in t and not re.search(r'\\(frac|sum|lambda|ell)\b', t), p
+        assert not re.search(r'^<math[^>]* display="inline"', t, flags=re.M), f'{p}: a formula breaks its sentence'
     assert any('<td>Labelled data' in t for t in text.values())
 
 
@@ -183,7 +184,8 @@ def address(site):
 
 @pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
 def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
-    "Nothing is asked from elsewhere, nothing fails, every picture is there, and nothing is wider than the window."
+    """Nothing is asked from elsewhere, nothing fails, every picture is there, nothing is wider than the window, and on
+    a screen code fits its column."""
     page, wrong = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
     page.on('console', lambda m: wrong.append((page.url, m.text)) if m.type == 'error' else None)
     page.on('pageerror', lambda e: wrong.append((page.url, str(e))))
@@ -200,8 +202,10 @@ def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
                 let r = e.getBoundingClientRect();
                 for (let p = e.parentElement; p; p = p.parentElement)
                     if (['auto','scroll'].includes(getComputedStyle(p).overflowX)) return false;
-                return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80))})""")
-        if seen['wide'] > 1 or seen['lost'] or seen['out']:
+                return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80)),
+            cut: [...document.querySelectorAll('article pre > code')].filter(e => e.scrollWidth > e.clientWidth + 2)
+                .map(e => e.innerText.slice(0, 80))})""")
+        if seen['wide'] > 1 or seen['lost'] or seen['out'] or (width > 1000 and seen['cut']):
             wrong.append((p.relative_to(site).as_posix(), seen))
     page.close()
     assert not wrong
