@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.dummy import DummyRegressor
 from sklearn.metrics import mean_absolute_error, mean_poisson_deviance, mean_squared_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastai_condmtl.all import *
 from fastai_condmtl.callback.training_state import loss_state, set_loss
@@ -300,6 +301,29 @@ def test_gradients(units):
     for i, path in enumerate(loss.flow.paths):
         own = slices[path].logits
         torch.testing.assert_close(grads[0][:, own], grads[1][:, own] / loss.units()[i])
+
+
+class Calls(TorchDispatchMode):
+    "Names of the operators that run, in order"
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        self.seen.append(f.overloadpacket.__name__)
+        return f(*args, **(kwargs or {}))
+
+
+def test_a_step_costs_nothing_more(units):
+    "With units the same operators run in the same order"
+    loss, plain, pred, y = units
+    seen = []
+    for f in (loss, plain):
+        with Calls() as calls:
+            f(pred.clone().requires_grad_(), y).backward()
+        seen.append(calls.seen)
+    assert seen[0] == seen[1] and len(seen[0]) > 20
 
 
 # ---- a learner
