@@ -15,9 +15,9 @@ from .errors import FlowError, halved
 from .mask_labels import is_mask, is_picture_file
 
 # %% auto #0
-__all__ = ['NO_YES', 'LIKELY_NO_YES', 'read_list', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line', 'replace_line',
-           'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'as_tuple', 'distinct',
-           'fix_of_no_label', 'take', 'look_up', 'numbers', 'check_unit']
+__all__ = ['NO_YES', 'LIKELY_NO_YES', 'read_list', 'split_words', 'is_list_of_words', 'one_hot_width', 'no_yes', 'blank_line',
+           'replace_line', 'side_of', 'no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise',
+           'as_tuple', 'distinct', 'fix_of_no_label', 'share_lines', 'take', 'look_up', 'numbers', 'check_unit']
 
 # %% ../../nbs/core/columns.ipynb #f4ac5703
 _quoted = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -37,7 +37,24 @@ def read_list(
     if not isinstance(text, str):
         return text
     res = _read_text(text.strip())
-    return [p.strip() for p in text.split(delim) if p.strip()] if res is None and delim is not None else res
+    return split_words(text, delim) if res is None and delim is not None else res
+
+
+def split_words(
+    text,  # Words with a delimiter between
+    delim,  # What stands between them
+) -> list:
+    "The words of a text; one in double quotes, as a spreadsheet writes it, may hold the delimiter"
+    if '"' not in text:
+        return [word for part in text.split(delim) if (word := part.strip())]
+    part = re.compile(rf'\s*(?:"((?:[^"]|"")*)"|(.*?))\s*(?:{re.escape(delim)}|\Z)', re.S)
+    found, at = [], 0
+    while at < len(text):
+        match = part.match(text, at)
+        quoted, plain = match[1], match[2]
+        found.append(plain if quoted is None else quoted.replace('""', '"').strip())
+        at = match.end()
+    return [word for word in found if word]
 
 
 def _read_text(text):
@@ -106,7 +123,7 @@ def no_yes(
 ) -> tuple | None:
     """The words for no and yes among `values`, as they are written there; None where it is not clear. Of one word
     the other is written alike"""
-    if set(values) == {-1, 1}:
+    if len(values) == 2 and all(isinstance(v, (int, float, np.number)) for v in values) and set(values) == {-1, 1}:
         return -1, 1
     if not 0 < len(values) <= 2 or not all(isinstance(v, str) for v in values):
         return None
@@ -235,7 +252,9 @@ def distinct(block, df, col, lists=False):
 
 
 def _why_no_single_value(value):
-    if is_mask(value) or isinstance(value, memoryview):  # tensors can be hashed, and views of bytes
+    ndim = getattr(value, 'ndim', 0)
+    has_several = isinstance(ndim, int) and ndim > 0
+    if has_several or isinstance(value, memoryview):  # tensors can be hashed, and views of bytes
         return f"a {type(value).__name__} is no label: use one value a row"
 
 
@@ -258,7 +277,7 @@ def _not_comparable(block, df, col, lists, error) -> FlowError:
             f"({type(error).__name__}: {error}): use strings or numbers"
         )
     cell = df[col].iloc[row]
-    return block.bad(df, col, row, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell)}")
+    return block.bad(df, col, row, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell, col, lists)}")
 
 
 def _hashable(cell, lists):
@@ -272,10 +291,16 @@ def _hashable(cell, lists):
 # %% ../../nbs/core/columns.ipynb #b1d1f6c3
 def fix_of_no_label(
     cell,  # What cannot be hashed
+    col,  # Its column
+    takes_lists=False,  # True if the block reads lists of labels
 ) -> str:
     "What to do where a cell holds what cannot be told apart from others"
     if is_mask(cell):
         return "use one value a row"
+    if isinstance(cell, dict) and takes_lists and all(map(_is_count, cell.values())):
+        return f"a share a label stands in a column of its own: {share_lines(col, col)}"
+    if takes_lists and isinstance(cell, (list, set, np.ndarray)):
+        return "a list of lists is none of labels: write ['a', 'b']"
     fix = "use a value that can be hashed, such as a string or a number"
     if isinstance(cell, (list, set, np.ndarray)):
         fix = "for several labels a row use MultiLabelBlock"
@@ -284,6 +309,14 @@ def fix_of_no_label(
     return (
         f"{fix}. If these are votes, write the share of an answer into a column of its own and train towards it: "
         "BinaryBlock(name, soft=True)"
+    )
+
+
+def share_lines(col, name) -> str:
+    "The lines that make columns of dicts with a share a label, and the block that reads these"
+    return (
+        f"shares = pd.DataFrame(df[{col!r}].dropna().to_dict()).T.fillna(0); df = df.join(shares); "
+        f"MultiLabelBlock({name!r}, cols=list(shares), soft=True)"
     )
 
 
@@ -359,7 +392,8 @@ def _objects_as_floats(block, df, col):
 _no_numbers = [
     (
         lambda cell: isinstance(cell, (str, bytes, bytearray)),
-        "this is text in a column of numbers: correct the cell, or convert the column with pd.to_numeric",
+        "this is text in a column of numbers: leave the cell blank, name what stands for a blank with na=, or convert "
+        "the column with pd.to_numeric",
     ),
     (
         lambda cell: isinstance(cell, (np.datetime64, np.timedelta64, complex)),  # NumPy makes floats of them

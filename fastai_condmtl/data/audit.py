@@ -12,10 +12,20 @@ from ..core.block import names_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow
-from ..core.plan import infer
+from ..core.nesting import differs, with_implied
+from ..core.plan import Plan, infer
 from ..core.plot import draw_flow, short_names
 from ..core.target import as_table, check_cols, check_weights, row_weights
-from .findings import KINDS, FlowLabels, TaskRows, find_in_task, find_none_of, find_unused_na
+from fastai_condmtl.data.findings import (
+    KINDS,
+    FlowLabels,
+    TaskRows,
+    find_in_task,
+    find_none_of,
+    find_odd,
+    find_unused_na,
+)
+from .leaks import find_leaks
 
 # %% auto #0
 __all__ = ['Audit', 'read_flow_labels', 'read_task', 'count_rows', 'balance']
@@ -29,14 +39,14 @@ class Audit:
 
     def rows(
         self,
-        task,  # Path or leaf name
+        task=None,  # Path or leaf name; None: of all tasks, and of the table as a whole
         kind=None,  # Of one kind of finding only
     ) -> list:
         "Positions of the rows that the findings on a task are about"
-        path = self.flow.path(task)
+        path = None if task is None else self.flow.path(task)
         if kind not in (None, *KINDS):
             raise FlowError(f"no kind of finding {kind!r}: {near(kind, KINDS)}")
-        found = [f for f in self.findings if f.task_path == path and kind in (None, f.kind)]
+        found = [f for f in self.findings if path in (None, f.task_path) and kind in (None, f.kind)]
         return sorted({int(row) for finding in found for row in finding.rows})
 
     def __repr__(self):
@@ -63,23 +73,29 @@ def audit(
     self: Flow,
     df,  # DataFrame (or list of rows) with the labels
     few: int = 20,  # Fewer rows of a class or answer than this are reported
+    group_col=None,  # Column that says which rows belong together: groups on several sides of `valid_col` are found
+    valid_col=None,  # Column that says which rows validate, as for the loaders
+    fn_col=None,  # Column with file names: equal files on several sides of `valid_col` are found
+    path='.',  # Folder of the files
 ) -> Audit:
     "Count what each task of this flow can learn from `df`, and what contradicts it"
-    return self.bind(df).audit(df, few)
+    return self.bind(df).audit(df, few, group_col, valid_col, fn_col, path)
 
 
 @patch
-def audit(self: BoundFlow, df, few: int = 20) -> Audit:
+def audit(self: BoundFlow, df, few: int = 20, group_col=None, valid_col=None, fn_col=None, path='.') -> Audit:
     "`Flow.audit` with the vocabularies and scales of this bound flow"
     df = as_table(df, self.plan.blocks)
+    leaks = find_leaks(df, group_col, valid_col, fn_col, path)
+    written = Plan(self.flow).blocks
     labels = read_flow_labels(self, df)
     counts, findings = [], []
     positions = range(len(self.paths))
     for i in progress_bar(positions, leave=False) if len(df) * len(positions) > 2e7 else positions:
         task = read_task(self, labels, i, df, few)
         counts.append(count_rows(task))
-        findings += find_in_task(task)
-    findings += find_none_of(self, labels) + find_unused_na(self, df)
+        findings += find_in_task(task) + find_odd(task, written[i], df)
+    findings += find_none_of(self, labels) + find_unused_na(self, df) + leaks
     findings.sort(key=lambda finding: not finding.serious)
     return Audit(self, pd.DataFrame(counts), findings, len(df))
 
@@ -96,7 +112,8 @@ def read_flow_labels(flow, df):
     filled = values
     if flow.flow.infer_labels:
         filled, known, clashes = infer(plan, values, given)
-    states = plan.states(lambda i: filled[i], lambda i: known[i])
+    implied = with_implied(plan, lambda i: (filled[i], known[i])) if plan.nests else None
+    states = plan.states(lambda i: filled[i], lambda i: known[i], filled=implied)
     if flow.flow.infer_labels == 'train':
         values, given = filled, known
     return FlowLabels(values, given, clashes, states)
@@ -111,7 +128,10 @@ def read_task(flow, labels, i, df, few):
     mask = known & true[:, None]
     if weight_col is not None:
         mask &= row_weights(block, df, weight_col, mask.any(1))[:, None] > 0  # as in `encode`
-    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few)
+    otherwise = None
+    if i in flow.plan.nests:
+        otherwise = differs(flow.plan, i, lambda k: (labels.values[k], labels.known[k]))
+    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few, otherwise)
 
 
 def count_rows(task):

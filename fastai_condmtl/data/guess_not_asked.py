@@ -11,12 +11,13 @@ from ..core.condition_text import write_condition
 from ..core.conditions import Condition
 from .guess_conditions import TOLERANCE, TaskLabels, hardly_any, questions_about, standing
 from ..tasks.binary import BinaryBlock
+from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.regression import Regression
 from ..tasks.vocabulary import Classes
 
 # %% auto #0
-__all__ = ['says_not_asked', 'NotAsked', 'guess_not_asked', 'value_not_asked', 'may_be_asked', 'values_to_try', 'says_the_same',
-           'exceptions', 'why_not_asked', 'guess_silent_no', 'is_silent_no', 'why_silent_no']
+__all__ = ['says_not_asked', 'NotAsked', 'guess_not_asked', 'value_not_asked', 'may_be_asked', 'values_to_try', 'labels_to_try',
+           'says_the_same', 'exceptions', 'why_not_asked', 'guess_silent_no', 'is_silent_no', 'why_silent_no']
 
 # %% ../../nbs/data/guess_not_asked.ipynb #431459e2
 _words = re.compile(
@@ -30,9 +31,9 @@ def says_not_asked(value, highest=None) -> bool:
     "True if tables write a value for 'not asked'; `highest` is the highest number beside it"
     if isinstance(value, str):
         return _words.fullmatch(value.strip()) is not None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:  # NaN and infinity as well
         return False
-    nines = set(str(int(value))) == {'9'} and value >= 99 and (highest is None or highest < value)
+    nines = 99 <= value < 10**16 and set(str(int(value))) == {'9'} and (highest is None or highest < value)
     return value <= 0 or nines
 
 # %% ../../nbs/data/guess_not_asked.ipynb #0d406cd1
@@ -70,6 +71,9 @@ def may_be_asked(block, stands_before):
 # %% ../../nbs/data/guess_not_asked.ipynb #e3dd374a
 def values_to_try(labels, i):
     "Values of task `i` that tables write for 'not asked', and their rows (N,)"
+    if isinstance(labels.blocks[i], MultiLabelBlock):
+        yield from labels_to_try(labels, i)
+        return
     block, known = labels.blocks[i], labels.known[i][:, 0]
     if not isinstance(block, (Classes, Regression)) or block.n_targets > 1 or not known.any():
         return
@@ -84,6 +88,18 @@ def values_to_try(labels, i):
     for number in dict.fromkeys(float(v) for v in (0.0, lowest_first[0], lowest_first[-1]) if v in lowest_first):
         if says_not_asked(number, max((v for v in lowest_first[-2:] if v != number), default=None)):
             yield int(number), known & (values == number)
+
+
+def labels_to_try(labels, i):
+    "Labels of task `i` that tables write for 'not asked' and that never stand beside another, and their rows (N,)"
+    block = labels.blocks[i]
+    if len(block.cols) > 1:
+        return
+    has = labels.known[i] & (labels.values[i] > 0.5)
+    alone = has.sum(1) == 1
+    for j, name in enumerate(block.vocab):
+        if says_not_asked(name) and not (has[:, j] & ~alone).any():
+            yield name, has[:, j]
 
 
 def says_the_same(candidate):

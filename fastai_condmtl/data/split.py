@@ -7,17 +7,20 @@ from __future__ import annotations
 import warnings
 import numpy as np, pandas as pd
 from fastcore.all import L, patch
+from fastai.data.block import DataBlock
 from fastai.data.transforms import RandomSplitter
 from ..core.arguments import check_share
 from ..core.columns import factorise, side_of
-from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning
+from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning, RowsOf
+from ..core.stock import wraps_stock
 from .groups import GroupSplitter, check_torn, group_folds, group_share, groups_of, strata_of
 from .stratify import label_groups, spread, stratify
-from .target_block import as_flow
+from .target_block import as_flow, flow_transform
 
 # %% auto #0
 __all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'both_sides', 'RowsSplitter', 'ColumnSplitter',
-           'values_of', 'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter']
+           'values_of', 'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter', 'splitter_groups',
+           'datasets']
 
 # %% ../../nbs/data/split.ipynb #a831ad8b
 def as_splitter(
@@ -122,30 +125,29 @@ class RowsSplitter:
 # %% ../../nbs/data/split.ipynb #f605e207
 class ColumnSplitter:
     """Validation rows are those where `col` is true, 1 or says so in words (`valid`, `val`, `validation`, `dev`).
-    Rows where it is blank are for training; rows that it calls `test` are for neither"""
+    Rows where it is blank are for training; rows that it calls `test` are a third part"""
 
     def __init__(self, col):
         self.col = col
 
     def __call__(self, df):
+        "Positions of training and validation rows, and of test rows where there are some"
         sides = self.sides(df)
-        train, valid = np.flatnonzero(sides == 'train'), np.flatnonzero(sides == 'valid')
-        if not len(valid) or not len(train):
-            side = next(k for k in ('train', 'valid', 'test') if (sides == k).any())
-            raise FlowError(
-                f"valid_col={self.col!r} has rows for {side} and none for {'valid' if side == 'train' else 'train'}: "
-                "mark some rows otherwise, or leave valid_col= out for a random split"
-            )
-        if n_test := int((sides == 'test').sum()):
-            warnings.warn(
-                (
-                    f"valid_col={self.col!r} calls {n_test} rows 'test': they are neither trained on nor validated on. "
-                    "Hand them to learn.evaluate or learn.predict_df after the training"
-                ),
-                FlowWarning,
-                stacklevel=2,
-            )
-        return L(train.tolist()), L(valid.tolist())
+        train, valid, test = (L(np.flatnonzero(sides == side).tolist()) for side in ('train', 'valid', 'test'))
+        if not valid or not train:
+            raise FlowError(self.why_one_side(sides))
+        return (train, valid, test) if test else (train, valid)
+
+    def why_one_side(self, sides):
+        "The error's text for a column that leaves no row to train on, or to validate on"
+        side = next(k for k in ('train', 'valid', 'test') if (sides == k).any())
+        fix = "leave valid_col= out for a random split"
+        if side == 'train' and (sides == 'test').any():
+            fix = f"write test_col={self.col!r} in place of valid_col=, which divides the other rows at random"
+        return (
+            f"valid_col={self.col!r} has rows for {side} and none for {'valid' if side == 'train' else 'train'}: "
+            f"mark some rows otherwise, or {fix}"
+        )
 
 # %% ../../nbs/data/split.ipynb #01a3eeed
 @patch
@@ -266,8 +268,15 @@ class TestPart:
                 f"test_col={self.test_col!r} or test_pct={self.test_pct!r} leaves no row to "
                 f"{'train on' if test.any() else 'the third part'}: mark other rows, or ask for another share"
             )
-        part = df.iloc[rest] if isinstance(df, pd.DataFrame) else [df[int(i)] for i in rest]
-        train, valid = self.splitter(part)[:2]
+        is_table = isinstance(df, pd.DataFrame)
+        part = RowsOf.mark(df.iloc[rest], df, rest) if is_table else [df[int(i)] for i in rest]
+        train, valid, *more = self.splitter(part)
+        if any(map(len, more)):
+            given = 'test_pct=' if self.test_col is None else 'test_col='
+            raise FlowError(
+                f"{given} says which rows are the third part, and the split names a third part of its own (the word "
+                f"'test' of valid_col=, or a third list of splitter=): leave {given} out"
+            )
         return L(rest[list(train)].tolist()), L(rest[list(valid)].tolist()), L(np.flatnonzero(test).tolist())
 
 # %% ../../nbs/data/split.ipynb #66ffcebf
@@ -323,3 +332,20 @@ class UntornSplitter:
         parts = self.splitter(df)
         check_torn(df, self.group_col, parts)
         return parts
+
+# %% ../../nbs/data/split.ipynb #2f14766b
+def splitter_groups(
+    splitter,  # Any splitter
+):
+    "The column of groups that a splitter leaves whole; None without"
+    return getattr(splitter, 'group_col', None)
+
+
+@wraps_stock(DataBlock)
+def datasets(stock, self, source, verbose=False):
+    "The column of groups that the splitter leaves whole is known to data whose target is a flow"
+    res = stock(self, source, verbose)
+    target = flow_transform(res)
+    if target is not None:
+        target.group_col = splitter_groups(self.splitter)
+    return res

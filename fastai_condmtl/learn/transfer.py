@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from ..core.block import ConditionalBlock
 from .transfer_weights import copy_tasks, kept_tasks, needs_bias
 from ..core.errors import FlowError
-from ..data.target_block import FlowTransform, as_flow
+from ..data.target_block import FlowTransform, as_flow, flow_transform
 from ..core.flow import Flow
 from fastai_condmtl.learn.heads import (
     Branch,
@@ -222,7 +222,9 @@ def regrown_data(dls, flow, df=None, splitter=None):
     if splitter is not None:
         splits = splitter(df)
     inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[: ds.n_inp]]
-    new = Datasets(tls=[*inputs, TfmdLists(df, [FlowTransform(flow)], splits=splits)], n_inp=ds.n_inp)
+    target = FlowTransform(flow)
+    target.group_col = flow_transform(ds).group_col
+    new = Datasets(tls=[*inputs, TfmdLists(df, [target], splits=splits)], n_inp=ds.n_inp)
     return type(dls)(*[dl.new(new.subset(i)) for i, dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
 
 

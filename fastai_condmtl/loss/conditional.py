@@ -33,7 +33,7 @@ class ConditionalLoss(PatchedModule):
         self,
         flow: BoundFlow,  # The tasks and their places
         # `mean`: the total; `none`: one value a row, scaled so that their mean is the total; `sum`: the total times the
-        # rows
+        # number of rows
         reduction: str = 'mean',
     ):
         super().__init__()
@@ -47,30 +47,33 @@ class ConditionalLoss(PatchedModule):
         on_whole_space = any(b.whole_space for b in blocks)
         self.whole = WholeSpace(flow, self.layout.columns) if on_whole_space else None
 
-    def forward(
-        self,
-        pred,  # Raw logits `(bs, C)`
-        y,  # Packed targets `(bs, 2, D)` or `(bs, 2D)`
-        *others,  # There are none: a flow is the only target
-    ):
-        "The total, weighted; reduced as `reduction` says"
-        if isinstance(pred, TaskSums):
-            return self.of_sums(pred)
-        if others:
-            raise several_targets(y, *others)
-        self._drop_temperatures(pred)
-        batch = self._prepare(pred, y)
-        weights = self._modules['mean'].cell_weights(batch.mask)  # read so, a submodule is there a microsecond earlier
-        if self.reduction == 'none':
-            return (self._cells(batch) * weights).sum(1) * len(pred)
-        total = self._total(batch, weights)
-        return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
-
     def __repr__(self):
         return (
             f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.layout.blocks)} "
             f"families, reduction={self.reduction!r})"
         )
+
+# %% ../../nbs/loss/conditional.ipynb #5ecb2dda
+@patch
+def forward(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+    y,  # Packed targets `(bs, 2, D)` or `(bs, 2D)`
+    *others,  # There are none: a flow is the only target
+):
+    "The total, weighted; reduced as `reduction` says"
+    if isinstance(pred, TaskSums):
+        return self.of_sums(pred)
+    if others:
+        raise several_targets(y, *others)
+    self._drop_temperatures(pred)
+    batch = self._prepare(pred, y)
+    # `_modules['mean']` is `self.mean`, found without `nn.Module.__getattr__`, which costs a microsecond
+    weights = self._modules['mean'].cell_weights(batch.mask)
+    if self.reduction == 'none':
+        return (self._cells(batch) * weights).sum(1) * len(pred)
+    total = self._total(batch, weights)
+    return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
 
 # %% ../../nbs/loss/conditional.ipynb #3395ce04
 @dataclass
@@ -98,7 +101,7 @@ def _prepare(self: ConditionalLoss, pred, y):
 
 @patch
 def _drop_temperatures(self: ConditionalLoss, pred):
-    "Temperatures were found for other weights: they go when a training goes on"
+    "Drop the temperatures when a training goes on: they were found for other weights"
     if self._modules['decisions']._buffers['temperature'] is not None and pred.requires_grad:
         self.decisions.reset_temperatures()
 
@@ -138,15 +141,6 @@ def loss_func(self: BoundFlow):
     if '_loss_func' not in self.__dict__:
         self._loss_func = ConditionalLoss(self)
     return self._loss_func
-
-# %% ../../nbs/loss/conditional.ipynb #ffb6cc87
-def several_targets(*targets):
-    "The error about targets beside the flow"
-    has_mask = any(t.ndim == 3 and not t.is_floating_point() for t in targets)
-    return FlowError(
-        f"the data has {len(targets)} targets, and a flow is the only one that its loss can train: put all tasks into "
-        "one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else '')
-    )
 
 # %% ../../nbs/loss/conditional.ipynb #8584f70b
 @patch
@@ -198,15 +192,16 @@ def task_losses(
     y,  # Packed targets
     rows=None,  # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
 ):  # `(T,)` and `(T,)` in flow order
-    """Each task's unweighted masked mean in units, 0 where none is, and whether there is one (a row counts, its weight
-    is not 0): differentiable, without waiting for the device"""
+    """Each task's unweighted masked mean in units, 0 where there is none, and whether there is one (a row counts, and
+    the task's weight is not 0): differentiable, without waiting for the device"""
     if isinstance(pred, TaskSums):
         losses, present = _means(pred)
         return losses, present & (self.task_weights().to(losses.device) > 0)
     batch = self._prepare(pred, y)
     counts = self.mean.sum_by_task((batch.mask > 0).any(0).to(batch.mask.dtype))
     present, task_weights = rank_sums(counts)[0], self.task_weights().to(batch.logits.device, batch.logits.dtype)
-    # In place, so before `values`, which shares its memory's version, is part of a graph
+    # This changes the mask in place. Mask and values count as one tensor for autograd, so it must come first:
+    # `_cells` puts the values into a graph
     weights = self.mean.cell_weights(batch.mask)
     cells = self._cells(batch) * weights
     if rows is not None:
@@ -331,3 +326,12 @@ def clone(self: ConditionalLoss):
     res.set_weights(self.task_weights())
     res.set_units(self.units())
     return res.to(self.layout.target_order.device)
+
+# %% ../../nbs/loss/conditional.ipynb #ffb6cc87
+def several_targets(*targets):
+    "The error about targets beside the flow"
+    has_mask = any(t.ndim == 3 and not t.is_floating_point() for t in targets)
+    return FlowError(
+        f"the data has {len(targets)} targets, and a flow is the only one that its loss can train: put all tasks into "
+        "one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else '')
+    )

@@ -53,7 +53,7 @@ class MaskedMean(PatchedModule):
 def cell_weights(self: MaskedMean, mask):
     "Turn the gt mask `(bs, D)`, in the order of the logits, into the weight of each cell, in place"
     parts = self._split(mask)
-    n_ranks = step_ranks()
+    n_ranks = step_ranks()  # processes that share this step: the support counts the rows of all
     supports = [None] * len(parts) if n_ranks == 1 else rank_sums(*map(self._support, parts, self.runs))
     for cells, run, name, support in zip(parts, self.runs, self.weight_names, supports):
         weights = self._weights_like(name, cells)
@@ -91,14 +91,14 @@ def _n_labels(self: MaskedMean, cells):
 
 @patch
 def _support(self: MaskedMean, cells, run, n_labels=None):
-    """The total weight of the rows that count (of pooled tasks: of the cells): `(tasks,)`, or `(tasks, 1)` where a
-    task has several columns"""
+    """The support of each task: the total weight of the rows that count (of pooled tasks: of the cells). `(tasks,)`, or
+    `(tasks, 1)` where tasks have several columns"""
     if run.width == 1:
         return cells.sum(0)
     if run.pooled:
         return cells.sum((0, 2))[:, None]
     if self.weighted or n_labels is None:
-        return cells.amax(2, keepdim=True).sum(0)
+        return cells.amax(2, keepdim=True).sum(0)  # the weight of a row stands in each of its cells that count
     return n_labels.sign().sum(0)
 
 

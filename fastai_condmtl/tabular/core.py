@@ -15,6 +15,7 @@ from ..core.plan import Plan
 from ..core.flow import leaves
 from ..learn.targets import OF_ONE_TARGET, why_no_attribute
 from ..core.bound import BoundFlow
+from ..core.odd_cells import warn_of_odd_cells
 from ..core.target import TensorConditional
 from ..core.applications import provides
 
@@ -119,8 +120,10 @@ class TableTransform(FlowTransform):
         table, at = self.own or self.rows_left(to)
         self.own = None
         self.bound = BoundFlow(self.unbound, table, at[: to.split])
-        y = self.bound.encode(table)[torch.from_numpy(at)]
+        labels = self.bound.encode(table)
+        y = labels[torch.from_numpy(at)]
         self.bound.learn_constants(y[: to.split])
+        warn_of_odd_cells(self.bound, labels, table)
         self.bound.learn_units(y[: to.split])
         self.write(to, y)
 

@@ -15,7 +15,7 @@ from ..core.errors import near, row_name
 from ..core.errors import FlowError, FlowWarning
 from ..data.factories import check_loader_arguments, read_labels
 from ..data.target_block import FlowTransform, as_flow
-from ..data.split import as_splitter
+from ..data.split import as_splitter, splitter_groups
 from ..learn.reading import as_own
 from ..learn.reread import reread, same_reading
 from ..core.target import as_table
@@ -176,7 +176,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         valid_pct: float = 0.2,  # Share of rows for validation
         seed: int = None,  # For the same random split again
         valid_idx=None,  # Positions of the validation rows, instead of a random split
-        valid_col=None,  # Column that is true for validation rows, instead
+        valid_col=None,  # Column that is true for validation rows, or says train, valid or test; instead
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
         group_col=None,  # Column that says which rows belong together: no group stands on two sides of the split
@@ -197,7 +197,9 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         )
         parts = [list(rows) for rows in splitter(df)]
         splits, inputs = parts[:2], clean_inputs(df, cat_names, cont_names)
-        y_block = TransformBlock(type_tfms=[TableTransform(flow, inputs, sum(splits, []))])
+        target = TableTransform(flow, inputs, sum(splits, []))
+        target.group_col = splitter_groups(splitter)
+        y_block = TransformBlock(type_tfms=[target])
         procs = [_fills_all_gaps(proc) for proc in procs or ()]
         to = TabularPandas(inputs, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
         check_filled(to)

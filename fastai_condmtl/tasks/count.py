@@ -34,8 +34,8 @@ class CountBlock(Regression):
         wrong = (vals < 0) | (vals % 1 != 0) | (vals > 2**53)
         if wrong.any():
             why = (
-                "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted. For numbers in "
-                "general there is UnboundedRegressionBlock"
+                "a count is 0, 1, 2 …: correct the cell, or leave it blank where nobody counted; na= names what stands "
+                "for a blank. For numbers in general there is UnboundedRegressionBlock"
             )
             raise self.bad(df, self.cols[0], int(wrong[:, 0].argmax()), why)
         return vals, known

@@ -15,7 +15,10 @@ from fastai_condmtl.core.columns import (
     take,
     one_hot_width,
     read_list,
+    split_words,
+    share_lines,
 )
+from ..core.alike import fix_of_twin
 from ..core.errors import check_vocab, halved, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
@@ -95,9 +98,10 @@ def check_a_column_each(block):
     "Raise where what is said of single cells meets a column of lists"
     if block.label_cols is None and (block.soft or block.uncertain):
         what = 'soft=True reads a share a label' if block.soft else 'uncertain= is said of a single answer'
+        dicts = f". If cells are dicts of shares: {share_lines(block.cols[0], block.name)}" if block.soft else ''
         raise FlowError(
             f"task '{block.name}': {what}, and a list of labels has only yes and no: give each label its own column, "
-            "cols="
+            f"cols={dicts}"
         )
 
 
@@ -137,7 +141,9 @@ def split(self: MultiLabelBlock, cell):
     if isinstance(cell, tuple):
         return list(cell)
     if isinstance(cell, str):
-        return [label for part in cell.split(self.label_delim) if (label := part.strip())]
+        plain = [label for part in cell.split(self.label_delim) if (label := part.strip())]
+        named = self.vocab is not None and '"' in cell and all(label in self.vocab for label in plain)
+        return plain if named else split_words(cell, self.label_delim)
     whole = isinstance(cell, int) or isinstance(cell, (float, np.number)) and float(cell).is_integer()
     return [str(int(cell)) if whole else str(cell)]  # '0' alone in a column reads back from a csv as a number
 
@@ -278,7 +284,7 @@ def encode(self: MultiLabelBlock, df):
     for j, cell in enumerate(cells):
         for label in cell:
             if label not in self.index:
-                raise self.bad(df, self.cols[0], row_of(codes, j), unknown_label(label, self.vocab))
+                raise self.bad(df, self.cols[0], row_of(codes, j), unknown_label(self, label))
             hot[j, self.index[label]] = 1
     vals, known = take(hot, codes)
     return vals, (np.broadcast_to(True, known.shape) if self.nan_is_empty else known)
@@ -290,9 +296,11 @@ def encode_column(self: MultiLabelBlock, df, col):
     return encode_shares(self, df, col) if self.soft else encode_yes_no(self, df, col, self.col_words.get(col))
 
 
-def unknown_label(label, vocab):
+def unknown_label(block, label):
     "What is wrong with a label that the vocabulary does not hold"
-    return f"label {label!r} is not in the vocabulary: {near(label, vocab)} Correct the cell or add it to vocab="
+    if fix := fix_of_twin(block.cols[0], label, block.vocab, block.label_delim):
+        return f"label {label!r} is not in the vocabulary: {fix}"
+    return f"label {label!r} is not in the vocabulary: {near(label, block.vocab)} Correct the cell or add it to vocab="
 
 # %% ../../nbs/tasks/multi_label.ipynb #84e9aad4
 @patch
@@ -319,14 +327,15 @@ def to_column(self: MultiLabelBlock, col, vals, known):
 @patch
 def join(self: MultiLabelBlock, labels):
     """Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the
-    delimiter or begin or end with blanks"""
+    delimiter, begin with a quote, or begin or end with blanks"""
     return list(labels) if any(self._needs_a_list(label) for label in self.vocab) else self.label_delim.join(labels)
 
 
 @patch
 def _needs_a_list(self: MultiLabelBlock, label):
     "True if a delimited string with a label does not read back"
-    return not isinstance(label, str) or self.label_delim in label or not label or label != label.strip()
+    plain = isinstance(label, str) and label and label == label.strip() and label[0] != '"'
+    return not plain or self.label_delim in label
 
 
 @patch

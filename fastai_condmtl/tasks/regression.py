@@ -230,7 +230,9 @@ def encode(self: BoundedRegressionBlock, df):
     slack = 1e-6 * max(self.span, abs(lowest), abs(highest))  # a float32 column holds .1 as .10000000149
     out = known & ((vals < lowest - slack) | (vals > highest + slack))
     if out.any():
-        why = f"outside y_range={self.given_range}: correct the cell or widen the range"
+        why = (
+            f"outside y_range={self.given_range}: correct the cell or widen the range; na= names values that are blanks"
+        )
         raise self.bad(df, self.cols[0], int(out[:, 0].argmax()), why)
     return vals, known
 

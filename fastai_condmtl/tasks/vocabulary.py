@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from fastcore.basics import patch
+from ..core.alike import fix_of_twin
 from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels, is_list_of_words
 from ..core.errors import near, FlowError
 from .one_vs_rest import OneVsRest
@@ -23,10 +24,13 @@ class Classes(OneVsRest):
         self.vocab, self.index = vocab, {label: i for i, label in enumerate(vocab)}
 
     def encode(self, df):
-        why = lambda value: (
-            f"not in the vocabulary: {near(value, self.vocab)} Correct the cell or add the class to vocab="
-        )
-        return look_up(self, df, self.cols[0], self.index.get, why)
+        return look_up(self, df, self.cols[0], self.index.get, self.why_unknown)
+
+    def why_unknown(self, value):
+        "What is wrong with a class that the vocabulary does not hold"
+        if fix := fix_of_twin(self.cols[0], value, self.vocab):
+            return f"not in the vocabulary: {fix}"
+        return f"not in the vocabulary: {near(value, self.vocab)} Correct the cell or add the class to vocab="
 
     def to_cell(self, vals):
         return self.vocab[int(vals[0])] if self.vocab else None

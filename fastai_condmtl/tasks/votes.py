@@ -269,6 +269,12 @@ def summarise(self: VotesBlock, acts, targets):
 
 
 @patch
+def decided(self: VotesBlock, summary, threshold=None):
+    "As `decide` says: the shares, with a minus sign where another answer has more"
+    return self.decide(torch.as_tensor(summary[..., 0])).numpy()
+
+
+@patch
 def score(self: VotesBlock, name, summary, true, mask, threshold=None):
     counts = mask.any(1)
     if not counts.any():

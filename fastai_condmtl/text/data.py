@@ -155,7 +155,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         text_col='text',  # Column (name or position) with the text, or several
         valid_pct: float = 0.2,  # Share of rows for validation
         seed: int = None,  # For the same random split again
-        valid_col=None,  # Column that is true for validation rows, instead of a random split
+        valid_col=None,  # Column that is true for validation rows, or says train, valid or test
         stratify: bool = False,  # Put rare tasks, classes and gates on both sides of the split
         splitter=None,  # Any fastai splitter, instead
         valid_idx=None,  # Positions of the validation rows, instead

@@ -1,7 +1,7 @@
 """No loader tears a group, and each has a third part that neither trains nor validates: pictures, tables, texts; folds
 and splits against a count by pandas"""
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from fastai.tabular.all import Categorify, Normalize
 from fastai.vision.all import PILImage, Resize
 from fastai_condmtl.tabular.all import *
@@ -51,6 +51,11 @@ def rows_of_part(dls, i, df):
     return part.items['row'].to_numpy() if 'row' in part.items else part.items.index.to_numpy()
 
 
+def first_labels(loader):
+    "Values of the first task, of all rows"
+    return torch.cat([batch[-1].as_subclass(torch.Tensor).flatten(1)[:, 0] for batch in loader]).tolist()
+
+
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('stratify', [False, True])
 def test_no_group_is_torn(kind, stratify, table):
@@ -80,6 +85,46 @@ def test_the_third_part_is_scored_and_trains_nothing(kind, table):
         xs = np.concatenate([b[1].numpy()[:, 0] for b in dls.loaders[2]])
         expected = (df['size'][:30] - df['size'][train].mean()) / dls.procs.normalize.stds['size']
         assert np.allclose(np.sort(xs), np.sort(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_word_test_in_valid_col_is_a_third_part(kind, table):
+    "As `test_col=`: the same rows in the same parts, and scored"
+    df = table[0].assign(part=['test'] * 30 + ['train'] * 60 + ['dev'] * 30)
+    dls = loaders(kind, (df, table[1]), valid_col='part')
+    parts = [sorted(rows_of_part(dls, i, df)) for i in range(3)]
+    assert parts == [list(range(30, 90)), list(range(90, 120)), list(range(30))] and len(dls.loaders) == 3
+    assert sorted(first_labels(dls.loaders[2])) == sorted(df.ill[:30].tolist())
+    if kind == 'tabular':
+        learn = conditional_tabular_learner(dls, [4])
+        with learn.no_bar():
+            n_rows = learn.evaluate(ds_idx=2, metrics=None).set_index('task_path').num_samples
+        assert n_rows['ill'] == 30 and n_rows['severe'] == df.severe[:30].notna().sum()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_groups_hold_against_the_third_part_of_valid_col(kind, table):
+    df = table[0].assign(part=['test'] * 30 + ['train'] * 60 + ['dev'] * 30)
+    with pytest.raises(FlowError, match="group_col='patient': group .* stands on both sides of the split"):
+        loaders(kind, (df, table[1]), valid_col='part', group_col='patient')
+
+
+@pytest.mark.parametrize('kind', ['tabular', 'text'])
+def test_the_split_of_edos(kind, shared_data):
+    "`train`, `dev` and `test` as they are published: 14,000, 2,000 and 4,000 rows, of which some here"
+    df = pd.read_csv(shared_data / 'edos' / 'edos_labelled_aggregated.csv').groupby('split').head(60)
+    df = df.reset_index(drop=True).assign(n_words=lambda df: df.text.str.split().str.len())
+    sexist = BinaryBlock('sexist', 'label_sexist', vocab=('not sexist', 'sexist'))
+    flow = Flow('edos', sexist, SingleLabelBlock('category', 'label_category', na='none') | sexist)
+    if kind == 'text':
+        dls = ConditionalTextDataLoaders.from_df(df, flow, valid_col='split', bs=16, min_freq=1)
+    else:
+        dls = ConditionalTabularDataLoaders.from_df(
+            df, flow, cat_names=[], cont_names=['n_words'], valid_col='split', bs=16
+        )
+    assert [len(loader.dataset) for loader in dls.loaders] == [60, 60, 60]
+    yes = [sum(first_labels(loader.new(shuffle=False, drop_last=False))) for loader in dls.loaders]
+    assert yes == [(df.label_sexist[df.split == part] == 'sexist').sum() for part in ('train', 'dev', 'test')]
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -28,9 +28,28 @@ def test_words(train, valid, dtype):
 
 
 @pytest.mark.parametrize('test', ['test', 'Test', 'testing'])
-def test_rows_called_test_are_on_neither_side(test):
-    train, valid, told = split(['train', 'valid', test, 'train', test])
-    assert (train, valid) == ([0, 3], [1]) and "2 rows 'test'" in told and 'valid_col=' in told
+@pytest.mark.parametrize('dtype', [None, object, 'category'])
+def test_rows_called_test_are_a_third_part(test, dtype):
+    df = pd.DataFrame(dict(s=pd.Series(['train', 'valid', test, 'train', test], dtype=dtype)))
+    assert [list(part) for part in ColumnSplitter('s')(df)] == [[0, 3], [1], [2, 4]]
+
+
+def test_train_and_test_without_validation_rows():
+    "The error says what divides the rest, and that works"
+    df = pd.DataFrame(dict(s=['train'] * 20 + ['test'] * 5, y=[0, 1, 0, 1, 1] * 5))
+    with pytest.raises(FlowError, match="none for valid: .*write test_col='s' in place of valid_col="):
+        as_splitter(BinaryBlock('y'), valid_col='s')(df)
+    train, valid, test = as_splitter(BinaryBlock('y'), test_col='s', seed=0)(df)
+    assert list(test) == [20, 21, 22, 23, 24] and len(valid) == 4 and sorted([*train, *valid]) == list(range(20))
+
+
+@pytest.mark.parametrize('other', [dict(test_pct=0.2), dict(test_col='t')])
+def test_two_arguments_that_name_a_third_part(other):
+    df = pd.DataFrame(dict(s=['train', 'valid', 'test'] * 10, t=[False] * 28 + [True] * 2, y=[0, 1, 0] * 10))
+    with pytest.raises(FlowError, match=f'leave {next(iter(other))}= out'):
+        as_splitter(BinaryBlock('y'), valid_col='s', seed=0, **other)(df)
+    same = as_splitter(BinaryBlock('y'), valid_col='s', test_col='s')(df)  # the same column twice is no contradiction
+    assert [list(part) for part in same] == [list(range(k, 30, 3)) for k in range(3)]
 
 
 @pytest.mark.parametrize(
