@@ -6,7 +6,7 @@
 from __future__ import annotations
 from copy import copy
 from types import FunctionType
-from .errors import FlowError, check_features, check_name, check_weight_col, near
+from .errors import FlowError, check_features, check_name, check_normalise, check_weight_col, near
 from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
@@ -25,6 +25,7 @@ class Flow:
 
     weight_col = None
     na = None
+    normalise = None
     note: str | list | None = None  # a remark of whoever made the flow, or a list of them
 
     def __init__(
@@ -40,6 +41,9 @@ class Flow:
         # Values that stand where a question was not asked, such as ('none', -1): such cells are blank (for the tasks
         # inside that do not name their own; na=() on a task takes none)
         na=None,
+        # True: the loss of each task of numbers is divided by its unit, what the best constant loses on the training
+        # rows (for the tasks inside that do not say it themselves); False: losses as they are; by default True
+        normalise: bool = None,
         # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
         # conditioned on; 'train': filled labels also train their own task
         infer_labels=False,
@@ -47,6 +51,7 @@ class Flow:
         check_name(name, 'flow')
         check_features(name, features)
         self.features, self.weight_col, self.na = features, check_weight_col(name, weight_col), check_na(name, na)
+        self.normalise = check_normalise(name, normalise)
         check_tasks(name, tasks)
         check_infer_labels(name, infer_labels)
         self.name, self.tasks = name, tasks

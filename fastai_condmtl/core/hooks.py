@@ -143,6 +143,9 @@ class NetworkHooks(BlockFields):
 
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
+    # True if the loss is of numbers, with one logit a column: it is divided by what the best constant loses
+    has_unit = False
+    normalise: bool | None = None  # False: the loss as it is, without a unit; None: as the flow says
 
     @property
     def family(self):

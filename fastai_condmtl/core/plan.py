@@ -26,8 +26,8 @@ class Plan:
     """A checked flow. Tasks are numbered in the order of writing
 
     - lists with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
-      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank), `uses`
-      (tasks whose activations its head reads)
+      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank), `normalised`
+      (True where the loss is to be divided by its unit), `uses` (tasks whose activations its head reads)
     - `conds`: the conditions, each once, with paths for names
     - `order`: the tasks, sorted so that each comes after those that its conditions ask; `use_order`: after those in
       its `uses`
@@ -52,6 +52,7 @@ class Plan:
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.nas = list(inherited(flow, 'na', flow.na))
+        self.normalised = list(inherited(flow, 'normalise', flow.normalise is not False))
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
         self.use_order = in_order(self.uses, paths, 'heads')
 

@@ -20,7 +20,7 @@ from ..core.odd_cells import warn_of_odd_cells
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction
 from ..core.applications import provided
-import fastai_condmtl.loss.conditional  # noqa: F401  the loss of a bound flow
+import fastai_condmtl.loss.unit  # noqa: F401  the loss of a bound flow, and its units
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'flow_transform', 'columns_of', 'as_flow', 'FreshTransform',
@@ -121,6 +121,7 @@ class FlowTransform(Transform):
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
         self.bound.learn_constants(y[torch.from_numpy(train)])
+        self.bound.learn_units(y[torch.from_numpy(train)])
         warn_of_odd_cells(self.bound, y, table)
         items.items, items.__class__ = EncodedRows(y, geo=self.bound.geometry), ConditionalLists
 

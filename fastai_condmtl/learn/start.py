@@ -125,7 +125,7 @@ def training_labels(
     geometry = geometry and flow.geometry is not None
     shapes = targets_as_read(learn) if y is None or geometry else None
     if geometry:
-        learn_shapes(learn, shapes)
+        learn_shapes(learn, shapes, units=True)
     return (shapes if y is None else spread_rows(y)), shapes
 
 

@@ -26,6 +26,7 @@ from fastai_condmtl.learn.heads import (
     needs_heads,
     stock_logits,
 )
+from .learner import learn_shapes
 from .reading import norms_of, own_inputs, put_data
 from .start import check_start, start_layer
 from .state import flow_of, loss_of, followers
@@ -68,6 +69,7 @@ def change_flow(
     except Exception:
         put_data(self, before)
         raise  # the learner is as it was
+    learn_shapes(self, units=True)
     fresh.train(layer.training)
     if isinstance(layer, nn.Linear) and isinstance(fresh, ConditionalHead):
         layer = _head_around(self.model, layer)  # the whole stock head goes

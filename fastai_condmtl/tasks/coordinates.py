@@ -19,7 +19,7 @@ __all__ = ['Coordinates', 'check_coordinate_columns', 'check_pixels', 'is_missin
 class Coordinates(ConditionalBlock):
     "What `KeypointsBlock` and `BoxBlock` share"
 
-    exact, takes_lists, blank = False, True, float('nan')
+    exact, has_unit, takes_lists, blank = False, True, True, float('nan')
     lower_is_better = ('mae', 'rmse')
     cell_holds = "a list of numbers"  # what errors say of a cell with a list
 

@@ -27,7 +27,7 @@ class Regression(ConditionalBlock):
     ops: tuple[str, ...] | None = ('gt', 'ge', 'lt', 'le', 'between')
     metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
     lower_is_better: tuple[str, ...] = ('mae', 'rmse')
-    exact = False
+    exact, has_unit = False, True
 
     def encode(self, df):
         column = numbers(self, df, self.cols[0])
