@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 import torch
+from typing import Any
 from torch import nn
 from .heads import ConditionalHead
 from .units import DeepHeads, n_head_logits
@@ -59,7 +60,8 @@ def _(module, flow):
 @last_layers.register
 def _(module: ConditionalHead, flow):
     found = []
-    for unit in module.units:
+    units: Any = module.units
+    for unit in units:
         left = unit.cols  # logits of this head and those after it
         for head in unit.heads:
             found.append(LastLayer(head, left[: n_head_logits(head)]))

@@ -5,6 +5,7 @@
 # %% ../../nbs/learn/start.ipynb #ce14565f
 from __future__ import annotations
 import warnings
+from typing import Any
 import numpy as np, torch
 from torch import nn
 from fastcore.basics import patch
@@ -82,7 +83,8 @@ def put_start(
             weight.mul_(SMALL)
         bias.copy_(logits[list(layer.cols)].view_as(bias))
     head = head_of(model)
-    for uses in head.uses if head is not None else ():
+    all_uses: Any = () if head is None else head.uses
+    for uses in all_uses:
         uses.lin.weight.mul_(SMALL)
 
 # %% ../../nbs/learn/start.ipynb #1c6fb0cc

@@ -31,10 +31,9 @@ class MaskedMean(PatchedModule):
         super().__init__()
         self.runs, self.run_columns, self.weighted = layout.runs, layout.run_columns, weighted
         self.register_buffer('task_back', layout.task_back.clone(), persistent=False)
-        weights = torch.tensor([float(weight) for weight in weights])
-        units = torch.ones_like(weights) if units is None else torch.tensor([float(unit) for unit in units])
-        self.register_buffer('weights', weights, persistent=False)
-        self.register_buffer('units', units, persistent=False)
+        units = [1.0] * len(weights) if units is None else units
+        for name, numbers in dict(weights=weights, units=units).items():
+            self.register_buffer(name, torch.tensor([float(number) for number in numbers]), persistent=False)
         # One buffer per run: weights over units `(tasks,)`, or `(tasks, 1)` where tasks have several columns.
         self.weight_names = [f'weight_{k}' for k in range(len(self.runs))]
         for name, run in zip(self.weight_names, self.runs):
@@ -124,8 +123,9 @@ def of_rows(
         means.append(torch.where(n_labels > 0, losses.sum(2) / n_labels.clamp(min=1), torch.nan))
         # In a pooled task, the weight of a row is the sum over its cells.
         weights.append(row_weights.sum(2) if run.pooled else row_weights.amax(2))
-    means, weights = (torch.cat(x, 1).index_select(1, self.task_back.to(mask.device)) for x in (means, weights))
-    return means / self.units.to(means.device), weights
+    to_flow = self.task_back.to(mask.device)
+    rows, row_weights = (torch.cat(x, 1).index_select(1, to_flow) for x in (means, weights))
+    return rows / self.units.to(rows.device), row_weights
 
 
 @patch

@@ -43,8 +43,8 @@ def conditional_tabular_learner(
     check_arguments('conditional_tabular_learner', kwargs, conditional_tabular_learner, tabular_learner, TabularLearner)
     check_start(start)
     fit_for(dls, {**(config or {}), **kwargs})
-    learn = equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
-    return start_learner(learn, start)
+    learn = start_learner(tabular_learner(dls, layers=layers, config=config, **kwargs), start)
+    return equip(learn, metrics, tune, balance)
 
 
 @last_layers.register

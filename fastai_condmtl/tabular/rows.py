@@ -273,7 +273,7 @@ def conditional_image_tabular_learner(
     learn.splitter, learn.opt = JoinedSplit(learn.splitter), None
     if pretrained:
         learn.freeze()
-    return start_learner(equip(learn, metrics, tune, balance), start)
+    return equip(start_learner(learn, start), metrics, tune, balance)
 
 
 @last_layers.register

@@ -68,7 +68,7 @@ def conditional_text_learner(
     encoder = learn.model[0]
     if type(encoder) is SentenceEncoder:
         encoder.__class__ = AnyOrder
-    return start_learner(equip(learn, metrics, tune, balance), start)
+    return equip(start_learner(learn, start), metrics, tune, balance)
 
 
 @last_layers.register

@@ -177,4 +177,4 @@ def conditional_lm_learner(
     )
     learn = TextLearner(dls, model, alpha=0.0, beta=0.0, moms=moms, splitter=text_groups, **kwargs)
     learn.remove_cbs([ModelResetter, RNNCallback])  # for models with a state and three outputs
-    return start_learner(equip(learn, metrics, tune, balance), start)
+    return equip(start_learner(learn, start), metrics, tune, balance)

@@ -48,7 +48,7 @@ def conditional_vision_learner(
         )
     kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
     if branches is None and not needs_heads(flow):
-        return start_learner(equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance), start)
+        return equip(start_learner(vision_learner(dls, arch, **kwargs), start), metrics, tune, balance)
     if kwargs.get('custom_head') is not None:
         raise FlowError(
             "custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the "
@@ -57,7 +57,7 @@ def conditional_vision_learner(
     as_branches(flow, branches)  # wrong names are errors before the network is built
     learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
     learn.branches = branches  # see `save_safe`
-    return start_learner(equip(add_heads(learn, branches), metrics, tune, balance), start)
+    return equip(start_learner(add_heads(learn, branches), start), metrics, tune, balance)
 
 # %% ../../nbs/vision/learner.ipynb #80ccae22
 def check_arch(
