@@ -26,8 +26,8 @@ class Plan:
     """A checked flow. Tasks are numbered in the order of writing
 
     - lists with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
-      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank), `normalised`
-      (True where the loss is to be divided by its unit), `uses` (tasks whose activations its head reads)
+      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank),
+      `normalised` (True where the loss is to be divided by its unit), `uses` (tasks whose activations its head reads)
     - `conds`: the conditions, each once, with paths for names
     - `order`: the tasks, sorted so that each comes after those that its conditions ask; `use_order`: after those in
       its `uses`
