@@ -11,7 +11,7 @@ import torch
 from typing import Any
 from torch import nn
 from .heads import ConditionalHead
-from .units import DeepHeads, n_head_logits
+from .units import n_head_logits
 
 # %% auto #0
 __all__ = ['LastLayer', 'last_layers', 'add_biases', 'no_bias_is_zero', 'have_biases']
