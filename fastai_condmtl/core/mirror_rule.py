@@ -12,7 +12,8 @@ from .conditions import And, Atom, Not
 from .errors import FlowError, RowsOf
 
 # %% auto #0
-__all__ = ['MirrorRule', 'mirrored_values', 'mirrored', 'rule_of_acts', 'bind_partners', 'check_alike', 'check_conditions']
+__all__ = ['MirrorRule', 'mirrored_values', 'mirrored', 'rule_of_acts', 'bind_partners', 'check_alike', 'check_conditions',
+           'check_nests']
 
 # %% ../../nbs/core/mirror_rule.ipynb #74862f15
 @dataclass(frozen=True)
@@ -165,12 +166,33 @@ def check_alike(plan, blocks, i, j, names):
 def check_conditions(
     plan,  # Bound plan
 ):
-    "Raise where a mirror changes the condition of a task"
+    "Raise where a mirror changes the condition of a task, or takes a sub-class out of its class"
+    check_nests(plan)
     for i, j in enumerate(plan.partners):
         ours = {_form(plan, plan.asking[g], True) for g in plan.gates[i]}
         theirs = {_form(plan, plan.asking[g], False) for g in plan.gates[j]}
         if frozenset().union(*map(_parts, ours)) != frozenset().union(*map(_parts, theirs)):
             raise FlowError(_why_changed(plan, i, j))
+
+
+def check_nests(plan):
+    "Raise where the mirror image of a sub-class lies in another class than that of the mirror image of its class"
+    goes = {k: _class_goes(plan.blocks[k]) for nest in plan.nests.items() for k in nest}
+    for i, over in plan.nests.items():
+        j = plan.partners[i]
+        fits = plan.nests.get(j) == plan.partners[over]
+        ours, theirs = plan.blocks[i].parents, plan.blocks[j].parents if fits else None
+        if not fits or any(theirs[goes[i][k]] != goes[over][parent] for k, parent in enumerate(ours)):
+            raise FlowError(
+                f"task '{plan.paths[i]}' lies within '{plan.paths[over]}', and a mirror takes sub-classes to classes that "
+                "are not theirs: write mirror= on both, so that they fit each other"
+            )
+
+
+def _class_goes(block):
+    "Where each class of a bound block goes in a mirror, by position"
+    mirror = block.mirror_columns()
+    return mirror.classes or [int(mirror.offset + mirror.sign * k) for k in range(block.n_out)]
 
 
 def _form(plan, cond, in_mirror):

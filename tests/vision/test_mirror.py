@@ -558,3 +558,39 @@ def test_points_come_back_from_turns_zooms_and_crops(tmp_path, tfms):
     torch.testing.assert_close(preds[:, at], wanted[:, at], atol=0.01, rtol=0)
     box = preds[:, dls.flow.slices['b'].acts]
     assert (box[:, 2:] > box[:, :2]).all() and ((box[:, :2] + box[:, 2:]) / 2 - preds[:, at]).abs().max() < 0.02
+
+
+def test_classes_that_nest_are_mirrored_together():
+    df = pd.DataFrame(dict(side=['left', 'right', 'mid'] * 2, part=['l1', 'r1', 'm', 'l2', 'r2', 'm']))
+    side = lambda **kw: SingleLabelBlock('side', **kw)
+    part = lambda within, **kw: SingleLabelBlock('part', within=within, **kw)
+    both = dict(mirror={'l1': 'r1', 'l2': 'r2'})
+    s = side(mirror={'left': 'right'})
+    f = Flow('f', s, part(s, **both)).bind(df)
+    by_hand = df.replace({'left': 'right', 'right': 'left', 'l1': 'r1', 'r1': 'l1', 'l2': 'r2', 'r2': 'l2'})
+    same(mirrored(f.encode(df), f.mirror), f.encode(by_hand))
+    for over, kw in ((s, {}), (side(), both)):
+        with pytest.raises(FlowError, match="'part' lies within 'side', and a mirror"):
+            Flow('f', over, part(over, **kw)).bind(df)
+
+
+def test_partners_have_one_unit():
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(x=np.arange(20.0), l=rng.normal(0, 1, 20), r=rng.normal(5, 3, 20), o=rng.normal(0, 2, 20)))
+    from fastai.data.all import RandomSplitter, TransformBlock
+
+    tasks = [UnboundedRegressionBlock(c) for c in 'lro']
+    units = {}
+    for kw in ({}, dict(mirror=[('l', 'r')])):
+        block = DataBlock(
+            blocks=(TransformBlock, Flow('f', *tasks, **kw)),
+            get_x=lambda r: torch.tensor([float(r.x)]),
+            splitter=lambda d: (list(range(15)), list(range(15, 20))),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            f = block.dataloaders(df, bs=4, num_workers=0).flow
+        units[bool(kw)] = f.loss_units
+    assert units[True]['l'] == pytest.approx(units[True]['r']) and units[True]['o'] == pytest.approx(units[False]['o'])
+    # standardised over both, the best constant of both loses 1
+    assert units[True]['l'] == pytest.approx(1.0, rel=1e-4)
