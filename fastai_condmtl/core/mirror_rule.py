@@ -184,8 +184,8 @@ def check_nests(plan):
         ours, theirs = plan.blocks[i].parents, plan.blocks[j].parents if fits else None
         if not fits or any(theirs[goes[i][k]] != goes[over][parent] for k, parent in enumerate(ours)):
             raise FlowError(
-                f"task '{plan.paths[i]}' lies within '{plan.paths[over]}', and a mirror takes sub-classes to classes that "
-                "are not theirs: write mirror= on both, so that they fit each other"
+                f"task '{plan.paths[i]}' lies within '{plan.paths[over]}', and a mirror takes sub-classes to classes "
+                "that are not theirs: write mirror= on both, so that they fit each other"
             )
 
 

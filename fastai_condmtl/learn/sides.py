@@ -335,8 +335,8 @@ def _told_upright(flow, mirrors):
     name, fix = _told_mirrors(turns)
     return [
         f"{name} turns pictures upside down as well, and mirror= of {_quoted(changing)} follows mirrors only: a half "
-        f"turn leaves 'left' what it is, wherever it lies now. If that is not what the labels say, {fix}, or flip left and "
-        "right alone: aug_transforms(flip_vert=False)"
+        f"turn leaves 'left' what it is, wherever it lies now. If that is not what the labels say, {fix}, or flip left "
+        "and right alone: aug_transforms(flip_vert=False)"
     ]
 
 

@@ -577,7 +577,7 @@ def test_classes_that_nest_are_mirrored_together():
 def test_partners_have_one_unit():
     rng = np.random.default_rng(0)
     df = pd.DataFrame(dict(x=np.arange(20.0), l=rng.normal(0, 1, 20), r=rng.normal(5, 3, 20), o=rng.normal(0, 2, 20)))
-    from fastai.data.all import RandomSplitter, TransformBlock
+    from fastai.data.all import TransformBlock
 
     tasks = [UnboundedRegressionBlock(c) for c in 'lro']
     units = {}
