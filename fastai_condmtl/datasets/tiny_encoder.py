@@ -15,7 +15,7 @@ __all__ = ['save_tiny_encoder', 'word_pieces']
 def save_tiny_encoder(
     folder,  # Where to write it
     texts,  # What its tokenizer learns words from
-    n_words: int = 400,  # Words and parts of words at most
+    n_words: int = 2000,  # Words and parts of words at most
     d_model: int = 32,  # Features of a token
     n_layers: int = 2,
     max_len: int = 64,  # Tokens of a text at most
