@@ -12,6 +12,7 @@ from .core.target import TensorConditional
 from .loss.conditional import ConditionalLoss
 from .evaluate.metrics import TaskMetric
 from .data.target_block import FlowTransform
+from .data.groups import GroupSplitter
 from .data.split import StratifiedSplitter, stratified_folds
 from .data.mask_facts import SegmentationBlock, mask_facts
 from .core.columns import read_list
@@ -61,6 +62,7 @@ import fastai_condmtl.learn.learner  # noqa: F401
 import fastai_condmtl.learn.ranks  # noqa: F401
 import fastai_condmtl.learn.explain  # noqa: F401
 import fastai_condmtl.learn.marginals  # noqa: F401
+import fastai_condmtl.learn.start  # noqa: F401
 import fastai_condmtl.learn.partial  # noqa: F401
 import fastai_condmtl.learn.transfer  # noqa: F401
 import fastai_condmtl.evaluate.evaluation  # noqa: F401

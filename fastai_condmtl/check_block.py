@@ -120,6 +120,11 @@ def check_block(
     "Raise a `FlowError` that names the method where a kind of task does not hold what the library builds on"
     if not isinstance(block, ConditionalBlock):
         raise FlowError(f"check_block takes a block, not {block!r} ({type(block).__name__}): hand over MyBlock('name')")
+    if block.within is not None:
+        raise FlowError(
+            f"task '{block.name}' is within '{block.within}', and check_block looks at one task alone: check it "
+            "without within="
+        )
     checked = Checked(block, df)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

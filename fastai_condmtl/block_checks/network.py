@@ -127,7 +127,10 @@ def descended(checked, weight, n_steps=20):
 
 
 def distance(checked, logits) -> float:
-    "How far decisions are from labels: the share of wrong ones, or the mean error of numbers"
-    decided, targets = checked.decided_of(checked.call('activate', logits)), checked.batch.targets
+    "How far decisions are from labels: the share of wrong ones, or the mean error of numbers or of shares"
+    acts, targets = checked.call('activate', logits), checked.batch.targets
+    if checked.bound.weighs_rows:  # labels are votes, predictions their shares
+        return float((acts - checked.certain_acts()).abs()[checked.batch.counts > 0].mean())
+    decided = checked.decided_of(acts)
     error = (~checked.bound.agrees(decided, targets)).float() if checked.bound.exact else (decided - targets).abs()
     return float(error[checked.batch.counts > 0].mean())

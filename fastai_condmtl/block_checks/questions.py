@@ -14,9 +14,10 @@ from ..core.conditions import Atom
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['MEANINGS', 'atoms', 'first_known_row', 'operand', 'parsed_atoms', 'parsed', 'check_questions', 'check_answers',
-           'check_meaning', 'asked_number', 'check_scaled_answers', 'check_implied', 'check_probabilities',
-           'check_probability', 'chance_of', 'state_chance']
+__all__ = ['MEANINGS', 'atoms', 'first_known_row', 'share_limits', 'shares_of', 'operand', 'parsed_atoms', 'parsed',
+           'check_questions', 'check_answers', 'check_meaning', 'check_share_meaning', 'asked_number',
+           'check_scaled_answers', 'check_implied', 'check_probabilities', 'check_probability', 'chance_of',
+           'state_chance']
 
 # %% ../../nbs/block_checks/questions.ipynb #f3c60d37
 def atoms(checked: Checked):
@@ -25,12 +26,33 @@ def atoms(checked: Checked):
     cell = checked.call('to_cell', checked.values[first_known_row(checked)])
     label = checked.bound.labels[0] if checked.bound.labels else cell
     for op in checked.bound.ops or ():
-        yield Atom(path, op, operand(op, label if op.startswith('has') else cell))
+        if op == 'share':
+            yield from (Atom(path, op, (cell, *limit)) for limit in share_limits(checked, cell))
+        else:
+            yield Atom(path, op, operand(op, label if op.startswith('has') else cell))
 
 
 def first_known_row(checked) -> int:
     "The first row that has all labels, each of them certain"
     return int(checked.certain.all(axis=1).argmax())
+
+
+def share_limits(checked, answer):
+    "Comparisons of the share of an answer with a number, such that some rows of the table are on either side"
+    shares = np.unique(shares_of(checked, answer)[checked.known.all(axis=1)])
+    middle = len(shares) // 2
+    low, high = (shares[middle - 1], shares[middle]) if middle else (shares[0], 1.0)
+    number = float(low + high) / 2
+    yield from ((op, number) for op in ('gt', 'ge', 'lt', 'le'))
+    yield 'between', (0.0, number)
+
+
+def shares_of(checked, answer):
+    "Which share of a row's votes an answer has, as its columns are written `(N,)`; NaN without votes"
+    columns = checked.call('to_columns', checked.values, checked.known)
+    votes = np.stack([np.asarray(votes, dtype=float) for votes in columns.values()], axis=1)
+    total = votes.sum(axis=1)
+    return votes[:, checked.bound.labels.index(answer)] / np.where(total > 0, total, np.nan)
 
 
 def operand(op, value):
@@ -115,7 +137,9 @@ MEANINGS = dict(
 
 
 def check_meaning(checked, atom, true):
-    "A question about one target column is answered as its operator says, on natural values"
+    "A question about one target column, or about a share of several, is answered as its operator says"
+    if atom.op == 'share':
+        return check_share_meaning(checked, atom, true)
     asks_for_label = atom.op.startswith('has')
     columns = checked.bound.columns_of(checked.bound.labels[0]) if asks_for_label else range(checked.bound.n_targets)
     if len(columns) > 1:
@@ -130,6 +154,20 @@ def check_meaning(checked, atom, true):
         np.array_equal(true[sure], wanted[sure]),
         'answer',
         f"'{atom.op}' with {atom.value!r}, which stands in the table, is answered otherwise than its labels say",
+    )
+
+
+def check_share_meaning(checked, atom, true):
+    "The share of an answer is compared as it stands in the table"
+    answer, comparison, limits = atom.value
+    shares, known = shares_of(checked, answer), checked.known.all(axis=1)
+    low, high = limits if comparison == 'between' else (limits, limits)
+    wanted = dict(between=(shares >= low) & (shares <= high), gt=shares > low, ge=shares >= low)
+    wanted |= dict(lt=shares < low, le=shares <= low)
+    checked.require(
+        np.array_equal(true[known], wanted[comparison][known]),
+        'answer',
+        f"'share' with {atom.value!r} is answered otherwise than the votes of the table say",
     )
 
 
@@ -184,6 +222,8 @@ def check_probabilities(checked: Checked):
     for atom, value in parsed_atoms(checked):
         chance = chance_of(checked, atom.op, value, acts, scaled.double().numpy())
         true, _ = checked.call('answer', atom.op, value, checked.values[rows], checked.known[rows])
+        if bound.weighs_rows:  # of votes the answer of one random person is asked: possible, where somebody gave it
+            chance = chance > 1e-9
         checked.require(
             np.allclose(chance, true, atol=1e-3),
             'state_probs',

@@ -9,7 +9,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .block_errors import check_col, check_hidden, check_task_weight, given_by
 from .conditions import as_condition, both
-from .errors import FlowError, check_features, check_name, check_weight_col, shortly
+from .errors import FlowError, check_features, check_name, check_normalise, check_weight_col, shortly
 from .hooks import BlockHooks
 from .not_asked import Blanks, check_na, where_blank, without_blanks
 
@@ -20,8 +20,8 @@ __all__ = ['ConditionalBlock', 'names_of_uses', 'names_of']
 class ConditionalBlock(BlockHooks):
     """Base class of all kinds of task: the name, its column, when it has meaning, and the hooks that a kind writes
 
-    A star marks required hooks, `answer` where the kind has `ops`; all others have a default. The classes in brackets
-    say what each gives. A kind whose arguments are not attributes of their names writes `config`.
+    A star marks the required hooks (`answer` only where the kind has `ops`); all others have a default. The classes in
+    brackets say what each returns. A kind that does not keep its arguments under their own names writes `config`.
 
     - Labels: `setup`, `encode` *, `to_cell` *, `describe` (`LabelHooks`, `CellHooks`); `scale` and `unscale`
       (`ScaleHooks`)
@@ -44,10 +44,12 @@ class ConditionalBlock(BlockHooks):
         detach_uses: bool = False,  # True if gradients stop at these activations
         weight_col: str = None,  # Column with the weight of each row; by default the flow's, else all rows weigh alike
         na=None,  # Values such as ('none', -1) where nobody was asked, read as blank; by default the flow's
+        normalise: bool = None,  # Is a loss of numbers divided by its unit? By default as the flow says, else True
     ):
         check_name(name)
         check_features(name, features)
         self.weight_col, self.na = check_weight_col(name, weight_col), check_na(name, na)
+        self.normalise = check_normalise(name, normalise)
         self.features, self.hidden, self.detach_uses = features, check_hidden(name, hidden), bool(detach_uses)
         self.uses = names_of_uses(name, uses)
         self.name, self.weight, self.col = name, check_task_weight(name, weight), check_col(name, col)
@@ -110,7 +112,7 @@ def bind(
 
 @patch
 def config(self: ConditionalBlock):
-    "Arguments that make the block again, for files; None where attributes of their names, or `kept_as`, hold them"
+    "Arguments that make the block again, for files; None: its attributes of the same names, or those in `kept_as`"
     return None
 
 # %% ../../nbs/core/block.ipynb #fed173ee
@@ -119,6 +121,7 @@ def check_no_answer_is_blank(self: ConditionalBlock):
     "Raise where a value of `na` is also an answer of the bound block"
     if not self.na or self.self_supervised or not (self.exact or self.vocab):
         return
+    # several columns with a label each: the vocabulary names columns, not cells
     names = [] if self.labels is not None and len(self.cols) > 1 else self.vocab or ()
     for value in self.na:
         if any(Blanks.of((value,)).has(name) for name in names) or self._is_answer(value):
@@ -140,9 +143,9 @@ def _is_answer(self: ConditionalBlock, value):
 # %% ../../nbs/core/block.ipynb #639f1cd2
 @patch
 def matching_acts(self: ConditionalBlock, new):
-    """Pairs (position among the activations, position among those of `new`, a bound block of the same kind)
-    that mean the same. Classes and labels are known by their names; a binary task whose two words are
-    exchanged, or a kind of another width without names, has none in common"""
+    """Positions of the activations that mean the same, as pairs (here, in `new`); `new` is a bound block of the same
+    kind. Classes and labels are matched by their names. There are no pairs where a binary task has its two words
+    exchanged, or where a kind without names has another width"""
     own, others = ([(type(name), name) for name in names_of(block)] for block in (self, new))
     n_own, n_others = self.n_targets * self.n_out, new.n_targets * new.n_out
     if len(own) == n_own and len(others) == n_others:
@@ -153,11 +156,10 @@ def matching_acts(self: ConditionalBlock, new):
 
 @patch
 def matching_logits(self: ConditionalBlock, new):
-    "`matching_acts` of logits: what a task that goes on with another flow keeps"
+    "`matching_acts` of logits: those that a task keeps when its learner goes on with another flow"
     return self.matching_acts(new)
 
 
 def names_of(block) -> list:
-    """What the states of a bound block are called: its classes or labels, no and yes for a binary one; numbers
-    where a kind names nothing"""
+    "Names of the states of a bound block: its classes or labels, no and yes for a binary one; else numbers"
     return list(block.vocab or (('no', 'yes') if block.thresholded else range(block.n_out)))

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from .errors import FlowError, FlowWarning, RowsOf
 from .conditions import all_of
 from .flow import Flow
+from .nesting import learn_nests, with_implied
 from .plan import Plan
 from .geometry import Geometry
 from .labels import Labels, absent_columns, on_loss_scale, with_blank_columns
@@ -21,7 +22,7 @@ from .unseen import listed, note_unseen
 
 # %% auto #0
 __all__ = ['BoundFlow', 'label_columns', 'training_rows', 'Slices', 'Family', 'consecutive', 'families_of', 'units_of',
-           'NotYetBound', 'as_series']
+           'as_series', 'NotYetBound']
 
 # %% ../../nbs/core/bound.ipynb #e0aabd70
 class BoundFlow:
@@ -31,9 +32,11 @@ class BoundFlow:
     - `n_targets` target columns (D) and `c` logits (C); `slices` (path → `Slices`), `target_slices` (a slice a task)
     - `families`: tasks that are computed together; `geometry`: coordinates that follow the transforms of a picture
     - `units`: natural values of 0 on the loss scale, and the span from there to 1, each `(D,)`
-    - of flows that have met their training rows: `constants` (path → what the trivial predictor says), `untold`"""
+    - once the training rows are known: `constants` (path → what the trivial predictor says), `untold`,
+      `loss_units` (path → what the loss of the task is divided by; 1 where it does not stand)"""
 
-    untold: Mapping = MappingProxyType({})  # what no training row tells: path → its labels, or () for the whole task
+    untold: Mapping = MappingProxyType({})  # what no training row shows: path → its labels, or () for the whole task
+    loss_units: Mapping = MappingProxyType({})  # see `learn_units`; files of before have none
 
     def __init__(
         self,
@@ -41,20 +44,26 @@ class BoundFlow:
         df: pd.DataFrame,  # The whole table
         train_idx=None,  # Positions of the training rows; None: all
     ):
-        self.flow, self.untold, plan = flow, {}, Plan(flow)
+        self.flow, self.untold, self.loss_units, plan = flow, {}, {}, Plan(flow)
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
         bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
+        learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(block.fits_class_weights for block in self.plan.blocks):
             self._fit_class_weights(train)
-            self.lay_out()  # weights are part of what tasks are grouped by
+            self.lay_out()  # the grouping into families depends on these weights
 
     def __repr__(self):
-        rows = [(path, type(block).__name__, block.describe(), self._given(path)) for path, block in self.tasks.items()]
-        widths = [*(max(map(len, column)) for column in list(zip(*rows))[:3]), 0]
+        rows = [
+            (path, type(block).__name__, block.describe(), self._weighs(path), self._given(path))
+            for path, block in self.tasks.items()
+        ]
+        if not any(weighs for *_, weighs, _ in rows):
+            rows = [(*row[:3], row[4]) for row in rows]
+        widths = [*(max(map(len, column)) for column in list(zip(*rows))[:-1]), 0]
         lines = ['  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
         head = f"{self.flow.name}: {len(rows)} tasks, {self.n_targets} target columns, {self.c} logits"
         return '\n'.join([head, *lines])
@@ -129,13 +138,13 @@ def lay_out(self: BoundFlow):
 
 # %% ../../nbs/core/bound.ipynb #e098c363
 def consecutive(sizes):
-    "Slices of these sizes, one behind the other"
+    "Slices of these sizes, each beginning where the one before ends"
     ends = np.cumsum(sizes).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
 def families_of(blocks, targets):
-    "The families of bound blocks, whose target columns are the slices `targets`"
+    "The families of bound blocks, the sigmoid family first; `targets` are the slices of their target columns"
     alike = {}
     for i, block in enumerate(blocks):
         alike.setdefault(block.family, []).append(i)
@@ -185,30 +194,17 @@ def needs(self: BoundFlow, path):
 
 
 @patch
+def _weighs(self: BoundFlow, path):
+    "Weight and unit of the task at `path` in words, those that are not 1"
+    numbers = dict(weight=self.tasks[path].weight, unit=self.loss_units.get(path, 1.0))
+    return ', '.join(f'{name} {number:.3g}' for name, number in numbers.items() if number != 1)
+
+
+@patch
 def _given(self: BoundFlow, path):
     "The conditions of the task at `path` in words; '' without"
     conds = ' | '.join(str(self.plan.conds[g]) for g in self.plan.gates[self.plan.index[path]])
     return f'given {conds}' if conds else ''
-
-# %% ../../nbs/core/bound.ipynb #aa507776
-class NotYetBound(FlowError, AttributeError):
-    "What a flow knows once it has met its data is asked of the flow as it was written"
-
-
-_set_when_bound = {'paths', 'tasks', 'slices', 'c', 'n_targets', 'plan', 'units', 'constants'}
-
-
-def _only_bound(self, name):
-    "Attributes of a `BoundFlow` are said to be in `dls.flow`"
-    if not name.startswith('_') and (name in _set_when_bound or hasattr(BoundFlow, name)):
-        raise NotYetBound(
-            f"flow '{self.__dict__.get('name', '')}' as it was written has not met its data, and {name!r} is known "
-            f"then: write dls.flow.{name}"
-        )
-    raise AttributeError(f"'Flow' object has no attribute {name!r}")
-
-
-Flow.__getattr__ = _only_bound  # `patch` would leave a `__getattr__` in this module, which is the module's own
 
 # %% ../../nbs/core/bound.ipynb #359cf47b
 @patch
@@ -224,14 +220,15 @@ def encode(
     absent = absent_columns(plan.blocks, df) if missing_ok else []
     if absent:
         df = with_blank_columns(df, absent)
-    # new rows weigh alike where nothing is said of it
+    # new rows may come without the column of weights: then they weigh alike
     weight_cols = [None if missing_ok and col not in df.columns else col for col in plan.weight_cols]
     check_table(df, self.paths, plan.blocks, weight_cols)
     labels, as_labelled = Labels(plan, df, absent), None
-    if self.flow.infer_labels:
+    if self.flow.infer_labels:  # labels that are filled in open gates; only with `as_labelled` None they train, too
         before = labels.fill_implied()
         as_labelled = before if self.flow.infer_labels is True and not inferred else None
-    applicable = plan.applicable(labels.vals, labels.known)
+    filled = with_implied(plan, labels.read) if plan.nests else None
+    applicable = plan.applicable(labels.vals, labels.known, filled=filled)
     packed = np.empty((len(df), 2, self.n_targets), dtype=np.float32)
     for i, columns in enumerate(self.target_slices):
         vals, known = labels.read(i)
@@ -302,8 +299,8 @@ def reached(
     self: BoundFlow,
     vals,  # Decoded values on the loss scale `(bs, D)`, or packed `(bs, 2, D)`
 ):  # boolean `(bs, T)`
-    """Where each task's condition is true on decoded predictions: the rule of `Plan`, an atom being unknown only
-    where its task is not reached"""
+    """Where each task's condition is true on decoded predictions, by the rule of `Plan`; an atom is unknown only where
+    its task is not reached"""
     vals = vals[:, 0] if vals.ndim == 3 else vals
     if type(vals) is not torch.Tensor:
         vals = vals.as_subclass(torch.Tensor)
@@ -320,12 +317,12 @@ def false_conditions(
     self: BoundFlow,
     y,  # Packed labels `(N, 2, D)`
 ):  # boolean `(N, T)`
-    """Where each task's condition is known to be false by the labels (neither true nor unknown); labels that were
-    only inferred, or are of a row of weight 0, are not seen here"""
+    """Where each task's condition is known to be false by the labels (neither true nor unknown). Labels that were only
+    inferred, and labels of rows of weight 0, count as unknown"""
     vals, mask = y.as_subclass(torch.Tensor).unbind(1)
-    states = self.plan.states(
-        lambda i: vals[:, self.target_slices[i]], lambda i: mask[:, self.target_slices[i]] > 0, scaled=True
-    )
+    own = self.target_slices
+    filled = with_implied(self.plan, lambda i: (vals[:, own[i]], mask[:, own[i]] > 0)) if self.plan.nests else None
+    states = self.plan.states(lambda i: vals[:, own[i]], lambda i: mask[:, own[i]] > 0, True, filled)
     never = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     return torch.stack([never if state is None else state[1] for state in states], 1)
 
@@ -339,7 +336,7 @@ def learn_constants(
     vals, mask = y.numpy().transpose(1, 0, 2)
     mask = (mask > 0).astype(vals.dtype)  # scores count rows, whatever their weight
     cells = {path: (vals[:, s.targets], mask[:, s.targets]) for path, s in self.slices.items()}
-    scored = {path: (of_task, seen * self.tasks[path].certain(of_task)) for path, (of_task, seen) in cells.items()}
+    scored = {path: (of_task, counts * self.tasks[path].certain(of_task)) for path, (of_task, counts) in cells.items()}
     self.constants = {path: block.fit_baseline(*scored[path]) for path, block in self.tasks.items()}
     if empty := [path for path, (_, mask_of_task) in cells.items() if not mask_of_task.any()]:
         warnings.warn(
@@ -365,3 +362,23 @@ def warn_of_untold(self: BoundFlow):
         FlowWarning,
         stacklevel=3,
     )
+
+# %% ../../nbs/core/bound.ipynb #aa507776
+class NotYetBound(FlowError, AttributeError):
+    "The error of a flow as it was written that is asked for what only a bound flow knows"
+
+
+_set_when_bound = {'paths', 'tasks', 'slices', 'c', 'n_targets', 'plan', 'units', 'constants'}
+
+
+def _only_bound(self, name):
+    "Raise: the error for an attribute of `BoundFlow` says that `dls.flow` has it"
+    if not name.startswith('_') and (name in _set_when_bound or hasattr(BoundFlow, name)):
+        raise NotYetBound(
+            f"flow '{self.__dict__.get('name', '')}' as it was written has not met its data, and {name!r} is known "
+            f"then: write dls.flow.{name}"
+        )
+    raise AttributeError(f"'Flow' object has no attribute {name!r}")
+
+
+Flow.__getattr__ = _only_bound  # `patch` would leave a `__getattr__` in this module, which is the module's own

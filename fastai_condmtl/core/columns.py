@@ -51,6 +51,7 @@ def split_words(
     found, at = [], 0
     while at < len(text):
         match = part.match(text, at)
+        assert match  # its last alternative is the empty text
         quoted, plain = match[1], match[2]
         found.append(plain if quoted is None else quoted.replace('""', '"').strip())
         at = match.end()
@@ -123,7 +124,7 @@ def no_yes(
 ) -> tuple | None:
     """The words for no and yes among `values`, as they are written there; None where it is not clear. Of one word
     the other is written alike"""
-    if set(values) == {-1, 1}:
+    if len(values) == 2 and all(isinstance(v, (int, float, np.number)) for v in values) and set(values) == {-1, 1}:
         return -1, 1
     if not 0 < len(values) <= 2 or not all(isinstance(v, str) for v in values):
         return None
@@ -252,7 +253,9 @@ def distinct(block, df, col, lists=False):
 
 
 def _why_no_single_value(value):
-    if is_mask(value) or isinstance(value, memoryview):  # tensors can be hashed, and views of bytes
+    ndim = getattr(value, 'ndim', 0)
+    has_several = isinstance(ndim, int) and ndim > 0
+    if has_several or isinstance(value, memoryview):  # tensors can be hashed, and views of bytes
         return f"a {type(value).__name__} is no label: use one value a row"
 
 

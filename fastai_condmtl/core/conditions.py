@@ -12,8 +12,8 @@ from .errors import FlowError
 from .question_values import Share, as_number, check_op, is_number, one_value, several_values
 
 # %% auto #0
-__all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'Comparable', 'task',
-           'check_interval', 'never_true', 'kleene', 'both', 'all_of', 'conjuncts', 'atoms', 'forced']
+__all__ = ['Condition', 'Atom', 'Not', 'And', 'AnyOf', 'written', 'any_of', 'as_condition', 'kleene', 'Comparable', 'task',
+           'check_interval', 'never_true', 'both', 'all_of', 'conjuncts', 'atoms', 'forced']
 
 # %% ../../nbs/core/conditions.ipynb #c7a7575a
 class Condition:
@@ -62,7 +62,7 @@ class Atom(Condition):
     task: str  # Leaf name or path of the task that is asked
     op: str = 'true'  # `true eq ne isin has has_any has_all gt ge lt le between share`
     # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`, and for `share`
-    # (answer, comparison, number)
+    # (answer, comparison, number). `within` stands in flows that have not met their table, see `nest_atom`
     value: object = None
     # The condition that the block carried when the atom was written: checked against the flow
     given: Condition | None = field(default=None, compare=False)
@@ -133,6 +133,7 @@ def _is_comparison(atom):
 
 # %% ../../nbs/core/conditions.ipynb #b8c30e94
 def _written_comparison(what, comparison, limits, literal):
+    "A comparison of `what` with one limit or two, as Python"
     if comparison == 'between':
         return f"{what}.between({', '.join(map(literal, limits))})"
     return f'{what} {_infix[comparison]} {literal(limits)}'
@@ -165,6 +166,7 @@ def as_condition(
 
 
 def _why_no_condition(thing):
+    "Why `thing` is not a condition, and what to write instead"
     if type(thing).__name__ in ('bool', 'bool_'):  # NumPy 1 calls its own `bool_`
         return (
             f"{thing} is not a condition. Was it written with `==`? Python compares objects there: write "
@@ -174,6 +176,21 @@ def _why_no_condition(thing):
     return (
         f"{what} is not a condition: hand over a binary block, a comparison such as `block.eq('kite')`, or task('path')"
     )
+
+# %% ../../nbs/core/conditions.ipynb #d2d70dfb
+def kleene(
+    cond: Condition,  # What to evaluate
+    state,  # Function from an `Atom` to its pair of boolean arrays `(true, false)`, each (n,)
+) -> tuple:
+    "`cond` as a pair of boolean arrays `(true, false)`, each (n,); unknown where both are False"
+    if isinstance(cond, Atom):
+        return state(cond)
+    if isinstance(cond, Not):
+        return kleene(cond.arg, state)[::-1]  # true and false change places
+    true, false = zip(*(kleene(arg, state) for arg in cond.args))
+    if isinstance(cond, And):
+        return reduce(operator.and_, true), reduce(operator.or_, false)
+    return reduce(operator.or_, true), reduce(operator.and_, false)
 
 # %% ../../nbs/core/conditions.ipynb #e0d838a6
 class Comparable:
@@ -246,7 +263,7 @@ def eq(self: Comparable, value):
 
 @patch
 def ne(self: Comparable, value):
-    "The class is another than `value`"
+    "The class is not `value`"
     return self._atom('ne', _one(self, 'ne', value))
 
 
@@ -341,21 +358,6 @@ def share(self: Comparable, answer):
     "The share of the votes that `answer` has, to be compared with a number from 0 to 1"
     return Share(self, _one(self, 'share', answer))
 
-# %% ../../nbs/core/conditions.ipynb #d2d70dfb
-def kleene(
-    cond: Condition,  # What to evaluate
-    state,  # Function from an `Atom` to its pair of boolean arrays `(true, false)`, each (n,)
-) -> tuple:
-    "`cond` as a pair of boolean arrays `(true, false)`, each (n,); unknown where both are False"
-    if isinstance(cond, Atom):
-        return state(cond)
-    if isinstance(cond, Not):
-        return kleene(cond.arg, state)[::-1]
-    true, false = zip(*(kleene(arg, state) for arg in cond.args))
-    if isinstance(cond, And):
-        return reduce(operator.and_, true), reduce(operator.or_, false)
-    return reduce(operator.or_, true), reduce(operator.and_, false)
-
 # %% ../../nbs/core/conditions.ipynb #ee59ceaf
 def both(left: Condition | None, right: Condition | None) -> Condition | None:
     "`left & right`, where None is no condition"
@@ -389,8 +391,8 @@ def atoms(cond: Condition | None):
 
 
 def forced(cond: Condition | None, truth=True):
-    """Pairs `(atom, value)`: if `cond` is `truth`, then each of these atoms must be `value`. Only a conjunction (or a
-    negated `any_of`) fixes its parts; an `any_of` of several gives no pairs"""
+    """Pairs `(atom, value)`: where `cond` is `truth`, each of these atoms is `value`. A true conjunction fixes all its
+    parts, and so does a false `any_of`; an `any_of` of several that is true gives no pairs"""
     if isinstance(cond, Atom):
         yield cond, truth
     elif isinstance(cond, Not):

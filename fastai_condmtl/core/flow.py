@@ -6,18 +6,18 @@
 from __future__ import annotations
 from copy import copy
 from types import FunctionType
-from .errors import FlowError, check_features, check_name, check_weight_col, near
+from .errors import FlowError, check_features, check_name, check_normalise, check_weight_col, near
 from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
 from .mask_labels import MASKS, is_mask_block
 
 # %% auto #0
-__all__ = ['counterparts', 'Flow', 'lines_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of', 'walk',
-           'twice_error', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
+__all__ = ['counterparts', 'Flow', 'lines_of', 'line_of', 'with_condition', 'check_infer_labels', 'check_tasks', 'instead_of',
+           'walk', 'twice_error', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
 
 # %% ../../nbs/core/flow.ipynb #d043484d
-_all_ = ['FlowError']  # users catch it by this module's name
+_all_ = ['FlowError']  # exported here too, for those who catch it beside `Flow`
 
 # %% ../../nbs/core/flow.ipynb #6bb817fa
 class Flow:
@@ -25,6 +25,7 @@ class Flow:
 
     weight_col = None
     na = None
+    normalise = None
     note: str | list | None = None  # a remark of whoever made the flow, or a list of them
 
     def __init__(
@@ -40,6 +41,9 @@ class Flow:
         # Values that stand where a question was not asked, such as ('none', -1): such cells are blank (for the tasks
         # inside that do not name their own; na=() on a task takes none)
         na=None,
+        # True: the loss of each task of numbers is divided by its unit, what the best constant loses on the training
+        # rows (for the tasks inside that do not say it themselves); False: losses as they are; by default True
+        normalise: bool = None,
         # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
         # conditioned on; 'train': filled labels also train their own task
         infer_labels=False,
@@ -47,6 +51,7 @@ class Flow:
         check_name(name, 'flow')
         check_features(name, features)
         self.features, self.weight_col, self.na = features, check_weight_col(name, weight_col), check_na(name, na)
+        self.normalise = check_normalise(name, normalise)
         check_tasks(name, tasks)
         check_infer_labels(name, infer_labels)
         self.name, self.tasks = name, tasks
@@ -67,12 +72,16 @@ def lines_of(flow):
     yield with_condition(flow.name, flow)
     for task in flow.tasks:
         last = task is flow.tasks[-1]
-        own = (
-            lines_of(task) if isinstance(task, Flow) else [with_condition(f'{task.name}: {type(task).__name__}', task)]
-        )
+        own = lines_of(task) if isinstance(task, Flow) else [with_condition(line_of(task), task)]
         first, rest = ('└── ', '    ') if last else ('├── ', '│   ')
         for i, line in enumerate(own):
             yield (rest if i else first) + line
+
+
+def line_of(block):
+    "The name and kind of a task, and what it is within"
+    within = '' if block.within is None else f' within {block.within}'
+    return f'{block.name}: {type(block).__name__}{within}'
 
 
 def with_condition(text, task):
@@ -124,11 +133,11 @@ counterparts = dict(
 
 # %% ../../nbs/core/flow.ipynb #5666bf12
 def walk(flow, prefix='', gates=()):
-    """All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, prefix of the
-    scope it was written in)`"""
+    """All tasks of `flow` in order of writing: `(path, block, gates)`, where a gate is `(condition, scope)`, and the
+    scope is the path of the flow in which the condition was written"""
     scope = prefix[:-1]
     if flow.given is not None:
-        gates += ((flow.given, scope.rpartition('.')[0]),)
+        gates += ((flow.given, scope.rpartition('.')[0]),)  # it was written in the flow around this one
     if not flow.tasks:
         raise FlowError(f"flow '{scope or flow.name}' is empty: add at least one block, or leave it out")
     before = {}
@@ -155,8 +164,8 @@ def twice_error(path, task, other):
 
 # %% ../../nbs/core/flow.ipynb #e546f0de
 def inherited(flow, what, value=None):
-    """What each task of `flow` names as `what`, in order of writing: its own, else that of the innermost flow
-    which names one, else `value`"""
+    """The attribute `what` of each task of `flow`, in order of writing: its own, else that of the innermost flow
+    around it that has one, else `value`"""
     for task in flow.tasks:
         own = getattr(task, what)
         if own is None:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 from typing import Any
 import numpy as np
+from .best_constant import search_logits
 from .block_errors import label_error, required
 from .conditions import Comparable
 from .question_values import check_op
 
 # %% auto #0
 __all__ = ['BlockFields', 'LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks',
-           'ProbabilityHooks', 'ScoreHooks', 'LabelScoreHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
+           'ProbabilityHooks', 'ScoreHooks', 'LabelScoreHooks', 'NestFields', 'PictureHooks', 'BlockHooks',
+           'missing_hooks']
 
 # %% ../../nbs/core/hooks.ipynb #edcd20c5
 class BlockFields(Comparable):
@@ -23,12 +25,12 @@ class BlockFields(Comparable):
 
     name: str
     path: str | None = None  # known once bound
-    col: Any = None  # the column of the table, where it is not called as the task
+    col: Any = None  # the column of the table, where its name is not that of the task
     note: str | list | None = None  # a remark of whoever made the task
     questions: tuple = ()  # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
     weight_col: str | None = None  # the column with a weight a row
     na: tuple | None = None  # values that stand for a blank (known once bound)
-    kept_as: dict = {}  # for files: arguments, and the attributes that keep them
+    kept_as: dict = {}  # for files: argument → the attribute that keeps it
     vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
     n_out = 1  # logits of a target column
     exact = True  # True if a decision is right or wrong (classes), False if near or far (numbers)
@@ -53,13 +55,13 @@ class BlockFields(Comparable):
 class LabelHooks(BlockFields):
     "Labels from the table to natural values, and back"
 
-    fillers: tuple = ()  # values that may stand in a vocabulary several times
+    fillers: tuple = ()  # words that only fill up a vocabulary, and may stand there several times
     labels: Any = None  # names of the target columns, where each is an answer of its own (known once bound)
-    blank = 0.0  # what `to_cell` is handed for a column that is not known
+    blank = 0.0  # what `to_cell` gets for a column that is not known
     takes_lists = False  # True if one cell can hold several values
     label_delim: str | None = None  # what stands between the labels of such a cell
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
-    weighs_rows = False  # True if labels say what their row weighs in the loss, by `row_weights`
+    weighs_rows = False  # True if labels give their row its weight in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
 
     def setup(self, df, train):
@@ -127,12 +129,12 @@ class ScaleHooks(BlockFields):
         return a - b
 
     def certain(self, vals):
-        """Where values, natural or on the loss scale, are no mere probabilities: conditions ask these, scores look at
-        these"""
+        """Where values, natural or on the loss scale, are certain and not only probable: conditions and scores use no
+        others"""
         return vals == vals
 
     def agrees(self, vals, others):
-        "Where values, natural or on the loss scale, say the same as `others`"
+        "Where values, natural or on the loss scale, mean the same as `others`"
         return vals == others
 
 # %% ../../nbs/core/hooks.ipynb #b44963f3
@@ -141,6 +143,9 @@ class NetworkHooks(BlockFields):
 
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
+    # True if the loss is of numbers, with one logit a column: it is divided by what the best constant loses
+    has_unit = False
+    normalise: bool | None = None  # False: the loss as it is, without a unit; None: as the flow says
 
     @property
     def family(self):
@@ -159,17 +164,24 @@ class NetworkHooks(BlockFields):
 
     @required
     def activate(self, logits):
-        "What predictions are told as, shaped as `logits`: probabilities, or values on the loss scale"
+        "Activations, shaped as `logits`: probabilities, or values on the loss scale"
 
     @required
     def decide(self, acts):
         "Decided values on the loss scale, shaped as targets; thresholded kinds also take a threshold a column"
 
     def certain_acts(self, vals):
-        "Activations `(n, W*n_out)` that say that values `(n, W)`, loss scale, are so for certain"
+        "Activations `(n, W*n_out)` of a network that is certain of the values `(n, W)`, loss scale"
         if self.n_out == 1:
             return vals
         return vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
+
+    def trivial_logits(self, values, weights):
+        """Logits `(W*n_out,)` at which the loss is least if all rows have the same: a network starts there
+
+        Of loss-scale values, and of what each cell weighs in the loss (0 where it does not count), both `(N, W)`. By
+        default they are searched"""
+        return search_logits(self, values, weights)
 
 # %% ../../nbs/core/hooks.ipynb #5d424775
 class ParamHooks(BlockFields):
@@ -221,21 +233,22 @@ class QuestionHooks(BlockFields):
 
     @required
     def answer(self, op, value, vals, known, scaled=False):
-        """Where an atom is true and where it is false, two boolean arrays `(n,)`: of values and known `(n, W)`, NumPy
-        arrays of labels or tensors of decisions. Values are natural, in float64; `scaled`: on the loss scale, and
-        rounded to float32"""
+        """Where an atom is true and where it is false, two boolean arrays `(n,)`; where neither, it is unknown
+
+        `vals` and `known` `(n, W)` are NumPy arrays of labels or tensors of decisions. Values are natural, in float64;
+        with `scaled` they are on the loss scale, and rounded to float32"""
 
     def implied_labels(self, op, value, truth):
-        "Natural values that an atom forces, `[(target column, value)]`"
+        "Labels that follow if an atom is `truth`, as natural values: `[(target column, value)]`"
         return []
 
 # %% ../../nbs/core/hooks.ipynb #6247a65c
 class ProbabilityHooks(BlockFields):
-    "The probability that a question is true, and what is said of one row"
+    "The probability that a question is true, and the probabilities that are shown of one row"
 
     def question_states(self, op, value):
-        """An atom as `(any or all, [(variable, states)])`: what must be drawn for it to be true. By default the
-        atom itself is a variable of two states"""
+        """An atom as `(any or all, [(variable, states)])`: it is true where any, or all, of these variables are in one
+        of their `states`. By default the atom itself is a variable of two states"""
         return all, [((op, tuple(value) if isinstance(value, list) else value), (1,))]
 
     def n_states(self, variable):
@@ -243,13 +256,13 @@ class ProbabilityHooks(BlockFields):
         return max(2, self.n_out)
 
     def state_probs(self, variable, acts, vals):
-        """Probability of each state of a variable `(n, S)`, of activations `(n, W*n_out)` and decided values
+        """Probability of each state of a variable `(n, S)`, from activations `(n, W*n_out)` and decided values
         (loss scale) `(n, W)`. By default a point prediction: the atom holds or not"""
         true = self.answer(*variable, vals, np.ones(vals.shape, dtype=bool), True)[0]
         return np.stack([~true, true], 1).astype(float)
 
     def probability(self, acts):
-        "What to tell of the activations of one row `(W*n_out,)`: a probability, or a dict of them; None without"
+        "What is shown for the activations of one row `(W*n_out,)`: a probability, or a dict of them; None: nothing"
         return None
 
 # %% ../../nbs/core/hooks.ipynb #0f8779c9
@@ -262,7 +275,7 @@ class ScoreHooks(BlockFields):
 
     @required
     def summarise(self, acts, targets):
-        "What scores need to know of each cell, in its last dimension `n_summary` numbers"
+        "What scores need of each cell: `n_summary` numbers, in the last dimension"
 
     def decided(self, summary, threshold=None):
         "Decided values `(N, W)`, loss scale, of a summary `(N, W, n_summary)`"
@@ -273,7 +286,7 @@ class ScoreHooks(BlockFields):
         "Metric `name` of summary `(N, W, n_summary)`, truth and gt mask `(N, W)`; NaN without rows"
 
     def label_scores(self, name, summary, true, mask, threshold=None):
-        "Metric `name` of the label whose columns alone are given, `(N, columns_of)`; a list of one number"
+        "Metric `name` of one label, from its own columns alone `(N, columns_of)`; a list of one number"
         return [self.score(name, summary, true, mask, threshold)]
 
     def fit_baseline(self, vals, mask):
@@ -306,17 +319,17 @@ class LabelScoreHooks(BlockFields):
         return self.metrics if self.label_names else ()
 
     def says_label(self, j, vals):
-        "Where values `(N, W)`, labels or decisions on the loss scale, say label `j` `(N,)`; None: it is no answer"
+        "Where values `(N, W)` on the loss scale contain label `j`, `(N,)`; None: labels are no answers"
         return None
 
     def label_rows(self, j, true, mask):
-        "Where label `j` is known, and where it is also the truth: `(N,)` each; alike where labels are no answers"
+        "Where label `j` is known, and where it is also true, each `(N,)`; the same where labels are no answers"
         known = mask[:, self.columns_of(self.label_names[j])].any(1)
         return known, known
 
     def score_label(self, name, j, summary, true, mask, threshold=None, acts=None):
-        """Metric `name` of label `j`, of the whole task's rows; `acts` are activations `(N, W*n_out)`, of kinds with
-        several logits a column. By default `label_scores` of the label's own columns"""
+        """Metric `name` of label `j`, from all rows of the task; kinds with several logits a column also get `acts`
+        `(N, W*n_out)`. By default `label_scores` of the label's own columns"""
         columns = self.columns_of(self.label_names[j])
         own = self.threshold if threshold is None else threshold
         if np.ndim(own) == 1 and len(own) > 1:
@@ -328,6 +341,18 @@ class LabelScoreHooks(BlockFields):
         "What the trivial predictor scores on label `j`; NaN where there is none"
         trivial = self.baseline(name, constant, true)
         return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
+
+# %% ../../nbs/core/hooks.ipynb #12344bb5
+class NestFields(BlockFields):
+    "Classes that stand in the classes of another task, see `within=` of `SingleLabelBlock`"
+
+    holds_sub_classes = False  # True if other tasks can be `within` it
+    within: str | None = None  # name of the task whose classes the task's own stand in
+    within_cols: tuple | None = None  # the columns which that task reads, where they are known
+    class_of: dict | None = None  # sub-class → its class, where it was told
+    parents: list | None = None  # of each sub-class the position of its class (known once bound)
+    lineage: list | None = None  # of each sub-class the positions of the classes above it and its own, outermost first
+    decode = 'path'  # `joint`: the most likely sub-class decides the classes above it
 
 # %% ../../nbs/core/hooks.ipynb #8cf5c204
 class PictureHooks(BlockFields):
@@ -363,6 +388,7 @@ class BlockHooks(
     ProbabilityHooks,
     ScoreHooks,
     LabelScoreHooks,
+    NestFields,
     PictureHooks,
 ):
     "All families of hooks, in their order"

@@ -107,6 +107,8 @@ def truth(self: Diagrams, cond, side):
 @patch
 def _truth_of_atom(self: Diagrams, atom, side):
     i, (how, parts) = self.flow.plan.index[atom.task], self._events[atom]
+    if i in self.flow.plan.nests:
+        return self._join(all, self.reached[i], self._one_of_classes(i, dict(parts), side))
     answers = [self._leaf(self.variables[i, variable], states, side) for variable, states in parts]
     answer = reduce(lambda a, b: self._join(how if side else _other[how], a, b), answers)
     return self._join(all, self.reached[i], answer)
@@ -125,6 +127,27 @@ def _leaf(self: Diagrams, number, states, side):
 def _variable_of(self: Diagrams, node):
     "The number of the variable that a node asks; -1 for the leaves"
     return self.nodes[node][0] if node > 1 else -1
+
+# %% ../../nbs/core/marginals.ipynb #06b5d6bb
+@patch
+def _one_of_classes(self: Diagrams, i, states, side):
+    """The diagram of sub-task `i` being (`side`) in one of some states, or in none of them; `states`: class → positions
+    among its sub-classes"""
+    ways = [
+        self._join(all, self._is_class(self.flow.plan.nests[i], c), self._leaf(self.variables[i, c], own, side))
+        for c, own in states.items()
+    ]
+    return reduce(lambda a, b: self._join(any, a, b), ways, 0)
+
+
+@patch
+def _is_class(self: Diagrams, i, k):
+    "The diagram of task `i` having class `k`"
+    parents = self.flow.plan.blocks[i].parents
+    if i not in self.flow.plan.nests:
+        return self._leaf(self.variables[i, 0], (k,), True)
+    parent = parents[k]
+    return self._one_of_classes(i, {parent: (parents[:k].count(parent),)}, True)
 
 # %% ../../nbs/core/marginals.ipynb #e212da23
 @patch

@@ -5,7 +5,9 @@
 # %% ../../nbs/core/plan.ipynb #065ece07
 from __future__ import annotations
 from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy
+from types import MappingProxyType
 import numpy as np
 from fastcore.basics import patch
 from .errors import FlowError
@@ -13,24 +15,29 @@ from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, klee
 from .question_values import check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
+from .nesting import check_parents, class_of, differs, known_atom, nest_atom, nests_of
 
 # %% auto #0
-__all__ = ['Plan', 'check_depth', 'parts_of', 'check_columns', 'errors_name', 'in_order', 'circle_error', 'with_values',
+__all__ = ['Plan', 'check_depth', 'parts_of', 'check_columns', 'errors_say_condition', 'in_order', 'circle_error', 'with_values',
            'not_boolean', 'infer', 'implied_by', 'Implied']
 
 # %% ../../nbs/core/plan.ipynb #d5ff96e3
 class Plan:
     """A checked flow. Tasks are numbered in the order of writing
 
-    - a list with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
-      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand
-      for a blank), `uses` (tasks whose activations its head reads)
-    - `conds`: the conditions, with paths for names
-    - `order`: the tasks, sorted so that a task that a condition asks comes before the tasks that have this condition;
-      `use_order`: the same for `uses`
-    - `names` finds a path, `index` tells the number of a path
+    - lists with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
+      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank),
+      `normalised` (True where the loss is divided by its unit), `uses` (tasks whose activations its head reads)
+    - `conds`: the conditions, each once, with paths for names
+    - `order`: the tasks, sorted so that each comes after those that its conditions ask; `use_order`: after those in
+      its `uses`
+    - `names` finds a path, `index` gives the number of a path
+    - `nests`: sub-task → its class task; `nest_gates`: number of a gate → the sub-task whose classes it asks for
     - of a bound plan: `natural` (atom → the value that it asks for, as a natural value), and `asking` (`conds` with
       these values)"""
+
+    nests: Mapping = MappingProxyType({})
+    nest_gates: Mapping = MappingProxyType({})
 
     def __init__(self, flow):
         check_depth(flow)
@@ -40,10 +47,12 @@ class Plan:
         self.names = Names(paths)
         check_columns(paths, blocks)
         self._resolve_gates(gates)
+        self._add_nests()
         self.order = in_order([self.needs(i) for i in range(len(paths))], paths, 'conditions')
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.nas = list(inherited(flow, 'na', flow.na))
+        self.normalised = list(inherited(flow, 'normalise', flow.normalise is not False))
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
         self.use_order = in_order(self.uses, paths, 'heads')
 
@@ -99,20 +108,20 @@ def _resolve_gates(
     written,  # The gates of each task as `walk` gives them: `(condition, scope)`
 ):
     "Set `conds` and `gates`"
-    first = {}  # condition as written, in its scope → the first task that has it, for errors
+    first_uses = {}  # each condition as written, in its scope → the first task that has it, for errors
     for path, gates in zip(self.paths, written):
         for cond, scope in gates:
-            first.setdefault((id(cond), scope), (path, cond, scope))
-    numbers, resolved = {}, {}
-    for key, (path, cond, scope) in first.items():
-        with errors_name(cond, path):
+            first_uses.setdefault((id(cond), scope), (path, cond, scope))
+    resolved, number_of = {}, {}  # condition as written → with paths for names → its place in `conds`
+    for key, (path, cond, scope) in first_uses.items():
+        with errors_say_condition(cond, path):
             resolved[key] = self.resolve(cond, scope)
-        numbers.setdefault(resolved[key], len(numbers))
-    self.conds = list(numbers)
+        number_of.setdefault(resolved[key], len(number_of))
+    self.conds = list(number_of)
     self.gates = [
-        tuple(dict.fromkeys(numbers[resolved[id(cond), scope]] for cond, scope in gates)) for gates in written
+        tuple(dict.fromkeys(number_of[resolved[id(cond), scope]] for cond, scope in gates)) for gates in written
     ]
-    for path, cond, scope in first.values():
+    for path, cond, scope in first_uses.values():
         self._check_blocks(path, cond, scope)
 
 
@@ -130,8 +139,8 @@ def resolve(self: Plan, cond, scope):
 
 
 @contextmanager
-def errors_name(cond, path):
-    "An error within also says which condition of which task is meant"
+def errors_say_condition(cond, path):
+    "An error that is raised within also says which condition of which task is meant"
     try:
         yield
     except FlowError as error:
@@ -176,6 +185,16 @@ def _why_other_condition(self: Plan, atom, asked):
         f"If \"or\" was meant, write any_of({atom.task}, {atom.given}); else put the conditioned block into the flow"
     )
 
+# %% ../../nbs/core/plan.ipynb #b3979e9f
+@patch
+def _add_nests(self: Plan):
+    "Set `nests` and `nest_gates`: each sub-task has a gate that asks whether its class has sub-classes"
+    self.nests, self.nest_gates = nests_of(self), {}
+    for i in self.nests:
+        self.nest_gates[len(self.conds)] = i
+        self.gates[i] = (*self.gates[i], len(self.conds))
+        self.conds.append(nest_atom(self, i))
+
 # %% ../../nbs/core/plan.ipynb #8d2dd17a
 @patch
 def needs(self: Plan, i):
@@ -185,7 +204,7 @@ def needs(self: Plan, i):
 
 @patch
 def above(self: Plan, i):
-    "The tasks that the conditions of task `i` ask, those that theirs ask, and so on"
+    "All tasks on which the conditions of task `i` depend: those that they ask, those that these ask, and so on"
     found, left = set(), [i]
     while left:
         more = self.needs(left.pop()) - found
@@ -233,16 +252,19 @@ def bind(
     self: Plan,
     blocks,  # The blocks of all tasks, bound
 ) -> Plan:
-    "A copy with bound blocks, its conditions' values turned natural (and checked against vocabularies)"
+    "A copy with bound blocks, whose conditions ask for natural values, checked against the vocabularies"
     bound = copy(self)
-    bound.blocks, bound.natural = blocks, {}
+    bound.blocks, bound.natural, bound.conds = blocks, {}, list(self.conds)
+    check_parents(self, blocks)
+    for g, i in self.nest_gates.items():
+        bound.conds[g] = known_atom(self, i, blocks)
     first = {}  # condition → the first task that has it, for errors
     for path, gates in zip(self.paths, self.gates):
         for g in gates:
             first.setdefault(g, path)
     for g, path in first.items():
-        with errors_name(self.conds[g], path):
-            for atom in atoms(self.conds[g]):
+        with errors_say_condition(bound.conds[g], path):
+            for atom in atoms(bound.conds[g]):
                 if atom not in bound.natural:
                     block = blocks[self.index[atom.task]]
                     bound.natural[atom] = block.parse_question(atom.op, atom.value)
@@ -250,7 +272,7 @@ def bind(
         blocks[self.index[atom.task]].questions += ((atom.op, value),)
     # with the values inside the conditions, `states` needs no dict with conditions as keys: before 2.7, PyTorch's
     # tracer cannot look these up
-    bound.asking = [with_values(cond, bound.natural) for cond in self.conds]
+    bound.asking = [with_values(cond, bound.natural) for cond in bound.conds]
     return bound
 
 
@@ -272,28 +294,45 @@ def states(
     values,  # Function from a task's index to its values `(n, W)`; None: not known yet, anything is possible
     known,  # Function from a task's index to the rows (and labels) that are known `(n, W)`, boolean
     scaled=False,  # True: values are on the loss scale (packed targets); False: natural values (the table)
+    # Of labels: function from a task's index to its values and known cells with what sub-classes imply, see
+    # `with_implied`
+    filled=None,
 ) -> list:
-    """The state of each task's condition: a pair of boolean arrays `(true, false)`, each `(n,)`, or None: no condition.
-    Where the values of an asked task are not known yet, the pair says if the condition can be true and if it can
-    be false. The one rule, for labels and for predictions"""
+    """The state of each task's condition, by one rule for labels and for predictions: a pair of boolean arrays
+    `(true, false)`, each `(n,)`; None: no condition. Where the values of an asked task are not known yet, the pair says
+    whether the condition can be true and whether it can be false"""
     res, cache = [None] * len(self.paths), {}
 
-    def state(atom):
+    def state(atom, source=lambda i: (values(i), known(i))):
+        "Where an atom is true and where it is false"
         i = self.index[atom.task]
-        vals, rows = values(i), known(i)
+        vals, rows = source(i)
         if vals is None:
-            true = false = rows.all(1)
+            true = false = rows.all(1)  # either may come
         else:
             true, false = self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
         for answer in (true, false):
             if not str(getattr(answer, 'dtype', '')).endswith('bool'):
                 raise not_boolean(answer, self.blocks[i], self.paths[i])
-        return (true, false) if res[i] is None else (true & res[i][0], false & res[i][0])
+        if res[i] is None:
+            return true, false
+        own_true = res[i][0]  # where the asked task has no meaning itself, the atom is unknown
+        return true & own_true, false & own_true
+
+    def nest_state(g):
+        if filled is None:
+            return state(self.asking[g])
+        true, false = state(self.asking[g], filled)
+        other = differs(self, self.nest_gates[g], filled)
+        return true & ~other, false | other
 
     def gates_state(gates):
+        "The gates of a task, joined by and"
         if gates not in cache:
-            last = gates[-1:]  # a tuple of one gate: also the key of a task with this gate alone
-            true, false = cache[last] if last in cache else kleene(self.asking[gates[-1]], state)
+            g, last = gates[-1], gates[-1:]  # the last gate alone; a task with this one gate has the same key
+            if last not in cache:
+                cache[last] = nest_state(g) if g in self.nest_gates else kleene(self.asking[g], state)
+            true, false = cache[last]
             if len(gates) > 1:
                 true_before, false_before = gates_state(gates[:-1])
                 true, false = true & true_before, false | false_before
@@ -307,16 +346,15 @@ def states(
 
 # %% ../../nbs/core/plan.ipynb #abf161fa
 @patch
-def applicable(self: Plan, values, known, scaled=False) -> list:
-    """Where each task's condition is true: for each task a boolean `(n,)`, or None: on every row. Arguments as for
-    `states`"""
-    return [state if state is None else state[0] for state in self.states(values, known, scaled)]
+def applicable(self: Plan, values, known, scaled=False, filled=None) -> list:
+    "Where each task's condition is true: a boolean `(n,)` a task; None: on every row. Arguments as for `states`"
+    return [state if state is None else state[0] for state in self.states(values, known, scaled, filled)]
 
 
 def not_boolean(answer, block, path):
     "The error for a kind whose `answer` gives something else than booleans"
     return FlowError(
-        f"`truth` of {type(block).__name__} (task '{path}') gives "
+        f"`answer` of {type(block).__name__} (task '{path}') gives "
         f"{getattr(answer, 'dtype', type(answer).__name__)}, not booleans: compare with operators (`vals[:,0] "
         "== v`), which NumPy arrays and tensors both know"
     )
@@ -327,51 +365,54 @@ def infer(
     vals,  # Natural values of each task, a list of arrays `(N, W)`
     known,  # Which of them are labelled, likewise
 ) -> tuple:
-    """Fill what labels imply. Gives new lists `vals` and `known`, and of each task the rows that contradict `(N,)`,
-    None where nothing was implied"""
+    """Fill in what labels imply. Returns new lists `vals` and `known`, and for each task the rows that contradict
+    `(N,)`; None: nothing was implied"""
     vals, known, clash = list(vals), list(known), [None] * len(vals)
-    said = {}  # task → what labels below it imply
+    implied = {}  # task → what the labels of its children imply
     for i in reversed(plan.order):
-        if i in said:
-            fill, clash[i] = said[i].compare(plan.blocks[i], vals[i], known[i])
-            vals[i], known[i] = np.where(fill, said[i].vals, vals[i]), known[i] | fill
+        if i in implied:
+            fill, clash[i] = implied[i].compare(plan.blocks[i], vals[i], known[i])
+            vals[i], known[i] = np.where(fill, implied[i].vals, vals[i]), known[i] | fill
         # where a blank means "no labels", a 0 may come from a blank: only what is above 0 implies something
         labelled = known[i] & (vals[i] > 0) if plan.blocks[i].nan_is_empty else known[i]
         rows = labelled.any(1)
-        for j, column, value in implied_by(plan, i):
-            if j not in said:
-                said[j] = Implied(vals[j].shape)
-            said[j].add(column, value, rows)
+        for j, column, value in implied_by(plan, i, vals[i]):
+            if j not in implied:
+                implied[j] = Implied(vals[j].shape)
+            implied[j].add(column, value, rows)
     return vals, known, clash
 
 # %% ../../nbs/core/plan.ipynb #7a67aa2d
-def implied_by(plan, i):
-    "What a label of task `i` implies, since its condition must hold: `(task, target column, natural value)`"
+def implied_by(plan, i, vals):
+    """What the labels `vals` `(N, W)` of task `i` imply, since its condition must hold, and its class where it is a
+    sub-class: `(task, target column, natural value)`"""
     for g in plan.gates[i]:
         for atom, truth in forced(plan.conds[g]):
             j = plan.index[atom.task]
             for column, value in plan.blocks[j].implied_labels(atom.op, plan.natural[atom], truth):
                 yield j, column, value
+    if i in plan.nests:
+        yield plan.nests[i], 0, class_of(plan.blocks[i].parents, vals[:, 0])
 
 
 class Implied:
-    "What the labels of other tasks imply for one task: `vals` `(N, W)`, NaN where nothing; `torn` where they disagree"
+    "What the labels of other tasks imply for one task: `vals` `(N, W)`, NaN: nothing; `disagree` where they do"
 
     def __init__(self, shape):
-        self.vals, self.torn = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+        self.vals, self.disagree = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
 
     def add(self, column, value, rows):
-        "`value` is implied for a target column in some `rows` `(N,)`"
+        "`value`, one or one a row, is implied for a target column in some `rows` `(N,)`"
         vals = self.vals[:, column]
         free = np.isnan(vals)
-        self.torn[:, column] |= rows & ~free & (vals != value)
+        self.disagree[:, column] |= rows & ~free & (vals != value)
         self.vals[:, column] = np.where(rows & free, value, vals)
 
     def compare(self, block, vals, known):
-        """Which cells of a task's labels to fill `(N, W)`, and which rows contradict `(N,)`; a label that is not
-        certain is filled as a blank is"""
+        """Which cells of a task's labels to fill `(N, W)`, and which rows contradict `(N,)`. A label that is not
+        certain counts as missing"""
         known = known & block.certain(vals)
         implied = ~np.isnan(self.vals)
-        fill = implied & ~known & ~self.torn
+        fill = implied & ~known & ~self.disagree
         differs = implied & known & ~block.agrees(vals, self.vals)
-        return fill, (differs | (self.torn & ~known)).any(1)
+        return fill, (differs | (self.disagree & ~known)).any(1)

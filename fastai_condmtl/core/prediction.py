@@ -11,6 +11,7 @@ from .errors import FlowError
 from .geometry import Frame
 from .target import doubles
 from .bound import BoundFlow
+import fastai_condmtl.core.leaves  # noqa: F401  flow.joint_acts
 
 # %% auto #0
 __all__ = ['FlowPrediction', 'shortened']
@@ -95,10 +96,10 @@ def reached(self: FlowPrediction):
 
 @patch(as_prop=True)
 def probabilities(self: FlowPrediction):
-    """Task → probability of yes, or {class or label: probability}; regressions are left out. None when the
-    activations are not known"""
+    """Task → probability of yes, or {class or label: probability}; regressions are left out. Of classes within others
+    together with these. None when the activations are not known"""
     if self.activations is None:
         return None
-    acts = doubles(self.activations).numpy()
+    acts = self.flow.joint_acts(doubles(self.activations)[None])[0].numpy()
     of_task = {path: block.probability(acts[self.flow.slices[path].acts]) for path, block in self.flow.tasks.items()}
     return {path: probability for path, probability in of_task.items() if probability is not None}

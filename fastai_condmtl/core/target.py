@@ -24,8 +24,8 @@ class TensorConditional(TensorBase):
 
     @property
     def mask(self):
-        """Above 0 where the value counts, by the weight of its row (1 without `weight_col`; a row of weight 0
-        counts as unlabelled): the gt mask of labels, *reached* for predictions `(..., D)`"""
+        """Of labels the gt mask `(..., D)`: the weight of the row where the value counts (1 without `weight_col`; with
+        weight 0 it does not count), else 0. Of predictions 1 where the task is *reached*, else 0"""
         return self[..., 1, :]
 
 
@@ -63,6 +63,7 @@ def as_table(
         return pd.DataFrame([dict(row) for row in rows])
     if hasattr(first, '_fields'):
         return pd.DataFrame([row._asdict() for row in rows])
+    # of a single column, rows are bare values, unless each is a list of one value
     if len(cols) == 1 and (blocks[0].takes_lists or len(blocks) > 1 or not are_rows_of_one(rows)):
         return pd.DataFrame({cols[0]: pd.Series(rows, dtype=object).infer_objects()})
     if isinstance(first, (str, bytes)) or not hasattr(first, '__len__') or any(len(row) != len(cols) for row in rows):
@@ -113,7 +114,7 @@ def check_weights(path, col, df):
 
 # %% ../../nbs/core/target.ipynb #2ccd009a
 def check_lacks(path, block, df):
-    "Raise where blanks count as an answer, and some rows are of a source that has no such column"
+    "Raise where a blank would count as an answer in rows of a source that lacks the column"
     if not block.nan_is_empty:
         return
     lacks = df.attrs.get('lacks', {})  # column → sources without it, see `concat_sources`

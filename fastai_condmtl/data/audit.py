@@ -12,6 +12,7 @@ from ..core.block import names_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow
+from ..core.nesting import differs, with_implied
 from ..core.plan import Plan, infer
 from ..core.plot import draw_flow, short_names
 from ..core.target import as_table, check_cols, check_weights, row_weights
@@ -111,7 +112,8 @@ def read_flow_labels(flow, df):
     filled = values
     if flow.flow.infer_labels:
         filled, known, clashes = infer(plan, values, given)
-    states = plan.states(lambda i: filled[i], lambda i: known[i])
+    implied = with_implied(plan, lambda i: (filled[i], known[i])) if plan.nests else None
+    states = plan.states(lambda i: filled[i], lambda i: known[i], filled=implied)
     if flow.flow.infer_labels == 'train':
         values, given = filled, known
     return FlowLabels(values, given, clashes, states)
@@ -126,7 +128,10 @@ def read_task(flow, labels, i, df, few):
     mask = known & true[:, None]
     if weight_col is not None:
         mask &= row_weights(block, df, weight_col, mask.any(1))[:, None] > 0  # as in `encode`
-    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few)
+    otherwise = None
+    if i in flow.plan.nests:
+        otherwise = differs(flow.plan, i, lambda k: (labels.values[k], labels.known[k]))
+    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few, otherwise)
 
 
 def count_rows(task):

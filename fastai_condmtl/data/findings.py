@@ -16,13 +16,14 @@ from .guess_conditions import TOLERANCE, hardly_any
 from .guess_not_asked import says_not_asked
 
 # %% auto #0
-__all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_clash', 'find_labels_if_false', 'find_no_rows',
-           'find_gap', 'find_idle', 'find_in_answers', 'find_in_label', 'find_in_classes', 'find_in_numbers',
-           'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of', 'binary_children', 'none_of']
+__all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_clash', 'find_other_class', 'find_labels_if_false',
+           'find_no_rows', 'find_gap', 'find_idle', 'find_in_answers', 'find_in_label', 'find_in_classes',
+           'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of', 'binary_children',
+           'none_of']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
-KINDS += ODD_KINDS + ('torn', 'same_file')
+_label_kinds = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
+KINDS = (*_label_kinds, *ODD_KINDS, 'torn', 'same_file')
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class TaskRows:
     mask: np.ndarray  # cells that count (N, W)
     clash: np.ndarray | None  # rows that contradict what labels imply
     few: int  # fewer rows of an answer than this are reported
+    otherwise: np.ndarray | None = None  # of sub-classes: rows that are labelled with another class than theirs
 
     def __post_init__(self):
         self.block, self.conds = self.flow.tasks[self.path], self.flow.needs(self.path)
@@ -87,7 +89,7 @@ class TaskRows:
 # %% ../../nbs/data/findings.ipynb #e7b27f09
 def find_in_task(task: TaskRows) -> list:
     "What deserves a look in one task"
-    found = [find_clash(task), find_labels_if_false(task)]
+    found = [find_clash(task), find_other_class(task), find_labels_if_false(task)]
     found += find_in_answers(task) if task.mask.any() else [find_no_rows(task)]
     found += [find_gap(task), find_idle(task), find_not_asked(task)]
     return [finding for finding in found if finding is not None]
@@ -106,9 +108,23 @@ def find_clash(task):
     )
 
 
+def find_other_class(task):
+    "Sub-classes in rows that are labelled with another class than theirs"
+    if task.otherwise is None or not task.otherwise.any():
+        return None
+    name = task.block.to_cell(task.values[task.otherwise][0])
+    text = (
+        f"{task.otherwise.sum()} rows hold a sub-class of another class than '{task.block.within}' says of them (the "
+        f"first: {name!r}): they do not count; correct one of the two labels"
+    )
+    return task.finding('contradiction', text, task.otherwise)
+
+
 def find_labels_if_false(task):
     "Labels where the condition is false: mistakes, or a column that was filled throughout"
     bad, block = task.says & task.false, task.block
+    if task.otherwise is not None:
+        bad = bad & ~task.otherwise
     if not bad.any():
         return None
     begin, where = f"{bad.sum()} rows", f"where the condition `{task.conds}` is false: they do not count"
@@ -157,7 +173,7 @@ def _can_be_implied(task):
 
 def find_idle(task):
     "A condition that excludes nothing"
-    if task.conds is not None and task.true.all():
+    if task.conds is not None and task.block.within is None and task.true.all():
         text = f"the condition `{task.conds}` is true on every row: it does nothing"
         return task.finding('idle', text, serious=False)
 

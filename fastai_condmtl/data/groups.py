@@ -9,11 +9,13 @@ import numpy as np, pandas as pd
 from fastcore.all import L
 from sklearn.model_selection import StratifiedGroupKFold
 from ..core.columns import factorise
-from ..core.errors import FlowError, check_column, plain_number, row_name, shortly
+from ..core.errors import FlowError, FlowWarning, check_column, plain_number, row_name, shortly
+from .sampling import labels_of_rows, table_of
 from .stratify import label_groups
+from ..loss.ranks import whole
 
 # %% auto #0
-__all__ = ['groups_of', 'torn_groups', 'check_torn', 'group_share', 'strata_of', 'GroupSplitter', 'group_folds']
+__all__ = ['groups_of', 'torn_groups', 'check_torn', 'group_share', 'strata_of', 'GroupSplitter', 'group_folds', 'row_groups']
 
 # %% ../../nbs/data/groups.ipynb #3114c888
 def groups_of(
@@ -183,3 +185,37 @@ def group_folds(
     for number, rows in enumerate(_without_warnings_of_small_classes(parts, strata_of(flow, df), groups)):
         fold[rows] = number
     return fold
+
+# %% ../../nbs/data/groups.ipynb #551bfecd
+def row_groups(
+    dl,  # `DataLoader`
+    group_col=None,  # Column that names the group of each row; None: that which the loaders were given
+    # True: in the order of the table, as `get_preds` has its rows; False: in that of the loader
+    in_order: bool = False,
+):  # `(N,)`, or None where rows stand alone
+    "The number of the group of each row of a loader"
+    dl = whole(dl)
+    col = getattr(dl, 'group_col', None) if group_col is None else group_col
+    if col is None:
+        return None
+    table = table_of(dl.dataset)
+    if group_col is None and (table is None or col not in table.columns):
+        warnings.warn(
+            f"these rows have no column {col!r}, which says of the training data which rows belong together: they "
+            "count as independent, and intervals may be too narrow; add the column, or name another with group_col=",
+            FlowWarning,
+            stacklevel=3,
+        )
+        return None
+    if table is None:
+        raise FlowError(f"group_col={col!r} is a column, and the rows were not made from a DataFrame: hand over one")
+    positions = list(dl.new(shuffle=False, drop_last=False).get_idxs())
+    return _groups_as_they_stood(dl.dataset, table, col)[sorted(positions) if in_order else positions]
+
+
+def _groups_as_they_stood(ds, table, col):
+    "`groups_of`, of tabular data as well, whose categories are numbers by now"
+    if col not in getattr(ds, 'cat_names', ()):
+        return groups_of(table, col)
+    labels = pd.Series(labels_of_rows(ds, col), index=table.index, dtype=object)
+    return groups_of(labels.where(labels != '#na#', None).to_frame(col), col)

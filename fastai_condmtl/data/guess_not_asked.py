@@ -31,9 +31,9 @@ def says_not_asked(value, highest=None) -> bool:
     "True if tables write a value for 'not asked'; `highest` is the highest number beside it"
     if isinstance(value, str):
         return _words.fullmatch(value.strip()) is not None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:  # NaN and infinity as well
         return False
-    nines = set(str(int(value))) == {'9'} and value >= 99 and (highest is None or highest < value)
+    nines = 99 <= value < 10**16 and set(str(int(value))) == {'9'} and (highest is None or highest < value)
     return value <= 0 or nines
 
 # %% ../../nbs/data/guess_not_asked.ipynb #0d406cd1

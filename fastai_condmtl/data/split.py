@@ -7,17 +7,20 @@ from __future__ import annotations
 import warnings
 import numpy as np, pandas as pd
 from fastcore.all import L, patch
+from fastai.data.block import DataBlock
 from fastai.data.transforms import RandomSplitter
 from ..core.arguments import check_share
 from ..core.columns import factorise, side_of
 from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning, RowsOf
+from ..core.stock import wraps_stock
 from .groups import GroupSplitter, check_torn, group_folds, group_share, groups_of, strata_of
 from .stratify import label_groups, spread, stratify
-from .target_block import as_flow
+from .target_block import as_flow, flow_transform
 
 # %% auto #0
 __all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'both_sides', 'RowsSplitter', 'ColumnSplitter',
-           'values_of', 'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter']
+           'values_of', 'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter', 'splitter_groups',
+           'datasets']
 
 # %% ../../nbs/data/split.ipynb #a831ad8b
 def as_splitter(
@@ -329,3 +332,20 @@ class UntornSplitter:
         parts = self.splitter(df)
         check_torn(df, self.group_col, parts)
         return parts
+
+# %% ../../nbs/data/split.ipynb #2f14766b
+def splitter_groups(
+    splitter,  # Any splitter
+):
+    "The column of groups that a splitter leaves whole; None without"
+    return getattr(splitter, 'group_col', None)
+
+
+@wraps_stock(DataBlock)
+def datasets(stock, self, source, verbose=False):
+    "The column of groups that the splitter leaves whole is known to data whose target is a flow"
+    res = stock(self, source, verbose)
+    target = flow_transform(res)
+    if target is not None:
+        target.group_col = splitter_groups(self.splitter)
+    return res

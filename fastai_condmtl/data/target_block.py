@@ -20,11 +20,11 @@ from ..core.odd_cells import warn_of_odd_cells
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction
 from ..core.applications import provided
-import fastai_condmtl.loss.conditional  # noqa: F401  the loss of a bound flow
+import fastai_condmtl.loss.unit  # noqa: F401  the loss of a bound flow, and its units
 
 # %% auto #0
-__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'columns_of', 'as_flow', 'FreshTransform', 'tfms_of_shapes',
-           'TfmsOfVision', 'keep_only_batch', 'dataloaders']
+__all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'flow_transform', 'columns_of', 'as_flow', 'FreshTransform',
+           'tfms_of_shapes', 'TfmsOfVision', 'keep_only_batch', 'dataloaders']
 
 # %% ../../nbs/data/target_block.ipynb #55febbfa
 class EncodedRows:
@@ -103,6 +103,7 @@ class FlowTransform(Transform):
     "Sets a flow up with the data of a `Datasets`, whose target it then is; decodes packed rows to `FlowPrediction`"
 
     order, train_setup, input_types = 1, False, (object,)
+    group_col = None  # column that says which rows belong together, where a splitter was given one
 
     def __init__(self, flow):
         super().__init__()
@@ -120,6 +121,7 @@ class FlowTransform(Transform):
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
         self.bound.learn_constants(y[torch.from_numpy(train)])
+        self.bound.learn_units(y[torch.from_numpy(train)])
         warn_of_odd_cells(self.bound, y, table)
         items.items, items.__class__ = EncodedRows(y, geo=self.bound.geometry), ConditionalLists
 
@@ -155,6 +157,15 @@ def _known(transform, name):
     if transform.bound is None:
         raise AttributeError(name)
     return transform.bound
+
+
+def flow_transform(
+    ds,  # Data set
+) -> FlowTransform | None:
+    "The transform that encodes the labels of a data set; None where its target is no flow"
+    pipelines = [tl.tfms for tl in getattr(ds, 'tls', ())] or [getattr(ds, 'procs', None)]
+    tfms = (tfm for pipeline in pipelines for tfm in getattr(pipeline, 'fs', ()))
+    return next((tfm for tfm in tfms if isinstance(tfm, FlowTransform)), None)
 
 # %% ../../nbs/data/target_block.ipynb #229475bc
 @patch

@@ -56,13 +56,9 @@ class Deployed(nn.Module):
             inputs = (inputs[0].float() / self.scale, *inputs[1:])
         if self.mean is not None:
             inputs = ((inputs[0] - self.mean) / self.std, *inputs[1:])
-        acts, layout = self.loss.activation(self.model(*inputs)), self.loss.layout
-        decided = []
-        for k, (block, of_family) in enumerate(zip(layout.blocks, layout.family_acts(acts))):
-            threshold = getattr(self, f'threshold_{k}')
-            vals = block.decide(of_family) if threshold is None else block.decide(of_family, threshold)
-            decided.append(vals.reshape(acts.shape[0], layout.n_columns[k]))
-        vals = torch.cat(decided, 1).index_select(1, layout.target_back)
+        acts = self.loss.activation(self.model(*inputs))
+        thresholds = {k: getattr(self, f'threshold_{k}') for k in range(len(self.loss.layout.blocks))}
+        vals = self.loss.decisions.decide_at(acts, thresholds)
         return vals * self.span + self.lo, acts, self.loss.flow.reached(vals)
 
 # %% ../../nbs/deploy/onnx.ipynb #566d5052

@@ -11,10 +11,12 @@ from fastcore.basics import patch
 
 from ..core.errors import FlowError
 from ..core.target import doubles, packed
+from ..data.groups import row_groups
 from ..learn.accumulate import check_labelled, progress, raw_preds
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.decisions import move_threshold
+from ..tasks.resample import deal, mean_error
 
 # %% auto #0
 __all__ = ['calibration_error', 'fit_temperature', 'reliability']
@@ -50,13 +52,13 @@ def calibrate(
     flow, loss = flow_of(self), own_loss(self)
     _check_folds(folds)
     paths = _with_probabilities(flow, tasks)
-    raw, labels = _labelled(self, dl, ds_idx)
+    raw, labels, groups = _labelled(self, dl, ds_idx)
     old, records = dict(loss.temperatures), []
     new = dict(old)
     for path in progress(self, paths, 'temperatures'):
         block = flow.tasks[path]
-        logits, targets = _cells(flow, path, raw, labels)
-        new[path], note = _temperature(block, logits, targets, min_support, folds, old.get(path, 1.0))
+        logits, targets, of_cells = _cells(flow, path, raw, labels, groups)
+        new[path], note = _temperature(block, logits, targets, min_support, folds, old.get(path, 1.0), of_cells)
         nll_before, ece_before = _errors(block, logits, targets)
         nll_after, ece_after = _errors(block, logits / new[path], targets)
         records.append((path, new[path], nll_before, nll_after, ece_before, ece_after, len(targets), note))
@@ -90,15 +92,17 @@ def _with_probabilities(flow, tasks):
 
 # %% ../../nbs/evaluate/calibrate.ipynb #c5739985
 def _labelled(learn, dl, ds_idx):
-    "Raw logits `(N, C)` and packed labels `(N, 2, D)`, in double precision"
-    raw, labels = raw_preds(learn, None, as_loader(learn, dl, labels=True), ds_idx)
+    "Raw logits `(N, C)` and packed labels `(N, 2, D)`, in double precision, and groups `(N,)` of rows if there are any"
+    dl = as_loader(learn, dl, labels=True)
+    raw, labels = raw_preds(learn, None, dl, ds_idx)
     check_labelled(labels is not None)
     raw, labels = (doubles(torch.as_tensor(x).as_subclass(torch.Tensor)) for x in (raw, labels))
-    return raw, packed(labels)
+    return raw, packed(labels), row_groups(learn.dls[ds_idx] if dl is None else dl, in_order=True)
 
 
-def _cells(flow, path, raw, labels):
-    "Logits and targets of the cells of a task that are scored: `(n, n_out)` or `(n,)`, and `(n,)`"
+def _cells(flow, path, raw, labels, groups=None):
+    """Logits and targets of the cells of a task that are scored: `(n, n_out)` or `(n,)`, and `(n,)`; and of each the
+    group of its row `(n,)`, None where rows stand alone"""
     own, block = flow.slices[path], flow.tasks[path]
     values, logits = labels[:, 0, own.targets], raw[:, own.logits]
     mask = (labels[:, 1, own.targets] > 0) & block.certain(values)
@@ -108,7 +112,8 @@ def _cells(flow, path, raw, labels):
             "its training (a lower learning rate?)"
         )
     targets = values[mask]
-    return logits.reshape(*mask.shape, -1)[mask] if block.per_cell else logits[mask], targets
+    of_cells = None if groups is None else groups[mask.nonzero()[:, 0].numpy()]
+    return logits.reshape(*mask.shape, -1)[mask] if block.per_cell else logits[mask], targets, of_cells
 
 
 def _errors(block, logits, targets):
@@ -144,23 +149,25 @@ def fit_temperature(
     return float(np.exp(res.x))
 
 
-def _temperature(block, logits, targets, min_support, folds, now):
+def _temperature(block, logits, targets, min_support, folds, now, groups=None):
     "The temperature to put in force, and a note: why none was sought or found, or that it is at the limit"
     n_cells = len(targets)
     if n_cells < min_support:
         return now, f'kept {now:.3g}: {n_cells} rows are too few'
-    gain = _cross_fit_gain(block, logits, targets, folds)
-    error = gain.std() / n_cells**0.5
+    if groups is not None and len(np.unique(groups)) < 2:
+        return now, f'kept {now:.3g}: all rows belong to one group, and no other can judge'
+    gain = _cross_fit_gain(block, logits, targets, folds, groups)
+    error = mean_error(gain, groups)
     if not gain.mean() > error:
         return 1.0, f'kept 1: cross-fit gain {gain.mean():.4f}, standard error {error:.4f}'
     temperature = fit_temperature(block, logits, targets)
     return temperature, 'at the limit: these logits say next to nothing' if temperature > 49 else ''
 
 
-def _cross_fit_gain(block, logits, targets, folds, seed=0):
+def _cross_fit_gain(block, logits, targets, folds, groups=None):
     "By how much the negative log-likelihood of each cell falls at a temperature that other folds chose `(n,)`"
-    fold, gain = np.random.default_rng(seed).permutation(len(targets)) % folds, np.zeros(len(targets))
-    for k in range(folds):
+    fold, gain = deal(len(targets), folds, groups=groups), np.zeros(len(targets))
+    for k in np.unique(fold):
         others = torch.from_numpy(fold != k)
         temperature = fit_temperature(block, logits[others], targets[others])
         own_logits, own_targets = logits[~others], targets[~others]
@@ -212,7 +219,7 @@ def plot_reliability(
     path = flow.path(task)
     block = flow.tasks[path]
     _check_probabilities(path, block)
-    logits, targets = _cells(flow, path, *_labelled(self, dl, ds_idx))
+    logits, targets, _ = _cells(flow, path, *_labelled(self, dl, ds_idx))
     if not len(targets):
         raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
     if ax is None:

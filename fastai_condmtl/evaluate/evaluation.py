@@ -23,6 +23,7 @@ from ..learn.accumulate import Accumulator, TaskRows, collect, progress
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
+from ..tasks.resample import drawn_rows
 
 # %% auto #0
 __all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'remarks', 'blame']
@@ -55,6 +56,8 @@ def evaluate(
     # Rows for each label, class, answer of yes and no, and point after those of its task; columns `label` and
     # `support`, rows whose label it is
     by_label=False,
+    # Column that says which rows belong together, and are drawn and dealt as a whole; by default that of the loaders
+    group_col=None,
 ) -> pd.DataFrame:
     """A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res,
     cascade_samples, missed, spurious`; with `by` a column of that name after the metric's, with `by_label` also
@@ -66,11 +69,12 @@ def evaluate(
     columns = _columns(by, by_label, n_boot)
     learn_shapes(self)
     scored = _all_scored(flow, metrics, by_label)
-    acc = judged(self, dl, ds_idx, _accumulator(flow, scored))
+    acc = judged(self, dl, ds_idx, _accumulator(flow, scored), group_col)
+    drawn = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
     records = []
     for i, path in progress(self if n_boot else None, enumerate(flow.paths), 'bootstrap'):
-        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path))
+        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path), drawn)
         for one in scored[path]:
             about = dict(task_path=path, label=one.label, metric_name=one.metric)
             for group, positions in groups:
@@ -106,11 +110,13 @@ class _JudgedRows:
     reached: np.ndarray  # `(N,)`, True where the decisions reach the task
     false: np.ndarray  # `(N,)`, True where its condition is false by the labels
     acts: np.ndarray | None  # Activations `(N, W*n_out)`, where a score of a label needs them
+    groups: np.ndarray | None  # `(N,)`, number of the group of each row; None: rows stand alone
 
     def take(self, positions):
         "Some of the rows"
-        acts = None if self.acts is None else self.acts[positions]
-        return _JudgedRows(_take(self.task, positions), self.reached[positions], self.false[positions], acts)
+        acts, groups = (None if part is None else part[positions] for part in (self.acts, self.groups))
+        reached, false = self.reached[positions], self.false[positions]
+        return _JudgedRows(_take(self.task, positions), reached, false, acts, groups)
 
     def where_reached(self):
         "The same rows, of which only those count that the decisions reach"
@@ -138,8 +144,8 @@ def _scores(scored, rows, n_boot):
     )
     if n_boot:
         counted = rows.take(counts)
-        ends = interval(lambda draw: scored.score(counted.take(draw)), res['num_samples'], n_boot)
-        res['ci_low'], res['ci_high'] = ends
+        score = lambda draw: scored.score(counted.take(draw))
+        res['ci_low'], res['ci_high'] = interval(score, res['num_samples'], n_boot, groups=counted.groups)
     return res
 
 
@@ -220,19 +226,18 @@ def interval(
     n_boot: int,  # How often rows are drawn
     level=0.95,  # Share of the draws inside
     seed=0,
+    groups=None,  # Number of each row's group `(n_rows,)`, which is drawn as a whole; None: rows stand alone
 ):  # `(low, high)`, NaN without rows
-    "Bootstrap interval of a score: rows drawn with replacement"
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, n_rows, n_rows) for _ in range(n_boot if n_rows else 0))
-    scores = np.array([score(draw) for draw in draws], dtype=float)
+    "Bootstrap interval of a score: rows, or groups of them, drawn with replacement"
+    scores = np.array([score(draw) for draw in drawn_rows(n_rows, n_boot, seed, groups)], dtype=float)
     if not np.isfinite(scores).any():
         return np.nan, np.nan
     return tuple(np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../../nbs/evaluate/evaluation.ipynb #c38b0deb
-def judged(learn, dl=None, ds_idx=1, acc=None):
+def judged(learn, dl=None, ds_idx=1, acc=None, group_col=None):
     "`collect`, with thresholds to judge by"
-    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc))
+    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc, group_col))
 
 
 def judge(

@@ -11,6 +11,7 @@ from fastcore.basics import patch
 
 from ..core.arguments import check_share
 from ..core.errors import FlowError, near
+from ..core.nesting import with_implied
 from ..core.prediction import FlowPrediction
 from ..core.not_asked import Blanks, where_blank
 from ..core.prediction_tree import tell
@@ -43,11 +44,15 @@ def fill_labels(
     acts, values = _with_labels(flow, acts, loss.decide(acts), labels)
     reached, p_reached = flow.reached(values), torch.from_numpy(flow.diagrams(acts, values)).float()
     fill, records, gaps = torch.zeros_like(values, dtype=torch.bool), [], gaps_of(flow, df)
+    whole = flow.joint_acts(acts)
     for i, (path, own) in enumerate(flow.slices.items()):
         block = flow.tasks[path]
         if path not in paths or block.self_supervised:  # labels that are made are no part of a table
             continue
-        blank, confidence = _blank_cells(block, df, gaps), _confidence(block, acts[:, own.acts], values[:, own.targets])
+        blank, confidence = (
+            _blank_cells(block, df, gaps),
+            _confidence(block, whole[:, own.acts], values[:, own.targets]),
+        )
         sure = confidence * p_reached[:, i : i + 1] >= min_confidence
         cells = blank & reached[:, i : i + 1] & sure
         fill[:, own.targets] = cells.expand(-1, block.n_targets)
@@ -60,18 +65,18 @@ def fill_labels(
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #107307ea
 def _with_labels(flow, acts, values, labels):
-    "Activations and decided values where labels that count are certain"
-    acts, values = acts.clone(), values.clone()
-    for path, own in flow.slices.items():
-        block = flow.tasks[path]
+    "Activations and decided values where labels that count, and classes that follow from sub-classes, are certain"
+    acts, values, slices = acts.clone(), values.clone(), list(flow.slices.values())
+    told = with_implied(flow.plan, lambda i: (labels[:, 0, slices[i].targets], labels[:, 1, slices[i].targets] > 0))
+    for i, (own, block) in enumerate(zip(slices, flow.plan.blocks)):
         if block.self_supervised:
             continue
-        targets = labels[:, 0, own.targets]
-        counts = (labels[:, 1, own.targets] > 0) & block.certain(targets)
+        targets, counts = told(i)
+        counts = counts & block.certain(targets)
         certain = block.certain_acts(targets.to(acts.dtype))
         acts[:, own.acts] = torch.where(counts.repeat_interleave(block.n_out, 1), certain, acts[:, own.acts])
         values[:, own.targets] = torch.where(counts, targets, values[:, own.targets])
-    return acts, values
+    return acts, values if flow.leaves is None else flow.leaves.decide(acts, values)
 
 
 def gaps_of(flow, df) -> dict:

@@ -113,17 +113,21 @@ def tune_task(
     n_boot: int = 0,
     min_support: int = 5,  # See `search_thresholds`
     now=None,  # Thresholds in force `(W,)`, which stay where rows are too few; None: those to start with
+    groups=None,  # Number of each row's group `(N,)`, which is dealt and drawn as a whole; None: rows stand alone
 ):
     "Thresholds `(W,)` to put in force, and of each label what was found (a list of dicts)"
     start = np.asarray(start, dtype=float)
     now = start if now is None else np.asarray(now, dtype=float)
     if aim.average:
-        return _tune_pooled(p, y, m, aim, start, min_support, now)
-    rows = [_tune_one(p[k, j], y[k, j], aim, start[j], n_boot, min_support, now[j]) for j, k in enumerate(m.T)]
+        return _tune_pooled(p, y, m, aim, start, min_support, now, groups)
+    rows = []
+    for j, k in enumerate(m.T):
+        of_rows = None if groups is None else groups[k]
+        rows.append(_tune_one(p[k, j], y[k, j], aim, start[j], n_boot, min_support, now[j], of_rows))
     return np.array([r['threshold'] for r in rows]), rows
 
 # %% ../../nbs/evaluate/task_threshold.ipynb #aef79afd
-def _tune_one(probs, truth, aim, start, n_boot, min_support, now):
+def _tune_one(probs, truth, aim, start, n_boot, min_support, now, groups=None):
     "What was found for one task or label, on its rows that count"
     score_of, n_pos = score_of_counts(aim.metric), int(truth.sum())
     too_few = bool(_too_few(n_pos, len(truth), min_support))
@@ -142,12 +146,13 @@ def _tune_one(probs, truth, aim, start, n_boot, min_support, now):
         best = float(np.clip(best, 0, 1))
         score = float(score_of(*counts(probs > best, truth)))
     if n_boot:
-        res['ci_low'], res['ci_high'] = threshold_interval(probs, truth, aim.metric, aim.constraint, n_boot)
+        interval = threshold_interval(probs, truth, aim.metric, aim.constraint, n_boot, groups=groups)
+        res['ci_low'], res['ci_high'] = interval
     before, limit = probs > start, as_constraint(aim.constraint)
-    fitted = probs > cross_fit(probs, truth, None, aim.metric, aim.constraint, start=start)
+    fitted = probs > cross_fit(probs, truth, None, aim.metric, aim.constraint, start=start, groups=groups)
     # What may stay moves only where that pays
     if limit is None or limit[0](*counts(before, truth)) >= limit[1] - 1e-12:
-        gained, error = gain(score_of, truth, fitted, before)
+        gained, error = gain(score_of, truth, fitted, before, groups=groups)
         if not gained > error:
             return res | dict(note=_why_no_gain(start, gained, error))
     return res | dict(threshold=best, score=score, cross_fit_score=float(score_of(*counts(fitted, truth))))
@@ -178,7 +183,7 @@ def _why_no_gain(start, gained, error):
     return f'kept {start:g}: cross-fit gain {gained:.3f}, standard error {error:.3f}'
 
 # %% ../../nbs/evaluate/task_threshold.ipynb #f27597c3
-def _tune_pooled(p, y, m, aim, start, min_support, now):
+def _tune_pooled(p, y, m, aim, start, min_support, now, groups=None):
     "The thresholds that together are best for the pooled counts"
     score_of, n_pos, n_rows = score_of_counts(aim.metric), (y & m).sum(0), m.sum(0)
     too_few = _too_few(n_pos, n_rows, min_support)
@@ -195,8 +200,9 @@ def _tune_pooled(p, y, m, aim, start, min_support, now):
         return start, rows
     best, score = best_threshold(p, y, m, aim.metric, None, aim.average)
     best = np.clip(best, 0, 1)
-    fitted = p > cross_fit(p, y, m, aim.metric, None, aim.average, start)
-    gained, error = gain(score_of, y[m], fitted[m], (p > start)[m])
+    fitted = p > cross_fit(p, y, m, aim.metric, None, aim.average, start, groups=groups)
+    of_cells = None if groups is None else np.broadcast_to(groups[:, None], m.shape)[m]
+    gained, error = gain(score_of, y[m], fitted[m], (p > start)[m], groups=of_cells)
     for j in np.flatnonzero(~too_few):
         if gained > error:
             rows[j] |= dict(threshold=float(best[j]), score=score, cross_fit_score=pooled(fitted))

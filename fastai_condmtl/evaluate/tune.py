@@ -54,7 +54,8 @@ def search(loss: ConditionalLoss, acc: Accumulator, wanted: dict, n_boot=0, min_
     for path, aim in progress(learn, wanted.items(), 'thresholds'):
         block, start = loss.flow.tasks[path], loss.flow.tasks[path].thresholds().numpy()
         probs, truth, mask = _data(acc, path)
-        found, of_task = tune_task(probs, truth, mask, aim, start, n_boot, min_support, in_force(loss, path))
+        now = in_force(loss, path)
+        found, of_task = tune_task(probs, truth, mask, aim, start, n_boot, min_support, now, acc.groups)
         seen = Seen.of(row_hashes(probs, mask, labels, temperatures.get(path, 1.0)))
         ranking = _ranking(probs, truth, mask)
         tuned[path] = Tuned(aim, start, found.astype(np.float32), int(labels.sum()), ranking, seen)
@@ -118,7 +119,7 @@ def cross_fitted(loss: ConditionalLoss, acc: Accumulator) -> dict:
             continue
         data = _data(acc, path)
         if _are_those_rows(tuned, data, labels, temperatures.get(path, 1.0)):
-            res[path] = _by_other_folds(tuned, data, now, moved)
+            res[path] = _by_other_folds(tuned, data, now, moved, acc.groups)
     return res
 
 
@@ -132,17 +133,18 @@ def _are_those_rows(tuned, data, labels, temperature):
     return tuned.seen.most(row_hashes(probs, mask, labels, temperature))
 
 
-def _by_other_folds(tuned, data, now, moved):
+def _by_other_folds(tuned, data, now, moved, groups):
     "Thresholds `(N, W)`: those in force, and for each row of the labels that `moved`, what the other folds chose"
     probs, truth, mask = data
     aim, each = tuned.aim, np.tile(now, (len(probs), 1))
     if aim.average:
-        pooled = cross_fit(probs, truth, mask & moved, aim.metric, None, aim.average, tuned.start)
+        pooled = cross_fit(probs, truth, mask & moved, aim.metric, None, aim.average, tuned.start, groups=groups)
         each[:, moved] = pooled[:, moved]
         return each
     for j in np.flatnonzero(moved):
         k = mask[:, j]
-        each[k, j] = cross_fit(probs[k, j], truth[k, j], None, aim.metric, aim.constraint, start=tuned.start[j])
+        of_label = probs[k, j], truth[k, j], None, aim.metric, aim.constraint
+        each[k, j] = cross_fit(*of_label, start=tuned.start[j], groups=None if groups is None else groups[k])
     return each
 
 # %% ../../nbs/evaluate/tune.ipynb #10294332
@@ -165,13 +167,16 @@ def plot_threshold(
     path = check_plottable(flow_of(self), task, label)
     block, tuned = loss.flow.tasks[path], loss.tuned.get(path)
     aim = as_aim(metric) if metric is not None else getattr(tuned, 'aim', Aim())
-    probs, truth, mask = _data(collect(self, dl, ds_idx) if acc is None else acc, path)
+    acc = collect(self, dl, ds_idx) if acc is None else acc
+    (probs, truth, mask), groups = _data(acc, path), acc.groups if n_boot else None
     if ax is None:
         ax = plt.subplots(figsize=(6, 3.6), layout='constrained')[1]
     for j, name in enumerate(block.labels or [path.rpartition('.')[2]]):
         k = mask[:, j]
         if label in (None, name) and k.any():
-            _plot_curve(ax, name, probs[k, j], truth[k, j], aim.metric, n_boot, float(in_force(loss, path)[j]))
+            threshold = float(in_force(loss, path)[j])
+            of_rows = None if groups is None else groups[k]
+            _plot_curve(ax, name, probs[k, j], truth[k, j], aim.metric, n_boot, threshold, of_rows)
     ax.axvline(float(np.mean(block.threshold)), color='gray', lw=1, ls=':')
     ax.set(xlabel='threshold', ylabel=str(aim), xlim=(0, 1))
     ax.set_title(path.rpartition('.')[2], parse_math=False)
@@ -180,9 +185,9 @@ def plot_threshold(
     return ax
 
 # %% ../../nbs/evaluate/tune.ipynb #95f45ddb
-def _plot_curve(ax, name, probs, truth, metric, n_boot, threshold):
+def _plot_curve(ax, name, probs, truth, metric, n_boot, threshold, groups):
     "The metric of one label over the threshold, with its band and the threshold in force"
-    x, score, draws = threshold_curve(probs, truth, metric, n_boot=n_boot)
+    x, score, draws = threshold_curve(probs, truth, metric, n_boot=n_boot, groups=groups)
     (line,) = ax.plot(x, score, label=f'{name}, {len(truth)} rows', drawstyle='steps-mid', lw=1.5)
     if n_boot:
         band = np.quantile(draws, [0.025, 0.975], axis=0)

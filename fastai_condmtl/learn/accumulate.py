@@ -19,6 +19,7 @@ from ..loss.conditional import ConditionalLoss
 from ..loss.decisions import as_plain
 from ..loss.ranks import gather_rows, in_order, whole
 from ..core.errors import FlowError
+from ..data.groups import row_groups
 from .reading import as_loader
 from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
@@ -38,10 +39,11 @@ class Accumulator:
     def reset(self):
         self.parts, self.at, self.data, self.thresholds = [], [], None, {}
         self.last_pred = None  # reference to the predictions that were added last
+        self.dl, self.group_col, self.of_rows = None, None, None  # where the rows come from, and their groups
 
     def __getstate__(self):
         # no rows leave with an export
-        return dict(flow=self.flow, parts=[], at=[], data=None, thresholds={}, last_pred=None, with_acts=self.with_acts)
+        return Accumulator(self.flow).__dict__ | dict(with_acts=self.with_acts)
 
     def accumulate(self, learn):
         "Add the batch that `learn` has just predicted; a second call for the same batch adds nothing"
@@ -51,6 +53,7 @@ class Accumulator:
         loss = learn.loss_func if isinstance(learn.loss_func, ConditionalLoss) else self.flow.loss_func
         if not self.parts:
             self.thresholds = dict(loss.thresholds)  # as they were when these rows were predicted
+            self.dl = getattr(learn, 'dl', None)
         rows, positions = gather_rows(getattr(learn, 'dl', None), self.pack(learn.pred, learn.yb[0], loss))
         self.parts.append(rows)
         if positions is not None:
@@ -60,14 +63,8 @@ class Accumulator:
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, and activations where these are kept; values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
-        layout = loss.layout
-        values, mask = layout.targets_of(as_plain(y))
-        logits = layout.logits_of(loss.decisions.tempered(pred))
-        acts = [block.activate(x) for block, x in zip(layout.blocks, logits)]
-        parts = [
-            block.summarise(x, labels).reshape(len(pred), -1)
-            for block, x, labels in zip(layout.blocks, acts, layout.columns_of(values))
-        ]
+        values, mask = loss.layout.targets_of(as_plain(y))
+        parts, acts = loss.decisions.summaries(pred, values)
         parts += [acts[k].reshape(len(pred), -1) for k in sorted(self.with_acts)]
         return torch.cat([*parts, values, mask], 1)
 
@@ -166,6 +163,14 @@ def false_conditions(self: Accumulator):
     "Where each task's condition is false by the labels `(N, T)`"
     return self.flow.false_conditions(self.packed()[0]).numpy()
 
+
+@patch(as_prop=True)
+def groups(self: Accumulator):
+    "The number of the group of each row `(N,)`, by `group_col` or that of the loaders; None where rows stand alone"
+    if self.of_rows is None and self.dl is not None:
+        self.of_rows = row_groups(self.dl, self.group_col)
+    return self.of_rows
+
 # %% ../../nbs/learn/accumulate.ipynb #d0fec756
 def progress(learn, items, comment=''):
     "`items` one by one, under a progress bar where the learner shows them (`learn.no_bar()` silences it)"
@@ -204,6 +209,7 @@ def collect(
     dl=None,  # Labelled data, a `DataLoader` or a DataFrame; by default that of `ds_idx`
     ds_idx: int = 1,  # 0: training set, 1: validation set
     acc=None,  # What to fill; by default a new `Accumulator`
+    group_col=None,  # Column that says which rows belong together; None: that of the loaders
 ) -> Accumulator:
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
@@ -215,6 +221,9 @@ def collect(
     with _recording_nothing(learn), learn.validation_context(cbs=[Collect(acc)]), every_row(learn):
         learn._do_epoch_validate(dl=dl)
     check_labelled(acc.parts)
+    if group_col is not None:
+        acc.group_col = group_col
+        acc.groups  # noqa: B018  a wrong name is an error here
     return acc
 
 

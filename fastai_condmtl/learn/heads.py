@@ -324,6 +324,8 @@ class NeededRows:
     def reachable(self, flow, tasks, known, logits):
         "Rows `(bs,)` where decisions on the tasks `known` leave it possible that one of `tasks` is reached"
         decided, known = self.loss.decide(self.loss.activation(logits.detach())), set(known)
+        if flow.leaves is not None:  # a class that a sub-class decides is not known before that
+            known -= {task for task, sub in flow.leaves.led.items() if sub not in known}
         every = torch.ones((self.size, 1), dtype=torch.bool, device=logits.device)
         states = flow.plan.states(
             lambda i: decided[:, flow.target_slices[i]] if i in known else None,

@@ -34,7 +34,7 @@ def get_marginals(
             acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])
     else:
         acts = torch.zeros(0, flow.c)
-    reached, acts = flow.diagrams(acts, loss.decide(acts)), doubles(acts).numpy()
+    reached, acts = flow.diagrams(acts, loss.decide(acts)), flow.joint_acts(doubles(acts)).numpy()
     columns = {}
     for i, (path, block) in enumerate(flow.tasks.items()):
         columns[path, 'P(reached)'] = reached[:, i]

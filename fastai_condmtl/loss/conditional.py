@@ -33,7 +33,7 @@ class ConditionalLoss(PatchedModule):
         self,
         flow: BoundFlow,  # The tasks and their places
         # `mean`: the total; `none`: one value a row, scaled so that their mean is the total; `sum`: the total times the
-        # rows
+        # number of rows
         reduction: str = 'mean',
     ):
         super().__init__()
@@ -41,35 +41,39 @@ class ConditionalLoss(PatchedModule):
         weighted = any(col is not None for col in flow.plan.weight_cols) or any(b.weighs_rows for b in blocks)
         self.flow, self.reduction = flow, reduction
         self.layout = Layout(flow)
-        self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted)
+        units = [flow.loss_units.get(path, 1.0) for path in flow.paths]
+        self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted, units=units)
         self.decisions = Decisions(self.layout)
         on_whole_space = any(b.whole_space for b in blocks)
         self.whole = WholeSpace(flow, self.layout.columns) if on_whole_space else None
-
-    def forward(
-        self,
-        pred,  # Raw logits `(bs, C)`
-        y,  # Packed targets `(bs, 2, D)` or `(bs, 2D)`
-        *others,  # There are none: a flow is the only target
-    ):
-        "The total, weighted; reduced as `reduction` says"
-        if isinstance(pred, TaskSums):
-            return self.of_sums(pred)
-        if others:
-            raise several_targets(y, *others)
-        self._drop_temperatures(pred)
-        batch = self._prepare(pred, y)
-        weights = self._modules['mean'].cell_weights(batch.mask)  # read so, a submodule is there a microsecond earlier
-        if self.reduction == 'none':
-            return (self._cells(batch) * weights).sum(1) * len(pred)
-        total = self._total(batch, weights)
-        return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
 
     def __repr__(self):
         return (
             f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.layout.blocks)} "
             f"families, reduction={self.reduction!r})"
         )
+
+# %% ../../nbs/loss/conditional.ipynb #5ecb2dda
+@patch
+def forward(
+    self: ConditionalLoss,
+    pred,  # Raw logits `(bs, C)`
+    y,  # Packed targets `(bs, 2, D)` or `(bs, 2D)`
+    *others,  # There are none: a flow is the only target
+):
+    "The total, weighted; reduced as `reduction` says"
+    if isinstance(pred, TaskSums):
+        return self.of_sums(pred)
+    if others:
+        raise several_targets(y, *others)
+    self._drop_temperatures(pred)
+    batch = self._prepare(pred, y)
+    # `_modules['mean']` is `self.mean`, found without `nn.Module.__getattr__`, which costs a microsecond
+    weights = self._modules['mean'].cell_weights(batch.mask)
+    if self.reduction == 'none':
+        return (self._cells(batch) * weights).sum(1) * len(pred)
+    total = self._total(batch, weights)
+    return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
 
 # %% ../../nbs/loss/conditional.ipynb #3395ce04
 @dataclass
@@ -97,7 +101,7 @@ def _prepare(self: ConditionalLoss, pred, y):
 
 @patch
 def _drop_temperatures(self: ConditionalLoss, pred):
-    "Temperatures were found for other weights: they go when a training goes on"
+    "Drop the temperatures when a training goes on: they were found for other weights"
     if self._modules['decisions']._buffers['temperature'] is not None and pred.requires_grad:
         self.decisions.reset_temperatures()
 
@@ -138,15 +142,6 @@ def loss_func(self: BoundFlow):
         self._loss_func = ConditionalLoss(self)
     return self._loss_func
 
-# %% ../../nbs/loss/conditional.ipynb #ffb6cc87
-def several_targets(*targets):
-    "The error about targets beside the flow"
-    has_mask = any(t.ndim == 3 and not t.is_floating_point() for t in targets)
-    return FlowError(
-        f"the data has {len(targets)} targets, and a flow is the only one that its loss can train: put all tasks into "
-        "one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else '')
-    )
-
 # %% ../../nbs/loss/conditional.ipynb #8584f70b
 @patch
 def per_sample(
@@ -154,7 +149,7 @@ def per_sample(
     pred,  # Raw logits `(bs, C)`
     y,  # Packed targets
 ):  # `(bs, T)` in flow order
-    """Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows
+    """Each row's unweighted loss for each task, in units, NaN outside the gt mask (of `whole_space=` tasks: on the rows
     that train them): rank rows by this"""
     return self._of_rows(pred, y)[0]
 
@@ -165,7 +160,8 @@ def per_task(
     pred,  # Raw logits `(bs, C)`
     y,  # Packed targets
 ):  # `(T,)` in flow order
-    "Each task's masked mean, weighted by rows where they have weights, but not by task; NaN where no row counts"
+    """Each task's masked mean in units, weighted by rows where they have weights, but not by task; NaN where no row
+    counts"""
     losses, rows = self.sums(pred, y)
     return losses / rows
 
@@ -176,8 +172,8 @@ def sums(
     pred,  # Raw logits `(bs, C)`
     y,  # Packed targets
 ):  # `(2, T)` in flow order
-    """Each task's sum of losses over the rows that count, unweighted by task, and these rows (or their weights).
-    Means follow from them wherever a batch is in several parts"""
+    """Each task's sum of losses over the rows that count, in units and unweighted by task, and these rows (or their
+    weights). Means follow from them wherever a batch is in several parts"""
     losses, rows = self._of_rows(pred, y)
     return torch.stack([torch.where(rows > 0, losses, 0.0).mul(rows).sum(0), rows.sum(0)])
 
@@ -196,15 +192,16 @@ def task_losses(
     y,  # Packed targets
     rows=None,  # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
 ):  # `(T,)` and `(T,)` in flow order
-    """Each task's unweighted masked mean, 0 where none is, and whether there is one (a row counts, its weight
-    is not 0): differentiable, without waiting for the device"""
+    """Each task's unweighted masked mean in units, 0 where there is none, and whether there is one (a row counts, and
+    the task's weight is not 0): differentiable, without waiting for the device"""
     if isinstance(pred, TaskSums):
         losses, present = _means(pred)
         return losses, present & (self.task_weights().to(losses.device) > 0)
     batch = self._prepare(pred, y)
     counts = self.mean.sum_by_task((batch.mask > 0).any(0).to(batch.mask.dtype))
     present, task_weights = rank_sums(counts)[0], self.task_weights().to(batch.logits.device, batch.logits.dtype)
-    # In place, so before `values`, which shares its memory's version, is part of a graph
+    # This changes the mask in place. Mask and values count as one tensor for autograd, so it must come first:
+    # `_cells` puts the values into a graph
     weights = self.mean.cell_weights(batch.mask)
     cells = self._cells(batch) * weights
     if rows is not None:
@@ -226,6 +223,21 @@ def set_weights(
 ):
     "Put weights of tasks in force, without waiting for the device"
     self.mean.set_task_weights(weights)
+
+
+@patch
+def units(self: ConditionalLoss):
+    "What the loss of each task is divided by `(T,)` in flow order, where the loss lives"
+    return self.mean.units.clone()
+
+
+@patch
+def set_units(
+    self: ConditionalLoss,
+    units,  # `(T,)` in flow order
+):
+    "Put in force what the loss of each task is divided by"
+    self.mean.set_units(units)
 
 # %% ../../nbs/loss/conditional.ipynb #44a18827
 @patch
@@ -312,4 +324,14 @@ def clone(self: ConditionalLoss):
     res = type(self)(self.flow, self.reduction)
     res.decisions.copy_from(self.decisions)
     res.set_weights(self.task_weights())
+    res.set_units(self.units())
     return res.to(self.layout.target_order.device)
+
+# %% ../../nbs/loss/conditional.ipynb #ffb6cc87
+def several_targets(*targets):
+    "The error about targets beside the flow"
+    has_mask = any(t.ndim == 3 and not t.is_floating_point() for t in targets)
+    return FlowError(
+        f"the data has {len(targets)} targets, and a flow is the only one that its loss can train: put all tasks into "
+        "one flow, or say with n_inp= which blocks are inputs" + (f". {MASKS}" if has_mask else '')
+    )

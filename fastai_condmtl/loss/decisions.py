@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..core.errors import FlowError, FlowWarning, near
 from ..core.patched import PatchedModule
+import fastai_condmtl.core.leaves  # noqa: F401  flow.leaves
 from .layout import Layout
 from ..core.target import TensorConditional, doubles
 
@@ -57,6 +58,7 @@ class Decisions(PatchedModule):
     ):
         super().__init__()
         self.flow, self.layout = layout.flow, layout
+        _ = self.flow.leaves  # made now: a graph that is traced later makes none
         tasks = self.flow.tasks.items()
         self.thresholds = {path: b.thresholds() for path, b in tasks if b.thresholded}  # one value, or one a label
         self.tuned = {}  # path -> how its thresholds were found: see `ThresholdSearch`
@@ -92,11 +94,53 @@ def decide(
     acts,  # Activations `(bs, C)` in flow order
 ):  # `(bs, D)` in flow order
     "Decided values of all tasks, reached or not, on the loss scale"
+    blocks = enumerate(self.layout.blocks)
+    return self.decide_at(acts, {k: self.thresholds_of(k, acts.device, acts.dtype) for k, b in blocks if b.thresholded})
+
+
+@patch
+def decide_at(
+    self: Decisions,
+    acts,  # Activations `(bs, C)` in flow order
+    thresholds,  # Number of a family -> one threshold a column, of those that have them
+):  # `(bs, D)` in flow order
+    "`decide` with other thresholds"
     values = []
     for k, (block, own) in enumerate(zip(self.layout.blocks, self.layout.family_acts(acts))):
-        thresholds = (self.thresholds_of(k, own.device, own.dtype),) if block.thresholded else ()
-        values.append(block.decide(own, *thresholds))
-    return self.layout.join_columns(values, len(acts))
+        values.append(block.decide(own, thresholds[k]) if block.thresholded else block.decide(own))
+    # `len` would fix the number of rows of an exported graph
+    values = self.layout.join_columns(values, acts.shape[0])
+    return values if self.flow.leaves is None else self.flow.leaves.decide(acts, values)
+
+
+@patch
+def summaries(
+    self: Decisions,
+    pred,  # Raw logits `(bs, C)`, plain
+    values,  # Labels on the loss scale `(bs, D)` in the order of the logits
+) -> tuple:  # Of each family `(bs, n*n_summary)`, and its activations
+    "What scores need to know of predictions and labels, see `summarise` of blocks; of sub-classes with those above"
+    layout, res = self.layout, []
+    logits = layout.logits_of(self.tempered(pred))
+    acts = told = [block.activate(x) for block, x in zip(layout.blocks, logits)]
+    if self.flow.leaves is not None:
+        in_flow_order = layout.join_acts(acts, pred.shape[0])
+        acts, told = layout.family_acts(self.flow.joint_acts(in_flow_order)), self._with_told(acts, in_flow_order)
+    for block, x, labels in zip(layout.blocks, told, layout.columns_of(values)):
+        res.append(block.summarise(x, labels).reshape(pred.shape[0], -1))
+    return res, acts
+
+
+@patch
+def _with_told(self: Decisions, acts, in_flow_order):
+    "Activations of families where those of nested tasks are what `told_acts` tells"
+    told, slices = self.flow.leaves.told_acts(in_flow_order), list(self.flow.slices.values())
+    res = list(acts)
+    for k, family in enumerate(self.flow.families):
+        if any(i in told for i in family.tasks):
+            cells = [told[i] if i in told else in_flow_order[:, slices[i].acts] for i in family.tasks]
+            res[k] = torch.stack(cells, 1).flatten(0, 1)
+    return res
 
 # %% ../../nbs/loss/decisions.ipynb #f6e73b2a
 @patch

@@ -22,8 +22,8 @@ __all__ = ['Layout', 'Run']
 class Layout(PatchedModule):
     """The order of columns in a flow's logits, targets and activations.
 
-    `tasks`, `columns` and `blocks` list the tasks, their target columns and one block a family, all in the order of
-    the logits; `n_columns` and `n_logits` are the sizes of the families; `runs` are neighbours of one width. The
+    `tasks`, `columns` and `blocks` list the tasks, their target columns and one block of each family, all in the order
+    of the logits; `n_columns` and `n_logits` are the sizes of the families; `runs` are neighbours of one width. The
     buffers `<x>_order` lead from flow order to the order of the logits, `<x>_back` lead back."""
 
     task_back: torch.Tensor
@@ -51,7 +51,7 @@ class Layout(PatchedModule):
 # %% ../../nbs/loss/layout.ipynb #aa039358
 @patch
 def _add_orders(self: Layout):
-    "Keep the permutations where the loss lives"
+    "Keep the permutations as buffers"
     slices = list(self.flow.slices.values())
     acts = [c for i in self.tasks for c in range(slices[i].acts.start, slices[i].acts.stop)]
     self.add_index('target_order', self.columns)
@@ -107,7 +107,7 @@ def _add_params(self: Layout, k):
     given = [block.params() for block in blocks]
     values = {name: [] for name in sorted({name for params in given for name in params})}
     for block, params in zip(blocks, given):
-        for name in values:
+        for name in values:  # a task without this number takes the default of its family
             values[name] += params[name] if name in params else [speaker.default_params[name]] * block.n_targets
     values |= speaker.family_params()
     for name, numbers in values.items():
@@ -117,7 +117,7 @@ def _add_params(self: Layout, k):
 
 @patch
 def params(self: Layout, k, like):
-    "What the loss of family `k` is handed beside logits and targets, on the device and in the dtype of `like`"
+    "What the loss of family `k` takes beside logits and targets, on the device and in the dtype of `like`"
     return {name: self._buffers[f'{name}_{k}'].to(like.device, like.dtype) for name in self.param_names[k]}
 
 # %% ../../nbs/loss/layout.ipynb #c9ed4be7
@@ -135,25 +135,25 @@ def targets_of(self: Layout, y):
 
 @patch
 def columns_of(self: Layout, x):
-    "Columns `(bs, D)` in the order of the logits, of each family: `(bs, n)`, or one row a cell `(bs*n,)`"
+    "Cut columns `(bs, D)`, in the order of the logits, into families: `(bs, n)`, or one row a cell `(bs*n,)`"
     return [part.reshape(-1) if n else part for part, n in zip(x.split(self.n_columns, 1), self.cell_logits)]
 
 
 @patch
 def join_columns(self: Layout, parts, n_rows):
-    "Columns of each family as `(bs, D)` in flow order"
+    "Join columns of each family to `(bs, D)` in flow order"
     return self.to_flow_order(torch.cat([part.reshape(n_rows, n) for part, n in zip(parts, self.n_columns)], 1))
 
 
 @patch
 def to_flow_order(self: Layout, x):
-    "Columns `(bs, D)`, in the order of the logits, in flow order"
+    "Bring columns `(bs, D)` from the order of the logits to flow order"
     return x.index_select(1, self.target_back.to(x.device))
 
 # %% ../../nbs/loss/layout.ipynb #ebbe0b05
 @patch
 def logits_of(self: Layout, pred):
-    "The logits `(bs, C)` of each family: `(bs, n)`, or one row a cell `(bs*n, n_out)`"
+    "Cut logits `(bs, C)` into families: `(bs, n)`, or one row a cell `(bs*n, n_out)`"
     if pred.shape[1] != self.n_all_logits:
         raise FlowError(
             f"the network puts out {pred.shape[1]} numbers a row, and the flow needs {self.n_all_logits} logits: "
@@ -165,18 +165,18 @@ def logits_of(self: Layout, pred):
 
 @patch
 def join_acts(self: Layout, parts, n_rows):
-    "Activations of each family, in the shapes of `logits_of`, as `(bs, C)` in flow order"
+    "Join activations of each family, in the shapes of `logits_of`, to `(bs, C)` in flow order"
     acts = torch.cat([part.reshape(n_rows, n) for part, n in zip(parts, self.n_logits)], 1)
     return acts.index_select(1, self.act_back.to(acts.device))
 
 
 @patch
 def family_acts(self: Layout, acts):
-    "Activations `(bs, C)` in flow order, of each family, in the shapes of `logits_of`"
+    "Cut activations `(bs, C)`, in flow order, into families, in the shapes of `logits_of`"
     return self.logits_of(acts.index_select(1, self.act_order.to(acts.device)))
 
 
 @patch
 def raw_acts(self: Layout, pred):
-    "Logits `(bs, C)` in flow order, where activations stand"
+    "Bring logits `(bs, C)` to flow order, the order of the activations"
     return pred.index_select(-1, self.act_back.to(pred.device))

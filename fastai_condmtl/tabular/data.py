@@ -15,7 +15,7 @@ from ..core.errors import near, row_name
 from ..core.errors import FlowError, FlowWarning
 from ..data.factories import check_loader_arguments, read_labels
 from ..data.target_block import FlowTransform, as_flow
-from ..data.split import as_splitter
+from ..data.split import as_splitter, splitter_groups
 from ..learn.reading import as_own
 from ..learn.reread import reread, same_reading
 from ..core.target import as_table
@@ -197,7 +197,9 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         )
         parts = [list(rows) for rows in splitter(df)]
         splits, inputs = parts[:2], clean_inputs(df, cat_names, cont_names)
-        y_block = TransformBlock(type_tfms=[TableTransform(flow, inputs, sum(splits, []))])
+        target = TableTransform(flow, inputs, sum(splits, []))
+        target.group_col = splitter_groups(splitter)
+        y_block = TransformBlock(type_tfms=[target])
         procs = [_fills_all_gaps(proc) for proc in procs or ()]
         to = TabularPandas(inputs, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
         check_filled(to)

@@ -176,21 +176,27 @@ def _with_signs(block, df, values, words):
 def fix_of_cell(block, df, col, value, words):
     "What to write where a cell of a column of yes and no holds something else, `value`"
     value = plain_number(value)
-    if not isinstance(value, (str, bool, int, float)) or len(repr(value)) > 60:
+    if not _is_plain(value) or len(repr(value)) > 60:
         return "leave the cell blank where it is unknown"
     if fix := fix_of_twin(col, value, words or (0, 1)):
         return fix
     values = plain_values(block, df, col)
     may_be_share = is_number(value) and 0 < value < 1
-    if words is None and len(values) == 2 and -1 not in values and not may_be_share:
+    are_plain = all(map(_is_plain, values))
+    if words is None and len(values) == 2 and are_plain and -1 not in values and not may_be_share:
         return _fix_of_words(block, col, *(no_yes(values, LIKELY_NO_YES) or sort_labels(values)))
-    cols = [other for other in block.cols if other == col or value in plain_values(block, df, other)]
+    cols = [other for other in block.cols if other == col or value in filter(_is_plain, plain_values(block, df, other))]
     fix = f"leave the cell blank where it is unknown: {blank_line(cols, value)}"
     if is_number(value) and value == -1:
         fix += f". If {value} means no: {replace_line(cols, value, 0)}"
     if may_be_share:
         return f"{fix}. If it is the share of people who said yes: soft=True"
     return f"{fix}. If it means maybe: uncertain={{{value!r}: None}}, or a probability for None"
+
+
+def _is_plain(value):
+    "True for text and numbers, which compare with anything"
+    return isinstance(value, (str, bool, int, float))
 
 
 def _fix_of_words(block, col, no, yes):

@@ -328,7 +328,9 @@ def to_column(self: MultiLabelBlock, col, vals, known):
 def join(self: MultiLabelBlock, labels):
     """Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the
     delimiter, begin with a quote, or begin or end with blanks"""
-    return list(labels) if any(self._needs_a_list(label) for label in self.vocab) else self.label_delim.join(labels)
+    if any(self._needs_a_list(label) for label in self.vocab):
+        return list(labels)
+    return (self.label_delim or ',').join(labels)
 
 
 @patch

@@ -48,6 +48,7 @@ aliases = dict(
     cohen_kappa='kappa',
     quadratic_weighted_kappa='kappa',
     poisson_deviance='deviance',
+    hierarchical_f1='hierarchical_f1_score',
 )
 
 # %% ../../nbs/tasks/scores.ipynb #f501a0ab

@@ -6,21 +6,34 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
+from ..core.best_constant import half_a_row, search_logits
 from ..core.arguments import check_number, is_number_of
 from ..core.errors import check_vocab, plain_number, FlowError
+from fastai_condmtl.tasks.nested import (
+    HIERARCHICAL,
+    check_decode,
+    checked_vocab,
+    common_and_decided,
+    hierarchical_score,
+    only_siblings,
+    read_within,
+    siblings,
+    smooth_nll,
+    softmax_in_classes,
+)
 from .imbalance import balanced_classes, check_loss, softmax_focal, span_of
 from .scores import class_score
 from .vocabulary import Classes, found_classes
 
 # %% auto #0
-__all__ = ['SingleLabelBlock', 'check_class_weights', 'check_label_smoothing']
+__all__ = ['LEAST', 'SingleLabelBlock', 'check_class_weights', 'check_label_smoothing']
 
 # %% ../../nbs/tasks/single_label.ipynb #69e86d06
 class SingleLabelBlock(Classes):
     "One of several classes: cells are any hashable"
 
-    kept_as = dict(loss='loss_name')  # for files: arguments, and the attributes that keep them
-    n_summary = 2
+    kept_as = dict(loss='loss_name', within='within_as')  # for files: arguments, and the attributes that keep them
+    holds_sub_classes = True
     metrics: tuple[str, ...] = (
         'accuracy',
         'accuracy_3',
@@ -44,14 +57,31 @@ class SingleLabelBlock(Classes):
         label_smoothing: float = 0.0,  # As in `CrossEntropyLoss`
         loss: str = 'cross_entropy',  # `cross_entropy`, or `focal`: what is right already hardly counts
         gamma: float = 2.0,  # Of the focal loss, see `softmax_focal`
+        # The task whose classes these classes stand in, or its name; or a pair of it and a dict, sub-class → class. By
+        # default rows that know both say it
+        within=None,
+        # Of classes within others: `path` takes a sub-class of the class that is decided; `joint` the most likely of
+        # all, and its class with it
+        decode: str = 'path',
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
-        self.vocab = check_vocab(self, vocab)
+        self.within, self.within_cols, self.class_of = read_within(self, within)
+        self.decode = check_decode(self, decode)
+        self.vocab = checked_vocab(self, check_vocab(self, vocab))
+        if self.within is not None:
+            self.metrics = (*self.metrics, *HIERARCHICAL)
         self.class_weights = check_class_weights(self, class_weights)
         self.label_smoothing = check_label_smoothing(self, label_smoothing, loss)
         self.loss_name = check_loss(self, loss, 'cross_entropy', plain_number(gamma))
         self.gamma = float(gamma)
+
+    @property
+    def within_as(self):
+        "The argument `within`, for files"
+        if self.class_of is None:
+            return self.within
+        return [self.within, [[sub, of] for sub, of in self.class_of.items()]]
 
 # %% ../../nbs/tasks/single_label.ipynb #dd3d15e0
 def check_class_weights(block, weights):
@@ -95,25 +125,33 @@ def setup(self: SingleLabelBlock, df, train):
 
 @patch
 def describe(self: SingleLabelBlock):
-    return f'{len(self.vocab)} classes' + (self.learnt_weights and f', {self.learnt_weights}')
+    within = '' if self.parents is None else f' within {len(set(self.parents))}'
+    return f'{len(self.vocab)} classes{within}' + (self.learnt_weights and f', {self.learnt_weights}')
 
 # %% ../../nbs/tasks/single_label.ipynb #ce474c7d
 @patch(as_prop=True)
 def family(self: SingleLabelBlock):
-    focal = (self.gamma,) if self.loss_name == 'focal' else ()
-    return ('softmax', self.n_out, self.label_smoothing, self.class_weights, *focal)
+    numbers = (self.n_out, self.label_smoothing, self.class_weights, self.gamma if self.loss_name == 'focal' else None)
+    if self.parents is None:
+        return ('softmax', *numbers)
+    return ('nested', *numbers, tuple(self.parents), tuple(map(tuple, self.lineage or ())))
 
 
 @patch
 def family_params(self: SingleLabelBlock):
-    return {} if self.class_weights is None else {'class_weights': self.class_weights}
+    weights = {} if self.class_weights is None else {'class_weights': self.class_weights}
+    return weights if self.parents is None else weights | {'parents': self.parents or [0]}
 
 
 @patch
-def loss(self: SingleLabelBlock, logits, targets, weight=None, class_weights=None):
+def loss(self: SingleLabelBlock, logits, targets, weight=None, class_weights=None, parents=None):
     targets = targets.long()
+    if parents is not None:
+        logits = only_siblings(logits, targets, parents)
     if self.loss_name == 'focal':
         losses = softmax_focal(logits, targets, self.gamma, class_weights)
+    elif parents is not None:
+        losses = smooth_nll(logits, targets, self.label_smoothing, class_weights)
     else:
         smoothing = self.label_smoothing
         losses = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=smoothing, reduction='none')
@@ -122,12 +160,16 @@ def loss(self: SingleLabelBlock, logits, targets, weight=None, class_weights=Non
 
 @patch
 def nll(self: SingleLabelBlock, logits, targets, smooth=0.0):
-    return F.cross_entropy(logits, targets.long(), label_smoothing=smooth, reduction='none')
+    targets = targets.long()
+    if self.parents is not None:
+        parents = torch.tensor(self.parents or [0], device=logits.device)
+        return smooth_nll(only_siblings(logits, targets, parents), targets, smooth)
+    return F.cross_entropy(logits, targets, label_smoothing=smooth, reduction='none')
 
 
 @patch
 def activate(self: SingleLabelBlock, logits):
-    return logits.softmax(-1)
+    return logits.softmax(-1) if self.parents is None else softmax_in_classes(logits, self.parents or [0])
 
 
 @patch
@@ -145,10 +187,61 @@ def fit_class_weights(self: SingleLabelBlock, vals, mask):
     weights = balanced_classes(np.bincount(vals[:, 0].astype(int), mask[:, 0], minlength=self.n_out))
     self.class_weights, self.learnt_weights = tuple(weights.tolist()), f'class_weights {span_of(weights)}'
 
+# %% ../../nbs/tasks/single_label.ipynb #fe86dce1
+@patch
+def trivial_logits(self: SingleLabelBlock, values, weights):
+    rows = np.bincount(values[:, 0].astype(int), weights[:, 0], minlength=self.n_out)
+    counts = rows + (half_a_row(weights)[0] or 1.0)
+    of_class = np.ones(self.n_out) if self.class_weights is None else np.maximum(self.class_weights, LEAST)
+    smooth = self.label_smoothing
+    groups = np.unique([0] * self.n_out if self.parents is None else self.parents or [0], return_inverse=True)[1]
+    of_group = np.bincount(groups, counts)[groups] / np.bincount(groups)[groups]  # a class of the softmax, on average
+    mass = of_class * ((1 - smooth) * counts + smooth * of_group)
+    logits = np.log(mass / mass.sum())
+    return search_logits(self, values, weights, logits) if self.loss_name == 'focal' else logits
+
+
+LEAST = 1e-6  # weight that a class without weight has where a network starts
+
+# %% ../../nbs/tasks/single_label.ipynb #0d938307
+@patch
+def question_states(self: SingleLabelBlock, op, value):
+    if self.parents is None:
+        return super(SingleLabelBlock, self).question_states(op, value)
+    true, members = self.states(op, value), siblings(self.parents)
+    return any, [(self.parents[row[0]], tuple(j for j, k in enumerate(row) if k in true)) for row in members]
+
+
+@patch
+def n_states(self: SingleLabelBlock, variable):
+    if self.parents is None:
+        return super(SingleLabelBlock, self).n_states(variable)
+    return self.parents.count(variable)
+
+
+@patch
+def state_probs(self: SingleLabelBlock, variable, acts, vals):
+    if self.parents is None:
+        return acts
+    return acts[:, [k for k, parent in enumerate(self.parents) if parent == variable]]
+
 # %% ../../nbs/tasks/single_label.ipynb #0cb1acbe
+@patch(as_prop=True)
+def n_summary(self: SingleLabelBlock):
+    return 2 if self.parents is None else 4
+
+
 @patch
 def summarise(self: SingleLabelBlock, acts, targets):
-    targets = targets.long()[..., None]
+    if self.parents is not None:
+        return self._summarise_nested(acts, targets.long())
+    return self._class_and_rank(acts, targets.long())
+
+
+@patch
+def _class_and_rank(self: SingleLabelBlock, acts, targets):
+    "The decided class, and the rank of the true one"
+    targets = targets[..., None]
     of_truth = acts.gather(-1, targets.clamp(0, self.n_out - 1))
     later = torch.arange(self.n_out, device=acts.device) >= targets
     not_better = (acts < of_truth) | (acts == of_truth) & later
@@ -160,6 +253,9 @@ def summarise(self: SingleLabelBlock, acts, targets):
 @patch
 def score(self: SingleLabelBlock, name, summary, true, mask, threshold=None):
     rows = mask[:, 0]
+    if name in HIERARCHICAL:
+        common, decided = summary[rows, 0, 2:].T
+        return hierarchical_score(name, common, decided, len((self.lineage or [[0]])[0]))
     return class_score(name, summary[rows, 0, 0].astype(int), summary[rows, 0, 1], true[rows, 0].astype(int))
 
 
@@ -168,4 +264,23 @@ def baseline(self: SingleLabelBlock, name, constant, vals):
     "The commonest class; classes ranked by how common they are"
     ranks = np.empty(self.n_out)
     ranks[np.argsort(-constant, kind='stable')] = np.arange(self.n_out)
-    return np.stack([np.full(vals.shape, constant.argmax()), ranks[vals.astype(int)]], -1)
+    commonest = np.full(vals.shape, constant.argmax())
+    summary = np.stack([commonest, ranks[vals.astype(int)]], -1)
+    if self.parents is None:
+        return summary
+    lineage = torch.tensor(self.lineage or [[0]])
+    path, true = lineage[torch.from_numpy(commonest)], lineage[torch.as_tensor(vals).long()]
+    return np.concatenate([summary, common_and_decided(path, true).numpy()], -1)
+
+# %% ../../nbs/tasks/single_label.ipynb #7ccae6a4
+@patch
+def _summarise_nested(self: SingleLabelBlock, acts, targets):
+    "The decided sub-class, the rank of the true one, and what `hierarchical_score` needs"
+    acts, path = acts[..., : self.n_out], acts[..., self.n_out :]
+    lineage = torch.tensor(self.lineage or [[0]], device=acts.device)
+    if not path.shape[-1]:
+        path = lineage[acts.argmax(-1)]
+    true = lineage[targets.clamp(0, self.n_out - 1)]
+    counted = common_and_decided(path, true).to(acts.dtype)
+    counted = torch.where(acts.isnan().any(-1, keepdim=True), torch.nan, counted)
+    return torch.cat([self._class_and_rank(acts, targets), counted], -1)

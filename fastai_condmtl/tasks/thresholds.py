@@ -8,6 +8,7 @@ import numpy as np, pandas as pd
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
 from .scores import div0, aliases, count_scores
+from .resample import deal, drawn_cells
 
 # %% auto #0
 __all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'as_constraint', 'best_threshold', 'check_scores',
@@ -279,6 +280,7 @@ def cross_fit(
     start=0.5,  # Threshold where the other folds find none, a number or (T,)
     folds: int = 5,  # Into how many parts the rows are dealt, masked or not
     seed: int = 0,  # How they are dealt
+    groups=None,  # Number of each row's group `(N,)`, which stays in one fold; None: rows stand alone
 ):
     "For each row the threshold that the other folds chose, in the shape of `scores`"
     scores = _array(scores)
@@ -287,7 +289,7 @@ def cross_fit(
         raise FlowError(
             f"folds={folds!r}: a threshold is judged by rows that did not choose it, which takes at least 2"
         )
-    fold = np.random.default_rng(seed).permutation(len(scores)) % folds
+    fold = deal(len(scores), folds, seed, groups)
     chosen = np.empty(scores.shape)
     for k in range(folds):
         others = (fold != k).reshape(-1, *[1] * (scores.ndim - 1))
@@ -303,12 +305,12 @@ def gain(
     other,  # What they are compared with, boolean (n,)
     n_boot: int = 400,
     seed: int = 0,
+    groups=None,  # Number of each row's group `(n,)`, which is drawn as a whole; None: rows stand alone
 ):
-    "How much better `ours` scores than `other`, and the standard error of that by a bootstrap over rows"
-    n = max(len(true), 1)
-    cells = np.bincount(4 * true.astype(int) + 2 * ours + other, minlength=8)
-    draws = np.random.default_rng(seed).multinomial(n, cells / n, n_boot)
-    draws = np.concatenate([cells[None], draws]).astype(float)
+    "How much better `ours` scores than `other`, and the standard error of that by a bootstrap over rows or groups"
+    cell = 4 * true.astype(int) + 2 * ours + other
+    draws = drawn_cells(cell, 8, n_boot, seed, groups)
+    draws = np.concatenate([np.bincount(cell, minlength=8)[None], draws])
     difference = fn(*_counts_of_cells(draws, 2)) - fn(*_counts_of_cells(draws, 1))
     return float(difference[0]), float(difference[1:].std())
 
@@ -327,9 +329,10 @@ def threshold_curve(
     points: int = 512,  # Cut-offs at most; all where scores are fewer
     n_boot: int = 0,  # Bootstrap draws
     seed: int = 0,
+    groups=None,  # As for `gain`
 ) -> tuple:  # `(thresholds (K,), values (K,), draws (n_boot, K))`
     "The metric over the threshold, lowest threshold first"
-    cuts, cells, draws = _bins(scores, targets, points, n_boot, seed)
+    cuts, cells, draws = _bins(scores, targets, points, n_boot, seed, groups)
     values = score_of_counts(metric)(*_counts_at(np.concatenate([cells[None], draws])))
     return cuts, values[0], values[1:]
 
@@ -341,17 +344,16 @@ def _counts_at(cells):
     return yes[..., 1, :], yes[..., 0, :], no[..., 1, :], no[..., 0, :]
 
 # %% ../../nbs/tasks/thresholds.ipynb #6df5bd4f
-def _bins(scores, targets, points, n_boot, seed):
+def _bins(scores, targets, points, n_boot, seed, groups):
     "Cut-offs (K,), rows of each class between them `(2, K+1)`, and draws of these `(n_boot, 2, K+1)`"
     scores, positive = _array(scores).astype(np.float64), _array(targets) > 0.5
     if not len(scores):
         return np.zeros(0), np.zeros((2, 1)), np.zeros((n_boot, 2, 1))
     cuts = _cuts(scores, positive, points)
     place = np.searchsorted(cuts, scores, side='left')  # cut-offs below the score: by these it is a yes
-    classes = (~positive, positive)
-    cells = np.stack([np.bincount(place[rows], minlength=len(cuts) + 1) for rows in classes]).astype(float)
-    draws = np.random.default_rng(seed).multinomial(len(scores), (cells / len(scores)).reshape(-1), n_boot)
-    return cuts, cells, draws.reshape(n_boot, *cells.shape).astype(float)
+    cell, shape = place + positive * (len(cuts) + 1), (2, len(cuts) + 1)
+    cells = np.bincount(cell, minlength=2 * len(cuts) + 2).reshape(shape).astype(float)
+    return cuts, cells, drawn_cells(cell, cells.size, n_boot, seed, groups).reshape(-1, *shape)
 
 
 def _cuts(scores, positive, points):
@@ -375,9 +377,10 @@ def threshold_interval(
     n_boot: int = 200,  # Bootstrap draws
     level: float = 0.95,  # Share of the draws inside
     seed: int = 0,
+    groups=None,  # As for `gain`
 ) -> tuple:  # `(low, high)`, NaN where no draw meets the constraint
     "Bootstrap interval of the best threshold"
-    cuts, _, draws = _bins(scores, targets, 2048, n_boot, seed)
+    cuts, _, draws = _bins(scores, targets, 2048, n_boot, seed, groups)
     counts, limit = _counts_at(draws), as_constraint(constraint)
     values = score_of_counts(metric)(*counts)
     if limit is not None:

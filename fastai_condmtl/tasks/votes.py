@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from ..core.best_constant import search_logits
 from ..core.columns import any_true, numbers
 from ..core.conditions import never_true
 from ..core.errors import FlowError, near
@@ -177,6 +178,19 @@ def decide(self: VotesBlock, acts):
     is_first = torch.arange(self.n_targets, device=acts.device) == first
     return torch.where(is_first, shares, -shares).reshape(acts.shape)
 
+# %% ../../nbs/tasks/votes.ipynb #8b88e1b2
+@patch
+def trivial_logits(self: VotesBlock, values, weights):
+    if self.loss_name == 'dirichlet':
+        return search_logits(self, values, weights)
+    counts = weights[:, 0] > 0
+    if not counts.any():
+        return np.zeros(self.n_targets)
+    votes = values[counts]
+    of_vote = weights[counts, :1] / votes.sum(1, keepdims=True)
+    mass = (votes * of_vote).sum(0) + of_vote.mean() / 2
+    return np.log(mass / mass.sum())
+
 # %% ../../nbs/tasks/votes.ipynb #37466375
 _COMPARE = dict(
     gt=lambda share, limits: share > limits,
@@ -266,6 +280,12 @@ def certain_acts(self: VotesBlock, vals):
 @patch
 def summarise(self: VotesBlock, acts, targets):
     return acts[..., None]
+
+
+@patch
+def decided(self: VotesBlock, summary, threshold=None):
+    "As `decide` says: the shares, with a minus sign where another answer has more"
+    return self.decide(torch.as_tensor(summary[..., 0])).numpy()
 
 
 @patch

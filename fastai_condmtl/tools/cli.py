@@ -61,6 +61,7 @@ def train_parser():
         ),
         """\
   condmtl_train --guess labels.csv --images pictures      write a first flow.json, with a reason for each guess
+  condmtl_train --guess labels.csv --na none -1           the same, where none and -1 mean that nobody asked
   condmtl_train --csv labels.csv --flow flow.json --images pictures --arch resnet18 --epochs 3 --out run
   condmtl_train --csv labels.csv --flow flow.json --images pictures --size 128 --valid-col is_valid --out run2
   condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3""",

@@ -16,7 +16,7 @@ from fastai.vision.core import PILImage
 from ..core.errors import FlowError, FlowWarning, RowsOf, near, row_name
 from ..data.factories import check_loader_arguments, has_one_label, read_labels
 from ..data.target_block import as_flow
-from ..data.split import as_splitter
+from ..data.split import as_splitter, splitter_groups
 from ..core.flow import leaves
 from ..core.target import as_table
 from ..data.pictures import OpenImage
@@ -127,14 +127,14 @@ def rows_with_image(df, get_x, splitter, img_cls, bad_images):
     if not is_readable.any():
         raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
     rest = RowsOf.mark(df[is_readable], df, np.flatnonzero(is_readable))
-    return rest, FixedSplits(keep_rows(splitter(df), is_readable))
+    return rest, FixedSplits(keep_rows(splitter(df), is_readable), splitter_groups(splitter))
 
 
 class FixedSplits:
     "A splitter whose splits are known already"
 
-    def __init__(self, splits):
-        self.splits = splits
+    def __init__(self, splits, group_col=None):
+        self.splits, self.group_col = splits, group_col
 
     def __call__(self, o):
         return self.splits

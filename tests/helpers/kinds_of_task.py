@@ -11,6 +11,7 @@ from fastai_condmtl.tasks.single_label import SingleLabelBlock
 from fastai_condmtl.core.flow import Flow
 from fastai_condmtl.tasks.box import BoxBlock
 from fastai_condmtl.tasks.keypoints import KeypointsBlock
+from fastai_condmtl.tasks.votes import VotesBlock
 from fastai_condmtl.text.masks import MASK, MaskedLMBlock
 
 KINDS = dict(
@@ -32,6 +33,8 @@ KINDS = dict(
     huber=lambda n, **k: UnboundedRegressionBlock(n, 'z', loss='huber', **k),
     ordinal=lambda n, **k: OrdinalBlock(n, 'stars', **k),
     count=lambda n, **k: CountBlock(n, 'n', **k),
+    votes=lambda n, **k: VotesBlock(n, cols={'one': 'v0', 'two': 'v1', 'three': 'v2'}, **k),
+    dispersed=lambda n, **k: VotesBlock(n, cols=['v0', 'v1', 'v2'], loss='dirichlet', **k),
     points=lambda n, **k: KeypointsBlock(n, cols=['px', 'py', 'qx', 'qy'], points=['p', 'q'], **k),
     box=lambda n, **k: BoxBlock(n, cols=['px', 'py', 'w', 'h'], **k),
     words=lambda n, **k: MaskedLMBlock(n, 'text', vocab=['xxunk', 'xxpad', MASK, *'abcdefg'], n_masks=3, **k),
@@ -58,7 +61,10 @@ def table(n=40, gaps=0.2, seed=0):
             text='a b',
         )
     ).astype(object)
-    return df.mask(rng.random(df.shape) < gaps)
+    df = df.mask(rng.random(df.shape) < gaps)
+    votes = np.random.default_rng(seed).multinomial(12, [0.5, 0.3, 0.2], n).astype(object)
+    votes[np.random.default_rng(seed + 1).random(n) < gaps] = None  # a row has all of its votes or none
+    return df.assign(**{f'v{j}': votes[:, j] for j in range(3)})
 
 
 def flow(kinds=KINDS, weight_col=None):

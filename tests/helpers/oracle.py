@@ -151,6 +151,14 @@ def k_or(xs):
     return k_not(k_and(k_not(x) for x in xs))
 
 
+def equal(a, b):
+    "Numbers of NumPy refuse to be compared with whole numbers that no float holds: these are others"
+    try:
+        return a is b or bool(a == b)
+    except OverflowError:
+        return False
+
+
 def holds(op, value, arg):
     "What a label says of an atom. `value`: the label, or for multi label tasks a dict label -> True/False/None."
     if op == 'is':
@@ -169,9 +177,9 @@ def holds(op, value, arg):
         return bool(value.gave - asked_for if op == 'ne' else value.gave & asked_for)  # ne: another answer was given
     return bool(
         {
-            'eq': lambda: value == arg,
-            'ne': lambda: value != arg,
-            'isin': lambda: value in arg,
+            'eq': lambda: equal(value, arg),
+            'ne': lambda: not equal(value, arg),
+            'isin': lambda: any(equal(value, x) for x in arg),
             'gt': lambda: value > arg,
             'ge': lambda: value >= arg,
             'lt': lambda: value < arg,

@@ -177,6 +177,20 @@ def test_scores_by_hand():
     assert np.allclose(block.fit_baseline(true, mask), np.array([4, 2, 2]) / 8)
 
 
+def test_the_cascade_follows_the_plurality():
+    "`evaluate` and `cascade_report` reach the follow-up where its answer has most of the predicted shares, by hand"
+    from fastai_condmtl.learn.accumulate import Accumulator
+
+    df, bound = votes(), flow().bind(votes())
+    y, loss, acc = bound.encode(df), ConditionalLoss(bound), Accumulator(bound)
+    logits = torch.randn(len(df), bound.c, generator=torch.Generator().manual_seed(0))
+    acc.parts.append(acc.pack(logits, y, loss))
+    _, decided = acc.packed()
+    assert torch.allclose(decided, loss.decide(loss.activation(logits)), atol=1e-6)
+    smooth = logits[:, bound.slices['shape'].logits].argmax(1).numpy() == 0
+    assert acc.reached()[:, 1].tolist() == smooth.tolist() and 0 < smooth.sum() < len(df)
+
+
 @pytest.mark.parametrize(
     'cells, told',
     [

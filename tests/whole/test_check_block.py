@@ -475,12 +475,12 @@ def test_broken_kinds_with_classes_are_named(block, hook, df):
 
 
 def required_of(cls):
-    return [k for k, f in vars(ConditionalBlock).items() if getattr(f, 'required', False)]
+    return [k for k in dir(ConditionalBlock) if getattr(getattr(ConditionalBlock, k), 'required', False)]
 
 
 @pytest.mark.parametrize('hook', required_of(Number))
 def test_a_hook_that_is_not_written_is_named(hook, df):
-    lacking = type('Lacking', (Number,), {hook: vars(ConditionalBlock)[hook]})
+    lacking = type('Lacking', (Number,), {hook: getattr(ConditionalBlock, hook)})
     with pytest.raises(FlowError, match=rf'Lacking\.{hook} is not written.*05_own_block.*check_block'):
         check_block(lacking('z'), df)
 
@@ -502,3 +502,38 @@ def test_gradient_of_a_faultless_kind_is_that_of_torch():
     x, y = torch.randn(9, 2, generator=rng), torch.randn(9, 2, generator=rng)
     w = torch.rand(9, 2, generator=rng)
     assert torch.allclose(Number('z').loss(x, y, w), (F.mse_loss(x, y, reduction='none') * w).sum())
+
+
+class ShareOfOthers(VotesBlock):
+    "Its question about a share is answered with the share of the other answers"
+
+    def answer(self, op, value, vals, known, scaled=False):
+        true, false = super().answer(op, value, vals, known, scaled)
+        return (false, true) if op == 'share' else (true, false)
+
+
+class SharesAsDecided(VotesBlock):
+    "Decides of a summary that somebody gave each answer"
+
+    def decided(self, summary, threshold=None):
+        return summary[..., 0]
+
+
+class CertainOfOne(VotesBlock):
+    "A share has a probability although labels tell it"
+
+    def question_states(self, op, value):
+        return super().question_states('eq', (value[0],)) if op == 'share' else super().question_states(op, value)
+
+
+@pytest.mark.parametrize(
+    'broken, told',
+    [
+        (ShareOfOthers, "ShareOfOthers.answer: 'share' with"),
+        (SharesAsDecided, 'SharesAsDecided.decided: what it decides of a summary'),
+        (CertainOfOne, "CertainOfOne.state_probs: labels that are certain give 'share'"),
+    ],
+)
+def test_votes_with_a_broken_hook_fail_by_its_name(broken, told, df):
+    with pytest.raises(FlowError, match=told):
+        check_block(broken('t', cols=['v0', 'v1', 'v2']), df)
