@@ -23,6 +23,7 @@ from fastai_condmtl.text.all import (
     conditional_transformer_learner,
     equip,
 )
+from fastai_condmtl.learn.start import start_learner
 from fastai_condmtl.text.transformer import head_for
 
 TASKS = dict(A='label_sexist', B='label_category', C='label_vector')
@@ -99,7 +100,7 @@ def ours(df, features, ps, seed, balanced=False):
         splitter=lambda _: (parts['train'], parts['dev']),
     )
     dls = dblock.dataloaders(df, bs=256, num_workers=0, device='cpu')
-    learn = equip(Learner(dls, head_for(dls.flow, features.shape[1], None, ps)), tune=None)
+    learn = equip(start_learner(Learner(dls, head_for(dls.flow, features.shape[1], None, ps)), 'trivial'), tune=None)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(EPOCHS, 2e-3, wd=0.01)
     logits = {part: learn.model.eval()(features[parts[part]]).detach() for part in ('dev', 'test')}
@@ -160,7 +161,10 @@ def main():
         on_dev[arm] = ours(df, features, **options, seed=0)['dev']
         show(f'dev: {arm} ({time.perf_counter() - start:.0f} s)', on_dev[arm])
     best = max(on_dev, key=lambda arm: sum(on_dev[arm].values()))
-    show(f'test: ours, {best}, {SEEDS} seeds', *mean([ours(df, features, **ARMS[best], seed=s)['test'] for s in range(SEEDS)]))
+    show(
+        f'test: ours, {best}, {SEEDS} seeds',
+        *mean([ours(df, features, **ARMS[best], seed=s)['test'] for s in range(SEEDS)]),
+    )
     logistic = lambda: LogisticRegression(max_iter=2000, class_weight='balanced')
     show('test: logistic regression, same features', by_sklearn(df, features.numpy(), logistic))
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit(df.text[df.split == 'train'])

@@ -17,6 +17,7 @@ from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..equip import equip, fit_for
 from ..learn.heads import RunNeeded, as_branches, conditional_head, needs_heads, stock_logits
+from ..learn.start import check_start, start_learner
 from .transformer_data import TokenizeTexts, check_encoder
 
 # %% auto #0
@@ -152,12 +153,15 @@ def conditional_transformer_learner(
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
     # `TaskBalance`; None: by the weights of the blocks
     balance=None,
+    # `trivial`: each task starts at its trivial predictor, see `learn.start_at_trivial`; None: as PyTorch begins
+    start='trivial',
     ps: float = 0.1,  # Dropout of the head
     pretrained: bool = True,  # The encoder starts with its weights, and frozen; False: with random ones
     **kwargs,
 ) -> Learner:
     "An encoder of `transformers` with a head for a flow"
     check_arguments('conditional_transformer_learner', kwargs, conditional_transformer_learner, Learner)
+    check_start(start)
     fit_for(dls, kwargs)
     tokens, flow = tokens_of(dls), dls.flow
     pool = pooling_of(tokens.encoder) if pool is None else pool
@@ -171,7 +175,7 @@ def conditional_transformer_learner(
         learn.add_cb(RunNeeded())
     if pretrained:
         learn.freeze()
-    return equip(learn, metrics, tune, balance)
+    return equip(start_learner(learn, start), metrics, tune, balance)
 
 # %% ../../nbs/text/transformer.ipynb #2b68c5c7
 def tokens_of(dls) -> TokenizeTexts:

@@ -49,7 +49,7 @@ def minilm(tmp_path_factory):
 
 def loaders(df, encoder, flow=None, **kwargs):
     kwargs = dict(seed=0, bs=16, num_workers=0) | kwargs
-    return ConditionalTransformerDataLoaders.from_df(df, flow or review_flow(), encoder, **kwargs)
+    return ConditionalTransformerDataLoaders.from_df(df, review_flow() if flow is None else flow, encoder, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -207,6 +207,15 @@ def test_a_graph_takes_texts_of_any_length(df, trained, tmp_path, which, request
             values, probabilities, reached = learn.deployed()(ids)
         np.testing.assert_allclose(found[1], probabilities, atol=1e-4)
         np.testing.assert_array_equal(found[2], reached)
+
+
+def test_tasks_start_at_their_trivial_predictors(df, folder):
+    dls = loaders(df, folder, BinaryBlock('complaint'))
+    learn = conditional_transformer_learner(dls)
+    share = df.complaint[list(dls.train_ds.items.index)].mean()
+    with learn.no_bar():
+        acts = learn.get_preds(ds_idx=0)[0]
+    assert acts[:, 0].numpy() == pytest.approx(share, abs=0.01)
 
 
 def test_tasks_with_branches_and_hidden_layers_get_a_head_of_units(df, folder):
