@@ -33,7 +33,7 @@ ARMS = {
     'dropout .1, balanced': dict(ps=0.1, balanced=True),
     'dropout .5, balanced': dict(ps=0.5, balanced=True),
 }
-EPOCHS, SEEDS = 20, 5
+EPOCHS, SEEDS = 8, 3
 
 
 def read(folder):
