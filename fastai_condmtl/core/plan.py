@@ -18,8 +18,21 @@ from .flow import Flow, walk, inherited, Names
 from .nesting import check_parents, class_of, differs, known_atom, nest_atom, nests_of
 
 # %% auto #0
-__all__ = ['Plan', 'check_depth', 'parts_of', 'check_columns', 'errors_say_condition', 'in_order', 'circle_error', 'with_values',
-           'not_boolean', 'infer', 'implied_by', 'Implied']
+__all__ = [
+    'Plan',
+    'check_depth',
+    'parts_of',
+    'check_columns',
+    'errors_say_condition',
+    'in_order',
+    'circle_error',
+    'with_values',
+    'not_boolean',
+    'infer',
+    'implied_by',
+    'Implied',
+]
+
 
 # %% ../../nbs/core/plan.ipynb #d5ff96e3
 class Plan:
@@ -60,6 +73,7 @@ class Plan:
         found = [self.names.find(name, path.rpartition('.')[0], f"'{path}' uses") for name in block.uses]
         return tuple(dict.fromkeys(self.index[other] for other in found))
 
+
 # %% ../../nbs/core/plan.ipynb #3feff6d0
 def check_depth(flow, flows=200, conds=100):
     "Raise where flows or conditions are nested deeper than this"
@@ -99,6 +113,7 @@ def check_columns(paths, blocks):
                 "meant with col="
             )
         readers[block.name] = path
+
 
 # %% ../../nbs/core/plan.ipynb #ac2e1380
 @patch
@@ -145,6 +160,7 @@ def errors_say_condition(cond, path):
     except FlowError as error:
         raise FlowError(f"the condition `{cond}` of '{path}': {error}") from None
 
+
 # %% ../../nbs/core/plan.ipynb #9ed1bc5f
 @patch
 def _check_blocks(self: Plan, path, cond, scope):
@@ -184,6 +200,7 @@ def _why_other_condition(self: Plan, atom, asked):
         f"If \"or\" was meant, write any_of({atom.task}, {atom.given}); else put the conditioned block into the flow"
     )
 
+
 # %% ../../nbs/core/plan.ipynb #b3979e9f
 @patch
 def _add_nests(self: Plan):
@@ -193,6 +210,7 @@ def _add_nests(self: Plan):
         self.nest_gates[len(self.conds)] = i
         self.gates[i] = (*self.gates[i], len(self.conds))
         self.conds.append(nest_atom(self, i))
+
 
 # %% ../../nbs/core/plan.ipynb #8d2dd17a
 @patch
@@ -210,6 +228,7 @@ def above(self: Plan, i):
         left += more
         found |= more
     return found
+
 
 # %% ../../nbs/core/plan.ipynb #4bda56f3
 def in_order(
@@ -244,6 +263,7 @@ def circle_error(needs, n_missing, paths, what):
     if asks and len(circle) == 2:  # a task that asks itself: another of its name was meant
         fix += ", or name the task that was meant by its path, task('...')"
     return FlowError(f"the {what} go round in a circle: {' needs '.join(map(repr, circle))}. {fix}")
+
 
 # %% ../../nbs/core/plan.ipynb #ef49ff79
 @patch
@@ -286,6 +306,7 @@ def with_values(
         return Not(with_values(cond.arg, values))
     return type(cond)(tuple(with_values(arg, values) for arg in cond.args))
 
+
 # %% ../../nbs/core/plan.ipynb #051a4f8b
 @patch
 def states(
@@ -302,7 +323,10 @@ def states(
     whether the condition can be true and whether it can be false"""
     res, cache = [None] * len(self.paths), {}
 
-    def state(atom, source=lambda i: (values(i), known(i))):
+    def labels(i):
+        return values(i), known(i)
+
+    def state(atom, source=labels):
         "Where an atom is true and where it is false"
         i = self.index[atom.task]
         vals, rows = source(i)
@@ -318,6 +342,14 @@ def states(
         own_true = res[i][0]  # where the asked task has no meaning itself, the atom is unknown
         return true & own_true, false & own_true
 
+    def state_below(i):
+        "`state` as sub-task `i` reads it: of the classes above it with what sub-classes imply"
+        above, over = set(), i
+        while over in self.nests:
+            over = self.nests[over]
+            above.add(over)
+        return lambda atom: state(atom, filled if self.index[atom.task] in above else labels)
+
     def nest_state(g):
         if filled is None:
             return state(self.asking[g])
@@ -325,23 +357,25 @@ def states(
         other = differs(self, self.nest_gates[g], filled)
         return true & ~other, false | other
 
-    def gates_state(gates):
-        "The gates of a task, joined by and"
-        if gates not in cache:
-            g, last = gates[-1], gates[-1:]  # the last gate alone; a task with this one gate has the same key
+    def gates_state(gates, sub=None):
+        "The gates of a task, joined by and; `sub`: the sub-task that reads them, None: any task"
+        if (gates, sub) not in cache:
+            g, last = gates[-1], (gates[-1:], sub)  # the last gate alone; a task with this one gate has the same key
             if last not in cache:
-                cache[last] = nest_state(g) if g in self.nest_gates else kleene(self.asking[g], state)
+                read = state if sub is None else state_below(sub)
+                cache[last] = nest_state(g) if g in self.nest_gates else kleene(self.asking[g], read)
             true, false = cache[last]
             if len(gates) > 1:
-                true_before, false_before = gates_state(gates[:-1])
+                true_before, false_before = gates_state(gates[:-1], sub)
                 true, false = true & true_before, false | false_before
-            cache[gates] = true, false
-        return cache[gates]
+            cache[gates, sub] = true, false
+        return cache[gates, sub]
 
     for i in self.order:
         if self.gates[i]:
-            res[i] = gates_state(self.gates[i])
+            res[i] = gates_state(self.gates[i], i if filled is not None and i in self.nests else None)
     return res
+
 
 # %% ../../nbs/core/plan.ipynb #abf161fa
 @patch
@@ -357,6 +391,7 @@ def not_boolean(answer, block, path):
         f"{getattr(answer, 'dtype', type(answer).__name__)}, not booleans: compare with operators (`vals[:,0] "
         "== v`), which NumPy arrays and tensors both know"
     )
+
 
 # %% ../../nbs/core/plan.ipynb #a9204f79
 def infer(
@@ -380,6 +415,7 @@ def infer(
                 implied[j] = Implied(vals[j].shape)
             implied[j].add(column, value, rows)
     return vals, known, clash
+
 
 # %% ../../nbs/core/plan.ipynb #7a67aa2d
 def implied_by(plan, i, vals):

@@ -14,6 +14,7 @@ from .one_vs_rest import OneVsRest
 # %% auto #0
 __all__ = ['Classes', 'found_classes', 'check_no_lists']
 
+
 # %% ../../nbs/tasks/vocabulary.ipynb #bf703c7c
 class Classes(OneVsRest):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
@@ -52,6 +53,7 @@ class Classes(OneVsRest):
         "Rows of each class `(n_out,)`"
         return np.bincount(vals[mask[:, 0] > 0, 0].astype(int), minlength=self.n_out)
 
+
 # %% ../../nbs/tasks/vocabulary.ipynb #78b1cb67
 def found_classes(block, df) -> list:
     "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"
@@ -77,6 +79,7 @@ def check_no_lists(block, df, classes):
     )
     raise block.bad(df, col, row, why)
 
+
 # %% ../../nbs/tasks/vocabulary.ipynb #b30803c8
 @patch
 def parse_question(self: Classes, op, value):
@@ -93,10 +96,12 @@ def parse_question(self: Classes, op, value):
 
 @patch
 def answer(self: Classes, op, value, vals, known, scaled=False):
-    true = any_true([vals[:, 0] == j for j in value])
+    never = known[:, 0] & False
+    true = any_true([vals[:, 0] == j for j in value] or [never])  # no class at all where no class has sub-classes
     if op == 'ne':
         true = ~true
     return true & known[:, 0], ~true & known[:, 0]
+
 
 # %% ../../nbs/tasks/vocabulary.ipynb #93a4674c
 @patch
@@ -112,6 +117,11 @@ def question_states(self: Classes, op, value):
 
 
 @patch
+def n_states(self: Classes, variable):
+    return self.n_out
+
+
+@patch
 def state_probs(self: Classes, variable, acts, vals):
     return acts
 
@@ -119,6 +129,7 @@ def state_probs(self: Classes, variable, acts, vals):
 @patch
 def probability(self: Classes, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
 
 # %% ../../nbs/tasks/vocabulary.ipynb #af15e729
 @patch(as_prop=True)

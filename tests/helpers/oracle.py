@@ -251,12 +251,15 @@ class Oracle:
 
     def counts(self, path, value, cells):
         "Does label `value` of a task count: is the task applicable, and the label in its class?"
-        nested = path in self.over
-        told = (self.evaluate(c, prefixes, cells, nested) for c, prefixes in self.entries[path][2])
-        return all(x is True for x in told) and (not nested or self.in_class(path, value, cells))
+        told = (self.evaluate(c, prefixes, cells, self.classes_above(path)) for c, prefixes in self.entries[path][2])
+        return all(x is True for x in told) and (path not in self.over or self.in_class(path, value, cells))
 
-    def evaluate(self, cond, prefixes, cells, implied=False):
-        "True, False or None (unknown); `implied`: blank classes are what labelled sub-classes imply."
+    def classes_above(self, path):
+        over = self.over.get(path)
+        return {over, *self.classes_above(over)} if over else set()
+
+    def evaluate(self, cond, prefixes, cells, implied=()):
+        "True, False or None (unknown); `implied`: the classes that are, where blank, what sub-classes imply."
         kind, *rest = cond
         if kind == 'not':
             return k_not(self.evaluate(rest[0], prefixes, cells, implied))
@@ -266,7 +269,7 @@ class Oracle:
             return k_or([self.evaluate(c, prefixes, cells, implied) for c in rest])
         name, op, arg = rest
         path = resolve(name, prefixes, self.paths)
-        task, value = self.entries[path][0], self.seen(path, cells) if implied else cells[path]
+        task, value = self.entries[path][0], self.seen(path, cells) if path in implied else cells[path]
         if not self.labelled(value) or not self.counts(path, value, cells):
             return None
         if task['kind'] in ('binary', 'cols'):
@@ -473,7 +476,6 @@ def build(spec, rng, order=lambda items: items):
             if item['kind'] == 'flow':
                 items.append(make(item, (path + '.',) + prefixes))
             else:
-
                 over = item.get('within')
                 if over and resolve(over, prefixes, entries) in done and '.' not in over and rng.random() < 0.5:
                     item = item | dict(class_block=done[resolve(over, prefixes, entries)])

@@ -77,7 +77,13 @@ def test_the_oracle_and_the_library_on_rows_worked_out_by_hand(labels, count):
 
 def test_implied_classes_open_their_own_gate_alone():
     top, mid, leaf = by_hand()
-    items = [top, mid, leaf, a_task('binary', 'of_a', atom('top', 'eq', 'a')), a_task('binary', 'of_x', atom('leaf', 'eq', 'x'))]
+    items = [
+        top,
+        mid,
+        leaf,
+        a_task('binary', 'of_a', atom('top', 'eq', 'a')),
+        a_task('binary', 'of_x', atom('leaf', 'eq', 'x')),
+    ]
     table = dict(top=None, mid=None, leaf='x', of_a=True, of_x=True)
     count = lambda **kw: {p for p, r in Oracle(flow('f', *items) | kw).row(table).items() if r['mask'][0]}
     assert count() == {'leaf', 'of_x'}
@@ -341,8 +347,10 @@ def test_marginals(rng):
 # ---- a learner
 # -------------------------------------------------------------------------------------------
 def path_of(o, path, value):
-    return set() if value is None else {(path, value)} | (
-        path_of(o, o.over[path], o.above(path, value)) if path in o.over else set()
+    return (
+        set()
+        if value is None
+        else {(path, value)} | (path_of(o, o.over[path], o.above(path, value)) if path in o.over else set())
     )
 
 
