@@ -326,7 +326,8 @@ class Oracle:
         while True:
             wanted = {}
             for path in self.paths:
-                if self.labelled(cells[path]):
+                empty = self.entries[path][0].get('nan_is_empty') and True not in cells[path].values()  # or a blank
+                if self.labelled(cells[path]) and not empty:
                     if path in self.over:
                         wanted.setdefault((self.over[path], None), []).append(self.above(path, cells[path]))
                     for cond, prefixes in self.entries[path][2]:
