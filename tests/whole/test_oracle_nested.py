@@ -429,3 +429,60 @@ def test_scores_of_a_learner(rng):
         assert (row.num_samples, row.cascade_samples) == (n, reached), key
         if n == 0 or not math.isnan(score):
             assert row.metric_res == pytest.approx(score, abs=1e-5, nan_ok=True), key
+
+
+# ---- in which class a sub-class stands
+# -------------------------------------------------------------------------------------------
+@checks(40)
+@given(rngs)
+def test_a_sub_class_under_two_classes(rng):
+    "An error that names two rows, the sub-class and both classes, wherever the rows stand"
+    n, classes = rng.randint(4, 12), rng.choice([['a', 'b', 'c'], [1, 2, 3], [False, True]])
+    stands = {f's{k}': rng.choice(classes) for k in range(3)}
+    rows = [(stands[s], s) for s in (rng.choice(list(stands)) for _ in range(n - 1))]
+    sub = rng.choice([s for _, s in rows])
+    rows.insert(rng.randrange(n), (rng.choice([c for c in classes if c != stands[sub]]), sub))
+    gap = [rng.random() < 0.3 for _ in rows]
+    of = [None if g else c for g, (c, _) in zip(gap, rows)]
+    df = pd.DataFrame(dict(c=pd.Series(of, dtype=object), s=hard_series([s for _, s in rows], rng, None)))
+    flow = Flow('f', SingleLabelBlock('c', vocab=classes), SingleLabelBlock('s', within='c'))
+    known = {s: {c for c, (_, t) in zip(of, rows) if t == s and c is not None} for s in df.s}
+    try:
+        bound = flow.bind(df)
+    except FlowError as error:
+        bad = [s for s, cs in known.items() if len(cs) > 1 and repr(s) in str(error)]
+        if len(bad) != 1:
+            assert any(not cs and f'no row with the sub-class {s!r}' in str(error) for s, cs in known.items())
+            return
+        told = [
+            i for i in range(n) if rows[i][1] == bad[0] and f'row {i}' in str(error).replace(',', '').replace('.', '')
+        ]
+        assert {of[i] for i in told} >= known[bad[0]] or len({of[i] for i in told} - {None}) == 2
+        assert sum(repr(c) in str(error) for c in known[bad[0]]) >= 2
+        return
+    assert all(len(cs) == 1 for cs in known.values())
+    assert {s: classes[p] for s, p in zip(bound.tasks['s'].vocab, bound.tasks['s'].parents)} == {
+        s: next(iter(cs)) for s, cs in known.items()
+    }
+
+
+def test_a_sub_class_that_only_validation_rows_have():
+    "It stands in the class that they say; one that training rows place elsewhere does not count there"
+    df = pd.DataFrame(dict(c=['a', 'a', 'b', 'b', 'b', 'c'], s=['a1', 'a2', 'b1', 'b9', 'a1', 'c1'], x=1.0))
+    flow = Flow('f', SingleLabelBlock('c'), SingleLabelBlock('s', within='c'))
+    dls = ConditionalTabularDataLoaders.from_df(df, flow, procs=[], cont_names=['x'], valid_idx=[3, 4, 5], bs=3)
+    task = dls.flow.tasks['s']
+    assert dict(zip(task.vocab, task.parents)) == dict(a1=0, a2=0, b1=1, b9=1, c1=2)
+    y = TensorConditional(next(iter(dls.valid))[-1].reshape(3, 2, 2))
+    assert y.mask.tolist() == [[1, 1], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize('sub', ['float32', 'Int8', 'category', 'str'])
+@pytest.mark.parametrize('over', ['float64', 'Int64', 'category', 'object', 'str'])
+@pytest.mark.parametrize('told', [None, {11: 1, 21: 2, 22: 2}, {22.0: 2.0, 21.0: 2.0, 11.0: 1.0}])
+def test_classes_that_are_numbers(over, sub, told):
+    df = pd.DataFrame(dict(c=pd.Series([1, 2, 2, None], dtype=over), s=pd.Series([11, 21, 22, 11], dtype=sub)))
+    if told and 'str' in (over, sub):
+        return
+    y = Flow('f', SingleLabelBlock('c'), SingleLabelBlock('s', within=('c', told) if told else 'c')).bind(df).encode(df)
+    assert y.mask.tolist() == [[1, 1], [1, 1], [1, 1], [0, 1]]
