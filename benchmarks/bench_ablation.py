@@ -32,7 +32,7 @@ def branched(flow, own):
         *[Flow(t.name, *t.tasks, given=t.given, features=t.name if own else None) for t in part.tasks],
         given=part.given,
     )
-    return Flow(flow.name, *rest, part, features='all'), {'all': neck()} | (
+    return Flow(flow.name, *rest, part, features='all', normalise=False), {'all': neck()} | (
         {t.name: Branch(neck(), only_needed=True) for t in part.tasks} if own else {}
     )
 
@@ -106,7 +106,12 @@ def faces(path):
 
     def flow(weight):
         def same(f):
-            return Flow(f.name, *[same(t) if isinstance(t, Flow) else reweigh(t) for t in f.tasks], given=f.given)
+            return Flow(
+                f.name,
+                *[same(t) if isinstance(t, Flow) else reweigh(t) for t in f.tasks],
+                given=f.given,
+                normalise=False,
+            )
 
         def reweigh(t):
             t = copy(t)

@@ -76,7 +76,7 @@ if __name__ == '__main__':
         )
     with tempfile.TemporaryDirectory() as d:
         df = save_scenes(Path(d), n=6000)
-        learn = make_learner(df, security_flow(box_weight=10.0), d, 64)
+        learn = make_learner(df, security_flow(), d, 64)
         t = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(12, 8e-3)

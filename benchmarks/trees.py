@@ -38,7 +38,7 @@ def load(root):
 
 def security(tree):
     "The flow and the table of the drawn scenes"
-    return tree['security_flow'](), tree['security_scenes'](256, size=16)[1]
+    return tree['security_flow'](box_weight=1.0), tree['security_scenes'](256, size=16)[1]
 
 
 def many(tree, n=500):

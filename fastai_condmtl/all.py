@@ -62,6 +62,7 @@ import fastai_condmtl.learn.learner  # noqa: F401
 import fastai_condmtl.learn.ranks  # noqa: F401
 import fastai_condmtl.learn.explain  # noqa: F401
 import fastai_condmtl.learn.marginals  # noqa: F401
+import fastai_condmtl.learn.start  # noqa: F401
 import fastai_condmtl.learn.partial  # noqa: F401
 import fastai_condmtl.learn.transfer  # noqa: F401
 import fastai_condmtl.evaluate.evaluation  # noqa: F401

@@ -12,6 +12,7 @@ from .callback.checks import Y_RANGE, check_loss_fits, check_metrics_fit
 from .callback.thresholds import ThresholdSearch
 from .core.arguments import check_arguments
 from .core.errors import FlowError
+from .learn.learner import learn_shapes
 from .learn.state import flow_of, own_loss
 from .learn.targets import check_targets
 from .loss.conditional import ConditionalLoss
@@ -26,7 +27,7 @@ def equip(
     metrics=None,
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static'
     # (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
     balance=None,
@@ -38,6 +39,7 @@ def equip(
     check_metrics_fit(learn)
     check_loss_fits(learn)
     if isinstance(learn.loss_func, ConditionalLoss):
+        learn_shapes(learn, units=True)  # the size of pictures is known here
         own_loss(learn)
     if tune is not None:
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)

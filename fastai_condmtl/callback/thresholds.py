@@ -30,8 +30,8 @@ class ThresholdSearch(Callback):
     def __init__(
         self,
         # What to maximise, as for `search_thresholds`; or a dict task → metric, None leaves a task alone
-        metric='f1_score',
-        gates='balanced_accuracy',  # What to maximise for tasks that others are conditioned on
+        metric='headline',
+        gates=None,  # What to maximise for tasks that others are conditioned on; None: `metric`
         every: str = 'fit',  # `fit`: after each fit; `epoch`: after each epoch as well
         verbose: bool = True,  # Say what was done, in a line
         constraint=None,

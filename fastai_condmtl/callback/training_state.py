@@ -193,6 +193,7 @@ def loss_state(loss) -> dict | None:
         temperatures=dict(loss.temperatures),
         tuned={path: vars(t) | dict(aim=vars(t.aim), seen=vars(t.seen)) for path, t in named.items()},
         weights=loss.task_weights(),
+        units=loss.units(),
     )
 
 
@@ -204,6 +205,7 @@ def set_loss(learn, state):
     loss.thresholds, loss.temperatures = dict(state['thresholds']), state['temperatures']
     loss.tuned = {path: tuned_from(kept) for path, kept in state['tuned'].items()}
     loss.set_weights(state['weights'])
+    loss.set_units(state.get('units', torch.ones(len(loss.flow.paths))))  # files of before have none
 
 
 def tuned_from(kept) -> Tuned:

@@ -9,8 +9,9 @@ import pandas as pd
 from fastcore.basics import patch
 from .block_errors import check_col, check_hidden, check_task_weight, given_by
 from .conditions import as_condition, both
-from .errors import FlowError, check_features, check_name, check_weight_col, shortly
+from .errors import FlowError, check_features, check_name, check_normalise, check_weight_col, shortly
 from .hooks import BlockHooks
+from .mirror import check_mirror
 from .not_asked import Blanks, check_na, where_blank, without_blanks
 
 # %% auto #0
@@ -44,14 +45,19 @@ class ConditionalBlock(BlockHooks):
         detach_uses: bool = False,  # True if gradients stop at these activations
         weight_col: str = None,  # Column with the weight of each row; by default the flow's, else all rows weigh alike
         na=None,  # Values such as ('none', -1) where nobody was asked, read as blank; by default the flow's
+        # What a mirrored picture does to the labels: `{'left': 'right'}`, `'reverse'`, `'negate'`; False: nothing
+        mirror=None,
+        normalise: bool = None,  # Is a loss of numbers divided by its unit? By default as the flow says, else True
     ):
         check_name(name)
         check_features(name, features)
         self.weight_col, self.na = check_weight_col(name, weight_col), check_na(name, na)
+        self.normalise = check_normalise(name, normalise)
         self.features, self.hidden, self.detach_uses = features, check_hidden(name, hidden), bool(detach_uses)
         self.uses = names_of_uses(name, uses)
         self.name, self.weight, self.col = name, check_task_weight(name, weight), check_col(name, col)
         self.given = None if given is None else as_condition(given)
+        self.mirror = check_mirror(self, mirror)
 
     def __or__(self, cond):
         res = copy(self)

@@ -16,6 +16,7 @@ from .flow import Flow
 from .nesting import learn_nests, with_implied
 from .plan import Plan
 from .geometry import Geometry
+from .mirror_rule import MirrorRule, bind_partners, check_conditions, rule_of_acts
 from .labels import Labels, absent_columns, on_loss_scale, with_blank_columns
 from .target import TensorConditional, as_table, check_lacks, check_table, doubles, row_weights
 from .unseen import listed, note_unseen
@@ -31,10 +32,14 @@ class BoundFlow:
     - `flow` as it was written, and its `plan` with bound blocks; `paths` of the tasks, and `tasks` (path → bound block)
     - `n_targets` target columns (D) and `c` logits (C); `slices` (path → `Slices`), `target_slices` (a slice a task)
     - `families`: tasks that are computed together; `geometry`: coordinates that follow the transforms of a picture
+    - `mirror`: what a mirror does to target columns, `mirror_of_acts` to activations; `follows`: both, as it travels
+      with each item
     - `units`: natural values of 0 on the loss scale, and the span from there to 1, each `(D,)`
-    - once the training rows are known: `constants` (path → what the trivial predictor says), `untold`"""
+    - once the training rows are known: `constants` (path → what the trivial predictor says), `untold`,
+      `loss_units` (path → what the loss of the task is divided by; 1 where it does not stand)"""
 
     untold: Mapping = MappingProxyType({})  # what no training row shows: path → its labels, or () for the whole task
+    loss_units: Mapping = MappingProxyType({})  # see `learn_units`; files of before have none
 
     def __init__(
         self,
@@ -42,12 +47,14 @@ class BoundFlow:
         df: pd.DataFrame,  # The whole table
         train_idx=None,  # Positions of the training rows; None: all
     ):
-        self.flow, self.untold, plan = flow, {}, Plan(flow)
+        self.flow, self.untold, self.loss_units, plan = flow, {}, {}, Plan(flow)
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
         bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
+        bound = bind_partners(plan, bound, df, train)
         learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
+        check_conditions(self.plan)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(block.fits_class_weights for block in self.plan.blocks):
@@ -55,8 +62,13 @@ class BoundFlow:
             self.lay_out()  # the grouping into families depends on these weights
 
     def __repr__(self):
-        rows = [(path, type(block).__name__, block.describe(), self._given(path)) for path, block in self.tasks.items()]
-        widths = [*(max(map(len, column)) for column in list(zip(*rows))[:3]), 0]
+        rows = [
+            (path, type(block).__name__, block.describe(), self._weighs(path), self._given(path))
+            for path, block in self.tasks.items()
+        ]
+        if not any(weighs for *_, weighs, _ in rows):
+            rows = [(*row[:3], row[4]) for row in rows]
+        widths = [*(max(map(len, column)) for column in list(zip(*rows))[:-1]), 0]
         lines = ['  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
         head = f"{self.flow.name}: {len(rows)} tasks, {self.n_targets} target columns, {self.c} logits"
         return '\n'.join([head, *lines])
@@ -126,7 +138,11 @@ def lay_out(self: BoundFlow):
     logits = dict(zip(by_family, consecutive([n_logits[i] for i in by_family])))
     self.slices = {path: Slices(targets[i], logits[i], acts[i]) for i, path in enumerate(self.paths)}
     self.target_slices = targets
-    self.geometry = Geometry.of(blocks, targets)  # None: no task has coordinates
+    mirrors = [block.mirror_columns() for block in blocks]
+    self.mirror = MirrorRule.of(mirrors, targets, self.plan.partners)  # None: a mirror changes nothing
+    self.mirror_of_acts = rule_of_acts(blocks, mirrors, acts, self.plan.partners)
+    self.geometry = Geometry.of(blocks, targets, self.mirror)  # None: no task has coordinates
+    self.follows = self.geometry or (self.mirror and Geometry(mirror=self.mirror))  # None: nothing follows pictures
     self.units = units_of(blocks)
 
 # %% ../../nbs/core/bound.ipynb #e098c363
@@ -184,6 +200,13 @@ def named(
 def needs(self: BoundFlow, path):
     "All that must hold for the task at `path` to be asked, as one condition; None: it always is"
     return all_of(self.plan.conds[g] for g in self.plan.gates[self.plan.index[path]])
+
+
+@patch
+def _weighs(self: BoundFlow, path):
+    "Weight and unit of the task at `path` in words, those that are not 1"
+    numbers = dict(weight=self.tasks[path].weight, unit=self.loss_units.get(path, 1.0))
+    return ', '.join(f'{name} {number:.3g}' for name, number in numbers.items() if number != 1)
 
 
 @patch

@@ -51,6 +51,7 @@ def split_words(
     found, at = [], 0
     while at < len(text):
         match = part.match(text, at)
+        assert match  # its last alternative is the empty text
         quoted, plain = match[1], match[2]
         found.append(plain if quoted is None else quoted.replace('""', '"').strip())
         at = match.end()

@@ -10,8 +10,8 @@ from itertools import islice
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['FlowError', 'FlowWarning', 'row_name', 'RowsOf', 'check_name', 'check_features', 'check_weight_col', 'check_vocab',
-           'halved', 'shortly', 'plain_number', 'check_column', 'near']
+__all__ = ['FlowError', 'FlowWarning', 'row_name', 'RowsOf', 'check_name', 'check_features', 'check_normalise',
+           'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number', 'check_column', 'near']
 
 # %% ../../nbs/core/errors.ipynb #1de259dd
 class FlowError(ValueError):
@@ -97,6 +97,13 @@ def check_features(name, features):
     "A branch is called by a word"
     if features is not None and (not isinstance(features, str) or not features.isidentifier()):
         raise FlowError(f"'{name}': features={features!r} must be the name of a branch, such as 'face'")
+
+
+def check_normalise(name, normalise):
+    "Losses are divided by their units, or not, or as the flow around says"
+    if any(normalise is choice for choice in (None, True, False)):
+        return normalise
+    raise FlowError(f"'{name}': normalise={normalise!r} must be True or False, or None to take over what its flow says")
 
 
 def check_weight_col(name, col):

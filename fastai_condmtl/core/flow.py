@@ -6,10 +6,11 @@
 from __future__ import annotations
 from copy import copy
 from types import FunctionType
-from .errors import FlowError, check_features, check_name, check_weight_col, near
+from .errors import FlowError, check_features, check_name, check_normalise, check_weight_col, near
 from .not_asked import check_na
 from .conditions import Condition, as_condition, both
 from .block import ConditionalBlock, given_by
+from .mirror import check_places
 from .mask_labels import MASKS, is_mask_block
 
 # %% auto #0
@@ -25,6 +26,8 @@ class Flow:
 
     weight_col = None
     na = None
+    normalise = None
+    mirror: list | bool | None = None  # pairs of what changes places in a mirror; False: nothing does
     note: str | list | None = None  # a remark of whoever made the flow, or a list of them
 
     def __init__(
@@ -40,18 +43,25 @@ class Flow:
         # Values that stand where a question was not asked, such as ('none', -1): such cells are blank (for the tasks
         # inside that do not name their own; na=() on a task takes none)
         na=None,
+        # True: the loss of each task of numbers is divided by its unit, what the best constant loses on the training
+        # rows (for the tasks inside that do not say it themselves); False: losses as they are; by default True
+        normalise: bool = None,
         # Outermost flow only. True: a label implies that its condition held, which fills missing labels that others are
         # conditioned on; 'train': filled labels also train their own task
         infer_labels=False,
+        # Pairs of tasks or flows inside that change places in a mirrored picture: `[('left_eye', 'right_eye')]`; False:
+        # a mirror changes nothing in here
+        mirror=None,
     ):
         check_name(name, 'flow')
         check_features(name, features)
         self.features, self.weight_col, self.na = features, check_weight_col(name, weight_col), check_na(name, na)
+        self.normalise = check_normalise(name, normalise)
         check_tasks(name, tasks)
         check_infer_labels(name, infer_labels)
         self.name, self.tasks = name, tasks
         self.given = None if given is None else as_condition(given)
-        self.infer_labels = infer_labels
+        self.infer_labels, self.mirror = infer_labels, check_places(name, mirror)
 
     def __or__(self, cond):
         conditioned = copy(self)

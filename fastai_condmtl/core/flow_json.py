@@ -188,9 +188,10 @@ def _entry(t):
         features = {} if t.features is None else dict(features=t.features)
         weights = {} if t.weight_col is None else dict(weight_col=t.weight_col)
         na = {} if t.na is None else dict(na=to_jsonable(t.na))
-        return dict(
-            flow=t.name, **common, **infer, **features, **weights, **na, **note, tasks=[_entry(x) for x in t.tasks]
-        )
+        mirror = {} if t.mirror is None else dict(mirror=t.mirror)
+        normalise = {} if t.normalise is None else dict(normalise=t.normalise)
+        options = dict(**infer, **features, **weights, **na, **normalise, **mirror)
+        return dict(flow=t.name, **common, **options, **note, tasks=[_entry(x) for x in t.tasks])
     return dict(name=t.name, block=block_name(type(t)), **common, **block_config(t), **note)
 
 
@@ -308,17 +309,18 @@ def _read_given(text, here):
         raise FlowError(f"the condition of '{here}': {e}") from None
 
 # %% ../../nbs/core/flow_json.ipynb #d7fedd4f
+_flow_keys = ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'na', 'normalise', 'mirror', 'note']
+
+
 def _read_flow(d, name, given, here, root):
     tasks = d.pop('tasks', None)
     if not isinstance(tasks, list) or not tasks:
         raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
     infer, features, weight_col = d.pop('infer_labels', False), d.pop('features', None), d.pop('weight_col', None)
-    na = from_jsonable(d.pop('na', None))
+    na, normalise = from_jsonable(d.pop('na', None)), d.pop('normalise', None)
+    mirror = d.pop('mirror', None)
     if d:
-        raise FlowError(
-            f"flow '{here}': {next(iter(d))!r} is not known: "
-            f"{near(next(iter(d)), ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'na', 'note'])}"
-        )
+        raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), _flow_keys)}")
     return Flow(
         name,
         *[_read_entry(t, '' if root else here) for t in tasks],
@@ -327,6 +329,8 @@ def _read_flow(d, name, given, here, root):
         features=features,
         weight_col=weight_col,
         na=na,
+        normalise=normalise,
+        mirror=mirror,
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
+from .mirror_rule import MirrorRule
 
 # %% auto #0
 __all__ = ['Geometry', 'Frame']
@@ -17,7 +18,7 @@ class Geometry:
 
     points: tuple = ()  # Columns of points
     boxes: tuple = ()  # Columns of boxes, four a box: left, top, right, bottom
-    mirror: tuple = ()  # Where each column of the target comes from in a mirrored picture; empty: all stay
+    mirror: MirrorRule | None = None  # What a mirror does to all columns of the target; None: all stay
     clamped: tuple = ()  # Columns of points that are moved to the edge when they leave the picture; others are masked
     names: tuple = ()  # Paths of the tasks, for errors
     keep: bool = False  # Let points outside be
@@ -32,6 +33,7 @@ class Geometry:
         cls,
         blocks,  # Bound blocks
         slices,  # Their target columns
+        mirror=None,  # What a mirror does to them
     ):  # None where no block has coordinates
         "The geometry of a flow"
         columns = [(block, tuple(range(s.start, s.stop))) for block, s in zip(blocks, slices)]
@@ -42,7 +44,7 @@ class Geometry:
         return cls(
             points=_joined(points),
             boxes=_joined(boxes),
-            mirror=_mirror(points, slices[-1].stop),
+            mirror=mirror,
             clamped=_joined([(block, own) for block, own in points if block.outside == 'clamp']),
             names=tuple(block.path for block, _ in points + boxes),
         )
@@ -51,17 +53,6 @@ class Geometry:
 def _joined(blocks):
     "The columns of several blocks as one tuple"
     return tuple(column for _, columns in blocks for column in columns)
-
-
-def _mirror(points, n_targets):
-    "Where each of `n_targets` columns comes from when left and right change places; empty: all stay"
-    pairs = [(columns, pair) for block, columns in points for pair in block.swaps()]
-    mirror = list(range(n_targets))
-    for columns, (left, right) in pairs:
-        for axis in (0, 1):
-            at, other = columns[2 * left + axis], columns[2 * right + axis]
-            mirror[at], mirror[other] = other, at
-    return tuple(mirror) if pairs else ()
 
 # %% ../../nbs/core/geometry.ipynb #ef955daa
 class Frame:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 from typing import Any
 import numpy as np
+from .best_constant import search_logits
 from .block_errors import label_error, required
 from .conditions import Comparable
+from .mirror import TaskMirror
 from .question_values import check_op
 
 # %% auto #0
@@ -30,6 +32,7 @@ class BlockFields(Comparable):
     weight_col: str | None = None  # the column with a weight a row
     na: tuple | None = None  # values that stand for a blank (known once bound)
     kept_as: dict = {}  # for files: argument → the attribute that keeps it
+    mirror: Any = None  # what a mirror does to its labels; False: nothing, None: nothing was said
     vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
     n_out = 1  # logits of a target column
     exact = True  # True if a decision is right or wrong (classes), False if near or far (numbers)
@@ -142,6 +145,9 @@ class NetworkHooks(BlockFields):
 
     # of several target columns: the loss is the mean over `rows` of each row's mean, or over all `cells` that count
     reduce = 'rows'
+    # True if the loss is of numbers, with one logit a column: it is divided by what the best constant loses
+    has_unit = False
+    normalise: bool | None = None  # False: the loss as it is, without a unit; None: as the flow says
 
     @property
     def family(self):
@@ -171,6 +177,13 @@ class NetworkHooks(BlockFields):
         if self.n_out == 1:
             return vals
         return vals.new_zeros(*vals.shape, self.n_out).scatter_(-1, vals.long()[..., None], 1.0).flatten(1)
+
+    def trivial_logits(self, values, weights):
+        """Logits `(W*n_out,)` at which the loss is least if all rows have the same: a network starts there
+
+        Of loss-scale values, and of what each cell weighs in the loss (0 where it does not count), both `(N, W)`. By
+        default they are searched"""
+        return search_logits(self, values, weights)
 
 # %% ../../nbs/core/hooks.ipynb #5d424775
 class ParamHooks(BlockFields):
@@ -353,10 +366,20 @@ class PictureHooks(BlockFields):
     per_column = False  # True if each coordinate has a column of the table
     outside = 'clip'  # what becomes of a coordinate that leaves the picture
     flip_pairs: tuple | list = ()  # names of points that change places in a mirror
+    mirrors: tuple = ()  # what `mirror` may be, of `pairs` (of labels), `reverse`, `negate`
 
     def swaps(self):
         "Pairs of numbers of points that change places in a mirror"
         return []
+
+    def mirror_columns(self):
+        "What a mirror does to the target columns, a `TaskMirror`; called on a bound block"
+        return TaskMirror(tuple(range(self.n_targets)))
+
+    def question_key(self, op, value, in_mirror=False):
+        """An atom with its natural value as something that can be compared: equal for questions that are the same;
+        `in_mirror`: the question whose answer in the mirror is that of this one in the picture"""
+        return op, repr(value)
 
     def shapes(self, vals, known):
         "What is drawn of one row `(W,)`, shares of the picture: `{name: (x, y) or (x, y, width, height)}`"

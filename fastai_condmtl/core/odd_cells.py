@@ -169,10 +169,10 @@ def find_mixed(cells: TaskCells) -> list:
         return []
     fewer = np.flatnonzero(is_number if is_number.sum() <= is_word.sum() else is_word)
     what = 'numbers among words' if is_number.sum() <= is_word.sum() else 'words among numbers'
-    fewer = [j for j in fewer if cells.n_rows[j]]
-    text = f"{', '.join(shortly(cells.names[j], 30) for j in fewer[:3])} {'…' if len(fewer) > 3 else ''}are {what}"
+    in_rows = [j for j in fewer if cells.n_rows[j]]
+    text = f"{', '.join(shortly(cells.names[j], 30) for j in in_rows[:3])} {'…' if len(in_rows) > 3 else ''}are {what}"
     fix = "correct them if they were not meant, or name all with vocab="
-    return [cells.odd('mixed', text.replace('  ', ' '), fix, cells.rows(fewer), serious=False)] if fewer else []
+    return [cells.odd('mixed', text.replace('  ', ' '), fix, cells.rows(in_rows), serious=False)] if in_rows else []
 
 # %% ../../nbs/core/odd_cells.ipynb #03a343ef
 def find_sentinel_names(cells: TaskCells) -> list:

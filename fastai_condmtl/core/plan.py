@@ -15,32 +15,21 @@ from .conditions import Condition, Atom, Not, And, AnyOf, conjuncts, atoms, klee
 from .question_values import check_op
 from .block import ConditionalBlock
 from .flow import Flow, walk, inherited, Names
+from .mirror import partners_of
 from .nesting import check_parents, class_of, differs, known_atom, nest_atom, nests_of
 
 # %% auto #0
-__all__ = [
-    'Plan',
-    'check_depth',
-    'parts_of',
-    'check_columns',
-    'errors_say_condition',
-    'in_order',
-    'circle_error',
-    'with_values',
-    'not_boolean',
-    'infer',
-    'implied_by',
-    'Implied',
-]
-
+__all__ = ['Plan', 'check_depth', 'parts_of', 'check_columns', 'errors_say_condition', 'in_order', 'circle_error', 'with_values',
+           'not_boolean', 'infer', 'implied_by', 'Implied']
 
 # %% ../../nbs/core/plan.ipynb #d5ff96e3
 class Plan:
     """A checked flow. Tasks are numbered in the order of writing
 
     - lists with one entry a task: `paths`, `blocks`, `gates` (indices into `conds`; all must hold), `features` (the
-      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank), `uses`
-      (tasks whose activations its head reads)
+      branch that its head reads; None: the stock head), `weight_cols`, `nas` (values that stand for a blank),
+      `normalised` (True where the loss is divided by its unit), `uses` (tasks whose activations its head reads),
+      `partners` (the task that takes its place in a mirror, its own number where it stays)
     - `conds`: the conditions, each once, with paths for names
     - `order`: the tasks, sorted so that each comes after those that its conditions ask; `use_order`: after those in
       its `uses`
@@ -65,6 +54,8 @@ class Plan:
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.nas = list(inherited(flow, 'na', flow.na))
+        self.partners = partners_of(flow, self.paths)
+        self.normalised = list(inherited(flow, 'normalise', flow.normalise is not False))
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
         self.use_order = in_order(self.uses, paths, 'heads')
 
@@ -72,7 +63,6 @@ class Plan:
         "The tasks whose activations the head of a block reads"
         found = [self.names.find(name, path.rpartition('.')[0], f"'{path}' uses") for name in block.uses]
         return tuple(dict.fromkeys(self.index[other] for other in found))
-
 
 # %% ../../nbs/core/plan.ipynb #3feff6d0
 def check_depth(flow, flows=200, conds=100):
@@ -113,7 +103,6 @@ def check_columns(paths, blocks):
                 "meant with col="
             )
         readers[block.name] = path
-
 
 # %% ../../nbs/core/plan.ipynb #ac2e1380
 @patch
@@ -160,7 +149,6 @@ def errors_say_condition(cond, path):
     except FlowError as error:
         raise FlowError(f"the condition `{cond}` of '{path}': {error}") from None
 
-
 # %% ../../nbs/core/plan.ipynb #9ed1bc5f
 @patch
 def _check_blocks(self: Plan, path, cond, scope):
@@ -200,7 +188,6 @@ def _why_other_condition(self: Plan, atom, asked):
         f"If \"or\" was meant, write any_of({atom.task}, {atom.given}); else put the conditioned block into the flow"
     )
 
-
 # %% ../../nbs/core/plan.ipynb #b3979e9f
 @patch
 def _add_nests(self: Plan):
@@ -210,7 +197,6 @@ def _add_nests(self: Plan):
         self.nest_gates[len(self.conds)] = i
         self.gates[i] = (*self.gates[i], len(self.conds))
         self.conds.append(nest_atom(self, i))
-
 
 # %% ../../nbs/core/plan.ipynb #8d2dd17a
 @patch
@@ -228,7 +214,6 @@ def above(self: Plan, i):
         left += more
         found |= more
     return found
-
 
 # %% ../../nbs/core/plan.ipynb #4bda56f3
 def in_order(
@@ -263,7 +248,6 @@ def circle_error(needs, n_missing, paths, what):
     if asks and len(circle) == 2:  # a task that asks itself: another of its name was meant
         fix += ", or name the task that was meant by its path, task('...')"
     return FlowError(f"the {what} go round in a circle: {' needs '.join(map(repr, circle))}. {fix}")
-
 
 # %% ../../nbs/core/plan.ipynb #ef49ff79
 @patch
@@ -305,7 +289,6 @@ def with_values(
     if isinstance(cond, Not):
         return Not(with_values(cond.arg, values))
     return type(cond)(tuple(with_values(arg, values) for arg in cond.args))
-
 
 # %% ../../nbs/core/plan.ipynb #051a4f8b
 @patch
@@ -376,7 +359,6 @@ def states(
             res[i] = gates_state(self.gates[i], i if filled is not None and i in self.nests else None)
     return res
 
-
 # %% ../../nbs/core/plan.ipynb #abf161fa
 @patch
 def applicable(self: Plan, values, known, scaled=False, filled=None) -> list:
@@ -391,7 +373,6 @@ def not_boolean(answer, block, path):
         f"{getattr(answer, 'dtype', type(answer).__name__)}, not booleans: compare with operators (`vals[:,0] "
         "== v`), which NumPy arrays and tensors both know"
     )
-
 
 # %% ../../nbs/core/plan.ipynb #a9204f79
 def infer(
@@ -415,7 +396,6 @@ def infer(
                 implied[j] = Implied(vals[j].shape)
             implied[j].add(column, value, rows)
     return vals, known, clash
-
 
 # %% ../../nbs/core/plan.ipynb #7a67aa2d
 def implied_by(plan, i, vals):

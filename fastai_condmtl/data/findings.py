@@ -22,8 +22,8 @@ __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_c
            'none_of']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-KINDS = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
-KINDS += ODD_KINDS + ('torn', 'same_file')
+_label_kinds = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
+KINDS = (*_label_kinds, *ODD_KINDS, 'torn', 'same_file')
 
 
 @dataclass(frozen=True)

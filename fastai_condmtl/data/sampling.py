@@ -205,7 +205,7 @@ def table_of(ds):
 def encoded_rows(ds):
     "The `EncodedRows` of a data set; None where its target is no encoded flow"
     items = [getattr(part, 'items', None) for part in getattr(ds, 'tls', ())]
-    return next((o for o in items if isinstance(o, EncodedRows)), None)
+    return next((o for o in reversed(items) if isinstance(o, EncodedRows)), None)  # inputs may be encoded rows too
 
 # %% ../../nbs/data/sampling.ipynb #f634a7b7
 class Drawn:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/target_block.ipynb #fe7b4925
 from __future__ import annotations
+import sys
 from multiprocessing.context import get_spawning_popen
 import numpy as np, pandas as pd, torch
 from fastcore.all import patch, is_indexer, mask2idxs, L
@@ -16,11 +17,12 @@ from ..core.flow import Flow, inherited, leaves
 from ..core.stock import wraps_stock
 from ..core.mask_labels import MASKS, is_mask_block
 from ..core.bound import BoundFlow
+from ..core.mirror import has_mirror
 from ..core.odd_cells import warn_of_odd_cells
 from ..core.target import TensorConditional, as_table
 from ..core.prediction import FlowPrediction
 from ..core.applications import provided
-import fastai_condmtl.loss.conditional  # noqa: F401  the loss of a bound flow
+import fastai_condmtl.loss.unit  # noqa: F401  the loss of a bound flow, and its units
 
 # %% auto #0
 __all__ = ['EncodedRows', 'ConditionalLists', 'FlowTransform', 'flow_transform', 'columns_of', 'as_flow', 'FreshTransform',
@@ -34,7 +36,7 @@ class EncodedRows:
         self,
         y,  # Packed labels of the whole table
         idx=None,  # Positions of these rows in `y`; None: all
-        geo=None,  # `Geometry` of flows with points or boxes: travels with each row
+        geo=None,  # `Geometry` of flows whose labels follow the picture: travels with each row
     ):
         self.y, self.geo = y.as_subclass(torch.Tensor), geo
         if idx is None:
@@ -88,7 +90,7 @@ class ConditionalLists(TfmdLists):
     def __init__(self, items, tfms, **kwargs):
         if not isinstance(items, EncodedRows):
             tfm = next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, FlowTransform))
-            items = EncodedRows(tfm.encode_rows(items), geo=tfm.bound.geometry)
+            items = EncodedRows(tfm.encode_rows(items), geo=tfm.bound.follows)
         super().__init__(items, tfms, **kwargs)
 
     def __getitem__(self, i):
@@ -121,11 +123,12 @@ class FlowTransform(Transform):
         self.bound = BoundFlow(self.unbound, table, train)
         y = self.bound.encode(table)
         self.bound.learn_constants(y[torch.from_numpy(train)])
+        self.bound.learn_units(y[torch.from_numpy(train)])
         warn_of_odd_cells(self.bound, y, table)
-        items.items, items.__class__ = EncodedRows(y, geo=self.bound.geometry), ConditionalLists
+        items.items, items.__class__ = EncodedRows(y, geo=self.bound.follows), ConditionalLists
 
     def __call__(self, x, **kwargs):
-        return x if isinstance(x, TensorConditional) else EncodedRows(self.encode_rows([x]), geo=self.bound.geometry)[0]
+        return x if isinstance(x, TensorConditional) else EncodedRows(self.encode_rows([x]), geo=self.bound.follows)[0]
 
     def decode(self, x, **kwargs):
         if not isinstance(x, TensorConditional):
@@ -250,7 +253,7 @@ def type_tfms(self: Flow | ConditionalBlock):
 
 @patch(as_prop=True)
 def item_tfms(self: Flow | ConditionalBlock):
-    "For `DataBlock`: what scales points and boxes"
+    "For `DataBlock`: what lets labels follow the picture"
     return tfms_of_shapes(self, 'item')
 
 
@@ -261,26 +264,27 @@ def batch_tfms(self: Flow | ConditionalBlock):
 
 
 def tfms_of_shapes(flow, kind):
-    "Transforms that points and boxes need; nothing of vision is asked for unless a block has them"
-    blocks = list(leaves(as_flow(flow)))
-    return TfmsOfVision(blocks, kind) if any(block.geometry or block.draws for block in blocks) else []
+    "Transforms that points, boxes and mirrors need; nothing of vision is asked for unless a flow has them"
+    blocks, mirrored = list(leaves(as_flow(flow))), has_mirror(as_flow(flow))
+    follow = mirrored or any(block.geometry or block.draws for block in blocks)
+    return TfmsOfVision(blocks, kind, mirrored) if follow else []
 
 # %% ../../nbs/data/target_block.ipynb #81243e90
 class TfmsOfVision:
     """Transforms that vision adds for the blocks of a flow. They are asked for when the list is read: fastai takes
     an error of the attribute itself as no transforms"""
 
-    def __init__(self, blocks, kind):
-        self.blocks, self.kind = blocks, kind
+    def __init__(self, blocks, kind, mirrored=False):
+        self.blocks, self.kind, self.mirrored = blocks, kind, mirrored
 
     def __iter__(self):
         try:
             flow_tfms = provided('flow_tfms', 'vision')
         except FlowError:
-            if any(block.geometry for block in self.blocks):
+            if any(block.geometry for block in self.blocks) or self.mirrored and 'fastai.vision.augment' in sys.modules:
                 raise
-            return  # plain numbers that are drawn need no transform
-        yield from flow_tfms(self.blocks, self.kind)
+            return  # plain numbers that are drawn need no transform, and without pictures there is no mirror
+        yield from flow_tfms(self.blocks, self.kind, self.mirrored)
 
 # %% ../../nbs/data/target_block.ipynb #71bfde97
 def keep_only_batch(

@@ -123,7 +123,7 @@ def _mtfl_row(parts, where):
 
 def mtfl_flow(
     size=40,  # As for `read_mtfl`. None: each landmark a `KeypointsBlock`, which follows the transforms of the pictures
-    weight=20.0,  # Of each coordinate, whose squared error is small beside the losses of the attributes
+    weight=0.33,  # Of each landmark's coordinate, in units of its loss: ten of them weigh as much as three attributes
 ) -> Flow:
     "Four attributes and five landmarks; those on the far side of a profile are not asked"
     pose = SingleLabelBlock('pose', vocab=list(POSES))

@@ -8,6 +8,7 @@ import json
 from copy import copy
 import numpy as np, torch
 from fastcore.basics import patch
+from ..core.arguments import is_number_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError
 from ..core.flow import Flow
@@ -18,7 +19,7 @@ import fastai_condmtl.tasks.all  # noqa: F401  kinds that files name
 
 # %% auto #0
 __all__ = ['FROM_BINDING', 'MAX_LOGITS', 'RENAMED', 'learnt', 'write_value', 'read_value', 'check_states', 'bind_by_states',
-           'check_untold', 'give_learnt', 'may_be_learnt']
+           'check_units', 'check_untold', 'give_learnt', 'may_be_learnt']
 
 # %% ../../nbs/deploy/bound_dict.ipynb #bc8e155a
 FROM_BINDING = ('path', 'questions', 'given', 'name', 'col', 'weight')  # set from the flow, without a table
@@ -32,6 +33,7 @@ def to_dict(self: BoundFlow) -> dict:
         flow=json.loads(self.flow.to_json()),
         learnt={path: learnt(block, before) for (path, block), before in zip(self.tasks.items(), unbound)},
         untold={path: [write_value(label) for label in labels] for path, labels in self.untold.items()},
+        loss_units=dict(self.loss_units),
     )
 
 
@@ -110,6 +112,7 @@ def from_dict(
     untold = data.get('untold', {})
     check_untold(bound, untold)
     bound.untold = {path: tuple(read_value(label) for label in labels) for path, labels in untold.items()}
+    bound.loss_units = check_units(bound, data.get('loss_units', {}))  # files of before have none
     return bound
 
 
@@ -132,6 +135,17 @@ def bind_by_states(bound, plan, states):
     if n_logits > MAX_LOGITS:
         raise FlowError(f"{n_logits} logits")
     bound.lay_out()
+
+
+def check_units(bound, units):
+    "The units of losses, if they are positive numbers of tasks of the flow"
+    fits = isinstance(units, dict) and all(path in bound.paths for path in units)
+    if not fits or not all(is_number_of(unit) and unit > 0 for unit in units.values()):
+        raise FlowError(
+            f"what the file says of units of losses does not fit flow '{bound.flow.name}': write the file with "
+            "learn.save_safe"
+        )
+    return {path: float(unit) for path, unit in units.items()}
 
 
 def check_untold(bound, untold):

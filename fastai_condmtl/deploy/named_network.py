@@ -10,6 +10,8 @@ from ..core.bound import BoundFlow
 from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..learn.heads import Branch, conditional_head, needs_heads, stock_logits
+from ..learn.last_layers import add_biases, have_biases, last_layers
+from ..learn.state import flow_of
 
 # %% auto #0
 __all__ = ['HEAD_ARGUMENTS', 'LARGEST', 'network_config', 'branch_config', 'plain_argument', 'is_arch', 'make_network',
@@ -33,7 +35,8 @@ def network_config(
         return None
     given = {key: getattr(learn, key, None) for key in HEAD_ARGUMENTS}
     arguments = {key: plain_argument(value) for key, value in given.items() if value is not None}
-    return dict(arch=name, timm=isinstance(arch, str), branches=branches, args=arguments)
+    bias = {'bias': True} if have_biases(last_layers(learn.model, flow_of(learn))) else {}
+    return dict(arch=name, timm=isinstance(arch, str), branches=branches, args=arguments, **bias)
 
 
 def branch_config(branch):
@@ -79,6 +82,8 @@ def make_network(
         model = create_vision_model(getattr(tv, arch), n_out, pretrained=False, **arguments)
     if has_heads:
         put_heads(model, flow, branches, int(arguments.get('n_in', 3)))
+    if config.get('bias'):
+        add_biases(last_layers(model, flow))
     return model.eval()
 
 
@@ -106,7 +111,7 @@ def why_not_config(config) -> str | None:
         return wrong_arguments
     if not isinstance(branches, dict) or not all(is_branch(branch) for branch in branches.values()):
         return f"the file gives the network branches {branches!r}: write it with learn.save_safe"
-    if not all(is_argument(value) for value in arguments.values()):
+    if not all(is_argument(value) for value in arguments.values()) or config.get('bias') not in (None, True):
         return wrong_arguments
     return None
 

@@ -15,17 +15,18 @@ from fastai_condmtl.tasks.thresholds import (
     gain,
     score_of_counts,
     threshold_interval,
+    threshold_scores,
 )
 
 # %% auto #0
-__all__ = ['Aim', 'as_aim', 'check_pooled', 'aims', 'own_metrics', 'tune_task']
+__all__ = ['Aim', 'as_aim', 'headline_of', 'check_pooled', 'aims', 'own_metrics', 'tune_task']
 
 # %% ../../nbs/evaluate/task_threshold.ipynb #b96e61cd
 @dataclass(frozen=True)
 class Aim:
     "What a threshold is searched for"
 
-    metric: object = 'f1_score'
+    metric: object = 'accuracy'
     constraint: tuple | None = None
     average: str | None = None  # `micro`: the counts of all labels together
 
@@ -36,21 +37,29 @@ class Aim:
         return name + ('' if self.constraint is None else f' given {self.constraint[0]} >= {self.constraint[1]:g}')
 
 
-def as_aim(metric, constraint=None) -> Aim:
-    "A metric, or a dict of `metric` and `constraint`, checked"
+def as_aim(metric, constraint=None, block=None) -> Aim:
+    "A metric, or a dict of `metric` and `constraint`, checked; `headline` is that of a `block`"
     if isinstance(metric, Aim):
         return metric
     if isinstance(metric, dict):
         if wrong := set(metric) - {'metric', 'constraint'}:
             raise FlowError(f"tune={metric!r}: {near(wrong.pop(), ['metric', 'constraint'])}")
-        metric, constraint = metric.get('metric', 'f1_score'), metric.get('constraint', constraint)
+        metric, constraint = metric.get('metric', 'headline'), metric.get('constraint', constraint)
     as_constraint(constraint)
+    if isinstance(metric, str) and metric == 'headline':
+        metric = 'accuracy' if block is None else headline_of(block)
     name = aliases.get(metric, metric) if isinstance(metric, str) else metric
     if isinstance(name, str) and name == 'f1_micro':
         check_pooled(constraint)
         return Aim('f1_score', None, 'micro')
     score_of_counts(name)
     return Aim(name, constraint)
+
+
+def headline_of(block) -> str:
+    "The headline score of a task, as far as a threshold decides it; else accuracy"
+    name = aliases.get(block.metrics[0], block.metrics[0]) if block.metrics else ''
+    return name if name in threshold_scores or name == 'f1_micro' else 'accuracy'
 
 
 def check_pooled(constraint):
@@ -62,29 +71,31 @@ def check_pooled(constraint):
         )
 
 # %% ../../nbs/evaluate/task_threshold.ipynb #8c985d14
-def aims(flow, metric='f1_score', constraint=None, gates='balanced_accuracy', tasks=None) -> dict:
+def aims(flow, metric='headline', constraint=None, gates=None, tasks=None) -> dict:
     """Task path → `Aim`, parents before children, without the tasks that are left alone; wrong names are errors
     before anything is trained"""
     if isinstance(metric, dict) and not set(metric) <= {'metric', 'constraint'}:
-        metric, tasks = 'f1_score', {**metric, **(tasks or {})}  # tune={task: metric}
-    own, default = own_metrics(flow, tasks), as_aim(metric, constraint)
-    of_gates = default if gates is None or constraint is not None else as_aim(gates)
+        metric, tasks = 'headline', {**metric, **(tasks or {})}  # tune={task: metric}
+    own = own_metrics(flow, tasks)
+    as_aim(metric, constraint), None if gates is None else as_aim(gates)  # wrong names, whatever the tasks are
+    gates = None if constraint is not None else gates
     gate_tasks = {j for i in range(len(flow.paths)) for j in flow.plan.needs(i)}
     res = {}
     for i in flow.plan.order:
         path, block = flow.paths[i], flow.plan.blocks[i]
         wanted = own.get(path, block.tune) if block.thresholded and not block.soft else None
         if isinstance(wanted, str) and wanted == 'auto':
-            res[path] = of_gates if i in gate_tasks else default
+            is_gate = gates is not None and i in gate_tasks
+            res[path] = _aim_of(path, block, gates) if is_gate else _aim_of(path, block, metric, constraint)
         elif wanted is not None:
-            res[path] = _aim_of(path, wanted)
+            res[path] = _aim_of(path, block, wanted)
     return res
 
 
-def _aim_of(path, metric):
+def _aim_of(path, block, metric, constraint=None):
     "`as_aim`, with the task in the error"
     try:
-        return as_aim(metric)
+        return as_aim(metric, constraint, block)
     except FlowError as e:
         raise FlowError(f"task '{path}': {e}") from None
 

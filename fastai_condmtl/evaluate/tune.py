@@ -27,10 +27,12 @@ __all__ = ['COLUMNS', 'search', 'in_force', 'Tuned', 'cross_fitted', 'check_plot
 @patch
 def search_thresholds(
     self: Learner,
-    metric='f1_score',  # What to maximise; see `best_threshold`, also `'f1_micro'`
+    # What to maximise: `headline`, the score that each task is shown with first; or see `best_threshold`, `'f1_micro'`
+    metric='headline',
     constraint=None,  # Only rules that meet it, e.g. `('precision', .9)`
-    # What to maximise for tasks that others are conditioned on; None: `metric`, as with a constraint
-    gates='balanced_accuracy',
+    # What to maximise for tasks that others are conditioned on, such as 'balanced_accuracy'; None, or with a
+    # constraint: `metric`
+    gates=None,
     # Task (path or leaf name) → metric of its own (or dict of `metric` and `constraint`); None leaves it alone
     tasks: dict = None,
     n_boot: int = 0,  # Bootstrap draws for `ci_low` and `ci_high` of the threshold; 0: none
@@ -152,7 +154,7 @@ def _by_other_folds(tuned, data, now, moved, groups):
 def plot_threshold(
     self: Learner,
     task,  # Path or leaf name
-    metric=None,  # By default what the task was tuned for, else F1
+    metric=None,  # By default what the task was tuned for, else its headline
     label=None,  # Of a multi-label task; by default all labels
     n_boot: int = 200,  # Bootstrap draws for the band (95 %); 0: none
     dl=None,
@@ -166,7 +168,8 @@ def plot_threshold(
     loss = loss_of(self)
     path = check_plottable(flow_of(self), task, label)
     block, tuned = loss.flow.tasks[path], loss.tuned.get(path)
-    aim = as_aim(metric) if metric is not None else getattr(tuned, 'aim', Aim())
+    aim = as_aim('headline', block=block) if tuned is None else tuned.aim
+    aim = aim if metric is None else as_aim(metric, block=block)
     acc = collect(self, dl, ds_idx) if acc is None else acc
     (probs, truth, mask), groups = _data(acc, path), acc.groups if n_boot else None
     if ax is None:

@@ -4,12 +4,16 @@
 
 # %% ../../nbs/learn/learner.ipynb #ed3eded4
 from __future__ import annotations
+import sys
+from contextlib import nullcontext
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
+from fastai.torch_core import get_random_states, set_random_states
 from .saving import atomic_save as save_whole, travelling
 from ..core.bound import BoundFlow
 from ..core.prediction import FlowPrediction
+from ..core.target import packed
 from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
@@ -22,7 +26,7 @@ from .accumulate import Picked, every_row
 import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['predict', 'frames_of', 'show_results', 'tta', 'export', 'learn_shapes']
+__all__ = ['predict', 'frames_of', 'show_results', 'tta', 'export', 'learn_shapes', 'targets_as_read']
 
 # %% ../../nbs/learn/learner.ipynb #a6c56a27
 @wraps_stock(Learner)
@@ -85,10 +89,16 @@ def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs
 
 @wraps_stock(Learner)
 def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
-    "Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame"
+    """Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame.
+    What follows the picture (coordinates, `mirror=`) is moved back from each view"""
     check_views(self, ds_idx, dl, *args, **kwargs)
+    dl, flow = as_loader(self, dl), getattr(self.dls, 'flow', None)
     with every_row(self):
-        return stock(self, ds_idx, as_loader(self, dl), *args, **kwargs)
+        if 'fastai.vision.augment' in sys.modules and getattr(flow, 'follows', None) is not None:
+            own = self.dls[ds_idx].new(shuffled=False, drop_last=False) if dl is None else dl
+            if provided('shows_pictures', 'vision')(own):
+                return provided('tta_of_views', 'vision')(self, own, *args, **kwargs)
+        return stock(self, ds_idx, dl, *args, **kwargs)
 
 # %% ../../nbs/learn/learner.ipynb #7eb52e7f
 @wraps_stock(Learner)
@@ -109,24 +119,36 @@ def export(stock, self, fname='export.pkl', **kwargs):
 
 def learn_shapes(
     learn,  # Learner whose data has a flow
-    max_n: int = 500,  # Training rows to look at, evenly spread
+    y=None,  # What `targets_as_read` gives, where that is known
+    units: bool = False,  # True: learn the units of their losses, too
 ):
     """Set what the trivial predictor says of points and boxes: mean and median of training rows, read as a validation
-    set would read them. This happens once, on first use or on export, since it opens the pictures"""
+    set would read them. This happens once, since it opens the pictures: where a learner is made by us, else on first
+    use or on export"""
     flow, ds = flow_of(learn), learn.dls.train_ds
     paths = [path for path, block in flow.tasks.items() if block.geometry and flow.constants[path] is None]
-    if not paths or not len(ds):
+    without = [path for path in flow.with_unit() if flow.tasks[path].geometry and path not in flow.loss_units]
+    without = without if units else []
+    if not (paths or without) or not len(ds):
         return
-    rows = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
-    values, mask = _validation_targets(learn, rows).numpy().transpose(1, 0, 2)
+    y = targets_as_read(learn) if y is None else y
+    values, mask = y.numpy().transpose(1, 0, 2)
     for path in paths:
         columns = flow.slices[path].targets
         flow.constants[path] = flow.tasks[path].shape_constant(values[:, columns], mask[:, columns])
+    flow.learn_units(y, without)
 
 
-def _validation_targets(learn, rows):
-    "Packed targets `(len(rows), 2, D)` of training rows, with the transforms of the validation set"
-    ds = learn.dls.train_ds
-    with ds.set_split_idx(1):
-        dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(rows), num_workers=0)
-        return torch.cat([batch[-1].as_subclass(torch.Tensor).cpu() for batch in dl])
+def targets_as_read(
+    learn,  # Learner whose data has a flow
+    max_n: int = 500,  # Training rows to look at, evenly spread
+):
+    "Packed targets `(n, 2, D)` of training rows, with the transforms of the validation set"
+    ds, states = learn.dls.train_ds, get_random_states()
+    rows = np.unique(np.linspace(0, len(ds) - 1, min(max_n, len(ds))).astype(int)).tolist()
+    try:
+        with ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
+            dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False, get_idxs=Picked(rows), num_workers=0)
+            return torch.cat([packed(batch[-1].as_subclass(torch.Tensor).cpu()) for batch in dl])
+    finally:
+        set_random_states(**states)  # a loader draws a seed: the training goes as it would have gone

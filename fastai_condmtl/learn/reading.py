@@ -93,7 +93,7 @@ def _own_labels(tl, tfm, own):
     y = reread(tl.items.packed(), tfm.bound, own.bound)
     new = copy(tfm)
     new.unbound, new.bound = own.unbound, own.bound
-    return with_transform(tl, tfm, new, EncodedRows(y, geo=own.bound.geometry))
+    return with_transform(tl, tfm, new, EncodedRows(y, geo=own.bound.follows))
 
 
 def with_transform(

@@ -17,11 +17,12 @@ from ..core.errors import FlowWarning
 from .guard import before_fit_check
 from ..data.source_tfms import SourceTfms
 from ..core.bound import BoundFlow
+from ..core.flow import Flow
 from ..core.applications import provided
 
 # %% auto #0
-__all__ = ['speaks_of', 'words_of', 'exchanged', 'Mirror', 'mirrors_of', 'side_labels', 'sideless_pairs', 'check_sides',
-           'tfms_of', 'told_sides', 'check_views']
+__all__ = ['speaks_of', 'words_of', 'exchanged', 'Mirror', 'mirrors_of', 'side_labels', 'not_asked', 'sideless_pairs',
+           'check_sides', 'tfms_of', 'told_sides', 'check_views']
 
 # %% ../../nbs/learn/sides.ipynb #624d83c7
 # What a transform changes: `across` exchanges left and right, `upright` top and bottom, `handed` the sense of rotation
@@ -175,15 +176,19 @@ def side_labels(
 ) -> dict:
     """Path of each task whose name, column or labels speak of what is exchanged → these labels, empty where its
     name does"""
-    tasks = {path: block for path, block in flow.tasks.items() if not block.self_supervised}
+    silent = not_asked(flow)
+    tasks = {p: block for p, block in flow.tasks.items() if not (block.self_supervised or p in silent)}
     # points and boxes have columns of coordinates, which move with the picture
     names = {path: {path} if block.geometry else {path, *map(str, block.cols)} for path, block in tasks.items()}
     others = {words_of(name) for texts in names.values() for name in texts}
     numbers = {path: words_of(path) for path, block in flow.tasks.items() if _is_number(block)}
-    res = {}
+    changing, res = _changing(flow), {}
     for path, texts in names.items():
         answers = _side_answers(tasks[path], ways)
-        if answers or any(speaks_of(name, ways, others) for name in texts) or _is_direction(path, numbers, ways):
+        if path in changing:  # then its name is spoken for, and labels that its mirror= exchanges
+            if answers:
+                res[path] = answers
+        elif answers or any(speaks_of(name, ways, others) for name in texts) or _is_direction(path, numbers, ways):
             res[path] = answers
     return res
 
@@ -197,7 +202,38 @@ def _side_answers(block, ways):
     "Classes, labels or words of a block that speak of what is exchanged"
     vocab = [v for v in block.vocab or () if isinstance(v, str)]
     others = {words_of(v) for v in vocab}
-    return [v for v in vocab if speaks_of(v, ways, others)]
+    follows = _follows_mirror(block)
+    return [v for v in vocab if v not in follows and speaks_of(v, ways, others)]
+
+
+def _follows_mirror(block):
+    "Labels of a block that its mirror= exchanges or reverses"
+    if isinstance(block.mirror, list):
+        return [label for pair in block.mirror for label in pair]
+    return list(block.vocab or ()) if block.mirror else []
+
+
+def _changing(flow) -> set:
+    "Paths of the tasks whose labels a mirror changes, or which change places"
+    partners = zip(flow.paths, flow.plan.partners)
+    moved = {path for path, other in partners if flow.paths[other] != path}
+    return moved | {path for path, block in flow.tasks.items() if block.mirror}
+
+
+def not_asked(flow) -> set:
+    "Paths of the tasks of which mirror=False says that a mirror leaves them as they are"
+    said = _said_nothing(flow.flow, flow.flow.mirror is False)
+    return {path for path, is_said in zip(flow.paths, said) if is_said}
+
+
+def _said_nothing(flow, around):
+    "For each task whether mirror=False is said of it, or of a flow around it, in order of writing"
+    for part in flow.tasks:
+        here = part.mirror is False or around and not part.mirror
+        if isinstance(part, Flow):
+            yield from _said_nothing(part, here)
+        else:
+            yield here
 
 
 def _is_direction(path, numbers, ways):
@@ -257,7 +293,11 @@ def told_sides(
 ) -> list:
     "A sentence for each thing that is wrong with a flow under these transforms"
     mirrors = mirrors_of(tfms)
-    return _told_labels(flow, mirrors) + _told_points(flow, [m for m in mirrors if 'handed' in m.ways])
+    return (
+        _told_upright(flow, mirrors)
+        + _told_labels(flow, mirrors)
+        + _told_points(flow, [m for m in mirrors if 'handed' in m.ways])
+    )
 
 # %% ../../nbs/learn/sides.ipynb #aa639e91
 def _told_labels(flow, mirrors):
@@ -268,14 +308,45 @@ def _told_labels(flow, mirrors):
         return []
     name, fix = _told_mirrors([m for m in mirrors if side_labels(flow, m.ways)])
     tasks = [f"task '{path}'" + (f' ({_quoted(labels)})' if labels else '') for path, labels in by_task.items()]
-    return [f"{name} flips pictures, and labels that speak of sides stay as they are, {_first_few(tasks)}: {fix}"]
+    return [
+        f"{name} flips pictures, and labels that speak of sides stay as they are, {_first_few(tasks)}: say by mirror= "
+        f"what a mirror does to them, such as {_suggested(by_task)} (False: nothing); or {fix}"
+    ]
+
+
+def _suggested(by_task):
+    "What to write as `mirror=`, by the first labels that are opposite"
+    for labels in by_task.values():
+        pairs = {a: b for i, a in enumerate(labels) for b in labels[i + 1 :] if _are_opposite(words_of(a), words_of(b))}
+        if pairs:
+            return f'mirror={pairs}'
+    for path in by_task:
+        opposite = [other for other in by_task if _are_opposite(words_of(path), words_of(other))]
+        if opposite:
+            return f'Flow(..., mirror=[{(path, opposite[0])}])'
+    return "mirror={'left': 'right'}"
+
+
+def _told_upright(flow, mirrors):
+    "The sentence about mirror= beside transforms that also turn pictures upside down, in a list"
+    turns, changing = [m for m in mirrors if 'upright' in m.ways], sorted(_changing(flow))
+    if not turns or not changing:
+        return []
+    name, fix = _told_mirrors(turns)
+    return [
+        f"{name} turns pictures upside down as well, and mirror= of {_quoted(changing)} follows mirrors only: a half "
+        f"turn leaves 'left' what it is, wherever it lies now. If that is not what the labels say, {fix}, or flip left "
+        "and right alone: aug_transforms(flip_vert=False)"
+    ]
 
 
 def _told_points(flow, mirrors):
     "A sentence for each task with points that keep their names under transforms that exchange left and right"
     res = []
+    silent = not_asked(flow)
     for path, block in flow.tasks.items():
-        alone, pairs = sideless_pairs(block) if mirrors and block.geometry == 'points' else ([], [])
+        asked = mirrors and block.geometry == 'points' and path not in silent
+        alone, pairs = sideless_pairs(block) if asked else ([], [])
         if alone:
             name, fix = _told_mirrors(mirrors)
             fix = f'write flip_pairs={pairs}' if pairs else fix
@@ -319,7 +390,7 @@ def check_views(
         tfms = [tfm for given in (item_tfms, batch_tfms) for tfm in L(given)]
     ways = frozenset().union(*(m.ways for m in mirrors_of(tfms)))
     turned = list(side_labels(flow, ways)) if ways else []
-    moved = [path for path, block in flow.tasks.items() if (block.geometry or block.draws) and _moves(tfms)]
+    moved = [path for path, block in flow.tasks.items() if block.draws and _moves(tfms)]
     if tasks := list(dict.fromkeys(turned + moved)):
         warnings.warn(
             f"learn.tta averages over views that flip or move pictures, and predictions of "

@@ -26,7 +26,9 @@ from fastai_condmtl.learn.heads import (
     needs_heads,
     stock_logits,
 )
+from .learner import learn_shapes
 from .reading import norms_of, own_inputs, put_data
+from .start import check_start, start_layer
 from .state import flow_of, loss_of, followers
 
 # %% auto #0
@@ -43,25 +45,31 @@ def change_flow(
     *,
     renamed=None,  # dict: task or flow → what it is called now
     branches=None,  # New branches, as for `conditional_vision_learner`; those that are there stay
-    init=None,  # How new rows begin, as `init` of `vision_learner`; by default as the head did
+    init=None,  # How weights of new rows are drawn, as `init` of `vision_learner`; by default as the head's were
+    # New tasks start at their trivial predictors, see `learn.start_at_trivial`; None: as they are drawn
+    start='trivial',
 ) -> pd.DataFrame:
     """Go on with another flow: body, necks, heads and thresholds of kept tasks stay, `learn.loss_func`, `dls`,
     metrics are new, the optimizer starts anew. A row a task: `task_path, was, note`"""
+    check_start(start)
     old, old_loss = flow_of(self), loss_of(self)
     layer = last_layer(self.model, old)
     dls = _new_data(self, new, df, splitter)
     flow = flow_of(dls)
     kept = kept_tasks(old, flow, renamed)
-    bias = any(needs_bias(old.tasks[was], flow.tasks[path]) for path, was in kept.items())
+    bias = start is not None or any(needs_bias(old.tasks[was], flow.tasks[path]) for path, was in kept.items())
     _same_norm(self.dls, dls)
     before = self.dls
     put_data(self, dls)
     try:
         fresh = new_layer(self, layer, flow, branches, bias, init)
+        if start is not None:
+            start_layer(self, fresh, _with_new_rows(old, flow, kept))
         notes = copy_tasks(layer, old, fresh, flow, kept)
     except Exception:
         put_data(self, before)
         raise  # the learner is as it was
+    learn_shapes(self, units=True)
     fresh.train(layer.training)
     if isinstance(layer, nn.Linear) and isinstance(fresh, ConditionalHead):
         layer = _head_around(self.model, layer)  # the whole stock head goes
@@ -76,6 +84,13 @@ def change_flow(
     return pd.DataFrame(rows + gone, columns=['task_path', 'was', 'note'])
 
 # %% ../../nbs/learn/transfer.ipynb #9d08c693
+def _with_new_rows(old, new, kept):
+    "Paths of tasks of which some or all rows of the last layer are new"
+    n_rows = {path: block.n_targets * block.n_out for path, block in new.tasks.items()}
+    n_kept = {path: len(old.tasks[was].matching_logits(new.tasks[path])) for path, was in kept.items()}
+    return [path for path in new.paths if n_kept.get(path, 0) < n_rows[path]]
+
+
 def _fit_run_needed(learn, layer):
     "A `ConditionalHead` needs the callback `RunNeeded`, and any other layer must not have it"
     callbacks = [cb for cb in learn.cbs if isinstance(cb, RunNeeded)]

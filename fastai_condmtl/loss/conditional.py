@@ -41,7 +41,8 @@ class ConditionalLoss(PatchedModule):
         weighted = any(col is not None for col in flow.plan.weight_cols) or any(b.weighs_rows for b in blocks)
         self.flow, self.reduction = flow, reduction
         self.layout = Layout(flow)
-        self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted)
+        units = [flow.loss_units.get(path, 1.0) for path in flow.paths]
+        self.mean = MaskedMean(self.layout, [b.weight for b in blocks], weighted=weighted, units=units)
         self.decisions = Decisions(self.layout)
         on_whole_space = any(b.whole_space for b in blocks)
         self.whole = WholeSpace(flow, self.layout.columns) if on_whole_space else None
@@ -148,7 +149,7 @@ def per_sample(
     pred,  # Raw logits `(bs, C)`
     y,  # Packed targets
 ):  # `(bs, T)` in flow order
-    """Each row's unweighted loss for each task, NaN outside the gt mask (of `whole_space=` tasks: on the rows
+    """Each row's unweighted loss for each task, in units, NaN outside the gt mask (of `whole_space=` tasks: on the rows
     that train them): rank rows by this"""
     return self._of_rows(pred, y)[0]
 
@@ -159,7 +160,8 @@ def per_task(
     pred,  # Raw logits `(bs, C)`
     y,  # Packed targets
 ):  # `(T,)` in flow order
-    "Each task's masked mean, weighted by rows where they have weights, but not by task; NaN where no row counts"
+    """Each task's masked mean in units, weighted by rows where they have weights, but not by task; NaN where no row
+    counts"""
     losses, rows = self.sums(pred, y)
     return losses / rows
 
@@ -170,8 +172,8 @@ def sums(
     pred,  # Raw logits `(bs, C)`
     y,  # Packed targets
 ):  # `(2, T)` in flow order
-    """Each task's sum of losses over the rows that count, unweighted by task, and these rows (or their weights).
-    Means follow from them wherever a batch is in several parts"""
+    """Each task's sum of losses over the rows that count, in units and unweighted by task, and these rows (or their
+    weights). Means follow from them wherever a batch is in several parts"""
     losses, rows = self._of_rows(pred, y)
     return torch.stack([torch.where(rows > 0, losses, 0.0).mul(rows).sum(0), rows.sum(0)])
 
@@ -190,8 +192,8 @@ def task_losses(
     y,  # Packed targets
     rows=None,  # A factor for each row `(bs,)`, or one for all: what MixUp gives these labels
 ):  # `(T,)` and `(T,)` in flow order
-    """Each task's unweighted masked mean, 0 where there is none, and whether there is one (a row counts, and the task's
-    weight is not 0): differentiable, without waiting for the device"""
+    """Each task's unweighted masked mean in units, 0 where there is none, and whether there is one (a row counts, and
+    the task's weight is not 0): differentiable, without waiting for the device"""
     if isinstance(pred, TaskSums):
         losses, present = _means(pred)
         return losses, present & (self.task_weights().to(losses.device) > 0)
@@ -221,6 +223,21 @@ def set_weights(
 ):
     "Put weights of tasks in force, without waiting for the device"
     self.mean.set_task_weights(weights)
+
+
+@patch
+def units(self: ConditionalLoss):
+    "What the loss of each task is divided by `(T,)` in flow order, where the loss lives"
+    return self.mean.units.clone()
+
+
+@patch
+def set_units(
+    self: ConditionalLoss,
+    units,  # `(T,)` in flow order
+):
+    "Put in force what the loss of each task is divided by"
+    self.mean.set_units(units)
 
 # %% ../../nbs/loss/conditional.ipynb #44a18827
 @patch
@@ -307,6 +324,7 @@ def clone(self: ConditionalLoss):
     res = type(self)(self.flow, self.reduction)
     res.decisions.copy_from(self.decisions)
     res.set_weights(self.task_weights())
+    res.set_units(self.units())
     return res.to(self.layout.target_order.device)
 
 # %% ../../nbs/loss/conditional.ipynb #ffb6cc87

@@ -26,16 +26,26 @@ class MaskedMean(PatchedModule):
         layout: Layout,  # The columns of each task
         weights: Sequence[float],  # The weight of each task `(T,)` in flow order
         weighted: bool = False,  # True: the mask may hold weights of rows; False: only 0 and 1, which is quicker
+        units: Sequence[float] = None,  # What the loss of each task is divided by `(T,)`; None: 1
     ):
         super().__init__()
         self.runs, self.run_columns, self.weighted = layout.runs, layout.run_columns, weighted
         self.register_buffer('task_back', layout.task_back.clone(), persistent=False)
-        # One buffer per run: weights `(tasks,)`, or `(tasks, 1)` where tasks have several columns.
+        units = [1.0] * len(weights) if units is None else units
+        for name, numbers in dict(weights=weights, units=units).items():
+            self.register_buffer(name, torch.tensor([float(number) for number in numbers]), persistent=False)
+        # One buffer per run: weights over units `(tasks,)`, or `(tasks, 1)` where tasks have several columns.
         self.weight_names = [f'weight_{k}' for k in range(len(self.runs))]
-        in_order = torch.tensor([float(weights[i]) for i in layout.tasks])
-        parts = in_order.split([run.n_tasks for run in self.runs])
-        for name, run, part in zip(self.weight_names, self.runs, parts):
-            self.register_buffer(name, part.clone() if run.width == 1 else part[:, None].clone(), persistent=False)
+        for name, run in zip(self.weight_names, self.runs):
+            shape = (run.n_tasks,) if run.width == 1 else (run.n_tasks, 1)
+            self.register_buffer(name, torch.ones(shape), persistent=False)
+        self.fold_units()
+
+    def fold_units(self):
+        "Keep weight over unit of each task in the order of the logits: all that a step of training reads"
+        in_order = (self.weights / self.units).index_select(0, self.task_back.argsort())
+        for name, part in zip(self.weight_names, in_order.split([run.n_tasks for run in self.runs])):
+            self._buffers[name].copy_(part.view_as(self._buffers[name]))
 
 # %% ../../nbs/loss/masked_mean.ipynb #51d92467
 @patch
@@ -103,7 +113,7 @@ def of_rows(
     cells,  # Losses of cells `(bs, D)` in the order of the logits
     mask,  # Gt mask `(bs, D)`, likewise
 ):
-    """The mean of each row over its cells that count, NaN where none does, and the weight of the row: both
+    """The mean of each row over its cells that count, in units, NaN where none does, and the weight of the row: both
     `(bs, T)` in flow order"""
     known, means, weights = mask.sign(), [], []
     columns = zip(*(x.split(self.run_columns, 1) for x in (cells * known, known, mask)))
@@ -113,7 +123,9 @@ def of_rows(
         means.append(torch.where(n_labels > 0, losses.sum(2) / n_labels.clamp(min=1), torch.nan))
         # In a pooled task, the weight of a row is the sum over its cells.
         weights.append(row_weights.sum(2) if run.pooled else row_weights.amax(2))
-    return [torch.cat(x, 1).index_select(1, self.task_back.to(mask.device)) for x in (means, weights)]
+    to_flow = self.task_back.to(mask.device)
+    rows, row_weights = (torch.cat(x, 1).index_select(1, to_flow) for x in (means, weights))
+    return rows / self.units.to(rows.device), row_weights
 
 
 @patch
@@ -126,8 +138,7 @@ def sum_by_task(self: MaskedMean, x):
 @patch
 def task_weights(self: MaskedMean):
     "The weights in force `(T,)` in flow order, where the loss lives"
-    parts = [self._buffers[name].reshape(-1) for name in self.weight_names]
-    return torch.cat(parts).index_select(0, self.task_back)
+    return self.weights.clone()
 
 
 @patch
@@ -136,6 +147,15 @@ def set_task_weights(
     weights,  # `(T,)` in flow order
 ):
     "Put weights of tasks in force, without waiting for the device"
-    in_order = weights.to(self.task_back.device).index_select(0, self.task_back.argsort())
-    for name, part in zip(self.weight_names, in_order.split([run.n_tasks for run in self.runs])):
-        self._buffers[name].copy_(part.view_as(self._buffers[name]))
+    self.weights.copy_(weights)
+    self.fold_units()
+
+
+@patch
+def set_units(
+    self: MaskedMean,
+    units,  # `(T,)` in flow order
+):
+    "Put in force what the losses of tasks are divided by"
+    self.units.copy_(units)
+    self.fold_units()

@@ -124,6 +124,7 @@ class TableTransform(FlowTransform):
         y = labels[torch.from_numpy(at)]
         self.bound.learn_constants(y[: to.split])
         warn_of_odd_cells(self.bound, labels, table)
+        self.bound.learn_units(y[: to.split])
         self.write(to, y)
 
     def __call__(self, to, **kwargs):

@@ -7,12 +7,15 @@ from __future__ import annotations
 import pandas as pd
 from fastcore.all import delegates
 from fastai.learner import Learner
+from fastai.tabular.model import TabularModel
 from fastai.tabular.learner import TabularLearner, tabular_learner
 from ..core.errors import FlowError
 from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
+from ..learn.last_layers import last_layers
+from ..learn.start import check_start, start_learner
 from ..core.prediction import FlowPrediction
 
 # %% auto #0
@@ -28,16 +31,25 @@ def conditional_tabular_learner(
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
     # `TaskBalance`; None: by the weights of the blocks
     balance=None,
+    # `trivial`: each task starts at its trivial predictor, see `learn.start_at_trivial`; None: as fastai begins
+    start='trivial',
     **kwargs,
 ) -> Learner:
     "`tabular_learner` for a flow"
     check_arguments('conditional_tabular_learner', kwargs, conditional_tabular_learner, tabular_learner, TabularLearner)
+    check_start(start)
     fit_for(dls, {**(config or {}), **kwargs})
-    return equip(tabular_learner(dls, layers=layers, config=config, **kwargs), metrics, tune, balance)
+    learn = start_learner(tabular_learner(dls, layers=layers, config=config, **kwargs), start)
+    return equip(learn, metrics, tune, balance)
+
+
+@last_layers.register
+def _(module: TabularModel, flow):
+    return last_layers(module.layers, flow)
 
 # %% ../../nbs/tabular/learner.ipynb #8ecdfe9b
 @wraps_stock(TabularLearner)

@@ -18,6 +18,8 @@ from ..core.errors import FlowError
 from ..data.target_block import ConditionalLists, EncodedRows
 from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
+from ..learn.last_layers import last_layers
+from ..learn.start import check_start, start_learner
 from ..core.target import as_table
 from .core import FillGaps, table_inputs
 from ..learn.reading import reads_input, with_transform
@@ -245,9 +247,10 @@ def conditional_image_tabular_learner(
     n_image=64,  # Features of the image
     n_row=32,  # Features of the row
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
-    tune='f1_score',  # What thresholds are searched for after each fit, as for `conditional_vision_learner`
+    tune='headline',  # What thresholds are searched for after each fit, as for `conditional_vision_learner`
     balance=None,  # How tasks are weighed against each other in training, as for `conditional_vision_learner`
     pretrained=True,  # Weights from ImageNet: the image network starts frozen
+    start='trivial',  # Each task starts at its trivial predictor; None: as fastai begins
     **kwargs,  # For `vision_learner`
 ) -> Learner:
     "A network on an image and its row, for a flow"
@@ -255,6 +258,7 @@ def conditional_image_tabular_learner(
     from fastai_condmtl.vision.learner import check_arch
 
     check_arch(arch)
+    check_start(start)
     if not isinstance(arch, str):  # of timm, architectures have arguments of their own
         check_arguments(
             'conditional_image_tabular_learner',
@@ -269,7 +273,12 @@ def conditional_image_tabular_learner(
     learn.splitter, learn.opt = JoinedSplit(learn.splitter), None
     if pretrained:
         learn.freeze()
-    return equip(learn, metrics, tune, balance)
+    return equip(start_learner(learn, start), metrics, tune, balance)
+
+
+@last_layers.register
+def _(module: JoinedModel, flow):
+    return last_layers(module.head, flow)
 
 # %% ../../nbs/tabular/rows.ipynb #72b5bbaf
 @dispatch

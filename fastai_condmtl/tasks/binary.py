@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.alike import fix_of_twin
 from ..core.block import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
@@ -34,7 +35,7 @@ class BinaryBlock(Sigmoid):
 
     # for files: arguments, and the attributes that keep them
     kept_as = dict(loss='loss_name', uncertain='uncertain_pairs')
-    ops = ('true',)
+    ops, mirrors = ('true',), ('pairs',)
 
     def __init__(
         self,
@@ -264,6 +265,17 @@ def question_states(self: BinaryBlock, op, value):
 @patch
 def probability(self: BinaryBlock, acts):
     return float(acts[0])
+
+# %% ../../nbs/tasks/binary.ipynb #ad366680
+@patch
+def mirror_columns(self: BinaryBlock):
+    swaps = bool(self.mirror) and positions_of_pairs(self) == [1, 0]
+    return TaskMirror((0,), -1.0, 1.0) if swaps else TaskMirror((0,))
+
+
+@patch
+def question_key(self: BinaryBlock, op, value, in_mirror=False):
+    return op, in_mirror and self.mirror_columns().changes
 
 # %% ../../nbs/tasks/binary.ipynb #d7ee61d3
 @patch(as_prop=True)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.best_constant import search_logits
 from ..core.block import ConditionalBlock
 from ..core.columns import numbers
-from .regression import Regression, regression_loss
+from .regression import Regression, best_numbers, inner_logits, regression_loss
 from ..core.errors import FlowError
 
 # %% auto #0
@@ -18,7 +19,7 @@ __all__ = ['Coordinates', 'check_coordinate_columns', 'check_pixels', 'is_missin
 class Coordinates(ConditionalBlock):
     "What `KeypointsBlock` and `BoxBlock` share"
 
-    exact, takes_lists, blank = False, True, float('nan')
+    exact, has_unit, takes_lists, blank = False, True, True, float('nan')
     lower_is_better = ('mae', 'rmse')
     cell_holds = "a list of numbers"  # what errors say of a cell with a list
 
@@ -181,3 +182,9 @@ def baseline(self: Coordinates, name, constant, vals):
         return None
     mean, median = constant
     return np.broadcast_to(median if name == 'mae' else mean, vals.shape)[..., None]
+
+# %% ../../nbs/tasks/coordinates.ipynb #e01eb1f7
+@patch
+def trivial_logits(self: Coordinates, values, weights):
+    best = inner_logits(self, (best_numbers(self.loss_name, values, weights) + 1) / 2, values, weights)
+    return search_logits(self, values, weights, best) if self.loss_name == 'huber' else best

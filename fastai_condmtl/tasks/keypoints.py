@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 import numpy as np
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror
 from ..core.arguments import check_whole
 from ..core.errors import near, FlowError
 from .coordinates import check_pixels, Coordinates
@@ -216,6 +217,16 @@ def shapes(self: KeypointsBlock, vals, known):
 @patch
 def describe(self: KeypointsBlock):
     return f"{self.n_points} points: {', '.join(self.labels[:4])}{' …' if self.n_points > 4 else ''}"
+
+# %% ../../nbs/tasks/keypoints.ipynb #b07b59ee
+@patch
+def mirror_columns(self: KeypointsBlock):
+    comes_from = list(range(self.n_targets))
+    for left, right in self.swaps():
+        for axis in (0, 1):
+            at, other = 2 * left + axis, 2 * right + axis
+            comes_from[at], comes_from[other] = other, at
+    return TaskMirror(tuple(comes_from))
 
 # %% ../../nbs/tasks/keypoints.ipynb #05bb91a7
 @patch

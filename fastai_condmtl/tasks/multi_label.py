@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror, positions_of_pairs
 from fastai_condmtl.core.columns import (
     all_true,
     any_true,
@@ -34,10 +35,11 @@ class MultiLabelBlock(Sigmoid):
     `vocab`), or one yes/no column a label"""
 
     kept_as = dict(cols='label_cols', loss='loss_name', uncertain='uncertain_pairs')
-    ops, takes_lists = ('has', 'has_any', 'has_all'), True
+    ops, takes_lists, mirrors = ('has', 'has_any', 'has_all'), True, ('pairs',)
     # column of `cols` → its words for no and yes, where it has some other than 0 and 1 (known once bound)
     col_words: dict = {}
-    metrics = Sigmoid.metrics + ('f1_micro',)
+    # macro F1 is the headline: of many labels most are absent, and accuracy praises saying none
+    metrics = ('f1_score', *[name for name in Sigmoid.metrics if name != 'f1_score'], 'f1_micro')
 
     def __init__(
         self,
@@ -328,7 +330,9 @@ def to_column(self: MultiLabelBlock, col, vals, known):
 def join(self: MultiLabelBlock, labels):
     """Labels as a cell that reads back: a delimited string, or a list where labels are no strings, hold the
     delimiter, begin with a quote, or begin or end with blanks"""
-    return list(labels) if any(self._needs_a_list(label) for label in self.vocab) else self.label_delim.join(labels)
+    if any(self._needs_a_list(label) for label in self.vocab):
+        return list(labels)
+    return (self.label_delim or ',').join(labels)
 
 
 @patch
@@ -374,6 +378,17 @@ def question_states(self: MultiLabelBlock, op, value):
 @patch
 def probability(self: MultiLabelBlock, acts):
     return dict(zip(self.vocab, map(float, acts)))
+
+# %% ../../nbs/tasks/multi_label.ipynb #bd44342a
+@patch
+def mirror_columns(self: MultiLabelBlock):
+    return TaskMirror(tuple(positions_of_pairs(self) if self.mirror else range(self.n_targets)))
+
+
+@patch
+def question_key(self: MultiLabelBlock, op, value, in_mirror=False):
+    goes = self.mirror_columns().columns
+    return op if len(value) > 1 else 'has', frozenset(goes[j] if in_mirror else j for j in value)
 
 # %% ../../nbs/tasks/multi_label.ipynb #8b677fa4
 @patch(as_prop=True)

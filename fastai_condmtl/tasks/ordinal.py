@@ -7,10 +7,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
+from ..core.best_constant import half_a_row
 from ..core.errors import check_vocab, near, FlowError
 from ..core.conditions import is_number, never_true
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
+from .sigmoid import log_odds
 from .vocabulary import Classes, found_classes
 
 # %% auto #0
@@ -22,6 +24,7 @@ class OrdinalBlock(Classes):
 
     ops = ('eq', 'ne', 'isin', 'gt', 'ge', 'lt', 'le', 'between')
     n_summary, metrics, lower_is_better = 2, ('mae', 'accuracy', 'kappa'), ('mae',)
+    mirrors = ('pairs', 'reverse')
 
     def __init__(
         self,
@@ -106,6 +109,14 @@ def activate(self: OrdinalBlock, logits):
 def decide(self: OrdinalBlock, acts):
     above = acts.flip(-1).cumsum(-1).flip(-1)[..., 1:]
     return (above > 0.5).sum(-1).to(acts.dtype)
+
+# %% ../../nbs/tasks/ordinal.ipynb #a92b735b
+@patch
+def trivial_logits(self: OrdinalBlock, values, weights):
+    "The first logit moves all classes and is 0"
+    counts = np.bincount(values[:, 0].astype(int), weights[:, 0], minlength=self.n_out)
+    above = counts[::-1].cumsum()[::-1][1:]
+    return np.concatenate([[0.0], log_odds(above, counts.sum() - above, half_a_row(weights))])
 
 # %% ../../nbs/tasks/ordinal.ipynb #174c05bf
 @patch

@@ -5,8 +5,10 @@
 # %% ../../nbs/tasks/regression.ipynb #283cb053
 from __future__ import annotations
 from typing import Any
-import numpy as np, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror
+from ..core.best_constant import search_logits
 from ..core.block import ConditionalBlock
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
@@ -15,8 +17,9 @@ from ..core.conditions import as_number, check_interval, never_true
 from .scores import regression_score
 
 # %% auto #0
-__all__ = ['regression_losses', 'Regression', 'regression_loss', 'check_resolved', 'BoundedRegressionBlock', 'check_range',
-           'check_draws', 'range_of', 'out_of_reach', 'UnboundedRegressionBlock']
+__all__ = ['regression_losses', 'MARGINS', 'Regression', 'regression_loss', 'check_resolved', 'BoundedRegressionBlock',
+           'check_range', 'check_draws', 'range_of', 'out_of_reach', 'UnboundedRegressionBlock', 'best_numbers',
+           'inner_logits']
 
 # %% ../../nbs/tasks/regression.ipynb #9b1d23f4
 class Regression(ConditionalBlock):
@@ -25,7 +28,7 @@ class Regression(ConditionalBlock):
     ops: tuple[str, ...] | None = ('gt', 'ge', 'lt', 'le', 'between')
     metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
     lower_is_better: tuple[str, ...] = ('mae', 'rmse')
-    exact = False
+    exact, has_unit = False, True
 
     def encode(self, df):
         column = numbers(self, df, self.cols[0])
@@ -162,7 +165,7 @@ class BoundedRegressionBlock(Regression):
     "A number in a known range, predicted by a sigmoid over it"
 
     kept_as = dict(y_range='given_range', loss='loss_name')  # for files: arguments, and the attributes that keep them
-    bounded = True
+    bounded, mirrors = True, ('reverse',)
 
     def __init__(
         self,
@@ -260,7 +263,7 @@ class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
 
     kept_as = dict(loss='loss_name')
-    bounded = False
+    bounded, mirrors = False, ('negate',)
 
     def __init__(
         self,
@@ -288,3 +291,77 @@ class UnboundedRegressionBlock(Regression):
 
     def describe(self):
         return f'mean {self.mean:.4g}, std {self.std:.4g}'
+
+# %% ../../nbs/tasks/regression.ipynb #55d0b9be
+@patch
+def trivial_logits(self: Regression, values, weights):
+    best = best_numbers(self.loss_name, values, weights)
+    if self.bounded:
+        best = inner_logits(self, best, values, weights)
+    return search_logits(self, values, weights, best) if self.loss_name == 'huber' else best
+
+
+def best_numbers(
+    loss: str,  # `mse`, `l1` or `huber`
+    values,  # Values `(N, W)`
+    weights,  # Weights of cells `(N, W)`
+):  # `(W,)`
+    "The weighted median of each column for `l1`, else the mean; 0 without rows"
+    total = weights.sum(0)
+    if loss != 'l1':
+        return (values * weights).sum(0) / np.where(total > 0, total, 1)
+    order = values.argsort(0)
+    so_far = np.take_along_axis(weights, order, 0).cumsum(0)
+    median = np.take_along_axis(values, np.take_along_axis(order, (so_far >= total / 2).argmax(0)[None], 0), 0)[0]
+    return np.where(total > 0, median, 0.0)
+
+# %% ../../nbs/tasks/regression.ipynb #ddf5c900
+MARGINS = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5, 1e-6)
+
+
+def inner_logits(
+    block,  # Bound block whose activation is a sigmoid
+    shares,  # The best numbers `(W,)`, as shares of the range
+    values,  # Loss-scale values `(N, W)`
+    weights,  # Weights of cells `(N, W)`
+):  # `(W,)`
+    "Logits of shares; those near an edge as far inwards as raises their loss by half a per cent at most"
+    logits = lambda share: np.log(share / (1 - share))
+    inner = np.clip(shares, MARGINS[-1], 1 - MARGINS[-1])
+    near = (shares < MARGINS[0]) | (shares > 1 - MARGINS[0])
+    if not near.any():
+        return logits(inner)
+    limit = 1.005 * _column_losses(block, logits(np.clip(shares, 1e-9, 1 - 1e-9)), values, weights) + 1e-9
+    for margin in MARGINS:
+        moved = np.clip(shares, margin, 1 - margin)
+        fits = near & (_column_losses(block, logits(moved), values, weights) <= limit)
+        inner, near = np.where(fits, moved, inner), near & ~fits
+        if not near.any():
+            break
+    return logits(inner)
+
+
+def _column_losses(block, logits, values, weights):
+    "The mean loss of each column if all rows have the same logits"
+    losses = block.loss(torch.from_numpy(logits).expand(len(values), -1), torch.from_numpy(values)).numpy()
+    total = weights.sum(0)
+    return (losses * weights).sum(0) / np.where(total > 0, total, 1)
+
+# %% ../../nbs/tasks/regression.ipynb #184669cf
+@patch
+def mirror_columns(self: Regression):
+    if self.mirror == 'reverse':
+        return TaskMirror((0,), -1.0, 1.0)
+    return TaskMirror((0,), -1.0, -2 * self.lo / self.span) if self.mirror == 'negate' else TaskMirror((0,))
+
+
+_turned_round = dict(gt='lt', ge='le', lt='gt', le='ge')
+
+
+@patch
+def question_key(self: Regression, op, value, in_mirror=False):
+    bounds = [self.scale(np.float64(bound)) for bound in value]
+    if in_mirror and self.mirror:
+        mirror, op = self.mirror_columns(), _turned_round.get(op, op)
+        bounds = [mirror.offset + mirror.sign * bound for bound in bounds[::-1]]
+    return op, *(round(float(bound), 9) + 0.0 for bound in bounds)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
+from ..core.best_constant import half_a_row, search_logits
 from ..core.arguments import is_number_of
 from ..core.errors import plain_number, FlowError
 from ..core.question_values import is_number
@@ -16,7 +17,7 @@ from .thresholds import score_of_counts
 from .unsure import check_soft, check_uncertain
 
 # %% auto #0
-__all__ = ['Sigmoid', 'check_pos_weight', 'check_tune']
+__all__ = ['Sigmoid', 'check_pos_weight', 'check_tune', 'log_odds']
 
 # %% ../../nbs/tasks/sigmoid.ipynb #87213422
 class Sigmoid(OneVsRest):
@@ -92,7 +93,11 @@ def check_pos_weight(block, pos_weight):
 def check_tune(block, tune):
     """What a block's thresholds are searched for, as far as it is a name; functions, pairs and matrices are the
     search's own to check"""
-    name, others = (tune.get('metric'), ('f1_micro',)) if isinstance(tune, dict) else (tune, ('auto', 'f1_micro'))
+    name, others = (
+        (tune.get('metric'), ('headline', 'f1_micro'))
+        if isinstance(tune, dict)
+        else (tune, ('auto', 'headline', 'f1_micro'))
+    )
     if isinstance(name, str) and name not in others:
         try:
             score_of_counts(name)
@@ -173,6 +178,25 @@ def activate(self: Sigmoid, logits):
 @patch
 def decide(self: Sigmoid, acts, threshold):
     return (acts > threshold).to(acts.dtype)
+
+# %% ../../nbs/tasks/sigmoid.ipynb #413abfe0
+@patch
+def trivial_logits(self: Sigmoid, values, weights):
+    half = half_a_row(weights)
+    logits = log_odds((weights * values).sum(0), (weights * (1 - values)).sum(0), half)
+    if self.pos_weight is not None:
+        logits = logits + np.log(np.asarray(self.pos_weight, dtype=float))
+    return search_logits(self, values, weights, logits) if self.loss_name == 'focal' else logits
+
+
+def log_odds(
+    yes,  # Weights of what says yes `(n,)`
+    no,  # Weights of what says no `(n,)`
+    half,  # What both have more, half a row `(n,)`
+):
+    "Logarithms of odds; 0 where there is no row"
+    nothing = half == 0
+    return np.log((yes + half + nothing) / (no + half + nothing))
 
 # %% ../../nbs/tasks/sigmoid.ipynb #68a8f298
 @patch

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
+from ..core.best_constant import half_a_row, search_logits
 from ..core.arguments import check_number, is_number_of
 from ..core.errors import check_vocab, plain_number, FlowError
 from fastai_condmtl.tasks.nested import (
@@ -25,7 +26,7 @@ from .scores import class_score
 from .vocabulary import Classes, found_classes
 
 # %% auto #0
-__all__ = ['SingleLabelBlock', 'check_class_weights', 'check_label_smoothing']
+__all__ = ['LEAST', 'SingleLabelBlock', 'check_class_weights', 'check_label_smoothing']
 
 # %% ../../nbs/tasks/single_label.ipynb #69e86d06
 class SingleLabelBlock(Classes):
@@ -186,6 +187,22 @@ def fit_class_weights(self: SingleLabelBlock, vals, mask):
     weights = balanced_classes(np.bincount(vals[:, 0].astype(int), mask[:, 0], minlength=self.n_out))
     self.class_weights, self.learnt_weights = tuple(weights.tolist()), f'class_weights {span_of(weights)}'
 
+# %% ../../nbs/tasks/single_label.ipynb #fe86dce1
+@patch
+def trivial_logits(self: SingleLabelBlock, values, weights):
+    rows = np.bincount(values[:, 0].astype(int), weights[:, 0], minlength=self.n_out)
+    counts = rows + (half_a_row(weights)[0] or 1.0)
+    of_class = np.ones(self.n_out) if self.class_weights is None else np.maximum(self.class_weights, LEAST)
+    smooth = self.label_smoothing
+    groups = np.unique([0] * self.n_out if self.parents is None else self.parents or [0], return_inverse=True)[1]
+    of_group = np.bincount(groups, counts)[groups] / np.bincount(groups)[groups]  # a class of the softmax, on average
+    mass = of_class * ((1 - smooth) * counts + smooth * of_group)
+    logits = np.log(mass / mass.sum())
+    return search_logits(self, values, weights, logits) if self.loss_name == 'focal' else logits
+
+
+LEAST = 1e-6  # weight that a class without weight has where a network starts
+
 # %% ../../nbs/tasks/single_label.ipynb #0d938307
 @patch
 def question_states(self: SingleLabelBlock, op, value):
@@ -238,7 +255,7 @@ def score(self: SingleLabelBlock, name, summary, true, mask, threshold=None):
     rows = mask[:, 0]
     if name in HIERARCHICAL:
         common, decided = summary[rows, 0, 2:].T
-        return hierarchical_score(name, common, decided, len(self.lineage[0]))
+        return hierarchical_score(name, common, decided, len((self.lineage or [[0]])[0]))
     return class_score(name, summary[rows, 0, 0].astype(int), summary[rows, 0, 1], true[rows, 0].astype(int))
 
 

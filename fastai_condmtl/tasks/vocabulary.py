@@ -6,6 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.alike import fix_of_twin
 from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels, is_list_of_words
 from ..core.errors import near, FlowError
@@ -14,12 +15,12 @@ from .one_vs_rest import OneVsRest
 # %% auto #0
 __all__ = ['Classes', 'found_classes', 'check_no_lists']
 
-
 # %% ../../nbs/tasks/vocabulary.ipynb #bf703c7c
 class Classes(OneVsRest):
     "What `SingleLabelBlock` and kinds with ordered classes share: a vocabulary, one logit a class"
 
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin')
+    mirrors: tuple = ('pairs',)
 
     def set_vocab(self, vocab):
         self.vocab, self.index = vocab, {label: i for i, label in enumerate(vocab)}
@@ -53,7 +54,6 @@ class Classes(OneVsRest):
         "Rows of each class `(n_out,)`"
         return np.bincount(vals[mask[:, 0] > 0, 0].astype(int), minlength=self.n_out)
 
-
 # %% ../../nbs/tasks/vocabulary.ipynb #78b1cb67
 def found_classes(block, df) -> list:
     "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"
@@ -79,7 +79,6 @@ def check_no_lists(block, df, classes):
     )
     raise block.bad(df, col, row, why)
 
-
 # %% ../../nbs/tasks/vocabulary.ipynb #b30803c8
 @patch
 def parse_question(self: Classes, op, value):
@@ -101,7 +100,6 @@ def answer(self: Classes, op, value, vals, known, scaled=False):
     if op == 'ne':
         true = ~true
     return true & known[:, 0], ~true & known[:, 0]
-
 
 # %% ../../nbs/tasks/vocabulary.ipynb #93a4674c
 @patch
@@ -130,6 +128,19 @@ def state_probs(self: Classes, variable, acts, vals):
 def probability(self: Classes, acts):
     return dict(zip(self.vocab, map(float, acts)))
 
+# %% ../../nbs/tasks/vocabulary.ipynb #7cc5a2d1
+@patch
+def mirror_columns(self: Classes):
+    if self.mirror == 'reverse':
+        return TaskMirror((0,), -1.0, self.n_out - 1.0)
+    return TaskMirror((0,), classes=tuple(positions_of_pairs(self)) if self.mirror else None)
+
+
+@patch
+def question_key(self: Classes, op, value, in_mirror=False):
+    mirror = self.mirror_columns()
+    goes = mirror.classes or [int(mirror.offset + mirror.sign * j) for j in range(self.n_out)]
+    return frozenset(goes[j] if in_mirror else j for j in self.states(op, value))
 
 # %% ../../nbs/tasks/vocabulary.ipynb #af15e729
 @patch(as_prop=True)

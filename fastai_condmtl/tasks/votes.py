@@ -6,6 +6,8 @@
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from ..core.mirror import TaskMirror, positions_of_pairs
+from ..core.best_constant import search_logits
 from ..core.columns import any_true, numbers
 from ..core.conditions import never_true
 from ..core.errors import FlowError, near
@@ -24,7 +26,7 @@ class VotesBlock(OneVsRest):
 
     kept_as = dict(cols='answer_cols', loss='loss_name')
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin', 'share')
-    weighs_rows, exact = True, False
+    weighs_rows, exact, mirrors = True, False, ('pairs',)
     metrics: tuple[str, ...] = ('mae', 'log_loss', 'accuracy')
     lower_is_better: tuple[str, ...] = ('mae', 'log_loss')
 
@@ -177,6 +179,19 @@ def decide(self: VotesBlock, acts):
     is_first = torch.arange(self.n_targets, device=acts.device) == first
     return torch.where(is_first, shares, -shares).reshape(acts.shape)
 
+# %% ../../nbs/tasks/votes.ipynb #8b88e1b2
+@patch
+def trivial_logits(self: VotesBlock, values, weights):
+    if self.loss_name == 'dirichlet':
+        return search_logits(self, values, weights)
+    counts = weights[:, 0] > 0
+    if not counts.any():
+        return np.zeros(self.n_targets)
+    votes = values[counts]
+    of_vote = weights[counts, :1] / votes.sum(1, keepdims=True)
+    mass = (votes * of_vote).sum(0) + of_vote.mean() / 2
+    return np.log(mass / mass.sum())
+
 # %% ../../nbs/tasks/votes.ipynb #37466375
 _COMPARE = dict(
     gt=lambda share, limits: share > limits,
@@ -324,3 +339,16 @@ def score_label(self: VotesBlock, name, j, summary, true, mask, threshold=None, 
     counts = mask.any(1)
     votes = true[counts].astype(np.float64)
     return float(np.abs(summary[counts, j, 0] - votes[:, j] / votes.sum(1)).mean()) if len(votes) else float('nan')
+
+# %% ../../nbs/tasks/votes.ipynb #0a21874e
+@patch
+def mirror_columns(self: VotesBlock):
+    return TaskMirror(tuple(positions_of_pairs(self) if self.mirror else range(self.n_targets)))
+
+
+@patch
+def question_key(self: VotesBlock, op, value, in_mirror=False):
+    goes = self.mirror_columns().columns if in_mirror else range(self.n_targets)
+    if op == 'share':
+        return op, goes[value[0]], *map(repr, value[1:])
+    return frozenset(goes[j] for j in self._answers(op, value))

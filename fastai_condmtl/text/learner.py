@@ -9,10 +9,12 @@ from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.text.learner import TextLearner, text_classifier_learner
 from fastai.text.models.awdlstm import AWD_LSTM
-from fastai.text.models.core import SentenceEncoder, _pad_tensor
+from fastai.text.models.core import PoolingLinearClassifier, SentenceEncoder, _pad_tensor
 from ..core.errors import FlowError
 from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
+from ..learn.last_layers import last_layers
+from ..learn.start import check_start, start_learner
 from .masks import masked_task
 
 # %% auto #0
@@ -45,14 +47,17 @@ def conditional_text_learner(
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
     # `TaskBalance`; None: by the weights of the blocks
     balance=None,
+    # `trivial`: each task starts at its trivial predictor, see `learn.start_at_trivial`; None: as fastai begins
+    start='trivial',
     **kwargs,
 ) -> Learner:
     "`text_classifier_learner` for a flow"
     check_arguments('conditional_text_learner', kwargs, conditional_text_learner, text_classifier_learner, TextLearner)
+    check_start(start)
     fit_for(dls, kwargs)
     if (found := masked_task(dls.flow)) is not None:
         raise FlowError(
@@ -63,4 +68,9 @@ def conditional_text_learner(
     encoder = learn.model[0]
     if type(encoder) is SentenceEncoder:
         encoder.__class__ = AnyOrder
-    return equip(learn, metrics, tune, balance)
+    return equip(start_learner(learn, start), metrics, tune, balance)
+
+
+@last_layers.register
+def _(module: PoolingLinearClassifier, flow):
+    return last_layers(module.layers, flow)

@@ -15,6 +15,8 @@ from fastai.torch_core import params
 from ..core.errors import FlowError
 from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
+from ..learn.last_layers import LastLayer, last_layers
+from ..learn.start import check_start, start_learner
 from ..core.bound import BoundFlow
 from .masks import masked_task, positions, unpack
 
@@ -126,6 +128,18 @@ class ConditionalTextModel(nn.Sequential):
         return torch.cat([rest[:, : heads.before], words, rest[:, heads.before :]], 1)
 
 
+@last_layers.register
+def _(module: FlowHeads, flow):
+    cols, found = list(range(flow.c)), []
+    if module.words is not None:
+        n_words = module.decoder.out_features
+        found.append(LastLayer(module.decoder, cols[module.before :][:n_words], own_weight=False))
+        del cols[module.before : module.before + module.k * n_words]
+    if module.answers is not None:
+        found.append(LastLayer(module.answers[-1], cols))
+    return found
+
+
 def text_groups(model):
     "Parameters in groups from the input to the output; the embedding stands with the decoder that shares it"
     encoder, heads = model
@@ -144,20 +158,23 @@ def conditional_lm_learner(
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
     # `TaskBalance`; None: by the weights of the blocks
     balance=None,
     moms=(0.95, 0.85, 0.95),  # Momentum over a cycle
+    # `trivial`: each task starts at its trivial predictor, see `learn.start_at_trivial`; None: as fastai begins
+    start='trivial',
     **kwargs,
 ) -> Learner:
     """A transformer for a flow over texts; `save_encoder` and `load_encoder` carry what it learnt from masked
     words to another flow on the same vocabulary"""
     check_arguments('conditional_lm_learner', kwargs, conditional_lm_learner, TextLearner)
+    check_start(start)
     fit_for(dls, kwargs)
     model = ConditionalTextModel(
         dls.flow, len(dls.vocab), d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout
     )
     learn = TextLearner(dls, model, alpha=0.0, beta=0.0, moms=moms, splitter=text_groups, **kwargs)
     learn.remove_cbs([ModelResetter, RNNCallback])  # for models with a state and three outputs
-    return equip(learn, metrics, tune, balance)
+    return equip(start_learner(learn, start), metrics, tune, balance)

@@ -161,7 +161,7 @@ def main(
     set_seed(0, reproducible=True)
     torch.set_num_threads(max(1, defaults.cpus - 1))  # one core reads pictures, the others train
     scenes = draw_scenes(n, out / 'scenes')
-    learn = make_learner(scenes, security_flow(box_weight=10.0), out / 'scenes', 64)
+    learn = make_learner(scenes, security_flow(), out / 'scenes', 64)
     tables = dict(security=run('security', learn, out, epochs, 8e-3))
     images, digits = digits_table()
     save_pictures(out / 'digits_images', images, digits)

@@ -22,6 +22,7 @@ from ..core.target import as_table
 from ..data.pictures import OpenImage
 import fastai_condmtl.data.sampling  # noqa: F401  dls.balanced
 import fastai_condmtl.vision.points  # noqa: F401  transforms of points and boxes
+import fastai_condmtl.vision.views  # noqa: F401  what `learn.tta` moves back
 import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0

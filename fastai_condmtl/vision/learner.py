@@ -13,6 +13,7 @@ from ..core.extras import import_extra
 from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..learn.heads import RunNeeded, as_branches, conditional_head, needs_heads, stock_logits
+from ..learn.start import check_start, start_learner
 from ..learn.state import flow_of
 
 # %% auto #0
@@ -27,24 +28,27 @@ def conditional_vision_learner(
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # dict: name in `features=` of tasks and flows → a module from the body's feature map, an int (width of a default
     # neck), or a `Branch`
     branches=None,
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, or a
     # `TaskBalance`; None: by the weights of the blocks
     balance=None,
+    # `trivial`: each task starts at its trivial predictor, see `learn.start_at_trivial`; None: as fastai begins
+    start='trivial',
     **kwargs,
 ) -> Learner:
     "`vision_learner` for a flow"
     check_arch(arch)
+    check_start(start)
     if not isinstance(arch, str):  # of timm, architectures have arguments of their own
         check_arguments(
             'conditional_vision_learner', kwargs, conditional_vision_learner, vision_learner, create_vision_model
         )
     kwargs, flow = fit_for(dls, kwargs), flow_of(dls)
     if branches is None and not needs_heads(flow):
-        return equip(vision_learner(dls, arch, **kwargs), metrics, tune, balance)
+        return equip(start_learner(vision_learner(dls, arch, **kwargs), start), metrics, tune, balance)
     if kwargs.get('custom_head') is not None:
         raise FlowError(
             "custom_head= goes with neither branches= nor tasks that name features=, hidden= or uses=: hand over the "
@@ -53,7 +57,7 @@ def conditional_vision_learner(
     as_branches(flow, branches)  # wrong names are errors before the network is built
     learn = vision_learner(dls, arch, **{**kwargs, 'n_out': max(1, stock_logits(flow))})
     learn.branches = branches  # see `save_safe`
-    return equip(add_heads(learn, branches), metrics, tune, balance)
+    return equip(start_learner(add_heads(learn, branches), start), metrics, tune, balance)
 
 # %% ../../nbs/vision/learner.ipynb #80ccae22
 def check_arch(

@@ -23,6 +23,7 @@ from fastai.vision.augment import (
 )
 from ..core.errors import FlowError, FlowWarning
 from ..core.geometry import Frame, Geometry
+from ..core.mirror_rule import MirrorRule, mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
 
@@ -38,8 +39,8 @@ class TensorConditionalPoints(TensorConditional, TensorPoint):
 
     def affine_coord(self, mat=None, coord_tfm=None, sz=None, mode='nearest', pad_mode=None, align_corners=True):
         batch = self if self.ndim == 3 else as_points(self.as_subclass(torch.Tensor)[None], self.geo, self.img_size)
-        mirrored = None if mat is None else (torch.linalg.det(mat.as_subclass(torch.Tensor)[:, :2, :2].float()) < 0)
-        moved = batch._moved(lambda points: points.affine_coord(mat, coord_tfm, sz), mirrored, _width_and_height(sz))
+        is_mirrored = None if mat is None else (torch.linalg.det(mat.as_subclass(torch.Tensor)[:, :2, :2].float()) < 0)
+        moved = batch._moved(lambda points: points.affine_coord(mat, coord_tfm, sz), is_mirrored, _width_and_height(sz))
         return moved if self.ndim == 3 else as_points(moved.as_subclass(torch.Tensor)[0], self.geo, moved.img_size)
 
     def flip_lr(self):
@@ -61,16 +62,19 @@ class TensorConditionalPoints(TensorConditional, TensorPoint):
 def _moved(
     self: TensorConditionalPoints,
     move,  # Function of points `(..., n, 2)`, as a `TensorPoint`
-    mirrored=None,  # Where the picture is mirrored: a bool, or a boolean tensor `(bs,)`
+    is_mirrored=None,  # Where the picture is mirrored: a bool, or a boolean tensor `(bs,)`
     size=None,  # Width and height of the picture afterwards; None: as before
 ):
     "These labels, their coordinates moved as `move` moves points"
     packed, geo = self.as_subclass(torch.Tensor).clone(), self.geo
+    size = self.img_size if size is None else tuple(size)
+    if not geo.cols:
+        return as_points(_mirrored(packed, geo, is_mirrored), geo, size)
     columns, values = _index(geo.cols, packed.device), packed[..., 0, :]
     points = points_of(values.index_select(-1, columns), geo)
     moved = move(points.as_subclass(TensorPoint)).as_subclass(torch.Tensor)
     packed[..., 0, :] = values.index_copy(-1, columns, coordinates_of(moved, geo).to(packed.dtype))
-    return as_points(_mirrored(packed, geo, mirrored), geo, self.img_size if size is None else tuple(size))
+    return as_points(_mirrored(packed, geo, is_mirrored), geo, size)
 
 # %% ../../nbs/vision/points.ipynb #6c10e4c8
 def as_points(packed, geo, size) -> TensorConditionalPoints:
@@ -101,12 +105,11 @@ def coordinates_of(points, geo):
     return torch.cat(parts, -1)
 
 
-def _mirrored(packed, geo, mirrored):
-    "Columns that are left and right of something change places where the picture is `mirrored`"
-    if not geo.mirror or mirrored is None or mirrored is False:
+def _mirrored(packed, geo, is_mirrored):
+    "Labels become those of the mirror where the picture is `is_mirrored`"
+    if geo.mirror is None or is_mirrored is None or is_mirrored is False:
         return packed
-    swapped = packed.index_select(-1, _index(geo.mirror, packed.device))
-    return swapped if mirrored is True else torch.where(mirrored[:, None, None], swapped, packed)
+    return mirrored(packed, geo.mirror, is_mirrored)
 
 # %% ../../nbs/vision/points.ipynb #87b0fb20
 def _flipped(points):
@@ -149,6 +152,9 @@ class ScalePoints(Transform):
         b,  # The item that they belong to
     ):
         "`y` in shares of its picture; cells that do not count become 0"
+        if not y.geo.cols:
+            size = first_size(b)
+            return y if size is None else as_points(y, y.geo, size)  # without a picture there is no mirror
         size = _size_for(y, b)
         x, columns = y.as_subclass(torch.Tensor).clone(), _index(y.geo.cols, y.device)
         scaled = x[0].index_select(0, columns).view(-1, 2) * 2 / torch.tensor(size, dtype=x.dtype, device=x.device) - 1
@@ -242,7 +248,7 @@ class KeepInside(Transform):
 def inside(y: TensorConditionalPoints) -> TensorConditional:
     "Plain packed labels `(..., 2, D)`, with coordinates within the picture"
     geo, packed = y.geo, y.as_subclass(torch.Tensor)
-    if geo.keep:
+    if geo.keep or not geo.cols:
         return packed.clone().as_subclass(TensorConditional)
     values, mask = packed.unbind(-2)
     columns = _index(geo.cols, packed.device)
@@ -273,10 +279,11 @@ def _clamped(geo, device):
 def flow_tfms(
     blocks,  # Blocks of a flow
     kind,  # `item` or `batch`
+    mirrored=False,  # True if a mirror changes labels of the flow
 ) -> list:
     "The transforms that a flow adds to its data"
     if kind == 'item':
-        return [ScalePoints()] if any(b.geometry for b in blocks) else []
+        return [ScalePoints()] if mirrored or any(b.geometry for b in blocks) else []
     return [KeepInside(tuple(b.name for b in blocks if b.draws is not None))]
 
 

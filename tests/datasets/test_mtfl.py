@@ -26,7 +26,7 @@ SIZE = 40
 
 
 def make_flow():
-    point = lambda p: [BoundedRegressionBlock(f'{p}_{a}', y_range=(0, SIZE), weight=20.0) for a in 'xy']
+    point = lambda p: [BoundedRegressionBlock(f'{p}_{a}', y_range=(0, SIZE), weight=0.33) for a in 'xy']
     glasses = BinaryBlock('glasses')
     pose = SingleLabelBlock('pose', vocab=list(POSES))
     ahead = pose.isin(['left', 'frontal', 'right'])

@@ -1,13 +1,15 @@
 """A bound flow that is written as plain values and read again is the flow that was written: all that each kind
 has learnt, by structure, and what it says"""
 
-import datetime as dt, json
+import datetime as dt, json, warnings
 import numpy as np, pandas as pd, pytest, torch
+from fastai.vision.all import DataBlock, ImageBlock, PILImage, resnet18
 from fastai_condmtl.all import *
 import fastai_condmtl.deploy.safe  # noqa: F401  to_dict, from_dict
 from fastai_condmtl.core.conditions import Condition
 from fastai_condmtl.core.bound import BoundFlow
 from fastai_condmtl.text.masks import MASK, MaskedLMBlock
+from fastai_condmtl.vision.all import conditional_vision_learner
 from kinds_of_task import KINDS, bound_with_labels, logits, table
 
 FAKE = ['xxunk', 'xxpad', MASK, *'abcdefg', 'xxfake', 'xxfake', 'xxfake']  # as fastai fills a vocabulary up
@@ -169,3 +171,23 @@ def test_points_in_safe_files_keep_all_arguments():
         and back.plan.weight_cols == [None, 'w']
         and back.tasks['p'].hidden == 4
     )
+
+
+@pytest.mark.parametrize('branches', [None, dict(own=8)])
+def test_the_bias_of_a_started_network_is_in_the_file(branches, tmp_path):
+    "fastai's head has none, and one that starts at the trivial predictor does"
+    features = None if branches is None else 'own'
+    flow = Flow('f', BinaryBlock('a'), SingleLabelBlock('b', vocab=['x', 'y', 'z'], features=features))
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(a=rng.random(12) < 0.3, b=rng.choice(list('xyz'), 12), picture=range(12)))
+    picture = lambda row: PILImage.create(np.full((64, 64, 3), int(row['picture']), dtype=np.uint8))
+    dls = DataBlock(blocks=(ImageBlock, flow), get_x=picture).dataloaders(df, bs=4, num_workers=0)
+    learn = conditional_vision_learner(dls, resnet18, pretrained=False, branches=branches)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', FlowWarning)  # the network has a name
+        file = learn.save_safe(tmp_path / 'a.safetensors')
+    model = load_safe(file).model
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(x), learn.model.eval()(x), atol=1e-6)
+    assert any(name.endswith('bias') and p.shape[0] in (1, dls.c) for name, p in model.state_dict().items())

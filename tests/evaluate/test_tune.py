@@ -221,7 +221,7 @@ def test_other_rows(learn):
 
 def test_constraint_moves_or_is_infeasible(learn):
     seen = set()
-    for name, row in by_name(search(learn, constraint=('precision', 0.85))).items():
+    for name, row in by_name(search(learn, 'f1', ('precision', 0.85))).items():
         p, t = support(learn, name)
         if name == 'rare':
             assert 'too few' in row.note
@@ -254,11 +254,14 @@ def test_precedence():
         security(),
         security(leaf=dict(tune='mcc'), gate=dict(tune='recall'), tags=dict(tune=dict(metric='accuracy'))),
     )
-    assert metrics(plain, 'f1_score') == dict.fromkeys(COLS, 'f1_score') | dict(gate='balanced_accuracy')
-    assert metrics(plain, 'mcc', gates=None) == dict.fromkeys(COLS, 'mcc')
-    assert metrics(own) == dict.fromkeys(COLS, 'f1_score') | dict(leaf='mcc', gate='recall') | dict.fromkeys(
+    with_gates = metrics(plain, 'f1_score', gates='balanced_accuracy')
+    assert with_gates == dict.fromkeys(COLS, 'f1_score') | dict(gate='balanced_accuracy')
+    assert metrics(plain, 'mcc') == dict.fromkeys(COLS, 'mcc')
+    assert metrics(own, 'f1') == dict.fromkeys(COLS, 'f1_score') | dict(leaf='mcc', gate='recall') | dict.fromkeys(
         ['t0', 't1', 't2'], 'accuracy'
     )
+    labels = dict.fromkeys(['t0', 't1', 't2'], 'f1_score')
+    assert metrics(plain) == metrics(plain, 'headline') == dict.fromkeys(COLS, 'accuracy') | labels
     assert metrics(own, tasks=dict(leaf='youden', gate='f1')) == metrics(own) | dict(leaf='youden', gate='f1_score')
     assert metrics(own, tasks={'sub.leaf': None, 'gate': None}) == {
         n: m for n, m in metrics(own).items() if n not in ('leaf', 'gate')
@@ -267,10 +270,10 @@ def test_precedence():
         'leaf' not in metrics(off := security(leaf=dict(tune=None)))
         and metrics(off, tasks=dict(leaf='mcc'))['leaf'] == 'mcc'
     )
-    given_ = metrics(plain, constraint=('recall', 0.9))
+    given_ = metrics(plain, 'f1', ('recall', 0.9), gates='balanced_accuracy')
     assert given_['gate'].startswith('f1_score')  # a constraint is for all, gates too
     both = metrics(plain, tasks=dict(leaf=dict(metric='mcc', constraint=('recall', 0.9))))
-    assert both['leaf'].startswith('mcc') and 'recall' in both['leaf'] and both['free'] == 'f1_score'
+    assert both['leaf'].startswith('mcc') and 'recall' in both['leaf'] and both['free'] == 'accuracy'
     assert metrics(plain, ('fbeta', 2))['free'] != metrics(plain, [[0, 1], [5, 0]])['free']
 
 
@@ -282,7 +285,7 @@ def test_a_task_left_alone_keeps_its_threshold(learn):
 
 
 def test_starts_from_the_blocks_threshold():
-    row = by_name(search(security(leaf=dict(threshold=0.62))))
+    row = by_name(search(security(leaf=dict(threshold=0.62)), 'f1'))
     p, t = support(security(), 'leaf')
     assert row['leaf'].note.startswith('kept 0.62') and (row['leaf'].threshold, row['leaf'].score) == pytest.approx(
         (0.62, skm.f1_score(t, p > 0.62))
@@ -327,7 +330,7 @@ def test_f1_micro(learn):
     assert (
         rows['rare'].score
         == pytest.approx(rows['rare'].score_at_half)
-        == pytest.approx(by_name(search(learn))['rare'].score)
+        == pytest.approx(by_name(search(learn, 'f1'))['rare'].score)
     )  # one label: F1 itself
 
 
@@ -1065,7 +1068,7 @@ def test_probabilities_of_exactly_zero():
 def test_other_rows_with_the_same_labels_are_other_rows():
     df = table()
     learn = learner(df=df)
-    assert '' in set(quiet(learn, 'search_thresholds', gates=None).note)
+    assert '' in set(quiet(learn, 'search_thresholds', 'f1').note)
     assert quiet(learn, 'evaluate').cross_fit
     rng = np.random.default_rng(5)
     other = df.iloc[HALF].assign(z0=rng.normal(size=len(HALF)), z1=rng.normal(size=len(HALF)))
@@ -1127,3 +1130,53 @@ def test_a_foreign_loss_and_no_validation_rows():
     for f in ('evaluate', 'search_thresholds', 'explain', 'calibrate', 'get_marginals'):
         with pytest.raises(FlowError):
             quiet(learn, f)
+
+
+def headlines(learn):
+    "Headline scores on all rows, by scikit-learn and a loop over labels, `{path: (in force, at one half)}`"
+    own, half = {}, {}
+    thresholds = in_force(learn)
+    for name in COLS:
+        p, t = support(learn, name)
+        path, j = PATHS[name], int(name[1]) if name[0] == 't' else 0
+        measure = SCORES['f1_score'] if name[0] == 't' else skm.accuracy_score
+        own.setdefault(path, []).append(measure(t, p > np.ravel(thresholds[path])[j]))
+        half.setdefault(path, []).append(measure(t, p > 0.5))
+    return {path: (np.mean(own[path]), np.mean(half[path])) for path in own}
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_the_headline_is_searched_and_never_worse_than_one_half(seed):
+    learn = security(seed=seed)
+    table = search(learn)
+    for path, (own, half) in headlines(learn).items():
+        assert own >= half - 1e-9, path
+    told = quiet(learn, 'evaluate').set_index(['task_path', 'metric_name']).metric_res
+    fresh = quiet(security(seed=seed), 'evaluate').set_index(['task_path', 'metric_name']).metric_res
+    for path in {*PATHS.values()}:
+        name = 'f1_score' if path == 'sub.tags' else 'accuracy'
+        assert told[path, name] >= fresh[path, name] - 1e-9  # what is shown is cross-fit
+    for row in table[table.note == ''].itertuples():
+        assert row.cross_fit_score >= row.score_at_half
+        p, t = support(learn, row.label if row.label else row.task_path.rpartition('.')[2])
+        cuts = [-1, *np.unique(p)]
+        measure = SCORES['f1_score'] if row.label else skm.accuracy_score
+        assert row.score == pytest.approx(max(measure(t, p > cut) for cut in cuts))  # by all cuts there are
+
+
+def test_a_headline_without_a_threshold_leaves_accuracy():
+    class Ranked(BinaryBlock):
+        metrics = ('roc_auc', *[m for m in BinaryBlock.metrics if m != 'roc_auc'])
+
+    class Matthews(BinaryBlock):
+        metrics = ('mcc', *[m for m in BinaryBlock.metrics if m != 'mcc'])
+
+    from fastai_condmtl.evaluate.task_threshold import aims
+
+    df = pd.DataFrame(dict(a=[0, 1], b=[0, 1], c=[0, 1], d=[0, 1]))
+    flow = Flow(
+        'f', Ranked('a'), Matthews('b'), MultiLabelBlock('c', cols=['c', 'd']), BinaryBlock('d', tune='headline')
+    )
+    found = {path: str(aim) for path, aim in aims(flow.bind(df)).items()}
+    assert found == dict(a='accuracy', b='mcc', c='f1_score', d='accuracy')
+    assert MultiLabelBlock.metrics[0] == 'f1_score'

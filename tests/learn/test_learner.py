@@ -266,7 +266,7 @@ def test_what_conditional_vision_learner_adds(new):
     assert [m.name for m in learn.metrics] == [
         'on.accuracy',
         'look.hue.accuracy',
-        'look.tags.accuracy',
+        'look.tags.f1_score',
         'look.level.mae',
         'look.bright.accuracy',
         'heat.mae',
@@ -311,7 +311,7 @@ def test_it_learns(new, learn):
         start = float(untrained.validate()[0])
     with quiet(learn):
         res = dict(zip(['loss', *[m.name for m in learn.metrics]], map(float, learn.validate())))
-    scores = [v for k, v in res.items() if k.endswith('accuracy')]
+    scores = [v for k, v in res.items() if k.endswith(('accuracy', 'f1_score'))]
     assert res['loss'] < 0.75 * start and len(scores) == 4 and min(scores) > 0.55 and np.mean(scores) > 0.75, (
         start,
         res,

@@ -178,7 +178,7 @@ def test_add_remove_regate_rename(bias):
         assert torch.equal(v, learn.model[0].state_dict()[k])
     assert [m.name for m in learn.metrics] == [
         'new.accuracy',
-        'seen.tags.accuracy',
+        'seen.tags.f1_score',
         'seen.level.mae',
         'on.accuracy',
         'warmth.mae',

@@ -160,7 +160,7 @@ def test_the_worst_row_is_the_one_that_was_spoilt(numbered):
 @pytest.mark.parametrize('batch', [0, 1, 2])
 def test_long_texts_are_read_alike_in_any_batch(df, batch):
     dls = texts_dls(df, review_flow(), seq_len=8)
-    learn = conditional_text_learner(dls, AWD_LSTM, pretrained=False, config=SMALL, seq_len=8)
+    learn = conditional_text_learner(dls, AWD_LSTM, pretrained=False, config=SMALL, seq_len=8, start=None)
     stock = text_classifier_learner(dls, AWD_LSTM, pretrained=False, config=SMALL, seq_len=8)
     stock.model.load_state_dict(learn.model.state_dict())
     x = [b[0] for b in dls.valid][batch]

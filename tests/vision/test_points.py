@@ -331,9 +331,10 @@ def test_flip_pairs_of_half_a_batch(pics):
 @pytest.mark.parametrize('k', range(8))
 def test_dihedral_swaps_where_it_mirrors(k):
     from fastai_condmtl.core.geometry import Geometry
+    from fastai_condmtl.core.mirror_rule import MirrorRule
 
     y = torch.tensor([[-0.5, -0.2, 0.7, 0.1], [1.0, 1, 1, 1]]).as_subclass(TensorConditionalPoints)
-    y.geo, y.img_size = Geometry(points=(0, 1, 2, 3), mirror=(2, 3, 0, 1)), (64, 48)
+    y.geo, y.img_size = Geometry(points=(0, 1, 2, 3), mirror=MirrorRule((2, 3, 0, 1))), (64, 48)
     plain = TensorPoint(torch.tensor([[-0.5, -0.2], [0.7, 0.1]])).dihedral(k).as_subclass(torch.Tensor)
     e = TensorPoint(torch.tensor([[0.0, 0], [1, 0], [0, 1]])).dihedral(k).as_subclass(torch.Tensor)
     mirrored = bool(torch.linalg.det(e[1:] - e[0]) < 0)
