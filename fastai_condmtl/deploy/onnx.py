@@ -131,15 +131,21 @@ def to_exported(
 ) -> torch.export.ExportedProgram:
     "The graph of `learn.deployed()` by `torch.export`, for any number of rows"
     example = _as_example(self, example)
-    batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
-    any_rows = tuple({0: batch} for _ in example)
-    program = torch.export.export(self.deployed(), example, dynamic_shapes=(any_rows,), strict=True)
+    program = torch.export.export(self.deployed(), example, dynamic_shapes=(_open_axes(self, example),), strict=True)
     if path is None:
         return program
     with atomic_write(path) as tmp:
         with open(tmp, 'wb') as file:
             torch.export.save(program, file)
     return program
+
+
+def _open_axes(learn, example):
+    "Of each input the rows; of tokens `(N, L)` the length, too, where the network takes any length"
+    batch, length = torch.export.Dim('batch', min=1, max=2**31 - 1), torch.export.Dim.DYNAMIC
+    any_length = any(getattr(module, 'any_length', False) for module in learn.model.modules())
+    are_tokens = [any_length and x.ndim == 2 and not x.is_floating_point() for x in example]
+    return tuple({0: batch, 1: length} if tokens else {0: batch} for tokens in are_tokens)
 
 
 def _as_example(learn, example):

@@ -23,7 +23,7 @@ from fastai.vision.augment import (
 )
 from ..core.errors import FlowError, FlowWarning
 from ..core.geometry import Frame, Geometry
-from ..core.mirror_rule import MirrorRule, mirrored
+from ..core.mirror_rule import mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
 

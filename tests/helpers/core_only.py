@@ -154,7 +154,9 @@ def needs_extras(folder):
     from fastai_condmtl.tools.cli import find_arch
     from fastai_condmtl.deploy.safe import make_network
     from fastai_condmtl.datasets.synthetic import save_scenes
+    from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
     from fastai_condmtl.tabular.rows import conditional_image_tabular_learner
+    from fastai_condmtl.text.transformer_data import TransformerTextBlock
 
     df = save_scenes(folder, n=24)
     flow = Flow('f', BinaryBlock('camera_blocked'), SingleLabelBlock('shirt_type'))
@@ -173,6 +175,8 @@ def needs_extras(folder):
         'ConditionalTensorBoard': ConditionalTensorBoard,
         'ConditionalWandb': ConditionalWandb,
         'make_app': lambda: make_app(learn),
+        'TransformerTextBlock': lambda: TransformerTextBlock('an-encoder'),
+        'save_tiny_encoder': lambda: save_tiny_encoder(folder / 'encoder', ['a text']),
         'balance': lambda: make(balance='upgrad'),
         'fastai_condmtl.callback.distributed': lambda: importlib.import_module('fastai_condmtl.callback.distributed'),
     }
@@ -195,7 +199,7 @@ def main(task, folder=None):
     sys.meta_path[:] = [Without(f, hidden) for f in sys.meta_path]
     there = [
         n
-        for n in sorted(hidden & {'accelerate', 'onnx', 'safetensors', 'timm', 'wandb'})
+        for n in sorted(hidden & {'accelerate', 'onnx', 'safetensors', 'timm', 'transformers', 'wandb'})
         if importlib.util.find_spec(n)
     ]
     assert not there, there

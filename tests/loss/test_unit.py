@@ -334,12 +334,12 @@ def table(n=60, seed=0):
     return df.assign(y=3 * df.x + rng.normal(size=n), z=rng.gamma(2, size=n))
 
 
-def learner(df=None, **kwargs):
+def learner(df=None, start='trivial', **kwargs):
     df = table() if df is None else df
     b = BinaryBlock('b')
     flow = Flow('f', b, UnboundedRegressionBlock('y', loss='l1') | b, BoundedRegressionBlock('z', weight=0.5), **kwargs)
     dls = ConditionalTabularDataLoaders.from_df(df, flow, cont_names=['x'], bs=16, valid_idx=range(12), num_workers=0)
-    return conditional_tabular_learner(dls, layers=[8])
+    return conditional_tabular_learner(dls, layers=[8], start=start)
 
 
 def test_the_flow_shows_weight_and_unit():
@@ -360,7 +360,7 @@ def test_only_training_rows_count():
 
 def test_validation_loss_and_mixup():
     "The validation loss is in units; so is the loss that MixUp mixes"
-    learn, plain = learner(), learner(normalise=False)
+    learn, plain = learner(start=None), learner(start=None, normalise=False)
     plain.model.load_state_dict(learn.model.state_dict())
     assert plain.loss_func.units().tolist() == [1, 1, 1]
     pred, y = plain.get_preds(act=nn.Identity())
@@ -381,7 +381,7 @@ def test_validation_loss_and_mixup():
 
 
 def test_metrics_never_see_units():
-    learn, plain = learner(), learner(normalise=False)
+    learn, plain = learner(start=None), learner(start=None, normalise=False)
     plain.model.load_state_dict(learn.model.state_dict())
     with learn.no_bar(), plain.no_bar():
         pd.testing.assert_frame_equal(learn.evaluate(), plain.evaluate())
