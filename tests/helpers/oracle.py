@@ -10,7 +10,8 @@ list of True/False/None (cols), a list of votes, one an answer (votes), a number
 `cols` may have `uncertain` (value → probability or None) and `soft`: then such values, or shares, stand for True and
 False. A task or flow may have `na`, values that stand for a blank: a table holds them as they are, as the cell of a
 whole list, too. A single label task may be `within` another (its name), with `class_of` (sub-class → class; `told` to
-the library or read off by it) and `decode`. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a DataFrame in many dtypes).
+the library or read off by it) and `decode`. Nothing here looks at fastai_condmtl but `build` (objects) and
+`frame` (a DataFrame in many dtypes).
 """
 
 import pandas as pd

@@ -195,7 +195,7 @@ def chain(o, path):
 
 
 def best_leaf(o, bound, path, p_of):
-    "{path: class} of the most likely leaf from the outermost class task to `path`, None below a class without sub-classes."
+    "{path: class} of the most likely leaf on the way from the outermost class task to `path`, None below it."
     way, leaves = chain(o, path)[::-1], []
 
     def descend(k, of, p, so_far):
