@@ -306,7 +306,10 @@ def states(
     whether the condition can be true and whether it can be false"""
     res, cache = [None] * len(self.paths), {}
 
-    def state(atom, source=lambda i: (values(i), known(i))):
+    def labels(i):
+        return values(i), known(i)
+
+    def state(atom, source=labels):
         "Where an atom is true and where it is false"
         i = self.index[atom.task]
         vals, rows = source(i)
@@ -322,6 +325,14 @@ def states(
         own_true = res[i][0]  # where the asked task has no meaning itself, the atom is unknown
         return true & own_true, false & own_true
 
+    def state_below(i):
+        "`state` as sub-task `i` reads it: of the classes above it with what sub-classes imply"
+        above, over = set(), i
+        while over in self.nests:
+            over = self.nests[over]
+            above.add(over)
+        return lambda atom: state(atom, filled if self.index[atom.task] in above else labels)
+
     def nest_state(g):
         if filled is None:
             return state(self.asking[g])
@@ -329,22 +340,23 @@ def states(
         other = differs(self, self.nest_gates[g], filled)
         return true & ~other, false | other
 
-    def gates_state(gates):
-        "The gates of a task, joined by and"
-        if gates not in cache:
-            g, last = gates[-1], gates[-1:]  # the last gate alone; a task with this one gate has the same key
+    def gates_state(gates, sub=None):
+        "The gates of a task, joined by and; `sub`: the sub-task that reads them, None: any task"
+        if (gates, sub) not in cache:
+            g, last = gates[-1], (gates[-1:], sub)  # the last gate alone; a task with this one gate has the same key
             if last not in cache:
-                cache[last] = nest_state(g) if g in self.nest_gates else kleene(self.asking[g], state)
+                read = state if sub is None else state_below(sub)
+                cache[last] = nest_state(g) if g in self.nest_gates else kleene(self.asking[g], read)
             true, false = cache[last]
             if len(gates) > 1:
-                true_before, false_before = gates_state(gates[:-1])
+                true_before, false_before = gates_state(gates[:-1], sub)
                 true, false = true & true_before, false | false_before
-            cache[gates] = true, false
-        return cache[gates]
+            cache[gates, sub] = true, false
+        return cache[gates, sub]
 
     for i in self.order:
         if self.gates[i]:
-            res[i] = gates_state(self.gates[i])
+            res[i] = gates_state(self.gates[i], i if filled is not None and i in self.nests else None)
     return res
 
 # %% ../../nbs/core/plan.ipynb #abf161fa

@@ -95,7 +95,8 @@ def parse_question(self: Classes, op, value):
 
 @patch
 def answer(self: Classes, op, value, vals, known, scaled=False):
-    true = any_true([vals[:, 0] == j for j in value])
+    never = known[:, 0] & False
+    true = any_true([vals[:, 0] == j for j in value] or [never])  # no class at all where no class has sub-classes
     if op == 'ne':
         true = ~true
     return true & known[:, 0], ~true & known[:, 0]
@@ -111,6 +112,11 @@ def implied_labels(self: Classes, op, value, truth):
 @patch
 def question_states(self: Classes, op, value):
     return all, [(0, self.states(op, value))]
+
+
+@patch
+def n_states(self: Classes, variable):
+    return self.n_out
 
 
 @patch

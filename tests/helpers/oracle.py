@@ -9,7 +9,9 @@ count, votes), `name`, `given` and options; a flow is
 list of True/False/None (cols), a list of votes, one an answer (votes), a number; None where missing. A binary task or
 `cols` may have `uncertain` (value → probability or None) and `soft`: then such values, or shares, stand for True and
 False. A task or flow may have `na`, values that stand for a blank: a table holds them as they are, as the cell of a
-whole list, too. Nothing here looks at fastai_condmtl but `build` (objects) and `frame` (a DataFrame in many dtypes).
+whole list, too. A single label task may be `within` another (its name), with `class_of` (sub-class → class; `told` to
+the library or read off by it) and `decode`. Nothing here looks at fastai_condmtl but `build` (objects) and
+`frame` (a DataFrame in many dtypes).
 """
 
 import pandas as pd
@@ -195,6 +197,8 @@ class Oracle:
     def __init__(self, spec):
         self.entries = {path: (task, prefixes, conds) for path, task, prefixes, conds in walk(spec)}
         self.paths, self.infer, self.na = list(self.entries), spec.get('infer_labels', False), na_of(spec)
+        nested = [(p, t, pre) for p, (t, pre, _) in self.entries.items() if t.get('within')]
+        self.over = {p: resolve(t['within'], pre, self.paths) for p, t, pre in nested}
 
     def cell(self, path, raw):
         "A table value as a label; multi label values as a dict label -> True/False/None."
@@ -218,20 +222,57 @@ class Oracle:
     def labelled(self, value):
         return any(v is not None for v in value.values()) if isinstance(value, dict) else value is not None
 
-    def evaluate(self, cond, prefixes, cells):
-        "True, False or None (unknown)."
+    def above(self, path, sub):
+        "The class in which sub-class `sub` of `path` stands."
+        return self.entries[path][0]['class_of'][sub]
+
+    def seen(self, path, cells):
+        "The label of a task; of a class that is blank what labelled sub-classes imply."
+        if cells[path] is not None:
+            return cells[path]
+        subs = [(p, self.seen(p, cells)) for p, over in self.over.items() if over == path]
+        implied = [self.above(p, v) for p, v in subs if v is not None]
+        return implied[0] if implied else None
+
+    def disagree(self, cells):
+        "Do two sub-tasks of one blank class imply different classes?"
+        asked = {}
+        for p, over in self.over.items():
+            v = self.seen(p, cells)
+            if v is not None and cells[over] is None:
+                asked.setdefault(over, []).append(self.above(p, v))
+        return any(v != vs[0] for vs in asked.values() for v in vs)
+
+    def in_class(self, path, value, cells):
+        "Has a sub-task meaning, and does its label (None: blank) stand in the class that is labelled or implied?"
+        over = self.over[path]
+        of = self.seen(over, cells)
+        stands = of in self.entries[path][0]['class_of'].values() if value is None else self.above(path, value) == of
+        return of is not None and stands and self.counts(over, of, cells)
+
+    def counts(self, path, value, cells):
+        "Does label `value` of a task count: is the task applicable, and the label in its class?"
+        told = (self.evaluate(c, prefixes, cells, self.classes_above(path)) for c, prefixes in self.entries[path][2])
+        return all(x is True for x in told) and (path not in self.over or self.in_class(path, value, cells))
+
+    def classes_above(self, path):
+        over = self.over.get(path)
+        return {over, *self.classes_above(over)} if over else set()
+
+    def evaluate(self, cond, prefixes, cells, implied=()):
+        "True, False or None (unknown); `implied`: the classes that are, where blank, what sub-classes imply."
         kind, *rest = cond
         if kind == 'not':
-            return k_not(self.evaluate(rest[0], prefixes, cells))
+            return k_not(self.evaluate(rest[0], prefixes, cells, implied))
         if kind == 'and':
-            return k_and([self.evaluate(c, prefixes, cells) for c in rest])
+            return k_and([self.evaluate(c, prefixes, cells, implied) for c in rest])
         if kind == 'any':
-            return k_or([self.evaluate(c, prefixes, cells) for c in rest])
+            return k_or([self.evaluate(c, prefixes, cells, implied) for c in rest])
         name, op, arg = rest
         path = resolve(name, prefixes, self.paths)
-        if not self.labelled(cells[path]) or not self.applicable(path, cells):
+        task, value = self.entries[path][0], self.seen(path, cells) if path in implied else cells[path]
+        if not self.labelled(value) or not self.counts(path, value, cells):
             return None
-        task, value = self.entries[path][0], cells[path]
         if task['kind'] in ('binary', 'cols'):
             is_dict = isinstance(value, dict)
             value = {k: told(task, v) for k, v in value.items()} if is_dict else told(task, value)
@@ -243,7 +284,7 @@ class Oracle:
         return holds(op, value, arg)
 
     def applicable(self, path, cells):
-        return all(self.evaluate(c, prefixes, cells) is True for c, prefixes in self.entries[path][2])
+        return self.counts(path, cells[path], cells)
 
     # -- infer_labels: the literal fixpoint
     def forced(self, cond, prefixes, sign=True):
@@ -286,7 +327,10 @@ class Oracle:
         while True:
             wanted = {}
             for path in self.paths:
-                if self.labelled(cells[path]):
+                empty = self.entries[path][0].get('nan_is_empty') and True not in cells[path].values()  # or a blank
+                if self.labelled(cells[path]) and not empty:
+                    if path in self.over:
+                        wanted.setdefault((self.over[path], None), []).append(self.above(path, cells[path]))
                     for cond, prefixes in self.entries[path][2]:
                         for p, label, v in self.forced(cond, prefixes):
                             wanted.setdefault((p, label), []).append(v)
@@ -310,7 +354,7 @@ class Oracle:
         """{path: dict(applicable, mask, scored, value, clash)} of one row, `raw`: path -> value. `mask`, `scored`,
         `value`: a list with one entry a target column."""
         cells = {p: self.cell(p, raw[p]) for p in self.paths}
-        known, clash = self.fill(cells) if self.infer else (cells, False)
+        known, clash = self.fill(cells) if self.infer else (cells, self.disagree(cells))
         out = {}
         for p in self.paths:
             seen = known[p] if self.infer == 'train' else cells[p]
@@ -343,7 +387,10 @@ def block(task):
     if task.get('col'):
         kw['col'] = task['col']
     kind, name = task['kind'], task['name']
-    kw |= {k: task[k] for k in ('uncertain', 'soft') if k in task}
+    kw |= {k: task[k] for k in ('uncertain', 'soft', 'decode') if k in task}
+    if task.get('within'):
+        over = task.get('class_block', task['within'])
+        kw['within'] = (over, dict(task['class_of'])) if task['told'] else over
     if kind == 'votes':
         return B.VotesBlock(name, cols={a: vote_column(task, a) for a in task['vocab']}, **kw)
     if kind == 'cols':
@@ -431,6 +478,9 @@ def build(spec, rng, order=lambda items: items):
             if item['kind'] == 'flow':
                 items.append(make(item, (path + '.',) + prefixes))
             else:
+                over = item.get('within')
+                if over and resolve(over, prefixes, entries) in done and '.' not in over and rng.random() < 0.5:
+                    item = item | dict(class_block=done[resolve(over, prefixes, entries)])
 
                 def one(given=None, item=item):
                     return block(item if given is None else item | dict(kw=dict(item.get('kw', {}), given=given)))

@@ -154,9 +154,113 @@ def random_cond(rng, targets, entries, prefixes, forcing=False, inside='', depth
     return any_cond(depth) if targets else None
 
 
-def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=False, unsure=False):
+# ---- classes that nest
+# -----------------------------------------------------------------------------------------------------------
+CLASSES = [['b', 'c', 'a'], [3, 1, 2], ['x'], ['yes', 'no'], [False, True], [7, -3, 12, 5], ['1', '2', '10']]
+
+
+def random_classes(rng, name, col, over=None, losses=False):
+    "A single label task, of classes or, within the task `over`, of sub-classes."
+    t = a_task('single', name, col=col, kw={})
+    t['vocab_given'] = rng.random() < 0.5
+    if over is None:
+        v = rng.choice(CLASSES)
+        t['vocab'] = rng.sample(v, len(v))
+    else:
+        among = rng.sample(over['vocab'], rng.randint(1, len(over['vocab'])))
+        per = [(c, i) for c in among for i in range(rng.choice([1, 2, 2, 3]))]
+        make = rng.choice([lambda c, i, k: f'{c}.{i}', lambda c, i, k: k, lambda c, i, k: f'{c}' * (i + 1)])
+        class_of = {make(c, i, k): c for k, (c, i) in enumerate(per)}
+        t['vocab'] = rng.sample(list(class_of), len(class_of))
+        t |= dict(class_of=class_of, told=rng.random() < 0.5, over=over)
+    if losses:
+        t['kw'] |= rng.choice([{}, dict(weight=2.5)]) | rng.choice([{}, dict(label_smoothing=0.2)])
+    return t
+
+
+def random_tree(rng, k, losses=False):
+    "A class task and sub-tasks: one within the other, or several within one."
+    tree = [random_classes(rng, f'k{k}', rng.choice([None, f'class {k}']), losses=losses)]
+    for i in range(rng.choice([1, 1, 2, 2, 3])):
+        over = rng.choice([tree[-1], tree[-1], tree[-1], rng.choice(tree)])
+        tree.append(random_classes(rng, f'k{k}s{i}', rng.choice([None, f'sub {k} {i}']), over, losses))
+    if rng.random() < 0.4:
+        tree[rng.randrange(1, len(tree))]['decode'] = 'joint'
+    return tree
+
+
+def nest_table(rng, spec, table):
+    """Fill the columns of trees: labels that mostly agree, gaps; where classes are read off the rows, labels never
+    disagree, and each sub-class stands beside its class in some row."""
+    paths = {id(t): p for p, t, *_ in walk(spec)}
+    subs = [t for _, t, *_ in walk(spec) if t.get('over')]
+    roots = {id(t['over']): t['over'] for t in subs if not t['over'].get('over')}
+    na, n, told = na_of(spec), len(next(iter(table.values()))), all(t['told'] for t in subs)
+
+    def draw(t, value, row):
+        row[id(t)] = value
+        for s in subs:
+            if s['over'] is t:
+                of = [v for v, c in s['class_of'].items() if value is not None and c == value]
+                draw(s, rng.choice(of) if of else None, row)
+
+    def up(t, value, row):
+        row[id(t)] = value
+        if t.get('over'):
+            up(t['over'], t['class_of'][value], row)
+
+    for root in roots.values():
+        whole = []
+
+        def below(t):
+            for v in t['vocab']:
+                up(t, v, row := {})
+                whole.append(row)
+            for s in subs:
+                if s['over'] is t:
+                    below(s)
+
+        below(root)
+        mine = [t for t in [root, *subs] if any(id(t) in r for r in whole)]
+        rows = []
+        gap = {id(t): rng.choice([0, 0.2, 0.5, 0.8]) for t in mine}
+        wrong = rng.choice([0, 0.2]) if told else 0
+        for _ in range(max(n, len(whole)) - len(whole)):
+            draw(root, rng.choice(root['vocab']), row := {})
+            for t in mine:
+                if rng.random() < gap[id(t)]:
+                    row[id(t)] = None
+                elif rng.random() < wrong:
+                    row[id(t)] = rng.choice(t['vocab'])
+                p = paths[id(t)]
+                if na[p] and rng.random() < 0.2:
+                    row[id(t)] = rng.choice(na[p])
+            rows.append(row)
+        rows += whole
+        rng.shuffle(rows)
+        for t in mine:
+            table[paths[id(t)]][:] = [r.get(id(t)) for r in rows[:n]]
+    return table
+
+
+def rows_for_trees(spec):
+    "How many rows hold each class and sub-class of the largest tree."
+    size = {}
+    inner = {id(t['over']) for _, t, *_ in walk(spec) if t.get('over')}
+    for _, t, *_ in walk(spec):
+        root = t
+        if not t.get('over') and id(t) not in inner:
+            continue
+        while root.get('over'):
+            root = root['over']
+        size[id(root)] = size.get(id(root), 0) + len(t.get('vocab') or [])
+    return max(size.values(), default=0)
+
+
+def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=False, unsure=False, trees=0):
     """A flow of up to `max_tasks` tasks, flows in flows, conditions that may name tasks written later, and names
-    used twice; with `na`, values that stand for a blank; `unsure`: also shares and uncertain answers."""
+    used twice; with `na`, values that stand for a blank; `unsure`: also shares and uncertain answers;
+    `trees`: how many class tasks have sub-tasks."""
     root = flow('root')
     nodes, depth = [root], {'root': 1}
     for i in range(rng.randint(0, 3)):
@@ -175,6 +279,10 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
                 name, col = other, f'col {i}'
         node['items'].append(random_task(rng, rng.choice(kinds), name, col, losses, unsure))
 
+    for k in range(trees):
+        for t in random_tree(rng, k, losses):
+            rng.choice(nodes)['items'].append(t)
+
     def prune(n):
         n['items'] = [x for x in n['items'] if x['kind'] != 'flow' or prune(x)]
         rng.shuffle(n['items'])
@@ -191,6 +299,15 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
     rank = {
         p: i for i, p in enumerate(rng.sample(list(entries), len(entries)))
     }  # conditions name tasks of a lower rank: no cycle
+
+    at = {id(t): p for p, t in entries.items()}
+    for p, t, prefixes, _ in walk(root):
+        if t.get('over'):
+            t['within'] = rng.choice(names_for(at[id(t['over'])], prefixes, entries))
+    for k in range(trees):  # a sub-task hangs on its class task
+        of_tree = sorted((t['name'], p) for p, t in entries.items() if t['name'].startswith(f'k{k}'))
+        for (_, p), r in zip(of_tree, sorted(rank[p] for _, p in of_tree)):
+            rank[p] = r
 
     def give(node, prefixes):
         for x in node['items']:
@@ -272,7 +389,7 @@ def not_asked(rng, task, value, na):
 def random_table(rng, spec, n=None, whole=True):
     """path -> values, with labels also where a condition is false; `whole`: each label of a vocabulary or range
     that is to be inferred occurs."""
-    n, table, na = n or rng.randint(5, 9), {}, na_of(spec)
+    n, table, na = n or max(rng.randint(5, 9), rows_for_trees(spec) * 2), {}, na_of(spec)
     for path, t, *_ in walk(spec):
         p = rng.choice([0, 0.2, 0.2, 0.5, 1])
         vs = table[path] = [blank(rng, t, random_value(rng, t), p) for _ in range(n)]
@@ -289,6 +406,8 @@ def random_table(rng, spec, n=None, whole=True):
             if t['kind'] == 'bounded' and not t.get('y_range')
             else []
         )
+        if t.get('over') or any(x.get('over') is t for _, x, *_ in walk(spec)):
+            continue
         for i, v in zip(rng.sample(range(n), len(must)), must):
             vs[i] = v
-    return table
+    return nest_table(rng, spec, table)

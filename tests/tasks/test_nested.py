@@ -512,3 +512,30 @@ def test_scores_by_label_are_those_of_the_whole():
     for name in levels[1]:
         whole = [pred.probabilities['mid'][name] for pred in preds]
         assert told[name] == pytest.approx(roc_auc_score(rows.mid[has] == name, whole), abs=1e-6)
+
+
+def test_a_condition_of_a_sub_task_reads_the_class_that_its_label_implies():
+    df = pd.DataFrame(dict(top=[None, None, 'a', 'b'], mid=['a1', 'b1', 'a1', 'b1'], other=[1, 1, 1, 1]), dtype=object)
+    top = SingleLabelBlock('top', vocab=['a', 'b'])
+    mid = SingleLabelBlock('mid', within=(top, dict(a1='a', b1='b'))) | top.eq('a')
+    flow = Flow('f', top, mid, BinaryBlock('other') | top.eq('a'))
+    assert flow.bind(df).encode(df).mask.tolist() == [[0, 1, 0], [0, 0, 0], [1, 1, 1], [1, 0, 0]]
+
+
+def test_a_sub_task_without_any_label():
+    df = pd.DataFrame(dict(top=['a', 'b'], mid=[None, None]))
+    top = SingleLabelBlock('top')
+    bound = Flow('f', top, SingleLabelBlock('mid', within=top)).bind(df)
+    assert bound.encode(df).mask.tolist() == [[1, 0], [1, 0]]
+    loss = bound.loss_func
+    decoded = loss.decodes(loss.activation(torch.zeros(2, bound.c)))
+    assert decoded.mask.tolist() == [[1, 0], [1, 0]]
+
+
+def test_marginals_where_there_is_one_class_only():
+    df = pd.DataFrame(dict(top=['a', 'a'], mid=['a1', 'a2'], other=[0, 1]))
+    top = SingleLabelBlock('top')
+    bound = Flow('f', top, SingleLabelBlock('mid', within=top), BinaryBlock('other') | top.eq('a')).bind(df)
+    acts = bound.loss_func.activation(torch.zeros(1, bound.c))
+    pred = FlowPrediction(bound, bound.loss_func.decodes(acts)[0], activations=acts[0])
+    assert pred.marginals['mid'] == (1, dict(a1=0.5, a2=0.5)) and pred.marginals['other'] == (1, 0.5)

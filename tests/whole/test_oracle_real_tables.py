@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given
-from oracle import Oracle, Votes, build, frame, n_rows, raw_row, series, stands_for_blank, vocab_of, vote_column
+from of_tables import Row, hard_series
+from oracle import Oracle, Votes, build, frame, n_rows, raw_row, stands_for_blank, vocab_of, vote_column
 from random_flows import ALL_KINDS, checks, random_spec, random_table, rngs
 from scipy.special import gammaln
 from scipy.stats import dirichlet_multinomial, multinomial
@@ -22,28 +23,6 @@ from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, equip
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 UNSURE_KINDS = ['binary', 'cols', 'votes', 'votes', 'single', 'unbounded']
-
-
-# ---- columns of every make
-# -------------------------------------------------------------------------------------------
-def hard_series(values, rng, index):
-    "One column, in dtypes that files leave: Arrow's, narrow ones, categories; of blanks alone, too."
-    known = [v for v in values if v is not None]
-    ways = [lambda: series(values, rng, index)]
-    typed = lambda dtype: lambda: pd.Series(values, index=index, dtype=dtype)
-    if not known:
-        ways += [typed(d) for d in ('float32', 'Int8', 'boolean', 'category', 'string[pyarrow]', 'int64[pyarrow]')]
-    elif all(isinstance(v, str) for v in known):
-        ways += [typed('string[pyarrow]'), lambda: pd.Series(values, index=index, dtype='str').astype('category')]
-    elif all(isinstance(v, bool) for v in known):
-        ways += [typed('bool[pyarrow]'), lambda: typed(object)().astype('category')]
-    elif all(isinstance(v, (int, float)) for v in known):
-        ways += [typed('float32'), typed('double[pyarrow]'), lambda: typed('Float64')().astype('category')]
-        ways += [lambda: pd.Series([None if v is None else np.float32(v) for v in values], index=index, dtype=object)]
-        if all(v == int(v) for v in known):
-            ways += [typed('int16[pyarrow]'), typed('Int8'), lambda: typed('Int64')().astype('category')]
-            ways += [lambda: pd.Series([None if v is None else np.int8(v) for v in values], index=index, dtype=object)]
-    return rng.choice(ways)()
 
 
 def made(rng, n=None, max_tasks=8, **kw):
@@ -462,17 +441,6 @@ def test_votes_of_any_size(rng):
 
 # ---- a learner
 # -------------------------------------------------------------------------------------------
-class Row(torch.nn.Module):
-    "Says of each row what it was told to, by the row's number."
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.nn.Parameter(logits)
-
-    def forward(self, cat, cont):
-        return self.logits[cont[:, 0].long()]
-
-
 def scores_by_hand(o, bound, acts, table, rows):
     "(path, metric) → (score, rows that were scored)"
     out = {}
