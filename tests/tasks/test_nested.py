@@ -503,7 +503,8 @@ def test_scores_by_label_are_those_of_the_whole():
     from sklearn.metrics import roc_auc_score
 
     levels = [dict(a=None, b=None, c=None), dict(a1='a', a2='a', b1='b', b2='b')]
-    df, learn = learner(rows_of(levels, 200, 2, blank=0), flow_of_levels(levels))
+    # a network that starts at the trivial predictor gives nearly equal scores, which rounding may put in another order
+    df, learn = learner(rows_of(levels, 200, 2, blank=0), flow_of_levels(levels), start=None)
     table = learn.evaluate(metrics=['roc_auc'], by_label=True)
     rows = df.loc[learn.dls.valid_ds.items.index]
     has = rows.mid.notna().to_numpy()
