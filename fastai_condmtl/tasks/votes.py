@@ -134,7 +134,7 @@ def family(self: VotesBlock):
 @patch
 def loss(self: VotesBlock, logits, targets, weight=None):
     "Negative log-likelihood by vote, spread over the answers: the mean over a row's cells is the row's"
-    votes = targets.reshape(*targets.shape[:-1], -1, self.n_targets)
+    votes = targets.unflatten(-1, (-1, self.n_targets))
     total = votes.sum(-1, keepdim=True)
     total = total + (total == 0)  # nobody voted: the row has no weight
     logits = logits.reshape(votes.shape)
@@ -162,7 +162,7 @@ def dirichlet_nll(alpha, votes):
 @patch
 def activate(self: VotesBlock, logits):
     "Expected shares"
-    grouped = logits.reshape(*logits.shape[:-1], -1, self.n_targets)
+    grouped = logits.unflatten(-1, (-1, self.n_targets))
     if self.loss_name == 'multinomial':
         shares = grouped.softmax(-1)
     else:
@@ -174,7 +174,7 @@ def activate(self: VotesBlock, logits):
 @patch
 def decide(self: VotesBlock, acts):
     "Shares, with a minus sign where another answer has more: what stands above 0 is the plurality"
-    shares = acts.reshape(*acts.shape[:-1], -1, self.n_targets)
+    shares = acts.unflatten(-1, (-1, self.n_targets))
     first = shares.argmax(-1, keepdim=True)
     is_first = torch.arange(self.n_targets, device=acts.device) == first
     return torch.where(is_first, shares, -shares).reshape(acts.shape)
