@@ -49,6 +49,14 @@ class Leaves:
                     raise self._led_twice(task, i)
                 self.led[task] = i
 
+    def _leading(self, chain):
+        "Of each task of a chain which of its classes lead to a class of the last task; None: all do"
+        leads = [[True] * self.blocks[chain[-1]].n_out]
+        for task, over in zip(chain[:0:-1], chain[-2::-1]):
+            below = {parent for k, parent in enumerate(self.blocks[task].parents) if leads[0][k]}
+            leads.insert(0, [c in below for c in range(self.blocks[over].n_out)])
+        return None if all(map(all, leads)) else leads
+
     def _padded_rows(self, task):
         "The sub-classes of each class above a task, padded by the number of sub-classes"
         block, n_classes = self.blocks[task], self.blocks[self.nests[task]].n_out
@@ -154,16 +162,6 @@ def _descend(self: Leaves, chain, scores, allowed=None):
         # a class that scores nothing is one of those below all the same: of equals the first
         classes.append(own.masked_fill(~below, float('-inf')).argmax(1))
     return classes, reached
-
-
-@patch
-def _leading(self: Leaves, chain):
-    "Of each task of a chain which of its classes lead to a class of the last task; None: all do"
-    leads = [[True] * self.blocks[chain[-1]].n_out]
-    for task, over in zip(chain[:0:-1], chain[-2::-1]):
-        below = {parent for k, parent in enumerate(self.blocks[task].parents) if leads[0][k]}
-        leads.insert(0, [c in below for c in range(self.blocks[over].n_out)])
-    return None if all(map(all, leads)) else leads
 
 # %% ../../nbs/core/leaves.ipynb #6be2881c
 @patch
