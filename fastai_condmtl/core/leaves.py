@@ -57,21 +57,25 @@ class Leaves:
             leads.insert(0, [c in below for c in range(self.blocks[over].n_out)])
         return None if all(map(all, leads)) else leads
 
-    def _padded_rows(self, task):
-        "The sub-classes of each class above a task, padded by the number of sub-classes"
-        block, n_classes = self.blocks[task], self.blocks[self.nests[task]].n_out
-        rows = [[] for _ in range(n_classes)]
-        for k, parent in enumerate(block.parents):
-            rows[parent].append(k)
-        width = max(1, *map(len, rows))
-        return [[*row, *[block.n_out] * (width - len(row))] for row in rows]
+# %% ../../nbs/core/leaves.ipynb #5d1f0e2a
+@patch
+def _padded_rows(self: Leaves, task):
+    "The sub-classes of each class above a task, padded by the number of sub-classes"
+    block, n_classes = self.blocks[task], self.blocks[self.nests[task]].n_out
+    rows = [[] for _ in range(n_classes)]
+    for k, parent in enumerate(block.parents):
+        rows[parent].append(k)
+    width = max(1, *map(len, rows))
+    return [[*row, *[block.n_out] * (width - len(row))] for row in rows]
 
-    def _led_twice(self, task, i):
-        paths = self.flow.paths
-        return FlowError(
-            f"tasks '{paths[self.led[task]]}' and '{paths[i]}' both have decode='joint', and both would decide "
-            f"'{paths[task]}': leave one of them out"
-        )
+
+@patch
+def _led_twice(self: Leaves, task, i):
+    paths = self.flow.paths
+    return FlowError(
+        f"tasks '{paths[self.led[task]]}' and '{paths[i]}' both have decode='joint', and both would decide "
+        f"'{paths[task]}': leave one of them out"
+    )
 
 
 @patch(as_prop=True)
