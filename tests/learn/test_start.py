@@ -28,14 +28,14 @@ from fastai_condmtl.vision.all import *
 
 
 def first_losses(learn):
-    "Each task's masked mean on all training rows, in eval mode"
+    "Each task's masked mean on all training rows, in eval mode, not divided by its unit"
     dl = learn.dls.train.new(shuffle=False, drop_last=False, num_workers=0)
     with learn.no_bar(), torch.no_grad():
         batches = [[part.as_subclass(torch.Tensor) for part in batch] for batch in dl]
         model = learn.model.eval()
         logits = torch.cat([out_of(model(*batch[: dl.n_inp])) for batch in batches]).cpu()
     y = torch.cat([batch[-1].cpu() for batch in batches])
-    losses = learn.loss_func.cpu().per_task(logits, y)
+    losses = learn.loss_func.cpu().per_task(logits, y) * learn.loss_func.units()
     return dict(zip(learn.dls.flow.paths, losses.tolist()))
 
 
@@ -249,7 +249,7 @@ def best_losses(flow, loss, y, n_starts=4):
                     if losses.sum() < lowest.sum():
                         best, lowest = moved, losses
         least = torch.minimum(least, lowest)
-    return dict(zip(flow.paths, least.tolist()))
+    return dict(zip(flow.paths, (least * loss.units()).tolist()))
 
 
 def training_targets(dls):
@@ -453,6 +453,7 @@ def test_points_and_boxes_start_at_the_mean_shape(augment):
         batches = [batch for batch in dl]
         logits = torch.cat([learn.model.eval()(x.as_subclass(torch.Tensor)) for x, _ in batches])
         losses = learn.loss_func.per_task(logits, torch.cat([y.as_subclass(torch.Tensor) for _, y in batches]))
+        losses = losses * learn.loss_func.units()
     found = dict(zip(dls.flow.paths, losses.tolist()))
     assert found == pytest.approx(expected, rel=0.015)  # points and lines weigh alike where one of two is missing
     assert dls.flow.constants['box'] is not None  # the same reading
@@ -537,7 +538,7 @@ def test_labels_that_only_batches_tell():
     dls.flow, dls.c = flow, flow.c
     learn = Learner(dls, nn.Sequential(nn.Linear(8, flow.c)), loss_func=flow.loss_func).start_at_trivial()
     with torch.no_grad():
-        losses = learn.loss_func.per_task(learn.model(x), y)
+        losses = learn.loss_func.per_task(learn.model(x), y) * learn.loss_func.units()
     expected = by_sklearn(df, list(range(len(df))))
     assert dict(zip(flow.paths, losses.tolist())) == pytest.approx(expected, rel=0.01)
 
