@@ -410,7 +410,9 @@ def test_a_vision_learner(tmp_path, branches):
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-2, cbs=WeightSchedule('face', SchedLin(0.5, 1)))
     changed, now = moved(before, state(learn)), state(learn)
-    assert changed == ({'1.units.1.heads.0.weight', '1.units.1.heads.0.bias'} if branches else {'1.8.weight'})
+    assert changed == (
+        {'1.units.1.heads.0.weight', '1.units.1.heads.0.bias'} if branches else {'1.8.weight', '1.8.bias'}
+    )
     if not branches:
         assert {int(i) for i, _ in (before['1.8.weight'] != now['1.8.weight']).nonzero()} == {
             dls.flow.slices['face.b'].logits.start
