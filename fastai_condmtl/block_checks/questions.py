@@ -54,7 +54,7 @@ def shares_of(checked, answer):
     total = votes.sum(axis=1)
     return votes[:, checked.bound.labels.index(answer)] / np.where(total > 0, total, np.nan)
 
-
+# %% ../../nbs/block_checks/questions.ipynb #4e0eb385
 def operand(op, value):
     "What an atom with the operator `op` holds to ask for one value"
     if op == 'true':
@@ -156,7 +156,7 @@ def check_meaning(checked, atom, true):
         f"'{atom.op}' with {atom.value!r}, which stands in the table, is answered otherwise than its labels say",
     )
 
-
+# %% ../../nbs/block_checks/questions.ipynb #16579829
 def check_share_meaning(checked, atom, true):
     "The share of an answer is compared as it stands in the table"
     answer, comparison, limits = atom.value

@@ -61,7 +61,7 @@ def search_logits(
         found = min(found, np.reshape(polished, -1), key=loss.value)
     return found
 
-
+# %% ../../nbs/core/best_constant.ipynb #f9214620
 class ConstantLoss:
     "The mean loss of a block, and its slope, as a function of the logits that all rows have"
 

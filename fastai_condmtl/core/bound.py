@@ -73,7 +73,7 @@ class BoundFlow:
         head = f"{self.flow.name}: {len(rows)} tasks, {self.n_targets} target columns, {self.c} logits"
         return '\n'.join([head, *lines])
 
-
+# %% ../../nbs/core/bound.ipynb #da27317d
 @patch
 def bind(
     self: Flow,

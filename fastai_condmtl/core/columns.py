@@ -57,7 +57,7 @@ def split_words(
         at = match.end()
     return [word for word in found if word]
 
-
+# %% ../../nbs/core/columns.ipynb #c1032df7
 def _read_text(text):
     "The elements of a list, None of plain text"
     if m := _wrapped.fullmatch(text):

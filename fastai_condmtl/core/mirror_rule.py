@@ -151,7 +151,7 @@ _shared = dict(
     scale=lambda plan, block, i: (block.n_targets, block.n_out, block.lo, block.span),
 )
 
-
+# %% ../../nbs/core/mirror_rule.ipynb #7a6a3255
 def check_alike(plan, blocks, i, j, names):
     "Raise where two tasks that change places differ in what they must share"
     for name in names:
@@ -194,7 +194,7 @@ def _class_goes(block):
     mirror = block.mirror_columns()
     return mirror.classes or [int(mirror.offset + mirror.sign * k) for k in range(block.n_out)]
 
-
+# %% ../../nbs/core/mirror_rule.ipynb #12f55859
 def _form(plan, cond, in_mirror):
     "A condition as nested sets, in which order does not matter"
     if isinstance(cond, Not):

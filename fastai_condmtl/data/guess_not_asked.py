@@ -106,7 +106,7 @@ def says_the_same(candidate):
     "True if the value hardly stands where the condition is true; that it stands where it is false, `standing` has seen"
     return hardly_any(candidate.n_true - candidate.labelled_true, candidate.n_true)
 
-
+# %% ../../nbs/data/guess_not_asked.ipynb #73f2a2f8
 def exceptions(candidate):
     "Rows where the value stands and should not, or does not and should"
     return candidate.n_true - candidate.labelled_true + candidate.labelled_false

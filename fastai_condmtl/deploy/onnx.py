@@ -160,7 +160,7 @@ def _as_example(learn, example):
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     return tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)  # one row would be taken for a constant
 
-
+# %% ../../nbs/deploy/onnx.ipynb #5891f4ef
 def raw_inputs(
     learn,  # Learner
     n: int = 2,  # Rows

@@ -128,7 +128,7 @@ def _take(task, positions):
     thresholds = task.thresholds if np.ndim(task.thresholds) < 2 else task.thresholds[positions]
     return TaskRows(task.summary[positions], task.values[positions], task.mask[positions], thresholds)
 
-
+# %% ../../nbs/evaluate/evaluation.ipynb #1b02d0a8
 def _scores(scored, rows, n_boot):
     "`SCORES` and `support` of a task or label on some `_JudgedRows`; with `n_boot` the ends of the interval"
     reached, (counts, is_label) = rows.reached, scored.counts(rows)
@@ -311,7 +311,7 @@ def _absent(table):
     rows = table[(table['support'] == 0) & (table['label'] != '')]
     return list(dict.fromkeys(zip(rows['task_path'], rows['label'])))
 
-
+# %% ../../nbs/evaluate/evaluation.ipynb #97f0ceb6
 def remarks(
     cross_fit,  # Paths of tasks whose thresholds these rows had tuned
     absent=(),  # Pairs of task and label that no row has

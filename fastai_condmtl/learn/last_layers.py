@@ -56,7 +56,7 @@ def _(module: nn.Sequential, flow):
 def _(module, flow):
     return last_layers(module.module, flow)
 
-
+# %% ../../nbs/learn/last_layers.ipynb #a68a2db1
 @last_layers.register
 def _(module: ConditionalHead, flow):
     found = []

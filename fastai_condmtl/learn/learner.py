@@ -138,7 +138,7 @@ def learn_shapes(
         flow.constants[path] = flow.tasks[path].shape_constant(values[:, columns], mask[:, columns])
     flow.learn_units(y, without)
 
-
+# %% ../../nbs/learn/learner.ipynb #5837714e
 def targets_as_read(
     learn,  # Learner whose data has a flow
     max_n: int = 500,  # Training rows to look at, evenly spread

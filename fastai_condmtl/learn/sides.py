@@ -205,7 +205,7 @@ def _side_answers(block, ways):
     follows = _follows_mirror(block)
     return [v for v in vocab if v not in follows and speaks_of(v, ways, others)]
 
-
+# %% ../../nbs/learn/sides.ipynb #59dbf4e6
 def _follows_mirror(block):
     "Labels of a block that its mirror= exchanges or reverses"
     if isinstance(block.mirror, list):
@@ -339,7 +339,7 @@ def _told_upright(flow, mirrors):
         "and right alone: aug_transforms(flip_vert=False)"
     ]
 
-
+# %% ../../nbs/learn/sides.ipynb #9e4c8c1f
 def _told_points(flow, mirrors):
     "A sentence for each task with points that keep their names under transforms that exchange left and right"
     res = []

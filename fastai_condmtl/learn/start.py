@@ -159,7 +159,7 @@ def start_layer(
         labels = training_labels(learn, any(flow.tasks[path].geometry for path in tasks))
         put_start(layer, last_layers(layer, flow), start_logits(flow, *labels))
 
-
+# %% ../../nbs/learn/start.ipynb #aa6c84d7
 def new_optimizer(learn):
     "The optimizer is made anew when it is needed, with the same groups frozen: there may be a new bias"
     frozen = learn.opt.frozen_idx

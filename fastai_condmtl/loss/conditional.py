@@ -224,7 +224,7 @@ def set_weights(
     "Put weights of tasks in force, without waiting for the device"
     self.mean.set_task_weights(weights)
 
-
+# %% ../../nbs/loss/conditional.ipynb #81700b3e
 @patch
 def units(self: ConditionalLoss):
     "What the loss of each task is divided by `(T,)` in flow order, where the loss lives"

@@ -112,7 +112,7 @@ def decide_at(
     values = self.layout.join_columns(values, acts.shape[0])
     return values if self.flow.leaves is None else self.flow.leaves.decide(acts, values)
 
-
+# %% ../../nbs/loss/decisions.ipynb #83b2ed52
 @patch
 def summaries(
     self: Decisions,

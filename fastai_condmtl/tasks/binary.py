@@ -165,7 +165,7 @@ def _sure(values):
     spelt = {value.strip().lower(): value for value in sorted(words[::-1], key=lambda v: v == v.strip())}
     return list(spelt.values()) if len(spelt) == 2 else []
 
-
+# %% ../../nbs/tasks/binary.ipynb #b992fe47
 def _with_signs(block, df, values, words):
     "`words`, with -1 and 1 in all columns of numbers or in none"
     values = {col: values.get(col) or plain_answers(block, df, col) for col in block.cols}

@@ -53,7 +53,7 @@ def check_class_of(block, class_of):
         raise FlowError(f"task '{block.name}': within= tells no sub-class: fill the dict, or leave it out")
     return res
 
-
+# %% ../../nbs/tasks/nested.ipynb #a9fd2483
 def check_decode(block, decode):
     "How a sub-class is decided"
     if decode not in ('path', 'joint'):

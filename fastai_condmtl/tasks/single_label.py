@@ -166,7 +166,7 @@ def nll(self: SingleLabelBlock, logits, targets, smooth=0.0):
         return smooth_nll(only_siblings(logits, targets, parents), targets, smooth)
     return F.cross_entropy(logits, targets, label_smoothing=smooth, reduction='none')
 
-
+# %% ../../nbs/tasks/single_label.ipynb #7a04488e
 @patch
 def activate(self: SingleLabelBlock, logits):
     return logits.softmax(-1) if self.parents is None else softmax_in_classes(logits, self.parents or [0])

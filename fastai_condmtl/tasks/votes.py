@@ -108,7 +108,7 @@ def _is_answer(self: VotesBlock, value):
         return False
     return True
 
-
+# %% ../../nbs/tasks/votes.ipynb #2f31b872
 @patch
 def row_weights(self: VotesBlock, vals):
     "How many people voted `(N,)`: what a row weighs in the loss"
@@ -233,7 +233,7 @@ def _answers(self: VotesBlock, op, value):
     "Positions of the answers for which a question is true"
     return [j for j in range(self.n_targets) if (j in value) != (op == 'ne')]
 
-
+# %% ../../nbs/tasks/votes.ipynb #c38b61ff
 def why_no_share(comparison, limits) -> str:
     "Why no share meets a comparison, '' where one does"
     if comparison == 'between' and limits[0] > limits[1]:
@@ -308,7 +308,7 @@ def label_scores(self: VotesBlock, name, summary, true, mask, threshold=None):
     "Of one answer a column is given, which has no total: its scores are those of the task"
     return [float('nan')]
 
-
+# %% ../../nbs/tasks/votes.ipynb #05e8632c
 @patch
 def fit_baseline(self: VotesBlock, vals, mask):
     "The shares of all votes"

@@ -300,7 +300,7 @@ class ConditionalTransformerDataLoaders(DataLoaders):
         dblock = DataBlock(blocks=(block, flow), get_x=get_x, splitter=splitter)
         return cls.from_dblock(dblock, df, path=path, **kwargs)
 
-
+# %% ../../nbs/text/transformer_data.ipynb #cf0c3039
 def check_no_masked_words(flow):
     "Raise for a task that asks for words of fastai's vocabulary"
     if masks_words(flow):

@@ -59,7 +59,7 @@ class TakeProbe(Transform):
         found, self.found = torch.cat(self.found), []
         return found
 
-
+# %% ../../nbs/vision/views.ipynb #2581d5c8
 def probed_loader(
     dl,  # `DataLoader`
     item_tfms=None,
