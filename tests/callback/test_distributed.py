@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
     "`(one process, [rank 0, rank 1], what they printed, folder)`"
     folder = tmp_path_factory.mktemp('ranks')
     torch.manual_seed(0)
-    res = dict(trained=one.all_(folder, ranks=False))
+    res = dict(trained=one.all_(folder, ranks=False), bias=one.with_added_bias(folder))
     said = launch(HERE / 'many_ranks.py', folder)
     two = [torch.load(folder / f'rank{r}.pt', weights_only=False) for r in range(2)]
     return res, two, said, folder
@@ -101,6 +101,18 @@ def test_weights_metrics_and_thresholds_after_fine_tune(runs):
             same(r['trained'][k], res['trained'][k], 1e-5 if k == 'weights' else 1e-6, k)
     same(two[0]['trained']['weights'], two[1]['trained']['weights'], 0)
     assert any((t != 0.5).any() for t in res['trained']['thresholds'].values())
+
+
+def test_the_bias_of_a_stock_head_trains_as_on_one_process(runs):
+    "It starts at the trivial predictor of all training rows on both, gets the gradients of all, and is exported"
+    res, two, _, folder = runs
+    name = next(name for name in res['bias']['begun'] if name.startswith('1.') and name.endswith('bias'))
+    for r in two:
+        same(r['bias'], res['bias'], 1e-5)
+    same(two[0]['bias'], two[1]['bias'], 0)
+    assert ((res['bias']['weights'][name] - res['bias']['begun'][name]).abs() > 1e-4).all()
+    for file in ('bias0.pkl', 'bias2.pkl'):
+        same(load_learner(folder / file).model.state_dict()[name], res['bias']['weights'][name], 1e-5)
 
 
 # ---- what is asked of a trained learner

@@ -9,6 +9,7 @@ from torch import nn
 from fastai.basics import SGD, DataBlock, IndexSplitter, Learner, TransformBlock, set_seed
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib
+from fastai.vision.learner import create_head
 from fastai_condmtl.all import (
     BinaryBlock,
     Branch,
@@ -240,6 +241,21 @@ def went_on(path, at=None):
     return dict(weights=numbers(learn.model), thresholds=thresholds(learn))
 
 
+def with_added_bias(folder):
+    "fastai's stock head, which starts at the trivial predictor by a bias that it did not have; and after `export`"
+    set_seed(3)
+    dls = data()
+    body = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Unflatten(1, (8, 2, 2)))
+    net = nn.Sequential(body, create_head(8, dls.c, lin_ftrs=[], ps=0.0))
+    assert net[1][-1].bias is None
+    learn = equip(Learner(dls, net, path=folder, opt_func=SGD), metrics=[], tune=None).start_at_trivial()
+    begun = numbers(learn.model)
+    with learn.no_bar(), learn.no_logging(), together(learn):
+        learn.fit(2, 2e-2)
+        learn.export(f'bias{num_distrib()}.pkl')
+    return dict(begun=begun, weights=numbers(learn.model))
+
+
 METHODS = ['uncertainty', 'dwa', 'famo', 'stch', 'upgrad', 'pcgrad']
 WEIGHTS = 'weights.pth'
 
@@ -257,7 +273,7 @@ def main(folder):
     from fastai_condmtl.callback.distributed import DistributedDL  # noqa: F401  this is all that a script needs
 
     folder, rank = Path(folder), rank_distrib()
-    res = dict(trained=all_(folder, True))
+    res = dict(trained=all_(folder, True), bias=with_added_bias(folder))
     learn = trained_learner()
     learn.path = folder
     res['inside'], res['outside'] = judged(learn, True), judged(learn, False)
