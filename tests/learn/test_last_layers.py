@@ -1,4 +1,4 @@
-"""The bias that a start adds to fastai's stock heads, which have none: in a graph, in an exported file, in a new process"""
+"""The bias that a start adds to fastai's stock heads, which have none: in a graph and in an exported file"""
 
 import subprocess, sys, textwrap
 from pathlib import Path
