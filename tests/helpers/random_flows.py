@@ -365,7 +365,7 @@ def add_mirrors(rng, spec, asked=False):
             path = prefix + t['name']
             if t['kind'] == 'flow':
                 give_twins(t, path + '.')
-            elif path not in asked_tasks(spec) and rng.random() < 0.4:
+            elif path not in asked_tasks(spec) and t['kind'] != 'cols' and rng.random() < 0.4:  # columns name labels
                 node['items'].append(twin_of(t))
                 node.setdefault('mirror', []).append([t['name'], t['name'] + '_twin'])
 
@@ -375,11 +375,7 @@ def add_mirrors(rng, spec, asked=False):
 def twin_of(task):
     "A task like another, with columns of its own"
     twin = task | dict(name=task['name'] + '_twin')
-    if task['kind'] == 'cols':
-        twin['vocab'] = [f'{label}_twin' for label in task['vocab']]
-        if task.get('mirror'):
-            twin['mirror'] = [[f'{a}_twin', f'{b}_twin'] for a, b in task['mirror']]
-    elif task['kind'] == 'votes':
+    if task['kind'] == 'votes':
         twin['stem'] = task['stem'] + '_twin'
     elif task.get('col'):
         twin['col'] = task['col'] + ' twin'

@@ -317,7 +317,8 @@ VARIANTS = dict(
         branches=dict(own=16),
     ),
     tabular_changed=lambda df: changed(
-        conditional_tabular_learner(tabular_dls(df, gate_alone(), valid_idx=sides(df))), all_kinds_flow()
+        conditional_tabular_learner(tabular_dls(df, gate_alone(), valid_idx=sides(df))),
+        tabular_dls(df, all_kinds_flow(), valid_idx=sides(df)),
     ),
     encoder_changed=lambda df: changed(
         conditional_transformer_learner(encoder_dls(df, gate_alone())), all_kinds_flow()
