@@ -20,7 +20,7 @@ from fastai_condmtl.core.columns import (
     no_yes,
     replace_line,
 )
-from ..core.conditions import is_number
+from ..core.question_values import is_number
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
 from .unsure import as_shares, check_no_answer, encode_shares, unsure_word, with_unsure
 
