@@ -8,7 +8,7 @@ import re
 import numpy as np, pandas as pd
 from fastprogress.fastprogress import progress_bar
 from fastcore.basics import patch
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow

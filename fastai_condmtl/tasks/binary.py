@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.alike import fix_of_twin
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
 from fastai_condmtl.core.columns import (
     distinct,
