@@ -7,7 +7,8 @@ from __future__ import annotations
 from functools import wraps
 import numpy as np, pandas as pd
 from .arguments import check_number, check_whole
-from .columns import as_tuple, is_list_of_words
+from .cell_text import is_list_of_words
+from .columns import as_tuple
 from .conditions import as_condition
 from .errors import FlowError, row_name, shortly
 from .mask_labels import is_mask, picture_hint

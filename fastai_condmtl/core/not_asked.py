@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from .columns import read_list
+from .cell_text import read_list
 from .errors import FlowError, plain_number
 
 # %% auto #0
