@@ -20,10 +20,11 @@ from fastai_condmtl.core.flow_errors import (
     twice_error,
     unknown_task,
 )
+from .flow_lines import lines_of
 from .mirror import check_places
 
 # %% auto #0
-__all__ = ['Flow', 'lines_of', 'line_of', 'with_condition', 'walk', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
+__all__ = ['Flow', 'walk', 'inherited', 'leaves', 'Names', 'outwards', 'FlowError']
 
 # %% ../../nbs/core/flow.ipynb #1673d319
 _all_ = ['FlowError']  # exported here too, for those who catch it beside `Flow`
@@ -76,29 +77,7 @@ class Flow:
         return conditioned
 
     def __repr__(self):
-        return '\n'.join(lines_of(self))
-
-# %% ../../nbs/core/flow.ipynb #90ecb8ee
-def lines_of(flow):
-    "The lines of a flow as a tree"
-    yield with_condition(flow.name, flow)
-    for task in flow.tasks:
-        last = task is flow.tasks[-1]
-        own = lines_of(task) if isinstance(task, Flow) else [with_condition(line_of(task), task)]
-        first, rest = ('└── ', '    ') if last else ('├── ', '│   ')
-        for i, line in enumerate(own):
-            yield (rest if i else first) + line
-
-
-def line_of(block):
-    "The name and kind of a task, and what it is within"
-    within = '' if block.within is None else f' within {block.within}'
-    return f'{block.name}: {type(block).__name__}{within}'
-
-
-def with_condition(text, task):
-    "`text`, and the condition of a task or flow"
-    return text if task.given is None else f'{text} | {task.given}'
+        return '\n'.join(lines_of(self, Flow))
 
 # %% ../../nbs/core/flow.ipynb #607397a1
 def walk(flow, prefix='', gates=()):
