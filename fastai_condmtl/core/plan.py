@@ -120,12 +120,7 @@ def states(
 
     def atom_state(atom, read=labels):
         i = self.index[atom.task]
-        vals, rows = read(i)
-        if vals is None:
-            true = false = rows.all(1)  # either may come
-        else:
-            true, false = self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
-        check_answers((true, false), self.blocks[i], self.paths[i])
+        true, false = self._answers(i, atom, *read(i), scaled)
         if res[i] is None:
             return true, false
         own_true = res[i][0]  # where the asked task has no meaning itself, the atom is unknown
@@ -150,8 +145,19 @@ def states(
             res[i] = gates_state(self.gates[i], i if filled is not None and i in self.nests else None)
     return res
 
-
+# %% ../../nbs/core/plan.ipynb #abf161fa
 @patch
 def applicable(self: Plan, values, known, scaled=False, filled=None) -> list:
     "Where each task's condition is true: a boolean `(n,)` a task; None: on every row. Arguments as for `states`"
     return [state if state is None else state[0] for state in self.states(values, known, scaled, filled)]
+
+
+@patch
+def _answers(self: Plan, i, atom, vals, rows, scaled):
+    "Where the values of task `i` make an atom true and where false; both where they are not known yet: either may come"
+    if vals is None:
+        true = false = rows.all(1)
+    else:
+        true, false = self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
+    check_answers((true, false), self.blocks[i], self.paths[i])
+    return true, false
