@@ -13,7 +13,7 @@ from .flow import walk, inherited, Names
 from .mirror import partners_of
 from .nesting import add_nests, bind_nests, gate_below
 from .order import in_order
-from .plan_errors import check_answers, check_columns, check_depth, errors_say_condition
+from .plan_errors import check_columns, check_depth, errors_say_condition, not_boolean
 from .resolve import resolve_gates, with_atoms, with_paths
 
 # %% auto #0
@@ -159,5 +159,7 @@ def _answers(self: Plan, i, atom, vals, rows, scaled):
         true = false = rows.all(1)
     else:
         true, false = self.blocks[i].answer(atom.op, atom.value, vals, rows, scaled)
-    check_answers((true, false), self.blocks[i], self.paths[i])
+    for answer in (true, false):
+        if not str(getattr(answer, 'dtype', '')).endswith('bool'):
+            raise not_boolean(answer, self.blocks[i], self.paths[i])
     return true, false

@@ -12,7 +12,7 @@ from .flow import Flow
 
 # %% auto #0
 __all__ = ['check_depth', 'parts_of', 'check_columns', 'errors_say_condition', 'check_blocks', 'why_other_column',
-           'why_other_condition', 'check_answers']
+           'why_other_condition', 'not_boolean']
 
 # %% ../../nbs/core/plan_errors.ipynb #3feff6d0
 def check_depth(flow, flows=200, conds=100):
@@ -105,12 +105,10 @@ def why_other_condition(plan, atom, asked):
     )
 
 # %% ../../nbs/core/plan_errors.ipynb #12818069
-def check_answers(answers, block, path):
-    "Raise where `answer` of the task at `path` gives something else than booleans"
-    for answer in answers:
-        if not str(getattr(answer, 'dtype', '')).endswith('bool'):
-            raise FlowError(
-                f"`answer` of {type(block).__name__} (task '{path}') gives "
-                f"{getattr(answer, 'dtype', type(answer).__name__)}, not booleans: compare with operators (`vals[:,0] "
-                "== v`), which NumPy arrays and tensors both know"
-            )
+def not_boolean(answer, block, path):
+    "The error for a kind whose `answer` gives something else than booleans"
+    return FlowError(
+        f"`answer` of {type(block).__name__} (task '{path}') gives "
+        f"{getattr(answer, 'dtype', type(answer).__name__)}, not booleans: compare with operators (`vals[:,0] "
+        "== v`), which NumPy arrays and tensors both know"
+    )
