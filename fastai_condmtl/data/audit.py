@@ -13,9 +13,11 @@ from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow
 from ..core.nesting import differs, with_implied
-from ..core.plan import Plan, infer
+from ..core.implied import infer
+from ..core.plan import Plan
 from ..core.plot import draw_flow, short_names
-from ..core.target import as_table, check_cols, check_weights, row_weights
+from ..core.table import check_cols, check_weights
+from ..core.target import as_table, row_weights
 from fastai_condmtl.data.findings import (
     KINDS,
     FlowLabels,
