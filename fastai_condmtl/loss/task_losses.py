@@ -111,21 +111,6 @@ def task_losses(
     losses = self.mean.sum_by_task(cells.sum(0)) / torch.where(task_weights > 0, task_weights, 1.0)
     return mean_value(losses), (present > 0) & (task_weights > 0)
 
-
-@patch
-def task_weights(self: ConditionalLoss):
-    "The weights in force `(T,)` in flow order, where the loss lives"
-    return self.mean.task_weights()
-
-
-@patch
-def set_weights(
-    self: ConditionalLoss,
-    weights,  # `(T,)` in flow order
-):
-    "Put weights of tasks in force, without waiting for the device"
-    self.mean.set_task_weights(weights)
-
 # %% ../../nbs/loss/task_losses.ipynb #44a18827
 @patch
 def of_sums(
