@@ -5,7 +5,6 @@
 # %% ../../nbs/loss/settings.ipynb #40dbbc48
 from __future__ import annotations
 
-import torch
 from fastcore.basics import patch
 
 from .conditional import ConditionalLoss
