@@ -15,7 +15,7 @@ from ..data.groups import row_groups
 from ..learn.accumulate import check_labelled, progress, raw_preds
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of, own_loss
-from ..loss.decisions import move_threshold
+from ..loss.temperatures import move_threshold
 from ..tasks.resample import deal, mean_error
 
 # %% auto #0
