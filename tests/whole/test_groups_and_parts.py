@@ -153,6 +153,7 @@ def picture_of_each_row(df, folder):
 
 
 def encoder_of(df, folder):
+    pytest.importorskip('transformers', reason='the extra transformers is not installed')
     return save_tiny_encoder(folder / 'encoder', df.words)
 
 
@@ -259,3 +260,19 @@ def test_folds_tear_no_group(seed, table):
     for train, valid in folds:
         assert not set(df.patient.iloc[train]) & set(df.patient.iloc[valid])
         assert abs(df.ill.iloc[valid].mean() - df.ill.mean()) < 0.2
+
+
+@pytest.mark.parametrize('n_classes', [2, 9, 40, 120])
+def test_labels_that_are_rarer_than_folds_have_rows(n_classes):
+    "Groups stay whole and sides near their share, down to one row a class (scikit-learn refuses such labels)"
+    df = pd.DataFrame(dict(group=np.arange(120) // 2, label=[f'c{i % n_classes}' for i in range(120)], x=0.5))
+    labels = Flow('f', SingleLabelBlock('label', vocab=[f'c{i}' for i in range(n_classes)]))
+    dls = ConditionalTabularDataLoaders.from_df(
+        df, labels, cont_names=['x'], cat_names=[], group_col='group', stratify=True, test_pct=0.2, seed=0, bs=8
+    )
+    parts = [rows_of_part(dls, i, df) for i in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(120))
+    assert sum(df.group.iloc[rows].nunique() for rows in parts) == 60
+    assert abs(len(parts[1]) / 120 - 0.2) <= 0.05 and abs(len(parts[2]) / 120 - 0.2) <= 0.05
+    for train, valid in stratified_folds(labels, df, 6, seed=0, group_col='group'):
+        assert not set(df.group.iloc[train]) & set(df.group.iloc[valid]) and 10 <= len(valid) <= 30
