@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .errors import FlowError, FlowWarning, RowsOf
 from .conditions import all_of
 from .flow import Flow
-from .nesting import learn_nests, with_implied
+from .nesting import learn_nests, warn_of_implied_twice, with_implied
 from .plan import Plan
 from .geometry import Geometry
 from .mirror_rule import MirrorRule, bind_partners, check_conditions, rule_of_acts
@@ -55,6 +55,7 @@ class BoundFlow:
         learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
         check_conditions(self.plan)
+        warn_of_implied_twice(self.plan, df)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(block.fits_class_weights for block in self.plan.blocks):

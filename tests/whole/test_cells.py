@@ -237,7 +237,7 @@ def test_guess_flow_reads_them():
             kind=['u', 'v', 'w'] * (n // 3),
         )
     )
-    guess = guess_flow(df.assign(other=[0, 1, 1] * 30))
+    guess = guess_flow(df)
     assert [type(b).__name__ for b in guess.flow.tasks] == ['MultiLabelBlock', 'SingleLabelBlock'] and guess.flow.tasks[
         0
     ].name == 'tags'
