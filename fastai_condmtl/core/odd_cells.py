@@ -180,8 +180,8 @@ def find_one_hot_text(cells: TaskCells) -> list:
     block = cells.block
     if not block.takes_lists or len(block.cols) != 1 or {'0', '1'} & set(map(str, block.vocab or '0')):
         return []
-    texts = cells.df[block.cols[0]]
-    rows = np.array([isinstance(text, str) and set(text) <= {'0', '1', ' ', *block.label_delim} for text in texts])
+    texts, signs = cells.df[block.cols[0]], set(f'01 {block.label_delim}')
+    rows = np.array([isinstance(text, str) and set(text) <= signs for text in texts])
     rows &= texts.notna().to_numpy() & cells.counts.any(1)
     if not rows.any():
         return []
