@@ -47,8 +47,8 @@ def calibrate(
     folds: int = 5,
 ) -> pd.DataFrame:
     """Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds,
-    metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path,
-    temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"""
+    metrics and export read; thresholds move along, so that no decision changes. A row a task, with columns
+    `task_path`, `temperature`, `nll_before`, `nll_after`, `ece_before`, `ece_after`, `num_samples` and `note`"""
     flow, loss = flow_of(self), own_loss(self)
     _check_folds(folds)
     paths = _with_probabilities(flow, tasks)

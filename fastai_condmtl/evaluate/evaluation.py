@@ -59,9 +59,9 @@ def evaluate(
     # Column that says which rows belong together, and are drawn and dealt as a whole; by default that of the loaders
     group_col=None,
 ) -> pd.DataFrame:
-    """A row a task and metric: `task_path, metric_name, metric_res, num_samples, baseline, cascade_res,
-    cascade_samples, missed, spurious`; with `by` a column of that name after the metric's, with `by_label` also
-    `label` after the task's and `support` after `num_samples`"""
+    """A row a task and metric, with columns `task_path`, `metric_name`, `metric_res`, `num_samples`, `baseline`,
+    `cascade_res`, `cascade_samples`, `missed` and `spurious`; with `by` a column of that name after the metric's, with
+    `by_label` also `label` after the task's and `support` after `num_samples`"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
     dl = as_loader(self, dl, labels=True)

@@ -88,7 +88,9 @@ def cells(self: MultiLabelBlock, df):
     if written:
         self.check_all_lists(df, codes, values, written)
     all_lists = all(j in written or isinstance(value, tuple) for j, value in enumerate(values))
-    return codes, self.from_one_hot(df, codes, cells) if all_lists else cells
+    if not all_lists:
+        cells = self.bits_of_text(values, cells)
+    return codes, self.from_one_hot(df, codes, cells)
 
 
 def row_of(codes, code):
@@ -142,12 +144,30 @@ def check_all_lists(self: MultiLabelBlock, df, codes, values, written):
 def from_one_hot(self: MultiLabelBlock, df, codes, cells):
     "Rows of 0 and 1, a number for each label, as lists of labels; other lists stay"
     width = one_hot_width(cells)
-    bits_are_labels = self.vocab is not None and any(str(label) in ('0', '1', 'True', 'False') for label in self.vocab)
-    if not width or bits_are_labels:
+    if not width or self.bits_are_labels():
         return cells
     if why := why_no_one_hot(width, self.vocab):
         raise self.bad(df, self.cols[0], int((codes >= 0).argmax()), why)
     return [[label for label, on in zip(self.vocab, row) if on] for row in cells]
+
+
+@patch
+def bits_are_labels(self: MultiLabelBlock):
+    "True if 0 or 1 is the name of a label"
+    return self.vocab is not None and any(str(label) in ('0', '1', 'True', 'False') for label in self.vocab)
+
+# %% ../../nbs/tasks/multi_label.ipynb #900290b2
+@patch
+def bits_of_text(self: MultiLabelBlock, values, cells):
+    "Cells of text such as `0,1,0` as numbers, where all are one-hot; otherwise `cells` as they are"
+    are_bits = all(isinstance(value, str) and set(labels) <= {'0', '1'} for value, labels in zip(values, cells))
+    bits = [[int(label) for label in labels] for labels in cells] if are_bits else []
+    width = one_hot_width(bits)
+    if self.vocab is None:
+        names_labels = width < 3 and all(len(set(row)) == len(row) for row in bits)
+    else:
+        names_labels = self.bits_are_labels()
+    return bits if width and not names_labels else cells
 
 # %% ../../nbs/tasks/multi_label.ipynb #a6b5e8cd
 @patch(as_prop=True)

@@ -19,8 +19,8 @@ import fastai_condmtl.core.flow_json  # noqa: F401  Flow.from_json
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'condmtl_train', 'train_parser', 'table_options', 'training_options', 'row_options', 'write_guess',
-           'values_in_words', 'train', 'begin_run', 'end_run', 'load_data', 'check_enough_rows', 'find_arch',
-           'make_learner', 'in_short', 'fit', 'NarrowProgress']
+           'values_in_words', 'train', 'begin_run', 'end_run', 'judge_third_part', 'load_data', 'check_enough_rows',
+           'find_arch', 'make_learner', 'in_short', 'fit', 'NarrowProgress']
 
 # %% ../../nbs/tools/cli.ipynb #869ee3a9
 def condmtl_train(argv=None):
@@ -50,7 +50,8 @@ def train_parser():
   condmtl_train --guess labels.csv --na none -1           the same, where none and -1 mean that nobody asked
   condmtl_train --csv labels.csv --flow flow.json --images pictures --arch resnet18 --epochs 3 --out run
   condmtl_train --csv labels.csv --flow flow.json --images pictures --size 128 --valid-col is_valid --out run2
-  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3""",
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --group-col patient --test-pct 0.2 --out run4""",
     )
     table_options(parser)
     training_options(parser)
@@ -117,7 +118,22 @@ def row_options(parser):
     "Which rows judge, and which are left out"
     add = parser.add_argument
     add('--valid-pct', type=common.at_least(0, float), default=0.2, help='share of rows to judge by (default: 0.2)')
-    add('--valid-col', metavar='COLUMN', help='column that is true for the rows to judge by')
+    add(
+        '--valid-col',
+        metavar='COLUMN',
+        help='column that is true for the rows to judge by, or says train, valid or test',
+    )
+    add(
+        '--group-col',
+        metavar='COLUMN',
+        help='column that says which rows belong together, such as patient: they stand on one side of the split',
+    )
+    add(
+        '--test-col',
+        metavar='COLUMN',
+        help='column that is true for the rows of a third part, which neither trains nor tunes; scored in test/',
+    )
+    add('--test-pct', type=common.at_least(0, float), default=0.0, help='or its share of all rows (default: 0)')
     add(
         '--random-split',
         action='store_true',
@@ -216,6 +232,8 @@ def end_run(learn, options, fn_col):
     learn.save_thresholds(out / 'thresholds.json')
     write_csv(learn.dls.valid_ds.tls[0].items, out / 'valid.csv', index=False)
     common.report(learn, out, n_boot=options.n_boot, quiet=options.quiet)
+    if len(learn.dls.loaders) > 2:
+        judge_third_part(learn, options)
     learn.export('learner.pkl')
     given = {
         key: value for key, value in vars(options).items() if key not in ('guess', 'ignore', 'na', 'force', 'quiet')
@@ -226,6 +244,15 @@ def end_run(learn, options, fn_col):
         f"\n{out}/ holds {', '.join(RUN_FILES)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain "
         f"--run {out} IMAGE ..."
     )
+
+
+def judge_third_part(learn, options):
+    "Score the rows that neither trained nor tuned, in a folder of their own"
+    dl = learn.dls.loaders[2]
+    out = common.out_folder(learn.path / 'test', True, ())
+    write_csv(dl.dataset.tls[0].items, out / 'test.csv', index=False)
+    print(f'\n{len(dl.dataset)} rows that neither trained nor tuned, in {out}:')
+    common.report(learn, out, dl, options.n_boot, options.quiet)
 
 # %% ../../nbs/tools/cli.ipynb #573a3dad
 def load_data(options, df, flow, fn_col):
@@ -241,7 +268,7 @@ def load_data(options, df, flow, fn_col):
     if options.valid_col:
         split = dict(valid_col=options.valid_col)
     else:
-        split = dict(valid_pct=options.valid_pct, seed=options.seed, stratify=not options.random_split)
+        split = dict(valid_pct=options.valid_pct, stratify=not options.random_split)
     dls = ConditionalDataLoaders.from_df(
         df,
         flow,
@@ -253,6 +280,10 @@ def load_data(options, df, flow, fn_col):
         item_tfms=Resize(options.size, method='squish'),  # squished, so that boxes stay where they are
         batch_tfms=augmentations[options.augment](),
         bad_images='skip' if options.skip_bad_images else 'raise',
+        seed=options.seed,
+        group_col=options.group_col,
+        test_col=options.test_col,
+        test_pct=options.test_pct,
         **split,
     )
     dls.train.bs = min(options.bs, max(2, len(dls.train_ds)))  # few rows are one batch

@@ -251,13 +251,18 @@ def _from_files(
     bad_images='raise',
     balance_by=None,
     valid_idx=None,
+    group_col=None,
+    test_col=None,
+    test_pct=0.0,
     **kwargs,
 ):
     "Loaders of files; row by row their labels are in `df`"
     if not fnames:
         raise FlowError("there are no files: hand over at least one image file")
     df, get_x = df.assign(fn_col_=[str(f) for f in fnames]), ImageFile('fn_col_')
-    splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
+    splitter = as_splitter(
+        flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
+    )
     return cls._build(
         df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs
     )
@@ -269,7 +274,8 @@ def from_path_func(
     cls: ConditionalDataLoaders,
     path,  # Folder, for what the learner saves
     fnames,  # Files of the images
-    # File (a `Path`) → labels: a dict, named tuple or sequence in task order; the bare value for a single task
+    # File (a `Path`) → labels: a dict, named tuple or sequence in task order; the bare value for a single task. Of a
+    # dict, other keys are columns, too, for `group_col=`, `valid_col=` and `test_col=`
     label_func,
     flow,  # A `Flow`, or a single task
     **kwargs,
@@ -287,7 +293,9 @@ def from_path_funcs(
     cls: ConditionalDataLoaders,
     path,  # Folder, for what the learner saves
     fnames,  # Files of the images
-    label_funcs: dict,  # Column → function from a file (a `Path`) to the label, None where there is none
+    # Column → function from a file (a `Path`) to the label, None where there is none; other columns are for
+    # `group_col=`, `valid_col=` and `test_col=`
+    label_funcs: dict,
     flow,  # A `Flow`, or a single task
     **kwargs,
 ):
