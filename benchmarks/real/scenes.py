@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
-from fastai_condmtl.vision.all import BoundedRegressionBlock
+from fastai_condmtl.vision.all import Flow
 from pictures_common import ERROR
 from small_net import SmallNet, row, show_columns, show_row, show_table
 
@@ -35,11 +35,8 @@ class Scenes(SmallNet):
 
 def flow_of_scenes(loss='mse', **kwargs):
     "`security_flow`, with another loss of its coordinates"
-    flow = security_flow(**kwargs)
-    for block in flow.tasks.values():
-        if isinstance(block, BoundedRegressionBlock):
-            block.loss_name = loss
-    return flow
+    kind = '"block": "BoundedRegressionBlock"'
+    return Flow.from_json(security_flow(**kwargs).to_json().replace(kind, f'{kind}, "loss": "{loss}"'))
 
 
 def main():

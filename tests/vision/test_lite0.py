@@ -144,7 +144,7 @@ def test_fine_tune(learn):
     assert len(rates) == 3 and rates[0] < rates[1] < rates[2]
     assert np.isclose(rates[2] / rates[0], 100)
     table = quietly(learn, learn.evaluate, metrics=['roc_auc']).set_index('task_path')
-    assert table.metric_res["gender"] > 0.6  # an AUC on 160 rows, standard error .045
+    assert table.metric_res['gender'] > 0.6  # an AUC on 160 rows, standard error .045
 
 
 @pytest.mark.data

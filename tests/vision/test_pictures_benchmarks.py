@@ -143,3 +143,9 @@ def test_scenes_to_table(capsys, monkeypatch):
     title, rows = table_of(capsys, monkeypatch, scenes, '--n', 160, '--epochs', 1, '--workers', 0)
     assert list(rows) == ['ours', 'by_hand', 'single', 'trivial'] and 'coordinates error' in title
     assert all(np.isfinite(numbers).all() for numbers in rows.values())
+
+
+def test_scenes_with_another_loss():
+    "Eight coordinates, and they alone, have the loss and the weight that was asked for"
+    flow = scenes.flow_of_scenes('l1', box_weight=0.5)
+    assert flow.to_json().count('"loss": "l1"') == 8 == flow.to_json().count('"weight": 0.5')
