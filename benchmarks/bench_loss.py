@@ -1,8 +1,10 @@
 "Heads + loss + backward against one `nn.Linear` with a masked loss fused by hand: features 512, batch 32, one thread"
 
+import argparse
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+import fastai_condmtl.all  # noqa: F401  bind, loss_func
 from fastai_condmtl.tasks.binary import BinaryBlock
 from fastai_condmtl.tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from fastai_condmtl.tasks.single_label import SingleLabelBlock
@@ -36,11 +38,14 @@ def hand_fused(bound, linear):
     sig, reg, cls = [], [], []
     for p, b in bound.tasks.items():
         s = bound.slices[p].targets
-        (cls if hasattr(b, 'class_weights') else reg if hasattr(b, 'y_range') else sig).append((s, b))
+        kind = cls if isinstance(b, SingleLabelBlock) else reg if isinstance(b, BoundedRegressionBlock) else sig
+        kind.append((s, p))
     sig.sort(key=lambda x: x[0].start - x[0].stop)
-    order = torch.tensor([c for s, _ in sig + reg + cls for c in range(s.start, s.stop)])
+    device = linear.weight.device
+    order = torch.tensor([c for s, _ in sig + reg + cls for c in range(s.start, s.stop)], device=device)
     widths = [s.stop - s.start for s, _ in sig + reg + cls]
-    share = torch.tensor([1 / w for w in widths for _ in range(w)])
+    weights = [bound.tasks[p].weight / bound.loss_units.get(p, 1.0) for _, p in sig + reg + cls]
+    share = torch.tensor([weight / n for weight, n in zip(weights, widths) for _ in range(n)], device=device)
     a, b = sum(widths[: len(sig)]), sum(widths[: len(sig) + len(reg)])
 
     def step(x, y):
@@ -68,7 +73,7 @@ def steps(z, v, g):
     z = z.reshape(-1, 5)
     z = z[:, 1:] + z[:, :1]
     return F.binary_cross_entropy_with_logits(
-        z, (v.reshape(-1, 1) > torch.arange(4)).float(), weight=g.reshape(-1, 1) / 4, reduction='sum'
+        z, (v.reshape(-1, 1) > torch.arange(4, device=v.device)).float(), weight=g.reshape(-1, 1) / 4, reduction='sum'
     )
 
 
@@ -115,13 +120,16 @@ def hand_mixed(bound, linear, kinds=MIXED):
         k = 'binary' if bound.plan.blocks[f.tasks[0]].thresholded else bound.paths[f.tasks[0]].rstrip('0123456789')
         parts.append((kinds[k][2], len(f.columns), len(f.columns) * f.n_out))
     order, losses, cols, logits = (
-        torch.tensor([c for f in bound.families for c in f.columns]),
+        torch.tensor([c for f in bound.families for c in f.columns], device=linear.weight.device),
         *[list(x) for x in zip(*parts)],
     )
 
+    paths = [bound.paths[t] for f in bound.families for t in f.tasks]
+    units = torch.tensor([bound.loss_units.get(p, 1.0) for p in paths], device=linear.weight.device)
+
     def step(x, y):
         v, m = y.index_select(2, order).unbind(1)
-        g = m / m.sum(0).clamp(min=1)
+        g = m / (m.sum(0).clamp(min=1) * units)
         loss = sum(
             f(a, b, c) for f, a, b, c in zip(losses, linear(x).split(logits, 1), v.split(cols, 1), g.split(cols, 1))
         )
@@ -143,14 +151,14 @@ class Calls(TorchDispatchMode):
         return f(*args, **(kwargs or {}))
 
 
-def compare(name, flow, df, limit, bs=32, rounds=60, inner=20, by_hand=hand_fused, same=True):
+def compare(name, flow, df, limit, bs=32, rounds=60, inner=20, by_hand=hand_fused, same=True, device='cpu'):
     torch.manual_seed(0)
     bound = flow.bind(df)
-    y = torch.stack(list(bound.encode(df)[:bs].as_subclass(torch.Tensor)))
-    x, ours = torch.randn(bs, 512), nn.Linear(512, bound.c)
-    theirs = nn.Linear(512, bound.c)
+    y = torch.stack(list(bound.encode(df)[:bs].as_subclass(torch.Tensor))).to(device)
+    x, ours = torch.randn(bs, 512, device=device), nn.Linear(512, bound.c).to(device)
+    theirs = nn.Linear(512, bound.c).to(device)
     theirs.load_state_dict(ours.state_dict())
-    loss_func, step = bound.loss_func, by_hand(bound, theirs)
+    loss_func, step = bound.loss_func.to(device), by_hand(bound, theirs)
 
     def hand():
         theirs.zero_grad(set_to_none=True)
@@ -168,7 +176,8 @@ def compare(name, flow, df, limit, bs=32, rounds=60, inner=20, by_hand=hand_fuse
     with Calls() as c:
         lib()
     waits = sorted({'_local_scalar_dense', 'nonzero'} & set(c.seen))
-    (t0, t1), (_, r) = alternate(hand, lib, rounds=rounds, inner=inner)
+    wait = torch.cuda.synchronize if device == 'cuda' else None
+    (t0, t1), (_, r) = alternate(hand, lib, rounds=rounds, inner=inner, wait=wait)
     print(
         f"{name:34} by hand {t0 * 1e3:7.3f} ms   ours {t1 * 1e3:7.3f} ms   ratio {r:.3f} (promised <= {limit})   "
         f"waits for the device: {waits or 'none'}"
@@ -176,8 +185,11 @@ def compare(name, flow, df, limit, bs=32, rounds=60, inner=20, by_hand=hand_fuse
 
 
 if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--device', default='cpu', help='cpu or cuda; on cuda every round ends with a synchronize')
+    device = parser.parse_args().device
     torch.set_num_threads(1)
-    compare('14 tasks, binary and regression', *table(6, 8), 1.15)
-    compare('security flow', security_flow(), security_scenes(256, size=16)[1], 1.2)
-    compare('18 tasks, three of each kind', *mixed(), 1.2, by_hand=hand_mixed, same=False)
-    compare('1000 tasks', *table(500, 500), 1.12, inner=3)
+    compare('14 tasks, binary and regression', *table(6, 8), 1.15, device=device)
+    compare('security flow', security_flow(), security_scenes(256, size=16)[1], 1.2, device=device)
+    compare('18 tasks, three of each kind', *mixed(), 1.2, by_hand=hand_mixed, same=False, device=device)
+    compare('1000 tasks', *table(500, 500), 1.12, inner=3, device=device)

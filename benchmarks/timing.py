@@ -4,8 +4,10 @@ import os, platform, statistics, time
 import torch
 
 
-def alternate(*fns, rounds=60, inner=10, warmup=5):
-    "Median seconds a call of each of `fns`, measured in turn, and the median over rounds of each ratio to the first"
+def alternate(*fns, rounds=60, inner=10, warmup=5, wait=None):
+    """Median seconds a call of each of `fns`, measured in turn, and the median over rounds of each ratio to the first;
+    `wait` is called before the clock is read (a device's synchronize)"""
+    wait = wait or (lambda: None)
     for f in fns:
         for _ in range(warmup):
             f()
@@ -13,9 +15,11 @@ def alternate(*fns, rounds=60, inner=10, warmup=5):
     for r in range(rounds):
         for k in range(len(fns)):
             k = (k + r) % len(fns)  # nobody is always first
+            wait()
             t = time.perf_counter()
             for _ in range(inner):
                 fns[k]()
+            wait()
             times[k].append((time.perf_counter() - t) / inner)
     med = [statistics.median(t) for t in times]
     ratios = [statistics.median(b / a for a, b in zip(times[0], t)) for t in times]

@@ -1,0 +1,38 @@
+"""The benchmarks compare our loss with one that is fused by hand. `compare` stops where values or gradients differ, so
+that each flow is also a test: what an expert writes for these tasks equals ours."""
+
+import importlib, sys
+from pathlib import Path
+import pytest, torch
+
+BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+
+
+@pytest.fixture
+def bench_loss(monkeypatch):
+    "The module, imported as a run of it is, with one thread"
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    n_threads = torch.get_num_threads()
+    yield importlib.import_module('bench_loss')
+    torch.set_num_threads(n_threads)
+    for name in ('bench_loss', 'timing'):
+        sys.modules.pop(name, None)
+
+
+def test_our_loss_is_the_hand_fused_one(bench_loss, capsys):
+    once = dict(rounds=1, inner=1)
+    bench_loss.compare('two kinds', *bench_loss.table(6, 8), 9, **once)
+    scenes = bench_loss.security_scenes(256, size=16)[1]
+    bench_loss.compare('security', bench_loss.security_flow(), scenes, 9, **once)
+    bench_loss.compare('each kind', *bench_loss.mixed(), 9, by_hand=bench_loss.hand_mixed, same=False, **once)
+    printed = capsys.readouterr().out
+    assert printed.count('waits for the device: none') == 3, printed
+
+
+def test_a_wrong_loss_is_noticed(bench_loss):
+    def wrong(bound, linear):
+        step = bench_loss.hand_fused(bound, linear)
+        return lambda x, y: step(x, y) * 1.01
+
+    with pytest.raises(AssertionError):
+        bench_loss.compare('wrong', *bench_loss.table(2, 2), 9, by_hand=wrong, rounds=1, inner=1)
