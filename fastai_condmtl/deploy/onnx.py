@@ -12,6 +12,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
+from fastai.tabular.core import ReadTabBatch
 from fastai.torch_core import get_model
 from ..core.matching import names_of
 from ..core.errors import FlowError
@@ -105,9 +106,9 @@ def input_steps(
 
 
 def _spares_pictures(tfm):
-    """True if a transform leaves validation pictures as they are. Ours only follow them; those of `aug_transforms()`
-    turn them by nothing, which changes no more than the last digit"""
-    if isinstance(tfm, ToTensor) or type(tfm).__module__.startswith('fastai_condmtl.'):
+    """True if a transform leaves validation pictures, or numbers of rows, as they are. Ours only follow them; those of
+    `aug_transforms()` turn them by nothing, which changes no more than the last digit"""
+    if isinstance(tfm, (ToTensor, ReadTabBatch)) or type(tfm).__module__.startswith('fastai_condmtl.'):
         return True
     return any(cls.__name__ == 'AffineCoordTfm' for cls in type(tfm).__mro__) and tfm.size is None
 
@@ -172,6 +173,9 @@ def raw_inputs(
         return None
     dl = dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0)
     batch = dl.do_batch([dl.do_item(i % len(dl.dataset)) for i in range(n)])
+    for tfm in dl.after_batch.fs:
+        if isinstance(tfm, ReadTabBatch):  # rows of a table, of which a network reads categories and numbers
+            batch = tfm(batch)
     return tuple(x.as_subclass(torch.Tensor).cpu() for x in batch[: getattr(learn.dls, 'n_inp', 1)])
 
 # %% ../../nbs/deploy/onnx.ipynb #07f7fa01

@@ -15,15 +15,16 @@ from ..core.errors import FlowError, FlowWarning
 from ..core.extras import import_extra
 from ..core.files import atomic_write
 from ..core.target import doubles
-from .named_network import make_network, network_config
-from .predictor import Predictor, picture_config
+from .inputs import inputs_in, inputs_of
+from .predictor import Predictor
 from ..learn.state import flow_of, loss_of
 from ..loss.conditional import ConditionalLoss
 import fastai_condmtl.deploy.bound_dict  # noqa: F401  to_dict, from_dict
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'import_safetensors', 'name_of_network', 'kinds_of', 'read_header', 'header_text',
-           'check_version', 'load_safe', 'load_weights', 'check_sizes', 'set_decisions', 'check_threshold']
+           'check_version', 'load_safe', 'network_of_file', 'load_weights', 'sizes_in', 'sizes_of', 'check_sizes',
+           'set_decisions', 'check_threshold']
 
 # %% ../../nbs/deploy/safe.ipynb #3d853df8
 FORMAT, VERSION = 'fastai_condmtl.safe', 1
@@ -34,23 +35,23 @@ def save_safe(
     self: Learner,
     path,  # File to write, `.safetensors`
 ) -> Path:
-    """Weights, flow, thresholds and what is done to pictures as numbers and names, whole or not at all;
+    """Weights, flow, thresholds and what is done to pictures or texts as numbers and names, whole or not at all;
     `load_safe` reads it without trusting it"""
     safetensors = import_safetensors('learn.save_safe')
-    flow, loss, model = flow_of(self), loss_of(self), get_model(self.model)
+    flow, loss, model, inputs = flow_of(self), loss_of(self), get_model(self.model), inputs_of(self)
     weights = {name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}
     header = dict(
         format=FORMAT,
         version=VERSION,
         **flow.to_dict(),
-        network=name_of_network(self, flow, weights),
-        pictures=picture_config(self),
+        network=name_of_network(self, flow, weights, inputs),
         thresholds={task: doubles(threshold).reshape(-1).tolist() for task, threshold in loss.thresholds.items()},
         temperatures=dict(loss.temperatures),
+        **{inputs.name: inputs.config(self)},
     )
     with atomic_write(path) as temporary:
         metadata = {FORMAT: json.dumps(header, ensure_ascii=False)}
-        safetensors.torch.save_file(weights, temporary, metadata=metadata)
+        safetensors.torch.save_file(weights | inputs.tensors(self), temporary, metadata=metadata)
     return Path(path)
 
 
@@ -62,10 +63,10 @@ def import_safetensors(
     return import_extra('safetensors', caller, 'safe')
 
 # %% ../../nbs/deploy/safe.ipynb #77aa13e2
-def name_of_network(learn, flow, weights):
+def name_of_network(learn, flow, weights, inputs):
     "The configuration that leads to a network of the same weights; None, with a warning, where none does"
-    config = network_config(learn)
-    if config is not None and kinds_of(make_network(config, flow).state_dict()) == kinds_of(weights):
+    config = inputs.network(learn)
+    if config is not None and kinds_of(inputs.make_network(config, flow).state_dict()) == kinds_of(weights):
         return config
     warnings.warn(
         "this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)",
@@ -123,38 +124,59 @@ def load_safe(
 ) -> Predictor:
     "A `Predictor` that says what the learner said. Nothing of the file is run"
     safetensors, header = import_safetensors('load_safe'), read_header(path)
-    flow = BoundFlow.from_dict(header)
+    flow, inputs = BoundFlow.from_dict(header), inputs_in(header)
     if model is None and header.get('network') is None:
         raise FlowError(
             f"'{path}' does not name its network: hand over the one it was trained as, load_safe(path, model=...)"
         )
     if model is None:
-        model = make_network(header['network'], flow)
-    load_weights(model, path, safetensors)
+        model = network_of_file(path, header['network'], flow, inputs, safetensors)
+    beside = load_weights(model, path, safetensors, inputs)
     loss = ConditionalLoss(flow)
     set_decisions(loss, header)
     try:
-        predictor = Predictor(flow, model, loss, header['pictures'])
+        predictor = inputs.predictor(flow, model, loss, header[inputs.name], beside)
         predictor.check()
     except FlowError:
         raise
     except Exception as e:
         raise FlowError(
-            f"'{path}': what is done to pictures, {header.get('pictures')!r}, cannot be ({type(e).__name__}: {e}): "
+            f"'{path}': what is done to {inputs.name}, {header[inputs.name]!r}, cannot be ({type(e).__name__}: {e}): "
             "write the file with learn.save_safe"
         ) from e
     return predictor
 
+# %% ../../nbs/deploy/safe.ipynb #62d36f98
+def network_of_file(path, config, flow, inputs, safetensors):
+    "The network that a file names; one of any size takes memory only once its sizes are known to be those of the file"
+    if inputs.sizes_first:
+        with torch.device('meta'):
+            empty = inputs.make_network(config, flow)
+        check_sizes(path, sizes_in(path, safetensors, inputs), sizes_of(empty))
+    return inputs.make_network(config, flow)
+
 # %% ../../nbs/deploy/safe.ipynb #bfddf63f
-def load_weights(model, path, safetensors):
+def load_weights(model, path, safetensors, inputs):  # → the tensors beside the weights
     "Fill a network with the weights of a file, after their sizes have been compared"
+    check_sizes(path, sizes_in(path, safetensors, inputs), sizes_of(model))
+    tensors = safetensors.torch.load_file(str(path))
+    beside = {name: tensors.pop(name) for name in inputs.beside if name in tensors}
+    model.load_state_dict(tensors)
+    return beside
+
+
+def sizes_in(path, safetensors, inputs):
+    "The shape of each weight of a file"
     try:
         with safetensors.safe_open(str(path), 'pt') as file:
-            in_file = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        check_sizes(path, in_file, {name: tuple(x.shape) for name, x in model.state_dict().items()})
-        model.load_state_dict(safetensors.torch.load_file(str(path)))
+            return {x: tuple(file.get_slice(x).get_shape()) for x in file.keys() if x not in inputs.beside}
     except safetensors.SafetensorError as e:
         raise FlowError(f"'{path}' cannot be read: {e}") from None
+
+
+def sizes_of(model):
+    "The shape of each weight of a network"
+    return {name: tuple(x.shape) for name, x in model.state_dict().items()}
 
 
 def check_sizes(path, in_file, in_network):

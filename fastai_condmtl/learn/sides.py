@@ -235,7 +235,9 @@ def _suggested(by_task):
 
 def _told_upright(flow, mirrors):
     "The sentence about mirror= beside transforms that also turn pictures upside down, in a list"
-    turns, changing = [m for m in mirrors if 'upright' in m.ways], sorted(_changing(flow))
+    turns = [m for m in mirrors if 'upright' in m.ways]
+    # tasks that change places are parts of what is shown: a half turn leaves the left eye the left eye
+    changing = sorted(path for path, block in flow.tasks.items() if block.mirror)
     if not turns or not changing:
         return []
     name, fix = _told_mirrors(turns)

@@ -8,3 +8,4 @@ from .masks import MaskedLMBlock, MaskTokens
 from .show import plot_top_losses, readable_text, show_batch, show_results
 from .transformer import TransformerFeatures, conditional_transformer_learner
 from .transformer_data import ConditionalTransformerDataLoaders, TransformerTextBlock
+from .transformer_safe import TextPredictor

@@ -104,6 +104,8 @@ class FlowHeads(nn.Module):
 class ConditionalTextModel(nn.Sequential):
     "Encoder and heads of a flow over texts, with or without masked words"
 
+    any_length = True  # a graph of it takes texts of any length
+
     def __init__(
         self,
         flow: BoundFlow,  # `dls.flow`

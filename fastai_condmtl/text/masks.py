@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from fasttransform import Transform
 from fastai.text.core import defaults
+from fastai.torch_core import TensorBase
 from ..tasks.single_label import SingleLabelBlock
 from ..core.errors import FlowError
 from ..core.flow import Flow
@@ -200,7 +201,8 @@ def unpack(
     n: int,  # Words in the vocabulary
 ) -> tuple:  # Three tensors `(bs, L)`
     "Tokens with masks, tokens as they were, and where a word is asked"
-    x = x.as_subclass(torch.Tensor)
+    if isinstance(x, TensorBase):  # a graph knows plain tensors only
+        x = x.as_subclass(torch.Tensor)
     asked = x >= n
     return torch.where(asked, x.div(n, rounding_mode='floor') - 1, x), x % n, asked
 
@@ -210,9 +212,11 @@ def positions(
     k: int,  # How many are wanted
 ):  # `(bs, k)` and boolean `(bs, k)`
     "Positions of the first `k` asked words of each text, and which of them there are"
-    some, at = asked.to(torch.uint8).sort(dim=1, descending=True, stable=True)
-    short = max(0, k - at.shape[1])
-    return F.pad(at[:, :k], (0, short)), F.pad(some[:, :k], (0, short)) > 0
+    n = asked.shape[1]
+    order = asked * torch.arange(n, 0, -1, device=asked.device)  # the first is the largest
+    some, at = F.pad(order, (0, k)).topk(k, dim=1)
+    is_asked = some > 0
+    return torch.where(is_asked, at, 0), is_asked
 
 
 def _mixed(x):

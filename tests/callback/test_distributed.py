@@ -103,6 +103,20 @@ def test_weights_metrics_and_thresholds_after_fine_tune(runs):
     assert any((t != 0.5).any() for t in res['trained']['thresholds'].values())
 
 
+def test_the_bias_of_a_stock_head_trains_as_on_one_process(tmp_path):
+    "It starts at the trivial predictor of all training rows on both, gets the gradients of all, and is exported"
+    alone = one.with_added_bias(tmp_path)
+    launch(HERE / 'many_ranks.py', tmp_path, 'bias')
+    two = [torch.load(tmp_path / f'bias{r}.pt', weights_only=False) for r in range(2)]
+    name = next(name for name in alone['begun'] if name.startswith('1.') and name.endswith('bias'))
+    for r in two:
+        same(r, alone, 1e-5)
+    same(two[0], two[1], 0)
+    assert ((alone['weights'][name] - alone['begun'][name]).abs() > 1e-4).any()
+    for file in ('bias0.pkl', 'bias2.pkl'):
+        same(load_learner(tmp_path / file).model.state_dict()[name], alone['weights'][name], 1e-5)
+
+
 # ---- what is asked of a trained learner
 # ---------------------------------------------------------------------------------
 @pytest.mark.parametrize('where', ['inside', 'outside'])

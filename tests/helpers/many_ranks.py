@@ -240,6 +240,20 @@ def went_on(path, at=None):
     return dict(weights=numbers(learn.model), thresholds=thresholds(learn))
 
 
+def with_added_bias(folder):
+    "A head without a bias, as fastai's stock heads, which gets one as it starts; and its `export`"
+    set_seed(3)
+    dls = data()
+    body = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Unflatten(1, (8, 2, 2)))
+    net = nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.Linear(32, dls.c, bias=False)))
+    learn = equip(Learner(dls, net, path=folder, opt_func=SGD), metrics=[], tune=None).start_at_trivial()
+    begun = numbers(learn.model)
+    with learn.no_bar(), learn.no_logging(), together(learn):
+        learn.fit(2, 2e-2)
+        learn.export(f'bias{num_distrib()}.pkl')
+    return dict(begun=begun, weights=numbers(learn.model))
+
+
 METHODS = ['uncertainty', 'dwa', 'famo', 'stch', 'upgrad', 'pcgrad']
 WEIGHTS = 'weights.pth'
 
@@ -279,4 +293,9 @@ def main(folder):
 if __name__ == '__main__':
     torch.set_num_threads(1)
     warnings.filterwarnings('ignore')
-    main(sys.argv[1])
+    if len(sys.argv) > 2:
+        import fastai_condmtl.callback.distributed  # noqa: F401  this is all that a script needs
+
+        torch.save(with_added_bias(Path(sys.argv[1])), f'{sys.argv[1]}/bias{rank_distrib()}.pt')
+    else:
+        main(sys.argv[1])

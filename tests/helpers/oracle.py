@@ -10,7 +10,8 @@ list of True/False/None (cols), a list of votes, one an answer (votes), a number
 `cols` may have `uncertain` (value → probability or None) and `soft`: then such values, or shares, stand for True and
 False. A task or flow may have `na`, values that stand for a blank: a table holds them as they are, as the cell of a
 whole list, too. A single label task may be `within` another (its name), with `class_of` (sub-class → class; `told` to
-the library or read off by it) and `decode`. Nothing here looks at fastai_condmtl but `build` (objects) and
+the library or read off by it) and `decode`. A task may have `mirror` (pairs of labels, `reverse` or `negate`), a flow
+pairs of names. Nothing here looks at fastai_condmtl but `build` (objects) and
 `frame` (a DataFrame in many dtypes).
 """
 
@@ -92,6 +93,62 @@ def stands_for_blank(value, na):
 
 def vocab_of(task):
     return list(task['vocab']) if task.get('vocab_given', True) else sorted(task['vocab'])
+
+
+# ---- what a mirrored picture shows
+# -------------------------------------------------------------------------------------------------------------
+def mirrored_label(task, value):
+    "A label of the mirrored picture, by the task's own `mirror`; a gap or an odd value stays"
+    how, kind = task.get('mirror'), task['kind']
+    if not how or value is None:
+        return value
+    if kind in ('multi', 'cols', 'votes'):
+        if not isinstance(value, list):
+            return value
+        other = dict(how) | {b: a for a, b in how}
+        if kind == 'multi':
+            return [other.get(label, label) for label in value]
+        at = task['vocab'].index
+        return [value[at(other.get(label, label))] for label in task['vocab']]
+    if how == 'negate':
+        return -value if is_a_number(value) else value
+    if how == 'reverse' and kind == 'bounded':
+        lo, hi = task.get('y_range') or (-8, 8)
+        return lo + hi - value if is_a_number(value) else value
+    order = vocab_of(task) if kind != 'binary' else [False, True]
+    if value not in order:
+        return value
+    if how == 'reverse':
+        return order[len(order) - 1 - order.index(value)]
+    if kind == 'binary':
+        return not value
+    return (dict(how) | {b: a for a, b in how}).get(value, value)
+
+
+def is_a_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def mirrored_table(spec, table):
+    "The table of the mirrored pictures: each task's labels, and those of tasks that change places"
+    na, tasks, partner = na_of(spec), {}, {}
+    for path, task, *_ in walk(spec):
+        tasks[path] = task
+
+    def pairs(node, prefix):
+        for left, right in node.get('mirror') or ():
+            partner[prefix + left], partner[prefix + right] = prefix + right, prefix + left
+        for item in node['items']:
+            if item['kind'] == 'flow':
+                pairs(item, f"{prefix}{item['name']}.")
+
+    pairs(spec, '')
+
+    def label(path, value):
+        is_blank = value is not None and stands_for_blank(value, na[path])
+        return value if is_blank else mirrored_label(tasks[path], value)
+
+    return {path: [label(path, value) for value in table[partner.get(path, path)]] for path in tasks}
 
 
 # ---- answers that are not certain
@@ -387,7 +444,7 @@ def block(task):
     if task.get('col'):
         kw['col'] = task['col']
     kind, name = task['kind'], task['name']
-    kw |= {k: task[k] for k in ('uncertain', 'soft', 'decode') if k in task}
+    kw |= {k: task[k] for k in ('uncertain', 'soft', 'decode', 'mirror') if k in task}
     if task.get('within'):
         over = task.get('class_block', task['within'])
         kw['within'] = (over, dict(task['class_of'])) if task['told'] else over
@@ -487,7 +544,7 @@ def build(spec, rng, order=lambda items: items):
 
                 done[path] = given(one, item['given'], prefixes, True)
                 items.append(done[path])
-        opts = {k: node[k] for k in ('infer_labels', 'na') if node.get(k)}
+        opts = {k: node[k] for k in ('infer_labels', 'na', 'mirror') if node.get(k)}
         return given(lambda: Flow(node['name'], *items, **opts), node['given'], prefixes[1:], False)
 
     return make(spec, ('',))

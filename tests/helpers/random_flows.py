@@ -324,6 +324,64 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
     return root
 
 
+# ---- mirrors
+# -----------------------------------------------------------------------------------------------------------
+def random_mirror(rng, task):
+    "What a mirror may do to a task; None where nothing changes"
+    kind, vocab = task['kind'], task.get('vocab')
+    if kind == 'ordinal' or kind == 'bounded':
+        return 'reverse'
+    if kind == 'unbounded':
+        return 'negate'
+    if kind == 'binary' and vocab and not task.get('uncertain'):
+        return [list(vocab)]
+    if kind in ('single', 'multi', 'cols', 'votes') and len(vocab) > 1:
+        labels = rng.sample(vocab, 2 * rng.randint(1, len(vocab) // 2))
+        return [[a, b] for a, b in zip(labels[::2], labels[1::2])]
+    return None
+
+
+def asked_tasks(spec):
+    "Paths of the tasks that a condition asks"
+    entries = {p: t for p, t, *_ in walk(spec)}
+
+    def names(cond):
+        return {cond[1]} if cond[0] == 'atom' else set().union(*map(names, cond[1:]))
+
+    return {resolve(n, where, entries) for *_, conds in walk(spec) for cond, where in conds for n in names(cond)}
+
+
+def add_mirrors(rng, spec, asked=False):
+    """Draw `mirror` of tasks, and twins that change places with a task, in place; `asked`: also of tasks that
+    conditions ask, which the library may have to refuse"""
+    kept, entries = set() if asked else asked_tasks(spec), {p: t for p, t, *_ in walk(spec)}
+    for path, t in entries.items():
+        how = random_mirror(rng, t) if path not in kept and rng.random() < 0.6 else None
+        if how is not None and not t.get('over'):
+            t['mirror'] = how
+
+    def give_twins(node, prefix):
+        for t in list(node['items']):
+            path = prefix + t['name']
+            if t['kind'] == 'flow':
+                give_twins(t, path + '.')
+            elif path not in asked_tasks(spec) and t['kind'] != 'cols' and rng.random() < 0.4:  # columns name labels
+                node['items'].append(twin_of(t))
+                node.setdefault('mirror', []).append([t['name'], t['name'] + '_twin'])
+
+    give_twins(spec, '')
+
+
+def twin_of(task):
+    "A task like another, with columns of its own"
+    twin = task | dict(name=task['name'] + '_twin')
+    if task['kind'] == 'votes':
+        twin['stem'] = task['stem'] + '_twin'
+    elif task.get('col'):
+        twin['col'] = task['col'] + ' twin'
+    return twin
+
+
 # ---- tables
 # -----------------------------------------------------------------------------------------------------------
 def random_answer(rng, task):

@@ -2,6 +2,7 @@
 that is comes from somewhere else: scikit-learn's log loss of the prior, the errors of its dummy predictors, and a
 search over constants that knows only the loss"""
 
+import tempfile
 import numpy as np, pandas as pd, pytest, torch
 from fastai.tabular.all import Categorify, IndexSplitter, Normalize
 from fastai.text.all import AWD_LSTM, awd_lstm_clas_config
@@ -295,6 +296,33 @@ VARIANTS = dict(
         joined_dls(df, all_kinds_flow()), arch, n_image=10, pretrained=False, normalize=False, cut=-3
     ),
     your_own_network=lambda df: Learner(picture_dls(df, all_kinds_flow()), OwnNet(all_kinds_flow())).start_at_trivial(),
+    heads_frozen=lambda df: frozen(
+        vision(picture_dls(df, all_kinds_flow(uses=True, features='own', hidden=8)), branches=dict(own=16))
+    ),
+    text_frozen=lambda df: frozen(
+        conditional_text_learner(
+            text_dls(df, all_kinds_flow()), AWD_LSTM, pretrained=False, config=SMALL_AWD, drop_mult=0.2
+        )
+    ),
+    encoder_frozen=lambda df: conditional_transformer_learner(encoder_dls(df, all_kinds_flow())),
+    encoder_unfrozen=lambda df: unfrozen(conditional_transformer_learner(encoder_dls(df, all_kinds_flow()))),
+    encoder_heads=lambda df: conditional_transformer_learner(
+        encoder_dls(df, all_kinds_flow(uses=True, features='own', hidden=8)), branches=dict(own=16)
+    ),
+    # flows that grow: what is new starts, what was there stays where it started
+    vision_changed=lambda df: changed(vision(picture_dls(df, gate_alone())), all_kinds_flow()),
+    heads_changed=lambda df: changed(
+        vision(picture_dls(df, gate_alone()), branches=dict(other=4)),
+        all_kinds_flow(uses=True, features='own', hidden=8),
+        branches=dict(own=16),
+    ),
+    tabular_changed=lambda df: changed(
+        conditional_tabular_learner(tabular_dls(df, gate_alone(), valid_idx=sides(df))),
+        tabular_dls(df, all_kinds_flow(), valid_idx=sides(df)),
+    ),
+    encoder_changed=lambda df: changed(
+        conditional_transformer_learner(encoder_dls(df, gate_alone())), all_kinds_flow()
+    ),
 )
 SMALL_AWD = awd_lstm_clas_config | dict(emb_sz=24, n_hid=48, n_layers=1)
 
@@ -319,12 +347,42 @@ def frozen(learn):
     return learn
 
 
-def text_dls(df, flow, words=40, **kwargs):
+def unfrozen(learn):
+    learn.unfreeze()
+    return learn
+
+
+def gate_alone():
+    return Flow('all', BinaryBlock('gate'))
+
+
+def changed(learn, flow, **kwargs):
+    "The learner goes on with another flow"
+    learn.change_flow(flow, **kwargs)
+    return learn
+
+
+def encoder_dls(df, flow):
+    "Texts for a tiny encoder of `transformers`"
+    pytest.importorskip('transformers', reason='the extra transformers is not installed')
+    from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
+
+    df = with_texts(df)
+    encoder = save_tiny_encoder(tempfile.mkdtemp(), df.text)
+    return ConditionalTransformerDataLoaders.from_df(df, flow, encoder, valid_col='valid', bs=64, num_workers=0)
+
+
+def with_texts(df, words=40):
+    "Texts of random words, some of which are common"
     rng = np.random.default_rng(3)
     weights = 1 / np.arange(1, words + 1)
     vocab = [f'word{chr(97 + i % 26)}{i}' for i in range(words)]
     texts = [' '.join(rng.choice(vocab, rng.integers(8, 12), p=weights / weights.sum())) for _ in range(len(df))]
-    df = df.assign(text=texts, valid=[i % 5 == 0 for i in range(len(df))])
+    return df.assign(text=texts, valid=[i % 5 == 0 for i in range(len(df))])
+
+
+def text_dls(df, flow, words=40, **kwargs):
+    df = with_texts(df, words)
     return ConditionalTextDataLoaders.from_df(
         df, flow, text_col='text', valid_col='valid', bs=64, num_workers=0, min_freq=1, **kwargs
     )

@@ -20,8 +20,10 @@ from fastai.vision.all import (
 )
 from hypothesis import given, strategies as st
 from PIL import Image
-from random_flows import checks
+from oracle import build, frame, mirrored_table, n_rows, walk
+from random_flows import ALL_KINDS, add_mirrors, checks, random_spec, random_table, rngs
 from fastai_condmtl.vision.all import *
+from fastai_condmtl.tabular.all import TabularRowBlock
 from fastai_condmtl.core.mirror_rule import mirrored, mirrored_values
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
 
@@ -182,6 +184,57 @@ def test_activations_go_with_their_labels(seed):
     same(f.loss_func.decodes(there), mirrored(decided, f.mirror))
 
 
+def random_mirrored(rng, n=None, asked=False):
+    "A random flow of all kinds with mirrors, its table, and the table of the mirrored pictures by the oracle"
+    spec = random_spec(rng, max_tasks=8, losses=True, kinds=ALL_KINDS, na=True, unsure=True)
+    add_mirrors(rng, spec, asked)
+    table = random_table(rng, spec, n)
+    return spec, table, mirrored_table(spec, table)
+
+
+@checks(40)
+@given(rngs)
+def test_random_flows_are_mirrored_as_the_oracle_mirrors_their_tables(rng):
+    spec, table, hand = random_mirrored(rng)
+    df = frame(spec, table, rng, series=as_objects)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        f = build(spec, rng).bind(df)
+        y, wanted = f.encode(df), f.encode(frame(spec, hand, rng, series=as_objects))
+    changes = any(t.get('mirror') for _, t, *_ in walk(spec)) or '_twin' in ' '.join(f.paths)
+    assert (f.mirror is not None) == changes
+    if not changes:
+        return
+    same(mirrored(y, f.mirror), wanted)
+    same(mirrored(wanted, f.mirror), y)
+    logits = torch.randn(len(y), f.c, generator=torch.Generator().manual_seed(n_rows(table)))
+    torch.testing.assert_close(
+        f.loss_func(logits, mirrored(y, f.mirror)), f.loss_func(logits, wanted), atol=1e-5, rtol=1e-4
+    )
+    assert Flow.from_json(f.flow.to_json()).bind(df).mirror == f.mirror
+
+
+@checks(40)
+@given(rngs)
+def test_a_condition_that_a_mirror_may_change_is_refused_and_no_other_changes(rng):
+    "Tasks that conditions ask have mirrors, too: what binds is applicable to a picture and to its mirror image alike"
+    spec, table, hand = random_mirrored(rng, asked=True)
+    df = frame(spec, table, rng, series=as_objects)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            f = build(spec, rng).bind(df)
+        except FlowError as e:
+            assert 'which a mirror changes' in str(e) or 'change places in a mirror' in str(e), e
+            return
+        if f.mirror is not None:
+            same(mirrored(f.encode(df), f.mirror), f.encode(frame(spec, hand, rng, series=as_objects)))
+
+
+def as_objects(values, rng, index):
+    return pd.Series(values, index=index, dtype=object)
+
+
 # ---- pictures
 def marked(rng):
     "A picture whose corner tells whether and how it was turned: three corners of different colours"
@@ -270,6 +323,33 @@ def test_a_batch_has_the_loss_of_mirrored_pictures_labelled_by_hand(pics, name):
     assert seen == {'none': {False}, 'always': {True}}.get(name, {False, True})
     for x, y in dls.valid:  # nothing is drawn there
         same(y, f.encode(df.iloc[:8]))
+
+
+@checks(8)
+@given(rngs)
+def test_a_batch_of_a_random_flow_has_the_loss_of_mirrored_pictures(rng):
+    "Random flows, and a transform at random; which picture is mirrored is seen in it"
+    spec, table, hand = random_mirrored(rng, n=12)
+    name = rng.choice(sorted(TFMS))
+    df, by_hand = (frame(spec, t, rng, series=as_objects) for t in (table, hand))
+    shown = marked(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        block = DataBlock(
+            blocks=(ImageBlock, build(spec, rng)),
+            get_x=lambda row: shown,
+            splitter=lambda items: (list(range(12)), [0, 1]),
+            **{'item_tfms': Resize(W), **TFMS[name]},
+        )
+        dls = block.dataloaders(df, bs=6, num_workers=0)
+        f, at = dls.flow, 0
+        for x, y in dls.train.new(shuffle=False, drop_last=False):
+            there = [is_mirrored(one) for one in x]
+            wanted = f.encode(pd.concat([(by_hand if m else df).iloc[[at + i]] for i, m in enumerate(there)]))
+            same(y, wanted)
+            logits = torch.randn(len(y), f.c)
+            torch.testing.assert_close(f.loss_func(logits, y), f.loss_func(logits, wanted), atol=1e-5, rtol=1e-4)
+            at += len(y)
 
 
 def test_with_points_and_a_crop(pics):
@@ -410,6 +490,24 @@ def test_upside_down_beside_a_mirror_is_told(tfm):
     assert "upside down as well, and mirror= of 'side'" in told(f, df, tfm) and told(f, df, Flip()) == ''
 
 
+def test_tasks_that_change_places_are_no_sides_of_the_picture():
+    "A half turn leaves the left eye what it is, as `flip_pairs` leave points; labels that are sides are told"
+    df = pd.DataFrame(
+        dict(
+            left_eye=[0, 1, 1, 0],
+            right_eye=[1, 0, 1, 0],
+            left_gaze=['left', 'right'] * 2,
+            right_gaze=['left', 'right'] * 2,
+        )
+    )
+    eyes = BinaryBlock('left_eye'), BinaryBlock('right_eye')
+    assert told(Flow('f', *eyes, mirror=[('left_eye', 'right_eye')]), df, Dihedral()) == ''
+    gaze = [SingleLabelBlock(f'{side}_gaze', mirror={'left': 'right'}) for side in ('left', 'right')]
+    pairs = [('left_eye', 'right_eye'), ('left_gaze', 'right_gaze')]
+    text = told(Flow('f', *eyes, *gaze, mirror=pairs), df, DihedralItem())
+    assert "mirror= of 'left_gaze', 'right_gaze' follows mirrors only" in text and '_eye' not in text
+
+
 # ---- views
 class Sees(nn.Module):
     "Answers by what it sees: which half is red, and where the middle of the red is; logits set by hand"
@@ -504,6 +602,61 @@ def test_tta_moves_views_back(tmp_path, tfms, n_inp_labels):
         assert torch.equal(torch.Tensor(targs), torch.Tensor(labels))
     else:
         assert targs is None
+
+
+class SeesBeside(Sees):
+    "Reads a row beside the picture, and heeds the picture"
+
+    def forward(self, x, cats, nums):
+        return super().forward(x) + 0 * nums.sum()
+
+
+def test_tta_of_a_picture_beside_a_row(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(12):
+        a = np.zeros((W, W, 3), dtype=np.uint8)
+        x, y = rng.integers(2, W - 8, 2)
+        a[y : y + 6, x : x + 6, 0] = 255
+        Image.fromarray(a).save(tmp_path / f'{i}.png')
+        rows.append([f'{i}.png', 'left' if x < W / 2 else 'right', float(x), float(x), x + 3, y + 3, 0, 1, 'left,top'])
+    df = pd.DataFrame(rows, columns='img side x yaw px py l_lit r_lit marks'.split())
+    df['weight'], df['qx'], df['qy'] = rng.normal(size=12), df.px + 1, df.py
+    df.loc[0, 'side'], df.loc[1, 'side'] = 'left', 'right'
+    f = Flow(
+        'f',
+        SingleLabelBlock('side', vocab=['left', 'right'], mirror={'left': 'right'}),
+        BoundedRegressionBlock('x', y_range=(0, W), mirror='reverse'),
+        UnboundedRegressionBlock('yaw', mirror='negate'),
+        KeypointsBlock('place', cols=['px', 'py', 'qx', 'qy'], points=['p', 'q']),
+        BinaryBlock('l_lit'),
+        BinaryBlock('r_lit'),
+        MultiLabelBlock('marks', vocab=['left', 'right', 'top'], mirror={'left': 'right'}),
+        mirror=[('l_lit', 'r_lit')],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        dls = DataBlock(
+            blocks=(ImageBlock, TabularRowBlock([], ['weight']), f),
+            n_inp=2,
+            getters=[lambda row: tmp_path / row.img, itself, itself],
+            splitter=IndexSplitter(range(6)),
+            batch_tfms=[Flip(p=1.0)],
+        ).dataloaders(df, bs=4, num_workers=0)
+        learn = Learner(dls, SeesBeside(dls.flow))
+        with learn.no_bar(), learn.no_logging():
+            plain, labels = learn.get_preds()
+            preds, targs = learn.tta(n=2, beta=0.0)
+            first = dls.train.new(shuffle=False, drop_last=False).one_batch()
+    s = dls.flow.slices['place'].acts
+    seen = [c for c in range(dls.c) if c != s.start + 2]  # the second point is the network's own idea
+    torch.testing.assert_close(preds[:, seen], plain[:, seen], atol=2e-3, rtol=0)
+    assert torch.equal(torch.Tensor(targs), torch.Tensor(labels))
+    side = dls.flow.slices['side'].targets.start  # the batch is mirrored: so are its labels, and not its rows
+    assert first[-1][:, 0, side].tolist() == [float(label == 'left') for label in df.side[6:10]]
+
+
+def itself(row):
+    return row
 
 
 class Looks(nn.Module):
