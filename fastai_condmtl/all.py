@@ -15,7 +15,7 @@ from .data.target_block import FlowTransform
 from .data.groups import GroupSplitter
 from .data.split import StratifiedSplitter, stratified_folds
 from .data.mask_facts import SegmentationBlock, mask_facts
-from .core.columns import read_list
+from .core.cell_text import read_list
 from .data.sampling import balanced_weights
 from .data.source_tfms import SourceTfms
 from .data.sources import concat_sources

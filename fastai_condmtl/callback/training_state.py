@@ -9,7 +9,7 @@ import numpy as np, torch
 from fastcore.all import L
 from fastai.torch_core import get_model
 from torch import nn
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.bound import BoundFlow
 from ..data.target_block import EncodedRows
 from ..evaluate.fingerprint import Seen

@@ -5,15 +5,18 @@
 # %% ../../nbs/core/block_errors.ipynb #6aec5152
 from __future__ import annotations
 from functools import wraps
-import numpy as np
+import numpy as np, pandas as pd
 from .arguments import check_number, check_whole
-from .columns import as_tuple, is_list_of_words
+from .cell_text import is_list_of_words
+from .columns import as_tuple
 from .conditions import as_condition
 from .errors import FlowError, row_name, shortly
 from .mask_labels import is_mask, picture_hint
+from .not_asked import Blanks
 
 # %% auto #0
-__all__ = ['required', 'check_hidden', 'check_task_weight', 'check_col', 'given_by', 'label_error']
+__all__ = ['required', 'check_hidden', 'check_task_weight', 'check_col', 'names_of_uses', 'given_by', 'label_error',
+           'check_no_answer_is_blank']
 
 # %% ../../nbs/core/block_errors.ipynb #e4e859df
 def required(hook):
@@ -52,6 +55,18 @@ def check_col(name, col):
     return col
 
 
+def names_of_uses(
+    name,  # Name of the task
+    uses,  # Tasks or names of tasks, or one of them
+    block_class,  # The class of blocks
+) -> tuple:
+    "Names of the tasks, or of the one task, that a head reads"
+    uses = [uses] if isinstance(uses, (str, block_class)) else list(uses)
+    if wrong := [use for use in uses if not isinstance(use, (str, block_class))]:
+        raise FlowError(f"task '{name}': uses={wrong[0]!r} must be tasks, or names of tasks")
+    return tuple(use if isinstance(use, str) else use.name for use in uses)
+
+
 def given_by(block, cond):
     "`cond` as a condition that a block, or a flow, is given"
     try:
@@ -83,3 +98,26 @@ def _list_hint(block, value, why):
     if not several or block.takes_lists or 'MultiLabelBlock' in why:
         return ''
     return f". Several labels a row? MultiLabelBlock({block.name!r}) reads lists, also those that a csv made text of"
+
+# %% ../../nbs/core/block_errors.ipynb #3b214161
+def check_no_answer_is_blank(block):
+    "Raise where a value of `na` is also an answer of a bound block"
+    if not block.na or block.self_supervised or not (block.exact or block.vocab):
+        return
+    # several columns with a label each: the vocabulary names columns, not cells
+    names = [] if block.labels is not None and len(block.cols) > 1 else block.vocab or ()
+    for value in block.na:
+        if any(Blanks.of((value,)).has(name) for name in names) or _is_answer(block, value):
+            raise FlowError(
+                f"task '{block.path}': {shortly(value)} stands in na=, so its cells would be blank, and it is an "
+                "answer of the task too: take it out of na= (na=() takes nothing from the flow around it), or out of "
+                "the answers"
+            )
+
+
+def _is_answer(block, value):
+    "True if a cell with `value` would be a label"
+    try:
+        return bool(block.encode(pd.DataFrame({col: [value] for col in block.cols}))[1].any())
+    except FlowError:
+        return False

@@ -8,50 +8,14 @@ from typing import Any
 import numpy as np
 from .best_constant import search_logits
 from .block_errors import label_error, required
-from .conditions import Comparable
+from .block_fields import BlockFields, NestFields
+from .matching import MatchHooks
 from .mirror import TaskMirror
 from .question_values import check_op
 
 # %% auto #0
-__all__ = ['BlockFields', 'LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks',
-           'ProbabilityHooks', 'ScoreHooks', 'LabelScoreHooks', 'NestFields', 'PictureHooks', 'BlockHooks',
-           'missing_hooks']
-
-# %% ../../nbs/core/hooks.ipynb #edcd20c5
-class BlockFields(Comparable):
-    """What the hooks of all families read of their task, which conditions can ask about
-
-    `N` are rows of a table, `bs` of a batch, `W = n_targets` the target columns of a task, each with `n_out` logits,
-    and `n` the columns of all tasks of a family."""
-
-    name: str
-    path: str | None = None  # known once bound
-    col: Any = None  # the column of the table, where its name is not that of the task
-    note: str | list | None = None  # a remark of whoever made the task
-    questions: tuple = ()  # what conditions of the flow ask of the task, `(op, natural value)` each (known once bound)
-    weight_col: str | None = None  # the column with a weight a row
-    na: tuple | None = None  # values that stand for a blank (known once bound)
-    kept_as: dict = {}  # for files: argument → the attribute that keeps it
-    mirror: Any = None  # what a mirror does to its labels; False: nothing, None: nothing was said
-    vocab: Any = None  # names of classes or labels, or words for no and yes, in order (known once bound)
-    n_out = 1  # logits of a target column
-    exact = True  # True if a decision is right or wrong (classes), False if near or far (numbers)
-
-    def _name(self):
-        return self.name
-
-    def __repr__(self):
-        return f"{type(self).__name__}({self.name!r})" + (f' | {self.given}' if self.given is not None else '')
-
-    @property
-    def cols(self):
-        "The columns that hold the labels"
-        return [self.name if self.col is None else self.col]
-
-    @property
-    def n_targets(self):
-        "Target columns of the task"
-        return 1
+__all__ = ['LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks', 'ProbabilityHooks',
+           'ScoreHooks', 'LabelScoreHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
 
 # %% ../../nbs/core/hooks.ipynb #d60ecefe
 class LabelHooks(BlockFields):
@@ -344,18 +308,6 @@ class LabelScoreHooks(BlockFields):
         trivial = self.baseline(name, constant, true)
         return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
 
-# %% ../../nbs/core/hooks.ipynb #12344bb5
-class NestFields(BlockFields):
-    "Classes that stand in the classes of another task, see `within=` of `SingleLabelBlock`"
-
-    holds_sub_classes = False  # True if other tasks can be `within` it
-    within: str | None = None  # name of the task whose classes the task's own stand in
-    within_cols: tuple | None = None  # the columns which that task reads, where they are known
-    class_of: dict | None = None  # sub-class → its class, where it was told
-    parents: list | None = None  # of each sub-class the position of its class (known once bound)
-    lineage: list | None = None  # of each sub-class the positions of the classes above it and its own, outermost first
-    decode = 'path'  # `joint`: the most likely sub-class decides the classes above it
-
 # %% ../../nbs/core/hooks.ipynb #8cf5c204
 class PictureHooks(BlockFields):
     "What follows the transforms of a picture, and what is drawn on it"
@@ -402,6 +354,7 @@ class BlockHooks(
     LabelScoreHooks,
     NestFields,
     PictureHooks,
+    MatchHooks,
 ):
     "All families of hooks, in their order"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 import numpy as np, pandas as pd
 from .errors import FlowWarning
-from .plan import infer
+from .implied import infer
 
 # %% auto #0
 __all__ = ['Labels', 'absent_columns', 'with_blank_columns', 'on_loss_scale']
@@ -23,7 +23,7 @@ class Labels:
         absent=(),  # Columns that were not in the user's table
     ):
         self.plan, self.df, self.absent, self.kept = plan, df, set(absent), {}
-        self.asked = {j for i in plan.order for j in plan.needs(i)}  # conditions read these several times
+        self.asked = {j for i in plan.order for j in plan.asked_by(i)}  # conditions read these several times
 
     def read(self, i):
         "Natural values and known cells of task `i`, each `(N, W)`"

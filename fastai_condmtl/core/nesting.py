@@ -5,12 +5,12 @@
 # %% ../../nbs/core/nesting.ipynb #76089b0d
 from __future__ import annotations
 import numpy as np, torch
-from .conditions import Atom
+from .conditions import Atom, kleene
 from .errors import FlowError, near, row_name, shortly
 
 # %% auto #0
-__all__ = ['nests_of', 'check_class_task', 'nest_atom', 'known_atom', 'check_parents', 'learn_nests', 'told_parents',
-           'read_parents', 'two_classes', 'class_of', 'with_implied', 'differs']
+__all__ = ['nests_of', 'check_class_task', 'add_nests', 'nest_atom', 'bind_nests', 'known_atom', 'check_parents', 'learn_nests',
+           'told_parents', 'read_parents', 'two_classes', 'class_of', 'with_implied', 'gate_below', 'differs']
 
 # %% ../../nbs/core/nesting.ipynb #43941b9c
 def nests_of(
@@ -42,9 +42,29 @@ def check_class_task(path, block, over_path, over):
         )
 
 # %% ../../nbs/core/nesting.ipynb #8b2dc244
+def add_nests(
+    plan,  # `Plan` whose conditions are resolved
+):
+    "Set `nests` and `nest_gates`: each sub-task has a gate that asks whether its class has sub-classes"
+    plan.nests, plan.nest_gates = nests_of(plan), {}
+    for i in plan.nests:
+        plan.nest_gates[len(plan.conds)] = i
+        plan.gates[i] = (*plan.gates[i], len(plan.conds))
+        plan.conds.append(nest_atom(plan, i))
+
+
 def nest_atom(plan, i) -> Atom:
     "What must hold for sub-task `i` to have meaning, before classes are known"
     return Atom(plan.paths[plan.nests[i]], 'within', plan.paths[i])
+
+
+def bind_nests(
+    plan,  # `Plan` with bound blocks
+):
+    "Let the gates of sub-tasks ask for the classes that have sub-classes"
+    check_parents(plan, plan.blocks)
+    for g, i in plan.nest_gates.items():
+        plan.conds[g] = known_atom(plan, i, plan.blocks)
 
 
 def known_atom(plan, i, blocks) -> Atom:
@@ -158,6 +178,27 @@ def with_implied(
         return kept[i]
 
     return read_filled
+
+# %% ../../nbs/core/nesting.ipynb #9d41f0b3
+def gate_below(
+    plan,  # Bound `Plan`
+    g,  # Index of a gate of a sub-task
+    i,  # Index of the sub-task
+    atom_state,  # Function from an atom and what reads labels to the state of the atom, see `Plan.states`
+    read,  # Function from a task's index to its values and known cells, each `(N, W)`
+    filled,  # The same, as `with_implied` gives it
+):  # `(true, false)`, each `(N,)`
+    "The state of a gate as its sub-task reads it"
+    above, over = set(), i
+    while over in plan.nests:
+        over = plan.nests[over]
+        above.add(over)
+    read_below = lambda j: filled(j) if j in above else read(j)
+    true, false = kleene(plan.asking[g], lambda atom: atom_state(atom, read_below))
+    if g not in plan.nest_gates:
+        return true, false
+    other = differs(plan, i, filled)
+    return true & ~other, false | other
 
 
 def differs(

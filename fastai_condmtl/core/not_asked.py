@@ -6,11 +6,11 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from .columns import read_list
+from .cell_text import read_list
 from .errors import FlowError, plain_number
 
 # %% auto #0
-__all__ = ['check_na', 'Blanks', 'as_held', 'where_blank', 'without_blanks']
+__all__ = ['check_na', 'Blanks', 'as_held', 'where_blank', 'without_blanks', 'table_with_blanks']
 
 # %% ../../nbs/core/not_asked.ipynb #8430df70
 def check_na(who, na) -> tuple | None:
@@ -110,3 +110,20 @@ def without_blanks(cells: pd.Series, blanks: Blanks, lists: bool = False) -> pd.
         return cells
     kind = cells.dtype.kind if isinstance(cells.dtype, np.dtype) else ''
     return (cells.astype(_nullable[kind]) if kind in _nullable else cells).mask(here)
+
+# %% ../../nbs/core/not_asked.ipynb #cbb0a848
+def table_with_blanks(
+    df: pd.DataFrame,  # A table of labels
+    cols: list,  # Columns to look at
+    blanks: Blanks,  # Values that stand for a blank
+    lists: bool = False,  # True: a cell can hold several labels
+) -> pd.DataFrame:
+    "A table with gaps where the columns hold one of the values; `df` itself where they hold none"
+    table = df
+    for col in cols:
+        cells = df[col]
+        blanked = without_blanks(cells, blanks, lists)
+        if blanked is not cells:
+            table = df.copy(deep=False) if table is df else table
+            table[col] = blanked
+    return table

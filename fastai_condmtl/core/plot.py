@@ -127,7 +127,7 @@ def _depths(plan):
     "Longest way of conditions to each task"
     depths = {}
     for i in plan.order:
-        depths[i] = 1 + max((depths[j] for j in plan.needs(i)), default=-1)
+        depths[i] = 1 + max((depths[j] for j in plan.asked_by(i)), default=-1)
     return depths
 
 

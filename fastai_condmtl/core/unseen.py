@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 import numpy as np
 from .errors import FlowWarning
-from .block import names_of
+from .matching import names_of
 
 # %% auto #0
 __all__ = ['note_unseen', 'untold_labels', 'listed', 'unseen_answers', 'one_sided_labels']

@@ -8,14 +8,16 @@ import re
 import numpy as np, pandas as pd
 from fastprogress.fastprogress import progress_bar
 from fastcore.basics import patch
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.flow import Flow
 from ..core.nesting import differs, with_implied
-from ..core.plan import Plan, infer
+from ..core.implied import infer
+from ..core.plan import Plan
 from ..core.plot import draw_flow, short_names
-from ..core.target import as_table, check_cols, check_weights, row_weights
+from ..core.table import check_cols, check_weights
+from ..core.target import as_table, row_weights
 from fastai_condmtl.data.findings import (
     KINDS,
     FlowLabels,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 import numpy as np
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.bound import BoundFlow
 from ..core.conditions import Atom, conjuncts, forced
 from ..core.not_asked import Blanks, where_blank

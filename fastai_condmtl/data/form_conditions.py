@@ -7,7 +7,8 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from ..core.block import ConditionalBlock
-from ..core.conditions import Condition, all_of, any_of, as_condition, is_number, task
+from ..core.conditions import Condition, all_of, any_of, as_condition, task
+from ..core.question_values import is_number
 from ..core.errors import FlowError, near
 from .form_logic import XLSFORM, Ask, Call, Compare, Join, Language, Literal
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 from fastcore.basics import patch
-from ..core.conditions import is_number
+from ..core.question_values import is_number
 from ..core.errors import FlowError, near
 
 # %% auto #0

@@ -8,7 +8,7 @@ import re, warnings
 from dataclasses import dataclass, field
 import pandas as pd
 from ..core.block import ConditionalBlock
-from ..core.columns import no_yes
+from ..core.cell_text import no_yes
 from ..core.errors import FlowError, FlowWarning
 from ..core.flow import Flow
 from ..core.plan import Plan

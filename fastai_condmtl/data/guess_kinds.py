@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from ..core.block import ConditionalBlock
-from ..core.columns import LIKELY_NO_YES, factorise, is_list_of_words, no_yes, one_hot_width
-from ..core.columns import read_list, sort_labels
+from ..core.cell_text import LIKELY_NO_YES, is_list_of_words, no_yes, one_hot_width, read_list
+from ..core.columns import factorise, sort_labels
 from ..core.condition_text import plain
 from ..tasks.binary import BinaryBlock
 from ..tasks.count import CountBlock

@@ -11,7 +11,7 @@ from ..core.columns import sort_labels
 from ..core.errors import FlowError, near
 from .target_block import as_flow
 from ..core.plan import Plan
-from ..core.target import check_lacks
+from ..core.table import check_lacks
 
 # %% auto #0
 __all__ = ['concat_sources', 'check_sources', 'check_source', 'check_all_read', 'with_files', 'with_empty', 'check_files',

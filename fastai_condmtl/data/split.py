@@ -10,7 +10,8 @@ from fastcore.all import L, patch
 from fastai.data.block import DataBlock
 from fastai.data.transforms import RandomSplitter
 from ..core.arguments import check_share
-from ..core.columns import factorise, side_of
+from ..core.cell_text import side_of
+from ..core.columns import factorise
 from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning, RowsOf
 from ..core.stock import wraps_stock
 from .groups import GroupSplitter, check_torn, group_folds, group_share, groups_of, strata_of

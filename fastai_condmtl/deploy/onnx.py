@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..core.files import atomic_write

@@ -38,7 +38,7 @@ def _asked_on_the_way(plan):
     res = {}
     for i in plan.order:
         own = {atom for gate in plan.gates[i] for atom in atoms(plan.conds[gate])}
-        res[i] = own.union(*(res[parent] for parent in plan.needs(i)))
+        res[i] = own.union(*(res[parent] for parent in plan.asked_by(i)))
     return res
 
 

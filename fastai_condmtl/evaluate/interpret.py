@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.errors import FlowError, near
 from .confusions import Classes, confused_pairs, most_confused_classes
 from .cascade import blame

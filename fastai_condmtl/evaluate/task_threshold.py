@@ -79,7 +79,7 @@ def aims(flow, metric='headline', constraint=None, gates=None, tasks=None) -> di
     own = own_metrics(flow, tasks)
     as_aim(metric, constraint), None if gates is None else as_aim(gates)  # wrong names, whatever the tasks are
     gates = None if constraint is not None else gates
-    gate_tasks = {j for i in range(len(flow.paths)) for j in flow.plan.needs(i)}
+    gate_tasks = {j for i in range(len(flow.paths)) for j in flow.plan.asked_by(i)}
     res = {}
     for i in flow.plan.order:
         path, block = flow.paths[i], flow.plan.blocks[i]

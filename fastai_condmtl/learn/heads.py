@@ -13,6 +13,7 @@ from fastai.layers import AdaptiveConcatPool2d, Flatten, LinBnDrop, apply_init
 from fastai.torch_core import find_bs
 from fastcore.basics import patch
 from ..core.errors import FlowError, FlowWarning, near
+from ..core.order import tasks_above
 from ..loss.conditional import ConditionalLoss
 from ..core.patched import PatchedModule
 from ..core.target import packed
@@ -170,7 +171,7 @@ def _waiting_units(flow, names, unit_of, only_needed):
                 _warn_of_every_row(f"task '{flow.paths[task]}' uses '{flow.paths[used]}', so {branch}")
                 waiting.discard(unit)
     for task, block in enumerate(plan.blocks):
-        chain = plan.above(task) | {task} if block.whole_space else ()
+        chain = tasks_above(plan, task) | {task} if block.whole_space else ()
         if units := waiting & {unit_of[i] for i in chain}:
             quoted = [f"'{names[k]}'" for k in sorted(units)]
             branches = f'branches {" and ".join(quoted)} run' if len(units) > 1 else f'branch {quoted[0]} runs'
@@ -186,7 +187,7 @@ def _warn_of_every_row(why):
 
 def _by_conditions(flow, tasks, unit_of, waiting):
     "`waiting` in an order where a unit comes after those that its conditions ask, as far as they let it"
-    asked = {k: {unit_of[j] for i in tasks[k] for j in flow.plan.needs(i)} for k in waiting}
+    asked = {k: {unit_of[j] for i in tasks[k] for j in flow.plan.asked_by(i)} for k in waiting}
     left, res = sorted(waiting), []
     while left:
         first = min(left, key=lambda k: len(asked[k] & set(left) - {k}))

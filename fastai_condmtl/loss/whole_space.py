@@ -49,7 +49,7 @@ def chain(
 
 def _conditions_above(plan, i):
     "The conditions on the way to task `i`, parents first"
-    for parent in sorted(plan.needs(i), key=plan.order.index):
+    for parent in sorted(plan.asked_by(i), key=plan.order.index):
         yield from _conditions_above(plan, parent)
     for gate in plan.gates[i]:
         yield plan.conds[gate]

@@ -198,7 +198,7 @@ def check_type(to):
 def check_rounded(table, flow):
     "fastai makes float32 of numbers to save memory, and .1 of the table is then no longer the .1 of a flow"
     plan = Plan(flow)
-    in_conditions = {j for i in range(len(plan.paths)) for j in plan.needs(i)}
+    in_conditions = {j for i in range(len(plan.paths)) for j in plan.asked_by(i)}
     for i, (path, block) in enumerate(zip(plan.paths, plan.blocks)):
         if not isinstance(block, Classes) and i not in in_conditions:
             continue

@@ -8,19 +8,11 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.alike import fix_of_twin
-from ..core.block import names_of
+from ..core.matching import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
-from fastai_condmtl.core.columns import (
-    distinct,
-    look_up,
-    sort_labels,
-    LIKELY_NO_YES,
-    NO_YES,
-    blank_line,
-    no_yes,
-    replace_line,
-)
-from ..core.conditions import is_number
+from ..core.cell_text import LIKELY_NO_YES, NO_YES, no_yes
+from ..core.columns import distinct, look_up, sort_labels, blank_line, replace_line
+from ..core.question_values import is_number
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
 from .unsure import as_shares, check_no_answer, encode_shares, unsure_word, with_unsure
 

@@ -9,7 +9,7 @@ from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import numbers
 from ..core.errors import FlowError
-from ..core.conditions import never_true
+from ..core.question_text import never_true
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
 from .regression import Regression

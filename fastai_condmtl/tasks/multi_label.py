@@ -7,17 +7,8 @@ from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
-from fastai_condmtl.core.columns import (
-    all_true,
-    any_true,
-    distinct,
-    no_picture_files,
-    sort_labels,
-    take,
-    one_hot_width,
-    read_list,
-    split_words,
-)
+from ..core.cell_text import one_hot_width, read_list, split_words
+from ..core.columns import all_true, any_true, distinct, no_picture_files, sort_labels, take
 from ..core.errors import check_vocab, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from fastai_condmtl.tasks.multi_label_errors import (

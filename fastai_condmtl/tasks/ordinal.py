@@ -9,7 +9,8 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.errors import check_vocab, near, FlowError
-from ..core.conditions import is_number, never_true
+from ..core.question_text import never_true
+from ..core.question_values import is_number
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
 from .sigmoid import log_odds

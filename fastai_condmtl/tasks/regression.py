@@ -13,7 +13,8 @@ from ..core.block import ConditionalBlock
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
 from ..core.columns import numbers
-from ..core.conditions import as_number, check_interval, never_true
+from ..core.question_text import check_interval, never_true
+from ..core.question_values import as_number
 from .scores import regression_score
 
 # %% auto #0

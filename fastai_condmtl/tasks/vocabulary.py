@@ -8,7 +8,8 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.alike import fix_of_twin
-from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels, is_list_of_words
+from ..core.cell_text import is_list_of_words
+from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels
 from ..core.errors import near, FlowError
 from .one_vs_rest import OneVsRest
 

@@ -9,7 +9,7 @@ from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.best_constant import search_logits
 from ..core.columns import any_true, numbers
-from ..core.conditions import never_true
+from ..core.question_text import never_true
 from ..core.errors import FlowError, near
 from .one_vs_rest import OneVsRest
 from .scores import LABEL_SCORES

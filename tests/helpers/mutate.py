@@ -35,6 +35,7 @@ PACKAGE = 'fastai_condmtl'
 SLOW, BUDGET = 4.0, 40.0  # seconds: slower tests are left out; so much is spent on a mutant that no test kills
 FILES = {  # tests that are about the module: folder/module
     'core.conditions': 'core/conditions whole/oracle core/flow_json whole/errors tasks/votes',
+    'core.questions': 'core/conditions core/flow_json whole/errors tasks/votes',
     'core.bound': (
         'core/conditions core/bound core/target core/prediction core/plan whole/oracle data/target_block '
         'whole/errors data/mask_facts vision/points tasks/kinds'

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastai_condmtl.all import *
-from fastai_condmtl.core.columns import no_yes, read_list
+from fastai_condmtl.core.cell_text import no_yes, read_list
 from fastai_condmtl.data.guess import guess_flow
 
 NAMES = ['a', 'b', 'it, is "c"']

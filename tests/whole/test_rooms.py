@@ -159,7 +159,9 @@ def test_conditions_alone_are_light():
         f'{PKG}.core',
         f'{PKG}.core.conditions',
         f'{PKG}.core.errors',
+        f'{PKG}.core.question_text',
         f'{PKG}.core.question_values',
+        f'{PKG}.core.questions',
     }
 
 
