@@ -7,7 +7,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 import house
 
-MOST = 88  # minutes, without the shown cells
+MOST = 60  # minutes, without the shown cells
 
 
 def notebook(folder, *cells):
