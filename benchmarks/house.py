@@ -1,5 +1,5 @@
 """How the code reads, in figures: widths, statements sharing a line, conditional expressions, short names, sizes of
-cells and classes
+cells and classes, minutes of the reading path
 
 python benchmarks/house.py            this package, a line a figure
 python benchmarks/house.py fastai     an installed package beside it
@@ -20,6 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 120
 CELL = 40
+# The chapters that lead a reader who has never seen the code from a condition to a decision
+PATH = (
+    'core/conditions core/block core/flow core/plan core/target core/bound '
+    'loss/layout loss/masked_mean loss/conditional loss/decisions'
+).split()
+WORDS_A_MINUTE, LINES_A_MINUTE = 230, 25
 
 
 def modules(package):
@@ -105,13 +111,47 @@ def patched(tree):
                 yield owner.id, node.name
 
 
+def cells(path):
+    "Kind and source of each cell of a notebook: `prose`, `export`, `hidden` or `shown`"
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            yield 'prose', source
+        elif re.search(r'^#\| *export', source, re.M):
+            yield 'export', source
+        else:
+            yield 'hidden' if re.search(r'^#\| *hide', source, re.M) else 'shown', source
+
+
 def export_cells():
     "Lines of each exported cell of the notebooks"
     for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
-        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
-            source = ''.join(cell['source'])
-            if cell['cell_type'] == 'code' and re.search(r'^#\| *export', source, re.M):
+        for kind, source in cells(path):
+            if kind == 'export':
                 yield len(source.splitlines()) - 1
+
+
+def reading_minutes(chapter):
+    """Minutes of reading a chapter such as `core/plan`: its prose and exported code, and its shown cells. Blank lines,
+    cells of imports and hidden cells are not read"""
+    words, lines = 0, dict(export=0, shown=0)
+    for kind, source in cells(ROOT / 'nbs' / f'{chapter}.ipynb'):
+        if kind == 'prose':
+            words += len(source.split())
+        elif kind == 'shown' or kind == 'export' and not is_imports(source):
+            lines[kind] += sum(bool(line.strip()) and not line.strip().startswith('#|') for line in source.splitlines())
+    return words / WORDS_A_MINUTE + lines['export'] / LINES_A_MINUTE, lines['shown'] / LINES_A_MINUTE
+
+
+def is_imports(source):
+    "True if a cell only imports"
+    return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
+
+
+def path_minutes():
+    "Minutes of the reading path, without and with the shown cells"
+    minutes = [reading_minutes(chapter) for chapter in PATH]
+    return sum(text for text, _ in minutes), sum(text + shown for text, shown in minutes)
 
 
 def where(module):
@@ -122,6 +162,8 @@ def where(module):
         if cell['cell_type'] == 'code' and re.search(r'^#\| *export', source, re.M):
             if (n := len(source.splitlines()) - 1) > CELL:
                 print(f"  cell {cell['id']}: {n} lines")
+    text, shown = reading_minutes(module)
+    print(f'  {text:.1f} minutes to read, with shown cells {text + shown:.1f}')
     text = (ROOT / 'fastai_condmtl' / f'{module}.py').read_text(encoding='utf-8')
     tree = ast.parse(text)
     for node in ast.walk(tree):
@@ -163,6 +205,8 @@ def main(packages):
             cells = list(export_cells())
             print(f"  {'lines of an exported cell':42} median {statistics.median(cells):.0f}, longest {max(cells)}")
             print(f"  {'names a new kind of task may meet':42} {hooks()}")
+            text, with_shown = path_minutes()
+            print(f"  {'minutes of the reading path':42} {text:.0f}, with shown cells {with_shown:.0f}")
 
 
 if __name__ == '__main__':

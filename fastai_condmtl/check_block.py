@@ -122,8 +122,10 @@ def check_block(
         raise FlowError(f"check_block takes a block, not {block!r} ({type(block).__name__}): hand over MyBlock('name')")
     if block.within is not None:
         raise FlowError(
-            f"task '{block.name}' is within '{block.within}', and check_block looks at one task alone: check it "
-            "without within="
+            f"task '{block.name}' is within '{block.within}', and check_block looks at one task alone. Leave within= "
+            f"out here, check_block({type(block).__name__}({block.name!r}), df), and try what it adds in a flow: "
+            "Flow('f', ...).bind(df) checks that each sub-class has a class, and loss_func(logits, labels) the loss "
+            "among these"
         )
     checked = Checked(block, df)
     with warnings.catch_warnings():

@@ -100,5 +100,5 @@ def show_table(arms, seeds, names=('ours', 'by_hand', 'single'), title='', colum
 def row(scores, trivial, columns):
     skills = skills_of(scores, trivial)
     return {name: scores[name] for name in columns} | dict(
-        skill=float(np.mean([skills[name] for name in columns if not name.startswith('worst')]))
+        skill=float(np.nanmean([skills[name] for name in columns if not name.startswith('worst')]))
     )

@@ -272,8 +272,8 @@ def fixed_batch_norm(model):
 # %% ../../nbs/callback/balance.ipynb #f4fafaee
 @patch(as_prop=True)
 def weights(self: TaskBalance) -> pd.DataFrame:
-    """The weight of each task in each step, block's weight included, NaN where it was absent: rows `(epoch,
-    step)`, columns task paths"""
+    """The weight of each task in each step, block's weight included, NaN where it was absent: rows
+    `(epoch, step)`, columns task paths"""
     epochs = self.log + ([self.epoch_so_far()] if self.new else [])
     steps = [(epoch, step) for epoch, steps, _ in epochs for step in steps]
     paths = flow_of(self.learn).paths

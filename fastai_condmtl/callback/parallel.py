@@ -16,7 +16,7 @@ from ..learn.heads import NeededRows, head_of
 from ..core.stock import after_import
 from ..learn.state import loss_of
 from ..loss.conditional import ConditionalLoss
-from ..loss.decisions import TaskSums
+from ..loss.inputs import TaskSums
 from ..core.target import packed
 
 # %% auto #0

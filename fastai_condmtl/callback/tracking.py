@@ -18,7 +18,7 @@ from .tracked_rows import Kept, Tracked
 from ..learn.accumulate import collect
 from ..learn.state import flow_of, mixed, is_predicting, is_fitting
 from ..core.extras import import_extra
-from ..loss.decisions import TaskSums
+from ..loss.inputs import TaskSums
 from ..evaluate.metrics import TaskMetric
 from ..loss.ranks import scattered
 from ..core.target import TensorConditional

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .baselines import FitsBaselines
 from .flow import Flow
-from .nesting import learn_nests, with_implied
+from .nesting import learn_nests, warn_of_implied_twice, with_implied
 from .not_bound import only_bound
 from .plan import Plan
 from .geometry import Geometry
@@ -55,6 +55,7 @@ class BoundFlow(TaskNames, ReadsBack, FitsBaselines):
         learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
         check_conditions(self.plan)
+        warn_of_implied_twice(self.plan, df)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
         if any(block.fits_class_weights for block in self.plan.blocks):

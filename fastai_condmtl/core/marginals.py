@@ -8,8 +8,9 @@ from functools import reduce
 from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
-from .conditions import And, Atom, Not
+from .conditions import And, Atom, Not, atoms
 from .errors import FlowError
+from .target import doubles
 from .bound import BoundFlow
 from .prediction import FlowPrediction
 
@@ -216,6 +217,47 @@ def _prune(self: Diagrams):
     self.nodes = [None, None, *renamed]
     self.reached = [number[node] for node in self.reached]
 
+# %% ../../nbs/core/marginals.ipynb #f56c3dbd
+@patch
+def given_reached(
+    self: Diagrams,
+    acts,  # Activations `(n, C)` in flow order
+    vals,  # Decided values on the loss scale `(n, D)`
+):  # float64 `(n, C)`
+    "Activations of rows that reach the task; those of sub-tasks are P(class and sub-class), and sum to 1"
+    acts = doubles(acts)
+    res, leaves = self.flow.joint_acts(acts).clone(), self.flow.leaves
+    for i, chain in leaves.chains.items() if leaves else ():
+        if self._asks_above(chain):
+            in_class = self._reached_in_class(i, chain, acts, vals)
+            joint = res[:, leaves.slices[i]] * in_class[:, self.flow.plan.blocks[i].parents]
+            res[:, leaves.slices[i]] = joint / joint.sum(1, keepdim=True).clamp(min=torch.finfo(joint.dtype).tiny)
+    return res.numpy()
+
+
+@patch
+def _asks_above(self: Diagrams, chain):
+    "True if a condition of a chain asks, on whatever way, for a class of it; that there is a sub-class does not count"
+    plan = self.flow.plan
+    conds = [plan.conds[g] for i in chain for g in plan.gates[i] if g not in plan.nest_gates]
+    asked = {plan.index[atom.task] for cond in conds for atom in atoms(cond)}
+    return not asked.union(*map(plan.above, asked)).isdisjoint(chain)
+
+
+@patch
+def _reached_in_class(self: Diagrams, i, chain, acts, vals):
+    "P(task `i` is reached) in rows of each class of the task above it `(n, n_classes)`"
+    blocks, slices = self.flow.plan.blocks, self.flow.leaves.slices
+    over, res = blocks[chain[-2]], []
+    for k in range(over.n_out):
+        certain = acts.clone()
+        for j, c in zip(chain, over.lineage[k] if over.lineage else [k]):
+            of, own = blocks[j].parents or [0] * blocks[j].n_out, certain[:, slices[j]]
+            own[:, [sub for sub, parent in enumerate(of) if parent == of[c]]] = 0
+            own[:, c] = 1
+        res.append(self(certain, vals)[:, i])
+    return torch.as_tensor(np.stack(res, 1))
+
 # %% ../../nbs/core/marginals.ipynb #bfb0248e
 class Marginal(NamedTuple):
     "Of one task: how likely it is reached, and each value together with that"
@@ -228,16 +270,18 @@ class Marginal(NamedTuple):
 @patch(as_prop=True)
 def marginals(self: FlowPrediction):
     "Task → `Marginal`; None when the activations are not known (labels, or decoded without them)"
-    probabilities = self.probabilities
-    if probabilities is None:
+    if self.activations is None:
         return None
     row = torch.as_tensor(self.activations)[None], torch.as_tensor(self.decoded)[None, 0]
-    reached = dict(zip(self.flow.paths, self.flow.diagrams(*row)[0].tolist()))
-    return {path: Marginal(share, _times(share, probabilities.get(path))) for path, share in reached.items()}
+    reached, acts = self.flow.diagrams(*row)[0].tolist(), self.flow.diagrams.given_reached(*row)[0]
+    return {
+        path: Marginal(share, _times(share, block.probability(acts[self.flow.slices[path].acts])))
+        for share, (path, block) in zip(reached, self.flow.tasks.items())
+    }
 
 
 def _times(share, probability):
-    "What `FlowPrediction.probabilities` gives of a task, times a number"
+    "What a block's `probability` gives, times a number"
     if probability is None:
         return None
     if isinstance(probability, dict):

@@ -4,13 +4,16 @@
 
 # %% ../../nbs/core/nesting.ipynb #76089b0d
 from __future__ import annotations
+import warnings
+from itertools import combinations
 import numpy as np, torch
 from .conditions import Atom, kleene
-from .errors import FlowError, near, row_name, shortly
+from .errors import FlowError, FlowWarning, near, row_name, shortly
 
 # %% auto #0
 __all__ = ['nests_of', 'check_class_task', 'add_nests', 'nest_atom', 'bind_nests', 'known_atom', 'check_parents', 'learn_nests',
-           'told_parents', 'read_parents', 'two_classes', 'class_of', 'with_implied', 'gate_below', 'differs']
+           'told_parents', 'read_parents', 'warn_of_other_class', 'two_classes', 'class_of', 'with_implied',
+           'gate_below', 'differs', 'implied_twice', 'why_implied_twice', 'warn_of_implied_twice']
 
 # %% ../../nbs/core/nesting.ipynb #43941b9c
 def nests_of(
@@ -124,7 +127,9 @@ def read_parents(block, over, df, train) -> list:
     for table in [train] if train is df else [train, df]:
         (subs, known), (classes, class_known) = block.read_labels(table), over.read_labels(table)
         rows = np.flatnonzero(known[:, 0] & class_known[:, 0])
-        rows = rows[parents[subs[rows, 0].astype(int)] < 0]
+        told = parents[subs[rows, 0].astype(int)]
+        warn_of_other_class(block, over, df, rows[(told >= 0) & (told != classes[rows, 0])], parents)
+        rows = rows[told < 0]
         subs, classes = subs[rows, 0].astype(int), classes[rows, 0].astype(int)
         found, first = np.unique(subs, return_index=True)
         parents[found] = classes[first]
@@ -138,6 +143,23 @@ def read_parents(block, over, df, train) -> list:
             f"of them, or write within=({block.within!r}, {{{label!r}: ...}}) with the class of each sub-class"
         )
     return parents.tolist()
+
+
+def warn_of_other_class(block, over, df, rows, parents):
+    "Warn of rows that put a sub-class into another class than the training rows do"
+    if not len(rows):
+        return
+    row = int(rows[0])
+    label, found = (task.vocab[int(task.read_labels(df.iloc[[row]])[0][0, 0])] for task in (block, over))
+    told = over.vocab[parents[block.vocab.index(label)]]
+    more = f' (and {len(rows) - 1} more such rows)' if len(rows) > 1 else ''
+    warnings.warn(
+        f"task '{block.path}', {row_name(df, row)}, column {block.cols[0]!r}, value {label!r}: of '{over.path}' this "
+        f"row says {found!r}, and the training rows put {label!r} into {told!r}: the row does not count for "
+        f"'{block.path}'{more}. Correct one of its two labels",
+        FlowWarning,
+        stacklevel=6,
+    )
 
 
 def two_classes(block, over, df, row, other) -> FlowError:
@@ -209,3 +231,39 @@ def differs(
     "Where a label of a sub-task and one of its class say otherwise"
     (subs, known), (classes, class_known) = filled(i), filled(plan.nests[i])
     return (known & class_known & (class_of(plan.blocks[i].parents, subs) != classes))[:, 0]
+
+# %% ../../nbs/core/nesting.ipynb #10604757
+def implied_twice(
+    plan,  # Bound `Plan`
+    read,  # Function from a task's index to its values and known cells, each `(N, W)`
+):
+    "Yield a class task, two sub-tasks of it, and the rows `(N,)` where the class is blank and they imply two"
+    filled = with_implied(plan, read)
+    for over in dict.fromkeys(plan.nests.values()):
+        subs, blank = [sub for sub, of in plan.nests.items() if of == over], ~read(over)[1]
+        for pair in combinations(subs, 2):
+            (vals, known), (other_vals, other_known) = map(filled, pair)
+            classes = class_of(plan.blocks[pair[0]].parents, vals)
+            differ = classes != class_of(plan.blocks[pair[1]].parents, other_vals)
+            rows = (blank & known & other_known & differ)[:, 0]
+            if rows.any():
+                yield over, pair, rows
+
+
+def why_implied_twice(plan, over, pair, rows) -> str:
+    "What is wrong in such rows"
+    one, other = (plan.paths[sub] for sub in pair)
+    n_more = int(rows.sum()) - 1
+    return (
+        f"'{one}' and '{other}' are labelled with sub-classes of different classes{n_more * f' (and in {n_more} more)'}"
+        f", where '{plan.paths[over]}' is blank: the first is taken at its word. Correct one of the two, or write the "
+        "class"
+    )
+
+
+def warn_of_implied_twice(plan, df):
+    "Warn of rows in which two sub-tasks imply two classes"
+    for over, pair, rows in implied_twice(plan, lambda i: plan.blocks[i].read_labels(df)):
+        where = row_name(df, int(rows.argmax()))
+        why = why_implied_twice(plan, over, pair, rows)
+        warnings.warn(f"task '{plan.paths[over]}', {where}: {why}", FlowWarning, stacklevel=4)

@@ -16,10 +16,10 @@ from .sentinels import is_nines, may_stand_for_blank, sentinels_of_classes, sent
 
 # %% auto #0
 __all__ = ['ODD_KINDS', 'OddCells', 'TaskCells', 'find_twins', 'find_empty', 'find_several', 'find_quotes', 'find_mixed',
-           'find_sentinel_names', 'find_sentinel_numbers', 'find_odd_cells', 'warn_of_odd_cells']
+           'find_one_hot_text', 'find_sentinel_names', 'find_sentinel_numbers', 'find_odd_cells', 'warn_of_odd_cells']
 
 # %% ../../nbs/core/odd_cells.ipynb #49630c3b
-ODD_KINDS = ('twins', 'empty', 'several', 'quotes', 'mixed', 'sentinel')
+ODD_KINDS = ('twins', 'empty', 'several', 'quotes', 'mixed', 'sentinel', 'one_hot')
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,20 @@ def find_mixed(cells: TaskCells) -> list:
     fix = "correct them if they were not meant, or name all with vocab="
     return [cells.odd('mixed', text.replace('  ', ' '), fix, cells.rows(in_rows), serious=False)] if in_rows else []
 
+
+def find_one_hot_text(cells: TaskCells) -> list:
+    "Text such as `0,1,0` of a task whose labels have other names: it was read as one-hot"
+    block = cells.block
+    if not block.takes_lists or len(block.cols) != 1 or {'0', '1'} & set(map(str, block.vocab or '0')):
+        return []
+    texts, signs = cells.df[block.cols[0]], set(f'01 {block.label_delim}')
+    rows = np.array([isinstance(text, str) and set(text) <= signs for text in texts])
+    rows &= texts.notna().to_numpy() & cells.counts.any(1)
+    if not rows.any():
+        return []
+    text = f"cells such as {texts.iloc[int(rows.argmax())]!r} are one-hot, a number for each of {shortly(block.vocab)}"
+    return [cells.odd('one_hot', text, 'check that the labels are named in this order', rows, serious=False)]
+
 # %% ../../nbs/core/odd_cells.ipynb #03a343ef
 def find_sentinel_names(cells: TaskCells) -> list:
     "Classes or labels that are numbers and seem to stand for a blank"
@@ -253,7 +267,7 @@ def _sentinels_of_column(cells, w):
 def find_odd_cells(cells: TaskCells) -> list:
     "The `OddCells` of one task"
     if not cells.names:
-        return find_sentinel_numbers(cells)
+        return find_one_hot_text(cells) + find_sentinel_numbers(cells)
     finders = (find_twins, find_empty, find_several, find_quotes, find_mixed, find_sentinel_names)
     return [odd for finder in finders for odd in finder(cells)]
 

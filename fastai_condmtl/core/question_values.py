@@ -108,6 +108,19 @@ class Share:
 
     __gt__, __ge__, __lt__, __le__ = gt, ge, lt, le
 
+    def _not_equal_to(self, *values):
+        "What is asked of answers, and not of their shares"
+        raise FlowError(
+            f"{self!r} is a share, which hardly ever equals a number: compare it with >, >=, <, <= or "
+            f".between(lo, hi), such as {self!r} > .5; .eq, .ne and .isin ask the task itself which answer most gave, "
+            f"{self.asked._name()}.eq({self.answer!r})"
+        )
+
+    eq = ne = isin = _not_equal_to
+
+    def __invert__(self):
+        raise FlowError(f"~{self!r} is no condition: compare it with a number, such as {self!r} <= .5")
+
     def __repr__(self):
         return f'{self.asked._name()}.share({self.answer!r})'
 

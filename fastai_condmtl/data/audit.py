@@ -23,6 +23,7 @@ from fastai_condmtl.data.findings import (
     FlowLabels,
     TaskRows,
     find_in_task,
+    find_implied_twice,
     find_none_of,
     find_odd,
     find_unused_na,
@@ -97,7 +98,8 @@ def audit(self: BoundFlow, df, few: int = 20, group_col=None, valid_col=None, fn
         task = read_task(self, labels, i, df, few)
         counts.append(count_rows(task))
         findings += find_in_task(task) + find_odd(task, written[i], df)
-    findings += find_none_of(self, labels) + find_unused_na(self, df) + leaks
+    findings += find_implied_twice(self, labels) + find_none_of(self, labels)
+    findings += find_unused_na(self, df) + leaks
     findings.sort(key=lambda finding: not finding.serious)
     return Audit(self, pd.DataFrame(counts), findings, len(df))
 

@@ -4,16 +4,20 @@
 
 # %% ../../nbs/data/factories.ipynb #09d6def4
 from __future__ import annotations
+import csv as csv_format
+import inspect
 import warnings
+from functools import wraps
 from pathlib import Path
 import pandas as pd
 from fastai.data.block import DataBlock
 from fastai.data.core import FilteredBase, TfmdDL
+from fastcore.meta import delegates
 from ..core.arguments import check_arguments
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['read_labels', 'check_loader_arguments', 'has_one_label']
+__all__ = ['read_labels', 'add_from_csv', 'check_loader_arguments', 'has_one_label']
 
 # %% ../../nbs/data/factories.ipynb #71a7231a
 def read_labels(
@@ -34,6 +38,51 @@ def read_labels(
                 f"lines of {name} hold more cells than the "
                 "first line names columns: name each column there, or take out what stands beyond the last"
             ) from None
+
+# %% ../../nbs/data/factories.ipynb #b8cd9784
+def add_from_csv(
+    cls,  # `DataLoaders` for flows, with a `from_df`
+    check,  # Raises where nothing reads an argument; it takes the class, the keyword arguments and the methods
+    required=(),  # Arguments that `from_df` must have after the table and the flow
+):
+    "Give `cls` a method `from_csv`, which reads a csv in a folder and goes on as `from_df`"
+
+    @delegates(cls.from_df)
+    def from_csv(
+        cls,
+        path,  # Folder of the csv file, and of the files that it names
+        flow,  # A `Flow`, or a single task
+        csv_fname='labels.csv',  # Name of the file
+        header='infer',  # As in `pd.read_csv`
+        delimiter=',',  # As in `pd.read_csv`
+        quoting=csv_format.QUOTE_MINIMAL,  # As in `pd.read_csv`
+        # As in `pd.read_csv`. False: only empty cells are missing, so that a text or class called None or NA stays
+        # what it is
+        keep_default_na: bool = True,
+        **kwargs,
+    ):
+        "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
+        check(cls, kwargs, cls.from_csv, cls.from_df)
+        df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
+        return cls.from_df(df, flow, path=path, **kwargs)
+
+    from_csv.__qualname__ = f'{cls.__qualname__}.from_csv'
+    cls.from_csv = classmethod(_with_required(from_csv, required) if required else from_csv)
+
+
+def _with_required(from_csv, names):
+    "`from_csv` with more arguments after the flow, by position or by name"
+
+    @wraps(from_csv)
+    def method(cls, path, flow, *args, **kwargs):
+        own = dict(zip(names, args))
+        return from_csv(cls, path, flow, *args[len(own) :], **own, **kwargs)
+
+    signature = inspect.signature(from_csv)
+    params = list(signature.parameters.values())
+    more = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    method.__signature__ = signature.replace(parameters=[*params[:3], *more, *params[3:]])
+    return method
 
 # %% ../../nbs/data/factories.ipynb #46b97d4a
 def check_loader_arguments(

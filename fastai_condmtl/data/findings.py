@@ -14,12 +14,13 @@ from ..core.not_asked import Blanks, where_blank
 from ..core.odd_cells import ODD_KINDS, TaskCells, find_odd_cells
 from .guess_conditions import TOLERANCE, hardly_any
 from .guess_not_asked import says_not_asked
+from ..core.nesting import implied_twice, why_implied_twice
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_clash', 'find_other_class', 'find_labels_if_false',
            'find_no_rows', 'find_gap', 'find_idle', 'find_in_answers', 'find_in_label', 'find_in_classes',
            'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of', 'binary_children',
-           'none_of']
+           'none_of', 'find_implied_twice']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
 _label_kinds = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
@@ -331,3 +332,15 @@ def _last_names(paths, most=6):
     "The last parts of some paths"
     names = ', '.join(path.rpartition('.')[2] for path in paths[:most])
     return f'{names} …' if len(paths) > most else names
+
+
+def find_implied_twice(flow, labels):
+    "Blank classes of which two sub-tasks say different things"
+    return [
+        Finding(flow.paths[over], 'contradiction', why_implied_twice(flow.plan, over, pair, rows), _positions(rows))
+        for over, pair, rows in implied_twice(flow.plan, lambda i: (labels.values[i], labels.known[i]))
+    ]
+
+
+def _positions(rows):
+    return np.flatnonzero(rows).astype(np.int32)

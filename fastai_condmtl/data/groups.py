@@ -96,17 +96,28 @@ def _single_groups(groups, seed):
 def _strata_folds(groups, strata, seed, n_folds=20):
     "Folds of like labels, none of which tears a group"
     folds = StratifiedGroupKFold(min(n_folds, len(np.unique(groups))), shuffle=True, random_state=_state(seed))
-    for rows in _without_warnings_of_small_classes(folds, strata, groups):
+    for rows in _without_complaints_of_rare_labels(folds, strata, groups):
         part = np.zeros(len(groups), dtype=bool)
         part[rows] = True
         yield part
 
 
-def _without_warnings_of_small_classes(folds, strata, groups):
+def _without_complaints_of_rare_labels(folds, strata, groups):
     "The rows of each fold; a label with fewer rows than folds is dealt like the others, and nobody need know"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)
+        strata = _with_a_frequent_label(strata, folds.get_n_splits())
         return [rows for _, rows in folds.split(np.zeros(len(groups)), strata, groups)]
+
+
+def _with_a_frequent_label(strata, n_folds):
+    "Labels of which one has a row a fold, as scikit-learn asks: the rarest are taken for one until it has"
+    _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    if counts.max() >= n_folds:
+        return strata
+    by_rarity = np.argsort(counts, kind='stable')
+    n_merged = 1 + np.searchsorted(counts[by_rarity].cumsum(), n_folds)
+    return np.where(np.isin(codes, by_rarity[:n_merged]), -1, codes)
 
 
 def _state(seed):
@@ -182,7 +193,7 @@ def group_folds(
         raise FlowError(f"n={n!r} folds of {n_groups} groups: use from 2 to as many as there are groups")
     fold = np.zeros(len(df), dtype=int)
     parts = StratifiedGroupKFold(n, shuffle=True, random_state=_state(seed))
-    for number, rows in enumerate(_without_warnings_of_small_classes(parts, strata_of(flow, df), groups)):
+    for number, rows in enumerate(_without_complaints_of_rare_labels(parts, strata_of(flow, df), groups)):
         fold[rows] = number
     return fold
 

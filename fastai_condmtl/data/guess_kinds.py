@@ -148,8 +148,9 @@ def cells_with_lists(column):
     return column.guess(MultiLabelBlock, "several labels, since cells hold lists")
 
 
-def _name_the_labels(column, what):
-    return f"its cells are one-hot, {what}: name the labels, MultiLabelBlock({column.name!r}, vocab=[...])"
+def _name_the_labels(column, what, delim=','):
+    more = '' if delim == ',' else f', label_delim={delim!r}'
+    return f"its cells are one-hot, {what}: name the labels, MultiLabelBlock({column.name!r}, vocab=[...]{more})"
 
 # %% ../../nbs/data/guess_kinds.ipynb #26da6cf7
 @kind_rule()
@@ -339,11 +340,22 @@ def combinations(column):
     for delim in (',', ';', '|', ' '):
         cells = [{label for part in v.split(delim) if (label := part.strip())} for v in column.values]
         labels = Counter(label for cell in cells for label in cell)
+        if width := _width_of_bits(column.values, delim):
+            return KindGuess(None, _name_the_labels(column, f"{width} numbers 0 and 1 with {delim!r} between", delim))
         if _are_combinations(column.values, delim, labels):
             block_args = {} if delim == ',' else dict(label_delim=delim)
             first = ', '.join(map(repr, sort_labels(labels)[:6])) + (' …' if len(labels) > 6 else '')
             why = f"several labels: cells are combinations, with {delim!r} between, of {first}"
             return column.guess(MultiLabelBlock, why, **block_args)
+
+
+def _width_of_bits(values, delim):
+    "How many numbers 0 and 1 stand in each text, where they are no labels named 0 and 1; 0 where they are"
+    rows = [[part.strip() for part in v.split(delim)] for v in values]
+    if not all(set(row) <= {'0', '1'} for row in rows):
+        return 0
+    width = one_hot_width([list(map(int, row)) for row in rows])
+    return width if width > 2 or any(len(set(row)) < len(row) for row in rows) else 0
 
 
 def _are_combinations(values, delim, labels):

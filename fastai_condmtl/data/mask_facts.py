@@ -17,8 +17,8 @@ def mask_facts(
     mask,  # Array of codes `(h, w)`, or an opened image
     codes,  # Names of the classes: a list by code, as for `MaskBlock`, or a dict, code → name; None leaves a class out
 ) -> dict:  # `{name: bool, name_share: float, name_x, name_y, name_w, name_h: float or None}`
-    """What a segmentation mask says of each class, for tasks: `df.join(pd.DataFrame([mask_facts(Image.open(f),
-    codes) for f in df['mask']], index=df.index))`"""
+    """What a segmentation mask says of each class, for tasks:
+    `df.join(pd.DataFrame([mask_facts(Image.open(f), codes) for f in df['mask']], index=df.index))`"""
     mask = np.asarray(mask)
     names = dict(codes) if isinstance(codes, Mapping) else dict(enumerate(codes))
     check_mask(mask, names)

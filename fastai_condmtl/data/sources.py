@@ -91,9 +91,9 @@ def check_all_read(plan, cols):
     for path, block in zip(plan.paths, plan.blocks):
         for col in block.cols:
             if col not in cols:
-                hint = near(col, cols)
+                hint, argument = near(col, cols), 'cols=' if len(block.cols) > 1 else 'col='
                 raise FlowError(
-                    f"task '{path}' reads column '{col}', which no source has: {hint} Name the column with col="
+                    f"task '{path}' reads column '{col}', which no source has: {hint} Name the column with {argument}"
                 )
 
 # %% ../../nbs/data/sources.ipynb #80df08e6

@@ -15,7 +15,7 @@ from ..data.groups import row_groups
 from ..learn.accumulate import check_labelled, progress, raw_preds
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of, own_loss
-from ..loss.decisions import move_threshold
+from ..loss.temperatures import move_threshold
 from ..tasks.resample import deal, mean_error
 
 # %% auto #0
@@ -47,8 +47,8 @@ def calibrate(
     folds: int = 5,
 ) -> pd.DataFrame:
     """Find a temperature a task and put it in force in `loss_func.temperatures`, which predict, thresholds,
-    metrics and export read; thresholds move along, so that no decision changes. A row a task: `task_path,
-    temperature, nll_before, nll_after, ece_before, ece_after, num_samples, note`"""
+    metrics and export read; thresholds move along, so that no decision changes. A row a task, with columns
+    `task_path`, `temperature`, `nll_before`, `nll_after`, `ece_before`, `ece_after`, `num_samples` and `note`"""
     flow, loss = flow_of(self), own_loss(self)
     _check_folds(folds)
     paths = _with_probabilities(flow, tasks)

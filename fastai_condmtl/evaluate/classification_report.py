@@ -21,8 +21,8 @@ from ..learn.state import flow_of, loss_of
 from ..tasks.scores import count_scores, counts, div0
 
 # %% auto #0
-__all__ = ['COLUMNS', 'AVERAGES', 'Answers', 'has_answers', 'report_of', 'ClassificationReport', 'text_of', 'paths_of',
-           'classification_report_of']
+__all__ = ['COLUMNS', 'AVERAGES', 'Answers', 'has_answers', 'report_of', 'names_of_rows', 'ClassificationReport', 'text_of',
+           'paths_of', 'classification_report_of']
 
 # %% ../../nbs/evaluate/classification_report.ipynb #faab5570
 @dataclass
@@ -73,10 +73,21 @@ def report_of(answers: Answers) -> pd.DataFrame:
         averages = {'accuracy': (np.nan, np.nan, float(div0(tp.sum(), support.sum())))}
         averages |= _averages(scores, support, occurs)
     rows = labels + [(*average, support.sum()) for average in averages.values()]
-    res = pd.DataFrame(rows, columns=COLUMNS, index=pd.Index([*answers.names, *averages], dtype=object))
+    res = pd.DataFrame(rows, columns=COLUMNS, index=pd.Index([*names_of_rows(answers.names), *averages], dtype=object))
     if answers.broken or not answers.known.any():
         res[COLUMNS[:3]] = np.nan
     return res.astype({'support': int})
+
+
+def names_of_rows(names) -> list:
+    "Labels as names of rows; one that is called as an average says that it is a label"
+    taken, res = {*names, *AVERAGES}, []
+    for name in names:
+        is_average = name in AVERAGES
+        while is_average and name in taken:
+            name = f'{name} (label)'
+        res.append(name)
+    return res
 
 
 def _micro(tp, fp, fn, tn):

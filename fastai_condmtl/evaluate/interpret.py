@@ -10,7 +10,8 @@ from fastcore.basics import patch
 from ..core.matching import names_of
 from ..core.errors import FlowError, near
 from .confusions import Classes, confused_pairs, most_confused_classes
-from .evaluation import blame, judge
+from .cascade import blame
+from .evaluation import judge
 from ..learn.reading import as_loader
 from ..learn.accumulate import Accumulator, Picked, collect
 from ..learn.state import flow_of, loss_of

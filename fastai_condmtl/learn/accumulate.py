@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
-from ..loss.decisions import as_plain
+from ..loss.inputs import as_plain
 from ..loss.ranks import gather_rows, in_order, whole
 from ..core.errors import FlowError
 from ..data.groups import row_groups

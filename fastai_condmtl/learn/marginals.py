@@ -7,7 +7,6 @@ from __future__ import annotations
 import pandas as pd, torch
 from fastcore.all import patch
 from fastai.learner import Learner
-from ..core.target import doubles
 from .state import flow_of, loss_of
 from .accumulate import every_row, raw_preds
 from .items import as_list_of_items, index_of_items
@@ -34,7 +33,8 @@ def get_marginals(
             acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])
     else:
         acts = torch.zeros(0, flow.c)
-    reached, acts = flow.diagrams(acts, loss.decide(acts)), flow.joint_acts(doubles(acts)).numpy()
+    vals = loss.decide(acts)
+    reached, acts = flow.diagrams(acts, vals), flow.diagrams.given_reached(acts, vals)
     columns = {}
     for i, (path, block) in enumerate(flow.tasks.items()):
         columns[path, 'P(reached)'] = reached[:, i]

@@ -9,73 +9,8 @@ from ..core.errors import FlowError, near, shortly
 from .scores import div0
 
 # %% auto #0
-__all__ = ['HIERARCHICAL', 'read_within', 'check_class_of', 'check_decode', 'checked_vocab', 'siblings', 'softmax_in_classes',
-           'only_siblings', 'smooth_nll', 'common_and_decided', 'hierarchical_score']
-
-# %% ../../nbs/tasks/nested.ipynb #68e4ffba
-def read_within(block, within):
-    "The class task's name, the columns it reads (None: not known), and sub-class → class (None: read off the table)"
-    if within is None:
-        return None, None, None
-    over, class_of = within if isinstance(within, (tuple, list)) and len(within) == 2 else (within, None)
-    name = getattr(over, 'name', over)
-    if not isinstance(name, str) or not name or isinstance(over, type):
-        raise FlowError(
-            f"task '{block.name}': within={shortly(within)} must be a task or its name, or a pair of it and a dict: "
-            "within=(category, {'3.2': '3', ...})"
-        )
-    cols = None if isinstance(over, str) else tuple(over.cols)
-    return name, cols, check_class_of(block, class_of)
-
-
-def check_class_of(block, class_of):
-    "Sub-class → class as a dict; None as it is"
-    if class_of is None:
-        return None
-    try:
-        pairs = list(class_of.items() if hasattr(class_of, 'items') else map(tuple, class_of))
-        res = {}
-        for sub, of in pairs:
-            if sub in res and res[sub] != of:
-                raise FlowError(
-                    f"task '{block.name}': within= puts {sub!r} under {res[sub]!r} and under {of!r}: keep one, or give "
-                    "each class a sub-class with a name of its own"
-                )
-            res[sub] = of
-    except (TypeError, ValueError) as error:
-        if isinstance(error, FlowError):
-            raise
-        raise FlowError(
-            f"task '{block.name}': within= tells classes by {shortly(class_of)}: hand over a dict, "
-            "{'3.2': '3', ...}, sub-class → class"
-        ) from None
-    if not res:
-        raise FlowError(f"task '{block.name}': within= tells no sub-class: fill the dict, or leave it out")
-    return res
-
-# %% ../../nbs/tasks/nested.ipynb #a9fd2483
-def check_decode(block, decode):
-    "How a sub-class is decided"
-    if decode not in ('path', 'joint'):
-        raise FlowError(f"task '{block.name}': decode={decode!r} is not known: {near(decode, ['path', 'joint'])}")
-    if decode == 'joint' and block.within is None:
-        raise FlowError(
-            f"task '{block.name}': decode='joint' belongs to classes that nest: add within=, or leave decode= out"
-        )
-    return decode
-
-# %% ../../nbs/tasks/nested.ipynb #e7a10253
-def checked_vocab(block, vocab):
-    "The sub-classes of a block: those of its vocabulary, or those whose classes were told"
-    if block.class_of is None:
-        return vocab
-    if vocab is None:
-        return list(block.class_of)
-    if missing := [label for label in vocab if label not in block.class_of]:
-        raise FlowError(
-            f"task '{block.name}': vocab= has {missing[0]!r}, and within= does not say in which class it stands: add it"
-        )
-    return vocab
+__all__ = ['HIERARCHICAL', 'siblings', 'softmax_in_classes', 'only_siblings', 'smooth_nll', 'common_and_decided',
+           'hierarchical_score', 'read_within', 'check_class_of', 'check_decode', 'checked_vocab']
 
 # %% ../../nbs/tasks/nested.ipynb #6cc356b0
 def siblings(parents) -> list:
@@ -153,3 +88,68 @@ def hierarchical_score(
     if name == 'hierarchical_recall':
         return recall
     return float(div0(2 * precision * recall, precision + recall))
+
+# %% ../../nbs/tasks/nested.ipynb #68e4ffba
+def read_within(block, within):
+    "The class task's name, the columns it reads (None: not known), and sub-class → class (None: read off the table)"
+    if within is None:
+        return None, None, None
+    over, class_of = within if isinstance(within, (tuple, list)) and len(within) == 2 else (within, None)
+    name = getattr(over, 'name', over)
+    if not isinstance(name, str) or not name or isinstance(over, type):
+        raise FlowError(
+            f"task '{block.name}': within={shortly(within)} must be a task or its name, or a pair of it and a dict: "
+            "within=(category, {'3.2': '3', ...})"
+        )
+    cols = None if isinstance(over, str) else tuple(over.cols)
+    return name, cols, check_class_of(block, class_of)
+
+
+def check_class_of(block, class_of):
+    "Sub-class → class as a dict; None as it is"
+    if class_of is None:
+        return None
+    try:
+        pairs = list(class_of.items() if hasattr(class_of, 'items') else map(tuple, class_of))
+        res = {}
+        for sub, of in pairs:
+            if sub in res and res[sub] != of:
+                raise FlowError(
+                    f"task '{block.name}': within= puts {sub!r} under {res[sub]!r} and under {of!r}: keep one, or give "
+                    "each class a sub-class with a name of its own"
+                )
+            res[sub] = of
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FlowError):
+            raise
+        raise FlowError(
+            f"task '{block.name}': within= tells classes by {shortly(class_of)}: hand over a dict, "
+            "{'3.2': '3', ...}, sub-class → class"
+        ) from None
+    if not res:
+        raise FlowError(f"task '{block.name}': within= tells no sub-class: fill the dict, or leave it out")
+    return res
+
+# %% ../../nbs/tasks/nested.ipynb #a9fd2483
+def check_decode(block, decode):
+    "How a sub-class is decided"
+    if decode not in ('path', 'joint'):
+        raise FlowError(f"task '{block.name}': decode={decode!r} is not known: {near(decode, ['path', 'joint'])}")
+    if decode == 'joint' and block.within is None:
+        raise FlowError(
+            f"task '{block.name}': decode='joint' belongs to classes that nest: add within=, or leave decode= out"
+        )
+    return decode
+
+# %% ../../nbs/tasks/nested.ipynb #e7a10253
+def checked_vocab(block, vocab):
+    "The sub-classes of a block: those of its vocabulary, or those whose classes were told"
+    if block.class_of is None:
+        return vocab
+    if vocab is None:
+        return list(block.class_of)
+    if missing := [label for label in vocab if label not in block.class_of]:
+        raise FlowError(
+            f"task '{block.name}': vocab= has {missing[0]!r}, and within= does not say in which class it stands: add it"
+        )
+    return vocab

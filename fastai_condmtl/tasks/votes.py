@@ -24,7 +24,7 @@ class VotesBlock(OneVsRest):
     `shape.eq('disk')` is true of labels where somebody gave the answer (its follow-up was put to these people), and of
     decisions where the answer has the plurality; `shape.share('disk') > .3` is one rule for both."""
 
-    kept_as = dict(cols='answer_cols', loss='loss_name')
+    kept_as = dict(cols='cols_for_files', loss='loss_name')
     ops: tuple[str, ...] | None = ('eq', 'ne', 'isin', 'share')
     weighs_rows, exact, mirrors = True, False, ('pairs',)
     metrics: tuple[str, ...] = ('mae', 'log_loss', 'accuracy')
@@ -53,6 +53,12 @@ class VotesBlock(OneVsRest):
         return list(self.answer_cols.values())
 
     @property
+    def cols_for_files(self):
+        "`cols=` as a file can hold it, whose dicts have words for keys"
+        all_words = all(isinstance(answer, str) for answer in self.answer_cols)
+        return self.answer_cols if all_words else list(map(list, self.answer_cols.items()))
+
+    @property
     def n_targets(self):
         return len(self.vocab)
 
@@ -61,12 +67,13 @@ class VotesBlock(OneVsRest):
 
 # %% ../../nbs/tasks/votes.ipynb #a590c46c
 def check_answers(block, cols) -> dict:
-    "Answer -> column, of a dict or of a list of columns"
+    "Answer -> column, of a dict, of its items as lists, or of a list of columns"
     if isinstance(cols, str) or not hasattr(cols, '__iter__'):
         raise FlowError(
             f"task '{block.name}': cols={cols!r} must be a dict of answers and columns, or a list of columns"
         )
-    answers = dict(cols) if hasattr(cols, 'keys') else {col: col for col in cols}
+    are_items = not hasattr(cols, 'keys') and all(isinstance(col, list) and len(col) == 2 for col in cols)
+    answers = dict(cols) if hasattr(cols, 'keys') or are_items else {col: col for col in cols}
     if len(answers) < 2 or len(set(answers.values())) < len(answers):
         raise FlowError(f"task '{block.name}': cols={cols!r} must name two or more answers, each with its own column")
     return answers

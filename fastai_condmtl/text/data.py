@@ -4,9 +4,7 @@
 
 # %% ../../nbs/text/data.ipynb #66a0d732
 from __future__ import annotations
-import csv
 from collections import Counter
-from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.all import delegates, is_listy, patch
 from fastai.data.core import DataLoaders
@@ -16,7 +14,7 @@ from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defa
 from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
 from ..core.errors import near, row_name
 from ..core.errors import FlowError
-from ..data.factories import check_loader_arguments, has_one_label, read_labels
+from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter
 from ..core.flow import leaves
@@ -26,7 +24,7 @@ import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new
 
 # %% auto #0
 __all__ = ['TextColumns', 'text_columns', 'text_vocabulary', 'check_special_words', 'check_not_empty', 'check_tokens',
-           'as_tokenizer', 'ConditionalTextDataLoaders', 'masks_words']
+           'as_tokenizer', 'ConditionalTextDataLoaders', 'masks_words', 'check_text_arguments']
 
 # %% ../../nbs/text/data.ipynb #8ac4f2c7
 class TextColumns(ColReader):
@@ -175,7 +173,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         **kwargs,
     ):
         "From a DataFrame"
-        _check_arguments(cls, kwargs, cls.from_df)
+        check_text_arguments(cls, kwargs, cls.from_df)
         check_not_empty(df)
         flow, get_x, tok = as_flow(flow), TextColumns(text_columns(df, text_col)), as_tokenizer(tok_tfm)
         tokens = tokenize_texts(get_x.texts(df), n_workers=tok_workers, rules=rules, tok=tok)
@@ -208,33 +206,13 @@ def masks_words(flow):
     return any(isinstance(block, MaskedLMBlock) for block in leaves(flow))
 
 
-def _check_arguments(cls, kwargs, method, *takers):
+def check_text_arguments(cls, kwargs, method, *takers):
     "Raise where nothing reads an argument of a method"
     what = f'{cls.__name__}.{method.__name__}'
     check_loader_arguments(what, kwargs, method, *takers, dl_type=SortedDL, but=('after_item', 'after_batch'))
 
 # %% ../../nbs/text/data.ipynb #62059edf
-@patch(cls_method=True)
-@delegates(ConditionalTextDataLoaders.from_df)
-def from_csv(
-    cls: ConditionalTextDataLoaders,
-    path,  # Folder of the csv file
-    flow,  # A `Flow`, or a single task
-    csv_fname='labels.csv',  # Name of the file
-    header='infer',  # As in `pd.read_csv`
-    delimiter=',',  # As in `pd.read_csv`
-    quoting=csv.QUOTE_MINIMAL,  # As in `pd.read_csv`
-    # As in `pd.read_csv`. False: only empty cells are missing, so that a text or class called None or NA stays what
-    # it is
-    keep_default_na: bool = True,
-    **kwargs,
-):
-    "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-    _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
-    df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
-    return cls.from_df(df, flow, path=path, **kwargs)
-
-
+add_from_csv(ConditionalTextDataLoaders, check_text_arguments)
 has_one_label(
     ConditionalTextDataLoaders, 'from_folder', "write from_df(pd.DataFrame(dict(text=texts, **labels)), flow)"
 )

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/text/transformer_data.ipynb #858a9c38
 from __future__ import annotations
-import csv, os, warnings
+import os, warnings
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -16,11 +16,11 @@ from fastai.text.data import Pad_Chunk, SortedDL, TensorText
 from ..core.arguments import check_whole
 from ..core.errors import FlowError, FlowWarning, near, row_name
 from ..core.extras import import_extra
-from ..data.factories import check_loader_arguments, has_one_label, read_labels
+from ..data.factories import add_from_csv, has_one_label
 from ..data.split import as_splitter
 from ..data.target_block import as_flow
 from ..learn.reading import reads_input
-from .data import TextColumns, check_not_empty, masks_words, text_columns
+from .data import TextColumns, check_not_empty, check_text_arguments, masks_words, text_columns
 import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
@@ -288,7 +288,7 @@ class ConditionalTransformerDataLoaders(DataLoaders):
         **kwargs,
     ):
         "From a DataFrame"
-        _check_arguments(cls, kwargs, cls.from_df)
+        check_text_arguments(cls, kwargs, cls.from_df)
         check_not_empty(df)
         flow, columns = as_flow(flow), text_columns(df, text_col)
         check_no_masked_words(flow)
@@ -309,35 +309,8 @@ def check_no_masked_words(flow):
             "out, or use ConditionalTextDataLoaders and conditional_lm_learner"
         )
 
-
-def _check_arguments(cls, kwargs, method, *takers):
-    "Raise where nothing reads an argument of a method"
-    what = f'{cls.__name__}.{method.__name__}'
-    check_loader_arguments(what, kwargs, method, *takers, dl_type=SortedDL, but=('after_item', 'after_batch'))
-
 # %% ../../nbs/text/transformer_data.ipynb #1ce6a55f
-@patch(cls_method=True)
-@delegates(ConditionalTransformerDataLoaders.from_df)
-def from_csv(
-    cls: ConditionalTransformerDataLoaders,
-    path,  # Folder of the csv file
-    flow,  # A `Flow`, or a single task
-    encoder,  # Folder of an encoder of `transformers`, or its name on the Hugging Face hub
-    csv_fname='labels.csv',  # Name of the file
-    header='infer',  # As in `pd.read_csv`
-    delimiter=',',  # As in `pd.read_csv`
-    quoting=csv.QUOTE_MINIMAL,  # As in `pd.read_csv`
-    # As in `pd.read_csv`. False: only empty cells are missing, so that a text or class called None or NA stays what
-    # it is
-    keep_default_na: bool = True,
-    **kwargs,
-):
-    "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-    _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
-    df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
-    return cls.from_df(df, flow, encoder, path=path, **kwargs)
-
-
+add_from_csv(ConditionalTransformerDataLoaders, check_text_arguments, required=('encoder',))
 has_one_label(
     ConditionalTransformerDataLoaders,
     'from_folder',

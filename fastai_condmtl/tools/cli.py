@@ -14,27 +14,13 @@ from ..core.extras import import_extra
 from ..core.files import write_csv, write_text
 from ..core.flow import Flow, leaves
 from ..data.guess import guess_flow, task_name
-from fastai_condmtl.tools.cli_common import (
-    at_least,
-    common_options,
-    errors_as_lines,
-    file_column,
-    image_files,
-    make_parser,
-    numbers_where_meant,
-    out_folder,
-    quietly,
-    read_table,
-    register,
-    report,
-    save_figure,
-)
+from . import cli_common as common
 import fastai_condmtl.core.flow_json  # noqa: F401  Flow.from_json
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'condmtl_train', 'train_parser', 'table_options', 'training_options', 'row_options', 'write_guess',
-           'values_in_words', 'train', 'begin_run', 'end_run', 'load_data', 'check_enough_rows', 'find_arch',
-           'make_learner', 'in_short', 'fit', 'NarrowProgress']
+           'values_in_words', 'train', 'begin_run', 'end_run', 'judge_third_part', 'load_data', 'check_enough_rows',
+           'find_arch', 'make_learner', 'in_short', 'fit', 'NarrowProgress']
 
 # %% ../../nbs/tools/cli.ipynb #869ee3a9
 def condmtl_train(argv=None):
@@ -47,13 +33,13 @@ def condmtl_train(argv=None):
             f"{', '.join(missing)} missing: hand over a table, a flow and a folder of images, or begin with --guess "
             "labels.csv"
         )
-    with errors_as_lines(parser.prog):
+    with common.errors_as_lines(parser.prog):
         write_guess(options) if options.guess else train(options)
 
 
 def train_parser():
     "The options of `condmtl_train`"
-    parser = make_parser(
+    parser = common.make_parser(
         'condmtl_train',
         (
             'Train a network for a flow of tasks on a table of labels and a folder of images. Writes a run folder: '
@@ -64,12 +50,13 @@ def train_parser():
   condmtl_train --guess labels.csv --na none -1           the same, where none and -1 mean that nobody asked
   condmtl_train --csv labels.csv --flow flow.json --images pictures --arch resnet18 --epochs 3 --out run
   condmtl_train --csv labels.csv --flow flow.json --images pictures --size 128 --valid-col is_valid --out run2
-  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3""",
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --no-pretrained --epochs 20 --lr 5e-3 --out run3
+  condmtl_train --csv labels.csv --flow flow.json --images pictures --group-col patient --test-pct 0.2 --out run4""",
     )
     table_options(parser)
     training_options(parser)
     row_options(parser)
-    common_options(parser)
+    common.common_options(parser)
     return parser
 
 # %% ../../nbs/tools/cli.ipynb #18e111d2
@@ -99,16 +86,23 @@ def training_options(parser):
         action='store_false',
         help='start from random weights (nothing is downloaded)',
     )
-    add('--epochs', type=at_least(1), default=3, help='(default: 3)')
+    add('--epochs', type=common.at_least(1), default=3, help='(default: 3)')
     add(
         '--freeze-epochs',
-        type=at_least(0),
+        type=common.at_least(0),
         default=1,
         help='epochs before that in which only the head learns, with pretrained weights (default: 1)',
     )
-    add('--lr', type=at_least(1e-9, float), help='learning rate (default: 2e-3, without pretrained weights 3e-3)')
-    add('--size', type=at_least(8), default=224, help='images are squished to this height and width (default: 224)')
-    add('--bs', type=at_least(2), default=64, help='images a batch (default: 64)')
+    add(
+        '--lr', type=common.at_least(1e-9, float), help='learning rate (default: 2e-3, without pretrained weights 3e-3)'
+    )
+    add(
+        '--size',
+        type=common.at_least(8),
+        default=224,
+        help='images are squished to this height and width (default: 224)',
+    )
+    add('--bs', type=common.at_least(2), default=64, help='images a batch (default: 64)')
     add(
         '--augment',
         choices=('none', 'light', 'full'),
@@ -123,8 +117,23 @@ def training_options(parser):
 def row_options(parser):
     "Which rows judge, and which are left out"
     add = parser.add_argument
-    add('--valid-pct', type=at_least(0, float), default=0.2, help='share of rows to judge by (default: 0.2)')
-    add('--valid-col', metavar='COLUMN', help='column that is true for the rows to judge by')
+    add('--valid-pct', type=common.at_least(0, float), default=0.2, help='share of rows to judge by (default: 0.2)')
+    add(
+        '--valid-col',
+        metavar='COLUMN',
+        help='column that is true for the rows to judge by, or says train, valid or test',
+    )
+    add(
+        '--group-col',
+        metavar='COLUMN',
+        help='column that says which rows belong together, such as patient: they stand on one side of the split',
+    )
+    add(
+        '--test-col',
+        metavar='COLUMN',
+        help='column that is true for the rows of a third part, which neither trains nor tunes; scored in test/',
+    )
+    add('--test-pct', type=common.at_least(0, float), default=0.0, help='or its share of all rows (default: 0)')
     add(
         '--random-split',
         action='store_true',
@@ -133,19 +142,19 @@ def row_options(parser):
     add('--seed', type=int, default=42, help='of split and weights (default: 42)')
     add('--suff', default='', help='what to append to the names of image files, such as .jpg')
     add('--skip-bad-images', action='store_true', help='leave out rows whose image is missing or unreadable')
-    add('--n-boot', type=at_least(0), default=0, help='bootstrap draws for intervals in evaluation.csv')
+    add('--n-boot', type=common.at_least(0), default=0, help='bootstrap draws for intervals in evaluation.csv')
 
 # %% ../../nbs/tools/cli.ipynb #afd17729
 def write_guess(options):
     "`condmtl_train --guess`"
-    df, out = read_table(options.guess, options.only_blank_missing), Path(options.flow or 'flow.json')
+    df, out = common.read_table(options.guess, options.only_blank_missing), Path(options.flow or 'flow.json')
     if out.exists() and not options.force:
         raise FlowError(f"'{out}' is there already: name another file with --flow, or write over it with --force")
-    fn_col = None if options.fn_col is None else file_column(df, options.fn_col, options.guess)
+    fn_col = None if options.fn_col is None else common.file_column(df, options.fn_col, options.guess)
     files = []
     if options.images:
-        column = file_column(df, fn_col, options.guess)
-        named = image_files(df, column, options.images, options.suff, True)
+        column = common.file_column(df, fn_col, options.guess)
+        named = common.image_files(df, column, options.images, options.suff, True)
         files = [file for file in named if file.is_file()]
     name, na = task_name(Path(options.guess).stem, {})[0], values_in_words(options.na)
     guess = guess_flow(df, name, fn_col, options.ignore, files, na)
@@ -184,12 +193,12 @@ RUN_FILES = (
 
 def train(options):
     "`condmtl_train`"
-    register(options.register)
-    flow, df = Flow.from_json(Path(options.flow)), read_table(options.csv, options.only_blank_missing)
-    fn_col, arch = file_column(df, options.fn_col, options.csv), find_arch(options.arch)
-    image_files(df, fn_col, options.images, options.suff, options.skip_bad_images)
-    df = numbers_where_meant(df, list(leaves(flow)))
-    audit, out = flow.audit(df), out_folder(options.out, options.force, ('learner.pkl',))
+    common.register(options.register)
+    flow, df = Flow.from_json(Path(options.flow)), common.read_table(options.csv, options.only_blank_missing)
+    fn_col, arch = common.file_column(df, options.fn_col, options.csv), find_arch(options.arch)
+    common.image_files(df, fn_col, options.images, options.suff, options.skip_bad_images)
+    df = common.numbers_where_meant(df, list(leaves(flow)))
+    audit, out = flow.audit(df), common.out_folder(options.out, options.force, ('learner.pkl',))
     from fastai.vision.all import set_seed
 
     set_seed(options.seed)
@@ -207,7 +216,7 @@ def begin_run(learn, flow, audit, out):
     (out / 'history.csv').unlink(missing_ok=True)  # fastai's logger appends
     write_text(out / 'audit.txt', f'{audit}\n')
     flow.to_json(out / 'flow.json')
-    save_figure(out / 'flow.png', flow.plot)
+    common.save_figure(out / 'flow.png', flow.plot)
     learn.path = out
     print(
         f"{flow.name}: {len(dls.train_ds)} rows to learn from, {len(dls.valid_ds)} to judge by, "
@@ -222,7 +231,9 @@ def end_run(learn, options, fn_col):
     out = learn.path
     learn.save_thresholds(out / 'thresholds.json')
     write_csv(learn.dls.valid_ds.tls[0].items, out / 'valid.csv', index=False)
-    report(learn, out, n_boot=options.n_boot, quiet=options.quiet)
+    common.report(learn, out, n_boot=options.n_boot, quiet=options.quiet)
+    if len(learn.dls.loaders) > 2:
+        judge_third_part(learn, options)
     learn.export('learner.pkl')
     given = {
         key: value for key, value in vars(options).items() if key not in ('guess', 'ignore', 'na', 'force', 'quiet')
@@ -233,6 +244,15 @@ def end_run(learn, options, fn_col):
         f"\n{out}/ holds {', '.join(RUN_FILES)}\n  condmtl_evaluate --run {out} --csv OTHER.csv\n  condmtl_explain "
         f"--run {out} IMAGE ..."
     )
+
+
+def judge_third_part(learn, options):
+    "Score the rows that neither trained nor tuned, in a folder of their own"
+    dl = learn.dls.loaders[2]
+    out = common.out_folder(learn.path / 'test', True, ())
+    write_csv(dl.dataset.tls[0].items, out / 'test.csv', index=False)
+    print(f'\n{len(dl.dataset)} rows that neither trained nor tuned, in {out}:')
+    common.report(learn, out, dl, options.n_boot, options.quiet)
 
 # %% ../../nbs/tools/cli.ipynb #573a3dad
 def load_data(options, df, flow, fn_col):
@@ -248,7 +268,7 @@ def load_data(options, df, flow, fn_col):
     if options.valid_col:
         split = dict(valid_col=options.valid_col)
     else:
-        split = dict(valid_pct=options.valid_pct, seed=options.seed, stratify=not options.random_split)
+        split = dict(valid_pct=options.valid_pct, stratify=not options.random_split)
     dls = ConditionalDataLoaders.from_df(
         df,
         flow,
@@ -260,6 +280,10 @@ def load_data(options, df, flow, fn_col):
         item_tfms=Resize(options.size, method='squish'),  # squished, so that boxes stay where they are
         batch_tfms=augmentations[options.augment](),
         bad_images='skip' if options.skip_bad_images else 'raise',
+        seed=options.seed,
+        group_col=options.group_col,
+        test_col=options.test_col,
+        test_pct=options.test_pct,
         **split,
     )
     dls.train.bs = min(options.bs, max(2, len(dls.train_ds)))  # few rows are one batch
@@ -326,7 +350,7 @@ def in_short(error) -> str:
 # %% ../../nbs/tools/cli.ipynb #77d74eab
 def fit(options, learn):
     "Train as the options say; each epoch's metrics into history.csv"
-    with quietly(learn, options.quiet) as stack:
+    with common.quietly(learn, options.quiet) as stack:
         if not options.quiet:
             stack.enter_context(learn.removed_cbs(learn.progress))
             stack.enter_context(learn.added_cbs(NarrowProgress()))

@@ -9,20 +9,7 @@ from pathlib import Path
 import torch
 from ..core.errors import FlowError
 from ..core.files import IMAGES
-from fastai_condmtl.tools.cli_common import (
-    at_least,
-    common_options,
-    errors_as_lines,
-    file_column,
-    image_files,
-    make_parser,
-    numbers_where_meant,
-    out_folder,
-    quietly,
-    read_table,
-    register,
-    report,
-)
+from . import cli_common as common
 
 # %% auto #0
 __all__ = ['condmtl_evaluate', 'evaluate_parser', 'evaluate', 'load_thresholds', 'audit_text', 'load_run', 'read_options',
@@ -34,13 +21,13 @@ def condmtl_evaluate(argv=None):
     "Score a trained learner on the rows of a CSV"
     parser = evaluate_parser()
     options = parser.parse_args(argv)
-    with errors_as_lines(parser.prog):
+    with common.errors_as_lines(parser.prog):
         evaluate(options)
 
 
 def evaluate_parser():
     "The options of `condmtl_evaluate`"
-    parser = make_parser(
+    parser = common.make_parser(
         'condmtl_evaluate',
         (
             'Score the learner of a run folder on the rows of a table, each score beside a trivial predictor and as '
@@ -57,9 +44,9 @@ def evaluate_parser():
     add('--images', metavar='FOLDER', help='folder of its images (default: as in training)')
     add('--out', metavar='FOLDER', help='folder to write to (default: evaluate, in the run folder)')
     add('--thresholds', metavar='JSON', help='thresholds to decide by (default: those found in training)')
-    add('--n-boot', type=at_least(0), default=0, help='bootstrap draws for intervals')
-    add('--bs', type=at_least(1), help='images a batch (default: as in training)')
-    common_options(parser)
+    add('--n-boot', type=common.at_least(0), default=0, help='bootstrap draws for intervals')
+    add('--bs', type=common.at_least(1), help='images a batch (default: as in training)')
+    common.common_options(parser)
     return parser
 
 # %% ../../nbs/tools/cli_run.ipynb #2ab2446f
@@ -68,14 +55,14 @@ def evaluate(options):
     learn, trained = load_run(options)
     flow = learn.dls.flow
     df, names = rows_of(options, trained, learn)
-    df = numbers_where_meant(df, flow.tasks.values())
+    df = common.numbers_where_meant(df, flow.tasks.values())
     if options.thresholds:
         load_thresholds(learn, options.thresholds)
     bs = options.bs or trained['bs']
-    out = out_folder(options.out or Path(options.run) / 'evaluate', options.force, ('evaluation.csv',))
+    out = common.out_folder(options.out or Path(options.run) / 'evaluate', options.force, ('evaluation.csv',))
     dl = learn.dls.test_dl(df, with_labels=True, bs=bs, num_workers=options.workers)
     (out / 'audit.txt').write_text(audit_text(flow, df), encoding='utf-8')
-    report(learn, out, dl, options.n_boot, options.quiet)
+    common.report(learn, out, dl, options.n_boot, options.quiet)
     predictions = learn.predict_df(df, bs=bs, num_workers=options.workers)
     predictions.assign(**{trained['fn_col']: names}).to_csv(out / 'predictions.csv', index=False)
     print(f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, results.png, audit.txt')
@@ -104,7 +91,7 @@ def load_run(options):
             f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train --out {run} writes them"
         )
     trained = read_options(run / 'run.json')
-    register(trained['register'] + options.register)
+    common.register(trained['register'] + options.register)
     return open_learner(run), trained
 
 
@@ -133,13 +120,13 @@ def rows_of(options, trained, learn):
     as_trained = options.csv is None
     csv = Path(options.run) / 'valid.csv' if as_trained else options.csv
     only_blank = options.only_blank_missing or trained['only_blank_missing']
-    df = read_table(csv, only_blank, word_columns(learn.dls.flow))
+    df = common.read_table(csv, only_blank, word_columns(learn.dls.flow))
     fn_col = options.fn_col
     if not fn_col and (as_trained or trained['fn_col'] in df.columns):
         fn_col = trained['fn_col']
-    fn_col = file_column(df, fn_col or None, csv)
+    fn_col = common.file_column(df, fn_col or None, csv)
     suffix = trained['suff']
-    files = image_files(df, fn_col, options.images or trained['images'], suffix, can_skip=False)
+    files = common.image_files(df, fn_col, options.images or trained['images'], suffix, can_skip=False)
     paths = [str(file.absolute())[: -len(suffix) or None] for file in files]  # the learner appends the suffix again
     return df.assign(**{trained['fn_col']: paths}), df[fn_col]
 
@@ -154,13 +141,13 @@ def condmtl_explain(argv=None):
     "Say why: the tree of decisions of images"
     parser = explain_parser()
     options = parser.parse_args(argv)
-    with errors_as_lines(parser.prog):
+    with common.errors_as_lines(parser.prog):
         explain(options)
 
 
 def explain_parser():
     "The options of `condmtl_explain`"
-    parser = make_parser(
+    parser = common.make_parser(
         'condmtl_explain',
         (
             'Print the tree of decisions of images: what was decided, how surely, and which condition opened each '
@@ -177,10 +164,10 @@ def explain_parser():
     add('--csv', help='table with image files')
     add('--images', metavar='FOLDER', help='folder of its images (default: as in training)')
     add('--out', metavar='FOLDER', help='write trees.txt and a picture an image here')
-    add('--max-n', type=at_least(1), default=20, help='images at most (default: 20)')
-    add('--top-k', type=at_least(1), default=3, help='classes to tell of a single-label task (default: 3)')
+    add('--max-n', type=common.at_least(1), default=20, help='images at most (default: 20)')
+    add('--top-k', type=common.at_least(1), default=3, help='classes to tell of a single-label task (default: 3)')
     add('--logits', action='store_true', help='tell logits too')
-    common_options(parser)
+    common.common_options(parser)
     return parser
 
 # %% ../../nbs/tools/cli_run.ipynb #ad533e72
@@ -205,9 +192,9 @@ def explain(options):
 def write_trees(learn, files, text, options):
     "Write the trees as text, and each image beside its tree"
     names = [f'{i}_{file.stem}.png' for i, file in enumerate(files)]
-    out = out_folder(options.out, options.force, ['trees.txt', *names])
+    out = common.out_folder(options.out, options.force, ['trees.txt', *names])
     (out / 'trees.txt').write_text(text + '\n', encoding='utf-8')
-    with quietly(learn):
+    with common.quietly(learn):
         for file, name in zip(files, names):
             save_picture(learn, file, out / name, options.top_k)
     print(f'\n{out}/ holds trees.txt and {len(files)} pictures')

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from ..core.errors import FlowError
 from ..learn.state import flow_of
-from ..loss.decisions import as_plain
+from ..loss.inputs import as_plain
 import fastai_condmtl.vision.data  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0

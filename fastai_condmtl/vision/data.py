@@ -4,7 +4,7 @@
 
 # %% ../../nbs/vision/data.ipynb #a111cfee
 from __future__ import annotations
-import csv, warnings
+import warnings
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -14,7 +14,7 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
 from ..core.errors import FlowError, FlowWarning, RowsOf, near, row_name
-from ..data.factories import check_loader_arguments, has_one_label, read_labels
+from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter, splitter_groups
 from ..core.flow import leaves
@@ -180,7 +180,7 @@ class ConditionalDataLoaders(DataLoaders):
         **kwargs,
     ):
         "From a DataFrame"
-        _check_arguments(cls, 'from_df', kwargs)
+        _check_arguments(cls, kwargs, cls.from_df)
         flow = as_flow(flow)
         if isinstance(fn_col, str) and fn_col not in df.columns:
             raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
@@ -224,34 +224,13 @@ def _build(
     return dls if balance_by is None else dls.balanced(balance_by, seed=seed)
 
 
-def _check_arguments(cls, name, kwargs):
-    "Raise where nothing reads an argument of the method `name`"
-    takers = [getattr(cls, name)]
-    if name == 'from_csv':
-        takers.append(cls.from_df)
-    if name.startswith('from_path'):
-        takers.append(cls._from_files)
-    check_loader_arguments(f'{cls.__name__}.{name}', kwargs, *takers, but=('get_x', 'after_item', 'after_batch'))
+def _check_arguments(cls, kwargs, method, *takers):
+    "Raise where nothing reads an argument of a method"
+    what = f'{cls.__name__}.{method.__name__}'
+    check_loader_arguments(what, kwargs, method, *takers, but=('get_x', 'after_item', 'after_batch'))
 
 # %% ../../nbs/vision/data.ipynb #fa4c9b5d
-@patch(cls_method=True)
-@delegates(ConditionalDataLoaders.from_df)
-def from_csv(
-    cls: ConditionalDataLoaders,
-    path,  # Folder of the csv file and of the images
-    flow,  # A `Flow`, or a single task
-    csv_fname='labels.csv',  # Name of the file
-    header='infer',  # As in `pd.read_csv`
-    delimiter=',',  # As in `pd.read_csv`
-    quoting=csv.QUOTE_MINIMAL,  # As in `pd.read_csv`
-    # As in `pd.read_csv`. False: only empty cells are missing, so that a class called None or NA stays a class
-    keep_default_na: bool = True,
-    **kwargs,
-):
-    "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
-    _check_arguments(cls, 'from_csv', kwargs)
-    df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
-    return cls.from_df(df, flow, path=path, **kwargs)
+add_from_csv(ConditionalDataLoaders, _check_arguments)
 
 # %% ../../nbs/vision/data.ipynb #5f975488
 @patch(cls_method=True)
@@ -272,13 +251,18 @@ def _from_files(
     bad_images='raise',
     balance_by=None,
     valid_idx=None,
+    group_col=None,
+    test_col=None,
+    test_pct=0.0,
     **kwargs,
 ):
     "Loaders of files; row by row their labels are in `df`"
     if not fnames:
         raise FlowError("there are no files: hand over at least one image file")
     df, get_x = df.assign(fn_col_=[str(f) for f in fnames]), ImageFile('fn_col_')
-    splitter = as_splitter(flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx)
+    splitter = as_splitter(
+        flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
+    )
     return cls._build(
         df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs
     )
@@ -290,13 +274,14 @@ def from_path_func(
     cls: ConditionalDataLoaders,
     path,  # Folder, for what the learner saves
     fnames,  # Files of the images
-    # File (a `Path`) → labels: a dict, named tuple or sequence in task order; the bare value for a single task
+    # File (a `Path`) → labels: a dict, named tuple or sequence in task order; the bare value for a single task. Of a
+    # dict, other keys are columns, too, for `group_col=`, `valid_col=` and `test_col=`
     label_func,
     flow,  # A `Flow`, or a single task
     **kwargs,
 ):
     "From files and one function that tells the labels of a file"
-    _check_arguments(cls, 'from_path_func', kwargs)
+    _check_arguments(cls, kwargs, cls.from_path_func, cls._from_files)
     fnames = [Path(f) for f in fnames]
     df = as_table([label_func(f) for f in fnames], list(leaves(as_flow(flow))))
     return cls._from_files(df, fnames, flow, path, **kwargs)
@@ -308,12 +293,14 @@ def from_path_funcs(
     cls: ConditionalDataLoaders,
     path,  # Folder, for what the learner saves
     fnames,  # Files of the images
-    label_funcs: dict,  # Column → function from a file (a `Path`) to the label, None where there is none
+    # Column → function from a file (a `Path`) to the label, None where there is none; other columns are for
+    # `group_col=`, `valid_col=` and `test_col=`
+    label_funcs: dict,
     flow,  # A `Flow`, or a single task
     **kwargs,
 ):
     "From files and one function a column"
-    _check_arguments(cls, 'from_path_funcs', kwargs)
+    _check_arguments(cls, kwargs, cls.from_path_funcs, cls._from_files)
     if not hasattr(label_funcs, 'items'):
         raise FlowError(
             "label_funcs must be a dict, column → function of a file; for one function that tells all labels use "

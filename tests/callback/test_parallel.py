@@ -33,7 +33,7 @@ from fastai_condmtl.all import (
 from fastai_condmtl.callback.parallel import BalancedParallel, BalancedTrainer, ChunkedParallel
 from fastai_condmtl.callback.tracking import ConditionalTracker
 from fastai_condmtl.learn.heads import RunNeeded
-from fastai_condmtl.loss.decisions import TaskSums
+from fastai_condmtl.loss.inputs import TaskSums
 from kinds_of_task import bound_with_labels, flow as every_flow, logits, simulate_devices, table as every_table
 
 pytestmark = pytest.mark.filterwarnings('ignore')

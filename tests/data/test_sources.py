@@ -259,7 +259,14 @@ A = pd.DataFrame(dict(img=['1'], x=[1], n=['u']))
             lambda: concat_sources({'a': A.assign(x=True), 'b': A.assign(x=0.5)}),
             "yes/no in source 'a'.*numbers in source 'b'",
         ),
-        (lambda: concat_sources({'a': A}, flow=BinaryBlock('y')), "task 'y' reads column 'y', which no source has"),
+        (
+            lambda: concat_sources({'a': A}, flow=BinaryBlock('y')),
+            "task 'y' reads column 'y', which no source has.*col=",
+        ),
+        (
+            lambda: concat_sources({'a': A}, flow=MultiLabelBlock('m', cols=['x', 'y'])),
+            "task 'm' reads column '.', which no source has.* with cols=",
+        ),
         (lambda: concat_sources({'a': A}, folders={'a': 'f'}), 'fn_col='),
         (lambda: concat_sources({'a': A}, fn_col='imgs'), "fn_col='imgs' is not a column of source 'a'.*img"),
         (lambda: concat_sources({'a': A, 'b': A}, fn_col='img', folders={'a': 'f'}), "does not name source 'b'"),

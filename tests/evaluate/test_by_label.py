@@ -12,6 +12,7 @@ from fastai.vision.all import DataBlock, IndexSplitter, Learner, Transform, Tran
 from sklearn import metrics as skm
 from torch import nn
 from fastai_condmtl.all import *
+from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditional_tabular_learner
 
 N, TRAIN = 400, 100
 KINDS, STARS, TAGS, VOTES = ['u', 'v', 'w', 'q'], [1, 2, 3], ['p', 'r', 'never', 'blank'], ['smooth', 'disk', 'odd']
@@ -247,6 +248,21 @@ def test_the_report_is_scikit_learns(learn, task, names):
     assert report.loc['accuracy', 'f1-score'] == pytest.approx((true == says).mean())
     if task == 'there':
         assert str(report) == skm.classification_report(true, says, target_names=names)
+
+
+@pytest.mark.parametrize('names', [['macro avg', 'b'], ['accuracy', 'accuracy (label)'], ['weighted avg', 'micro avg']])
+def test_labels_that_are_called_as_an_average(names):
+    "Each row of the report has a name of its own, and the averages keep theirs"
+    df = pd.DataFrame(dict(x=np.arange(40.0), kind=names * 20))
+    dls = ConditionalTabularDataLoaders.from_df(
+        df, SingleLabelBlock('kind', vocab=names), cont_names=['x'], cat_names=[], valid_pct=0.5, seed=0, bs=8
+    )
+    learn = conditional_tabular_learner(dls, [4])
+    with learn.no_bar(), learn.no_logging():
+        report = quietly(learn.classification_report, 'kind')
+    assert report.index.is_unique and list(report.index[2:]) == ['accuracy', 'macro avg', 'weighted avg']
+    assert report.support[:2].sum() == report.loc['macro avg', 'support'] == 20
+    assert str(report).count('macro avg') == 1 + ('macro avg' in names) and 'f1-score' in str(report)
 
 
 def test_the_report_of_labels_with_gaps(learn):

@@ -9,7 +9,8 @@ from fastai.vision.core import PILImage
 from fastcore.foundation import L
 from PIL import Image
 from fastai_condmtl.vision.all import *
-from fastai_condmtl.learn.sides import mirrors_of, speaks_of, words_of
+from fastai_condmtl.learn.side_words import speaks_of, words_of
+from fastai_condmtl.learn.sides import mirrors_of
 
 N, SIZE = 8, 16
 STILL = dict(max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0)

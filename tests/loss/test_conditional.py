@@ -16,7 +16,8 @@ from random_flows import checks, random_spec, random_table, rngs
 from fastai_condmtl.core.errors import FlowError
 from fastai_condmtl.tasks.keypoints import KeypointsBlock
 from fastai_condmtl.core.mask_labels import MASKS
-from fastai_condmtl.loss.decisions import as_plain, move_threshold
+from fastai_condmtl.loss.inputs import as_plain
+from fastai_condmtl.loss.temperatures import move_threshold
 import itertools
 from fastai_condmtl.core.conditions import task
 import warnings

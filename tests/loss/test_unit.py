@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastai_condmtl.all import *
 from fastai_condmtl.callback.training_state import loss_state, set_loss
 from fastai_condmtl.deploy.safe import load_safe
-from fastai_condmtl.loss.decisions import TaskSums
+from fastai_condmtl.loss.inputs import TaskSums
 from fastai_condmtl.loss.unit import SEARCH_ROWS
 from fastai_condmtl.equip import equip
 from fastai_condmtl.tabular.all import *

@@ -540,3 +540,45 @@ def test_marginals_where_there_is_one_class_only():
     acts = bound.loss_func.activation(torch.zeros(1, bound.c))
     pred = FlowPrediction(bound, bound.loss_func.decodes(acts)[0], activations=acts[0])
     assert pred.marginals['mid'] == (1, dict(a1=0.5, a2=0.5)) and pred.marginals['other'] == (1, 0.5)
+
+
+# ---- labels that say two things
+# -------------------------------------------------------------------------------------------
+def test_a_row_beyond_training_that_says_another_class_is_told():
+    "It does not count, and the warning has the row and both classes"
+    df = pd.DataFrame(dict(c=['a', 'b', 'a', 'b', 'a'], s=['a1', 'b1', 'a2', 'a1', 'b1'])).rename(lambda i: f'id{i}')
+    c = SingleLabelBlock('c')
+    flow = Flow('f', c, SingleLabelBlock('s', within=c))
+    with pytest.warns(FlowWarning) as told:
+        bound = BoundFlow(flow, df, [0, 1, 2])
+    (text,) = [str(w.message) for w in told if 'training rows put' in str(w.message)]
+    assert "row 3 (index 'id3')" in text and "'a1' into 'a'" in text and "says 'b'" in text and '1 more' in text
+    assert bound.encode(df)[:, 1, 1].tolist() == [1, 1, 1, 0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', FlowWarning)
+        BoundFlow(flow, df[:3], [0, 1])
+    with pytest.raises(FlowError, match="under two classes of 'c'"):
+        BoundFlow(flow, df, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize('deep', [False, True])
+def test_two_sub_tasks_that_say_two_classes_of_a_blank_are_told(deep):
+    "By a warning when the flow is bound and by the audit, with the row; the first of them counts"
+    df = pd.DataFrame(
+        dict(c=['a', 'b', None, None, 'a'], s=['a1', 'b1', 'a1', 'b1', 'b1'], t=['x', 'y', 'y', 'y', 'y'])
+    ).assign(u=['u1', 'u2', 'u2', 'u2', 'u2'])
+    c = SingleLabelBlock('c')
+    s = SingleLabelBlock('s', within=(c, dict(a1='a', b1='b')))
+    t = SingleLabelBlock('t', within=(c, dict(x='a', y='b')))
+    flow = Flow('f', c, s, t)
+    if deep:  # `t` is blank, and known by what stands within it
+        df['t'] = None
+        t = SingleLabelBlock('t', within=(c, dict(x='a', y='b')))
+        flow = Flow('f', c, s, t, SingleLabelBlock('u', within=(t, dict(u1='x', u2='y'))))
+    with pytest.warns(FlowWarning) as told:
+        bound = flow.bind(df)
+    (text,) = [str(w.message) for w in told if 'different classes' in str(w.message)]
+    assert text.startswith("task 'c', row 2: 's' and 't'") and 'more)' not in text
+    found = [f for f in bound.audit(df).findings if 'different classes' in f.text]
+    assert [(f.task_path, f.kind, f.serious, f.rows.tolist()) for f in found] == [('c', 'contradiction', True, [2])]
+    assert bound.encode(df)[2, 1, :2].tolist() == [0, 1]  # of the class `s` says: `s` counts

@@ -290,6 +290,27 @@ def galaxy_zoo(df, **kwargs):
     )
 
 
+@pytest.mark.parametrize(
+    'cols', [{1: 'a', 2: 'b'}, {'x': 'a', 2.5: 'b'}, {True: 'a', None: 'b'}, {('u', 1): 'a', 'v': ('t', 'b')}]
+)
+def test_answers_of_any_name_go_through_a_file(cols):
+    "Answers and columns come back as what they were, and so do their conditions"
+    shape = VotesBlock('shape', cols=cols)
+    flow = Flow('f', shape, BinaryBlock('hangs') | shape.eq(list(cols)[1]))
+    again = Flow.from_json(flow.to_json())
+    assert next(iter(again.tasks)).answer_cols == cols and again.to_json() == flow.to_json()
+    assert list(map(type, next(iter(again.tasks)).vocab)) == list(map(type, cols))
+    df = pd.DataFrame([[3, 0, 1], [1, 2, 0]], columns=pd.Index([*cols.values(), 'hangs'], tupleize_cols=False))
+    assert torch.equal(again.bind(df).encode(df), flow.bind(df).encode(df))
+
+
+@pytest.mark.parametrize('ask', [lambda s: s.eq(0.5), lambda s: s.ne(0.5), lambda s: s.isin([0.5]), lambda s: ~s])
+def test_a_share_is_compared_and_not_equal(ask):
+    shape = VotesBlock('shape', cols={'p': 'a', 'q': 'b'})
+    with pytest.raises(FlowError, match=r"shape\.share\('p'\) (>|<=) .5"):
+        ask(shape.share('p'))
+
+
 @pytest.mark.data
 class TestGalaxyZoo:
     @pytest.fixture(scope='class')

@@ -221,6 +221,22 @@ def test_split_column_suffix_and_timm(scenes, call, tmp_path):
     )
 
 
+def test_groups_and_a_third_part(scenes, call, tmp_path):
+    "Groups stay whole; rows that neither trained nor tuned are scored in a folder of their own, against `n` by pandas"
+    df = pd.read_csv(scenes / 'labels.csv').assign(burst=np.arange(100) // 5, held=np.arange(100) < 20)
+    df.to_csv(scenes / 'bursts.csv', index=False)
+    args = ['--csv', scenes / 'bursts.csv', '--flow', scenes / 'flow.json', '--images', scenes, *SMALL]
+    code, out, err = call(condmtl_train, *args, '--group-col', 'burst', '--test-col', 'held', '--out', tmp_path / 'run')
+    assert (code, err) == (0, '') and '20 rows that neither trained nor tuned' in out
+    valid, test = (pd.read_csv(tmp_path / 'run' / file) for file in ('valid.csv', 'test/test.csv'))
+    assert list(test.index) == list(range(20)) and set(test.burst) == {0, 1, 2, 3}
+    assert not set(valid.burst) & set(test.burst) and (valid.groupby('burst').size() == 5).all()
+    table = pd.read_csv(tmp_path / 'run/test/evaluation.csv').set_index(['task_path', 'metric_name'])
+    assert table.loc[('camera_blocked', 'accuracy'), 'num_samples'] == df.camera_blocked[:20].notna().sum()
+    code, out, err = call(condmtl_train, *args, '--group-col', 'burts', '--out', tmp_path / 'other')
+    assert code == 2 and "did you mean 'burst'" in err
+
+
 def test_fine_tuning_and_narrow_lines(scenes, tmp_path, capsys):
     "With bars: two fits, losses on the terminal, all metrics in one table."
     from fastai.vision.all import resnet18  # noqa: F401
@@ -231,6 +247,9 @@ def test_fine_tuning_and_narrow_lines(scenes, tmp_path, capsys):
         bs=16,
         valid_pct=0.2,
         valid_col=None,
+        group_col=None,
+        test_col=None,
+        test_pct=0.0,
         seed=0,
         random_split=False,
         workers=0,

@@ -73,7 +73,7 @@ def faces(shared_data):
     path = shared_data / 'mtfl_mini'
     if not (path / 'training.txt').exists():
         pytest.skip(f'no MTFL at {path}')
-    df = read_mtfl(path, None, 64).groupby('is_valid').head(240)
+    df = read_mtfl(path, None, 64).groupby('is_valid').head(160)
     df['about_ahead'] = df.pose.isin(['left', 'frontal', 'right']).astype(int)
     return path, df.reset_index(drop=True)
 
@@ -107,6 +107,7 @@ def is_norm(module):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.trains
 def test_fine_tune(learn):
     """The body is frozen in the first epoch but for its batch norms, as fastai has it, and trains in the second, the
@@ -143,7 +144,7 @@ def test_fine_tune(learn):
     assert len(rates) == 3 and rates[0] < rates[1] < rates[2]
     assert np.isclose(rates[2] / rates[0], 100)
     table = quietly(learn, learn.evaluate, metrics=['roc_auc']).set_index('task_path')
-    assert table.metric_res["gender"] > 0.6  # an AUC on 240 rows, standard error .04
+    assert table.metric_res['gender'] > 0.6  # an AUC on 160 rows, standard error .045
 
 
 @pytest.mark.data

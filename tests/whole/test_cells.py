@@ -147,6 +147,8 @@ HOT_WRITERS = {
     'text': lambda r: str(r.astype(int).tolist()),
     'numpy text': lambda r: str(r.astype(int)),
     'bool text': lambda r: str(r),
+    'delimited': lambda r: ','.join(map(str, r.astype(int))),
+    'delimited, with blanks': lambda r: ', '.join(map(str, r.astype(int))),
 }
 
 
@@ -166,6 +168,31 @@ def test_labels_that_are_0_and_1():
     cells = [[0], [1], [0, 1], []]
     assert read(cells, MultiLabelBlock('m'))[0].tolist() == [[True, False], [False, True], [True, True], [False, False]]
     assert read([[0, 1], [1, 0]], MultiLabelBlock('m', vocab=[0, 1]))[0].all()
+
+
+def test_delimited_0_and_1_that_are_labels():
+    "Where 0 or 1 is a label, or where each cell may be a list of the labels 0 and 1, that is what they are"
+    cells = ['0,1', '1', '0', '0,1']
+    both = [[True, True], [False, True], [True, False], [True, True]]
+    assert read(cells, MultiLabelBlock('m'))[0].tolist() == both
+    assert read(['0,1', '1,0'], MultiLabelBlock('m'))[0].tolist() == [[True, True]] * 2
+    assert read(['0,1', '1,0'], MultiLabelBlock('m', vocab=['0', '1']))[0].tolist() == [[True, True]] * 2
+    assert read(['0,1', '1,0'], MultiLabelBlock('m', vocab=['a', 'b']))[0].tolist() == [[False, True], [True, False]]
+    assert 'one-hot' in refused(lambda: read(['0,1', '1,1'], MultiLabelBlock('m')))
+    assert "label '0'" in refused(lambda: read(['0,1', '1', '0,1'], MultiLabelBlock('m', vocab=['a', 'b'])))
+
+
+@pytest.mark.parametrize('delim', [',', ';', '|'])
+def test_delimited_0_and_1_are_told(delim):
+    "By the audit, and by a guess, which cannot name the labels"
+    df = pd.DataFrame(dict(m=[delim.join(map(str, row.astype(int))) for row in HOT] * 3))
+    block = MultiLabelBlock('m', vocab=NAMES, label_delim=delim)
+    found = [f for f in Flow('f', block).audit(df).findings if f.kind == 'one_hot']
+    assert [(f.serious, len(f.rows)) for f in found] == [(False, len(df))] and 'in this order' in str(found[0])
+    lists = df.assign(m=[list(np.array(NAMES)[row]) for row in HOT] * 3)
+    assert not [f for f in Flow('f', block).audit(lists).findings if f.kind == 'one_hot']
+    guess = guess_flow(df.assign(other=[0, 1, 1] * 30))
+    assert "vocab=[...]" in str(guess) and 'one-hot' in str(guess)
 
 
 def test_arrays_of_words_name_plain_labels():

@@ -1,5 +1,7 @@
 "`check_block`: all kinds of the library pass, and a kind with one broken hook fails by the name of the hook"
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,15 @@ def test_kinds_of_the_library_pass(kind, df):
 def test_kinds_that_need_a_condition_say_so(kind, df):
     with pytest.raises(FlowError, match='whole_space'):
         check_block(KINDS[kind]('t'), df)
+
+
+def test_a_block_within_another_is_told_how_it_is_checked(df):
+    "The error's own line passes"
+    kinds = df.assign(t=['a', 'b', None] * 20)
+    with pytest.raises(FlowError) as error:
+        check_block(SingleLabelBlock('t', within='over'), kinds)
+    line = re.search(r'check_block\(.*?, df\)', str(error.value))[0]
+    eval(line, globals() | dict(df=kinds))
 
 
 def test_what_is_no_block_is_refused(df):

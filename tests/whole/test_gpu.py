@@ -29,7 +29,7 @@ from fastai_condmtl.all import (
 )
 import fastai_condmtl.callback.parallel  # noqa: F401  learn.to_parallel(balance_memory=)
 from fastai_condmtl.learn.heads import NeededRows, RunNeeded
-from fastai_condmtl.loss.decisions import TaskSums
+from fastai_condmtl.loss.inputs import TaskSums
 from fastai_condmtl.learn.accumulate import Accumulator
 from fastai_condmtl.core.prediction import FlowPrediction
 from fastai_condmtl.text.masks import MASK, MaskedLMBlock, MaskTokens, text_random, unpack

@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.tabular.all import Categorify, Normalize
 from fastai.vision.all import PILImage, Resize
 from fastai_condmtl.tabular.all import *
-from fastai_condmtl.text.all import ConditionalTextDataLoaders
+from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
+from fastai_condmtl.text.all import ConditionalTextDataLoaders, ConditionalTransformerDataLoaders
 from fastai_condmtl.vision.all import *
 
 KINDS = ['vision', 'tabular', 'text']
@@ -133,6 +134,98 @@ def test_a_split_that_tears_a_group_is_an_error(kind, table):
         loaders(kind, table, group_col='patient', valid_idx=[0, 1, 2, 3])
 
 
+# ---- every way in
+# -------------------------------------------------------------------------------------------
+PICTURES = dict(item_tfms=Resize(8), bs=16, num_workers=0)
+INPUTS = dict(cat_names=['kind'], cont_names=['size'], procs=[Categorify, Normalize], bs=16)
+
+
+def in_csv(df, folder):
+    df.to_csv(folder / 'labels.csv', index=False)
+    return folder
+
+
+def picture_of_each_row(df, folder):
+    for i in range(len(df)):
+        if not (folder / f'{i}.png').exists():
+            (folder / f'{i}.png').write_bytes((folder / 'a.png').read_bytes())
+    return [folder / f'{i}.png' for i in range(len(df))]
+
+
+def encoder_of(df, folder):
+    pytest.importorskip('transformers', reason='the extra transformers is not installed')
+    return save_tiny_encoder(folder / 'encoder', df.words)
+
+
+WAYS = {
+    (ConditionalDataLoaders, 'from_df'): lambda way, df, folder, **kw: way(
+        df, flow(), path=folder, fn_col='img', **PICTURES, **kw
+    ),
+    (ConditionalDataLoaders, 'from_csv'): lambda way, df, folder, **kw: way(
+        in_csv(df, folder), flow(), fn_col='img', **PICTURES, **kw
+    ),
+    (ConditionalDataLoaders, 'from_path_func'): lambda way, df, folder, **kw: way(
+        folder, picture_of_each_row(df, folder), lambda file: df.iloc[int(file.stem)], flow(), **PICTURES, **kw
+    ),
+    (ConditionalDataLoaders, 'from_path_funcs'): lambda way, df, folder, **kw: way(
+        folder,
+        picture_of_each_row(df, folder),
+        {col: lambda file, col=col: df[col].iloc[int(file.stem)] for col in df},
+        flow(),
+        **PICTURES,
+        **kw,
+    ),
+    (ConditionalTabularDataLoaders, 'from_df'): lambda way, df, folder, **kw: way(df, flow(), **INPUTS, **kw),
+    (ConditionalTabularDataLoaders, 'from_csv'): lambda way, df, folder, **kw: way(
+        in_csv(df, folder) / 'labels.csv', flow(), **INPUTS, **kw
+    ),
+    (ConditionalTextDataLoaders, 'from_df'): lambda way, df, folder, **kw: way(
+        df, flow(), text_col='words', bs=16, **kw
+    ),
+    (ConditionalTextDataLoaders, 'from_csv'): lambda way, df, folder, **kw: way(
+        in_csv(df, folder), flow(), text_col='words', bs=16, **kw
+    ),
+    (ConditionalTransformerDataLoaders, 'from_df'): lambda way, df, folder, **kw: way(
+        df, flow(), encoder_of(df, folder), text_col='words', bs=16, **kw
+    ),
+    (ConditionalTransformerDataLoaders, 'from_csv'): lambda way, df, folder, **kw: way(
+        in_csv(df, folder), flow(), encoder_of(df, folder), text_col='words', bs=16, **kw
+    ),
+}
+
+
+def test_these_are_all_ways_in():
+    "Each `from_*` of our loaders but fastai's own, and those that say that there is none"
+    found = set()
+    for cls in {cls for cls, _ in WAYS}:
+        for name in dir(cls):
+            method = getattr(cls, name)
+            ours = name.startswith('from_') and method.__func__.__module__.startswith('fastai_condmtl')
+            if ours and not method.__doc__.startswith('There is none'):
+                found.add((cls, name))
+    assert found == set(WAYS)
+
+
+@pytest.mark.parametrize('way', WAYS, ids=lambda way: f'{way[0].__name__}.{way[1]}')
+def test_every_way_in_knows_groups_and_three_parts(way, table):
+    "Groups stay whole; `test_pct=`, `test_col=` and the words of `valid_col=` make a third part, with its labels"
+    df, folder = table
+    df = df.assign(part=['test'] * 30 + ['train'] * 60 + ['dev'] * 30, held=[True] * 30 + [False] * 90)
+    make = lambda **kw: WAYS[way](getattr(*way), df, folder, **kw)
+    dls = make(group_col='patient', valid_pct=0.25, test_pct=0.2, seed=1)
+    parts = [rows_of_part(dls, i, df) for i in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(120)) and len(dls.loaders) == 3
+    patients = [set(df.patient.iloc[rows]) for rows in parts]
+    assert sum(map(len, patients)) == df.patient.nunique()
+    for kwargs in (dict(test_col='held', valid_pct=0.25, seed=1), dict(valid_col='part')):
+        dls = make(**kwargs)
+        assert sorted(rows_of_part(dls, 2, df)) == list(range(30)) and len(dls.loaders) == 3
+        assert sorted(first_labels(dls.loaders[2])) == sorted(df.ill[:30].tolist())
+    assert [sorted(rows_of_part(dls, i, df)) for i in range(2)] == [list(range(30, 90)), list(range(90, 120))]
+    with pytest.raises(FlowError, match="group .* stands on both sides of the split"):
+        make(valid_col='part', group_col='patient')
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_blank_groups_are_an_error(kind, table):
     df = table[0].astype(dict(patient=object))
@@ -167,3 +260,19 @@ def test_folds_tear_no_group(seed, table):
     for train, valid in folds:
         assert not set(df.patient.iloc[train]) & set(df.patient.iloc[valid])
         assert abs(df.ill.iloc[valid].mean() - df.ill.mean()) < 0.2
+
+
+@pytest.mark.parametrize('n_classes', [2, 9, 40, 120])
+def test_labels_that_are_rarer_than_folds_have_rows(n_classes):
+    "Groups stay whole and sides near their share, down to one row a class (scikit-learn refuses such labels)"
+    df = pd.DataFrame(dict(group=np.arange(120) // 2, label=[f'c{i % n_classes}' for i in range(120)], x=0.5))
+    labels = Flow('f', SingleLabelBlock('label', vocab=[f'c{i}' for i in range(n_classes)]))
+    dls = ConditionalTabularDataLoaders.from_df(
+        df, labels, cont_names=['x'], cat_names=[], group_col='group', stratify=True, test_pct=0.2, seed=0, bs=8
+    )
+    parts = [rows_of_part(dls, i, df) for i in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(120))
+    assert sum(df.group.iloc[rows].nunique() for rows in parts) == 60
+    assert abs(len(parts[1]) / 120 - 0.2) <= 0.05 and abs(len(parts[2]) / 120 - 0.2) <= 0.05
+    for train, valid in stratified_folds(labels, df, 6, seed=0, group_col='group'):
+        assert not set(df.group.iloc[train]) & set(df.group.iloc[valid]) and 10 <= len(valid) <= 30

@@ -11,7 +11,7 @@ from fastai_condmtl.tasks.single_label import SingleLabelBlock
 from fastai_condmtl.core.conditions import any_of, task
 from fastai_condmtl.core.flow import Flow
 from fastai_condmtl.loss.conditional import ConditionalLoss
-from fastai_condmtl.loss.decisions import TaskSums
+from fastai_condmtl.loss.inputs import TaskSums
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 T, N = True, None

@@ -1,7 +1,7 @@
 """The site as a visitor meets it: built from the notebooks, every page in a headless Chromium at desktop and
 phone width."""
 
-import functools, http.server, importlib.util, os, posixpath, re, shutil, subprocess, sys, threading
+import ast, functools, http.server, importlib.util, os, posixpath, re, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlparse
 import pytest
@@ -250,3 +250,14 @@ def test_search_finds(browser, address):
     page.wait_for_selector('.md-search-result__item', timeout=60_000)
     assert 'cascade' in page.inner_text('.md-search-result__list').lower()
     page.close()
+
+
+def test_code_in_docstrings_ends_on_its_line(root):
+    "A span of code that runs over the end of a line is shown with the stray marks of emphasis"
+    torn = []
+    for file in sorted((root / 'fastai_condmtl').rglob('*.py')):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                lines = (ast.get_docstring(node) or '').splitlines()
+                torn += [(file.name, getattr(node, 'name', ''), line) for line in lines if line.count('`') % 2]
+    assert not torn
