@@ -152,7 +152,7 @@ def needs_extras(folder):
     from fastai_condmtl.vision.all import BinaryBlock, Flow, SingleLabelBlock, conditional_vision_learner, load_safe
     from fastai_condmtl.tools.app import make_app
     from fastai_condmtl.tools.cli import find_arch
-    from fastai_condmtl.deploy.safe import make_network
+    from fastai_condmtl.deploy.named_network import make_network
     from fastai_condmtl.datasets.synthetic import save_scenes
     from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
     from fastai_condmtl.tabular.rows import conditional_image_tabular_learner
