@@ -45,8 +45,8 @@ class ConditionalBlock(BlockHooks):
         col: str = None,  # Column of the table; `name` by default
         *,
         given=None,  # Condition under which the task has meaning; also written `block | condition`
-        weight: float = 1.0,  # Weight of the task's masked mean in the total loss
-        features: str = None,  # Branch that the task reads, see `branches=`; by default the flow's, else the stock head
+        weight: float = 1.0,  # Weight of the task's loss in the total loss
+        features: str = None,  # Branch it reads, see `branches=`; by default the flow's, else fastai's stock head
         hidden: int = None,  # Width of a hidden layer of the task's own
         uses=(),  # Tasks (or their names) whose activations the task's head reads beside the features
         detach_uses: bool = False,  # True if gradients stop at these activations
@@ -54,7 +54,8 @@ class ConditionalBlock(BlockHooks):
         na=None,  # Values such as ('none', -1) where nobody was asked, read as blank; by default the flow's
         # What a mirrored picture does to the labels: `{'left': 'right'}`, `'reverse'`, `'negate'`; False: nothing
         mirror=None,
-        normalise: bool = None,  # Is a loss of numbers divided by its unit? By default as the flow says, else True
+        # Is a loss of numbers divided by its unit, the loss of the best constant? By default as in the flow, else True
+        normalise: bool = None,
     ):
         check_name(name)
         check_features(name, features)
@@ -74,7 +75,7 @@ class ConditionalBlock(BlockHooks):
 # %% ../../nbs/core/block.ipynb #2447395b
 @patch
 def read_labels(self: ConditionalBlock, df):
-    "`encode` of a table in which values of `na` are blank, and are no answer even where a blank is one"
+    "`encode` of a table in which values of `na` are blank, and are no answer even where a blank is one (no labels)"
     vals, known = self.encode(self.with_blanks(df))
     if not self.na or not self.nan_is_empty:
         return vals, known

@@ -39,7 +39,7 @@ class BoundFlow(TaskNames, ReadsBack, FitsBaselines):
       `loss_units` (path → what the loss of the task is divided by; 1 where it does not stand)"""
 
     untold: Mapping = MappingProxyType({})  # what no training row shows: path → its labels, or () for the whole task
-    loss_units: Mapping = MappingProxyType({})  # see `learn_units`; files of before have none
+    loss_units: Mapping = MappingProxyType({})  # see `learn_units`; older files have none
 
     def __init__(
         self,

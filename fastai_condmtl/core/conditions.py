@@ -61,7 +61,7 @@ class Atom(Condition):
     task: str  # Leaf name or path of the task that is asked
     op: str = 'true'  # `true eq ne isin has has_any has_all gt ge lt le between share`
     # What it is compared with, in the table's own terms; a tuple for `isin has_any has_all between`, and for `share`
-    # (answer, comparison, number). `within` stands in flows that have not met their table, see `nest_atom`
+    # (answer, comparison, number). One more `op` is the library's own: `within`, of classes that nest, see `nest_atom`
     value: object = None
     # The condition that the block carried when the atom was written: checked against the flow
     given: Condition | None = field(default=None, compare=False)

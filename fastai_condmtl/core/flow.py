@@ -46,7 +46,7 @@ class Flow:
         name: str,  # Name; part of the paths of all tasks inside, unless this is the outermost flow
         *tasks,  # Blocks and flows
         given=None,  # Condition for all of them; also written `flow | condition`
-        features: str = None,  # Branch whose features the tasks read, see `branches=`
+        features: str = None,  # Branch of the network whose features the tasks read, see `branches=`
         weight_col: str = None,  # Column with the weight of each row in the losses: 2 counts as two rows, 0 not at all
         # Values that stand where a question was not asked, such as ('none', -1): such cells are blank; na=() on a task
         # takes none

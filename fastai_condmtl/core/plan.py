@@ -105,7 +105,9 @@ def bind(
 @patch
 def states(
     self: Plan,
-    values,  # Function from a task's index to its values `(n, W)`; None: not known yet, anything is possible
+    # Function from a task's index to its values `(n, W)`, a column for each target column; None: not decided yet (a
+    # branch that has not run), anything is possible
+    values,
     known,  # Function from a task's index to the rows (and labels) that are known `(n, W)`, boolean
     scaled=False,  # True: values are on the loss scale (packed targets); False: natural values (the table)
     filled=None,  # What sub-tasks read of labels, see `with_implied`: a function from a task's index to both

@@ -10,7 +10,7 @@ from fastcore.basics import patch
 
 from ..core.errors import FlowError, near
 from ..core.patched import PatchedModule
-import fastai_condmtl.core.leaves  # noqa: F401  flow.leaves
+import fastai_condmtl.core.leaves  # noqa: F401  adds `flow.leaves`
 from ..core.target import TensorConditional
 from .inputs import as_plain
 from .layout import Layout

@@ -42,7 +42,7 @@ class Layout(PatchedModule):
         self.n_columns = [len(family.columns) for family in families]
         self.n_logits = [len(family.columns) * family.n_out for family in families]
         self.n_all_logits = sum(self.n_logits)
-        # Logits a cell, where a family sees one row a cell; 0 where it sees columns.
+        # Logits a cell, where the loss of a family takes one row a cell; 0 where it takes columns `(bs, n)`.
         self.cell_logits = [f.n_out if block.per_cell else 0 for f, block in zip(families, self.blocks)]
         self.runs = _runs([blocks[i] for i in self.tasks])
         self.run_columns = [run.n_columns for run in self.runs]
