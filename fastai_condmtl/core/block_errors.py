@@ -5,7 +5,7 @@
 # %% ../../nbs/core/block_errors.ipynb #6aec5152
 from __future__ import annotations
 from functools import wraps
-import numpy as np, pandas as pd
+import numpy as np
 from .arguments import check_number, check_whole
 from .cell_text import is_list_of_words
 from .columns import as_tuple
