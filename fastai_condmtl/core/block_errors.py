@@ -107,17 +107,9 @@ def check_no_answer_is_blank(block):
     # several columns with a label each: the vocabulary names columns, not cells
     names = [] if block.labels is not None and len(block.cols) > 1 else block.vocab or ()
     for value in block.na:
-        if any(Blanks.of((value,)).has(name) for name in names) or _is_answer(block, value):
+        if any(Blanks.of((value,)).has(name) for name in names) or block.is_answer(value):
             raise FlowError(
                 f"task '{block.path}': {shortly(value)} stands in na=, so its cells would be blank, and it is an "
                 "answer of the task too: take it out of na= (na=() takes nothing from the flow around it), or out of "
                 "the answers"
             )
-
-
-def _is_answer(block, value):
-    "True if a cell with `value` would be a label"
-    try:
-        return bool(block.encode(pd.DataFrame({col: [value] for col in block.cols}))[1].any())
-    except FlowError:
-        return False

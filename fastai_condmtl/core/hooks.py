@@ -5,8 +5,9 @@
 # %% ../../nbs/core/hooks.ipynb #7006a7a4
 from __future__ import annotations
 from typing import Any
-import numpy as np
+import numpy as np, pandas as pd
 from .best_constant import search_logits
+from .errors import FlowError
 from .block_errors import label_error, required
 from .block_fields import BlockFields, NestFields
 from .matching import MatchHooks
@@ -65,6 +66,13 @@ class CellHooks(BlockFields):
     def columns_of(self, label):
         "Target columns of one of `labels`"
         return [list(self.labels).index(label)]
+
+    def is_answer(self, value):
+        "True if a cell with `value` would be a label: no blank of `na` may be one"
+        try:
+            return bool(self.encode(pd.DataFrame({col: [value] for col in self.cols}))[1].any())
+        except FlowError:
+            return False
 
     def bad(self, df, col, i, why):
         "The error for a bad label: task, row and value, and what to do"

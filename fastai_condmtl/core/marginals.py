@@ -10,6 +10,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .conditions import And, Atom, Not, atoms
 from .errors import FlowError
+from .order import tasks_above
 from .target import doubles
 from .bound import BoundFlow
 from .prediction import FlowPrediction
@@ -241,7 +242,7 @@ def _asks_above(self: Diagrams, chain):
     plan = self.flow.plan
     conds = [plan.conds[g] for i in chain for g in plan.gates[i] if g not in plan.nest_gates]
     asked = {plan.index[atom.task] for cond in conds for atom in atoms(cond)}
-    return not asked.union(*map(plan.above, asked)).isdisjoint(chain)
+    return not asked.union(*(tasks_above(plan, i) for i in asked)).isdisjoint(chain)
 
 
 @patch

@@ -106,8 +106,8 @@ def check_votes(block, df, votes, blank):
 
 
 @patch
-def _is_answer(self: VotesBlock, value):
-    "What can stand beside the votes of other answers: also 0"
+def is_answer(self: VotesBlock, value):
+    "True if `value` can stand beside the votes of other answers: also 0"
     first, *others = self.cols
     try:
         self.encode(pd.DataFrame({first: [value], **{col: [1] for col in others}}))

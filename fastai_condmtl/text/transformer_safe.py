@@ -26,7 +26,7 @@ _asks_for_more = ('attn', 'auto_map', 'experts', 'quantization', 'kernel', 'back
 
 
 def encoder_config(
-    model: nn.Module,  # Encoder of `transformers`
+    model,  # Encoder of `transformers`
 ) -> dict | None:
     "The configuration of an encoder as plain values; None where it cannot be told by them"
     config = model.config.to_dict()
@@ -143,9 +143,9 @@ class TextPredictor(Predictor):
     def texts(self, items) -> list:
         "The texts of rows, or of a list of texts and rows"
         if isinstance(items, pd.DataFrame):
-            self.check_columns()
-            self.columns.check_columns(items)
-            return self.columns.texts(items)
+            parts = self.parts_of_rows()
+            parts.check_columns(items)
+            return parts.texts(items)
         return [self.text(item) for item in items]
 
     def text(self, item) -> str:
@@ -154,13 +154,13 @@ class TextPredictor(Predictor):
             return item
         if not isinstance(item, (pd.Series, dict)):
             raise FlowError(f"{item!r} is no text: hand over texts, or rows of a table")
-        self.check_columns()
-        return self.columns(pd.Series(item))
+        return self.parts_of_rows()(pd.Series(item))
 
-    def check_columns(self):
-        "Raise where the file does not tell which columns hold the text"
+    def parts_of_rows(self) -> TextParts:
+        "What makes the text of a row; raises where the file does not tell which columns hold it"
         if self.columns is None:
             raise FlowError("the file does not tell which columns hold the text: hand over a list of texts")
+        return self.columns
 
     def check(self):
         "A text through tokenizer and network: an error where that cannot be"

@@ -312,9 +312,8 @@ VARIANTS = dict(
     # flows that grow: what is new starts, what was there stays where it started
     vision_changed=lambda df: changed(vision(picture_dls(df, gate_alone())), all_kinds_flow()),
     heads_changed=lambda df: changed(
-        vision(picture_dls(df, gate_alone()), branches=dict(other=4)),
+        vision(picture_dls(df, gate_and_branch()), branches=dict(own=16)),
         all_kinds_flow(uses=True, features='own', hidden=8),
-        branches=dict(own=16),
     ),
     tabular_changed=lambda df: changed(
         conditional_tabular_learner(tabular_dls(df, gate_alone(), valid_idx=sides(df))),
@@ -354,6 +353,10 @@ def unfrozen(learn):
 
 def gate_alone():
     return Flow('all', BinaryBlock('gate'))
+
+
+def gate_and_branch():
+    return Flow('all', BinaryBlock('gate'), BinaryBlock('dropped', 'yes', features='own'))
 
 
 def changed(learn, flow, **kwargs):
