@@ -112,7 +112,8 @@ if __name__ == '__main__':
     dls = ConditionalTabularDataLoaders.from_df(
         df, machines_flow(), cat_names=MACHINE_CATS, cont_names=MACHINE_CONTS, splitter=lambda _: splits, bs=128
     )
-    ours = conditional_tabular_learner(dls, [128, 64])
+    fastais = dict(numbers=None, members=1, ps=0.0)  # the same network on both sides
+    ours = conditional_tabular_learner(dls, [128, 64], **fastais)
 
     def epoch(learn):
         def f():
@@ -122,8 +123,8 @@ if __name__ == '__main__':
         return f
 
     bare, metrics = (
-        conditional_tabular_learner(dls, [128, 64], metrics=[], tune=None),
-        conditional_tabular_learner(dls, [128, 64], tune=None),
+        conditional_tabular_learner(dls, [128, 64], metrics=[], tune=None, **fastais),
+        conditional_tabular_learner(dls, [128, 64], tune=None, **fastais),
     )
     (t0, t1, t2, t3), (_, r1, r2, _) = alternate(
         epoch(plain), epoch(bare), epoch(metrics), epoch(ours), rounds=9, inner=1, warmup=1

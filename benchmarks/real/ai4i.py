@@ -13,7 +13,7 @@ def bench():
     df = pd.read_csv(DATA / 'ai4i2020.csv')
     failed = lambda df: (df['Machine failure'] == 1).to_numpy()
     tasks = {'failure': Task('Machine failure'), **{f'mode.{m}': Task(m, asked=failed) for m in MODES}}
-    return Bench(df, machines_flow, tasks, MACHINE_CATS, MACHINE_CONTS, strata='Machine failure', layers=(128, 64))
+    return Bench(df, machines_flow, tasks, MACHINE_CATS, MACHINE_CONTS, strata='Machine failure')
 
 
 if __name__ == '__main__':

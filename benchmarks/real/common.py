@@ -60,7 +60,7 @@ class Bench:
     strata: str = None  # Column whose shares are kept
     layers: tuple = (200, 100)
     epochs: int = 20
-    bs: int = 128
+    bs: int = 256
     lr: float = 3e-3
 
 

@@ -63,6 +63,8 @@ class Accumulator:
     def pack(self, pred, y, loss=None):
         "One tensor `(bs, S + 2D)`: summaries of all tasks, and activations where these are kept; values, gt mask"
         loss, pred = loss or self.flow.loss_func, as_plain(pred)
+        if pred.ndim == 3:  # several answers a row, in training
+            pred = pred.mean(1)
         values, mask = loss.layout.targets_of(as_plain(y))
         parts, acts = loss.decisions.summaries(pred, values)
         parts += [acts[k].reshape(len(pred), -1) for k in sorted(self.with_acts)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import singledispatch
 import pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
@@ -32,7 +33,7 @@ from .start import check_start, start_layer
 from .state import flow_of, loss_of, followers
 
 # %% auto #0
-__all__ = ['HAND_OVER_DLS', 'new_layer', 'regrown_data', 'check_read_again', 'check_own_rows', 'why_not_same_body']
+__all__ = ['HAND_OVER_DLS', 'new_layer', 'layer_like', 'regrown_data', 'check_read_again', 'check_own_rows', 'why_not_same_body']
 
 # %% ../../nbs/learn/transfer.ipynb #a0ec5ea1
 @patch
@@ -123,9 +124,19 @@ def new_layer(learn, layer, new, branches, bias, init):
     return conditional_head(new, feats, {**kept_branches, **(branches or {})}, stock).to(device)
 
 
+@singledispatch
+def layer_like(
+    like: nn.Linear,  # A linear layer
+    n_out,  # Outputs
+    bias,  # True: with a bias
+) -> nn.Linear:
+    "A fresh layer of the same inputs. A layer of your own class can register how it is made"
+    return nn.Linear(like.in_features, n_out, bias=bias)
+
+
 def _linear(like, n_out, bias, init):
     "A fresh layer beside `like`"
-    res = nn.Linear(like.in_features, n_out, bias=bias, device=like.weight.device, dtype=like.weight.dtype)
+    res = layer_like(like, n_out, bias).to(like.weight)
     if init is not None or like.bias is None:
         apply_init(res, init or nn.init.kaiming_normal_)
     return res

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core.bound import BoundFlow
 from ..core.patched import PatchedModule
 from .decisions import Decisions
-from .inputs import TaskSums, as_plain_pair, several_targets
+from .inputs import TaskSums, as_plain_pair, mean_answer, several_targets
 from .layout import Layout
 from .masked_mean import MaskedMean
 from .ranks import step_ranks
@@ -56,7 +56,7 @@ class ConditionalLoss(PatchedModule):
 @patch
 def forward(
     self: ConditionalLoss,
-    pred,  # Raw logits `(bs, C)`
+    pred,  # Raw logits `(bs, C)`; several answers a row: `(bs, k, C)`
     y,  # Packed targets `(bs, 2, D)` or `(bs, 2D)`
     *others,  # There are none: a flow is the only target
 ):
@@ -70,7 +70,7 @@ def forward(
     # `_modules['mean']` is `self.mean`, found without `nn.Module.__getattr__`, which costs a microsecond
     weights = self._modules['mean'].cell_weights(batch.mask)
     if self.reduction == 'none':
-        return (self._cells(batch) * weights).sum(1) * len(pred)
+        return mean_answer((self._cells(batch) * weights).sum(1) * len(batch.logits), len(pred))
     total = self._total(batch, weights)
     return total * len(pred) * step_ranks() if self.reduction == 'sum' else total
 

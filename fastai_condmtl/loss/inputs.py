@@ -12,7 +12,7 @@ from ..core.errors import FlowError
 from ..core.mask_labels import MASKS
 
 # %% auto #0
-__all__ = ['TaskSums', 'as_plain', 'as_plain_pair', 'several_targets', 'wrong_width']
+__all__ = ['TaskSums', 'as_plain', 'mean_answer', 'as_plain_pair', 'several_targets', 'wrong_width']
 
 # %% ../../nbs/loss/inputs.ipynb #65f3bf31
 class TaskSums(TensorBase):
@@ -35,9 +35,20 @@ def as_plain(x):
     return x.float() if x.dtype in _half else x
 
 
+def mean_answer(
+    x,  # Numbers of each answer, `(bs·k, ...)`
+    n_rows,  # `bs`
+):
+    "The mean over the answers of each row, `(bs, ...)`"
+    return x if len(x) == n_rows else x.unflatten(0, (n_rows, -1)).mean(1)
+
+
 def as_plain_pair(pred, y):
-    "Predictions and targets as plain tensors of one dtype"
+    """Predictions `(bs, C)` and targets as plain tensors of one dtype. Of several answers a row, `(bs, k, C)`, each
+    becomes a row with the targets of its row"""
     pred, y = as_plain(pred), as_plain(y)
+    if pred.ndim == 3:
+        pred, y = pred.flatten(0, 1), y.repeat_interleave(pred.shape[1], 0)
     return pred, y if y.dtype == pred.dtype else y.to(pred.dtype)
 
 # %% ../../nbs/loss/inputs.ipynb #ffb6cc87

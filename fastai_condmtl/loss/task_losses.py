@@ -9,7 +9,7 @@ import torch
 from fastcore.basics import patch
 
 from .conditional import ConditionalLoss
-from .inputs import TaskSums
+from .inputs import TaskSums, mean_answer
 from .masked_mean import MaskedMean
 from .ranks import mean_value, rank_sums
 
@@ -56,7 +56,7 @@ def sums(
 def _of_rows(self: ConditionalLoss, pred, y):
     "Mean loss and weight of each row for each task, both `(bs, T)`"
     batch = self._prepare(pred, y)
-    return self.mean.of_rows(self._cells(batch), batch.mask)
+    return [mean_answer(x, len(pred)) for x in self.mean.of_rows(self._cells(batch), batch.mask)]
 
 # %% ../../nbs/loss/task_losses.ipynb #a64b63dc
 @patch
@@ -107,7 +107,8 @@ def task_losses(
     weights = self.mean.cell_weights(batch.mask)
     cells = self._cells(batch) * weights
     if rows is not None:
-        cells = cells * torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
+        rows = torch.as_tensor(rows, device=cells.device, dtype=cells.dtype).reshape(-1, 1)
+        cells = cells * rows.repeat_interleave(len(cells) // len(rows), 0)
     losses = self.mean.sum_by_task(cells.sum(0)) / torch.where(task_weights > 0, task_weights, 1.0)
     return mean_value(losses), (present > 0) & (task_weights > 0)
 

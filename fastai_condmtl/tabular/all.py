@@ -4,5 +4,7 @@ from ..all import *
 from .core import ConditionalTabular, FillGaps
 from .data import ConditionalTabularDataLoaders
 from .learner import conditional_tabular_learner
+from .members import TableNetwork
+from .piecewise import PiecewiseNumbers
 from .show import rows_table, show_batch, show_results
 from .rows import JoinedModel, RowModel, TabularRowBlock, TensorRow, conditional_image_tabular_learner
