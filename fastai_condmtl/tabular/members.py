@@ -87,7 +87,8 @@ class TableNetwork(TabularModel):
             n_cont, kwargs = numbers.n_out, {**kwargs, 'bn_cont': False}
         super().__init__(emb_szs, n_cont, out_sz, layers, **kwargs)
         if members > 1:
-            self.layers = nn.Sequential(EachMember(members), *with_members(self.layers, members))
+            own = with_members(self.get_submodule('layers'), members)
+            self.layers = nn.Sequential(EachMember(members), *own)
 
     def forward(self, x_cat, x_cont=None):
         logits = super().forward(x_cat, x_cont if self.numbers is None else self.numbers(x_cont))
@@ -116,9 +117,6 @@ def with_members(
     places = [(part, name) for part in layers for name, layer in part.named_children() if isinstance(layer, nn.Linear)]
     for part, name in places:
         linear, is_first, is_last = getattr(part, name), part is layers[0], part is places[-1][0]
-        if is_last:
-            new = MemberHead(linear.in_features, linear.out_features, k)
-        else:
-            new = MemberLinear(linear.in_features, linear.out_features, k, signs=is_first)
-        setattr(part, name, new)
+        sizes = linear.in_features, linear.out_features, k
+        setattr(part, name, MemberHead(*sizes) if is_last else MemberLinear(*sizes, signs=is_first))
     return layers
