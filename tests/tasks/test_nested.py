@@ -257,7 +257,7 @@ def learner(bound_df, flow, seed=0, **kwargs):
 def test_hierarchical_scores_are_those_of_sets(decode):
     "HiClass's definition, by sets of nodes; the accuracy is that of what is decided"
     levels = [dict(a=None, b=None, c=None), dict(a1='a', a2='a', b1='b', b2='b'), dict(x='a1', y='a1', z='b2', w='b2')]
-    df, learn = learner(rows_of(levels, 400, 5), flow_of_levels(levels, decode=decode), members=1)
+    df, learn = learner(rows_of(levels, 400, 5), flow_of_levels(levels, decode=decode), numbers=None, members=1)
     for parameter in learn.model.layers[-1].parameters():
         torch.nn.init.normal_(parameter)  # so that all is decided somewhere
     names = ('hierarchical_precision', 'hierarchical_recall', 'hierarchical_f1', 'accuracy')
