@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, os
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
 from ..core.errors import FlowError, check_column, plain_number, row_name, shortly
 from .findings import Finding
 from .groups import groups_of, torn_groups
