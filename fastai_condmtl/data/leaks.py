@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, os
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
 from ..core.errors import FlowError, check_column, plain_number, row_name, shortly
 from .findings import Finding
 from .groups import groups_of, torn_groups
@@ -62,11 +62,18 @@ def same_files(
 ) -> np.ndarray:  # `(N,)`
     "The number of each file's content: equal for files that hold the same bytes"
     names, which = np.unique([str(file) for file in files], return_inverse=True)
-    content = pd.Series([os.path.getsize(name) for name in names]).astype(object)
+    content = _numbered(os.path.getsize(name) for name in names)
     for n_bytes in (4096, None):
-        shared = content.duplicated(keep=False)
-        content[shared] = [(content[i], _digest(names[i], n_bytes)) for i in np.flatnonzero(shared)]
-    return pd.factorize(content)[0][which]
+        is_shared = np.bincount(content)[content] > 1
+        found = [_digest(name, n_bytes) if shared else b'' for name, shared in zip(names, is_shared)]
+        content = _numbered(zip(content.tolist(), found))
+    return content[which]
+
+
+def _numbered(keys):
+    "The number of each key, in the order in which they appear"
+    numbers = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _digest(name, n_bytes):

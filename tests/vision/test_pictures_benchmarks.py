@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks' / 'real'))
+sys.path.append(str(Path(__file__).resolve().parents[2] / 'benchmarks' / 'real'))
 import bracol, mtfl, scenes, utkface
 from pictures_common import ERROR, ByHand, scores_of, skills_of, trivial_decided
 from fastai_condmtl.datasets.faces import save_faces

@@ -9,7 +9,7 @@ from fastai_condmtl.core.conditions import Not, as_condition
 from fastai_condmtl.core.errors import FlowError
 from fastai_condmtl.data.target_block import EncodedRows
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
+sys.path.append(str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 import bench_size as size
 
 PACKAGE = str(Path(fastai_condmtl.__file__).parent)
