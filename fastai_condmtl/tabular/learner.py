@@ -16,6 +16,7 @@ from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
 from ..learn.last_layers import last_layers
 from ..learn.start import check_start, start_learner
+from ..learn.state import flow_of
 from ..core.prediction import FlowPrediction
 from .members import TableNetwork
 from .piecewise import PiecewiseNumbers
@@ -70,7 +71,7 @@ def table_network(
     **config,  # From `tabular_config`
 ) -> TabularModel:
     "The network of `conditional_tabular_learner`; with one member and `numbers=None` it is fastai's"
-    members = check_whole('members', members)
+    members, n_out = check_whole('members', members), flow_of(dls).c  # `dls.c` may be a column
     emb_szs, n_cont = get_emb_sz(dls.train_ds, emb_szs or {}), len(dls.cont_names)
     layers = [200, 100] if layers is None else layers
     if numbers is None or not n_cont:
@@ -78,8 +79,8 @@ def table_network(
     else:
         numbers = PiecewiseNumbers(dls.train_ds.conts.to_numpy(dtype=np.float32))
     if numbers is None and members == 1:
-        return TabularModel(emb_szs, n_cont, dls.c, layers, **config)
-    return TableNetwork(emb_szs, n_cont, dls.c, layers, numbers, members, **config)
+        return TabularModel(emb_szs, n_cont, n_out, layers, **config)
+    return TableNetwork(emb_szs, n_cont, n_out, layers, numbers, members, **config)
 
 
 @last_layers.register

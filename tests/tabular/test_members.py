@@ -334,3 +334,9 @@ def test_lr_find_leaves_the_network():
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(num_it=5, show_plot=False)
     assert all(torch.equal(value, before[name]) for name, value in learn.model.state_dict().items())
+
+
+def test_a_column_may_be_called_c():
+    "`dls.c` is then this column"
+    df = table().rename(columns=dict(colour='c'))
+    assert learner(loaders(df, cat_names=['c'])).model.layers[-1][0].out_features == flow().bind(df).c
