@@ -1,6 +1,7 @@
 "Graphs and safe files say what the learner says; a stranger's file does nothing but predict."
 
 import json, os
+from fastai.torch_core import set_seed
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.data.block import DataBlock
@@ -81,6 +82,7 @@ def body(pretrained=False):
 
 
 def learner(features=None, arch=body, tfms=(), item_tfms=Resize(16), noise=0.3, **kwargs):
+    set_seed(0)  # what is drawn must not hang on the tests before
     dls = DataBlock(
         blocks=(ImageBlock, flow(features)),
         get_x=Picture(),
@@ -264,7 +266,8 @@ def test_compiled_training_steps_have_equal_losses(backend):
 
 @pytest.fixture(scope='module')
 def named():
-    return learner('neck', squeezenet1_1, item_tfms=Resize(64))
+    # of so many features more noise gives logits of hundreds, whose rounding is seen beside the tolerance
+    return learner('neck', squeezenet1_1, item_tfms=Resize(64), noise=0.05)
 
 
 @pytest.mark.trains
