@@ -166,6 +166,6 @@ def test_the_table_names_rows_of_the_demo(root):
     from fastai_condmtl.datasets.synthetic import security_flow, security_scenes
 
     text = (root / 'README.md').read_text(encoding='utf-8')
-    named = re.findall(r'^\| ([a-z_0-9.]+) \| (?:accuracy|mae|iou)', text, re.M)
+    named = re.findall(r'^\| ([a-z_0-9.]+) \| (?:accuracy|mae|iou|f1_score)', text, re.M)
     paths = security_flow().bind(security_scenes(n=40)[1]).paths
     assert len(named) == 7 and set(named) <= set(paths)
