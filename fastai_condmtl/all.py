@@ -12,6 +12,7 @@ from .core.target import TensorConditional
 from .loss.conditional import ConditionalLoss
 from .evaluate.metrics import TaskMetric
 from .data.target_block import FlowTransform
+from .data.packed import PackedLabels
 from .data.groups import GroupSplitter
 from .data.split import StratifiedSplitter, stratified_folds
 from .data.mask_facts import SegmentationBlock, mask_facts

@@ -264,7 +264,7 @@ class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
 
     kept_as = dict(loss='loss_name')
-    bounded, mirrors = False, ('negate',)
+    bounded, mirrors, learns_mean = False, ('negate',), True
 
     def __init__(
         self,
@@ -280,7 +280,10 @@ class UnboundedRegressionBlock(Regression):
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.mean, self.std = (float(labels.mean()), float(labels.std())) if len(labels) else (0.0, 1.0)
+        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+
+    def set_scale(self, n, mean, std):
+        self.mean, self.std = float(mean), float(std)
         if not np.isfinite([self.mean, self.std]).all():
             raise FlowError(
                 f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use "
