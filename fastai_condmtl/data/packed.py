@@ -2,12 +2,12 @@
 
 # %% ../../nbs/data/packed.ipynb #f8751509
 from __future__ import annotations
-import json, pickle, warnings
+import json, pickle
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, shortly
+from ..core.errors import FlowError
 from ..core.files import atomic_write
 from ..core.flow import Flow
 from ..core.odd_cells import warn_of_odd_cells
@@ -17,7 +17,7 @@ from .target_block import EncodedRows
 import fastai_condmtl.loss.unit  # noqa: F401  units of a bound flow
 
 # %% auto #0
-__all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'PackedRows', 'TaskCounts', 'counts_of',
+__all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'write_facts', 'PackedRows', 'TaskCounts', 'counts_of',
            'values_counted', 'has_classes', 'encode_pieces', 'PackedWriter']
 
 # %% ../../nbs/data/packed.ipynb #ce0fa680
@@ -33,7 +33,7 @@ class PackedLabels:
         path,  # File that `encode_parquet` wrote
     ):
         self.path = Path(path).absolute()
-        self.facts = read_facts(self.path)
+        self.facts = read_facts(self.path, MAGIC, "flow.encode_parquet(files, path)")
         self.n_targets, self._flow = self.facts['n_targets'], None
         dtype = row_dtype(self.n_targets, self.facts['mask'])
         self.cells = (
@@ -88,25 +88,37 @@ def positions(
     return np.memmap(self.path, dtype=dtype, mode='r', offset=start, shape=(n,))
 
 # %% ../../nbs/data/packed.ipynb #1a1f20ce
-def read_facts(path) -> dict:
-    "The line of JSON at the end of a file of labels"
+def read_facts(
+    path,  # File that ends as `write_facts` says
+    magic: bytes,  # The last bytes of files of its kind
+    written_by: str,  # What writes it, for errors
+) -> dict:
+    "The line of JSON at the end of a file"
     if not path.is_file():
-        raise FlowError(f"there is no file '{path}': write it with flow.encode_parquet(files, {path.name!r})")
+        raise FlowError(f"there is no file '{path}': write it with {written_by}")
     with open(path, 'rb') as file:
         size = file.seek(0, 2)
-        file.seek(max(size - len(MAGIC) - 8, 0))
+        file.seek(max(size - len(magic) - 8, 0))
         end = file.read()
-        if end[8:] != MAGIC:
-            raise FlowError(
-                f"'{path}' is no file of packed labels, or lacks its end: write it again with "
-                f"flow.encode_parquet(files, {path.name!r})"
-            )
+        if end[8:] != magic:
+            raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks its end: write it again")
         length = int.from_bytes(end[:8], 'little')
-        file.seek(size - len(MAGIC) - 8 - length)
+        file.seek(size - len(magic) - 8 - length)
         facts = json.loads(file.read(length))
     if facts['size'] != size:
         raise FlowError(f"'{path}' has {size:,} bytes in place of {facts['size']:,}: copy it again")
     return facts
+
+
+def write_facts(
+    file,  # File that is being written
+    facts: dict,  # What to say of it; its size is added
+    magic: bytes,  # What says which kind of file this is
+):
+    "Append a line of JSON, its length, and the kind of file"
+    length = len(json.dumps(facts | dict(size=10**18)))
+    facts = facts | dict(size=file.tell() + length + 8 + len(magic))
+    file.write(json.dumps(facts).ljust(length).encode() + length.to_bytes(8, 'little') + magic)
 
 # %% ../../nbs/data/packed.ipynb #9ef20d00
 class PackedRows(EncodedRows):
@@ -295,10 +307,7 @@ def finish(self: PackedWriter):
         tasks=list(self.bound.paths),
     )
     self.file.write(flow)
-    facts['size'] = 0
-    length = len(json.dumps(facts | dict(size=10**18)))
-    facts['size'] = self.file.tell() + length + 8 + len(MAGIC)
-    self.file.write(json.dumps(facts).ljust(length).encode() + length.to_bytes(8, 'little') + MAGIC)
+    write_facts(self.file, facts, MAGIC)
 
 
 @patch
