@@ -1,4 +1,4 @@
-"""Labels beyond memory: rows × 14 tasks from Parquet into a packed file; time, peak memory, and how both grow with rows.
+"""Labels beyond memory: rows × 14 tasks from Parquet into a packed file. Time, peak memory, and how both grow.
 
 Each size runs in a process of its own, which says its CPU time and its peak of resident memory (`getrusage`); making
 the table is another process and is not measured. The growth exponent is the slope of log time over log rows.
@@ -47,7 +47,7 @@ def make(folder, n_rows):
     "Write a table of `n_rows` rows, a file of `STEP` rows at a time"
     for start in range(0, n_rows, STEP):
         n, rng = min(STEP, n_rows - start), np.random.default_rng(start)
-        gap = lambda values: pd.Series(values).where(rng.random(n) < 0.8)
+        gap = lambda values, n=n, rng=rng: pd.Series(values).where(rng.random(n) < 0.8)
         df = pd.DataFrame(dict(seen=gap((rng.random(n) < 0.6).astype(float))))
         df['kind'] = gap(np.array(['ball', 'cube', 'kite'], dtype=object)[rng.integers(0, 3, n)])
         df['colour'] = gap(np.array(['red', 'green', 'blue', 'grey'], dtype=object)[rng.integers(0, 4, n)])

@@ -213,7 +213,7 @@ def has_classes(block):
     return block.exact and block.per_cell and block.n_targets == 1 and block.n_out > 1
 
 # %% ../../nbs/data/packed.ipynb #e54ce2e9
-SAMPLE = 200_000  # training rows from which constants and units are learnt
+SAMPLE = 100_000  # training rows from which constants and units are learnt
 
 
 def encode_pieces(

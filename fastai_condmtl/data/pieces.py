@@ -19,7 +19,7 @@ __all__ = ['PIECE', 'SIDES', 'MANY', 'MANY_NUMBERS', 'LEAF', 'ParquetPieces', 'T
            'bind_pieces', 'label_cols']
 
 # %% ../../nbs/data/pieces.ipynb #ec46cd48
-PIECE = 1 << 16  # rows that are in memory at once
+PIECE = 1 << 15  # rows that are in memory at once
 
 
 class ParquetPieces:

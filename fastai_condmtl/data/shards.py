@@ -199,12 +199,20 @@ class Order:
         return Order(self.n, self.seed, self.start + start, self.start + stop)
 
     def __iter__(self):
+        return (i for some in self.pieces() for i in some.tolist())
+
+    def __array__(self, dtype=None, copy=None):
+        "All positions, as predictions that are brought back into order need them"
+        return np.concatenate([*self.pieces(), np.empty(0, np.int64)]).astype(dtype or np.int64)
+
+    def pieces(self):
+        "Arrays of positions, one after the other"
         at = self.start
         while at < self.stop:
             here = at % self.n
             for some in self.arrays(here, min(self.n, here + self.stop - at)):
                 at += len(some)
-                yield from some.tolist()
+                yield some
 
     def arrays(self, start, stop):
         "The positions from one place to another, an array of each mixed group"
@@ -242,11 +250,11 @@ class OrderedDL(TfmdDL):
         return Order(n, random.Random(str(self.rng.getstate())).getrandbits(63) if self.shuffle else None)
 
     def one_batch(self):
-        rng = self.rng
+        state = self.rng.getstate()
         try:
             return super().one_batch()
         finally:
-            self.rng = rng
+            self.rng.setstate(state)
 
     def new(self, dataset=None, cls=None, **kwargs):
         cls = cls or type(self)
@@ -302,7 +310,7 @@ def shard_data(
     split_idx = min(SIDES.index(side), 1)
     pictures = TfmdLists(ShardPictures(shards, packed, side), tfms, do_setup=False, split_idx=split_idx)
     labels = ConditionalLists(packed.rows(side), [target], do_setup=False, split_idx=split_idx)
-    pictures.types, labels.types = [bytes], [TensorConditional]
+    pictures.types, labels.types = [*pictures.tfms.fs[0].input_types], [TensorConditional]
     res = ShardData(tls=[pictures, labels], n_inp=1, dl_type=OrderedDL)
     res.shards, res.packed = shards, packed
     res.n_sides = max((k + 1 for k, n in enumerate(packed.facts['sides']) if n), default=0)
