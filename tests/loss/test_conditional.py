@@ -49,7 +49,7 @@ def one(t, z, v):
     if t['kind'] == 'count':
         return (z.exp() if z <= 15 else math.exp(15) * (z - 14)) - v * z - (v - v * v.log() if v > 0 else 0)
     d = (z.sigmoid() if t['kind'] == 'bounded' else z) - v
-    return {'mse': d * d, 'l1': d.abs(), 'huber': d * d / 2 if d.abs() <= 1 else d.abs() - 0.5}[kw.get('loss', 'mse')]
+    return {'mse': d * d, 'l1': d.abs(), 'huber': d * d / 2 if d.abs() <= 1 else d.abs() - 0.5}[kw.get('loss', 'l1')]
 
 
 def by_hand(spec, bound, pred, y):

@@ -141,7 +141,7 @@ def test_random_flows(rng):
         if not len(values):
             assert path not in bound.loss_units
             continue
-        formula = poisson if t['kind'] == 'count' else FORMULAS[t.get('kw', {}).get('loss', 'mse')]
+        formula = poisson if t['kind'] == 'count' else FORMULAS[t.get('kw', {}).get('loss', 'l1')]
         low, high = min(values) - 1e-9, max(values) + 1e-9
         low = max(low, 1e-9) if t['kind'] == 'count' else low
         want = best_by_search(lambda c: np.mean([formula(c, v) for v in values]), low, max(high, 2e-9))
