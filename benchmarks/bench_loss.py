@@ -54,7 +54,7 @@ def hand_fused(bound, linear):
         g = m * (share / m.sum(0).clamp(min=1))
         loss = F.binary_cross_entropy_with_logits(z[:, :a], v[:, :a], weight=g[:, :a], reduction='sum')
         if b > a:
-            loss = loss + (F.mse_loss(z[:, a:b].sigmoid(), v[:, a:b], reduction='none') * g[:, a:b]).sum()
+            loss = loss + (F.l1_loss(z[:, a:b].sigmoid(), v[:, a:b], reduction='none') * g[:, a:b]).sum()
         if cls:
             loss = loss + (F.cross_entropy(z[:, b:], v[:, b].long(), reduction='none') * g[:, b]).sum()
         loss.backward()
@@ -82,7 +82,7 @@ MIXED = dict(
     bounded=(
         lambda n: BoundedRegressionBlock(n, y_range=(0, 64)),
         lambda r, n: r.random(n) * 64,
-        lambda z, v, g: (F.mse_loss(z.sigmoid(), v, reduction='none') * g).sum(),
+        lambda z, v, g: (F.l1_loss(z.sigmoid(), v, reduction='none') * g).sum(),
     ),
     single=(
         lambda n: SingleLabelBlock(n, vocab=range(5)),
@@ -94,7 +94,7 @@ MIXED = dict(
     unbounded=(
         lambda n: UnboundedRegressionBlock(n),
         lambda r, n: r.normal(size=n),
-        lambda z, v, g: (F.mse_loss(z, v, reduction='none') * g).sum(),
+        lambda z, v, g: (F.l1_loss(z, v, reduction='none') * g).sum(),
     ),
     ordinal=(lambda n: OrdinalBlock(n, vocab=range(5)), lambda r, n: r.integers(0, 5, n), steps),
     count=(

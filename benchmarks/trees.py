@@ -38,7 +38,17 @@ def load(root):
 
 def security(tree):
     "The flow and the table of the drawn scenes"
-    return tree['security_flow'](box_weight=1.0), tree['security_scenes'](256, size=16)[1]
+    return with_squares(tree['security_flow'](), tree), tree['security_scenes'](256, size=16)[1]
+
+
+def with_squares(flow, tree):
+    "The flow with squared errors and weights of 1, whatever a tree has by default"
+    for task in flow.tasks:
+        if isinstance(task, tree['Flow']):
+            with_squares(task, tree)
+        elif isinstance(task, tree['BoundedRegressionBlock']):
+            task.loss_name, task.weight = 'mse', 1.0
+    return flow
 
 
 def many(tree, n=500):
@@ -46,7 +56,7 @@ def many(tree, n=500):
     rng = np.random.default_rng(0)
     first = tree['BinaryBlock']('b0')
     binary = [tree['BinaryBlock'](f'b{i}') | first for i in range(1, n)]
-    numbers = [tree['BoundedRegressionBlock'](f'r{i}', y_range=(0, 64)) | first for i in range(n)]
+    numbers = [tree['BoundedRegressionBlock'](f'r{i}', y_range=(0, 64), loss='mse') | first for i in range(n)]
     cols = {f'b{i}': rng.integers(0, 2, 256).astype(float) for i in range(n)} | {
         f'r{i}': rng.random(256) * 64 for i in range(n)
     }

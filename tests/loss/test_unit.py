@@ -55,9 +55,9 @@ def test_by_hand():
     bound, _ = learnt(
         Flow(
             'f',
-            BoundedRegressionBlock('x', y_range=(0, 4)),
+            BoundedRegressionBlock('x', y_range=(0, 4), loss='mse'),
             BoundedRegressionBlock('a', 'x', y_range=(0, 4), loss='l1'),
-            UnboundedRegressionBlock('s', 'x'),
+            UnboundedRegressionBlock('s', 'x', loss='mse'),
             CountBlock('c'),
         ),
         df,
@@ -84,9 +84,9 @@ def test_dummies_of_scikit_learn(weighted):
     df.loc[rng.random(n) < 0.3, ['x', 'c']] = np.nan
     there = BinaryBlock('there')
     numbers = [
-        UnboundedRegressionBlock('square', 'x'),
-        BoundedRegressionBlock('bounded', 'x'),
-        UnboundedRegressionBlock('absolute', 'x', loss='l1'),
+        UnboundedRegressionBlock('square', 'x', loss='mse'),
+        BoundedRegressionBlock('bounded', 'x', loss='mse'),
+        UnboundedRegressionBlock('absolute', 'x'),
         BoundedRegressionBlock('in_range', 'x', loss='l1'),
         CountBlock('c'),
     ]
@@ -158,10 +158,10 @@ def test_the_best_constant_loses_one():
     flow = Flow(
         'f',
         p,
-        UnboundedRegressionBlock('u', weight=2) | p,
+        UnboundedRegressionBlock('u', weight=2, loss='mse') | p,
         UnboundedRegressionBlock('h', loss='huber'),
-        BoundedRegressionBlock('b', loss='l1'),
-        BoundedRegressionBlock('raw', 'b', normalise=False),
+        BoundedRegressionBlock('b'),
+        BoundedRegressionBlock('raw', 'b', loss='mse', normalise=False),
         CountBlock('c'),
     )
     dls = ConditionalTabularDataLoaders.from_df(df, flow, cont_names=['x'], bs=1024)
