@@ -187,7 +187,7 @@ def test_the_best_constant_loses_one():
 # ---------------------------------------------------------------------------------------------------------
 def test_one_where_it_would_mean_nothing():
     "Labels that are all alike, or almost; no label; kinds of classes"
-    df = pd.DataFrame(dict(x=[2.0] * 4, t=[0, 0, 0, 1e-4], n=[None] * 4, k=list('abab'), o=[1, 2, 3, 1], c=[0] * 4))
+    df = pd.DataFrame(dict(x=[2.0] * 4, t=[0, 0, 0, 1e-6], n=[None] * 4, k=list('abab'), o=[1, 2, 3, 1], c=[0] * 4))
     flow = Flow(
         'f',
         UnboundedRegressionBlock('x'),
