@@ -37,11 +37,6 @@ def branched(flow, own):
     )
 
 
-def with_squares(flow):
-    "The flow with squared errors: as they are, coordinates are hardly heard beside cross entropies"
-    return Flow.from_json(flow.to_json().replace('"loss": "l1"', '"loss": "mse"'))
-
-
 def scores(learn, unit):
     "Mean accuracy, and mean absolute error in percent of the range, over the tasks that have one"
     with learn.no_bar(), learn.no_logging():
@@ -72,7 +67,7 @@ def scenes(path, n=1200, epochs=6):
 
     def run(balance=None, weight=1.0, own=False):
         def f(seed):
-            flow, branches = branched(with_squares(security_flow(SIZE, box_weight=weight)), own)
+            flow, branches = branched(security_flow(SIZE, box_weight=weight), own)
             dls = ConditionalDataLoaders.from_df(
                 df,
                 flow,

@@ -33,9 +33,10 @@ class Scenes(SmallNet):
         return rest | {name + ERROR: float(score) for name, score in own.items()}
 
 
-def flow_of_scenes(loss='l1', **kwargs):
+def flow_of_scenes(loss='mse', **kwargs):
     "`security_flow`, with another loss of its coordinates"
-    return Flow.from_json(security_flow(**kwargs).to_json().replace('"loss": "l1"', f'"loss": "{loss}"'))
+    kind = '"block": "BoundedRegressionBlock"'
+    return Flow.from_json(security_flow(**kwargs).to_json().replace(kind, f'{kind}, "loss": "{loss}"'))
 
 
 def main():
@@ -45,7 +46,7 @@ def main():
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--workers', type=int, help='that read pictures')
     parser.add_argument('--weights', type=float, nargs='*', help='a row a weight of a coordinate instead')
-    parser.add_argument('--losses', nargs='+', default=['l1', 'mse'], help='of the coordinates, for --weights')
+    parser.add_argument('--losses', nargs='+', default=['mse', 'l1'], help='of the coordinates, for --weights')
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     with tempfile.TemporaryDirectory() as folder:
