@@ -15,7 +15,7 @@ from fastai_condmtl.all import (
     UnboundedRegressionBlock,
 )
 from fastai_condmtl.data import packed as packed_module, pieces as pieces_module
-from fastai_condmtl.data.packed import TaskCounts, encode_pieces
+from fastai_condmtl.data.packed import encode_pieces
 from fastai_condmtl.data.pieces import LEAF, Numbers, mean_and_std
 from oracle import build, frame
 from random_flows import ALL_KINDS, random_spec, random_table, rows_for_trees
