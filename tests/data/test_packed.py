@@ -1,4 +1,4 @@
-"""Labels that are encoded in pieces are those of memory, to the last bit: random flows over random tables, cut anywhere,
+"""Labels that are encoded in pieces are those of memory, to the last bit: random flows and tables, cut anywhere,
 against `Flow.bind` and `encode` of the whole table; the file against what was written by hand"""
 
 import os, pickle, random, signal, subprocess, sys, textwrap, warnings
