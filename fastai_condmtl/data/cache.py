@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/cache.ipynb #4c3ea4a8
 from __future__ import annotations
-import hashlib, json, mmap, os, shutil, time, zlib
+import hashlib, json, math, mmap, os, shutil, time, zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def shrunk_size(
     "Width and height of the small picture. The difference of the sides is even, so that the middle stays the middle"
     if px is None or min(size) <= px:
         return tuple(size)
-    return tuple(px + 2 * round((side * px / min(size) - px) / 2) for side in size)
+    return tuple(px + 2 * math.ceil((side * px / min(size) - px - 1) / 2) for side in size)
 
 
 def shrunk(
@@ -79,7 +79,8 @@ def file_size(
 FORMAT = 'fastai_condmtl pictures 1'
 ENTRY = np.dtype(
     [
-        ('key', '<u8', 2),  # Hash of the path
+        ('first', '<u8'),  # Hash of the path
+        ('second', '<u8'),
         ('file_bytes', '<i8'),
         ('file_time', '<i8'),  # Nanoseconds
         ('start', '<i8'),  # Of the pixels in their file
@@ -101,7 +102,7 @@ def check_sums(
     entries,  # Array (N,) of `ENTRY`
 ):
     "What `check` of each entry must be (N,)"
-    words = np.ascontiguousarray(entries).view('<u8').reshape(len(entries), -1)
+    words = np.ascontiguousarray(entries).view('<u8').reshape(len(entries), _N_WORDS)
     return (words[:, :-1] * _FACTORS).sum(1, dtype=np.uint64) + np.uint64(1)  # an entry of zeros is none
 
 
@@ -143,7 +144,7 @@ class PictureCache:
         found = self.find(fn)
         if found is None:
             return None
-        _, _, _, start, length, width, height, file_width, file_height, mode, crc, _ = found.item()
+        start, length, width, height, file_width, file_height, mode, crc, _ = found[4:]
         pixels = self.pixels[start : start + length]
         if zlib.crc32(pixels) != crc:
             raise self.damaged(f"the pixels of '{fn}' are not those that were written")
@@ -205,11 +206,11 @@ def load(self: PictureCache):
         raise self.damaged(f"its file 'pixels' cannot be read: {e}") from e
     if (entries['start'] + entries['length']).max() > len(self.pixels):
         raise self.damaged("its file 'pixels' is shorter than its index says")
-    order = np.lexsort((entries['key'][:, 1], entries['key'][:, 0]))
-    entries = entries[order]
-    is_last = np.append((entries['key'][1:] != entries['key'][:-1]).any(1), True)
-    self.entries = entries[is_last]
-    self.firsts = np.ascontiguousarray(self.entries['key'][:, 0])
+    firsts, seconds = entries['first'].copy(), entries['second'].copy()
+    order = np.lexsort((seconds, firsts))
+    firsts, seconds = firsts[order], seconds[order]
+    is_last = np.append((firsts[1:] != firsts[:-1]) | (seconds[1:] != seconds[:-1]), True)
+    self.entries, self.firsts = entries[order[is_last]], firsts[is_last]
     return self
 
 
@@ -233,7 +234,7 @@ def _header(self: PictureCache):
 
 @patch
 def find(self: PictureCache, fn):
-    "The entry of a file that has not changed since; None without"
+    "The entry of a file that has not changed since, as a tuple; None without"
     if self.entries is None:
         self.load()
     if not len(self.entries):
@@ -242,12 +243,11 @@ def find(self: PictureCache, fn):
         stat = os.stat(fn)
     except (OSError, ValueError):
         return None  # who reads the file tells what is wrong with it
-    first, second = key_of(fn)
-    position = int(self.firsts.searchsorted(np.uint64(first)))
-    for entry in self.entries[position : position + 2]:  # two paths that share one half of the hash
-        (a, b), size, modified = entry['key'], entry['file_bytes'], entry['file_time']
-        if a == first and b == second:
-            return entry if size == stat.st_size and modified == stat.st_mtime_ns else None
+    key = key_of(fn)
+    position = int(self.firsts.searchsorted(np.uint64(key[0])))
+    for entry in self.entries[position : position + 2].tolist():  # two paths may share one half of the hash
+        if entry[:2] == key:
+            return entry if entry[2:4] == (stat.st_size, stat.st_mtime_ns) else None
     return None
 
 # %% ../../nbs/data/cache.ipynb #c81ebe58
@@ -321,10 +321,11 @@ def _expected(self: PictureCache, files, n=256):
     for fn in files[:: -(-len(files) // n)]:
         try:
             with Image.open(fn) as header:
-                width, height = shrunk_size(header.size, self.px)
-                sizes.append(width * height * len(Image.getmodebands(mode or header.mode)))
+                size, own_mode = header.size, header.mode
         except Exception:
             continue  # the build says what is wrong with it
+        width, height = shrunk_size(size, self.px)
+        sizes.append(width * height * Image.getmodebands(mode or own_mode))
     return float(np.mean(sizes)) * len(files) if sizes else 0.0
 
 # %% ../../nbs/data/cache.ipynb #3ab574a7
@@ -349,7 +350,8 @@ def _decode(self: PictureCache, fn, open_file):
     check_holds(picture, self.cls, fn)
     small = self.shrink(picture)
     entry, pixels = np.zeros(1, ENTRY), small.tobytes()
-    entry['key'], entry['file_bytes'], entry['file_time'] = key_of(fn), stat.st_size, stat.st_mtime_ns
+    (entry['first'], entry['second']), entry['file_bytes'] = key_of(fn), stat.st_size
+    entry['file_time'] = stat.st_mtime_ns
     entry['width'], entry['height'] = small.size
     entry['file_width'], entry['file_height'] = picture.size
     entry['mode'], entry['length'], entry['crc'] = small.mode.encode(), len(pixels), zlib.crc32(pixels)
