@@ -1,14 +1,12 @@
 """Cached pictures in loaders: against the same loaders without a cache, and against PIL by hand"""
 
-import multiprocessing, random, warnings
-from functools import partial
+import multiprocessing, random
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import (
     CropPad,
     DataBlock,
     FlipItem,
-    ImageBlock,
     Learner,
     Normalize,
     PILImage,
@@ -31,10 +29,9 @@ from fastai_condmtl.vision.all import (
     FlowError,
     FlowWarning,
     KeypointsBlock,
-    SingleLabelBlock,
     load_safe,
 )
-from fastai_condmtl.data.cache import OpenCached, PictureCache, file_size
+from fastai_condmtl.data.cache import file_size
 from fastai_condmtl.vision.cached import needed
 from fastai_condmtl.vision.points import original_frames
 
@@ -72,7 +69,9 @@ def both():
 def loaders(pics, cache, item_tfms, flow=None, **kwargs):
     tmp, df = pics
     kwargs = dict(valid_pct=0.5, seed=0, bs=3, num_workers=0, fn_col='img') | kwargs
-    return ConditionalDataLoaders.from_df(df, both() if flow is None else flow, tmp, item_tfms=item_tfms, cache=cache, **kwargs)
+    return ConditionalDataLoaders.from_df(
+        df, both() if flow is None else flow, tmp, item_tfms=item_tfms, cache=cache, **kwargs
+    )
 
 
 def cache_of(dls):
@@ -151,7 +150,9 @@ def test_an_exported_learner_predicts_files_as_the_cached_ones(pics, tmp_path):
     from fastai_condmtl.equip import equip
 
     tmp, df = pics
-    dls = loaders(pics, str(tmp_path / 'c'), Resize(48, method='squish'), batch_tfms=Normalize.from_stats(*imagenet_stats))
+    dls = loaders(
+        pics, str(tmp_path / 'c'), Resize(48, method='squish'), batch_tfms=Normalize.from_stats(*imagenet_stats)
+    )
     learn = equip(Learner(dls, network(dls)))
     with learn.no_bar():
         acts = learn.get_preds(dl=dls.test_dl(df))[0]
@@ -254,7 +255,9 @@ def test_a_stock_datablock(pics, tmp_path, capsys):
     tmp, df = pics
     blocks = (CachedImageBlock(32, tmp_path / 'c'), CachedImageBlock(16, tmp_path / 'c', PILImageBW), both())
     dblock = DataBlock(
-        blocks=blocks, n_inp=2, getters=[lambda r: tmp / r.img, lambda r: str(tmp / r.img), lambda r: r],
+        blocks=blocks,
+        n_inp=2,
+        getters=[lambda r: tmp / r.img, lambda r: str(tmp / r.img), lambda r: r],
         item_tfms=Resize(32),
     )
     dls = dblock.dataloaders(df, bs=2, num_workers=0)
