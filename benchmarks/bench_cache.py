@@ -21,7 +21,7 @@ from fastai_condmtl.all import equip
 from fastai_condmtl.tools.demo import head, trunk
 from fastai_condmtl.vision.all import BinaryBlock, ConditionalDataLoaders, Flow, task
 
-SIZE, N, BATCH, TASKS, SCALE = 64, 1024, 64, 8, 0.5
+SIZE, N, BATCH, TASKS, SCALE = 64, 512, 64, 8, 0.5
 
 
 def save_photos(folder):
@@ -131,7 +131,7 @@ if __name__ == '__main__':
 
         sides = dict(hand=hand.epoch, cache=ours(learners['cache']), files=ours(learners['files']))
         times = {name: [] for name in sides}
-        for r in range(9):
+        for r in range(7):
             for name in list(sides)[r % 3 :] + list(sides)[: r % 3]:
                 seconds = of_processor(sides[name])
                 if r:
