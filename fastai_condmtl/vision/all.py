@@ -1,6 +1,7 @@
 "`from fastai_condmtl.vision.all import *`, after `from fastai.vision.all import *`"
 
 from ..all import *
+from .cached import CachedImageBlock
 from .data import ConditionalDataLoaders
 from .learner import conditional_vision_learner
 from .points import KeepInside, ScalePoints

@@ -26,11 +26,12 @@ from ..core.geometry import Frame, Geometry
 from ..core.mirror_rule import mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
+from ..data.cache import file_size
 
 # %% auto #0
 __all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'encodes', 'ScalePoints', 'picture_size',
-           'first_size', 'check_near', 'KeepInside', 'inside', 'flow_tfms', 'first_geometric', 'moves_pictures',
-           'original_frames']
+           'first_size', 'file_size_of', 'check_near', 'KeepInside', 'inside', 'flow_tfms', 'first_geometric',
+           'moves_pictures', 'original_frames']
 
 # %% ../../nbs/vision/points.ipynb #a758679e
 class TensorConditionalPoints(TensorConditional, TensorPoint):
@@ -163,7 +164,7 @@ class ScalePoints(Transform):
             scaled = scaled * x[1].index_select(0, columns)
             check_near(y, scaled, size)
         x[0] = x[0].index_copy(0, columns, scaled)
-        return as_points(x, y.geo, size)
+        return as_points(x, y.geo, first_size(b))
 
     def decode(self, b, **kwargs):
         "Set the `frame` of packed rows: the picture that they are shown with"
@@ -189,9 +190,15 @@ def first_size(items):
     return next((size for size in map(picture_size, items) if size is not None), None)
 
 
+def file_size_of(items):
+    "Width and height of the file of the first picture among `items`, which a cache may have shrunk; None without"
+    first = next((x for x in items if picture_size(x) is not None), None)
+    return file_size(first) if isinstance(first, Image.Image) else picture_size(first)
+
+
 def _size_for(y, b):
-    "Size of the picture that the coordinates `y` of an item belong to"
-    size = first_size(b)
+    "Size of the file that the coordinates `y` of an item belong to"
+    size = file_size_of(b)
     if size is None:
         raise FlowError(
             f"task '{y.geo.names[0]}' tells coordinates, but there is no picture among the inputs "
@@ -311,13 +318,14 @@ def original_frames(
     known, frames = {}, []
     for i in sorted(dl.get_idxs()):
         item = dl.dataset[i]
-        size = first_size(item if isinstance(item, tuple) else (item,))
+        pictures = item if isinstance(item, tuple) else (item,)
+        size = file_size_of(pictures)
         if size is None:
             raise FlowError("there is no picture among the inputs to tell coordinates of")
-        size = tuple(size)
-        if size not in known:
-            known[size] = _probe(dl, item, size)
-        frames.append(known[size])
+        sizes = tuple(size), tuple(first_size(pictures))
+        if sizes not in known:
+            known[sizes] = _probe(dl, item, tuple(size))
+        frames.append(known[sizes])
     return frames
 
 
