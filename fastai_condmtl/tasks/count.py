@@ -176,6 +176,11 @@ def score(self: CountBlock, name, summary, true, mask, threshold=None):
         return regression_score(name, poisson_median(rate), counts)
     if name != 'deviance':
         return regression_score(name, rate, counts)
-    from sklearn.metrics import mean_poisson_deviance
+    return _poisson_deviance(np.maximum(rate, 1e-9), counts)
 
-    return float(mean_poisson_deviance(counts, np.maximum(rate, 1e-9)))
+
+def _poisson_deviance(rate, counts):
+    "The mean deviance of Poisson distributions of these rates, as scikit-learn has it"
+    from scipy.special import xlogy
+
+    return float(2 * np.mean(xlogy(counts, counts / rate) - counts + rate))
