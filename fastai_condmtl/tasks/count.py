@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tasks/count.ipynb #20e0d240
 from __future__ import annotations
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import numbers
@@ -69,14 +69,20 @@ def poisson_median(rate):
 @patch
 def loss(self: CountBlock, logits, targets, weight=None):
     at_best = torch.xlogy(targets, targets) - targets
-    losses = torch.addcmul(self.activate(logits) + at_best, targets, logits, value=-1)
+    # `hardtanh` is `clamp` with a gradient of one operation, where `clamp` takes three
+    rate = _straight_beyond(logits, F.hardtanh(logits, -float('inf'), self.steep))
+    losses = torch.addcmul(rate + at_best, targets, logits, value=-1)
     return losses if weight is None else (losses * weight).sum()
 
 
 @patch
 def activate(self: CountBlock, logits):
     "Expected counts over the mean of the training rows"
-    bent = logits.clamp(max=self.steep)
+    return _straight_beyond(logits, logits.clamp(max=self.steep))
+
+
+def _straight_beyond(logits, bent):
+    "The exponential of logits, a straight line from where they are `bent`, that is cut off"
     rate = bent.exp()
     return torch.addcmul(rate, rate, logits - bent)
 
