@@ -17,7 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
 from ..loss.inputs import as_plain
-from ..loss.ranks import gather_rows, in_order, whole
+from ..loss.ranks import Rows, gather_rows, in_order, whole
 from ..core.errors import FlowError
 from ..data.groups import row_groups
 from .reading import as_loader
@@ -37,7 +37,7 @@ class Accumulator:
         self.reset()
 
     def reset(self):
-        self.parts, self.at, self.data, self.thresholds = [], [], None, {}
+        self.parts, self.at, self.data, self.thresholds = Rows(), [], None, {}
         self.last_pred = None  # reference to the predictions that were added last
         self.dl, self.group_col, self.of_rows = None, None, None  # where the rows come from, and their groups
 

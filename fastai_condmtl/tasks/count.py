@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tasks/count.ipynb #20e0d240
 from __future__ import annotations
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import numbers
@@ -73,14 +73,20 @@ def poisson_median(rate):
 @patch
 def loss(self: CountBlock, logits, targets, weight=None):
     at_best = torch.xlogy(targets, targets) - targets
-    losses = torch.addcmul(self.activate(logits) + at_best, targets, logits, value=-1)
+    # `hardtanh` is `clamp` with a gradient of one operation, where `clamp` takes three
+    rate = _straight_beyond(logits, F.hardtanh(logits, -float('inf'), self.steep))
+    losses = torch.addcmul(rate + at_best, targets, logits, value=-1)
     return losses if weight is None else (losses * weight).sum()
 
 
 @patch
 def activate(self: CountBlock, logits):
     "Expected counts over the mean of the training rows"
-    bent = logits.clamp(max=self.steep)
+    return _straight_beyond(logits, logits.clamp(max=self.steep))
+
+
+def _straight_beyond(logits, bent):
+    "The exponential of logits, a straight line from where they are `bent`, that is cut off"
     rate = bent.exp()
     return torch.addcmul(rate, rate, logits - bent)
 
@@ -180,6 +186,11 @@ def score(self: CountBlock, name, summary, true, mask, threshold=None):
         return regression_score(name, poisson_median(rate), counts)
     if name != 'deviance':
         return regression_score(name, rate, counts)
-    from sklearn.metrics import mean_poisson_deviance
+    return _poisson_deviance(np.maximum(rate, 1e-9), counts)
 
-    return float(mean_poisson_deviance(counts, np.maximum(rate, 1e-9)))
+
+def _poisson_deviance(rate, counts):
+    "The mean deviance of Poisson distributions of these rates, as scikit-learn has it"
+    from scipy.special import xlogy
+
+    return float(2 * np.mean(xlogy(counts, counts / rate) - counts + rate))

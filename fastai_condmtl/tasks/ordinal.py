@@ -71,7 +71,8 @@ def found(self: OrdinalBlock, df):
 # %% ../../nbs/tasks/ordinal.ipynb #049151fc
 def logits_above(logits):
     "Logits of P(above class k), k = 0 … K-2, `(…, K-1)`"
-    return logits[..., 1:] + logits[..., :1]
+    first, rest = logits.split([1, logits.shape[-1] - 1], -1)  # backward joins both once, where slices fill zeros twice
+    return rest + first
 
 
 def is_above(targets, like):
