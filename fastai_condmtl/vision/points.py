@@ -30,7 +30,7 @@ from ..core.applications import provides
 # %% auto #0
 __all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'column_numbers', 'encodes', 'ScalePoints',
            'picture_size', 'first_size', 'check_near', 'KeepInside', 'inside', 'flow_tfms', 'first_geometric',
-           'moves_pictures', 'original_frames']
+           'moves_pictures', 'original_frames', 'corners_of', 'frame_of']
 
 # %% ../../nbs/vision/points.ipynb #a758679e
 class TensorConditionalPoints(TensorConditional, TensorPoint):
@@ -333,14 +333,38 @@ def original_frames(
 
 def _probe(dl, item, size):
     "The `Frame` of pictures of this size: their corners go through all transforms"
+    inputs = (item if isinstance(item, tuple) else (item,))[: dl.n_inp]
+    after_item, after_batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
+    after_item.split_idx = after_batch.split_idx = 1
+    item = after_item((*inputs, corners_of(inputs)))
+    batch = after_batch(to_device(dl.do_batch([item]), dl.device))
+    return frame_of(inputs, batch[-1])
+
+# %% ../../nbs/vision/points.ipynb #c0a4e5f1
+@provides
+def corners_of(
+    inputs,  # Inputs of an item, before the item transforms
+) -> TensorConditional:
+    "Packed labels that hold the corners of the first picture, in its pixels; they go through the transforms with it"
+    size = first_size(inputs)
+    if size is None:
+        raise FlowError("there is no picture among the inputs to tell coordinates of")
     width, height = size
     corners = torch.tensor([0.0, 0, width, 0, 0, height, width, height])
     y = torch.stack([corners, torch.ones(8)]).as_subclass(TensorConditional)
     y.geo = Geometry(points=tuple(range(8)), keep=True)
-    inputs = (item if isinstance(item, tuple) else (item,))[: dl.n_inp]
-    after_item, after_batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
-    after_item.split_idx = after_batch.split_idx = 1
-    batch = after_batch(to_device(dl.do_batch([after_item((*inputs, y))]), dl.device))
-    moved = batch[-1].as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)
-    affine = np.linalg.lstsq(np.c_[moved, np.ones(4)], corners.double().numpy().reshape(4, 2), rcond=None)[0].T
+    return y
+
+
+@provides
+def frame_of(
+    inputs,  # Inputs of an item, before the item transforms
+    moved,  # A batch of its `corners_of`, after all transforms
+) -> Frame:
+    "The `Frame` from coordinates that the network tells to pixels of the picture as it was read"
+    size = first_size(inputs)
+    width, height = size
+    corners = np.array([[0.0, 0], [width, 0], [0, height], [width, height]])
+    places = moved.as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)
+    affine = np.linalg.lstsq(np.c_[places, np.ones(4)], corners, rcond=None)[0].T
     return Frame(affine, size)
