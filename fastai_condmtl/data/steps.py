@@ -103,11 +103,12 @@ def _of_part(tfm, x, of_types):
 def part_reader(
     tl,  # `TfmdLists`: one input of a data set, or its target
     known,  # From `known_steps`
+    n_tfms=None,  # How many of its transforms are run, where positions are known; None: all
 ):
     "A function position → that part of the item, as `tl[position]` gives it"
     if type(tl) is ConditionalLists or type(tl) is not TfmdLists or type(tl.tfms) is not Pipeline:
         return tl.__getitem__
-    tfms, items = list(tl.tfms.fs), tl.items
+    tfms, items = list(tl.tfms.fs)[:n_tfms], tl.items
     cells = _cells(items, tfms)
     if cells is not None:
         reader, name, later = tfms[0], tfms[0].cols[0], tfms[1:]

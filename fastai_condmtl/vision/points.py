@@ -6,10 +6,12 @@
 from __future__ import annotations
 import warnings
 from functools import lru_cache
+from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 from fasttransform import Transform, Pipeline
+from fastai.data.core import Datasets
 from fastai.torch_core import TensorImageBase, to_device
 from fastai.vision.core import TensorPoint
 from fastai.vision.augment import (
@@ -26,6 +28,8 @@ from ..core.geometry import Frame, Geometry
 from ..core.mirror_rule import mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
+from ..data.pictures import OpenImage
+from ..data.steps import part_reader
 
 # %% auto #0
 __all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'column_numbers', 'encodes', 'ScalePoints',
@@ -318,17 +322,39 @@ def original_frames(
     dl,  # `DataLoader`; its transforms act as on a validation set
 ) -> list:
     "For each of its items, in the order of the data set, the `Frame` to pixels of the picture as it was read"
-    known, frames = {}, []
+    known, frames, read_size = {}, [], _size_reader(dl.dataset)
     for i in sorted(dl.get_idxs()):
-        item = dl.dataset[i]
-        size = first_size(item if isinstance(item, tuple) else (item,))
+        size, item = read_size(i), None
+        if size is None:
+            item = dl.dataset[i]
+            size = first_size(item if isinstance(item, tuple) else (item,))
         if size is None:
             raise FlowError("there is no picture among the inputs to tell coordinates of")
         size = tuple(size)
         if size not in known:
-            known[size] = _probe(dl, item, size)
+            known[size] = _probe(dl, dl.dataset[i] if item is None else item, size)
         frames.append(known[size])
     return frames
+
+
+_TELL_SIZE_FIRST = ('PNG', 'JPEG', 'BMP')  # formats whose first bytes tell the size that is read in the end
+
+
+def _size_reader(ds):
+    "A function position → width and height by the first bytes of a file; None where the picture must be read"
+    tfms = ds.tls[0].tfms.fs if type(ds) is Datasets else []
+    if not len(tfms) or type(tfms[-1]) is not OpenImage:
+        return lambda i: None
+    read = part_reader(ds.tls[0], {}, len(tfms) - 1)
+
+    def size(i):
+        file = read(i)
+        if not isinstance(file, (str, Path)) or not Path(file).is_file():
+            return picture_size(file)
+        with Image.open(file) as picture:
+            return tuple(picture.size) if picture.format in _TELL_SIZE_FIRST else None
+
+    return size
 
 
 def _probe(dl, item, size):
