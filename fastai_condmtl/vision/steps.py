@@ -63,10 +63,10 @@ def _pixels(picture):
 @knows_step(Resize, TensorConditionalPoints)
 def resized_points(tfm: Resize, y):
     "Packed labels after `Resize`"
-    size = y.img_size
-    if tfm.method == ResizeMethod.Pad or y.ndim != 2 or y.device.type != 'cpu':
+    plain, size, geo = torch.as_subclass(y, torch.Tensor), y.img_size, y.geo
+    if tfm.method == ResizeMethod.Pad or plain.ndim != 2 or plain.device.type != 'cpu':
         return tfm._do_call('encodes', y)
-    geo, packed = y.geo, torch.as_subclass(y, torch.Tensor).clone()
+    packed = plain.clone()
     if not geo.cols:
         return as_points(packed, geo, tfm.size)
     corner, cut = cut_of(tfm, size)
