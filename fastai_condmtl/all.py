@@ -59,6 +59,7 @@ import fastai_condmtl.data.audit  # noqa: F401
 import fastai_condmtl.data.redcap  # noqa: F401
 import fastai_condmtl.data.sampling  # noqa: F401
 import fastai_condmtl.data.split  # noqa: F401
+import fastai_condmtl.data.steps  # noqa: F401  how loaders read their items
 import fastai_condmtl.data.xlsform  # noqa: F401
 import fastai_condmtl.learn.saving  # noqa: F401
 import fastai_condmtl.learn.learner  # noqa: F401

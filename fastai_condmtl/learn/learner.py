@@ -17,6 +17,7 @@ from ..core.target import packed
 from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
+from .direct import predict_directly, why_not_direct
 from .items import as_list_of_items, as_one_item, index_of_items
 from .show import lacks_labels, show_predictions
 from .sides import check_views
@@ -34,6 +35,8 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False):
     "Every branch runs, on this process alone; of a flow, the first of the results is a `FlowPrediction`"
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         item = as_one_item(self.dls.train_ds, item)
+        if rm_type_tfms is None and not with_input and not why_not_direct(self):
+            return predict_directly(self, item)
     with every_row(self), without_ranks(self):
         results = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
     prediction, decided, activations = results[-3:]

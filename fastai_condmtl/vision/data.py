@@ -21,8 +21,10 @@ from ..core.flow import leaves
 from ..core.target import as_table
 from ..data.cache import OpenCached
 from ..data.pictures import OpenImage
+from ..data.steps import reads_one_cell
 from .cached import as_cache
 import fastai_condmtl.data.sampling  # noqa: F401  dls.balanced
+import fastai_condmtl.vision.steps  # noqa: F401  what is known of `Resize` and its kin
 import fastai_condmtl.vision.points  # noqa: F401  transforms of points and boxes
 import fastai_condmtl.vision.views  # noqa: F401  what `learn.tta` moves back
 import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
@@ -32,6 +34,7 @@ __all__ = ['ImageFile', 'FileRows', 'Readable', 'readable', 'rows_with_image', '
            'ConditionalDataLoaders']
 
 # %% ../../nbs/vision/data.ipynb #27884f82
+@reads_one_cell
 class ImageFile(ColReader):
     "Row → image file: a column with file names, relative to `folder` or absolute"
 
