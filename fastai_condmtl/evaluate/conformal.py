@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from fastai.learner import Learner
 from fastcore.basics import patch
 
@@ -83,8 +83,8 @@ def check_part(dl, ds_idx):
     "Raise where the rows are those that trained"
     if dl is None and ds_idx == 0:
         raise FlowError(
-            "ds_idx=0 are the rows that trained, which look more familiar than new ones: use rows that did not, such as "
-            "a third part (test_pct= of the loaders), learn.conformal(ds_idx=2)"
+            "ds_idx=0 are the rows that trained, which look more familiar than new ones: use rows that did not, such "
+            "as a third part (test_pct= of the loaders), learn.conformal(ds_idx=2)"
         )
 
 
@@ -93,8 +93,8 @@ def warn_of_tuned(loss, acc):
     tuned = [path for path, thresholds in cross_fitted(loss, acc).items() if np.ndim(thresholds) == 2]
     if tuned:
         warnings.warn(
-            f"the thresholds of {', '.join(map(repr, tuned))} were tuned on these rows, and sets want rows that neither "
-            "trained nor tuned: keep a third part (test_pct= or test_col= of the loaders) and call "
+            f"the thresholds of {', '.join(map(repr, tuned))} were tuned on these rows, and sets want rows that "
+            "neither trained nor tuned: keep a third part (test_pct= or test_col= of the loaders) and call "
             "learn.conformal(ds_idx=2)",
             FlowWarning,
             stacklevel=3,
@@ -177,17 +177,17 @@ def limits(self: ScoredLabels, coverage):
         return None, [record(n_rows, note=f'no sets: {type(block).__name__} has none')]
     if self.known.sum() < least:
         return None, [record(n_rows, note=f'no sets: {n_rows} rows, {least} are needed')]
-    pooled, res, records = limit_of(self.scores[self.known], coverage), [], []
+    res, records = [], []
     for j in range(block.n_sets):
         of_set, answers = self.scores[self.known[:, j], j], self.answers[self.known[:, j], j]
-        shared, why = pooled, 'the limit of all labels'
-        if len(of_set) >= least:
-            shared, why = limit_of(of_set, coverage), 'the limit of all answers'
+        shared, why = of_set, 'the limit of all answers'
+        if len(of_set) < least:
+            shared, why = self.scores[self.known], 'the limit of all labels'
         label, own_limits = block.vocab[j] if block.n_sets > 1 else None, []
         for k in range(block.n_answers):
             own = of_set[answers == k]
-            enough, is_alone = len(own) >= least, block.n_answers == 1
-            limit = limit_of(own, coverage) if enough and not is_alone else shared
+            enough = len(own) >= least
+            limit = limit_of(own if enough else shared, coverage)
             note = '' if enough else f'{why}: {len(own)} rows, {least} are needed'
             own_limits.append(limit)
             records.append(record(len(own), label, answer_name(block, k), limit, note))

@@ -65,8 +65,8 @@ def evaluate(
     """A row a task and metric, with columns `task_path`, `metric_name`, `metric_res`, `num_samples`, `baseline`,
     `cascade_res`, `cascade_samples`, `missed` and `spurious`; with `by` a column of that name after the metric's, with
     `by_label` also `label` after the task's and `support` after `num_samples`. With prediction sets (`learn.conformal`)
-    also `coverage`, `set_size` (answers, or the width of an interval), `decided` (share of the rows), `decided_res` (the
-    score on these) and `cascade_coverage`"""
+    also `coverage`, `set_size` (answers, or the width of an interval), `decided` (share of the rows), `decided_res`
+    (the score on these) and `cascade_coverage`"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
     dl = as_loader(self, dl, labels=True)
