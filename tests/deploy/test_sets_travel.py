@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.vision.all import ColReader, ColSplitter, DataBlock, ImageBlock, PILImage, Resize, resnet18
+from fastai.vision.all import ColSplitter, DataBlock, ImageBlock, PILImage, Resize, resnet18
 
 from fastai_condmtl.all import *
 from fastai_condmtl.deploy.onnx import columns_of

@@ -415,7 +415,7 @@ def test_wrong_rows_are_refused():
 
 
 def test_the_extra_is_named(monkeypatch):
-    import builtins, importlib
+    import importlib
 
     real = importlib.import_module
 

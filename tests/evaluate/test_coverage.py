@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from fastai_condmtl.all import *
 from fastai_condmtl.evaluate.coverage import JudgedSets, set_scores
@@ -40,7 +39,9 @@ def test_answers_and_groups_of_rows_are_counted_one_by_one():
 
 def test_a_task_of_several_labels_has_a_set_for_each():
     rng = np.random.default_rng(0)
-    sets = JudgedSets(*(rng.random((40, 3)) < 0.6 for _ in range(3)), rng.random((40, 1)) < 0.5, rng.random((40, 3)) < 0.4)
+    sets = JudgedSets(
+        *(rng.random((40, 3)) < 0.6 for _ in range(3)), rng.random((40, 1)) < 0.5, rng.random((40, 3)) < 0.4
+    )
     mask = rng.random((40, 3)) < 0.7
     whole = set_scores(sets, mask, lambda rows: rows.sum())
     assert whole['coverage'] == sets.covers[mask].mean() and whole['decided_res'] == (mask & sets.decided).sum()
