@@ -129,7 +129,7 @@ class _JudgedRows:
         acts, groups = (None if part is None else part[positions] for part in (self.acts, self.groups))
         reached, false = self.reached[positions], self.false[positions]
         sets = None if self.sets is None else self.sets.take(positions)
-        return _JudgedRows(_take(self.task, positions), reached, false, acts, groups, sets)
+        return _JudgedRows(self.task.take(positions), reached, false, acts, groups, sets)
 
     def where(self, mask):
         "The same rows with another gt mask"
@@ -138,12 +138,6 @@ class _JudgedRows:
     def where_reached(self):
         "The same rows, of which only those count that the decisions reach"
         return self.where(self.task.mask & self.reached[:, None])
-
-
-def _take(task, positions):
-    "Some rows of a task; thresholds go along where each row has its own"
-    thresholds = task.thresholds if np.ndim(task.thresholds) < 2 else task.thresholds[positions]
-    return TaskRows(task.summary[positions], task.values[positions], task.mask[positions], thresholds)
 
 # %% ../../nbs/evaluate/evaluation.ipynb #1b02d0a8
 def _scores(scored, rows, n_boot):
