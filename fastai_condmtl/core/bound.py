@@ -178,17 +178,20 @@ def encode(
 def reached(
     self: BoundFlow,
     vals,  # Decoded values on the loss scale `(bs, D)`, or packed `(bs, 2, D)`
+    known=None,  # Where they are decided `(bs, D)`, boolean; None: everywhere
 ):  # boolean `(bs, T)`
-    """Where each task's condition is true on decoded predictions, by the rule of `Plan`; an atom is unknown only where
-    its task is not reached"""
+    """Where each task's condition is true on decoded predictions, by the rule of `Plan`; an atom is unknown where
+    its task is not reached, or undecided"""
     vals = vals[:, 0] if vals.ndim == 3 else vals
     if type(vals) is not torch.Tensor:
         vals = vals.as_subclass(torch.Tensor)
     # `len` would fix the number of rows of an exported graph
     every = torch.ones((vals.shape[0], 1), dtype=torch.bool, device=vals.device)
-    res = self.plan.applicable(
-        lambda i: vals[:, self.target_slices[i]], lambda i: every.expand(-1, self.plan.blocks[i].n_targets), scaled=True
-    )
+    if known is None:
+        known_of = lambda i: every.expand(-1, self.plan.blocks[i].n_targets)
+    else:
+        known_of = lambda i: known[:, self.target_slices[i]]
+    res = self.plan.applicable(lambda i: vals[:, self.target_slices[i]], known_of, scaled=True)
     return torch.stack([every[:, 0] if rows is None else rows for rows in res], 1)
 
 # %% ../../nbs/core/bound.ipynb #d623d7df

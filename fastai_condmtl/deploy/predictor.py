@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ..core.errors import FlowError
 from .onnx import input_steps
 from ..learn.state import flow_of
+from ..learn.learner import only_whole_cells
 from ..loss.conditional import ConditionalLoss
 from ..core.geometry import Frame
 from ..core.bound import BoundFlow
@@ -152,18 +153,23 @@ class Predictor:
 
 # %% ../../nbs/deploy/predictor.ipynb #4adcc358
 @patch
-def predict(self: Predictor, item):
-    "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"
-    acts, decoded = self.get_preds([item])
-    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=self.frames([item])[0])
+def predict(self: Predictor, item, abstain: bool = False):
+    """Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`; with `abstain`
+    undecided where the prediction sets that came with the file say so"""
+    acts, _ = self.get_preds([item])
+    decoded, sets = self.loss.decisions.with_sets(acts, abstain)
+    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=self.frames([item])[0], sets=sets.told(0))
     return prediction, decoded[0], acts[0]
 
 
 @patch
-def predict_df(self: Predictor, items, bs: int = 64) -> pd.DataFrame:
-    "Predictions in the table's own columns, blank where a task is not reached"
+def predict_df(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
+    "Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided"
     frames = None if self.flow.geometry is None else self.frames(items)
-    return self.flow.to_frame(self.get_preds(items, bs)[1], frames)
+    acts, decided = self.get_preds(items, bs)
+    if abstain:
+        decided = only_whole_cells(self.flow, self.loss.decisions.abstains(acts)[0])
+    return self.flow.to_frame(decided, frames)
 
 
 @patch

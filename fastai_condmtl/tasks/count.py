@@ -131,6 +131,35 @@ def implied_labels(self: CountBlock, op, value, truth):
         return [(0, value[0])] if value[0] == value[1] else []
     return [(0, 0.0)] if value == [1, np.inf] else []  # not one or more: none
 
+# %% ../../nbs/tasks/count.ipynb #62a3e6a7
+@patch
+def nonconformity(self: CountBlock, acts, vals):
+    counts = (vals * self.span).round()
+    return ((acts * self.span + 0.375).sqrt() - (counts + 0.375).sqrt()).abs()
+
+
+@patch
+def interval(self: CountBlock, acts, limits):
+    rate = acts * self.span
+    root, decided = (rate + 0.375).sqrt(), poisson_median(rate)
+    low = ((root - limits[:, 0]).clamp(min=0) ** 2 - 0.375 - 1e-6).ceil().clamp(min=0)
+    high = ((root + limits[:, 0]) ** 2 - 0.375 + 1e-6).floor()
+    return torch.stack([torch.minimum(low, decided), torch.maximum(high, decided)], -1) / self.span
+
+
+@patch
+def one_answer(self: CountBlock, bounds):
+    low, high = (bounds[:, 0] * self.span).round().T
+    one = torch.ones_like(low, dtype=torch.bool)
+    for _, (first, last) in self.questions:
+        one = one & ~((low < first) & (first <= high)) & ~((low <= last) & (last < high))
+    return one
+
+
+@patch
+def told_set(self: CountBlock, own):
+    return tuple(round(float(bound) * self.span) for bound in own[0])
+
 # %% ../../nbs/tasks/count.ipynb #262ce18e
 @patch
 def question_states(self: CountBlock, op, value):

@@ -120,6 +120,19 @@ def trivial_logits(self: OrdinalBlock, values, weights):
     above = counts[::-1].cumsum()[::-1][1:]
     return np.concatenate([[0.0], log_odds(above, counts.sum() - above, half_a_row(weights))])
 
+# %% ../../nbs/tasks/ordinal.ipynb #5404dda0
+@patch
+def answer_scores(self: OrdinalBlock, acts):
+    up_to = acts.cumsum(-1)
+    return torch.maximum(up_to - acts, 1 - up_to)[:, None]
+
+
+@patch
+def answer_sets(self: OrdinalBlock, acts, limits, decided, beside=None):
+    inside = super(OrdinalBlock, self).answer_sets(acts, limits, decided, beside).long()
+    after_first, before_last = inside.cumsum(-1) > 0, inside.flip(-1).cumsum(-1).flip(-1) > 0
+    return after_first & before_last
+
 # %% ../../nbs/tasks/ordinal.ipynb #174c05bf
 @patch
 def matching_logits(self: OrdinalBlock, new):
