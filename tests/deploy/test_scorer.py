@@ -138,6 +138,7 @@ def test_batches_without_a_column_or_a_row(pictures):
 
 def test_a_model_is_loaded_once_a_process(pictures, scenes, monkeypatch):
     _, df = scenes
+    scorer_module._loaded.clear()
     scorer, calls = pictures.scorer(), []
     load = scorer_module.load_learner
     monkeypatch.setattr(scorer_module, 'load_learner', lambda *args, **kwargs: calls.append(1) or load(*args, **kwargs))
