@@ -219,7 +219,7 @@ def test_types_of_all_kinds():
         CountBlock('n'),
         BoundedRegressionBlock('share', y_range=(0, 1)),
         MultiLabelBlock('tags', label_delim=';'),
-        KeypointsBlock('points', labels=['p', 'q']),
+        KeypointsBlock('points', points=['p', 'q']),
     ).bind(df)
     types = types_of_decisions(flow)
     assert types == dict(
