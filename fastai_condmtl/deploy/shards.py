@@ -162,6 +162,8 @@ def score_shards(
     tell=None,  # Function that is called with a line of progress
 ) -> ScoredShards:
     "Score Parquet files into files of the same names; what an earlier run has finished is not scored again"
+    if ray:
+        import_extra('ray', 'score_shards(ray=True)', 'ray')  # before the heads of all files are read
     targets = targets_of(files, out)
     check_shards(scorer, targets)
     Path(out).mkdir(parents=True, exist_ok=True)

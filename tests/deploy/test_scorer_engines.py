@@ -65,7 +65,7 @@ def test_ray_data(ray, learn, tmp_path):
 @pytest.mark.spark
 @pytest.mark.slow
 def test_spark(learn, monkeypatch):
-    sql = pytest.importorskip('pyspark.sql', reason='needs pyspark (extra spark)')
+    sql = pytest.importorskip('pyspark.sql', reason='needs pyspark')
     if not any(os.access(os.path.join(folder, 'java'), os.X_OK) for folder in os.environ['PATH'].split(os.pathsep)):
         pytest.skip('needs Java')
     monkeypatch.setenv('PYTHONPATH', ROOT)
