@@ -46,19 +46,25 @@ class BoundFlow(TaskNames, ReadsBack, FitsBaselines):
         flow: Flow,  # Blocks and conditions
         df: pd.DataFrame,  # The whole table
         train_idx=None,  # Positions of the training rows; None: all
+        # Where `df` shows each distinct cell and not all rows: number of a task that `learns_mean` → count, mean and
+        # standard deviation of all its training numbers. Weights of classes are then fitted by who called
+        scales=None,
     ):
         self.flow, self.untold, self.loss_units, plan = flow, {}, {}, Plan(flow)
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
-        bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
-        bound = bind_partners(plan, bound, df, train)
+        bound = [
+            block.bind(df, train, path, na, (scales or {}).get(i))
+            for i, (path, block, na) in enumerate(zip(plan.paths, plan.blocks, plan.nas))
+        ]
+        bound = bind_partners(plan, bound, df, train, scales or {})
         learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
         check_conditions(self.plan)
         warn_of_implied_twice(self.plan, df)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
-        if any(block.fits_class_weights for block in self.plan.blocks):
+        if scales is None and any(block.fits_class_weights for block in self.plan.blocks):
             self.fit_class_weights(train)
             self.lay_out()  # the grouping into families depends on these weights
 

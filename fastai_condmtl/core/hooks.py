@@ -30,9 +30,13 @@ class LabelHooks(BlockFields):
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
     weighs_rows = False  # True if labels give their row its weight in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
+    learns_mean = False  # True if `setup` learns a scale from its one column of training numbers, by `set_scale`
 
     def setup(self, df, train):
         "Learn from the whole table and its training rows what was not given (called on a copy)"
+
+    def set_scale(self, n, mean, std):
+        "Learn from the count, mean and standard deviation of the training numbers; called where a kind `learns_mean`"
 
     @required
     def encode(self, df):

@@ -23,12 +23,16 @@ class CountBlock(Regression):
 
     ops, family = ('eq', 'ne', 'gt', 'ge', 'lt', 'le', 'between'), ('count',)
     metrics, lower_is_better = ('mae', 'rmse', 'r2', 'deviance'), ('mae', 'rmse', 'deviance')
+    learns_mean = True
     steep = 15.0  # the exponential goes on as a straight line from here: finite, whatever the logits
 
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.span = float(labels.mean()) if len(labels) and labels.mean() > 0 else 1.0
+        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+
+    def set_scale(self, n, mean, std):
+        self.span = float(mean) if n and mean > 0 else 1.0
 
     def encode(self, df):
         vals, known = super().encode(df)

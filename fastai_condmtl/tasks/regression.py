@@ -166,6 +166,7 @@ class BoundedRegressionBlock(Regression):
     "A number in a known range, predicted by a sigmoid over it"
 
     kept_as = dict(y_range='given_range', loss='loss_name')  # for files: arguments, and the attributes that keep them
+    left_out = dict(loss='mse')  # what a file means that does not name it
     bounded, mirrors = True, ('reverse',)
 
     def __init__(
@@ -174,7 +175,7 @@ class BoundedRegressionBlock(Regression):
         col=None,
         *,
         y_range=None,  # (lowest, highest) in original units; by default of the labels in the whole table
-        loss: str = 'mse',  # `mse`, `l1` or `huber`, on the scale where the range is [0,1]
+        loss: str = 'l1',  # `l1`, `mse` or `huber`, on the scale where the range is [0,1]
         # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2
         # y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
         draws: str = None,
@@ -263,15 +264,15 @@ def out_of_reach(op, bounds, lowest, highest):
 class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
 
-    kept_as = dict(loss='loss_name')
-    bounded, mirrors = False, ('negate',)
+    kept_as, left_out = dict(loss='loss_name'), dict(loss='mse')
+    bounded, mirrors, learns_mean = False, ('negate',), True
 
     def __init__(
         self,
         name,
         col=None,
         *,
-        loss: str = 'mse',  # `mse`, `l1` or `huber`, on the standardised scale
+        loss: str = 'l1',  # `l1`, `mse` or `huber`, on the standardised scale
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)
@@ -280,7 +281,10 @@ class UnboundedRegressionBlock(Regression):
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.mean, self.std = (float(labels.mean()), float(labels.std())) if len(labels) else (0.0, 1.0)
+        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+
+    def set_scale(self, n, mean, std):
+        self.mean, self.std = float(mean), float(std)
         if not np.isfinite([self.mean, self.std]).all():
             raise FlowError(
                 f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use "
