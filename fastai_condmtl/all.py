@@ -51,6 +51,7 @@ from .data.label_studio import read_label_studio
 from .deploy.onnx import Deployed
 from .deploy.predictor import Predictor
 from .deploy.safe import load_safe
+from .deploy.scorer import Scorer
 import fastai_condmtl.core.flow_json  # noqa: F401  methods of flows and of learners
 import fastai_condmtl.core.marginals  # noqa: F401
 import fastai_condmtl.core.plot  # noqa: F401

@@ -290,3 +290,30 @@ def _times(share, probability):
     if isinstance(probability, list):
         return [_times(share, part) for part in probability]
     return share * probability
+
+# %% ../../nbs/core/marginals.ipynb #b46dc3fd
+@patch
+def marginal_columns(
+    self: BoundFlow,
+    acts,  # Activations `(n, C)` in flow order
+    vals,  # Decided values on the loss scale `(n, D)`
+) -> dict:  # `(task path, value)` → float64 `(n,)`
+    """P(reached) of each task, then P(value and reached) of each class or label (of binary tasks both answers);
+    numbers have no such values"""
+    reached, acts = self.diagrams(acts, vals), self.diagrams.given_reached(acts, vals)
+    columns = {}
+    for i, (path, block) in enumerate(self.tasks.items()):
+        columns[path, 'P(reached)'] = reached[:, i]
+        for value, given_reached in _value_probabilities(block, acts[:, self.slices[path].acts]):
+            columns[path, value] = reached[:, i] * given_reached
+    return columns
+
+
+def _value_probabilities(block, acts):
+    "Each value of a task with its probability `(N,)` where the task is reached; nothing for numbers"
+    if block.nll is None:
+        return ()
+    if block.thresholded and block.labels is None:
+        yes = acts[:, 0]
+        return zip(block.vocab or (False, True), (1 - yes, yes))
+    return zip(range(block.n_out) if block.vocab is None else block.vocab, acts.T)

@@ -151,6 +151,10 @@ class Predictor:
     def __repr__(self):
         return f"Predictor of {self.flow!r}"
 
+    def columns_read(self) -> list | None:
+        "The columns of a table that items are read from; None where items are no rows"
+        return None
+
 # %% ../../nbs/deploy/predictor.ipynb #4adcc358
 @patch
 def predict(self: Predictor, item, abstain: bool = False):

@@ -33,22 +33,6 @@ def get_marginals(
             acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])
     else:
         acts = torch.zeros(0, flow.c)
-    vals = loss.decide(acts)
-    reached, acts = flow.diagrams(acts, vals), flow.diagrams.given_reached(acts, vals)
-    columns = {}
-    for i, (path, block) in enumerate(flow.tasks.items()):
-        columns[path, 'P(reached)'] = reached[:, i]
-        for value, given_reached in _value_probabilities(block, acts[:, flow.slices[path].acts]):
-            columns[path, value] = reached[:, i] * given_reached
+    columns = flow.marginal_columns(acts, loss.decide(acts))
     names = pd.MultiIndex.from_tuples(columns, names=['task_path', 'value'])
     return pd.DataFrame(columns, index=index).set_axis(names, axis=1)
-
-
-def _value_probabilities(block, acts):
-    "Each value of a task with its probability `(N,)` where the task is reached; nothing for numbers"
-    if block.nll is None:
-        return ()
-    if block.thresholded and block.labels is None:
-        yes = acts[:, 0]
-        return zip(block.vocab or (False, True), (1 - yes, yes))
-    return zip(range(block.n_out) if block.vocab is None else block.vocab, acts.T)

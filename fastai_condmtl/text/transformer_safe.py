@@ -132,6 +132,9 @@ class TextPredictor(Predictor):
         self.tokenizer, self.pad_idx = tokenizer, texts['pad_idx']
         self.columns = None if texts['columns'] is None else TextParts(texts['columns'], texts['sep'])
 
+    def columns_read(self):
+        return None if self.columns is None else list(self.columns.cols)
+
     def to_batch(self, items):
         "Tokens of texts `(n, L)`, padded behind"
         found = self.tokenizer.encode_batch(self.texts(items))

@@ -153,6 +153,7 @@ def needs_extras(folder):
     from fastai_condmtl.tools.app import make_app
     from fastai_condmtl.tools.cli import find_arch
     from fastai_condmtl.deploy.named_network import make_network
+    from fastai_condmtl.deploy.shards import score_shards
     from fastai_condmtl.datasets.synthetic import save_scenes
     from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
     from fastai_condmtl.tabular.rows import conditional_image_tabular_learner
@@ -168,6 +169,10 @@ def needs_extras(folder):
         'learn.to_onnx': lambda: learn.to_onnx(folder / 'a.onnx'),
         'learn.save_safe': lambda: learn.save_safe(folder / 'a.safetensors'),
         'load_safe': lambda: load_safe(folder / 'a.safetensors'),
+        'score_shards': lambda: score_shards(learn.scorer(), [folder / 'a.parquet'], folder / 'out'),
+        'score_shards(ray=True)': lambda: score_shards(
+            learn.scorer(), [folder / 'a.parquet'], folder / 'out', ray=True
+        ),
         'a network of timm in a file': lambda: make_network(dict(arch='resnet18d', timm=True), dls.flow),
         'conditional_vision_learner': lambda: conditional_vision_learner(dls, 'resnet18d'),
         'conditional_image_tabular_learner': lambda: conditional_image_tabular_learner(dls, 'resnet18d'),
