@@ -357,7 +357,7 @@ def main(bench, about, published):
     splits = range(args.first, args.first + args.splits)
     runs, seconds = zip(*[one_split(bench, split) for split in splits])
     print(
-        f'{about} {len(bench.df)} rows, splits {splits[0]} to {splits[-1]}, 64/16/20, test rows, mean ± standard error; '
-        f'{bench.epochs} epochs, {np.mean(seconds):.0f} s of training a split for each kind of network'
+        f'{about} {len(bench.df)} rows, splits {splits[0]} to {splits[-1]} (64/16/20), test rows, mean ± standard '
+        f'error; {bench.epochs} epochs, {np.mean(seconds):.0f} s of training a split for each kind of network'
     )
     show(list(runs), published)
