@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 import fastai_condmtl.all  # noqa: F401  bind, loss_func
 from fastai_condmtl.tasks.binary import BinaryBlock
-from fastai_condmtl.tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
+from fastai_condmtl.tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock, regression_losses
 from fastai_condmtl.tasks.single_label import SingleLabelBlock
 from fastai_condmtl.core.flow import Flow
 from fastai_condmtl.tasks.count import CountBlock
@@ -41,6 +41,7 @@ def hand_fused(bound, linear):
         kind = cls if isinstance(b, SingleLabelBlock) else reg if isinstance(b, BoundedRegressionBlock) else sig
         kind.append((s, p))
     sig.sort(key=lambda x: x[0].start - x[0].stop)
+    error = next((regression_losses[bound.tasks[p].loss_name] for _, p in reg), None)  # the same of all numbers
     device = linear.weight.device
     order = torch.tensor([c for s, _ in sig + reg + cls for c in range(s.start, s.stop)], device=device)
     widths = [s.stop - s.start for s, _ in sig + reg + cls]
@@ -54,7 +55,7 @@ def hand_fused(bound, linear):
         g = m * (share / m.sum(0).clamp(min=1))
         loss = F.binary_cross_entropy_with_logits(z[:, :a], v[:, :a], weight=g[:, :a], reduction='sum')
         if b > a:
-            loss = loss + (F.mse_loss(z[:, a:b].sigmoid(), v[:, a:b], reduction='none') * g[:, a:b]).sum()
+            loss = loss + (error(z[:, a:b].sigmoid(), v[:, a:b], reduction='none') * g[:, a:b]).sum()
         if cls:
             loss = loss + (F.cross_entropy(z[:, b:], v[:, b].long(), reduction='none') * g[:, b]).sum()
         loss.backward()
@@ -82,7 +83,7 @@ MIXED = dict(
     bounded=(
         lambda n: BoundedRegressionBlock(n, y_range=(0, 64)),
         lambda r, n: r.random(n) * 64,
-        lambda z, v, g: (F.mse_loss(z.sigmoid(), v, reduction='none') * g).sum(),
+        lambda z, v, g: (F.l1_loss(z.sigmoid(), v, reduction='none') * g).sum(),
     ),
     single=(
         lambda n: SingleLabelBlock(n, vocab=range(5)),
@@ -94,7 +95,7 @@ MIXED = dict(
     unbounded=(
         lambda n: UnboundedRegressionBlock(n),
         lambda r, n: r.normal(size=n),
-        lambda z, v, g: (F.mse_loss(z, v, reduction='none') * g).sum(),
+        lambda z, v, g: (F.l1_loss(z, v, reduction='none') * g).sum(),
     ),
     ordinal=(lambda n: OrdinalBlock(n, vocab=range(5)), lambda r, n: r.integers(0, 5, n), steps),
     count=(

@@ -46,7 +46,7 @@ def many(tree, n=500):
     rng = np.random.default_rng(0)
     first = tree['BinaryBlock']('b0')
     binary = [tree['BinaryBlock'](f'b{i}') | first for i in range(1, n)]
-    numbers = [tree['BoundedRegressionBlock'](f'r{i}', y_range=(0, 64)) | first for i in range(n)]
+    numbers = [tree['BoundedRegressionBlock'](f'r{i}', y_range=(0, 64), loss='mse') | first for i in range(n)]
     cols = {f'b{i}': rng.integers(0, 2, 256).astype(float) for i in range(n)} | {
         f'r{i}': rng.random(256) * 64 for i in range(n)
     }

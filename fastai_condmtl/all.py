@@ -25,6 +25,7 @@ from .core.prediction_tree import FlowTree
 from .learn.ranks import without_ranks
 from .learn.heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
+from .callback.early_stopping import EarlyStoppingTasks, SkillRecorder
 from .callback.gradients import GradientCosine
 from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint
@@ -37,6 +38,7 @@ from fastai_condmtl.learn import targets
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.sides import check_sides
 from .core.stock import restore_stock, stock_methods
+from .evaluate.compare import compare
 from .evaluate.classification_report import ClassificationReport
 from .evaluate.evaluation import Evaluation
 from .evaluate.interpret import ConditionalInterpretation

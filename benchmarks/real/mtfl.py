@@ -6,10 +6,9 @@ python benchmarks/real/mtfl.py FOLDER --weights   what landmarks should weigh be
 Landmarks in % of the distance between the eyes, the others as accuracy. A fifth of the training list is held back for
 choices; the rows of testing.txt are judged once, by networks that learn from the whole training list."""
 
-import argparse, warnings
+import warnings
 from pathlib import Path
 import numpy as np
-from fastai.vision.augment import Flip
 from fastai_condmtl.datasets.faces import POSES, XY
 from fastai_condmtl.datasets.readers import read_mtfl, size_of
 from fastai_condmtl.vision.all import (
@@ -20,7 +19,7 @@ from fastai_condmtl.vision.all import (
     SingleLabelBlock,
 )
 from pictures_common import ERROR, packed_labels, scores_of
-from small_net import SmallNet, row, show_columns, show_row, show_table
+from small_net import SmallNet, face_options, face_parser, row, show_columns, show_row, show_table
 
 ATTRIBUTES = ('gender', 'smile', 'glasses', 'pose')
 PAIRS = [('left_eye', 'right_eye'), ('left_mouth', 'right_mouth')]
@@ -87,17 +86,12 @@ def weights_table(make, seeds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folder', type=Path)
-    parser.add_argument('--epochs', type=int, default=7)
-    parser.add_argument('--size', type=int, default=64, help='width and height that the pictures are squashed to')
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--workers', type=int, help='that read pictures')
+    parser = face_parser(__doc__)
     parser.add_argument('--weights', action='store_true', help='a row a weight of the landmarks instead')
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     df = read_mtfl(args.folder, size=None)
-    options = dict(size=args.size, epochs=args.epochs, lr=8e-3, batch_tfms=[Flip()], workers=args.workers)
+    options = face_options(args)
     if args.weights:
         train = df[~df.is_valid].reset_index(drop=True)
         train['is_valid'] = np.random.default_rng(0).random(len(train)) < 0.2

@@ -3,8 +3,7 @@
 python benchmarks/real/nhanes.py [--quick]   reads nhanes/NHANES.csv out of FASTAI_CONDMTL_DATA
 
 The rows were drawn with replacement, so the splits are by person. Smoke100n and HardDrugs are no inputs: one is
-Smoke100 in words, the other a neighbour of the questions about marijuana. The headline of a number is its absolute
-error, so this is its loss, too."""
+Smoke100 in words, the other a neighbour of the questions about marijuana."""
 
 import pandas as pd
 from common import DATA, Bench, Task, main
@@ -32,22 +31,20 @@ def read(path):
     return df
 
 
-def health_flow(loss=None):
+def health_flow():
     "Each question under the answer that leads to it"
-    own = {} if loss is None else dict(loss=loss)
     smoke, diabetes, marijuana, regular = map(BinaryBlock, ('Smoke100', 'Diabetes', 'Marijua', 'RegularMarij'))
-    number = lambda name: UnboundedRegressionBlock(name, **own)
     return Flow(
         'health',
         smoke,
         BinaryBlock('SmokeNow') | smoke,
-        number('SmokeAge') | smoke,
+        UnboundedRegressionBlock('SmokeAge') | smoke,
         diabetes,
-        number('DiabetesAge') | diabetes,
+        UnboundedRegressionBlock('DiabetesAge') | diabetes,
         marijuana,
-        number('AgeFirstMarij') | marijuana,
+        UnboundedRegressionBlock('AgeFirstMarij') | marijuana,
         regular | marijuana,
-        number('AgeRegMarij') | regular,
+        UnboundedRegressionBlock('AgeRegMarij') | regular,
     )
 
 
@@ -64,7 +61,7 @@ def bench():
     inputs = df.drop(columns=list(NO_INPUTS))
     conts = [name for name in inputs if pd.api.types.is_numeric_dtype(inputs[name])]
     cats = [name for name in inputs if name not in conts]
-    return Bench(df, lambda: health_flow('l1'), tasks, cats, conts, groups='ID')
+    return Bench(df, health_flow, tasks, cats, conts, groups='ID')
 
 
 if __name__ == '__main__':

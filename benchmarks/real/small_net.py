@@ -1,10 +1,11 @@
 """One small network from scratch on pictures with several questions: our flow by stock calls, the same network by hand
 in plain PyTorch, a network a task, the trivial predictor. What mtfl.py, utkface.py and scenes.py share."""
 
-import time
+import argparse, time
 from functools import partial
+from pathlib import Path
 import numpy as np, torch
-from fastai.vision.all import Normalize, Resize, ResizeMethod, defaults, imagenet_stats, set_seed
+from fastai.vision.all import Flip, Normalize, Resize, ResizeMethod, defaults, imagenet_stats, set_seed
 from torch import nn
 from fastai_condmtl.tools.demo import head, trunk
 from fastai_condmtl.vision.all import ConditionalDataLoaders, conditional_vision_learner
@@ -82,6 +83,22 @@ class SmallNet:
     def scores(self, dls, decided):
         "Name → score of decided values `(N, D)` of the rows that are judged"
         return scores_of(dls.flow, decided, packed_labels(dls.valid))
+
+
+def face_parser(about):
+    "The parser of a script that takes a folder of faces"
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--epochs', type=int, default=7)
+    parser.add_argument('--size', type=int, default=64, help='width and height that the pictures are squashed to')
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--workers', type=int, help='that read pictures')
+    return parser
+
+
+def face_options(args):
+    "What `SmallNet` takes of these arguments"
+    return dict(size=args.size, epochs=args.epochs, lr=8e-3, batch_tfms=[Flip()], workers=args.workers)
 
 
 def show_table(arms, seeds, names=('ours', 'by_hand', 'single'), title='', columns=None):

@@ -14,6 +14,7 @@ from ..evaluate.interpret import ConditionalInterpretation, Losses
 from ..learn.accumulate import Picked, collect
 from ..learn.state import flow_of, loss_of
 from ..evaluate.metrics import TaskMetric
+from ..evaluate.skill import skill_of_tasks
 from ..core.geometry import Frame
 from ..loss.ranks import gather_rows, in_order, whole
 from ..core.prediction import FlowPrediction
@@ -106,7 +107,7 @@ class Tracked:
 # %% ../../nbs/callback/tracked_rows.ipynb #6b7fb6d9
 @patch
 def scalars(self: Tracked) -> dict:
-    """Tag → number: per task losses, weight, share of the training loss, and what the recorder has just
+    """Tag → number: per task losses, weight, share of the training loss, skill, and what the recorder has just
     recorded; NaN (no row counts) is left out"""
     weights = weights_seen(self.learn, loss_of(self.learn).task_weights().cpu())
     columns = dict(weight=weights)
@@ -114,6 +115,7 @@ def scalars(self: Tracked) -> dict:
         columns['train_loss'] = self.train
     if self.has_rows:
         columns['valid_loss'] = self.acc.losses().nanmean(0)
+        columns['skill'] = list(skill_of_tasks(self.acc).values())
     if self.train is not None:
         columns['loss_share'] = self.train * weights / (self.train * weights).nansum()
     numbers = {

@@ -19,7 +19,7 @@ from .flow import Flow
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'is_kept',
+__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'left_out', 'is_kept',
            'block_config', 'to_jsonable', 'from_jsonable']
 
 # %% ../../nbs/core/flow_json.ipynb #9b5dccd6
@@ -87,19 +87,33 @@ def block_class(name: str):
     )
 
 
-def arguments(cls) -> dict:
-    "Name of each argument of a class of blocks → its default, without name and condition"
-    res = {}
+def _takers(cls) -> dict:
+    "Name of each argument of a class of blocks → the class whose `__init__` takes it, and its default there"
+    res: dict = {}
     for c in cls.__mro__:
         if '__init__' not in c.__dict__:
             continue
         ps = inspect.signature(c.__init__).parameters.values()
         for p in ps:
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ('self', 'name', 'given'):
-                res.setdefault(p.name, p.default)
+                res.setdefault(p.name, (c, p.default))
         if not any(p.kind == p.VAR_KEYWORD for p in ps):
             break
     return res
+
+
+def arguments(cls) -> dict:
+    "Name of each argument of a class of blocks → its default, without name and condition"
+    return {name: default for name, (_, default) in _takers(cls).items()}
+
+
+def left_out(cls) -> dict:
+    """Arguments whose absence from a file means another value than their default: those in `left_out` of the class
+    that takes them; not of a class below it that writes its arguments by a `config` of its own"""
+    writer = next(c for c in cls.__mro__ if 'config' in vars(c))
+    takers = {name: taker for name, (taker, _) in _takers(cls).items() if writer in (taker, ConditionalBlock)}
+    meant = {name: vars(taker).get('left_out', {}) for name, taker in takers.items()}
+    return {name: values[name] for name, values in meant.items() if name in values}
 
 # %% ../../nbs/core/flow_json.ipynb #def3e134
 def is_kept(block: ConditionalBlock, name: str) -> bool:
@@ -110,7 +124,7 @@ def is_kept(block: ConditionalBlock, name: str) -> bool:
 
 def block_config(block: ConditionalBlock) -> dict:
     "Arguments that make `block` again, but for name and condition, as JSON values"
-    defaults, where = arguments(type(block)), f"task '{block.name}'"
+    defaults, where = arguments(type(block)) | left_out(type(block)), f"task '{block.name}'"
     own = block.config()
     if own is not None:
         vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | own
@@ -345,7 +359,7 @@ def _read_block(d, name, given, here):
     if cls.config is ConditionalBlock.config and (wrong := [k for k in d if k not in known]):
         raise FlowError(f"task '{here}' ({cls.__name__}): {wrong[0]!r} is not known: {near(wrong[0], known)}")
     try:
-        return cls(name, given=given, **{k: from_jsonable(v) for k, v in d.items()})
+        return cls(name, given=given, **{k: from_jsonable(v) for k, v in (left_out(cls) | d).items()})
     except FlowError:
         raise
     except (TypeError, ValueError, AttributeError, OverflowError) as e:

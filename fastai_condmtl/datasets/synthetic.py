@@ -293,7 +293,7 @@ def security_flow(
 ):  # a `Flow` over the `LABELS` of `security_scenes`
     "Which of the camera's questions make sense given which answers"
     box = lambda o: [
-        BoundedRegressionBlock(f'{o}_{c}', y_range=(0, size), weight=box_weight, draws=c)
+        BoundedRegressionBlock(f'{o}_{c}', y_range=(0, size), loss='mse', weight=box_weight, draws=c)
         for c in ('x1', 'y1', 'w', 'h')
     ]
     camera_blocked = BinaryBlock('camera_blocked')

@@ -116,17 +116,11 @@ class _JudgedRows:
         "Some of the rows"
         acts, groups = (None if part is None else part[positions] for part in (self.acts, self.groups))
         reached, false = self.reached[positions], self.false[positions]
-        return _JudgedRows(_take(self.task, positions), reached, false, acts, groups)
+        return _JudgedRows(self.task.take(positions), reached, false, acts, groups)
 
     def where_reached(self):
         "The same rows, of which only those count that the decisions reach"
         return replace(self, task=self.task._replace(mask=self.task.mask & self.reached[:, None]))
-
-
-def _take(task, positions):
-    "Some rows of a task; thresholds go along where each row has its own"
-    thresholds = task.thresholds if np.ndim(task.thresholds) < 2 else task.thresholds[positions]
-    return TaskRows(task.summary[positions], task.values[positions], task.mask[positions], thresholds)
 
 # %% ../../nbs/evaluate/evaluation.ipynb #1b02d0a8
 def _scores(scored, rows, n_boot):

@@ -79,6 +79,11 @@ class TaskRows(NamedTuple):
     mask: np.ndarray  # gt mask `(N, W)`, where labels are certain
     thresholds: np.ndarray | None  # What decided when these rows were predicted; None: the block's own
 
+    def take(self, positions):
+        "Some of the rows; thresholds go along where each row has its own"
+        thresholds = self.thresholds if np.ndim(self.thresholds) < 2 else self.thresholds[positions]
+        return TaskRows(self.summary[positions], self.values[positions], self.mask[positions], thresholds)
+
 
 @patch
 def task(self: Accumulator, path):

@@ -22,6 +22,7 @@ class BoxBlock(Coordinates):
     geometry, outside, coordinates, n_targets = 'boxes', 'clip', _formats['xyxy'], 4
     metrics = ('iou', 'mae', 'rmse')
     cell_holds = "a list of four numbers"
+    left_out = dict(loss='mse')  # what a file means that does not name it
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class BoxBlock(Coordinates):
         cols=None,
         *,
         fmt: str = 'xywh',  # `xywh`: left, top, width, height; `xyxy`: left, top, right, bottom
-        loss: str = 'mse',  # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
+        loss: str = 'l1',  # `l1`, `mse` or `huber`, where the picture is 2 wide and 2 high
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, **kwargs)

@@ -23,6 +23,7 @@ class KeypointsBlock(Coordinates):
     metrics = ('mae', 'rmse', 'pck')
     cell_holds = "a list of (x, y) pairs"
     labels: Any = None  # names of the points
+    left_out = dict(loss='mse')  # what a file means that does not name it
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class KeypointsBlock(Coordinates):
         points=None,  # What they are called; by default what the two columns of a point begin with, or 1, 2, ...
         outside: str = 'mask',  # Points that leave the picture: `mask` or `clamp` (moved to the edge)
         flip_pairs=(),  # Pairs of points that change places in a mirrored picture: `[('left_eye', 'right_eye')]`
-        loss: str = 'mse',  # `mse`, `l1` or `huber`, where the picture is 2 wide and 2 high
+        loss: str = 'l1',  # `l1`, `mse` or `huber`, where the picture is 2 wide and 2 high
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, **kwargs)

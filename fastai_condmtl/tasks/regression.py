@@ -166,6 +166,7 @@ class BoundedRegressionBlock(Regression):
     "A number in a known range, predicted by a sigmoid over it"
 
     kept_as = dict(y_range='given_range', loss='loss_name')  # for files: arguments, and the attributes that keep them
+    left_out = dict(loss='mse')  # what a file means that does not name it
     bounded, mirrors = True, ('reverse',)
 
     def __init__(
@@ -174,7 +175,7 @@ class BoundedRegressionBlock(Regression):
         col=None,
         *,
         y_range=None,  # (lowest, highest) in original units; by default of the labels in the whole table
-        loss: str = 'mse',  # `mse`, `l1` or `huber`, on the scale where the range is [0,1]
+        loss: str = 'l1',  # `l1`, `mse` or `huber`, on the scale where the range is [0,1]
         # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2
         # y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
         draws: str = None,
@@ -263,7 +264,7 @@ def out_of_reach(op, bounds, lowest, highest):
 class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
 
-    kept_as = dict(loss='loss_name')
+    kept_as, left_out = dict(loss='loss_name'), dict(loss='mse')
     bounded, mirrors = False, ('negate',)
 
     def __init__(
@@ -271,7 +272,7 @@ class UnboundedRegressionBlock(Regression):
         name,
         col=None,
         *,
-        loss: str = 'mse',  # `mse`, `l1` or `huber`, on the standardised scale
+        loss: str = 'l1',  # `l1`, `mse` or `huber`, on the standardised scale
         **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
     ):
         super().__init__(name, col, **kwargs)

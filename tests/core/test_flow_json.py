@@ -364,6 +364,56 @@ def test_blocks_of_ones_own():
     assert block_class('BinaryBlock') is BinaryBlock and block_config(BinaryBlock('x')) == {}
 
 
+class Grams(UnboundedRegressionBlock):
+    "Keeps its arguments under their names"
+
+    def __init__(self, name, col=None, *, decimals=1, **kwargs):
+        super().__init__(name, col, **kwargs)
+        self.decimals = decimals
+
+
+class Share(BoundedRegressionBlock):
+    "Writes none of its arguments"
+
+    def __init__(self, name, col=None, **kwargs):
+        super().__init__(name, col, y_range=(0, 1), **kwargs)
+
+    def config(self):
+        return {}
+
+
+class Robust(UnboundedRegressionBlock):
+    "Has a default of its own"
+
+    def __init__(self, name, col=None, *, loss='huber', **kwargs):
+        super().__init__(name, col, loss=loss, **kwargs)
+
+
+NUMBERS = [
+    (BoundedRegressionBlock, {}),
+    (UnboundedRegressionBlock, {}),
+    (KeypointsBlock, dict(n_points=2)),
+    (BoxBlock, {}),
+    (Grams, dict(decimals=2)),
+    (Share, {}),
+    (Robust, {}),
+]
+
+
+@pytest.mark.parametrize('cls, own', NUMBERS)
+def test_the_loss_of_numbers_in_files(cls, own):
+    "The default comes back; what names no loss means what it meant before the default changed, or the class's own"
+    register_block(cls, cls.__name__)
+    back = again(Flow('f', cls('x', **own))).tasks[0]
+    assert vars(back) == vars(cls('x', **own)) and back.loss_name == ('huber' if cls is Robust else 'l1')
+    if cls is not Share:  # which writes no loss, and so has its default only
+        for loss in ('mse', 'l1', 'huber'):
+            assert again(Flow('f', cls('x', loss=loss, **own))).tasks[0].loss_name == loss
+    entry = dict(name='x', block=cls.__name__, **own)
+    silent = Flow.from_json(dict(format='fastai_condmtl.flow', version=1, flow='f', tasks=[entry])).tasks[0]
+    assert silent.loss_name == {Share: 'l1', Robust: 'huber'}.get(cls, 'mse')
+
+
 @pytest.mark.parametrize(
     'flow, says',
     [

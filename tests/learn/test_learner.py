@@ -213,7 +213,7 @@ def loss_by_hand(flow, logits, y):
             elif p == 'look.hue':
                 rows.append(F.cross_entropy(x[i : i + 1], t[i].long()))
             else:
-                rows.append((((x[i].sigmoid() if p == 'look.level' else x[i]) - t[i]) ** 2).mean())
+                rows.append(((x[i].sigmoid() if p == 'look.level' else x[i]) - t[i]).abs().mean())
         if rows:
             total = total + torch.stack(rows).mean() / flow.loss_units.get(p, 1.0)
     return total

@@ -49,7 +49,7 @@ def one(t, z, v):
     if t['kind'] == 'count':
         return (z.exp() if z <= 15 else math.exp(15) * (z - 14)) - v * z - (v - v * v.log() if v > 0 else 0)
     d = (z.sigmoid() if t['kind'] == 'bounded' else z) - v
-    return {'mse': d * d, 'l1': d.abs(), 'huber': d * d / 2 if d.abs() <= 1 else d.abs() - 0.5}[kw.get('loss', 'mse')]
+    return {'mse': d * d, 'l1': d.abs(), 'huber': d * d / 2 if d.abs() <= 1 else d.abs() - 0.5}[kw.get('loss', 'l1')]
 
 
 def by_hand(spec, bound, pred, y):
@@ -384,10 +384,10 @@ def all_kinds(pair=MultiLabelBlock, **kw):
         A,
         UnboundedRegressionBlock('n', loss='l1'),
         MultiLabelBlock('m', cols=['p', 'q', 'r'], weight=3.0),
-        KeypointsBlock('face', cols=['x1', 'y1'], weight=0.5),
+        KeypointsBlock('face', cols=['x1', 'y1'], weight=0.5, loss='mse'),
         BinaryBlock('b', weight=5.0, pos_weight=4.0),
         pair('pair', cols=['p', 'q'], pos_weight=[2.0, 3.0]),
-        BoundedRegressionBlock('s', y_range=(0, 2)),
+        BoundedRegressionBlock('s', y_range=(0, 2), loss='mse'),
         SingleLabelBlock('l', class_weights=[2.0, 3.0]),
         SingleLabelBlock('kk', col='k'),
         **kw,

@@ -533,6 +533,36 @@ class Sees(nn.Module):
         return res * self.scale
 
 
+def squares(path):
+    "Pictures with one red square each, and a table of where it is"
+    rng, rows = np.random.default_rng(0), []
+    for i in range(12):
+        a = np.zeros((W, W, 3), dtype=np.uint8)
+        x, y = rng.integers(2, W - 8, 2)
+        a[y : y + 6, x : x + 6, 0] = 255
+        Image.fromarray(a).save(path / f'{i}.png')
+        side = 'left' if x < W / 2 else 'right'
+        rows.append([f'{i}.png', side, float(x), float(x), x + 3, y + 3, x + 4, y + 3, 0, 1, 'left,top'])
+    df = pd.DataFrame(rows, columns='img side x yaw px py qx qy l_lit r_lit marks'.split())
+    df.loc[0, 'side'], df.loc[1, 'side'] = 'left', 'right'
+    return df
+
+
+def flow_of_squares():
+    "All that a square can be asked"
+    return Flow(
+        'f',
+        SingleLabelBlock('side', vocab=['left', 'right'], mirror={'left': 'right'}),
+        BoundedRegressionBlock('x', y_range=(0, W), mirror='reverse'),
+        UnboundedRegressionBlock('yaw', mirror='negate'),
+        KeypointsBlock('place', cols=['px', 'py', 'qx', 'qy'], points=['p', 'q']),
+        BinaryBlock('l_lit'),
+        BinaryBlock('r_lit'),
+        MultiLabelBlock('marks', vocab=['left', 'right', 'top'], mirror={'left': 'right'}),
+        mirror=[('l_lit', 'r_lit')],
+    )
+
+
 @pytest.mark.parametrize('n_inp_labels', [True, False])
 @pytest.mark.parametrize(
     'tfms',
@@ -544,44 +574,13 @@ class Sees(nn.Module):
 )
 def test_tta_moves_views_back(tmp_path, tfms, n_inp_labels):
     "A network that sees exactly what it says gives the same for all views, once they are moved back"
-    rng, rows = np.random.default_rng(0), []
-    for i in range(12):
-        a = np.zeros((W, W, 3), dtype=np.uint8)
-        x, y = rng.integers(2, W - 8, 2)
-        a[y : y + 6, x : x + 6, 0] = 255
-        Image.fromarray(a).save(tmp_path / f'{i}.png')
-        rows.append(
-            [
-                f'{i}.png',
-                'left' if x < W / 2 else 'right',
-                float(x),
-                float(x),
-                x + 3,
-                y + 3,
-                x + 4,
-                y + 3,
-                0,
-                1,
-                'left,top',
-            ]
-        )
-    cols = 'img side x yaw px py qx qy l_lit r_lit marks'.split()
-    df = pd.DataFrame(rows, columns=cols)
+    df = squares(tmp_path)
     df.loc[0, 'marks'] = 'left,right,top'
-    df.loc[0, 'side'], df.loc[1, 'side'] = 'left', 'right'
-    f = Flow(
-        'f',
-        SingleLabelBlock('side', vocab=['left', 'right'], mirror={'left': 'right'}),
-        BoundedRegressionBlock('x', y_range=(0, W), mirror='reverse'),
-        UnboundedRegressionBlock('yaw', mirror='negate'),
-        KeypointsBlock('place', cols=['px', 'py', 'qx', 'qy'], points=['p', 'q']),
-        BinaryBlock('l_lit'),
-        BinaryBlock('r_lit'),
-        MultiLabelBlock('marks', vocab=['left', 'right', 'top'], mirror={'left': 'right'}),
-        mirror=[('l_lit', 'r_lit')],
-    )
     block = DataBlock(
-        blocks=(ImageBlock, f), get_x=lambda r: tmp_path / r.img, splitter=IndexSplitter(range(6)), batch_tfms=tfms
+        blocks=(ImageBlock, flow_of_squares()),
+        get_x=lambda r: tmp_path / r.img,
+        splitter=IndexSplitter(range(6)),
+        batch_tfms=tfms,
     )
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -613,31 +612,12 @@ class SeesBeside(Sees):
 
 
 def test_tta_of_a_picture_beside_a_row(tmp_path):
-    rng, rows = np.random.default_rng(0), []
-    for i in range(12):
-        a = np.zeros((W, W, 3), dtype=np.uint8)
-        x, y = rng.integers(2, W - 8, 2)
-        a[y : y + 6, x : x + 6, 0] = 255
-        Image.fromarray(a).save(tmp_path / f'{i}.png')
-        rows.append([f'{i}.png', 'left' if x < W / 2 else 'right', float(x), float(x), x + 3, y + 3, 0, 1, 'left,top'])
-    df = pd.DataFrame(rows, columns='img side x yaw px py l_lit r_lit marks'.split())
-    df['weight'], df['qx'], df['qy'] = rng.normal(size=12), df.px + 1, df.py
-    df.loc[0, 'side'], df.loc[1, 'side'] = 'left', 'right'
-    f = Flow(
-        'f',
-        SingleLabelBlock('side', vocab=['left', 'right'], mirror={'left': 'right'}),
-        BoundedRegressionBlock('x', y_range=(0, W), mirror='reverse'),
-        UnboundedRegressionBlock('yaw', mirror='negate'),
-        KeypointsBlock('place', cols=['px', 'py', 'qx', 'qy'], points=['p', 'q']),
-        BinaryBlock('l_lit'),
-        BinaryBlock('r_lit'),
-        MultiLabelBlock('marks', vocab=['left', 'right', 'top'], mirror={'left': 'right'}),
-        mirror=[('l_lit', 'r_lit')],
-    )
+    df = squares(tmp_path)
+    df['weight'] = np.random.default_rng(0).normal(size=12)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         dls = DataBlock(
-            blocks=(ImageBlock, TabularRowBlock([], ['weight']), f),
+            blocks=(ImageBlock, TabularRowBlock([], ['weight']), flow_of_squares()),
             n_inp=2,
             getters=[lambda row: tmp_path / row.img, itself, itself],
             splitter=IndexSplitter(range(6)),

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 sys.path.append(str(Path(__file__).resolve().parents[2] / 'benchmarks' / 'real'))
 import bracol, mtfl, scenes, utkface
 from pictures_common import ERROR, ByHand, scores_of, skills_of, trivial_decided
+from fastai_condmtl.core.plan import Plan
 from fastai_condmtl.datasets.faces import save_faces
 from fastai_condmtl.vision.all import BinaryBlock, BoundedRegressionBlock, Flow, MultiLabelBlock, SingleLabelBlock
 
@@ -154,8 +155,10 @@ def test_scenes_to_table(capsys, monkeypatch):
 
 def test_scenes_with_another_loss():
     "Eight coordinates, and they alone, have the loss and the weight that was asked for"
-    flow = scenes.flow_of_scenes('l1', box_weight=0.5)
-    assert flow.to_json().count('"loss": "l1"') == 8 == flow.to_json().count('"weight": 0.5')
+    for loss in ('l1', 'mse', 'huber'):
+        flow = scenes.flow_of_scenes(loss, box_weight=0.5)
+        names = [block.loss_name for block in Plan(flow).blocks if isinstance(block, BoundedRegressionBlock)]
+        assert names == [loss] * 8 and flow.to_json().count('"weight": 0.5') == 8
 
 
 @pytest.fixture(scope='module')

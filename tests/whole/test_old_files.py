@@ -4,7 +4,7 @@ of one convolution), and what it made of the table and of four pictures"""
 
 import importlib, json, pickle
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import AdaptiveAvgPool, Flatten, Image, Learner, Resize
 from pandas.testing import assert_frame_equal
 from torch import nn
@@ -12,6 +12,14 @@ import fastai_condmtl
 from fastai_condmtl.vision.all import *
 from fastai_condmtl.deploy.safe import load_safe
 
+# pickle.dumps(BoundedRegressionBlock('a'), protocol=4), before its loss was the absolute error
+PICKLED = (
+    b'\x80\x04\x95\x00\x01\x00\x00\x00\x00\x00\x00\x8c\x1ffastai_condmtl.tasks.regression\x94\x8c\x16BoundedRegressionBlock'
+    b'\x94\x93\x94)\x81\x94}\x94(\x8c\nweight_col\x94N\x8c\x02na\x94N\x8c\tnormalise\x94N\x8c\x08features\x94N\x8c\x06hidden'
+    b'\x94N\x8c\x0bdetach_uses\x94\x89\x8c\x04uses\x94)\x8c\x04name\x94\x8c\x01a\x94\x8c\x06weight\x94G?\xf0\x00\x00\x00\x00\x00'
+    b'\x00\x8c\x03col\x94N\x8c\x05given\x94N\x8c\x06mirror\x94N\x8c\tloss_name\x94\x8c\x03mse\x94\x8c\x05draws\x94N'
+    b'\x8c\x07y_range\x94N\x8c\x0bgiven_range\x94Nub.'
+)
 OLD = Path(__file__).parents[1] / 'helpers' / 'files_of_0_1_0'
 
 
@@ -44,6 +52,20 @@ def test_a_flow(table, expected):
     flow = Flow.from_json(text)
     assert flow.to_json() == text
     assert np.array_equal(flow.bind(table).encode(table).double(), expected['targets'])
+
+
+def test_numbers_without_a_loss(table):
+    "They had squared errors: a flow, its part in a safe file and pickles of before still have them, by hand"
+    bound = Flow.from_json((OLD / 'flow.json').read_text()).bind(table)
+    safe = load_safe(OLD / 'model.safetensors', model=network(20)).flow
+    logits, targets = torch.tensor([[0.3, -2.0, 1.1, 0.0]]), torch.tensor([[0.1, 0.9, -0.4, 0.5]])
+    wanted = dict(r=(logits.sigmoid() - targets) ** 2, u=(logits - targets).abs())  # which is named in the file
+    wanted |= dict.fromkeys(['pts', 'box'], (2 * logits.sigmoid() - 1 - targets) ** 2)
+    for flow in (bound, safe):
+        for name, losses in wanted.items():
+            torch.testing.assert_close(flow.tasks[f'g.{name}'].loss(logits, targets).reshape(1, 4), losses)
+    block = pickle.loads(PICKLED)
+    assert block.loss_name == 'mse' and '"loss"' not in Flow('f', block).to_json()
 
 
 def test_a_safe_file(table, pictures, expected):

@@ -125,7 +125,7 @@ def row_loss(block, task, z, values, mask):
     if task['kind'] == 'single':
         return np.log(np.exp(z - z.max()).sum()) + z.max() - z[vocab_of(task).index(values[0])]
     if task['kind'] == 'unbounded':
-        return (z[0] - (values[0] - block.mean) / block.std) ** 2
+        return abs(z[0] - (values[0] - block.mean) / block.std)
     each = [max(x, 0) - x * float(v) + math.log1p(math.exp(-abs(x))) for x, v, m in zip(z, values, mask) if m]
     return sum(each) / len(each)
 

@@ -618,7 +618,7 @@ def weighted_by_hand(bound, z, y, w):
             elif b.thresholded:
                 l = F.binary_cross_entropy_with_logits(x[m], v[m])
             else:
-                l = ((x.sigmoid() if b.bounded else x) - v).pow(2).sum()
+                l = ((x.sigmoid() if b.bounded else x) - v).abs().sum()
             up, down = up + w[i] * l, down + w[i]
         total = total + b.weight * (up / down if down else 0.0)
     return total
