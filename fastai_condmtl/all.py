@@ -12,6 +12,7 @@ from .core.target import TensorConditional
 from .loss.conditional import ConditionalLoss
 from .evaluate.metrics import TaskMetric
 from .data.target_block import FlowTransform
+from .data.packed import PackedLabels
 from .data.groups import GroupSplitter
 from .data.split import StratifiedSplitter, stratified_folds
 from .data.mask_facts import SegmentationBlock, mask_facts
@@ -58,6 +59,7 @@ import fastai_condmtl.data.audit  # noqa: F401
 import fastai_condmtl.data.redcap  # noqa: F401
 import fastai_condmtl.data.sampling  # noqa: F401
 import fastai_condmtl.data.split  # noqa: F401
+import fastai_condmtl.data.steps  # noqa: F401  how loaders read their items
 import fastai_condmtl.data.xlsform  # noqa: F401
 import fastai_condmtl.learn.saving  # noqa: F401
 import fastai_condmtl.learn.learner  # noqa: F401
@@ -70,6 +72,7 @@ import fastai_condmtl.learn.transfer  # noqa: F401
 import fastai_condmtl.evaluate.evaluation  # noqa: F401
 import fastai_condmtl.evaluate.tune  # noqa: F401
 import fastai_condmtl.evaluate.calibrate  # noqa: F401
+import fastai_condmtl.evaluate.conformal  # noqa: F401
 import fastai_condmtl.evaluate.label_cleaning  # noqa: F401
 import fastai_condmtl.deploy.onnx  # noqa: F401
 import fastai_condmtl.deploy.safe  # noqa: F401

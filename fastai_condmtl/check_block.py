@@ -17,6 +17,7 @@ from .block_checks.labels import check_cells, check_labels, check_scales, check_
 from .block_checks.network import check_decisions, check_learning, check_loss
 from .block_checks.questions import atoms, check_probabilities, check_questions
 from .block_checks.scores import check_scores
+from .block_checks.sets import check_sets
 from .core.block import ConditionalBlock
 from .core.errors import FlowError
 from .core.flow import Flow
@@ -108,6 +109,7 @@ CHECKS = (
     check_questions,
     check_probabilities,
     check_scores,
+    check_sets,
     check_flow,
     check_files,
 )

@@ -10,6 +10,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from ..core.errors import FlowWarning
 from ..core.extras import import_extra
 from ..core.stock import wraps_stock
+from ..data.shards import OrderedDL
 from ..learn.ranks import without_ranks
 
 # %% auto #0
@@ -33,6 +34,18 @@ def _broadcast(stock, self, t, rank):
     t = torch.tensor(t, dtype=torch.long)
     torch.distributed.broadcast(t, rank)
     return t.tolist()
+
+
+@wraps_stock(DistributedDL)
+def get_idxs(stock, self):
+    "An order that follows from a seed is the same in each process: each takes its part, and nothing is sent"
+    order = self.dl.get_idxs() if isinstance(self.dl, OrderedDL) else None
+    if order is None:
+        return stock(self)
+    self.n = len(order)
+    each = -(-self.n // self.world_size)
+    self.n_padded = each * self.world_size
+    return order.part(self.rank * each, (self.rank + 1) * each)
 
 
 @wraps_stock(DistributedTrainer)

@@ -13,6 +13,7 @@ from fastai.imports import noop
 from fastai.torch_core import no_random
 from torch.nn.parameter import is_lazy
 from ..core.errors import FlowError, FlowWarning
+from ..learn.direct import leaves_predictions
 from ..learn.accumulate import Accumulator, collect
 from ..learn.state import flow_of, follows_flow, own_loss, is_fitting
 from ..evaluate.metrics import TaskMetric
@@ -22,6 +23,7 @@ from ..evaluate.tune import aims, search
 __all__ = ['ThresholdSearch', 'rows_of_metrics', 'weight_sums', 'versions']
 
 # %% ../../nbs/callback/thresholds.ipynb #b90cb23f
+@leaves_predictions
 class ThresholdSearch(Callback):
     "`learn.search_thresholds` after each fit; the table is in `learn.threshold_search.result`"
 

@@ -53,6 +53,7 @@ class Kept(Losses):
         if sum(map(len, self.logits)) >= self.n:
             return
         logits, positions = gather_rows(getattr(learn, 'dl', None), learn.pred)
+        logits = logits.cpu()
         if positions is not None:
             first = positions < self.n
             logits = logits[first]

@@ -28,6 +28,8 @@ class FitsBaselines:
 def learn_constants(
     self: FitsBaselines,
     y,  # Packed training rows `(N, 2, D)`
+    # Where `y` is a sample of them: path → values and where they count, two arrays that tell the counts of all rows
+    counted=None,
 ):
     "Learn what the trivial predictor says (kept through export), and warn of what these rows cannot teach"
     vals, mask = y.numpy().transpose(1, 0, 2)
@@ -35,6 +37,7 @@ def learn_constants(
     cells = {path: (vals[:, s.targets], mask[:, s.targets]) for path, s in self.slices.items()}
     scored = {path: (of_task, counts * self.tasks[path].certain(of_task)) for path, (of_task, counts) in cells.items()}
     self.constants = {path: block.fit_baseline(*scored[path]) for path, block in self.tasks.items()}
+    cells = cells if counted is None else counted
     if empty := [path for path, (_, mask_of_task) in cells.items() if not mask_of_task.any()]:
         warnings.warn(
             f"no training row counts for {', '.join(map(repr, empty))} (not labelled, or never applicable): training "
@@ -42,7 +45,8 @@ def learn_constants(
             FlowWarning,
             stacklevel=3,
         )
-    if mask.any():  # where nothing at all is labelled, the network is trained elsewhere
+    # where nothing at all is labelled, the network is trained elsewhere
+    if any(mask_of_task.any() for _, mask_of_task in cells.values()):
         self.untold = note_unseen(self.tasks, cells)
 
 

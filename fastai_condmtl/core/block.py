@@ -95,12 +95,18 @@ def bind(
     train: pd.DataFrame = None,  # Its training rows; None: all
     path: str = None,  # The task's path in its flow
     na: tuple = None,  # Values that stand for a blank; None: those of the block itself
+    # Count, mean and standard deviation of the training numbers, where `train` shows only some rows (see `set_scale`)
+    scale: tuple = None,
 ):
     "A copy that has learnt from `df` what it was not given"
     res = copy(self)
     res.path, res.na = path or self.name, self.na if na is None else na
     table = res.with_blanks(df)
+    if scale is not None:
+        set_scale = res.set_scale
+        res.set_scale = lambda *of_some_rows: set_scale(*scale)
     res.setup(table, table if train is None or train is df else res.with_blanks(train))
+    vars(res).pop('set_scale', None)
     check_no_answer_is_blank(res)
     return res
 

@@ -46,19 +46,25 @@ class BoundFlow(TaskNames, ReadsBack, FitsBaselines):
         flow: Flow,  # Blocks and conditions
         df: pd.DataFrame,  # The whole table
         train_idx=None,  # Positions of the training rows; None: all
+        # Where `df` shows each distinct cell and not all rows: number of a task that `learns_mean` → count, mean and
+        # standard deviation of all its training numbers. Weights of classes are then fitted by who called
+        scales=None,
     ):
         self.flow, self.untold, self.loss_units, plan = flow, {}, {}, Plan(flow)
         df = label_columns(plan, as_table(df, plan.blocks), flow.name)
         train = training_rows(df, train_idx, flow.name)
-        bound = [block.bind(df, train, path, na) for path, block, na in zip(plan.paths, plan.blocks, plan.nas)]
-        bound = bind_partners(plan, bound, df, train)
+        bound = [
+            block.bind(df, train, path, na, (scales or {}).get(i))
+            for i, (path, block, na) in enumerate(zip(plan.paths, plan.blocks, plan.nas))
+        ]
+        bound = bind_partners(plan, bound, df, train, scales or {})
         learn_nests(plan, bound, df, train)
         self.plan = plan.bind(bound)
         check_conditions(self.plan)
         warn_of_implied_twice(self.plan, df)
         self.paths, self.tasks = plan.paths, dict(zip(plan.paths, self.plan.blocks))
         self.lay_out()
-        if any(block.fits_class_weights for block in self.plan.blocks):
+        if scales is None and any(block.fits_class_weights for block in self.plan.blocks):
             self.fit_class_weights(train)
             self.lay_out()  # the grouping into families depends on these weights
 
@@ -172,17 +178,20 @@ def encode(
 def reached(
     self: BoundFlow,
     vals,  # Decoded values on the loss scale `(bs, D)`, or packed `(bs, 2, D)`
+    known=None,  # Where they are decided `(bs, D)`, boolean; None: everywhere
 ):  # boolean `(bs, T)`
-    """Where each task's condition is true on decoded predictions, by the rule of `Plan`; an atom is unknown only where
-    its task is not reached"""
+    """Where each task's condition is true on decoded predictions, by the rule of `Plan`; an atom is unknown where
+    its task is not reached, or undecided"""
     vals = vals[:, 0] if vals.ndim == 3 else vals
     if type(vals) is not torch.Tensor:
         vals = vals.as_subclass(torch.Tensor)
     # `len` would fix the number of rows of an exported graph
     every = torch.ones((vals.shape[0], 1), dtype=torch.bool, device=vals.device)
-    res = self.plan.applicable(
-        lambda i: vals[:, self.target_slices[i]], lambda i: every.expand(-1, self.plan.blocks[i].n_targets), scaled=True
-    )
+    if known is None:
+        known_of = lambda i: every.expand(-1, self.plan.blocks[i].n_targets)
+    else:
+        known_of = lambda i: known[:, self.target_slices[i]]
+    res = self.plan.applicable(lambda i: vals[:, self.target_slices[i]], known_of, scaled=True)
     return torch.stack([every[:, 0] if rows is None else rows for rows in res], 1)
 
 # %% ../../nbs/core/bound.ipynb #d623d7df

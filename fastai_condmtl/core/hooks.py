@@ -16,7 +16,7 @@ from .question_values import check_op
 
 # %% auto #0
 __all__ = ['LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks', 'ProbabilityHooks',
-           'ScoreHooks', 'LabelScoreHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
+           'ScoreHooks', 'LabelScoreHooks', 'SetHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
 
 # %% ../../nbs/core/hooks.ipynb #d60ecefe
 class LabelHooks(BlockFields):
@@ -30,9 +30,13 @@ class LabelHooks(BlockFields):
     nan_is_empty = False  # True if a blank cell is an answer, "none of them"
     weighs_rows = False  # True if labels give their row its weight in the loss, by `row_weights`
     self_supervised = False  # True if labels are made with each batch (masked words), not read from the table
+    learns_mean = False  # True if `setup` learns a scale from its one column of training numbers, by `set_scale`
 
     def setup(self, df, train):
         "Learn from the whole table and its training rows what was not given (called on a copy)"
+
+    def set_scale(self, n, mean, std):
+        "Learn from the count, mean and standard deviation of the training numbers; called where a kind `learns_mean`"
 
     @required
     def encode(self, df):
@@ -316,6 +320,41 @@ class LabelScoreHooks(BlockFields):
         trivial = self.baseline(name, constant, true)
         return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
 
+# %% ../../nbs/core/hooks.ipynb #5ae6c4bb
+class SetHooks(BlockFields):
+    "How little a value fits the activations, and the set of those that fit well enough"
+
+    # `answers`: a set is some of a list of answers, `interval`: all numbers between two; None: sets are not offered
+    set_kind: str | None = None
+    n_sets = 1  # sets of a row: one, or one a label
+    n_answers = 1  # answers of which each set is made; 1: numbers
+
+    def nonconformity(self, acts, vals):
+        """How little values `(N, W)` on the loss scale fit activations `(N, W*n_out)`, more is stranger
+        `(N, n_sets)`"""
+        raise FlowError(f"task '{self.path}' ({type(self).__name__}) says no nonconformity: leave set_kind None")
+
+    def answer_of(self, vals):
+        "Number of the answer that values `(N, W)` give `(N, n_sets)`"
+        return vals[:, : self.n_sets].long() * 0
+
+    def answer_sets(self, acts, limits, decided, beside=None):
+        """Which answers are in the sets `(N, n_sets, n_answers)`, by limits `(n_sets, n_answers)`; the decided one
+        always is. `beside`: values, and only answers count that are possible beside them; None: the decided"""
+        raise FlowError(f"task '{self.path}' ({type(self).__name__}) has no sets of answers: leave set_kind None")
+
+    def interval(self, acts, limits):
+        "The lowest and the highest number `(N, n_sets, 2)` on the loss scale, by limits `(n_sets, n_answers)`"
+        raise FlowError(f"task '{self.path}' ({type(self).__name__}) has no intervals: leave set_kind None")
+
+    def one_answer(self, bounds):
+        "Where each question of conditions has one answer for all numbers of an interval `(N, n_sets, 2)`: `(N,)`"
+        return bounds[:, 0, 0] == bounds[:, 0, 1]
+
+    def told_set(self, own):
+        "The set of one row in the table's terms: answers `(n_sets, n_answers)`, or an interval `(n_sets, 2)`"
+        return tuple(float(self.unscale(bound)) for bound in own[0])
+
 # %% ../../nbs/core/hooks.ipynb #8cf5c204
 class PictureHooks(BlockFields):
     "What follows the transforms of a picture, and what is drawn on it"
@@ -360,6 +399,7 @@ class BlockHooks(
     ProbabilityHooks,
     ScoreHooks,
     LabelScoreHooks,
+    SetHooks,
     NestFields,
     PictureHooks,
     MatchHooks,

@@ -119,6 +119,7 @@ def bind_partners(
     bound,  # Its blocks, each bound by itself
     df,  # Whole table
     train,  # Its training rows
+    scales,  # What `BoundFlow` was told of training numbers
 ) -> list:
     "Bound blocks, of which those that change places have learnt from the columns of both"
     res = list(bound)
@@ -127,7 +128,7 @@ def bind_partners(
             check_alike(plan, bound, i, j, ('type', 'width', 'mirror', 'pairs', 'unsure', 'na'))
             both = [bound[k].cols for k in sorted((i, j))]  # in one order for either, so that sums are the same
             tables = [_joint(part, both, bound[i].cols) for part in (df, train)]
-            res[i] = plan.blocks[i].bind(*tables, plan.paths[i], plan.nas[i])
+            res[i] = plan.blocks[i].bind(*tables, plan.paths[i], plan.nas[i], scales.get(i))
     for i, j in enumerate(plan.partners):
         if i < j:
             check_alike(plan, res, i, j, ('vocabulary', 'scale'))

@@ -22,6 +22,7 @@ class FlowPrediction(Mapping):
     labels, does not count)
 
     - `flow`, `decoded`, `activations` and `logits` as they were handed over; `frame`: where coordinates lead
+    - `sets`: path → the answers that it may have, or `(lowest, highest)` of a number; of labels a dict, label → answers
     - `natural` `(D,)`: values in original units, coordinates in pixels; `known` `(D,)`: where there is one"""
 
     def __init__(
@@ -33,8 +34,10 @@ class FlowPrediction(Mapping):
         # Of flows with points or boxes: from coordinates -1 to 1 to pixels of a picture. None: decisions (with
         # `activations`) are told as shares of the picture, labels as they stand
         frame=None,
+        sets=None,  # Path → set in the table's terms, of reached tasks; None: there are none
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
+        self.sets = dict(sets or {})
         self.frame = _frame_of(flow, frame, is_decision=activations is not None)
         natural = flow.to_units(doubles(decoded))  # float64: labels read back as they stood in the table
         self.natural, self.known = natural[0].numpy(), natural[1].numpy() > 0
@@ -103,3 +106,23 @@ def probabilities(self: FlowPrediction):
     acts = self.flow.joint_acts(doubles(self.activations)[None])[0].numpy()
     of_task = {path: block.probability(acts[self.flow.slices[path].acts]) for path, block in self.flow.tasks.items()}
     return {path: probability for path, probability in of_task.items() if probability is not None}
+
+# %% ../../nbs/core/prediction.ipynb #17d39a99
+@patch(as_prop=True)
+def undecided(self: FlowPrediction):
+    "Path → the answers of an undecided task; of several labels those that are undecided"
+    labels = {path: _open_labels(own) for path, own in self.sets.items() if isinstance(own, dict)}
+    answers = {path: own for path, own in self.sets.items() if isinstance(own, list) and len(own) > 1}
+    found = labels | answers
+    return {path: found[path] for path in self.sets if found.get(path) and not self._is_decided(path)}
+
+
+def _open_labels(own):
+    "Labels that may be there or not"
+    return [label for label, answers in own.items() if len(answers) > 1]
+
+
+@patch
+def _is_decided(self: FlowPrediction, path):
+    "True if all target columns of a task have a value: nobody abstained"
+    return bool(self.known[self.flow.slices[path].targets].all())

@@ -10,7 +10,7 @@ from .flow import Flow
 from .prediction import FlowPrediction, shortened
 
 # %% auto #0
-__all__ = ['FlowTree', 'tell', 'tell_task', 'add_nodes', 'givens']
+__all__ = ['FlowTree', 'tell', 'tell_task', 'add_nodes', 'givens', 'tell_answers']
 
 # %% ../../nbs/core/prediction_tree.ipynb #a9be9f2d
 class FlowTree(Tree):
@@ -125,16 +125,18 @@ def add_nodes(
     condition=False,  # Tell the condition that opened a node
     top_k: int = 1,  # Classes to tell of a single-label task
 ) -> FlowTree:
-    "Add a node a flow and task that is reached (or labelled); a task's `data` holds `path, value, truth, known, wrong`"
+    """Add a node a flow and task that is reached (or labelled); a task's `data` holds `path, value, truth, known,
+    wrong`, and `answers`, what an undecided task may be"""
     probabilities = (pred.probabilities or {}) if probability else {}
     raw = pred.logits if logits else None
     given = givens(pred.flow.flow) if condition else {}
     for path, block in pred.flow.tasks.items():
         data = _node_data(pred, truth, path)
-        if data['value'] is None and data['truth'] is None:
+        if data['value'] is None and data['truth'] is None and data['answers'] is None:
             continue
         raw_here = None if raw is None else raw[pred.flow.slices[path].acts]
         said = tell_task(block, data['value'] if decoded else None, probabilities.get(path), raw_here, top_k)
+        said = _with_set(said, pred, path, data['answers']) if decoded else said
         _add_task(tree, parent, data, _beside_truth(said, data, block), given)
     return tree
 
@@ -171,13 +173,14 @@ def _node_data(pred, truth, path):
     "What the node of a task holds"
     value, label = pred[path], None if truth is None else truth[path]
     wrong = label is not None and _is_wrong(pred, truth, path)
-    return dict(path=path, value=value, truth=label, known=truth is None or label is not None, wrong=wrong)
+    answers, known = pred.undecided.get(path), truth is None or label is not None
+    return dict(path=path, value=value, truth=label, known=known, wrong=wrong, answers=answers)
 
 
 def _is_wrong(pred, truth, path):
     "True if a labelled task was not reached, or one with exact answers was decided otherwise"
     if pred[path] is None:
-        return True
+        return path not in pred.undecided
     block, columns = pred.flow.tasks[path], pred.flow.slices[path].targets
     if not block.exact:
         return False
@@ -191,11 +194,31 @@ def _beside_truth(said, data, block):
     if data['truth'] is None:
         return said
     truth = f"truth {tell(data['truth'])}"
-    if data['value'] is None:
+    if data['value'] is None and data['answers'] is None:
         return f'not reached, {truth}'
     if block.exact and not data['wrong']:
         return said
     return f'{said}, {truth}' if said else truth
+
+# %% ../../nbs/core/prediction_tree.ipynb #98b97135
+def _with_set(said, pred, path, answers):
+    "What is `said` of a task, with its set: the answers of an undecided one, or the interval of a number"
+    own = pred.sets.get(path)
+    if answers is not None and isinstance(own, dict):
+        return ', '.join(filter(None, [said, f'undecided: {tell(answers)}']))
+    if answers is not None:
+        return ' '.join(filter(None, [f"{tell_answers(answers)}, undecided", said]))
+    return f'{said}, {tell_answers(own)}' if isinstance(own, tuple) else said
+
+
+def tell_answers(own):
+    "A set in words: `cat or dog`, or `3 to 5`"
+    if isinstance(own, tuple):
+        return ' to '.join(f'{bound:.4g}' for bound in own)
+    if isinstance(own, dict):
+        return ', '.join(f'{label} {tell_answers(answers)}' for label, answers in own.items() if len(answers) > 1)
+    told = [tell(answer) for answer in own]
+    return ' or '.join(told) if len(told) <= 5 else f"{' or '.join(told[:5])} or {len(told) - 5} others"
 
 # %% ../../nbs/core/prediction_tree.ipynb #db115747
 @patch

@@ -237,6 +237,9 @@ def _columns_of_task(loss, path, i):
         task['thresholds'] = [float(x) for x in thresholds.reshape(-1).expand(block.n_targets)]
     if path in loss.temperatures:
         task['temperature'] = loss.temperatures[path]
+    if path in loss.decisions.limits:
+        found = loss.decisions.limits[path]
+        task['sets'] = dict(kind=block.set_kind, coverage=found.coverage, limits=[list(own) for own in found.limits])
     if block.geometry:
         task['coordinates'] = '-1 to 1 of the picture'
     return task

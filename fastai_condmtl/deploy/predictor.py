@@ -12,14 +12,15 @@ from fastcore.basics import patch
 from ..core.errors import FlowError
 from .onnx import input_steps
 from ..learn.state import flow_of
+from ..learn.learner import only_whole_cells
 from ..loss.conditional import ConditionalLoss
 from ..core.geometry import Frame
 from ..core.bound import BoundFlow
 from ..core.prediction import FlowPrediction
 
 # %% auto #0
-__all__ = ['MAX_SIDE', 'picture_config', 'why_not_resize', 'resize_of', 'normalise_of', 'checked_size', 'checked_divisor',
-           'Predictor', 'why_not_pictures']
+__all__ = ['MAX_SIDE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of', 'checked_size',
+           'checked_divisor', 'Predictor', 'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -42,7 +43,15 @@ def picture_config(
             resamples=[int(x) for x in step.resamples],
         )
     numbers = {name: x if isinstance(x, float) else x.flatten().tolist() for name, x in steps.items()}
-    return config | dict(pixels=numbers, mode='L' if getattr(learn, 'n_in', 3) == 1 else 'RGB')
+    mode = 'L' if getattr(learn, 'n_in', 3) == 1 else 'RGB'
+    return config | _shrinking_of(learn) | dict(pixels=numbers, mode=mode)
+
+
+def _shrinking_of(learn):
+    "To what a cache of the learner's pictures shrinks them, and with which filter; nothing without a cache"
+    readers = learn.dls.dataset.tls[0].tfms.fs if hasattr(learn.dls.dataset, 'tls') else ()
+    caches = [step.cache for step in readers if hasattr(step, 'cache')]
+    return {'shrink': [caches[0].px, caches[0].resample]} if caches and caches[0].px else {}
 
 
 def why_not_resize(
@@ -67,6 +76,22 @@ def why_not_resize(
 
 # %% ../../nbs/deploy/predictor.ipynb #927a1a71
 MAX_SIDE = 2**14  # pixels
+
+
+def opener_of(pictures):
+    "What opens a picture, and shrinks it where `picture_config` told that pictures were cached"
+    from fastai.vision.core import PILImage, PILImageBW
+    from fastai_condmtl.data.cache import OpenCached, PictureCache
+    from fastai_condmtl.data.pictures import OpenImage
+
+    cls = PILImageBW if pictures.get('mode') == 'L' else PILImage
+    if 'shrink' not in pictures:
+        return OpenImage(cls)
+    shrink = pictures['shrink']
+    fits = isinstance(shrink, list) and len(shrink) == 2 and all(type(x) is int for x in shrink)
+    if not fits or not 0 < shrink[0] <= MAX_SIDE or shrink[1] not in range(6):  # PIL's filters
+        raise FlowError(f"the file shrinks pictures to {shrink!r}: write it with learn.save_safe")
+    return OpenCached(PictureCache(None, shrink[0], cls, shrink[1]))
 
 
 def resize_of(pictures):
@@ -118,11 +143,9 @@ class Predictor:
         pictures: dict,  # What is done to a picture, from `picture_config`
     ):
         from fastai.data.transforms import ToTensor
-        from fastai.vision.core import PILImage, PILImageBW
-        from fastai_condmtl.data.pictures import OpenImage
 
         self.flow, self.model, self.loss = flow, model.eval(), loss
-        self.open = OpenImage(PILImageBW if pictures.get('mode') == 'L' else PILImage)
+        self.open = opener_of(pictures)
         self.item, self.to_tensor, self.batch = resize_of(pictures), ToTensor(), normalise_of(pictures)
 
     def __repr__(self):
@@ -130,18 +153,23 @@ class Predictor:
 
 # %% ../../nbs/deploy/predictor.ipynb #4adcc358
 @patch
-def predict(self: Predictor, item):
-    "Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`"
-    acts, decoded = self.get_preds([item])
-    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=self.frames([item])[0])
+def predict(self: Predictor, item, abstain: bool = False):
+    """Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`; with `abstain`
+    undecided where the prediction sets that came with the file say so"""
+    acts, _ = self.get_preds([item])
+    decoded, sets = self.loss.decisions.with_sets(acts, abstain)
+    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=self.frames([item])[0], sets=sets.told(0))
     return prediction, decoded[0], acts[0]
 
 
 @patch
-def predict_df(self: Predictor, items, bs: int = 64) -> pd.DataFrame:
-    "Predictions in the table's own columns, blank where a task is not reached"
+def predict_df(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
+    "Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided"
     frames = None if self.flow.geometry is None else self.frames(items)
-    return self.flow.to_frame(self.get_preds(items, bs)[1], frames)
+    acts, decided = self.get_preds(items, bs)
+    if abstain:
+        decided = only_whole_cells(self.flow, self.loss.decisions.abstains(acts)[0])
+    return self.flow.to_frame(decided, frames)
 
 
 @patch
@@ -189,9 +217,11 @@ def opened(self: Predictor, item):
 @patch
 def frames(self: Predictor, items):
     "From what the network sees, a squished picture, to pixels of each"
+    from fastai_condmtl.data.cache import file_size
+
     if self.flow.geometry is None:
         return [None] * len(items)
-    return [Frame.of_size(*self.opened(item).size) for item in items]
+    return [Frame.of_size(*file_size(self.opened(item))) for item in items]
 
 # %% ../../nbs/deploy/predictor.ipynb #78c1a7aa
 @patch

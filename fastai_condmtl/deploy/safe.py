@@ -19,6 +19,7 @@ from .inputs import inputs_in, inputs_of
 from .predictor import Predictor
 from ..learn.state import flow_of, loss_of
 from ..loss.conditional import ConditionalLoss
+from ..loss.sets import SetLimits
 import fastai_condmtl.deploy.bound_dict  # noqa: F401  to_dict, from_dict
 
 # %% auto #0
@@ -47,6 +48,7 @@ def save_safe(
         network=name_of_network(self, flow, weights, inputs),
         thresholds={task: doubles(threshold).reshape(-1).tolist() for task, threshold in loss.thresholds.items()},
         temperatures=dict(loss.temperatures),
+        limits={task: found.to_dict() for task, found in loss.decisions.limits.items()},
         **{inputs.name: inputs.config(self)},
     )
     with atomic_write(path) as temporary:
@@ -192,7 +194,7 @@ def check_sizes(path, in_file, in_network):
 
 # %% ../../nbs/deploy/safe.ipynb #5ad3c1e0
 def set_decisions(loss, header):
-    "Give a loss the thresholds and temperatures of a file"
+    "Give a loss the thresholds, temperatures and limits of sets of a file"
     thresholds, temperatures = header.get('thresholds'), header.get('temperatures')
     fits = isinstance(thresholds, dict) and isinstance(temperatures, dict)
     if not fits or thresholds.keys() != loss.thresholds.keys():
@@ -204,6 +206,11 @@ def set_decisions(loss, header):
     for task, threshold in thresholds.items():
         check_threshold(task, threshold, loss.flow.tasks[task].n_targets)
         loss.thresholds[task] = torch.tensor(threshold, dtype=torch.float32)
+    limits = header.get('limits', {})  # files of before have none
+    if not isinstance(limits, dict) or not limits.keys() <= set(loss.flow.paths):
+        raise FlowError("the file tells sets of tasks that the flow does not have: write it with learn.save_safe")
+    tasks = loss.flow.tasks
+    loss.decisions.limits = {task: SetLimits.from_dict(tasks[task], found) for task, found in limits.items()}
 
 
 def check_threshold(task, threshold, n_targets):

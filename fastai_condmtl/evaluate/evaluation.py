@@ -17,6 +17,7 @@ from ..core.columns import sort_labels
 from ..core.errors import FlowError
 from ..data.sampling import labels_of_rows
 from .cascade import blame
+from .coverage import SET_SCORES, JudgedSets, are_those_rows, judge_sets, set_scores
 from .metrics import check_metrics, needs_acts, wanted_label_metrics, wanted_metrics
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, TaskRows, collect, progress
@@ -33,10 +34,12 @@ class Evaluation(pd.DataFrame):
     """The table of `learn.evaluate`; `.show()` is its picture for a notebook
 
     `cross_fit` names the tasks whose thresholds these rows had tuned: they are judged by cross-fit thresholds. `lower`
-    names the metrics of which less is more, `by` the column with groups of rows (None without). `label` is None in rows
+    names the metrics of which less is more, `own_sets` is True where prediction sets were found on these rows, `by` the
+    column with groups of rows (None without). `label` is None in rows
     of a whole task, `support` counts the rows whose label it is: without any, a score of the label is NaN."""
 
-    _metadata = ['cross_fit', 'lower', 'by']
+    _metadata = ['cross_fit', 'lower', 'by', 'own_sets']
+    own_sets = False
     cross_fit, lower, by = (), ('mae', 'rmse'), None
 
     @property
@@ -61,28 +64,36 @@ def evaluate(
 ) -> pd.DataFrame:
     """A row a task and metric, with columns `task_path`, `metric_name`, `metric_res`, `num_samples`, `baseline`,
     `cascade_res`, `cascade_samples`, `missed` and `spurious`; with `by` a column of that name after the metric's, with
-    `by_label` also `label` after the task's and `support` after `num_samples`"""
+    `by_label` also `label` after the task's and `support` after `num_samples`. With prediction sets (`learn.conformal`)
+    also `coverage`, `set_size` (answers, or the width of an interval), `decided` (share of the rows), `decided_res`
+    (the score on these) and `cascade_coverage`"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
     dl = as_loader(self, dl, labels=True)
     by, groups = groups_by(self.dls[ds_idx] if dl is None else dl, by)
-    columns = _columns(by, by_label, n_boot)
+    loss = loss_of(self)
+    columns = _columns(by, by_label, n_boot) + SET_SCORES * bool(loss.decisions.limits)
     learn_shapes(self)
     scored = _all_scored(flow, metrics, by_label)
-    acc = judged(self, dl, ds_idx, _accumulator(flow, scored), group_col)
+    acc = _accumulator(flow, scored)
+    acc.with_logits = bool(loss.decisions.limits)
+    acc = judged(self, dl, ds_idx, acc, group_col)
+    sets = judge_sets(loss, acc) if acc.with_logits else {}
     drawn = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
     records = []
     for i, path in progress(self if n_boot else None, enumerate(flow.paths), 'bootstrap'):
-        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path), drawn)
+        rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path), drawn, sets.get(path))
         for one in scored[path]:
             about = dict(task_path=path, label=one.label, metric_name=one.metric)
             for group, positions in groups:
-                records.append({**about, by: group, **_scores(one, rows.take(positions), n_boot)})
+                some = rows.take(positions)
+                records.append({**about, by: group, **_scores(one, some, n_boot), **_set_scores(one, some)})
     res = Evaluation(records, columns=columns)
     if by_label:
         res['label'] = pd.Series([record['label'] for record in records], dtype=object)  # 1 stays 1 beside None
     res.cross_fit, res.by = tuple(acc.cross_fit), by
+    res.own_sets = bool(sets) and are_those_rows(loss, acc)
     res.lower = tuple({metric for block in flow.tasks.values() for metric in block.lower_is_better})
     return res
 
@@ -111,16 +122,22 @@ class _JudgedRows:
     false: np.ndarray  # `(N,)`, True where its condition is false by the labels
     acts: np.ndarray | None  # Activations `(N, W*n_out)`, where a score of a label needs them
     groups: np.ndarray | None  # `(N,)`, number of the group of each row; None: rows stand alone
+    sets: JudgedSets | None = None  # Of tasks with prediction sets
 
     def take(self, positions):
         "Some of the rows"
         acts, groups = (None if part is None else part[positions] for part in (self.acts, self.groups))
         reached, false = self.reached[positions], self.false[positions]
-        return _JudgedRows(self.task.take(positions), reached, false, acts, groups)
+        sets = None if self.sets is None else self.sets.take(positions)
+        return _JudgedRows(self.task.take(positions), reached, false, acts, groups, sets)
+
+    def where(self, mask):
+        "The same rows with another gt mask"
+        return replace(self, task=self.task._replace(mask=mask))
 
     def where_reached(self):
         "The same rows, of which only those count that the decisions reach"
-        return replace(self, task=self.task._replace(mask=self.task.mask & self.reached[:, None]))
+        return self.where(self.task.mask & self.reached[:, None])
 
 # %% ../../nbs/evaluate/evaluation.ipynb #1b02d0a8
 def _scores(scored, rows, n_boot):
@@ -141,6 +158,16 @@ def _scores(scored, rows, n_boot):
         score = lambda draw: scored.score(counted.take(draw))
         res['ci_low'], res['ci_high'] = interval(score, res['num_samples'], n_boot, groups=counted.groups)
     return res
+
+
+def _set_scores(scored, rows):
+    "`SET_SCORES` of a task or label; of a label, of the rows that have it"
+    score = lambda mask: scored.score(rows.where(mask))
+    if scored.label is None:
+        return set_scores(rows.sets, rows.task.mask, score)
+    is_label = scored.counts(rows)[1]
+    own_set = scored.j if scored.block.n_sets > 1 else None
+    return set_scores(rows.sets, rows.task.mask, score, None if own_set is not None else is_label, own_set)
 
 
 def _share(part, of):
@@ -252,7 +279,7 @@ def groups_by(dl, by):
     if by is None:
         return None, [(None, slice(None))]
     name = by if isinstance(by, str) else str(getattr(by, 'name', None) or 'group')
-    if name in ('task_path', 'metric_name', 'ci_low', 'ci_high', *SCORES):
+    if name in ('task_path', 'metric_name', 'ci_low', 'ci_high', *SCORES, *SET_SCORES):
         raise FlowError(
             f"by={name!r} is the name of a column of the result: hand over a Series with another name, e.g. "
             f"by=df[{name!r}].rename('other')"
@@ -279,7 +306,7 @@ def show(
     if by_label:
         table['label'] = table['label'].map(lambda label: '' if label is None else str(label))
     counts = ('num_samples', 'support', 'cascade_samples')
-    numbers = [c for c in table if c in (*SCORES, 'ci_low', 'ci_high') and c not in counts]
+    numbers = [c for c in table if c in (*SCORES, *SET_SCORES, 'ci_low', 'ci_high') and c not in counts]
     style = table.style.set_uuid(hashlib.md5(table.to_csv().encode()).hexdigest()[:8]).hide(axis='index')
     style = style.format({column: f'{{:.{digits}f}}' for column in numbers}, na_rep='–')
     if {'metric_name', 'metric_res', 'baseline'} <= set(table):
@@ -296,7 +323,7 @@ def show(
     as_text = ('task_path', 'metric_name', self.by, *['label'] * by_label)
     to_the_right = [column for column in table if column not in as_text]
     style = style.set_properties(subset=to_the_right, **{'text-align': 'right'})
-    notes = remarks(self.cross_fit, _absent(table) if by_label and self.by is None else ())
+    notes = remarks(self.cross_fit, _absent(table) if by_label and self.by is None else (), self.own_sets)
     return style.set_caption(notes) if notes else style
 
 
@@ -309,12 +336,15 @@ def _absent(table):
 def remarks(
     cross_fit,  # Paths of tasks whose thresholds these rows had tuned
     absent=(),  # Pairs of task and label that no row has
+    own_sets=False,  # True: prediction sets were found on these rows
 ) -> str:
     "What is to be said below a table of scores"
     res = [f"thresholds of {', '.join(cross_fit)}: cross-fit, since these rows tuned them"] if cross_fit else []
     if absent := [f'{label} of {path}' for path, label in absent]:
         more = f' and {len(absent) - 5} others' if len(absent) > 5 else ''
         res.append(f"–: no row that counts here has {', '.join(absent[:5])}{more}")
+    if own_sets:
+        res.append('prediction sets were found on these rows: their coverage here is no test of the promise')
     return '; '.join(res)
 
 

@@ -15,7 +15,7 @@ from .evaluation import judge
 from ..learn.reading import as_loader
 from ..learn.accumulate import Accumulator, Picked, collect
 from ..learn.state import flow_of, loss_of
-from ..loss.ranks import gather_rows, in_order
+from ..loss.ranks import Rows, gather_rows, in_order
 
 # %% auto #0
 __all__ = ['Losses', 'ConditionalInterpretation', 'TaskRows', 'check_label', 'check_classes', 'check_named_classes',
@@ -27,7 +27,7 @@ class Losses(Accumulator):
 
     def reset(self):
         super().reset()
-        self.kept = []
+        self.kept = Rows()
 
     def accumulate(self, learn):
         n_before = len(self.parts)

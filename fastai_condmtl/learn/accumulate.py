@@ -17,7 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
 from ..loss.inputs import as_plain
-from ..loss.ranks import gather_rows, in_order, whole
+from ..loss.ranks import Rows, gather_rows, in_order, whole
 from ..core.errors import FlowError
 from ..data.groups import row_groups
 from .reading import as_loader
@@ -34,16 +34,17 @@ class Accumulator:
 
     def __init__(self, flow: BoundFlow):
         self.flow, self.with_acts = flow, set()  # families of which activations are kept too, see `keep_acts`
+        self.with_logits = False  # True: logits are kept, too
         self.reset()
 
     def reset(self):
-        self.parts, self.at, self.data, self.thresholds = [], [], None, {}
+        self.parts, self.at, self.data, self.thresholds = Rows(), [], None, {}
         self.last_pred = None  # reference to the predictions that were added last
         self.dl, self.group_col, self.of_rows = None, None, None  # where the rows come from, and their groups
 
     def __getstate__(self):
         # no rows leave with an export
-        return Accumulator(self.flow).__dict__ | dict(with_acts=self.with_acts)
+        return Accumulator(self.flow).__dict__ | dict(with_acts=self.with_acts, with_logits=self.with_logits)
 
     def accumulate(self, learn):
         "Add the batch that `learn` has just predicted; a second call for the same batch adds nothing"
@@ -67,6 +68,8 @@ class Accumulator:
             pred = pred.mean(1)
         values, mask = loss.layout.targets_of(as_plain(y))
         parts, acts = loss.decisions.summaries(pred, values)
+        if self.with_logits:
+            parts.append(pred)
         parts += [acts[k].reshape(len(pred), -1) for k in sorted(self.with_acts)]
         return torch.cat([*parts, values, mask], 1)
 
@@ -137,6 +140,14 @@ def keep_acts(self: Accumulator, path):
     "Keep the activations of a task from the next epoch on, and of those that are computed with it"
     task = self.flow.paths.index(path)
     self.with_acts.add(next(k for k, family in enumerate(self.flow.families) if task in family.tasks))
+
+
+@patch
+def logits(self: Accumulator):
+    "Logits `(N, C)` of all rows, kept where `with_logits` is True"
+    flow = self.flow
+    n_before = sum(block.n_targets * block.n_summary for block in flow.plan.blocks)
+    return in_order(self.parts, self.at)[:, n_before : n_before + flow.c]
 
 
 @patch

@@ -33,6 +33,7 @@ def explain(
     condition=True,  # What nodes tell: decisions, probabilities, logits, the conditions that opened them
     top_k: int = 3,  # Classes to tell of a single-label task
     max_n: int = 20,  # Items at most
+    abstain: bool = False,  # True: undecided where a prediction set holds more than one answer, see `learn.conformal`
     **kwargs,  # For `dls.test_dl`
 ) -> FlowTree:
     """A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached
@@ -41,12 +42,12 @@ def explain(
     check_max_n(max_n)
     read = _validation_items(self, max_n) if items is None else _given_items(self, items, max_n, **kwargs)
     acts = loss.activation(read.logits)
-    decided, raw = loss.decodes(acts), loss.layout.raw_acts(read.logits)
+    (decided, sets), raw = loss.decisions.with_sets(acts, abstain), loss.layout.raw_acts(read.logits)
     shown = dict(decoded=decoded, probability=probability, logits=logits, condition=condition, top_k=top_k)
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
     for i, values in enumerate(zip(decided, acts, raw)):
-        prediction = FlowPrediction(flow, *values, read.frames and read.frames[i])
+        prediction = FlowPrediction(flow, *values, read.frames and read.frames[i], sets.told(i))
         tree.create_node(str(read.names[i]), i, parent='')  # type: ignore[arg-type] # any hashable name will do
         add_nodes(tree, i, prediction, **shown)
     return tree

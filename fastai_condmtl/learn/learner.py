@@ -17,34 +17,52 @@ from ..core.target import packed
 from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
+from .direct import predict_directly, why_not_direct
 from .items import as_list_of_items, as_one_item, index_of_items
 from .show import lacks_labels, show_predictions
 from .sides import check_views
 from ..core.applications import provided
-from .state import flow_of
+from .state import flow_of, loss_of
+from ..loss.conditional import ConditionalLoss
 from .accumulate import Picked, every_row
 import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['predict', 'frames_of', 'show_results', 'tta', 'export', 'learn_shapes', 'targets_as_read']
+__all__ = ['predict', 'with_sets_of', 'frames_of', 'only_whole_cells', 'show_results', 'tta', 'export', 'learn_shapes',
+           'targets_as_read']
 
 # %% ../../nbs/learn/learner.ipynb #a6c56a27
 @wraps_stock(Learner)
-def predict(stock, self, item, rm_type_tfms=None, with_input=False):
-    "Every branch runs, on this process alone; of a flow, the first of the results is a `FlowPrediction`"
+def predict(stock, self, item, rm_type_tfms=None, with_input=False, abstain=False):
+    """Every branch runs, on this process alone; of a flow, the first of the results is a `FlowPrediction`
+
+    With `abstain=True` a task is undecided where its prediction set (see `learn.conformal`) holds more than one answer:
+    its value is None, its mask 0, `.undecided[path]` are the answers, and what hangs on it is unknown"""
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         item = as_one_item(self.dls.train_ds, item)
+        if rm_type_tfms is None and not with_input and not why_not_direct(self):
+            return predict_directly(self, item)
     with every_row(self), without_ranks(self):
         results = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
     prediction, decided, activations = results[-3:]
     if not isinstance(prediction, FlowPrediction):
         return results
     prediction.activations = activations
+    decided, sets = with_sets_of(self, decided, activations, abstain)
     frames = frames_of(prediction.flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))
-    if frames is None:
+    if frames is None and not sets:
         return results
-    framed = FlowPrediction(prediction.flow, decided, activations, frame=frames[0])
+    frame = None if frames is None else frames[0]
+    framed = FlowPrediction(prediction.flow, decided, activations, frame=frame, sets=sets)
     return (*results[:-3], framed, decided, activations)
+
+
+def with_sets_of(learn, decided, activations, abstain):
+    "Packed decisions `(2, D)` of one row, undecided ones left out with `abstain`; and path → set, empty without sets"
+    if abstain or isinstance(learn.loss_func, ConditionalLoss) and learn.loss_func.decisions.limits:
+        packed, sets = loss_of(learn).decisions.with_sets(activations[None], abstain)
+        return packed[0], sets.told(0)
+    return decided, {}
 
 
 def frames_of(
@@ -62,6 +80,9 @@ def frames_of(
 def predict_df(
     self: Learner,
     items,  # DataFrame with the inputs, or list of items as `learn.predict` takes them
+    # True: undecided, and blank, where a prediction set (see `learn.conformal`) holds more than one answer; of several
+    # labels in one column, where any is undecided
+    abstain: bool = False,
     **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
     "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
@@ -72,8 +93,19 @@ def predict_df(
         return pd.DataFrame(columns=cols, index=index)
     dl = self.dls.test_dl(items, **kwargs)
     with self.no_bar(), self.no_logging():
-        decided = self.get_preds(dl=dl, with_decoded=True)[2]
+        acts, _, decided = self.get_preds(dl=dl, with_decoded=True)
+    if abstain:
+        decided = only_whole_cells(flow, loss_of(self).decisions.abstains(acts)[0])
     return flow.to_frame(decided, frames_of(flow, dl)).set_axis(index)
+
+
+def only_whole_cells(flow, decided):
+    "Packed decisions `(N, 2, D)` where a cell with several labels is blank unless all of them are decided"
+    for path, block in flow.tasks.items():
+        if block.takes_lists and len(block.cols) == 1 and block.set_kind is not None:
+            mask = decided[:, 1, flow.slices[path].targets]
+            mask.copy_(mask.amin(1, keepdim=True).expand_as(mask))
+    return decided
 
 # %% ../../nbs/learn/learner.ipynb #9aa17078
 @wraps_stock(Learner)

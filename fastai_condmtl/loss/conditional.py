@@ -100,9 +100,12 @@ def _prepare(self: ConditionalLoss, pred, y):
 
 @patch
 def _drop_temperatures(self: ConditionalLoss, pred):
-    "Drop the temperatures when a training goes on: they were found for other weights"
-    if self._modules['decisions']._buffers['temperature'] is not None and pred.requires_grad:
-        self.decisions.reset_temperatures()
+    "Drop temperatures and limits of sets when a training goes on: they were found for other weights"
+    decisions = self._modules['decisions']
+    if decisions._buffers['temperature'] is not None and pred.requires_grad:
+        decisions.reset_temperatures()
+    if decisions.limits and pred.requires_grad:
+        decisions.drop_limits()
 
 # %% ../../nbs/loss/conditional.ipynb #33d3a3c8
 @patch

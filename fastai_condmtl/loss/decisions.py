@@ -5,6 +5,9 @@
 # %% ../../nbs/loss/decisions.ipynb #d50dfc3b
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from fastcore.basics import patch
 
@@ -22,6 +25,8 @@ __all__ = ['Decisions']
 class Decisions(PatchedModule):
     "Activations and decisions of a flow, with its thresholds and temperatures"
 
+    limits: Mapping = MappingProxyType({})  # older files have none
+
     def __init__(
         self,
         layout: Layout,  # The columns of each task
@@ -32,12 +37,14 @@ class Decisions(PatchedModule):
         tasks = self.flow.tasks.items()
         self.thresholds = {path: b.thresholds() for path, b in tasks if b.thresholded}  # one value, or one a label
         self.tuned = {}  # path -> how its thresholds were found: see `ThresholdSearch`
+        self.limits = {}  # path -> what its sets are made by: see `learn.conformal`
         # Of all logits `(C,)`, in their order; None: never calibrated
         self.register_buffer('temperature', None, persistent=False)
 
     def copy_from(self, other):
-        "Take over the thresholds and temperatures of `other`, the decisions of the same flow"
+        "Take over the thresholds, temperatures and limits of `other`, the decisions of the same flow"
         self.thresholds, self.tuned, self.temperature = dict(other.thresholds), dict(other.tuned), other.temperature
+        self.limits = dict(other.limits)
         return self
 
 # %% ../../nbs/loss/decisions.ipynb #d39f9ee6

@@ -9,8 +9,8 @@ import torch
 from fastai.torch_core import maybe_gather
 
 # %% auto #0
-__all__ = ['scattered', 'whole', 'gather_rows', 'positions', 'in_order', 'step_ranks', 'shared_by', 'rank_sums', 'mean_value',
-           'of_first']
+__all__ = ['scattered', 'whole', 'gather_rows', 'positions', 'Rows', 'to_host', 'in_order', 'step_ranks', 'shared_by',
+           'rank_sums', 'mean_value', 'of_first']
 
 # %% ../../nbs/loss/ranks.ipynb #6e79ea46
 def scattered(
@@ -29,14 +29,14 @@ def whole(dl):
 def gather_rows(
     dl,  # The learner's `DataLoader` of the moment
     x,  # Tensor, a row for each of the batch
-):  # Rows on the CPU, and their positions; None where all rows are here and in order
+):  # Rows on their device, and their positions on the CPU; None where all rows are here and in order
     "Rows of the present batch of all processes, each once"
     x = x.detach()
     if not scattered(dl):
-        return x.cpu(), None
+        return x, None
     at = positions(dl, len(x), range(dl.world_size))
-    keep = at < dl.n
-    return maybe_gather(x).cpu()[keep], at[keep]
+    x, keep = maybe_gather(x), at < dl.n
+    return (x, at) if keep.all() else (x[keep.to(x.device)], at[keep])  # to pick rows waits for the device
 
 
 def positions(
@@ -48,12 +48,39 @@ def positions(
     start = dl.i - n
     return (torch.tensor(ranks)[:, None] * (dl.n_padded // dl.world_size) + start + torch.arange(n)).reshape(-1)
 
+# %% ../../nbs/loss/ranks.ipynb #3e3d1801
+class Rows(list):
+    "Tensors of rows, one a batch; they come to the CPU in one copy, once many stand on a device"
+
+    at_most = 2**22  # numbers that may stand on the device: 16 MB
+    away = 0  # numbers that do
+
+    def append(self, rows):
+        super().append(rows)
+        if rows.device.type != 'cpu':
+            self.away += rows.numel()
+        if self.away > self.at_most:
+            to_host(self)
+            self.away = 0
+
+
+def to_host(
+    parts,  # List of tensors of rows; changed in place
+):
+    "Bring those of `parts` that stand on a device to the CPU, in one copy"
+    places = [k for k, rows in enumerate(parts) if rows.device.type != 'cpu']
+    if places:
+        rows = torch.cat([parts[k] for k in places]).cpu()
+        for k, part in zip(places, rows.split([len(parts[k]) for k in places])):
+            parts[k] = part
+
 # %% ../../nbs/loss/ranks.ipynb #fd53b5b3
 def in_order(
     parts,  # Tensors of rows, as `gather_rows` gave them
     at,  # Their positions; empty where they are in order
 ):
-    "One tensor, in the order of the data"
+    "One tensor on the CPU, in the order of the data"
+    to_host(parts)
     x = torch.cat(parts)
     return x[torch.cat(at).argsort()] if at else x
 

@@ -39,6 +39,7 @@ def temperatures(self: Decisions, temps):
         path = self.flow.path(name)
         check_temperature(self.flow, path, value)
         temperature[self.flow.slices[path].logits] = float(value)
+    self.drop_limits()
     self.temperature = temperature.to(self.layout.target_order.device) if temps else None
 
 

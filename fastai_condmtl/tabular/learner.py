@@ -15,6 +15,7 @@ from ..equip import equip, fit_for
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
 from ..learn.last_layers import last_layers
+from ..learn.learner import with_sets_of
 from ..learn.start import check_start, start_learner
 from ..learn.state import flow_of
 from ..core.prediction import FlowPrediction
@@ -94,6 +95,7 @@ def predict(
     self,
     row,  # A row: Series, dict, or a DataFrame of one
     with_input=False,  # Of a flow: the decoded inputs first
+    abstain=False,  # True: undecided where a prediction set holds more than one answer, see `learn.conformal`
 ):
     "Prediction on a row: fully decoded, decoded tensor, activations; of a flow, the first is a `FlowPrediction`"
     flow = getattr(self.dls, 'flow', None)
@@ -108,5 +110,6 @@ def predict(
         )
     dl = self.dls.test_dl(row)
     acts, _, decided = self.get_preds(dl=dl, with_decoded=True)
-    triple = FlowPrediction(flow, decided[0], acts[0]), decided[0], acts[0]
+    decided, sets = with_sets_of(self, decided[0], acts[0], abstain)
+    triple = FlowPrediction(flow, decided, acts[0], sets=sets), decided, acts[0]
     return (dl.dataset.inputs().iloc[0], *triple) if with_input else triple

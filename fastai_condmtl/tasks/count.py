@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tasks/count.ipynb #20e0d240
 from __future__ import annotations
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import numbers
@@ -23,12 +23,16 @@ class CountBlock(Regression):
 
     ops, family = ('eq', 'ne', 'gt', 'ge', 'lt', 'le', 'between'), ('count',)
     metrics, lower_is_better = ('mae', 'rmse', 'r2', 'deviance'), ('mae', 'rmse', 'deviance')
+    learns_mean = True
     steep = 15.0  # the exponential goes on as a straight line from here: finite, whatever the logits
 
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.span = float(labels.mean()) if len(labels) and labels.mean() > 0 else 1.0
+        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+
+    def set_scale(self, n, mean, std):
+        self.span = float(mean) if n and mean > 0 else 1.0
 
     def encode(self, df):
         vals, known = super().encode(df)
@@ -69,14 +73,20 @@ def poisson_median(rate):
 @patch
 def loss(self: CountBlock, logits, targets, weight=None):
     at_best = torch.xlogy(targets, targets) - targets
-    losses = torch.addcmul(self.activate(logits) + at_best, targets, logits, value=-1)
+    # `hardtanh` is `clamp` with a gradient of one operation, where `clamp` takes three
+    rate = _straight_beyond(logits, F.hardtanh(logits, -float('inf'), self.steep))
+    losses = torch.addcmul(rate + at_best, targets, logits, value=-1)
     return losses if weight is None else (losses * weight).sum()
 
 
 @patch
 def activate(self: CountBlock, logits):
     "Expected counts over the mean of the training rows"
-    bent = logits.clamp(max=self.steep)
+    return _straight_beyond(logits, logits.clamp(max=self.steep))
+
+
+def _straight_beyond(logits, bent):
+    "The exponential of logits, a straight line from where they are `bent`, that is cut off"
     rate = bent.exp()
     return torch.addcmul(rate, rate, logits - bent)
 
@@ -120,6 +130,35 @@ def implied_labels(self: CountBlock, op, value, truth):
     if truth == (op != 'ne'):
         return [(0, value[0])] if value[0] == value[1] else []
     return [(0, 0.0)] if value == [1, np.inf] else []  # not one or more: none
+
+# %% ../../nbs/tasks/count.ipynb #62a3e6a7
+@patch
+def nonconformity(self: CountBlock, acts, vals):
+    counts = (vals * self.span).round()
+    return ((acts * self.span + 0.375).sqrt() - (counts + 0.375).sqrt()).abs()
+
+
+@patch
+def interval(self: CountBlock, acts, limits):
+    rate = acts * self.span
+    root, decided = (rate + 0.375).sqrt(), poisson_median(rate)
+    low = ((root - limits[:, 0]).clamp(min=0) ** 2 - 0.375 - 1e-6).ceil().clamp(min=0)
+    high = ((root + limits[:, 0]) ** 2 - 0.375 + 1e-6).floor()
+    return torch.stack([torch.minimum(low, decided), torch.maximum(high, decided)], -1) / self.span
+
+
+@patch
+def one_answer(self: CountBlock, bounds):
+    low, high = (bounds[:, 0] * self.span).round().T
+    one = torch.ones_like(low, dtype=torch.bool)
+    for _, (first, last) in self.questions:
+        one = one & ~((low < first) & (first <= high)) & ~((low <= last) & (last < high))
+    return one
+
+
+@patch
+def told_set(self: CountBlock, own):
+    return tuple(round(float(bound) * self.span) for bound in own[0])
 
 # %% ../../nbs/tasks/count.ipynb #262ce18e
 @patch
@@ -176,6 +215,11 @@ def score(self: CountBlock, name, summary, true, mask, threshold=None):
         return regression_score(name, poisson_median(rate), counts)
     if name != 'deviance':
         return regression_score(name, rate, counts)
-    from sklearn.metrics import mean_poisson_deviance
+    return _poisson_deviance(np.maximum(rate, 1e-9), counts)
 
-    return float(mean_poisson_deviance(counts, np.maximum(rate, 1e-9)))
+
+def _poisson_deviance(rate, counts):
+    "The mean deviance of Poisson distributions of these rates, as scikit-learn has it"
+    from scipy.special import xlogy
+
+    return float(2 * np.mean(xlogy(counts, counts / rate) - counts + rate))

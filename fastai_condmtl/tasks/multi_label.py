@@ -296,6 +296,12 @@ def question_states(self: MultiLabelBlock, op, value):
 def probability(self: MultiLabelBlock, acts):
     return dict(zip(self.vocab, map(float, acts)))
 
+# %% ../../nbs/tasks/multi_label.ipynb #826111d1
+@patch
+def told_set(self: MultiLabelBlock, own):
+    no_yes = zip(self.vocab, own.tolist())
+    return {label: [answer for answer, inside in zip((False, True), of_label) if inside] for label, of_label in no_yes}
+
 # %% ../../nbs/tasks/multi_label.ipynb #bd44342a
 @patch
 def mirror_columns(self: MultiLabelBlock):

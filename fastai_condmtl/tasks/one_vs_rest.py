@@ -6,14 +6,14 @@
 from __future__ import annotations
 import numpy as np
 from fastcore.basics import patch
-from ..core.block import ConditionalBlock
+from .answer_sets import AnswerSets
 from .scores import LABEL_SCORES, binary_score, count_scores, label_score
 
 # %% auto #0
 __all__ = ['OneVsRest']
 
 # %% ../../nbs/tasks/one_vs_rest.ipynb #66482691
-class OneVsRest(ConditionalBlock):
+class OneVsRest(AnswerSets):
     "What kinds share each of whose labels or classes is right or wrong, against all others"
 
     @property

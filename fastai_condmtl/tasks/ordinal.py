@@ -71,7 +71,8 @@ def found(self: OrdinalBlock, df):
 # %% ../../nbs/tasks/ordinal.ipynb #049151fc
 def logits_above(logits):
     "Logits of P(above class k), k = 0 … K-2, `(…, K-1)`"
-    return logits[..., 1:] + logits[..., :1]
+    first, rest = logits.split([1, logits.shape[-1] - 1], -1)  # backward joins both once, where slices fill zeros twice
+    return rest + first
 
 
 def is_above(targets, like):
@@ -118,6 +119,19 @@ def trivial_logits(self: OrdinalBlock, values, weights):
     counts = np.bincount(values[:, 0].astype(int), weights[:, 0], minlength=self.n_out)
     above = counts[::-1].cumsum()[::-1][1:]
     return np.concatenate([[0.0], log_odds(above, counts.sum() - above, half_a_row(weights))])
+
+# %% ../../nbs/tasks/ordinal.ipynb #5404dda0
+@patch
+def answer_scores(self: OrdinalBlock, acts):
+    up_to = acts.cumsum(-1)
+    return torch.maximum(up_to - acts, 1 - up_to)[:, None]
+
+
+@patch
+def answer_sets(self: OrdinalBlock, acts, limits, decided, beside=None):
+    inside = super(OrdinalBlock, self).answer_sets(acts, limits, decided, beside).long()
+    after_first, before_last = inside.cumsum(-1) > 0, inside.flip(-1).cumsum(-1).flip(-1) > 0
+    return after_first & before_last
 
 # %% ../../nbs/tasks/ordinal.ipynb #174c05bf
 @patch

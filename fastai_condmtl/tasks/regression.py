@@ -29,7 +29,7 @@ class Regression(ConditionalBlock):
     ops: tuple[str, ...] | None = ('gt', 'ge', 'lt', 'le', 'between')
     metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
     lower_is_better: tuple[str, ...] = ('mae', 'rmse')
-    exact, has_unit = False, True
+    exact, has_unit, set_kind = False, True, 'interval'
 
     def encode(self, df):
         column = numbers(self, df, self.cols[0])
@@ -161,6 +161,32 @@ def baseline(self: Regression, name, constant, vals):
     mean, median = constant
     return np.full((*vals.shape, 1), median if name == 'mae' else mean)
 
+# %% ../../nbs/tasks/regression.ipynb #9a0c88ad
+@patch
+def nonconformity(self: Regression, acts, vals):
+    return (acts - vals).abs()
+
+
+@patch
+def interval(self: Regression, acts, limits):
+    return torch.stack([acts - limits[:, 0], acts + limits[:, 0]], -1)
+
+
+@patch
+def one_answer(self: Regression, bounds):
+    low, high = bounds[:, 0].T
+    one = torch.ones_like(low, dtype=torch.bool)
+    for _, value in self.questions:
+        for bound in value:
+            at = self.scale(bound)
+            one = one & ((at < low) | (at > high))
+    return one
+
+
+@patch
+def told_set(self: Regression, own):
+    return tuple(float(self.digits(self.unscale(bound))) for bound in own[0].numpy())
+
 # %% ../../nbs/tasks/regression.ipynb #73d705eb
 class BoundedRegressionBlock(Regression):
     "A number in a known range, predicted by a sigmoid over it"
@@ -260,12 +286,18 @@ def out_of_reach(op, bounds, lowest, highest):
         between=bounds[0] > highest or bounds[-1] < lowest,
     )[op]
 
+# %% ../../nbs/tasks/regression.ipynb #6965b512
+@patch
+def interval(self: BoundedRegressionBlock, acts, limits):
+    bounds = super(BoundedRegressionBlock, self).interval(acts, limits)
+    return bounds if self.given_range is None else bounds.clamp(0, 1)
+
 # %% ../../nbs/tasks/regression.ipynb #b4a1e643
 class UnboundedRegressionBlock(Regression):
     "Any number, standardised by mean and standard deviation of the training rows"
 
     kept_as, left_out = dict(loss='loss_name'), dict(loss='mse')
-    bounded, mirrors = False, ('negate',)
+    bounded, mirrors, learns_mean = False, ('negate',), True
 
     def __init__(
         self,
@@ -281,7 +313,10 @@ class UnboundedRegressionBlock(Regression):
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.mean, self.std = (float(labels.mean()), float(labels.std())) if len(labels) else (0.0, 1.0)
+        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+
+    def set_scale(self, n, mean, std):
+        self.mean, self.std = float(mean), float(std)
         if not np.isfinite([self.mean, self.std]).all():
             raise FlowError(
                 f"task '{self.path}': the numbers of column '{self.cols[0]}' are too large to be standardised: use "

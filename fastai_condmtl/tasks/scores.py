@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['count_scores', 'aliases', 'share_scores', 'LABEL_SCORES', 'div0', 'counts', 'binary_score', 'label_score',
-           'class_score', 'regression_score']
+__all__ = ['count_scores', 'aliases', 'share_scores', 'ranking_scores', 'LABEL_SCORES', 'div0', 'counts', 'counts_above',
+           'binary_score', 'label_score', 'class_score', 'regression_score']
 
 # %% ../../nbs/tasks/scores.ipynb #b613902b
 def div0(part, total):
@@ -72,9 +72,33 @@ def _log_loss(prob, share):
 
 share_scores = dict(mae=lambda prob, share: float(np.abs(prob - share).mean()), log_loss=_log_loss)
 
+# %% ../../nbs/tasks/scores.ipynb #3c8d6698
+def counts_above(
+    prob,  # Probabilities (n,), without NaN
+    true,  # Truth, boolean (n,)
+) -> tuple:  # Two float arrays, one number a distinct probability, the highest first, after a leading 0
+    "How many true and how many false rows have this probability or a higher one; rows that tie are counted at once"
+    order = np.argsort(prob)[::-1]
+    ends = np.append(np.flatnonzero(np.diff(prob[order])) + 1, len(prob))
+    tp = np.cumsum(true[order])[ends - 1]
+    return np.append(0.0, tp), np.append(0.0, ends - tp)
+
+
+def _roc_auc(tp, fp):
+    "The share of pairs of a yes and a no that stand in the right order; half a pair for a tie"
+    return np.diff(fp).dot(tp[1:] + tp[:-1]) / (2 * tp[-1] * fp[-1])
+
+
+def _average_precision(tp, fp):
+    "The precision at each probability, weighted by the recall that is gained there"
+    return np.diff(tp).dot(tp[1:] / (tp[1:] + fp[1:])) / tp[-1]
+
+
+ranking_scores = dict(roc_auc=_roc_auc, average_precision=_average_precision)  # name -> function of `counts_above`
+
 # %% ../../nbs/tasks/scores.ipynb #1239b68c
 def binary_score(
-    name: str,  # One of `count_scores`, `roc_auc` or `average_precision`; of shares also `mae` or `log_loss`
+    name: str,  # One of `count_scores` or `ranking_scores`; of shares also `mae` or `log_loss`
     prob,  # Probabilities (n,), rows that count only
     true,  # Truth 0/1, or shares of yes, (n,)
     threshold=0.5,  # Decision: `prob > threshold`
@@ -91,10 +115,7 @@ def binary_score(
         return float(count_scores[name](*counts(prob > threshold, true)))
     if true.all() or not true.any():
         return float('nan')
-    from sklearn import metrics
-
-    of_ranking = dict(roc_auc=metrics.roc_auc_score, average_precision=metrics.average_precision_score)
-    return float(of_ranking[name](true, prob))
+    return float(ranking_scores[name](*counts_above(prob, true)))
 
 # %% ../../nbs/tasks/scores.ipynb #41440379
 LABEL_SCORES = ('f1_score', 'precision', 'recall', 'roc_auc', 'average_precision')  # of one label against the rest
@@ -120,18 +141,24 @@ def class_score(
     "Score of one single-label task; NaN without rows, and where a prediction is NaN"
     if not len(true) or np.isnan(rank).any():
         return float('nan')
+    best, true = np.asarray(best), np.asarray(true)
     if name == 'accuracy':
-        return float(np.mean(np.asarray(best) == true))
+        return float(np.mean(best == true))
     if name.startswith('accuracy_'):
         return float(np.mean(np.asarray(rank) < int(name[9:])))
-    if name == 'balanced_accuracy':
-        true, hit = np.asarray(true), np.asarray(best) == true
-        recalls = div0(np.bincount(true, hit), np.bincount(true))
-        return float(recalls[np.bincount(true) > 0].mean())  # scikit-learn's warns of classes that are absent
-    from sklearn import metrics
+    return _macro_score(name, best, true)
 
-    of_classes = dict(precision=metrics.precision_score, recall=metrics.recall_score, f1_score=metrics.f1_score)
-    return float(of_classes[name](true, best, average='macro', zero_division=0))
+
+def _macro_score(name, best, true):
+    "The mean over the classes that occur; of precision, recall and F1 also over those that are decided and never occur"
+    n_classes = 1 + max(best.max(), true.max())
+    decided, occurs, hits = (np.bincount(k, minlength=n_classes) for k in (best, true, true[best == true]))
+    if name == 'balanced_accuracy':
+        name, there = 'recall', occurs > 0
+    else:
+        there = (decided > 0) | (occurs > 0)
+    by_class = count_scores[name](hits, decided - hits, occurs - hits, None)
+    return float(by_class[there].mean())
 
 # %% ../../nbs/tasks/scores.ipynb #873351d2
 def regression_score(

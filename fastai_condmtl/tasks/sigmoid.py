@@ -198,6 +198,26 @@ def log_odds(
     nothing = half == 0
     return np.log((yes + half + nothing) / (no + half + nothing))
 
+# %% ../../nbs/tasks/sigmoid.ipynb #6a859197
+@patch(as_prop=True)
+def n_sets(self: Sigmoid):
+    return self.n_targets
+
+
+@patch(as_prop=True)
+def n_answers(self: Sigmoid):
+    return 2
+
+
+@patch
+def answer_of(self: Sigmoid, vals):
+    return (vals > 0.5).long()
+
+
+@patch
+def answer_scores(self: Sigmoid, acts):
+    return torch.stack([acts, 1 - acts], -1)
+
 # %% ../../nbs/tasks/sigmoid.ipynb #68a8f298
 @patch
 def state_probs(self: Sigmoid, variable, acts, vals):

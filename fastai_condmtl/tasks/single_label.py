@@ -225,6 +225,14 @@ def state_probs(self: SingleLabelBlock, variable, acts, vals):
         return acts
     return acts[:, [k for k, parent in enumerate(self.parents) if parent == variable]]
 
+# %% ../../nbs/tasks/single_label.ipynb #51ed2baa
+@patch
+def rivals(self: SingleLabelBlock, answers):
+    if self.parents is None:
+        return None
+    parents = torch.tensor(self.parents or [0], device=answers.device)
+    return parents == parents[answers][..., None]
+
 # %% ../../nbs/tasks/single_label.ipynb #0cb1acbe
 @patch(as_prop=True)
 def n_summary(self: SingleLabelBlock):

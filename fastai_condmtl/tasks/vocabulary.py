@@ -157,3 +157,18 @@ def says_label(self: Classes, j, vals):
 @patch
 def label_probs(self: Classes, j, summary, acts):
     return acts[:, j]
+
+# %% ../../nbs/tasks/vocabulary.ipynb #9ff11370
+@patch(as_prop=True)
+def set_kind(self: Classes):
+    return None if self.self_supervised else 'answers'
+
+
+@patch(as_prop=True)
+def n_answers(self: Classes):
+    return self.n_out
+
+
+@patch
+def answer_of(self: Classes, vals):
+    return vals[:, :1].long()

@@ -347,6 +347,16 @@ def score_label(self: VotesBlock, name, j, summary, true, mask, threshold=None, 
     votes = true[counts].astype(np.float64)
     return float(np.abs(summary[counts, j, 0] - votes[:, j] / votes.sum(1)).mean()) if len(votes) else float('nan')
 
+# %% ../../nbs/tasks/votes.ipynb #bb0ada4a
+@patch(as_prop=True)
+def n_answers(self: VotesBlock):
+    return self.n_targets
+
+
+@patch
+def answer_of(self: VotesBlock, vals):
+    return vals.abs().argmax(1, keepdim=True)
+
 # %% ../../nbs/tasks/votes.ipynb #0a21874e
 @patch
 def mirror_columns(self: VotesBlock):

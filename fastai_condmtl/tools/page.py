@@ -11,7 +11,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core.flow import Flow
 from ..core.prediction import FlowPrediction
-from ..core.prediction_tree import givens, tell
+from ..core.prediction_tree import givens, tell, tell_answers
 import fastai_condmtl.core.marginals  # noqa: F401  FlowPrediction.marginals
 
 # %% auto #0
@@ -38,13 +38,15 @@ def decide(
     logits,  # Raw logits `(C,)`
     thresholds=None,  # Task → thresholds to use instead, for the tasks that are named
     frame=None,  # `Frame` of the picture in whose pixels points and boxes are told; None: shares
+    abstain: bool = False,  # True: undecided where a prediction set holds more than one answer
 ) -> FlowPrediction:
     "What follows from logits under other thresholds"
     decisions = copy(loss.decisions)
     others = {path: torch.tensor(cut) for path, cut in (thresholds or {}).items()}
     decisions.thresholds = {**loss.thresholds, **others}
     acts = decisions.activation(logits[None])
-    return FlowPrediction(loss.flow, decisions.decodes(acts)[0], acts[0], loss.layout.raw_acts(logits), frame)
+    decided, sets = decisions.with_sets(acts, abstain)
+    return FlowPrediction(loss.flow, decided[0], acts[0], loss.layout.raw_acts(logits), frame, sets.told(0))
 
 # %% ../../nbs/tools/page.ipynb #f9c45602
 def tree_html(
@@ -54,7 +56,7 @@ def tree_html(
 ) -> str:
     "A prediction as nested lists: decisions, probabilities, conditions; what was not reached is folded away"
     tree = TreeParts(pred, thresholds or {}, top_k)
-    not_reached = [path for path, value in pred.items() if value is None]
+    not_reached = [path for path, value in pred.items() if value is None and path not in pred.undecided]
     asked = f'{len(pred) - len(not_reached)} of {len(pred)} tasks asked'
     return (
         f'<section class="cm-tree" aria-label="Decisions"><h2>{escaped(pred.flow.flow.name)}: '
@@ -77,7 +79,7 @@ class TreeParts:
             path = prefix + task.name
             if isinstance(task, Flow):
                 items += self.branch(task, path)
-            elif self.pred[path] is not None:
+            elif self.pred[path] is not None or path in self.pred.undecided:
                 items += self.leaf(path)
         return items
 
@@ -141,16 +143,24 @@ class Decided:
         self.prob = (pred.probabilities or {}).get(path)  # a number, a dict of them, or None
         self.name = path.rpartition('.')[2]
         self.thresholds = thresholds  # one a label, or None
+        self.set, self.answers = pred.sets.get(path), pred.undecided.get(path)
 
     def row(self):
         "Name and decision, with a bar where there is one probability"
-        value = escaped(tell(self.value))
+        is_open = self.value is None and self.answers is not None
+        value = escaped('undecided' if is_open else tell(self.value))
         row = f'<span class="cm-name">{escaped(self.name)}</span> <strong class="cm-value">{value}</strong>'
         if not isinstance(self.prob, float):
             return row
         return row + meter(f'P({self.name})', self.prob, None if self.thresholds is None else self.thresholds[0])
 
     def notes(self) -> list:
+        "What its set may be, and what else is to be noted"
+        open_answers = isinstance(self.set, list) and len(self.set) > 1
+        told = tell_answers(self.set) if open_answers or isinstance(self.set, (tuple, dict)) else ''
+        return [f'may be {escaped(told)}'] * bool(told) + self.other_notes()
+
+    def other_notes(self) -> list:
         "The threshold of a single probability; what a block says of itself where it has no probability"
         if isinstance(self.prob, float) and self.thresholds is not None:
             return [f'threshold {escaped(short(self.thresholds[0]))}']

@@ -19,8 +19,12 @@ from ..data.target_block import as_flow
 from ..data.split import as_splitter, splitter_groups
 from ..core.flow import leaves
 from ..core.target import as_table
+from ..data.cache import OpenCached
 from ..data.pictures import OpenImage
+from ..data.steps import reads_one_cell
+from .cached import as_cache
 import fastai_condmtl.data.sampling  # noqa: F401  dls.balanced
+import fastai_condmtl.vision.steps  # noqa: F401  what is known of `Resize` and its kin
 import fastai_condmtl.vision.points  # noqa: F401  transforms of points and boxes
 import fastai_condmtl.vision.views  # noqa: F401  what `learn.tta` moves back
 import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
@@ -30,6 +34,7 @@ __all__ = ['ImageFile', 'FileRows', 'Readable', 'readable', 'rows_with_image', '
            'ConditionalDataLoaders']
 
 # %% ../../nbs/vision/data.ipynb #27884f82
+@reads_one_cell
 class ImageFile(ColReader):
     "Row → image file: a column with file names, relative to `folder` or absolute"
 
@@ -67,6 +72,10 @@ class FileRows:
 
     def __init__(self, names, get_x):
         self.names, self.get_x = names, get_x
+
+    def files(self):
+        "The files of all rows"
+        return [self.get_x.path(name) for name in self.names]
 
     def told(self, fn):
         "The row in words; empty for a file that is not of the table"
@@ -177,6 +186,9 @@ class ConditionalDataLoaders(DataLoaders):
         bad_images: str = 'raise',
         # Draw training rows so that groups come alike: `'source'`, a task, a list of tasks; see `dls.balanced`
         balance_by=None,
+        # Decode and shrink each picture once, into a file in `path`: `True`; in another folder: its name; shrunk to a
+        # shorter side of so many pixels: a number
+        cache=None,
         **kwargs,
     ):
         "From a DataFrame"
@@ -189,7 +201,19 @@ class ConditionalDataLoaders(DataLoaders):
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
         return cls._build(
-            df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs
+            df,
+            flow,
+            get_x,
+            path,
+            splitter,
+            seed,
+            item_tfms,
+            batch_tfms,
+            img_cls,
+            bad_images,
+            balance_by,
+            cache,
+            **kwargs,
         )
 
 # %% ../../nbs/vision/data.ipynb #2671ba9d
@@ -207,6 +231,7 @@ def _build(
     img_cls,
     bad_images,
     balance_by,
+    cache,
     **kwargs,
 ):
     "Loaders of the rows whose image can be read"
@@ -215,7 +240,8 @@ def _build(
     if bad_images not in ('raise', 'skip'):
         raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
     df, splitter = rows_with_image(df, get_x, splitter, img_cls, bad_images)
-    open_image = OpenImage(img_cls, FileRows(get_x.files(df), get_x))
+    cache, rows = as_cache(cache, path, img_cls, item_tfms), FileRows(get_x.files(df), get_x)
+    open_image = OpenImage(img_cls, rows) if cache is None else OpenCached(cache, rows)
     image = TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor)
     dblock = DataBlock(
         blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms
@@ -250,6 +276,7 @@ def _from_files(
     img_cls=PILImage,
     bad_images='raise',
     balance_by=None,
+    cache=None,
     valid_idx=None,
     group_col=None,
     test_col=None,
@@ -264,7 +291,7 @@ def _from_files(
         flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
     )
     return cls._build(
-        df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, **kwargs
+        df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, cache, **kwargs
     )
 
 # %% ../../nbs/vision/data.ipynb #24f4f2c9

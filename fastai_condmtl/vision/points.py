@@ -6,10 +6,12 @@
 from __future__ import annotations
 import warnings
 from functools import lru_cache
+from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 from fasttransform import Transform, Pipeline
+from fastai.data.core import Datasets
 from fastai.torch_core import TensorImageBase, to_device
 from fastai.vision.core import TensorPoint
 from fastai.vision.augment import (
@@ -26,11 +28,14 @@ from ..core.geometry import Frame, Geometry
 from ..core.mirror_rule import mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
+from ..data.cache import file_size
+from ..data.pictures import OpenImage
+from ..data.steps import part_reader
 
 # %% auto #0
-__all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'encodes', 'ScalePoints', 'picture_size',
-           'first_size', 'check_near', 'KeepInside', 'inside', 'flow_tfms', 'first_geometric', 'moves_pictures',
-           'original_frames']
+__all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'column_numbers', 'encodes', 'ScalePoints',
+           'picture_size', 'first_size', 'file_size_of', 'check_near', 'KeepInside', 'inside', 'flow_tfms',
+           'first_geometric', 'moves_pictures', 'original_frames', 'corners_of', 'frame_of']
 
 # %% ../../nbs/vision/points.ipynb #a758679e
 class TensorConditionalPoints(TensorConditional, TensorPoint):
@@ -79,7 +84,8 @@ def _moved(
 # %% ../../nbs/vision/points.ipynb #6c10e4c8
 def as_points(packed, geo, size) -> TensorConditionalPoints:
     "A plain packed tensor with its geometry and the size of its picture"
-    res = packed.as_subclass(torch.Tensor).as_subclass(TensorConditionalPoints)
+    plain = packed if type(packed) is torch.Tensor else packed.as_subclass(torch.Tensor)
+    res = torch.as_subclass(plain, TensorConditionalPoints)
     res.geo, res.img_size = geo, tuple(size)
     return res
 
@@ -124,6 +130,12 @@ def _width_and_height(size):
 
 
 @lru_cache(maxsize=64)
+def column_numbers(cols):
+    "Columns as numpy takes them"
+    return np.array(cols, dtype=np.intp)
+
+
+@lru_cache(maxsize=64)
 def _index(cols, device):
     return torch.tensor(cols, dtype=torch.long, device=device)
 
@@ -156,14 +168,16 @@ class ScalePoints(Transform):
             size = first_size(b)
             return y if size is None else as_points(y, y.geo, size)  # without a picture there is no mirror
         size = _size_for(y, b)
-        x, columns = y.as_subclass(torch.Tensor).clone(), _index(y.geo.cols, y.device)
-        scaled = x[0].index_select(0, columns).view(-1, 2) * 2 / torch.tensor(size, dtype=x.dtype, device=x.device) - 1
-        scaled = scaled.flatten()
+        packed, columns = torch.as_subclass(y, torch.Tensor).clone(), column_numbers(y.geo.cols)
+        values, mask = packed.numpy()  # of a row so short, operations of numpy cost a third of those of torch
+        one, two = values.dtype.type(1), values.dtype.type(2)
+        scaled = values[columns].reshape(-1, 2) * two / np.array(size, dtype=values.dtype) - one
+        scaled = scaled.reshape(-1)
         if not y.geo.keep:
-            scaled = scaled * x[1].index_select(0, columns)
+            scaled *= mask[columns]
             check_near(y, scaled, size)
-        x[0] = x[0].index_copy(0, columns, scaled)
-        return as_points(x, y.geo, size)
+        values[columns] = scaled
+        return as_points(packed, y.geo, first_size(b))
 
     def decode(self, b, **kwargs):
         "Set the `frame` of packed rows: the picture that they are shown with"
@@ -189,9 +203,15 @@ def first_size(items):
     return next((size for size in map(picture_size, items) if size is not None), None)
 
 
+def file_size_of(items):
+    "Width and height of the file of the first picture among `items`, which a cache may have shrunk; None without"
+    first = next((x for x in items if picture_size(x) is not None), None)
+    return file_size(first) if isinstance(first, Image.Image) else picture_size(first)
+
+
 def _size_for(y, b):
-    "Size of the picture that the coordinates `y` of an item belong to"
-    size = first_size(b)
+    "Size of the file that the coordinates `y` of an item belong to"
+    size = file_size_of(b)
     if size is None:
         raise FlowError(
             f"task '{y.geo.names[0]}' tells coordinates, but there is no picture among the inputs "
@@ -203,9 +223,10 @@ def _size_for(y, b):
 
 def check_near(y, scaled, size):
     "Raise for coordinates ten times as far out as the picture is large: they are pixels of another file"
-    if scaled.abs().max() <= 20:
+    distance = np.abs(scaled)
+    if distance.max() <= 20:
         return
-    column = y.geo.cols[int(scaled.abs().argmax())]
+    column = y.geo.cols[int(distance.argmax())]
     raise FlowError(
         f"coordinate {float(y.as_subclass(torch.Tensor)[0, column]):g} of '{', '.join(y.geo.names)}' lies far outside "
         f"its picture of {size[0]} x {size[1]} pixels: correct the label, and see that coordinates are pixels of "
@@ -308,29 +329,77 @@ def original_frames(
     dl,  # `DataLoader`; its transforms act as on a validation set
 ) -> list:
     "For each of its items, in the order of the data set, the `Frame` to pixels of the picture as it was read"
-    known, frames = {}, []
+    known, frames, read_size = {}, [], _size_reader(dl.dataset)
     for i in sorted(dl.get_idxs()):
-        item = dl.dataset[i]
-        size = first_size(item if isinstance(item, tuple) else (item,))
+        size, item = read_size(i), None
+        shown = size
+        if size is None:
+            item = dl.dataset[i]
+            pictures = item if isinstance(item, tuple) else (item,)
+            size, shown = file_size_of(pictures), first_size(pictures)
         if size is None:
             raise FlowError("there is no picture among the inputs to tell coordinates of")
-        size = tuple(size)
-        if size not in known:
-            known[size] = _probe(dl, item, size)
-        frames.append(known[size])
+        sizes = tuple(size), tuple(shown)
+        if sizes not in known:
+            known[sizes] = _probe(dl, dl.dataset[i] if item is None else item, sizes[0])
+        frames.append(known[sizes])
     return frames
+
+
+_TELL_SIZE_FIRST = ('PNG', 'JPEG', 'BMP')  # formats whose first bytes tell the size that is read in the end
+
+
+def _size_reader(ds):
+    "A function position → width and height by the first bytes of a file; None where the picture must be read"
+    tfms = ds.tls[0].tfms.fs if type(ds) is Datasets else []
+    if not len(tfms) or type(tfms[-1]) is not OpenImage:
+        return lambda i: None
+    read = part_reader(ds.tls[0], {}, len(tfms) - 1)
+
+    def size(i):
+        file = read(i)
+        if not isinstance(file, (str, Path)) or not Path(file).is_file():
+            return picture_size(file)
+        with Image.open(file) as picture:
+            return tuple(picture.size) if picture.format in _TELL_SIZE_FIRST else None
+
+    return size
 
 
 def _probe(dl, item, size):
     "The `Frame` of pictures of this size: their corners go through all transforms"
+    inputs = (item if isinstance(item, tuple) else (item,))[: dl.n_inp]
+    after_item, after_batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
+    after_item.split_idx = after_batch.split_idx = 1
+    item = after_item((*inputs, corners_of(inputs)))
+    batch = after_batch(to_device(dl.do_batch([item]), dl.device))
+    return frame_of(inputs, batch[-1])
+
+# %% ../../nbs/vision/points.ipynb #c0a4e5f1
+@provides
+def corners_of(
+    inputs,  # Inputs of an item, before the item transforms
+) -> TensorConditional:
+    "Packed labels that hold the corners of the first picture, in its pixels; they go through the transforms with it"
+    size = first_size(inputs)
+    if size is None:
+        raise FlowError("there is no picture among the inputs to tell coordinates of")
     width, height = size
     corners = torch.tensor([0.0, 0, width, 0, 0, height, width, height])
     y = torch.stack([corners, torch.ones(8)]).as_subclass(TensorConditional)
     y.geo = Geometry(points=tuple(range(8)), keep=True)
-    inputs = (item if isinstance(item, tuple) else (item,))[: dl.n_inp]
-    after_item, after_batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
-    after_item.split_idx = after_batch.split_idx = 1
-    batch = after_batch(to_device(dl.do_batch([after_item((*inputs, y))]), dl.device))
-    moved = batch[-1].as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)
-    affine = np.linalg.lstsq(np.c_[moved, np.ones(4)], corners.double().numpy().reshape(4, 2), rcond=None)[0].T
+    return y
+
+
+@provides
+def frame_of(
+    inputs,  # Inputs of an item, before the item transforms
+    moved,  # A batch of its `corners_of`, after all transforms
+) -> Frame:
+    "The `Frame` from coordinates that the network tells to pixels of the picture as it was read"
+    size = first_size(inputs)
+    width, height = size
+    corners = np.array([[0.0, 0], [width, 0], [0, height], [width, height]])
+    places = moved.as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)
+    affine = np.linalg.lstsq(np.c_[places, np.ones(4)], corners, rcond=None)[0].T
     return Frame(affine, size)

@@ -14,7 +14,7 @@ from ..core.geometry import Geometry
 from ..core.mirror_rule import mirrored_values
 from ..core.target import TensorConditional
 from ..learn.reading import with_dataset
-from .points import coordinates_of, first_size, flow_tfms, points_of
+from .points import coordinates_of, file_size_of, first_size, flow_tfms, points_of
 
 # %% auto #0
 __all__ = ['AddProbe', 'TakeProbe', 'probed_loader', 'maps_between', 'moved_by', 'turn_of', 'moved_back', 'tta_of_views',
@@ -27,7 +27,7 @@ class AddProbe(Transform):
     order = -200  # before coordinates are scaled
 
     def __call__(self, b, split_idx=None, **kwargs):
-        width, height = first_size(b)
+        width, height = file_size_of(b)
         corners = torch.tensor([0.0, 0, width, 0, width, height, 0, height])
         probe = torch.stack([corners, torch.ones(8)]).as_subclass(TensorConditional)
         probe.geo = Geometry(points=tuple(range(8)), keep=True)

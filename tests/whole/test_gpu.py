@@ -3,6 +3,7 @@ compared with the CPU's."""
 
 import copy
 from contextlib import contextmanager
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -287,6 +288,26 @@ def test_masked_words(device):
     )  # the same masks on any device
     u = text_random(x.to(device), (x == 1).to(device), 3)
     assert torch.equal(u.cpu(), text_random(x, x == 1, 3))
+
+
+def test_an_epoch_of_rows_waits_for_nothing(every, device):
+    "What the metrics need stays on the device, and comes to the CPU in one copy when it is asked for"
+    (here, y, pred), (bound, y0, pred0) = every
+    acc, expected = Accumulator(here), Accumulator(bound)
+    learn = SimpleNamespace(loss_func=here.loss_func)
+    learn.pred, learn.yb = pred.clone(), (y,)
+    acc.accumulate(learn)  # libraries load at first use
+    acc.reset()
+    with no_waiting(device):
+        for _ in range(3):
+            learn.pred = pred.clone()
+            acc.accumulate(learn)
+    expected.parts += [expected.pack(pred0, y0)] * 3
+    assert acc.parts[0].device == pred.device
+    for path in bound.paths:
+        rows, of_cpu = acc.task(path), expected.task(path)
+        assert np.array_equal(rows.values, of_cpu.values, equal_nan=True) and np.array_equal(rows.mask, of_cpu.mask)
+        np.testing.assert_allclose(rows.summary, of_cpu.summary, atol=1e-5)
 
 
 # learners -----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Imports of our own within functions: who, whom, why
 LATE = {
     ('deploy.predictor', 'data.pictures'): 'only a predictor of pictures loads vision',
+    ('deploy.predictor', 'data.cache'): 'only a predictor of pictures loads vision',
     ('tabular.*', 'vision.show'): 'only a table with pictures loads vision',
     ('tabular.*', 'vision.learner'): 'only a table with pictures loads vision',
 }
