@@ -15,7 +15,7 @@ from fastcore.basics import chunked
 from fastcore.foundation import L
 from sklearn.metrics import f1_score
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, l1_loss, mse_loss
 from fastai_condmtl.vision.all import (
     BinaryBlock,
     BoundedRegressionBlock,
@@ -25,6 +25,7 @@ from fastai_condmtl.vision.all import (
 )
 
 ERROR = ' error'  # ends the names of scores that are better when lower
+OF_NUMBERS = dict(mse=mse_loss, l1=l1_loss, huber=huber_loss)
 LITE0_STATS = ([127 / 255] * 3, [128 / 255] * 3)  # the Lite networks were trained on (pixel - 127) / 128
 
 
@@ -98,7 +99,7 @@ class ByHand:
         return len(block.vocab) if isinstance(block, SingleLabelBlock) else block.n_targets
 
     def loss(self, logits, y):
-        "The sum over the tasks of cross entropy or squared error, a mean over the cells that count"
+        "The sum over the tasks of cross entropy or, of a number, its own loss; a mean over the cells that count"
         total = 0
         for path in self.paths:
             own, block = logits[:, self.cols[path]], self.flow.tasks[path]
@@ -108,7 +109,7 @@ class ByHand:
             elif isinstance(block, (BinaryBlock, MultiLabelBlock)):
                 losses = binary_cross_entropy_with_logits(own, values, reduction='none')
             else:
-                losses = (self.number(block, own) - values) ** 2
+                losses = OF_NUMBERS[block.loss_name](self.number(block, own), values, reduction='none')
             total = total + (losses * mask).sum() / mask.sum().clamp(min=1)
         return total
 
