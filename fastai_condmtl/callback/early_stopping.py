@@ -29,7 +29,7 @@ class SkillRecorder(Callback):
     DataFrame with a row an epoch and a column a task, `learn.skill_recorder.plot()` its picture"""
 
     order, remove_on_fetch = TrackerCallback.order + 3, True  # after the recorder, before ThresholdSearch
-    _stateattrs = ('acc',)
+    _stateattrs: Any = ('acc',)
     acc: Any = None  # rows of the validation, while a fit runs
 
     def __init__(

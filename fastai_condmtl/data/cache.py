@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
+from typing import Any
 import numpy as np
 from PIL import Image
 from fastcore.basics import num_cpus, patch
@@ -125,8 +126,10 @@ class PictureCache:
         resample=BILINEAR,  # PIL's filter
     ):
         self.px, self.cls, self.resample = px, cls, int(resample)
-        self.entries = self.firsts = self.pixels = None
-        self.folder = None if folder is None else Path(os.path.abspath(folder)) / self._name()
+        self.entries: Any = None  # of the index, sorted by the hash of their path, once it is read
+        self.firsts: Any = None  # half of these hashes
+        self.pixels: Any = None  # the mapped file
+        self.folder: Any = None if folder is None else Path(os.path.abspath(folder)) / self._name()
 
     def _name(self):
         return f'{self.px or "full"}-{self.cls.__name__}-{self._settings()[:8]}'

@@ -140,7 +140,8 @@ class Witness:
         self.plan, self.rows, self.dtypes = plan, [], None
         self.seen = {(col,): set() for col in cols}
         for i, over in plan.nests.items():
-            self.seen[(*plan.blocks[i].cols, *plan.blocks[over].cols, None)] = set()  # None: the side
+            key = (*plan.blocks[i].cols, *plan.blocks[over].cols, None)  # None: the side
+            self.seen[key] = set()
         self.blocks = [block_with_blanks(plan, i) for i in range(len(plan.blocks))]
         self.ends = {}
 

@@ -108,6 +108,11 @@ class Predicted:
     frames: list | None = None  # of flows with points and boxes, for each of the `n`
 
     @classmethod
+    def none(cls, flow, errors):
+        "No row was predicted; `errors`: place → why"
+        return cls(torch.zeros(0, flow.c), torch.zeros(0, 2, flow.n_targets), [], errors)
+
+    @classmethod
     def joined(cls, parts, flow):
         "Parts with the places of their items, `(places, Predicted)`, as one"
         rows = [places[row] for places, part in parts for row in part.rows]
@@ -131,15 +136,10 @@ def by_halves(
         raise
     except Exception as e:
         if len(items) == 1:
-            return Predicted.joined([([0], Predicted(*_nothing(flow), [], {0: told(e)}))], flow)
+            return Predicted.joined([([0], Predicted.none(flow, {0: told(e)}))], flow)
     middle, n = len(items) // 2, len(items)
     halves = (range(middle), items[:middle]), (range(middle, n), items[middle:])
     return Predicted.joined([(places, by_halves(predict, half, flow)) for places, half in halves], flow)
-
-
-def _nothing(flow):
-    "Activations and decisions of no rows"
-    return torch.zeros(0, flow.c), torch.zeros(0, 2, flow.n_targets)
 
 
 def told(error) -> str:
@@ -185,7 +185,7 @@ class LearnerRows:
             except Exception:
                 if len(errors) < len(items):
                     raise
-                acts, decoded = _nothing(self.flow)  # none could be read
+                return Predicted.none(self.flow, errors)  # none could be read
         good = self.learn.dls.test_dl(_picked(items, sorted(rows)), num_workers=0) if rows else None
         frames = frames_of(self.flow, good) if good is not None else []
         order = np.argsort(rows)
@@ -299,16 +299,17 @@ def predict_batch(
     if len(read) > 1 or not rows.takes_cells():
         return by_halves(rows, batch.table(read), rows.flow)
     came = batch.cells(read[0])
-    parts, cells, unread = {}, *_items_of(came)
+    cells, unread = _items_of(came)
+    parts: dict = {}
     for i, cell in enumerate(cells):
         if i not in unread:
             parts.setdefault(_kind_of_cell(cell), []).append(i)
-    done = [(list(unread), Predicted(*_nothing(rows.flow), [], dict(enumerate(unread.values()))))]
+    done = [(list(unread), Predicted.none(rows.flow, dict(enumerate(unread.values()))))]
     for kind, places in parts.items():
         items = [cells[i] for i in places]
         if kind == 'blank':
             why = f"column {read[0]!r} is blank: there is nothing to predict"
-            done.append((places, Predicted(*_nothing(rows.flow), [], dict.fromkeys(range(len(items)), why))))
+            done.append((places, Predicted.none(rows.flow, dict.fromkeys(range(len(items)), why))))
             continue
         if kind == 'name':
             items = _names(items, folder, own)

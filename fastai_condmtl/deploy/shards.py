@@ -55,7 +55,8 @@ def score_shard(
 ) -> dict:  # `rows`, `errors`, `sums`: what also stands in the file
     "Score one file. `target` is there whole or not at all"
     pq = parquet()
-    made, said = made_from(scorer, path), dict(rows=0, errors=0, sums={})
+    said: dict = dict(rows=0, errors=0, sums={})
+    made = made_from(scorer, path)
     arrow, columns = import_extra('pyarrow', 'scoring Parquet', 'parquet'), scorer.scored_columns
     with pq.ParquetFile(path) as file, atomic_write(target) as tmp:
         kept = [file.schema_arrow.field(name) for name in scorer.keep]
