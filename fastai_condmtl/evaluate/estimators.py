@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np, torch
 from fastai.tabular.core import Tabular
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.errors import FlowError, FlowWarning
@@ -27,7 +28,7 @@ from ..tasks.vocabulary import Classes
 
 # %% auto #0
 __all__ = ['Estimators', 'as_estimators', 'why_no_estimator', 'why_no_pair', 'FeatureRows', 'features_of', 'features_kept',
-           'training_rows', 'Fitter', 'Said', 'say', 'beside', 'check_ranks']
+           'training_rows', 'Fitter', 'ranks_pairs', 'Said', 'say', 'beside', 'check_ranks']
 
 # %% ../../nbs/evaluate/estimators.ipynb #a696377a
 @dataclass
@@ -211,15 +212,29 @@ class Fitter:
                 f"({type(e).__name__}: {e}): choose another, or put a step before it with make_pipeline"
             ) from e
 
-    def scores(self, fitted):
-        "How probable each of its classes is, or how high it ranks `(M, n)`; None where it says neither"
-        if hasattr(fitted, 'predict_proba'):
-            return fitted.predict_proba(self.x)
-        if not hasattr(fitted, 'decision_function'):
-            return None
-        found = fitted.decision_function(self.x)
-        found = np.stack([-found, found], 1) if found.ndim == 1 else found
-        return found if found.shape[1] == len(fitted.classes_) else None
+# %% ../../nbs/evaluate/estimators.ipynb #b51d8f9b
+@patch
+def answers(self: Fitter, fitted):
+    "What `predict` says of the rows to be scored `(M,)`"
+    return np.reshape(fitted.predict(self.x), -1)
+
+
+@patch
+def scores(self: Fitter, fitted):
+    "How probable each of its classes is, or how high it ranks `(M, n)`; None where it says neither"
+    if hasattr(fitted, 'predict_proba'):
+        return fitted.predict_proba(self.x)
+    if not hasattr(fitted, 'decision_function'):
+        return None
+    found = fitted.decision_function(self.x)
+    found = np.stack([-found, found], 1) if found.ndim == 1 else found
+    return None if found.shape[1] != len(fitted.classes_) or ranks_pairs(fitted) else found
+
+
+def ranks_pairs(fitted):
+    "True if a `decision_function` of several classes is about pairs of them, as that of `SVC` may be"
+    shapes = [value for name, value in fitted.get_params().items() if name.endswith('decision_function_shape')]
+    return len(fitted.classes_) > 2 and 'ovo' in shapes
 
 # %% ../../nbs/evaluate/estimators.ipynb #27511007
 @dataclass
@@ -256,8 +271,8 @@ def _say_yes(block, fitter, estimator, train, weights, rows):
     for j, counts in enumerate(train.mask.T):
         if not counts.any():
             continue  # nobody says yes, as the trivial predictor
-        fitted = fitter.fitted(estimator, block.path, counts, train.values[:, j] > 0.5, weights[:, j])
-        yes[:, j] = fitted.predict(fitter.x)
+        fitted = fitter.fitted(estimator, block.path, counts, 1 * (train.values[:, j] > 0.5), weights[:, j])
+        yes[:, j] = fitter.answers(fitted) == 1
         scores = fitter.scores(fitted)
         ranks &= scores is not None
         # of one class alone there is one column
@@ -269,19 +284,21 @@ def _say_yes(block, fitter, estimator, train, weights, rows):
 
 def _say_class(block, fitter, estimator, train, weights, rows):
     "One classifier; `predict` decides, and the probabilities rank"
-    labels = train.values[:, 0].astype(int)
-    fitted = fitter.fitted(estimator, block.path, train.mask[:, 0], labels, weights[:, 0])
-    decided, scores = np.eye(block.n_out)[fitted.predict(fitter.x)], fitter.scores(fitted)
+    counts = train.mask[:, 0]
+    labels = np.where(counts, train.values[:, 0], 0).astype(int)
+    there = np.unique(labels[counts])  # some estimators ask for codes without gaps
+    fitted = fitter.fitted(estimator, block.path, counts, np.searchsorted(there, labels), weights[:, 0])
+    decided, scores = np.eye(block.n_out)[there[fitter.answers(fitted)]], fitter.scores(fitted)
     acts = decided
     if scores is not None:
         least = 0 if hasattr(fitted, 'predict_proba') else scores.min(1, keepdims=True) - 1
         acts = np.zeros_like(decided) + least  # of classes that no training row has
-        acts[:, fitted.classes_] = scores
+        acts[:, there[fitted.classes_]] = scores
     summary = _summary(block, decided, rows.values)
     summary[..., 1] = _summary(block, acts, rows.values)[..., 1]
     return Said(TaskRows(summary, rows.values, rows.mask, None), acts, scores is not None)
 
-
+# %% ../../nbs/evaluate/estimators.ipynb #9b6e69f1
 def _say_number(block, fitter, estimator, train, weights, rows):
     "A regressor for each target column, in natural units"
     natural = block.unscale(train.values.astype(np.float64))
@@ -290,7 +307,7 @@ def _say_number(block, fitter, estimator, train, weights, rows):
     for j, counts in enumerate(train.mask.T):
         if counts.any():
             fitted = fitter.fitted(estimator, block.path, counts, natural[:, j], weights[:, j])
-            said[:, j] = fitted.predict(fitter.x)
+            said[:, j] = fitter.answers(fitted)
     if isinstance(block, CountBlock):
         said = said.clip(min=0)
     said = said.clip(0, 1) if isinstance(block, Sigmoid) else said
