@@ -21,7 +21,6 @@ from ..learn.accumulate import Accumulator, TaskRows, collect
 from ..learn.heads import head_of, reader_of_features
 from ..loss.ranks import Rows, gather_rows, in_order, whole
 from ..tasks.count import CountBlock
-from ..tasks.regression import Regression
 from ..tasks.scores import ranking_scores
 from ..tasks.sigmoid import Sigmoid
 from ..tasks.vocabulary import Classes
@@ -191,7 +190,7 @@ class Fitter:
     estimators: Estimators
     train: np.ndarray  # Features of the training rows `(N, F)`
     x: np.ndarray  # Features of the rows to be scored `(M, F)`
-    constant: dict  # Path → what was to be learnt where the rows had one class; filled
+    constant: list  # Paths of tasks (and their labels) whose training rows had one class; filled
 
     def fitted(self, estimator, path, rows, y, weights):
         "A clone of the estimator, fitted on those of the training rows where `rows` `(N,)` is true"
@@ -201,7 +200,7 @@ class Fitter:
 
         y, weights, name = y[rows], weights[rows], type(estimator).__name__
         if is_classifier(estimator) and (y == y[0]).all():
-            self.constant[path] = True
+            self.constant.append(path)
             return DummyClassifier(strategy='most_frequent').fit(self.train[rows], y)
         weighs = (weights != weights[0]).any() and has_fit_parameter(estimator, 'sample_weight')
         try:
@@ -271,7 +270,8 @@ def _say_yes(block, fitter, estimator, train, weights, rows):
     for j, counts in enumerate(train.mask.T):
         if not counts.any():
             continue  # nobody says yes, as the trivial predictor
-        fitted = fitter.fitted(estimator, block.path, counts, 1 * (train.values[:, j] > 0.5), weights[:, j])
+        question = block.path if block.labels is None else f'{block.path}.{block.labels[j]}'
+        fitted = fitter.fitted(estimator, question, counts, 1 * (train.values[:, j] > 0.5), weights[:, j])
         yes[:, j] = fitter.answers(fitted) == 1
         scores = fitter.scores(fitted)
         ranks &= scores is not None
@@ -301,8 +301,7 @@ def _say_class(block, fitter, estimator, train, weights, rows):
 # %% ../../nbs/evaluate/estimators.ipynb #9b6e69f1
 def _say_number(block, fitter, estimator, train, weights, rows):
     "A regressor for each target column, in natural units"
-    natural = block.unscale(train.values.astype(np.float64))
-    natural = block.digits(natural) if isinstance(block, Regression) else natural
+    natural = block.digits(block.unscale(train.values.astype(np.float64)))
     said = np.zeros(rows.values.shape)
     for j, counts in enumerate(train.mask.T):
         if counts.any():
@@ -333,7 +332,7 @@ def beside(
     flow, train, res = acc.flow, training_rows(learn), {}
     features = train.x(), acc.x()
     for own in estimators:
-        fitter = Fitter(own, *features, {})
+        fitter = Fitter(own, *features, [])
         said = {
             path: say(block, fitter, train.task(path), train.weights(path), acc.task(path))
             for path, block in flow.tasks.items()
@@ -344,7 +343,7 @@ def beside(
         if fitter.constant:
             warnings.warn(
                 f"baselines[{own.name!r}]: the training rows of {', '.join(map(repr, fitter.constant))} have one "
-                "class only, and this is said of every row: nothing could be fitted",
+                "class only, and this is what the column says there: label rows of another, or leave the task out",
                 FlowWarning,
                 stacklevel=3,
             )

@@ -300,7 +300,7 @@ def test_training_rows_of_one_class_say_this_class_aloud():
     df = table()
     df.loc[: HALF - 1, 'kind'] = df.kind[:HALF].where(df.kind[:HALF].isna(), 'mid')
     df.loc[: HALF - 1, 'p'] = False
-    with pytest.warns(FlowWarning, match="baselines\\['trees'\\].*'kind', 'both' have one class only"):
+    with pytest.warns(FlowWarning, match="baselines\\['trees'\\].*'kind', 'both.p' have one class only"):
         _, dls, found = evaluated(df, flow(), dict(trees=TREES), metrics=['accuracy', 'roc_auc'])
     scores, by_hand = found.set_index(['task_path', 'metric_name']), ByHand(df, dls)
     _, _, _, true = by_hand.parts('kind', str)
