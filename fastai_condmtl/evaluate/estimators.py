@@ -26,15 +26,15 @@ from ..tasks.sigmoid import Sigmoid
 from ..tasks.vocabulary import Classes
 
 # %% auto #0
-__all__ = ['Estimators', 'as_estimators', 'why_no_estimator', 'why_no_pair', 'FeatureRows', 'features_of', 'features_kept',
-           'training_rows', 'Fitter', 'ranks_pairs', 'Said', 'say', 'beside', 'check_ranks']
+__all__ = ['Estimators', 'as_estimators', 'as_pair', 'why_no_estimator', 'why_no_pair', 'FeatureRows', 'features_of',
+           'features_kept', 'training_rows', 'Fitter', 'ranks_pairs', 'Said', 'say', 'beside', 'check_ranks']
 
 # %% ../../nbs/evaluate/estimators.ipynb #a696377a
 @dataclass
 class Estimators:
     "What is fitted for the tasks of one column, not fitted yet; None where there is none"
 
-    name: str  # Of the column
+    who: str  # What errors call them
     classifier: Any = None
     regressor: Any = None
 
@@ -42,10 +42,10 @@ class Estimators:
 def as_estimators(
     baselines,  # Name of a column → `(classifier, regressor)`, or one of them; None: no columns
     taken=(),  # Names of columns that are there already
-) -> list:  # of `Estimators`
+) -> dict:  # Name → `Estimators`
     "What `evaluate(baselines=)` is given, checked"
     if baselines is None:
-        return []
+        return {}
     if not isinstance(baselines, Mapping):
         raise FlowError(
             f"baselines={baselines!r} must be a dict, name of a column → estimators: "
@@ -54,21 +54,21 @@ def as_estimators(
     for name in baselines:
         if not isinstance(name, str) or name in taken:
             raise FlowError(f"baselines names a column {name!r}: it must be a text that is no column of the table yet")
-    return [_as_pair(name, given) for name, given in baselines.items()]
+    return {name: as_pair(f'baselines[{name!r}]', given) for name, given in baselines.items()}
 
 
-def _as_pair(name, given):
-    "The `Estimators` of one column"
+def as_pair(who, given) -> Estimators:
+    "`(classifier, regressor)` or one of them, checked; `who` is what an error calls them"
     from sklearn.base import is_classifier
 
     alone = not isinstance(given, (tuple, list))
     parts = [given] if alone else list(given)
     found = [part for part in parts if part is not None]
     if why := next(filter(None, map(why_no_estimator, found)), None) or why_no_pair(alone, parts, found):
-        raise FlowError(f"baselines[{name!r}]: {why}")
+        raise FlowError(f"{who}: {why}")
     if alone:
-        return Estimators(name, given) if is_classifier(given) else Estimators(name, None, given)
-    return Estimators(name, *parts)
+        return Estimators(who, given) if is_classifier(given) else Estimators(who, None, given)
+    return Estimators(who, *parts)
 
 # %% ../../nbs/evaluate/estimators.ipynb #00cde21d
 def why_no_estimator(given) -> str | None:
@@ -207,7 +207,7 @@ class Fitter:
             return clone(estimator).fit(self.train[rows], y, **(dict(sample_weight=weights) if weighs else {}))
         except Exception as e:
             raise FlowError(
-                f"baselines[{self.estimators.name!r}]: {name} cannot be fitted for task '{path}' on {len(y)} rows "
+                f"{self.estimators.who}: {name} cannot be fitted for task '{path}' on {len(y)} rows "
                 f"({type(e).__name__}: {e}): choose another, or put a step before it with make_pipeline"
             ) from e
 
@@ -322,7 +322,7 @@ def _summary(block, acts, values):
 # %% ../../nbs/evaluate/estimators.ipynb #bd5a4555
 def beside(
     learn,
-    estimators,  # of `as_estimators`
+    estimators,  # Name → `Estimators`, of `as_estimators`
     acc: FeatureRows,  # The rows to be scored
     metrics,  # Path → names of the scores wanted
 ) -> dict:  # Name → path → `Said`, without the tasks that have no estimator
@@ -331,18 +331,18 @@ def beside(
         return {}
     flow, train, res = acc.flow, training_rows(learn), {}
     features = train.x(), acc.x()
-    for own in estimators:
+    for name, own in estimators.items():
         fitter = Fitter(own, *features, [])
         said = {
             path: say(block, fitter, train.task(path), train.weights(path), acc.task(path))
             for path, block in flow.tasks.items()
         }
-        res[own.name] = {path: one for path, one in said.items() if one is not None}
-        for path, one in res[own.name].items():
+        res[name] = {path: one for path, one in said.items() if one is not None}
+        for path, one in res[name].items():
             check_ranks(own, path, one, metrics[path])
         if fitter.constant:
             warnings.warn(
-                f"baselines[{own.name!r}]: the training rows of {', '.join(map(repr, fitter.constant))} have one "
+                f"{own.who}: the training rows of {', '.join(map(repr, fitter.constant))} have one "
                 "class only, and this is what the column says there: label rows of another, or leave the task out",
                 FlowWarning,
                 stacklevel=3,
@@ -355,7 +355,7 @@ def check_ranks(own, path, said, metrics):
     ranking = [name for name in metrics if name in ranking_scores or name.startswith('accuracy_')]
     if ranking and not said.ranks:
         raise FlowError(
-            f"baselines[{own.name!r}], task '{path}': {ranking[0]} needs probabilities, and "
+            f"{own.who}, task '{path}': {ranking[0]} needs probabilities, and "
             f"{type(own.classifier).__name__} has neither predict_proba nor decision_function: leave {ranking[0]} out "
             "with metrics=, or wrap it in CalibratedClassifierCV"
         )
