@@ -175,7 +175,7 @@ def logits_said(block, estimator, x):
         return np.concatenate([np.zeros((len(x), 1)), _log_odds(above)], 1)
     number = block.scale(np.reshape(estimator.predict(x), (-1, 1)).astype(np.float64))
     if isinstance(block, CountBlock):
-        return np.log(np.maximum(number, LEAST))
+        return np.log(np.maximum(number, 1e-12))
     return _log_odds(number) if block.bounded or isinstance(block, Sigmoid) else number
 
 
