@@ -26,8 +26,9 @@ from ..tasks.sigmoid import Sigmoid
 from ..tasks.vocabulary import Classes
 
 # %% auto #0
-__all__ = ['Estimators', 'as_estimators', 'as_pair', 'why_no_estimator', 'why_no_pair', 'FeatureRows', 'features_of',
-           'features_kept', 'training_rows', 'Fitter', 'ranks_pairs', 'Said', 'say', 'beside', 'check_ranks']
+__all__ = ['Estimators', 'as_estimators', 'as_pair', 'kind_of_answers', 'question_of', 'why_no_estimator', 'why_no_pair',
+           'FeatureRows', 'features_of', 'features_kept', 'training_rows', 'Fitter', 'ranks_pairs', 'Said', 'say',
+           'beside', 'check_ranks']
 
 # %% ../../nbs/evaluate/estimators.ipynb #a696377a
 @dataclass
@@ -37,6 +38,11 @@ class Estimators:
     who: str  # What errors call them
     classifier: Any = None
     regressor: Any = None
+
+    def answering(self, block):
+        "The estimator for a bound block; None where there is none"
+        of_kind = dict(yes=self.classifier, classes=self.classifier, numbers=self.regressor)
+        return of_kind.get(kind_of_answers(block))
 
 
 def as_estimators(
@@ -69,6 +75,20 @@ def as_pair(who, given) -> Estimators:
     if alone:
         return Estimators(who, given) if is_classifier(given) else Estimators(who, None, given)
     return Estimators(who, *parts)
+
+# %% ../../nbs/evaluate/estimators.ipynb #c83cffa0
+def kind_of_answers(block) -> str | None:
+    "What an estimator would say: `yes` or no in each target column, one of `classes`, or `numbers`; None: neither"
+    if isinstance(block, Sigmoid):
+        return 'numbers' if block.soft else 'yes'
+    if isinstance(block, Classes):
+        return None if block.self_supervised else 'classes'
+    return 'numbers' if block.has_unit else None
+
+
+def question_of(block, j) -> str:
+    "What errors call target column `j` of a task: its path, and its label where it has several"
+    return block.path if block.labels is None else f'{block.path}.{block.labels[j]}'
 
 # %% ../../nbs/evaluate/estimators.ipynb #00cde21d
 def why_no_estimator(given) -> str | None:
@@ -253,15 +273,11 @@ def say(
     rows: TaskRows,  # To be scored
 ) -> Said | None:
     "What the estimators of a column say of a task; None where they have none for it, or no training row counts"
-    is_yes_or_no = isinstance(block, Sigmoid) and not block.soft
-    is_class = isinstance(block, Classes) and not block.self_supervised
-    is_number = isinstance(block, Sigmoid) and block.soft or block.has_unit
-    chosen = fitter.estimators.classifier if is_yes_or_no or is_class else fitter.estimators.regressor
-    if chosen is None or not (is_yes_or_no or is_class or is_number) or not train.mask.any():
+    chosen = fitter.estimators.answering(block)
+    if chosen is None or not train.mask.any():
         return None
-    if is_class:
-        return _say_class(block, fitter, chosen, train, weights, rows)
-    return (_say_yes if is_yes_or_no else _say_number)(block, fitter, chosen, train, weights, rows)
+    answers = dict(yes=_say_yes, classes=_say_class, numbers=_say_number)[kind_of_answers(block)]
+    return answers(block, fitter, chosen, train, weights, rows)
 
 # %% ../../nbs/evaluate/estimators.ipynb #ad7c7f84
 def _say_yes(block, fitter, estimator, train, weights, rows):
@@ -270,8 +286,7 @@ def _say_yes(block, fitter, estimator, train, weights, rows):
     for j, counts in enumerate(train.mask.T):
         if not counts.any():
             continue  # nobody says yes, as the trivial predictor
-        question = block.path if block.labels is None else f'{block.path}.{block.labels[j]}'
-        fitted = fitter.fitted(estimator, question, counts, 1 * (train.values[:, j] > 0.5), weights[:, j])
+        fitted = fitter.fitted(estimator, question_of(block, j), counts, 1 * (train.values[:, j] > 0.5), weights[:, j])
         yes[:, j] = fitter.answers(fitted) == 1
         scores = fitter.scores(fitted)
         ranks &= scores is not None

@@ -16,7 +16,7 @@ from torch import nn
 from ..core.errors import FlowError, FlowWarning
 from ..data.sampling import labels_of
 from ..equip import equip, fit_for
-from ..evaluate.estimators import Fitter, as_pair, training_rows
+from ..evaluate.estimators import Fitter, as_pair, kind_of_answers, question_of, training_rows
 from ..learn.guard import before_fit_check
 from ..learn.start import start_logits
 from .data import ConditionalTabularDataLoaders
@@ -99,16 +99,12 @@ def fit_task(
     weights,  # What each cell weighs `(N, W)`
 ) -> list:
     "A fitted estimator for each target column of a task, None where it stays at the trivial predictor"
-    has_classes = isinstance(block, Classes) and not block.self_supervised
-    is_yes_or_no = isinstance(block, Sigmoid) and not block.soft
-    is_number = isinstance(block, Regression) or isinstance(block, Sigmoid) and block.soft
-    classifies, own = has_classes or is_yes_or_no, fitter.estimators
-    chosen = own.classifier if classifies else own.regressor
-    if chosen is None or not (classifies or is_number):
+    chosen, kind = fitter.estimators.answering(block), kind_of_answers(block)
+    if chosen is None or not isinstance(block, (Sigmoid, Classes, Regression)):  # points have no place in a table
         return [None] * block.n_targets
     values = block.digits(block.unscale(train.values.astype(np.float64)))
-    if classifies:
-        values = values.round().astype(int) if has_classes else 1 * (train.values > 0.5)
+    if kind != 'numbers':
+        values = values.astype(int) if kind == 'classes' else 1 * (values > 0.5)
     return [
         _fitted(fitter, chosen, block, j, counts, values[:, j], weights[:, j]) for j, counts in enumerate(train.mask.T)
     ]
@@ -120,7 +116,7 @@ def _fitted(fitter, estimator, block, j, counts, y, weights):
     found = np.unique(y[counts])
     if not len(found) or len(found) == 1 and estimator is fitter.estimators.classifier:
         return None
-    question = block.path if block.labels is None else f'{block.path}.{block.labels[j]}'
+    question = question_of(block, j)
     if estimator is fitter.estimators.regressor:
         return fitter.fitted(estimator, question, counts, y, weights)
     fitted = fitter.fitted(estimator, question, counts, np.searchsorted(found, y), weights)
