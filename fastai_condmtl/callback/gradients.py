@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback
 from ..core.arguments import check_whole
 from ..core.errors import FlowError
-from ..learn.heads import ConditionalHead
+from ..learn.heads import reader_of_features
 from ..learn.state import flow_of, loss_of, mixed, is_lr_find
 from ..loss.conditional import ConditionalLoss
 from ..core.plot import short_names
@@ -18,8 +18,8 @@ from ..loss.ranks import rank_sums, step_ranks
 
 # %% auto #0
 __all__ = ['task_losses', 'check_mixed', 'SharedFeatures', 'grad_scale', 'tensors_in', 'as_leaves', 'without_parallel',
-           'why_no_features', 'why_one_module', 'why_no_module', 'reader_of_features', 'GradientCosine',
-           'cosines_and_counts', 'table_of_pairs', 'write_cosines']
+           'why_no_features', 'why_one_module', 'why_no_module', 'GradientCosine', 'cosines_and_counts',
+           'table_of_pairs', 'write_cosines']
 
 # %% ../../nbs/callback/gradients.ipynb #f367517c
 def task_losses(
@@ -210,19 +210,6 @@ def why_no_module(name, names) -> str:
     return (
         f"features={name!r} is no module of the model: give the name of one, such as {examples}, or the module itself"
     )
-
-# %% ../../nbs/callback/gradients.ipynb #0c473101
-def reader_of_features(network):
-    "The module that reads the shared features: the `ConditionalHead`, else the last part of the first `nn.Sequential`"
-    for module in network.modules():
-        if isinstance(module, ConditionalHead):
-            return module
-    module = network
-    while parts := list(module.children()):
-        parent, module = module, parts[-1]
-        if isinstance(parent, nn.Sequential) and len(parts) > 1:
-            break
-    return module
 
 # %% ../../nbs/callback/gradients.ipynb #00e23f59
 class GradientCosine(Callback):

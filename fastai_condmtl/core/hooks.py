@@ -102,6 +102,10 @@ class ScaleHooks(BlockFields):
         "Loss scale to what plots show: natural values"
         return self.unscale(x)
 
+    def digits(self, x):
+        "Natural values with the decimals that are known of them, after the loss scale and back; of any shape"
+        return x
+
     def difference(self, a, b):
         "How far `a` is from `b`, arrays of natural values: residuals; of angles the shorter way round"
         return a - b

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..core.errors import FlowError
 from ..data.sampling import labels_of_rows
 from .cascade import blame
 from .coverage import SET_SCORES, JudgedSets, are_those_rows, judge_sets, set_scores
+from .estimators import FeatureRows, as_estimators, beside, features_kept
 from .metrics import check_metrics, needs_acts, wanted_label_metrics, wanted_metrics
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, TaskRows, collect, progress
@@ -35,12 +37,13 @@ class Evaluation(pd.DataFrame):
 
     `cross_fit` names the tasks whose thresholds these rows had tuned: they are judged by cross-fit thresholds. `lower`
     names the metrics of which less is more, `own_sets` is True where prediction sets were found on these rows, `by` the
-    column with groups of rows (None without). `label` is None in rows
+    column with groups of rows (None without), `beside` the columns of `baselines=`. `label` is None in rows
     of a whole task, `support` counts the rows whose label it is: without any, a score of the label is NaN."""
 
-    _metadata = ['cross_fit', 'lower', 'by', 'own_sets']
+    _metadata = ['cross_fit', 'lower', 'by', 'own_sets', 'beside']
     own_sets = False
     cross_fit, lower, by = (), ('mae', 'rmse'), None
+    beside: tuple = ()
 
     @property
     def _constructor(self):
@@ -61,38 +64,52 @@ def evaluate(
     by_label=False,
     # Column that says which rows belong together, and are drawn and dealt as a whole; by default that of the loaders
     group_col=None,
+    # Columns of what scikit-learn's estimators reach on these rows, fitted task by task on the training rows: name →
+    # `(classifier, regressor)` or one of them
+    baselines=None,
 ) -> pd.DataFrame:
     """A row a task and metric, with columns `task_path`, `metric_name`, `metric_res`, `num_samples`, `baseline`,
     `cascade_res`, `cascade_samples`, `missed` and `spurious`; with `by` a column of that name after the metric's, with
     `by_label` also `label` after the task's and `support` after `num_samples`. With prediction sets (`learn.conformal`)
     also `coverage`, `set_size` (answers, or the width of an interval), `decided` (share of the rows), `decided_res`
-    (the score on these) and `cascade_coverage`"""
+    (the score on these) and `cascade_coverage`.
+    `baselines={'boosting': (HistGradientBoostingClassifier(), HistGradientBoostingRegressor())}` adds a column
+    `boosting` after `baseline`, NaN for tasks without an estimator"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
     dl = as_loader(self, dl, labels=True)
     by, groups = groups_by(self.dls[ds_idx] if dl is None else dl, by)
     loss = loss_of(self)
     columns = _columns(by, by_label, n_boot) + SET_SCORES * bool(loss.decisions.limits)
+    rivals = as_estimators(baselines, columns)
     learn_shapes(self)
     scored = _all_scored(flow, metrics, by_label)
-    acc = _accumulator(flow, scored)
+    acc = _accumulator(flow, scored, FeatureRows if rivals else Accumulator)
     acc.with_logits = bool(loss.decisions.limits)
-    acc = judged(self, dl, ds_idx, acc, group_col)
+    with features_kept(self, acc) if rivals else nullcontext():
+        acc = judged(self, dl, ds_idx, acc, group_col)
+    said = beside(self, rivals, acc, {path: [one.metric for one in ones] for path, ones in scored.items()})
     sets = judge_sets(loss, acc) if acc.with_logits else {}
     drawn = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
     records = []
     for i, path in progress(self if n_boot else None, enumerate(flow.paths), 'bootstrap'):
         rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path), drawn, sets.get(path))
+        others = {
+            name: replace(rows, task=of[path].rows, acts=of[path].acts) for name, of in said.items() if path in of
+        }
         for one in scored[path]:
             about = dict(task_path=path, label=one.label, metric_name=one.metric)
             for group, positions in groups:
                 some = rows.take(positions)
-                records.append({**about, by: group, **_scores(one, some, n_boot), **_set_scores(one, some)})
-    res = Evaluation(records, columns=columns)
+                own = {**_scores(one, some, n_boot), **_set_scores(one, some)}
+                of_others = {name: one.score(other.take(positions)) for name, other in others.items()}
+                records.append({**about, by: group, **own, **of_others})
+    at = columns.index('baseline') + 1
+    res = Evaluation(records, columns=[*columns[:at], *said, *columns[at:]])
     if by_label:
         res['label'] = pd.Series([record['label'] for record in records], dtype=object)  # 1 stays 1 beside None
-    res.cross_fit, res.by = tuple(acc.cross_fit), by
+    res.cross_fit, res.by, res.beside = tuple(acc.cross_fit), by, tuple(said)
     res.own_sets = bool(sets) and are_those_rows(loss, acc)
     res.lower = tuple({metric for block in flow.tasks.values() for metric in block.lower_is_better})
     return res
@@ -232,9 +249,9 @@ def _all_scored(flow, metrics, by_label):
     return res
 
 
-def _accumulator(flow, scored):
+def _accumulator(flow, scored, kind=Accumulator):
     "One that keeps the activations that the scores need"
-    acc = Accumulator(flow)
+    acc = kind(flow)
     for path, ones in scored.items():
         if any(isinstance(one, _OfLabel) and needs_acts(one.block, one.metric) for one in ones):
             acc.keep_acts(path)
@@ -306,7 +323,7 @@ def show(
     if by_label:
         table['label'] = table['label'].map(lambda label: '' if label is None else str(label))
     counts = ('num_samples', 'support', 'cascade_samples')
-    numbers = [c for c in table if c in (*SCORES, *SET_SCORES, 'ci_low', 'ci_high') and c not in counts]
+    numbers = [c for c in table if c in (*SCORES, *SET_SCORES, *self.beside, 'ci_low', 'ci_high') and c not in counts]
     style = table.style.set_uuid(hashlib.md5(table.to_csv().encode()).hexdigest()[:8]).hide(axis='index')
     style = style.format({column: f'{{:.{digits}f}}' for column in numbers}, na_rep='–')
     if {'metric_name', 'metric_res', 'baseline'} <= set(table):

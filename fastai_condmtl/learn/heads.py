@@ -21,7 +21,7 @@ from .units import Unit, Uses
 
 # %% auto #0
 __all__ = ['Branch', 'check_branch', 'as_branches', 'check_branches', 'ConditionalHead', 'conditional_head', 'needs_heads',
-           'stock_logits', 'NeededRows', 'RunNeeded', 'head_of', 'last_layer']
+           'stock_logits', 'NeededRows', 'RunNeeded', 'head_of', 'last_layer', 'reader_of_features']
 
 # %% ../../nbs/learn/heads.ipynb #904d65e8
 class Branch:
@@ -376,3 +376,16 @@ def last_layer(model, flow):
             "nn.Linear(..., dls.c), as fastai's learners do, or in a conditional_head"
         )
     return layer
+
+# %% ../../nbs/learn/heads.ipynb #4e41ed98
+def reader_of_features(network):
+    "The module that reads the shared features: the `ConditionalHead`, else the last part of the first `nn.Sequential`"
+    for module in network.modules():
+        if isinstance(module, ConditionalHead):
+            return module
+    module = network
+    while parts := list(module.children()):
+        parent, module = module, parts[-1]
+        if isinstance(parent, nn.Sequential) and len(parts) > 1:
+            break
+    return module

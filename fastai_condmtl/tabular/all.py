@@ -3,6 +3,7 @@
 from ..all import *
 from .core import ConditionalTabular, FillGaps
 from .data import ConditionalTabularDataLoaders
+from .estimators import fit_estimators
 from .learner import conditional_tabular_learner
 from .members import TableNetwork
 from .piecewise import PiecewiseNumbers
