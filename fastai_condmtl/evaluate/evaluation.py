@@ -61,6 +61,7 @@ def evaluate(
     by_label=False,
     # Column that says which rows belong together, and are drawn and dealt as a whole; by default that of the loaders
     group_col=None,
+    acc=None,  # Predictions that were collected before, instead of `dl`, with all that these scores need
 ) -> pd.DataFrame:
     """A row a task and metric, with columns `task_path`, `metric_name`, `metric_res`, `num_samples`, `baseline`,
     `cascade_res`, `cascade_samples`, `missed` and `spurious`; with `by` a column of that name after the metric's, with
@@ -75,10 +76,12 @@ def evaluate(
     columns = _columns(by, by_label, n_boot) + SET_SCORES * bool(loss.decisions.limits)
     learn_shapes(self)
     scored = _all_scored(flow, metrics, by_label)
-    acc = _accumulator(flow, scored)
-    acc.with_logits = bool(loss.decisions.limits)
-    acc = judged(self, dl, ds_idx, acc, group_col)
-    sets = judge_sets(loss, acc) if acc.with_logits else {}
+    if acc is None:
+        acc = _accumulator(flow, scored)
+        acc.with_logits = bool(loss.decisions.limits)
+        acc = collect(self, dl, ds_idx, acc, group_col)
+    acc = judge(loss, acc)
+    sets = judge_sets(loss, acc) if loss.decisions.limits else {}
     drawn = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
     records = []
