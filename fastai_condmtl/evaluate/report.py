@@ -18,10 +18,12 @@ from .. import __version__
 from ..core.applications import provided
 from ..core.arguments import check_whole
 from ..core.geometry import Frame
+from ..core.matching import names_of
 from ..core.plot import draw_flow, short_names
 from ..core.prediction import FlowPrediction
 from ..core.files import write_text
-from ..data.sampling import table_of
+from ..data.audit import balance
+from ..data.sampling import labels_of, table_of
 from .cascade import blame
 from .evaluation import judge, remarks
 from .interpret import ConditionalInterpretation, Losses
@@ -44,11 +46,11 @@ from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['SECTIONS', 'Told', 'judge_once', 'first_facts', 'first_scores', 'verdict', 'of_scores', 'score_table', 'number',
-           'of_flow', 'kind_of', 'of_audit', 'training_table', 'of_cascade', 'draw_cascade', 'of_thresholds',
-           'of_confusions', 'matrix_size', 'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill',
-           'of_items', 'row_name', 'cards_of', 'Inputs', 'inputs_of', 'one_input', 'shortened_text', 'facts_of',
-           'draw_picture', 'of_making']
+__all__ = ['PARTS', 'MAX_LABELS', 'MAX_CLASSES', 'SECTIONS', 'Told', 'judge_once', 'first_facts', 'first_scores', 'verdict',
+           'of_scores', 'score_table', 'number', 'of_flow', 'kind_of', 'of_audit', 'of_training_labels',
+           'training_table', 'of_cascade', 'draw_cascade', 'of_thresholds', 'of_confusions', 'matrix_size',
+           'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill', 'of_items', 'row_name', 'cards_of',
+           'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'draw_picture', 'of_making']
 
 # %% ../../nbs/evaluate/report.ipynb #26df639c
 @patch
@@ -77,8 +79,12 @@ def report(
             sections.append(of_items(told, n_items))
         sections.append(of_making(told))
     title = told.flow.flow.name if title is None else title
-    about = f'{told.n_rows} rows judged, {date.today().isoformat()}'
+    rows = 'the rows handed over' if dl is not None else PARTS.get(ds_idx, f'part {ds_idx} of the data')
+    about = f'Decisions on {rows}, {date.today().isoformat()}'
     return write_text(file, page_html(title, about, first_facts(told), sections))
+
+
+PARTS = {0: 'the training rows', 1: 'the validation rows', 2: 'the rows that neither trained nor tuned'}
 
 # %% ../../nbs/evaluate/report.ipynb #841faf65
 @dataclass
@@ -159,7 +165,7 @@ def of_scores(told) -> Section:
     lead = 'Each score is taken over the rows on which the question has meaning and its answer is known. '
     lead += 'Trivial: what one gets by saying the same of every row. In the cascade: on the rows that the decisions '
     lead += 'of the questions before reach. ▲ is better and ▼ worse than trivial'
-    lead += ', with the whole 95 % interval.' if told.n_boot else '.'
+    lead += ', with the whole 95\u00a0% interval.' if told.n_boot else '.'
     notes = remarks(told.scores.cross_fit, own_sets=told.scores.own_sets)
     return Section('Scores', lead, tables=tables, notes=[notes] * bool(notes))
 
@@ -167,27 +173,26 @@ def of_scores(told) -> Section:
 def score_table(told, rows, folded='') -> Table:
     "A table of scores; `rows` as `itertuples` gives them"
     lower = told.scores.lower
-    columns = ['task', 'score', '', '95 % interval', 'trivial', 'in the cascade', 'rows']
-    with_interval = bool(told.n_boot)
+    columns = ['task', 'score', '95\u00a0% interval', 'trivial', 'in the cascade', 'rows']
     cells = []
     for row in rows:
         kind = verdict(row, lower)
         sign = dict(better='▲ ', worse='▼ ').get(kind, '')
-        gained = skill(row.metric_res, row.baseline, row.metric_name in lower)
+        is_error = row.metric_name in lower
+        gained = skill(row.metric_res, row.baseline, is_error)
         share = float(np.clip(gained, 0, 1)) if np.isfinite(gained) else None
         cells.append(
             [
-                Cell(told.names[row.task_path], 'path'),
-                Cell(row.metric_name + (' (less is better)' if row.metric_name in lower else '')),
+                Cell(told.names[row.task_path], 'path', note=row.metric_name + ', less is better' * is_error),
                 Cell(sign + number(row.metric_res), kind or 'number', share),
-                Cell(f'{number(row.ci_low)} to {number(row.ci_high)}' if with_interval else '', 'number'),
+                Cell(f'{number(row.ci_low)} to {number(row.ci_high)}' if told.n_boot else '', 'number'),
                 Cell(number(row.baseline), 'number'),
                 Cell(number(row.cascade_res), 'number'),
                 Cell(str(row.num_samples), 'number'),
             ]
         )
-    if not with_interval:
-        columns, cells = columns[:3] + columns[4:], [row[:3] + row[4:] for row in cells]
+    if not told.n_boot:
+        columns, cells = columns[:2] + columns[3:], [row[:2] + row[3:] for row in cells]
     return Table(columns, cells, folded)
 
 
@@ -223,10 +228,10 @@ def kind_of(block) -> str:
 
 # %% ../../nbs/evaluate/report.ipynb #5924f7fa
 def of_audit(told) -> Section | None:
-    "Findings on the table that trained; None where it is not at hand"
+    "Findings on the table that trained; where it is not at hand, what the labels of its rows say"
     table = training_table(told.learn, told.flow)
     if table is None:
-        return None
+        return of_training_labels(told)
     audit = told.flow.audit(table)
     rows = []
     for row in audit.table.itertuples():
@@ -236,6 +241,21 @@ def of_audit(told) -> Section | None:
     columns = ['task', 'labelled', 'has meaning', 'both', 'labelled without meaning', 'labels']
     lead = f'What {len(table)} rows of training say, before any network. ' + audit.headline() + '.'
     return Section('Labels', lead, tables=[Table(columns, rows)], notes=audit.lines())
+
+
+def of_training_labels(told) -> Section | None:
+    "The labels that count, of training rows whose table is not at hand; None where they are not known either"
+    packed = labels_of(told.learn.dls.train_ds)
+    if packed is None or not len(packed):
+        return None
+    values, known = (part.numpy() for part in packed.unbind(1))
+    rows = []
+    for path, own in told.flow.slices.items():
+        mask = known[:, own.targets] > 0
+        cells = [Cell(str(mask.any(1).sum()), 'number'), Cell(balance(told.flow.tasks[path], values[:, own.targets], mask))]
+        rows.append([Cell(told.names[path], 'path'), *cells])
+    lead = f'What counts of {len(packed)} rows of training. flow.audit(df) looks for contradictions in their table.'
+    return Section('Labels', lead, tables=[Table(['task', 'rows that count', 'labels'], rows)])
 
 
 def training_table(learn, flow) -> pd.DataFrame | None:
@@ -255,7 +275,7 @@ def of_cascade(told) -> Section | None:
     reached = dict(zip(flow.paths, told.judged.reached().T))
     kept = {path: int((reached[path] & told.acc.task(path).mask.any(1)).sum()) for path in asked}
     draw = lambda ax: draw_cascade(ax, asked, told.names, kept, table)
-    figure = draw_svg(draw, (8, 1.3 + 0.42 * len(asked)), 'Rows lost on the way to each task', wide=True)
+    figure = draw_svg(draw, (6.5, 1.5 + 0.4 * len(asked)), 'Rows lost on the way to each task', wide=True)
     lead = 'Of the rows that count for a task: how many the decisions before it let through, and which question lost '
     lead += 'the others. To the left: rows that were asked although the question has no meaning there.'
     notes = []
@@ -285,10 +305,11 @@ def draw_cascade(ax, paths, names, kept, table):
     ax.axvline(0, color='black', lw=0.8)
     ax.set_yticks(places, [names[path] for path in paths])
     ax.invert_yaxis()
-    ax.margins(x=0.12)
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high + 0.12 * (high - low))
     ax.xaxis.set_major_formatter(lambda x, _: f'{abs(x):.0f}')
     ax.set_xlabel('rows')
-    legend = ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    legend = ax.figure.legend(fontsize=8, frameon=False, loc='outside lower center', ncols=3)
     for text in [*ax.get_yticklabels(), *legend.get_texts()]:
         text.set_parse_math(False)
 
@@ -296,25 +317,35 @@ def draw_cascade(ax, paths, names, kept, table):
 def of_thresholds(told) -> Section | None:
     "The score over the threshold"
     draw = lambda path, ax: told.learn.plot_threshold(path, n_boot=told.n_boot, acc=told.acc, ax=ax)
-    lead = 'The score over the threshold of yes, with its 95 % band. The dot is the threshold in force, the dotted '
+    lead = 'The score over the threshold of yes, with its 95\u00a0% band. The dot is the threshold in force, the dotted '
     lead += 'line the one to start with: a flat curve says that the threshold matters little.'
     return of_tasks(told, 'Thresholds', lead, lambda block: block.thresholded, draw, (5, 3.2))
 
 
 def of_confusions(told) -> Section | None:
     "True against decided classes"
-    draw = lambda path, ax: as_seen(told).plot_confusion_matrix(path, max_classes=20, ax=ax)
-    has_classes = lambda block: block.exact and block.labels is None and (
-        block.thresholded or block.per_cell and block.n_targets == 1
-    )
-    lead = 'What is true stands down, what was decided across. What is off the diagonal is wrong.'
-    return of_tasks(told, 'Confusions', lead, has_classes, draw, lambda block: matrix_size(block))
+    seen, figures = as_seen(told), []
+    has_classes = lambda block: block.exact and (block.thresholded or block.per_cell and block.n_targets == 1)
+    for path, block in told.asked().items():
+        for label in (block.labels or [None])[:MAX_LABELS] if has_classes(block) else ():
+            if seen.confusion_matrix(path, label).any():
+                draw = lambda ax: seen.plot_confusion_matrix(path, label, max_classes=MAX_CLASSES, ax=ax)
+                of = path if label is None else f'{path}, {label}'
+                figures.append(draw_svg(draw, matrix_size(block), f'Confusions: {of}'))
+    lead = 'What is true stands down, what was decided across. What is off the diagonal is wrong. Of many labels the '
+    lead += f'first {MAX_LABELS} are shown, of many classes the {MAX_CLASSES} that are confused the most.'
+    return Section('Confusions', lead, figures) if figures else None
+
+
+MAX_LABELS, MAX_CLASSES = 8, 20
 
 
 def matrix_size(block):
-    "Inches that hold the names of the classes"
-    side = 2.4 + 0.34 * min(20, 2 if block.thresholded else block.n_out)
-    return side + 0.6, side
+    "Inches that hold a matrix and the names of its classes"
+    names = ['no', 'yes'] if block.thresholded else names_of(block)
+    room = 0.065 * min(40, max(len(str(name)) for name in names))
+    side = 2.2 + 0.34 * min(MAX_CLASSES, len(names)) + room * (room > 0.3)
+    return side + 0.4, side
 
 
 def of_residuals(told) -> Section | None:
@@ -350,7 +381,7 @@ def as_seen(told) -> ConditionalInterpretation:
 
 def of_skill(told) -> Section | None:
     "Skill over the epochs, where a `SkillRecorder` (or `EarlyStoppingTasks`) looked on"
-    recorders = [cb for cb in told.learn.cbs if hasattr(cb, 'skills') and hasattr(cb, 'plot') and len(cb.skills)]
+    recorders = [cb for cb in told.learn.cbs if hasattr(type(cb), 'skills') and len(cb.skills)]
     if not recorders:
         return None
     with page_style():
@@ -441,14 +472,19 @@ def one_input(parts) -> Inputs:
         if isinstance(part, TensorImageBase):
             res.image = part
         elif isinstance(part, str):
-            res.text = shortened_text(provided('readable_text', 'text')(part, None))
+            res.text = readable_text(part)
         elif hasattr(part, 'items') and not isinstance(part, torch.Tensor):
             res.facts = facts_of(part)
     return res
 
 
-def shortened_text(text, n=600) -> str:
-    return text if len(text) <= n else text[: n - 2] + ' …'
+def readable_text(text, n_chars=600) -> str:
+    "The beginning of a decoded text, without special tokens"
+    from fastai.text.learner import decode_spec_tokens
+
+    tokens = [token for token in str(text).split(' ') if token not in ('xxbos', 'xxpad')]
+    words = ' '.join(decode_spec_tokens(tokens))
+    return words if len(words) <= n_chars else words[: n_chars - 2] + ' …'
 
 
 def facts_of(row) -> list:
@@ -468,7 +504,8 @@ def draw_picture(image, pred, truth, alt) -> Figure:
         ax = canvas.add_axes((0, 0, 1, 1))
         image.show(ctx=ax)
         for shown, color, style in ((truth, 'white', '--'), (pred, 'orange', '-')):
-            provided('draw_shapes', 'vision')(ax, shown, (width, height), color, style)
+            if shown.shapes():
+                provided('draw_shapes', 'vision')(ax, shown, (width, height), color, style)
         ax.set_title('')
         data = io.BytesIO()
         canvas.savefig(data, format='jpeg', dpi=90, pil_kwargs=dict(quality=80))

@@ -29,6 +29,7 @@ class Cell:
     text: str
     kind: str = ''  # `number`, `better`, `worse` or `path`
     share: float | None = None  # From 0 to 1, drawn as a bar
+    note: str = ''  # A second line, small
 
 
 @dataclass
@@ -140,6 +141,7 @@ th:first-child,td:first-child{padding-left:0}
 td.number,td.better,td.worse,th.number{text-align:right;font-variant-numeric:tabular-nums}
 td.better{color:var(--good);font-weight:600}
 td.worse{color:var(--bad);font-weight:600}
+td small{display:block;color:var(--soft)}
 td.path{white-space:normal;overflow-wrap:break-word;min-width:9em}
 .bar{display:block;width:100%;min-width:70px;height:5px;margin-top:3px;border-radius:3px;background:var(--line)}
 .bar i{display:block;height:100%;border-radius:3px;background:var(--bar)}
@@ -152,6 +154,7 @@ pre{margin:6px 0;padding:10px 12px;background:var(--card);border-radius:8px;font
 .card{background:var(--card);border-radius:8px;padding:12px 14px;break-inside:avoid;min-width:0}
 .card h4{margin:0 0 6px;font-size:.95rem}
 .card pre{padding:0;margin:8px 0 0;background:none}
+.card pre span{display:block;padding-left:9ch;text-indent:-9ch}
 .card img{display:block;max-width:100%;height:auto;border-radius:4px}
 .card p{font-size:.9rem}
 .card dl{display:grid;grid-template-columns:auto 1fr;gap:0 12px;margin:0;font-size:.85rem}
@@ -176,6 +179,7 @@ TEMPLATE = """\
 </tr></thead><tbody>
 {%- for row in t.rows %}
 <tr>{% for c in row %}<td{% if c.kind %} class="{{ c.kind }}"{% endif %}>{{ c.text }}
+{%- if c.note %}<small>{{ c.note }}</small>{% endif %}
 {%- if c.share is not none %}<span class="bar"><i style="width:{{ '%.1f' % (100 * c.share) }}%"></i></span>
 {%- endif %}</td>{% endfor %}</tr>
 {%- endfor %}
@@ -203,8 +207,8 @@ TEMPLATE = """\
 {% endif %}{% if c.text %}<p>{{ c.text }}</p>
 {% endif %}{% if c.facts %}<dl>{% for k, v in c.facts %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
 {% endif %}<pre>
-{%- for sign, text, color in c.lines %}<span{% if color %} class="{{ color }}"{% endif %}>{{ sign }}{{ text }}
-</span>{% endfor %}</pre></article>
+{%- for sign, text, color in c.lines %}<span{% if color %} class="{{ color }}"{% endif %}>{{ sign }}{{ text }}</span>
+{%- endfor %}</pre></article>
 {% endfor %}</div>
 {% endif %}{% for name, code in s.code %}{% if loop.first %}<h3>{{ name }}</h3><pre>{{ code }}</pre>
 {% else %}<details><summary>{{ name }}</summary><pre>{{ code }}</pre></details>
