@@ -21,6 +21,7 @@ from ..core.geometry import Frame
 from ..core.matching import names_of
 from ..core.plot import draw_flow, short_names
 from ..core.prediction import FlowPrediction
+from ..core.target import doubles
 from ..core.files import write_text
 from ..data.audit import balance
 from ..data.sampling import labels_of, table_of
@@ -248,12 +249,13 @@ def of_training_labels(told) -> Section | None:
     packed = labels_of(told.learn.dls.train_ds)
     if packed is None or not len(packed):
         return None
-    values, known = (part.numpy() for part in packed.unbind(1))
+    values, known = (part.numpy() for part in told.flow.to_units(doubles(packed)).unbind(1))
     rows = []
     for path, own in told.flow.slices.items():
         mask = known[:, own.targets] > 0
-        cells = [Cell(str(mask.any(1).sum()), 'number'), Cell(balance(told.flow.tasks[path], values[:, own.targets], mask))]
-        rows.append([Cell(told.names[path], 'path'), *cells])
+        said = balance(told.flow.tasks[path], values[:, own.targets], mask)
+        n_rows = str(mask.any(1).sum())
+        rows.append([Cell(told.names[path], 'path'), Cell(n_rows, 'number'), Cell(said, 'path')])
     lead = f'What counts of {len(packed)} rows of training. flow.audit(df) looks for contradictions in their table.'
     return Section('Labels', lead, tables=[Table(['task', 'rows that count', 'labels'], rows)])
 
@@ -317,8 +319,8 @@ def draw_cascade(ax, paths, names, kept, table):
 def of_thresholds(told) -> Section | None:
     "The score over the threshold"
     draw = lambda path, ax: told.learn.plot_threshold(path, n_boot=told.n_boot, acc=told.acc, ax=ax)
-    lead = 'The score over the threshold of yes, with its 95\u00a0% band. The dot is the threshold in force, the dotted '
-    lead += 'line the one to start with: a flat curve says that the threshold matters little.'
+    lead = 'The score over the threshold of yes, with its 95\u00a0% band. The dot is the threshold in force, the '
+    lead += 'dotted line the one to start with: a flat curve says that the threshold matters little.'
     return of_tasks(told, 'Thresholds', lead, lambda block: block.thresholded, draw, (5, 3.2))
 
 

@@ -161,7 +161,8 @@ pre{margin:6px 0;padding:10px 12px;background:var(--card);border-radius:8px;font
 .card dt{color:var(--soft)}
 .card dd{margin:0}
 .crimson{color:var(--bad)}.gray{color:var(--soft)}
-@media (max-width:600px){body{padding:16px 14px 40px}th,td{padding:5px 7px}}
+@media (max-width:600px){body{padding:16px 14px 40px}th,td{padding:5px 7px}
+  figure.wide{overflow-x:auto}figure.wide img{max-width:none;width:max(100%,500px)}}
 @media screen and (prefers-color-scheme:dark){
   :root{--ink:#e4e8ee;--soft:#9aa5b4;--line:#333b47;--ground:#14181e;--card:#1d232c;--bar:#5b8bc9;--good:#5cc494;
     --bad:#ff8080}
