@@ -17,12 +17,13 @@ from fastcore.basics import patch
 from .. import __version__
 from ..core.applications import provided
 from ..core.arguments import check_whole
+from ..core.errors import FlowError
+from ..core.files import write_text
 from ..core.geometry import Frame
 from ..core.matching import names_of
 from ..core.plot import draw_flow, short_names
 from ..core.prediction import FlowPrediction
 from ..core.target import doubles
-from ..core.files import write_text
 from ..data.audit import balance
 from ..data.sampling import labels_of, table_of
 from .cascade import blame
@@ -47,8 +48,8 @@ from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['PARTS', 'MAX_LABELS', 'MAX_CLASSES', 'SECTIONS', 'Told', 'judge_once', 'first_facts', 'first_scores', 'verdict',
-           'of_scores', 'score_table', 'number', 'of_flow', 'kind_of', 'of_audit', 'of_training_labels',
+__all__ = ['PARTS', 'MAX_LABELS', 'MAX_CLASSES', 'SECTIONS', 'check_place', 'Told', 'judge_once', 'first_facts', 'first_scores',
+           'verdict', 'of_scores', 'score_table', 'number', 'of_flow', 'kind_of', 'of_audit', 'of_training_labels',
            'training_table', 'of_cascade', 'draw_cascade', 'of_thresholds', 'of_confusions', 'matrix_size',
            'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill', 'of_items', 'row_name', 'cards_of',
            'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'draw_picture', 'of_making']
@@ -71,6 +72,7 @@ def report(
 
     `learn.report('test.html', dl=test_df, n_items=0)` shows no picture, text or row, for data that must stay private;
     names of classes and counts are shown."""
+    check_place(file)
     n_boot = check_whole('n_boot', n_boot, 'how many draws of the rows, or 0', low=0)
     n_items = check_whole('n_items', n_items, 'how many items to show, or 0', low=0)
     with self.no_bar(), self.no_logging():
@@ -83,6 +85,13 @@ def report(
     rows = 'the rows handed over' if dl is not None else PARTS.get(ds_idx, f'part {ds_idx} of the data')
     about = f'Decisions on {rows}, {date.today().isoformat()}'
     return write_text(file, page_html(title, about, first_facts(told), sections))
+
+
+def check_place(file):
+    "There is a folder for the page, and no folder in its place"
+    file = Path(file)
+    if not file.absolute().parent.is_dir() or file.is_dir():
+        raise FlowError(f"the report cannot be written to '{file}': name a file in a folder that exists")
 
 
 PARTS = {0: 'the training rows', 1: 'the validation rows', 2: 'the rows that neither trained nor tuned'}
@@ -283,7 +292,7 @@ def of_cascade(told) -> Section | None:
     notes = []
     for row in table.head(5).itertuples():
         at_fault = 'a parent without a label' if pd.isna(row.parent) else told.names[row.parent]
-        notes.append(f'{at_fault} costs {told.names[row.task_path]} {row.missed} rows, {row.spurious} in vain')
+        notes.append(f'{at_fault}: {row.missed} rows of {told.names[row.task_path]} lost, {row.spurious} asked in vain')
     return Section('Where rows get lost', lead, [figure], notes=notes or ['No row is lost.'])
 
 
