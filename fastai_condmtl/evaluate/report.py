@@ -7,6 +7,7 @@ from __future__ import annotations
 import io, json, platform
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -340,9 +341,10 @@ def of_confusions(told) -> Section | None:
     for path, block in told.asked().items():
         for label in (block.labels or [None])[:MAX_LABELS] if has_classes(block) else ():
             if seen.confusion_matrix(path, label).any():
-                draw = lambda ax: seen.plot_confusion_matrix(path, label, max_classes=MAX_CLASSES, ax=ax)
+                draw = partial(seen.plot_confusion_matrix, path, label, False, MAX_CLASSES, 'Blues')
                 of = path if label is None else f'{path}, {label}'
-                figures.append(draw_svg(draw, matrix_size(block), f'Confusions: {of}'))
+                size = matrix_size(block)
+                figures.append(draw_svg(draw, size, f'Confusions: {of}', wide=size[0] > 6))
     lead = 'What is true stands down, what was decided across. What is off the diagonal is wrong. Of many labels the '
     lead += f'first {MAX_LABELS} are shown, of many classes the {MAX_CLASSES} that are confused the most.'
     return Section('Confusions', lead, figures) if figures else None
@@ -365,7 +367,8 @@ def of_residuals(told) -> Section | None:
     seen = as_seen(told)
     draw = lambda path, ax: seen.plot_residuals(path, ax=ax, scatter_kwargs=look(told.counts[path]))
     lead = 'Each dot is a row. On the line the prediction is right.'
-    return of_tasks(told, 'Numbers', lead, lambda block: not block.exact, draw, (4.4, 3.8))
+    has_numbers = lambda block: not block.exact and not block.weighs_rows  # votes are counts, and decided as shares
+    return of_tasks(told, 'Numbers', lead, has_numbers, draw, (4.4, 3.8))
 
 
 def of_calibration(told) -> Section | None:
@@ -381,7 +384,7 @@ def of_tasks(told, title, lead, applies, draw, size) -> Section | None:
     for path, block in told.asked().items():
         if applies(block):
             inches = size(block) if callable(size) else size
-            figures.append(draw_svg(lambda ax: draw(path, ax), inches, f'{title}: {path}'))
+            figures.append(draw_svg(partial(draw, path), inches, f'{title}: {path}'))
     return Section(title, lead, figures) if figures else None
 
 

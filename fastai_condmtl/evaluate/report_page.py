@@ -145,7 +145,8 @@ td small{display:block;color:var(--soft)}
 td.path{white-space:normal;overflow-wrap:break-word;min-width:9em}
 .bar{display:block;width:100%;min-width:70px;height:5px;margin-top:3px;border-radius:3px;background:var(--line)}
 .bar i{display:block;height:100%;border-radius:3px;background:var(--bar)}
-ul.notes{padding-left:1.2em;margin:8px 0}
+ul.notes{list-style:none;padding:0;margin:8px 0}
+ul.notes li{margin:4px 0}
 details{margin:8px 0}
 summary{cursor:pointer;color:var(--soft)}
 pre{margin:6px 0;padding:10px 12px;background:var(--card);border-radius:8px;font-size:.82rem;line-height:1.45;

@@ -2,14 +2,16 @@
 
 import base64
 import re
+from io import BytesIO
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kinds_of_task import KINDS, flow as flow_of_kinds, table as table_of_kinds
 from fastai.callback.core import Callback
-from fastai.learner import load_learner
+from fastai.vision.all import Image, Learner, Resize, load_learner
 from scaled_logits import HALF, Scale, learner, quiet, table
 from sklearn.metrics import accuracy_score, confusion_matrix
 from torch import nn
@@ -23,6 +25,7 @@ from fastai_condmtl.all import (
     SingleLabelBlock,
     SkillRecorder,
 )
+from fastai_condmtl.vision.all import ConditionalDataLoaders
 from fastai_condmtl.evaluate.report import SECTIONS, judge_once, of_cascade, of_items
 from fastai_condmtl.evaluate.report_page import Section, page_html
 
@@ -218,6 +221,39 @@ def test_numbers_and_labels_have_their_pictures(tmp_path):
         figures = {s.title: len(s.figures) for make in SECTIONS if (s := make(told)) is not None}
     assert figures['Numbers'] == 1 and figures['Thresholds'] == 1 and figures['Confusions'] == 2
     assert of_cascade(told) is None
+
+
+def learner_of_pictures(folder, flow, n=120):
+    "A learner of any tasks on small pictures of noise"
+    df, rng = table_of_kinds(n, seed=1), np.random.default_rng(0)
+    df['picture'] = [f'{i}.png' for i in range(n)]
+    for name in df.picture:
+        Image.fromarray(rng.integers(0, 255, (60, 64, 3), dtype=np.uint8)).save(folder / name)
+    df['valid'] = df.index % 2 == 0
+    dls = ConditionalDataLoaders.from_df(
+        df, flow, path=folder, fn_col='picture', valid_col='valid', bs=32, num_workers=0, item_tfms=Resize(32)
+    )
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, dls.flow.c))
+    return Learner(dls, model, metrics=dls.flow.metrics())
+
+
+def test_every_kind_of_task_has_a_place_on_the_page(tmp_path):
+    learn = learner_of_pictures(tmp_path, flow_of_kinds([kind for kind in KINDS if kind != 'words']))
+    with learn.no_bar(), learn.no_logging():
+        told = judge_once(learn, None, 1, 5)
+        sections = {s.title: s for make in SECTIONS if (s := make(told)) is not None}
+    alts = {title: [figure.alt.partition(': ')[2] for figure in s.figures] for title, s in sections.items()}
+    blocks = told.flow.tasks
+    assert alts['Thresholds'] == [path for path in told.flow.paths if blocks[path].thresholded]
+    confused = {alt.partition(',')[0] for alt in alts['Confusions']}
+    votes = {'all.votes', 'all.dispersed'}
+    assert confused | set(alts['Numbers']) | votes == set(told.flow.paths) and not confused & set(alts['Numbers'])
+    assert len(sections['Labels'].tables[0].rows) == len(told.flow.paths)
+    page = page_of(learn, tmp_path, n_boot=5, n_items=2)
+    assert len(page.pictures) >= len(told.flow.paths)
+    photos = [address for address in page.addresses if address.startswith('data:image/jpeg;base64,')]
+    assert len(photos) == 4
+    assert Image.open(BytesIO(base64.b64decode(photos[0].partition(',')[2]))).size[0] > 100
 
 
 def test_skill_is_drawn_where_somebody_looked_on(tmp_path):
