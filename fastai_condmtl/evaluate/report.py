@@ -128,7 +128,7 @@ class Told:
         tasks = self.flow.tasks.items()
         return {path: block for path, block in tasks if self.counts[path] and not block.self_supervised}
 
-
+# %% ../../nbs/evaluate/report.ipynb #a0cb4d12
 def judge_once(learn, dl, ds_idx, n_boot) -> Told:
     "Predict the rows and score them"
     flow, loss = flow_of(learn), loss_of(learn)
@@ -253,7 +253,7 @@ def of_audit(told) -> Section | None:
     lead = f'What {len(table)} rows of training say, before any network. ' + audit.headline() + '.'
     return Section('Labels', lead, tables=[Table(columns, rows)], notes=audit.lines())
 
-
+# %% ../../nbs/evaluate/report.ipynb #deec648f
 def of_training_labels(told) -> Section | None:
     "The labels that count, of training rows whose table is not at hand; None where they are not known either"
     packed = labels_of(told.learn.dls.train_ds)
@@ -296,7 +296,7 @@ def of_cascade(told) -> Section | None:
         notes.append(f'{at_fault}: {row.missed} rows of {told.names[row.task_path]} lost, {row.spurious} asked in vain')
     return Section('Where rows get lost', lead, [figure], notes=notes or ['No row is lost.'])
 
-
+# %% ../../nbs/evaluate/report.ipynb #4f37cdf2
 def draw_cascade(ax, paths, names, kept, table):
     "Bars of rows that are reached, lost by each parent, and asked in vain; `table` as `blame` gives it"
     parents = list(dict.fromkeys(table.parent[table.missed > 0].map(lambda p: None if pd.isna(p) else p)))
@@ -333,7 +333,7 @@ def of_thresholds(told) -> Section | None:
     lead += 'dotted line the one to start with: a flat curve says that the threshold matters little.'
     return of_tasks(told, 'Thresholds', lead, lambda block: block.thresholded, draw, (5, 3.2))
 
-
+# %% ../../nbs/evaluate/report.ipynb #47c4ce9b
 def of_confusions(told) -> Section | None:
     "True against decided classes"
     seen, figures = as_seen(told), []
@@ -360,7 +360,7 @@ def matrix_size(block):
     side = 2.2 + 0.34 * min(MAX_CLASSES, len(names)) + room * (room > 0.3)
     return side + 0.4, side
 
-
+# %% ../../nbs/evaluate/report.ipynb #d167d7d6
 def of_residuals(told) -> Section | None:
     "Predicted numbers against true ones"
     look = lambda n: dict(alpha=min(1.0, 30 / n**0.5), s=12, rasterized=n > 300)
@@ -435,7 +435,7 @@ def row_name(ds, row) -> str:
     item = None if items is None else items[row]
     return item.name if isinstance(item, Path) else f'row {row}'
 
-
+# %% ../../nbs/evaluate/report.ipynb #c490a97e
 def cards_of(told, positions, titles) -> list:
     "A `Card` for each row"
     if not positions:
@@ -491,7 +491,7 @@ def one_input(parts) -> Inputs:
             res.facts = facts_of(part)
     return res
 
-
+# %% ../../nbs/evaluate/report.ipynb #ad6d882b
 def readable_text(text, n_chars=600) -> str:
     "The beginning of a decoded text, without special tokens"
     from fastai.text.learner import decode_spec_tokens

@@ -51,7 +51,7 @@ class Card:
     text: str = ''
     facts: list = field(default_factory=list)  # Pairs of a column and what it holds
 
-
+# %% ../../nbs/evaluate/report_page.ipynb #a52da02b
 @dataclass
 class Section:
     "A part of the page with a title; what is empty is left out"
@@ -83,7 +83,7 @@ def page_style():
     with plt.style.context('default'), matplotlib.rc_context(look):
         yield
 
-
+# %% ../../nbs/evaluate/report_page.ipynb #4e834b59
 def draw_svg(
     draw,  # Function of matplotlib axes
     size: tuple,  # Width and height in inches

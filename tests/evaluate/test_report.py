@@ -1,7 +1,10 @@
 "Tests of evaluate/report and evaluate/report_page"
 
 import base64
+import importlib.util
+import os
 import re
+import shutil
 from io import BytesIO
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -31,6 +34,13 @@ from fastai_condmtl.evaluate.report_page import Section, page_html
 
 EVIL = '<script>alert("x")</script>'
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
+
+CHROMIUM = os.environ.get('CHROMIUM') or next(
+    (path for name in ('chromium', 'chromium-browser', 'google-chrome') if (path := shutil.which(name))), None
+)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec('playwright') is None, reason='needs Chromium and playwright'
+)
 
 
 class Page(HTMLParser):
@@ -187,6 +197,31 @@ def test_nothing_that_a_table_says_becomes_a_part_of_the_page(tmp_path):
     assert any('{{ 7 * 7 }}' in found for found in page.texts)
     assert any('$x_1$' in picture for picture in page.pictures)
     assert not any('<script' in picture for picture in page.pictures)
+
+
+@needs_browser
+@pytest.mark.parametrize('width', [390, 1200])
+def test_a_browser_shows_it_on_a_phone_in_the_dark_and_on_paper(tmp_path, width):
+    from playwright.sync_api import sync_playwright
+
+    df = table().assign(kind=np.array([EVIL, 'a_very_long_name_without_any_blank_' * 3])[np.arange(600) % 2])
+    path = evil_learner(BinaryBlock('a'), SingleLabelBlock('kind'), df=df).report(tmp_path / 'r.html', n_boot=10)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        page = browser.new_page(viewport=dict(width=width, height=800), color_scheme='dark')
+        trouble, asked = [], []
+        page.on('console', lambda message: trouble.append(message.text))
+        page.on('dialog', lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
+        page.on('request', lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        ground = lambda: page.evaluate('getComputedStyle(document.body).backgroundColor')
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+        assert page.evaluate('[...document.images].every(image => image.complete && image.naturalWidth > 0)')
+        assert ground() == 'rgb(20, 24, 30)'
+        page.emulate_media(media='print')
+        assert ground() == 'rgb(255, 255, 255)'
+        browser.close()
+    assert not trouble and [url for url in asked if not url.startswith('data:')] == [path.as_uri()]
 
 
 def test_private_items_stay_at_home(tmp_path):
