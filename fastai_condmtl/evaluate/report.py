@@ -8,10 +8,9 @@ import io, json, platform
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-import numpy as np, pandas as pd, torch
+import fastai, numpy as np, pandas as pd, sklearn, torch
 from fastai.learner import Learner
 from fastai.torch_core import TensorImageBase
 from fastcore.basics import patch
@@ -136,7 +135,7 @@ def judge_once(learn, dl, ds_idx, n_boot) -> Told:
     dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset))))
     acc = Losses(flow)
     acc.with_logits = True
-    acc = collect(learn, dl, acc=acc)
+    collect(learn, dl, acc=acc)
     scores = learn.evaluate(dl=dl, n_boot=n_boot, acc=acc)
     counts = {path: int(acc.task(path).mask.any(1).sum()) for path in flow.paths}
     return Told(learn, dl, acc, judge(loss, acc), scores, n_boot, counts)
@@ -532,7 +531,7 @@ def of_making(told) -> Section:
     n_parameters = sum(parameter.numel() for parameter in learn.model.parameters())
     facts = [
         ('fastai_condmtl', __version__),
-        *((name, version(name)) for name in ('fastai', 'torch', 'scikit-learn', 'pandas', 'numpy')),
+        *((module.__name__, module.__version__) for module in (fastai, torch, sklearn, pd, np)),
         ('Python', platform.python_version()),
         ('network', f'{type(learn.model).__name__}, {n_parameters:,} parameters'),
         ('rows to learn from', f'{len(learn.dls.train_ds):,}'),

@@ -126,6 +126,7 @@ def test_scores_confusions_and_lost_rows_are_those_by_hand(tmp_path):
 
 
 def test_scores_of_collected_rows_are_those_of_evaluate():
+    pytest.importorskip('mapie')
     learn = learner()
     quiet(learn, 'search_thresholds')
     quiet(learn, 'calibrate')
