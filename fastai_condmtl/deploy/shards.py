@@ -117,10 +117,10 @@ def check_shards(
     files,  # Parquet files
 ):
     "Raise for a file that is no Parquet, lacks a column, or has another type in a column that goes through"
-    first = None
+    read_schema, first = parquet().read_schema, None
     for path in files:
         try:
-            schema = parquet().read_schema(path)
+            schema = read_schema(path)
         except FileNotFoundError:
             raise FlowError(f"there is no file '{path}': check the path") from None
         except (OSError, ValueError) as e:

@@ -154,6 +154,7 @@ def needs_extras(folder):
     from fastai_condmtl.tools.cli import find_arch
     from fastai_condmtl.deploy.named_network import make_network
     from fastai_condmtl.deploy.shards import score_shards
+    from fastai_condmtl.evaluate.conformal import limit_of
     from fastai_condmtl.datasets.synthetic import save_scenes
     from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
     from fastai_condmtl.tabular.rows import conditional_image_tabular_learner
@@ -169,6 +170,7 @@ def needs_extras(folder):
         'learn.to_onnx': lambda: learn.to_onnx(folder / 'a.onnx'),
         'learn.save_safe': lambda: learn.save_safe(folder / 'a.safetensors'),
         'load_safe': lambda: load_safe(folder / 'a.safetensors'),
+        'learn.conformal': lambda: limit_of([0.1] * 20, 0.8),
         'score_shards': lambda: score_shards(learn.scorer(), [folder / 'a.parquet'], folder / 'out'),
         'score_shards(ray=True)': lambda: score_shards(
             learn.scorer(), [folder / 'a.parquet'], folder / 'out', ray=True
