@@ -210,6 +210,7 @@ def plot_reliability(
     dl=None,
     ds_idx: int = 1,  # Labelled data; by default the validation set
     ax=None,  # Matplotlib axes
+    acc=None,  # Predictions that were collected before, with their logits, instead of `dl`
 ):
     """How often what was predicted with a probability came true, of plain logits and with the temperature in
     force: of yes (labels pooled), or of the best class"""
@@ -219,7 +220,8 @@ def plot_reliability(
     path = flow.path(task)
     block = flow.tasks[path]
     _check_probabilities(path, block)
-    logits, targets, _ = _cells(flow, path, *_labelled(self, dl, ds_idx))
+    read = _labelled(self, dl, ds_idx) if acc is None else (doubles(acc.logits()), doubles(acc.packed()[0]))
+    logits, targets, _ = _cells(flow, path, *read)
     if not len(targets):
         raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
     if ax is None:

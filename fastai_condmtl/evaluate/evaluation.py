@@ -67,6 +67,7 @@ def evaluate(
     # Columns of what scikit-learn's estimators reach on these rows, fitted task by task on the training rows: name →
     # `(classifier, regressor)` or one of them
     baselines=None,
+    acc=None,  # Predictions that were collected before, instead of `dl`, with all that these scores need
 ) -> pd.DataFrame:
     """A row a task and metric, with columns `task_path`, `metric_name`, `metric_res`, `num_samples`, `baseline`,
     `cascade_res`, `cascade_samples`, `missed` and `spurious`; with `by` a column of that name after the metric's, with
@@ -84,12 +85,16 @@ def evaluate(
     rivals = as_estimators(baselines, columns)
     learn_shapes(self)
     scored = _all_scored(flow, metrics, by_label)
-    acc = _accumulator(flow, scored, FeatureRows if rivals else Accumulator)
-    acc.with_logits = bool(loss.decisions.limits)
-    with features_kept(self, acc) if rivals else nullcontext():
-        acc = judged(self, dl, ds_idx, acc, group_col)
+    if acc is None:
+        acc = _accumulator(flow, scored, FeatureRows if rivals else Accumulator)
+        acc.with_logits = bool(loss.decisions.limits)
+        with features_kept(self, acc) if rivals else nullcontext():
+            acc = collect(self, dl, ds_idx, acc, group_col)
+    elif rivals:
+        raise FlowError('baselines= reads the inputs of these rows: leave acc= out')
+    acc = judge(loss, acc)
     said = beside(self, rivals, acc, {path: [one.metric for one in ones] for path, ones in scored.items()})
-    sets = judge_sets(loss, acc) if acc.with_logits else {}
+    sets = judge_sets(loss, acc) if loss.decisions.limits else {}
     drawn = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
     records = []

@@ -43,7 +43,7 @@ def train_parser():
         'condmtl_train',
         (
             'Train a network for a flow of tasks on a table of labels and a folder of images. Writes a run folder: '
-            'learner, thresholds, scores beside trivial predictors, audit, pictures.'
+            'learner, thresholds, scores beside trivial predictors, audit, pictures, a report to send.'
         ),
         """\
   condmtl_train --guess labels.csv --images pictures      write a first flow.json, with a reason for each guess
@@ -187,6 +187,7 @@ RUN_FILES = (
     'audit.txt',
     'flow.png',
     'results.png',
+    'report.html',
     'run.json',
 )
 

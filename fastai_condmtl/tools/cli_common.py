@@ -225,13 +225,14 @@ def register(modules):
 
 # %% ../../nbs/tools/cli_common.ipynb #c9b98dc3
 def report(learn, out, dl=None, n_boot=0, quiet=False):
-    "Write evaluation.csv, cascade.csv and results.png; print a line a task"
+    "Write evaluation.csv, cascade.csv, results.png and report.html; print a line a task"
     with quietly(learn, quiet):
         table = learn.evaluate(dl=dl, n_boot=n_boot)
     write_csv(table, out / 'evaluation.csv', index=False)
     with quietly(learn):
         write_csv(learn.cascade_report(dl=dl), out / 'cascade.csv', index=False)
         save_figure(out / 'results.png', lambda: learn.show_results(dl=dl, max_n=6))
+        learn.report(out / 'report.html', dl, n_boot=n_boot)
     print(f'\n{first_scores(table, learn.dls.flow)}')
     if table.cross_fit:
         print(f"(thresholds of {', '.join(table.cross_fit)}: cross-fit, since these rows tuned them)")

@@ -65,7 +65,10 @@ def evaluate(options):
     common.report(learn, out, dl, options.n_boot, options.quiet)
     predictions = learn.predict_df(df, bs=bs, num_workers=options.workers)
     predictions.assign(**{trained['fn_col']: names}).to_csv(out / 'predictions.csv', index=False)
-    print(f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, results.png, audit.txt')
+    print(
+        f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, results.png, report.html, '
+        'audit.txt'
+    )
 
 
 def load_thresholds(learn, file):

@@ -80,6 +80,8 @@ def test_run_folder(run, scenes):
     for f in ('results.png', 'flow.png'):
         with Image.open(run / f) as im:
             assert np.asarray(im.convert('L')).std() > 5 and min(im.size) > 200  # something is drawn
+    report = (run / 'report.html').read_text(encoding='utf-8')
+    assert '<h1>security</h1>' in report and 'camera_blocked' in report and 'data:image/jpeg' in report
     assert Flow.from_json(run / 'flow.json').to_json() == security_flow().to_json()
     history = pd.read_csv(run / 'history.csv')
     assert len(history) == 1 and {'valid_loss', 'camera_blocked.accuracy'} <= set(history.columns)
