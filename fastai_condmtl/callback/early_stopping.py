@@ -18,12 +18,14 @@ from ..core.plot import short_names
 from ..evaluate.metrics import check_metrics
 from ..evaluate.skill import skill_of_tasks
 from ..learn.accumulate import Accumulator
+from ..learn.direct import leaves_predictions
 from ..learn.state import flow_of, is_fitting
 
 # %% auto #0
 __all__ = ['SkillRecorder', 'EarlyStoppingTasks']
 
 # %% ../../nbs/callback/early_stopping.ipynb #7de76593
+@leaves_predictions
 class SkillRecorder(Callback):
     """Keeps the skill of each task on the validation rows after each epoch: `learn.skill_recorder.skills` is a
     DataFrame with a row an epoch and a column a task, `learn.skill_recorder.plot()` its picture"""
@@ -38,10 +40,10 @@ class SkillRecorder(Callback):
     ):
         self.metric = metric
         self.rows = []  # of each epoch, path → skill; of all fits
-        self.active = False  # this is a fit
+        self.active = self.trained = False  # this is a fit, and `learn.validate` is none
 
     def before_fit(self):
-        self.active = is_fitting(self.learn)
+        self.active, self.trained = is_fitting(self.learn), False
         if not self.active:
             return
         flow = flow_of(self.learn)
@@ -58,6 +60,11 @@ class SkillRecorder(Callback):
 
 # %% ../../nbs/callback/early_stopping.ipynb #b826eb54
 @patch
+def before_train(self: SkillRecorder):
+    self.trained = True
+
+
+@patch
 def before_validate(self: SkillRecorder):
     if self.active and not self.shared:
         self.acc.reset()
@@ -71,7 +78,7 @@ def after_batch(self: SkillRecorder):
 
 @patch
 def after_epoch(self: SkillRecorder):
-    if self.active and self.acc.parts:
+    if self.trained and self.acc.parts:
         self.rows.append(skill_of_tasks(self.acc, self.metric))
 
 
@@ -81,6 +88,7 @@ def after_fit(self: SkillRecorder):
         self.acc.reset()
 
 # %% ../../nbs/callback/early_stopping.ipynb #d9ab9fac
+@leaves_predictions
 class EarlyStoppingTasks(SkillRecorder):
     """Stops a fit when no task has got better for `patience` epochs, and puts the best weights back:
     `learn.fine_tune(50, cbs=EarlyStoppingTasks())`
@@ -142,7 +150,7 @@ def note_best(self: EarlyStoppingTasks, found):
 @patch
 def after_fit(self: EarlyStoppingTasks):
     SkillRecorder.after_fit(self)
-    if not self.active or self.weights is None:
+    if not self.trained or self.weights is None:
         return
     if self.best_epoch != self.epoch:
         get_model(self.learn.model).load_state_dict(self.weights)

@@ -125,8 +125,10 @@ def add_nodes(
     condition=False,  # Tell the condition that opened a node
     top_k: int = 1,  # Classes to tell of a single-label task
 ) -> FlowTree:
-    """Add a node a flow and task that is reached (or labelled); a task's `data` holds `path, value, truth, known,
-    wrong`, and `answers`, what an undecided task may be"""
+    """Add a node a flow and task that is reached (or labelled)
+
+    The `data` of a task holds `path`, `value`, `truth`, `known`, `wrong`, and `answers`, what an undecided task may
+    be"""
     probabilities = (pred.probabilities or {}) if probability else {}
     raw = pred.logits if logits else None
     given = givens(pred.flow.flow) if condition else {}

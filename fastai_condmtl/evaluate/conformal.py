@@ -215,8 +215,8 @@ def predict_sets(
     abstain: bool = False,  # True: only of tasks that are reached by what is sure; False: by what is decided
     **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
-    """A column a task with the set of each row, None where the task is not reached: a list of answers, `(lowest,
-    highest)` of a number, of labels a dict of lists. Needs `learn.conformal` before"""
+    """A column a task with the set of each row, None where the task is not reached: a list of answers, of a number
+    `(lowest, highest)`, of labels a dict of lists. Needs `learn.conformal` before"""
     loss, items = loss_of(self), as_list_of_items(items)
     decisions, index = loss.decisions, index_of_items(items, 'predict_sets')
     if not decisions.limits:

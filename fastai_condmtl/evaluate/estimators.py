@@ -200,7 +200,8 @@ def training_rows(learn) -> FeatureRows:
         )
     with ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext(), features_kept(learn, acc):
         dl = whole(learn.dls.valid).new(ds, shuffle=False, drop_last=False)
-        return collect(learn, dl, acc=acc)
+        collect(learn, dl, acc=acc)
+    return acc
 
 # %% ../../nbs/evaluate/estimators.ipynb #33a122fa
 @dataclass
@@ -276,8 +277,8 @@ def say(
     chosen = fitter.estimators.answering(block)
     if chosen is None or not train.mask.any():
         return None
-    answers = dict(yes=_say_yes, classes=_say_class, numbers=_say_number)[kind_of_answers(block)]
-    return answers(block, fitter, chosen, train, weights, rows)
+    answers: dict = dict(yes=_say_yes, classes=_say_class, numbers=_say_number)
+    return answers[kind_of_answers(block)](block, fitter, chosen, train, weights, rows)
 
 # %% ../../nbs/evaluate/estimators.ipynb #ad7c7f84
 def _say_yes(block, fitter, estimator, train, weights, rows):

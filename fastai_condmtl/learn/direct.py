@@ -17,10 +17,12 @@ from ..data.steps import batch_maker, known_steps, run_steps, why_no_steps
 from .guard import FlowGuard
 from .heads import RunNeeded
 from .partial import PartialTraining
+from .state import loss_of
 from ..loss.conditional import ConditionalLoss
 
 # %% auto #0
-__all__ = ['leaves_predictions', 'meets_predictions', 'why_not_direct', 'predict_directly', 'inputs_of', 'batch_of']
+__all__ = ['leaves_predictions', 'meets_predictions', 'why_not_direct', 'predict_directly', 'with_sets_of', 'inputs_of',
+           'batch_of']
 
 # %% ../../nbs/learn/direct.ipynb #85600c26
 _EVENTS = (
@@ -123,6 +125,7 @@ def _decodes(tfm):
 def predict_directly(
     learn,  # `Learner` that `why_not_direct` has nothing against
     item,  # One item
+    abstain: bool = False,  # Leave tasks undecided whose prediction set holds more than one answer
 ) -> tuple:
     "`FlowPrediction`, decided values `(2, D)`, activations `(C,)`: what `learn.predict` gives"
     flow, dl = learn.dls.flow, learn.dls.valid
@@ -136,8 +139,17 @@ def predict_directly(
     logits = learn.model(*(_plain(x) for x in batch[: len(inputs)]))
     activations = learn.loss_func.activation(logits.detach().cpu())
     decided = learn.loss_func.decodes(activations)[0]
+    decided, sets = with_sets_of(learn, decided, activations[0], abstain)
     frame = None if corners is None else provided('frame_of', 'vision')(inputs, batch[-1])
-    return FlowPrediction(flow, decided, activations[0], frame=frame), decided, activations[0]
+    return FlowPrediction(flow, decided, activations[0], frame=frame, sets=sets), decided, activations[0]
+
+
+def with_sets_of(learn, decided, activations, abstain):
+    "Packed decisions `(2, D)` of one row, undecided ones left out with `abstain`; and path → set, empty without sets"
+    if abstain or isinstance(learn.loss_func, ConditionalLoss) and learn.loss_func.decisions.limits:
+        packed, sets = loss_of(learn).decisions.with_sets(activations[None], abstain)
+        return packed[0], sets.told(0)
+    return decided, {}
 
 
 def inputs_of(dl, item) -> tuple:

@@ -17,19 +17,17 @@ from ..core.target import packed
 from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
-from .direct import predict_directly, why_not_direct
+from .direct import predict_directly, why_not_direct, with_sets_of
 from .items import as_list_of_items, as_one_item, index_of_items
 from .show import lacks_labels, show_predictions
 from .sides import check_views
 from ..core.applications import provided
 from .state import flow_of, loss_of
-from ..loss.conditional import ConditionalLoss
 from .accumulate import Picked, every_row
 import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['predict', 'with_sets_of', 'frames_of', 'only_whole_cells', 'show_results', 'tta', 'export', 'learn_shapes',
-           'targets_as_read']
+__all__ = ['predict', 'frames_of', 'only_whole_cells', 'show_results', 'tta', 'export', 'learn_shapes', 'targets_as_read']
 
 # %% ../../nbs/learn/learner.ipynb #a6c56a27
 @wraps_stock(Learner)
@@ -41,7 +39,7 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False, abstain=Fals
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         item = as_one_item(self.dls.train_ds, item)
         if rm_type_tfms is None and not with_input and not why_not_direct(self):
-            return predict_directly(self, item)
+            return predict_directly(self, item, abstain)
     with every_row(self), without_ranks(self):
         results = stock(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
     prediction, decided, activations = results[-3:]
@@ -55,14 +53,6 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False, abstain=Fals
     frame = None if frames is None else frames[0]
     framed = FlowPrediction(prediction.flow, decided, activations, frame=frame, sets=sets)
     return (*results[:-3], framed, decided, activations)
-
-
-def with_sets_of(learn, decided, activations, abstain):
-    "Packed decisions `(2, D)` of one row, undecided ones left out with `abstain`; and path → set, empty without sets"
-    if abstain or isinstance(learn.loss_func, ConditionalLoss) and learn.loss_func.decisions.limits:
-        packed, sets = loss_of(learn).decisions.with_sets(activations[None], abstain)
-        return packed[0], sets.told(0)
-    return decided, {}
 
 
 def frames_of(

@@ -341,7 +341,7 @@ def original_frames(
             raise FlowError("there is no picture among the inputs to tell coordinates of")
         sizes = tuple(size), tuple(shown)
         if sizes not in known:
-            known[sizes] = _probe(dl, dl.dataset[i] if item is None else item, sizes[0])
+            known[sizes] = _probe(dl, dl.dataset[i] if item is None else item)
         frames.append(known[sizes])
     return frames
 
@@ -366,8 +366,8 @@ def _size_reader(ds):
     return size
 
 
-def _probe(dl, item, size):
-    "The `Frame` of pictures of this size: their corners go through all transforms"
+def _probe(dl, item):
+    "The `Frame` of pictures of the size of this one: their corners go through all transforms"
     inputs = (item if isinstance(item, tuple) else (item,))[: dl.n_inp]
     after_item, after_batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
     after_item.split_idx = after_batch.split_idx = 1
@@ -380,8 +380,8 @@ def _probe(dl, item, size):
 def corners_of(
     inputs,  # Inputs of an item, before the item transforms
 ) -> TensorConditional:
-    "Packed labels that hold the corners of the first picture, in its pixels; they go through the transforms with it"
-    size = first_size(inputs)
+    "Packed labels that hold the corners of the first picture, in pixels of its file, to go through the transforms"
+    size = file_size_of(inputs)
     if size is None:
         raise FlowError("there is no picture among the inputs to tell coordinates of")
     width, height = size
@@ -397,7 +397,7 @@ def frame_of(
     moved,  # A batch of its `corners_of`, after all transforms
 ) -> Frame:
     "The `Frame` from coordinates that the network tells to pixels of the picture as it was read"
-    size = first_size(inputs)
+    size = file_size_of(inputs)
     width, height = size
     corners = np.array([[0.0, 0], [width, 0], [0, height], [width, height]])
     places = moved.as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)

@@ -211,7 +211,7 @@ def flow(weight=1.0):
         'weather',
         warm,
         BinaryBlock('hot', weight=weight) | warm,
-        UnboundedRegressionBlock('degrees'),
+        UnboundedRegressionBlock('degrees', loss='mse'),
         SingleLabelBlock('kind'),
     )
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
+from fastai.torch_core import set_seed
 from scaled_logits import learner, quiet
 from fastai_condmtl.all import EarlyStoppingTasks, FlowError, SkillRecorder, ThresholdSearch
 from fastai_condmtl.callback import early_stopping
@@ -98,7 +99,7 @@ def test_the_search_sees_the_weights_that_were_put_back():
 def test_the_training_is_the_same_up_to_the_stop():
     plain, watched = learner(), learner(SkillRecorder())
     for learn in (plain, watched):
-        torch.manual_seed(0)
+        set_seed(0)
         quiet(learn, 'fit_one_cycle', 3, 1e-2)
     assert torch.equal(plain.model.s, watched.model.s) and plain.recorder.values == watched.recorder.values
     assert list(watched.skill_recorder.skills) == ['a', 'b'] and len(watched.skill_recorder.skills) == 3

@@ -84,7 +84,7 @@ def test_any_deal_of_the_rows_is_the_whole_batch(every, cuts, seed):
 
 def test_a_mean_of_means_would_be_another_number():
     "Three rows that count here, one there, none in the last part"
-    bound = Flow('f', UnboundedRegressionBlock('x')).bind(pd.DataFrame(dict(x=[-1.0, 1.0])))
+    bound = Flow('f', UnboundedRegressionBlock('x', loss='mse')).bind(pd.DataFrame(dict(x=[-1.0, 1.0])))
     y = torch.zeros(6, 2, 1)
     y[:4, 1] = 1
     pred = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[:, None]

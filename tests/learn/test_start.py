@@ -63,8 +63,8 @@ def small_flow():
         'parts',
         fault,
         SingleLabelBlock('kind') | ~fault,
-        UnboundedRegressionBlock('width'),
-        BoundedRegressionBlock('share', y_range=(0, 1), loss='l1'),
+        UnboundedRegressionBlock('width', loss='mse'),
+        BoundedRegressionBlock('share', y_range=(0, 1)),
     )
 
 

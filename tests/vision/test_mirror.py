@@ -713,7 +713,7 @@ def test_partners_have_one_unit():
     df = pd.DataFrame(dict(x=np.arange(20.0), l=rng.normal(0, 1, 20), r=rng.normal(5, 3, 20), o=rng.normal(0, 2, 20)))
     from fastai.data.all import TransformBlock
 
-    tasks = [UnboundedRegressionBlock(c) for c in 'lro']
+    tasks = [UnboundedRegressionBlock(c, loss='mse') for c in 'lro']
     units = {}
     for kw in ({}, dict(mirror=[('l', 'r')])):
         block = DataBlock(

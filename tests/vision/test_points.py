@@ -471,7 +471,7 @@ def test_loss_is_that_of_fastai(pics):
     _, y = rolled(loaders(pics, KeypointsBlock('pts', PTS), None, item_tfms=Resize(48, method='squish')))
     _, p = rolled(reference(pics, item_tfms=Resize(48, method='squish'))[0])
     raw = torch.randn(6, 6)
-    loss = Flow('f', KeypointsBlock('pts', PTS)).bind(pics[1]).loss_func
+    loss = Flow('f', KeypointsBlock('pts', PTS, loss='mse')).bind(pics[1]).loss_func
     assert loss(raw, y).item() == pytest.approx(MSELossFlat()(sigmoid_range(raw, -1, 1), p).item(), rel=1e-5)
     assert torch.allclose(loss.activation(raw), sigmoid_range(raw, -1, 1))
 
