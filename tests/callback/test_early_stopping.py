@@ -1,6 +1,7 @@
 "Tests of callback/early_stopping"
 
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_the_training_is_the_same_up_to_the_stop():
     plain, watched = learner(), learner(SkillRecorder())
     for learn in (plain, watched):
         set_seed(0)
+        learn.dls.train.rng = random.Random(0)
         quiet(learn, 'fit_one_cycle', 3, 1e-2)
     assert torch.equal(plain.model.s, watched.model.s) and plain.recorder.values == watched.recorder.values
     assert list(watched.skill_recorder.skills) == ['a', 'b'] and len(watched.skill_recorder.skills) == 3
