@@ -437,7 +437,9 @@ def test_trained_on_the_whole_space():
 def test_masked_words_start_at_how_common_they_are():
     "The bias alone: the decoder's weight is the embedding of words"
     df = all_kinds_table()
-    flow = Flow('f', BinaryBlock('yes'), MaskedLMBlock('words', n_masks=4), UnboundedRegressionBlock('width', loss='mse'))
+    flow = Flow(
+        'f', BinaryBlock('yes'), MaskedLMBlock('words', n_masks=4), UnboundedRegressionBlock('width', loss='mse')
+    )
     dls = text_dls(df, flow)
     set_seed(0)
     learn = conditional_lm_learner(dls, d_model=16, n_layers=1, n_heads=2)

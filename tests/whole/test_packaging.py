@@ -1,6 +1,6 @@
 "One version everywhere, a wheel that holds all, and notebooks that agree with the code made from them."
 
-import configparser, re, sys, zipfile
+import ast, configparser, json, re, sys, zipfile
 from email.parser import Parser
 from pathlib import Path
 import pytest
@@ -114,3 +114,20 @@ def test_one_address(root):
     assert len(links) > 10 and not [o for o in links if not (root / o).exists()], (
         'links of the README lead to files of the repository'
     )
+
+
+def test_imports_of_a_chapter_stand_apart(root):
+    "The site's build runs each cell that imports: beside an import nothing else is shown"
+    mixed = []
+    for notebook in sorted((root / 'nbs').rglob('*.ipynb')):
+        cells = [c for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+        sources = [''.join(cell['source']) for cell in cells]
+        if not any('#| default_exp' in source for source in sources):
+            continue  # a tutorial
+        for cell, source in zip(cells, sources):
+            if re.search(r'#\|\s*(export|hide|default_exp)', source):
+                continue
+            is_import = [isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body]
+            if any(is_import) and not all(is_import):
+                mixed.append((notebook.name, cell['id']))
+    assert not mixed, 'move their imports to a cell of their own, with #| hide'
