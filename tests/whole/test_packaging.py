@@ -131,3 +131,15 @@ def test_imports_of_a_chapter_stand_apart(root):
             if any(is_import) and not all(is_import):
                 mixed.append((notebook.name, cell['id']))
     assert not mixed, 'move their imports to a cell of their own, with #| hide'
+
+
+def test_prose_is_plain_markdown(root):
+    "No cell has `# ` before each of its lines, as files of jupytext do: each paragraph would be a heading"
+    commented = []
+    for notebook in sorted((root / 'nbs').rglob('*.ipynb')):
+        for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+            lines = [line for line in ''.join(cell['source']).split('\n') if line.strip()]
+            is_prose = cell['cell_type'] == 'markdown' and lines
+            if is_prose and (lines[0].startswith('# #') or len(lines) > 1 and all(l.startswith('# ') for l in lines)):
+                commented.append((notebook.name, cell['id']))
+    assert not commented
