@@ -12,6 +12,7 @@ from fastai.vision.all import (
     ItemTransform,
     PILImage,
     PILImageBW,
+    RandomResizedCrop,
     Resize,
     ToTensor,
     Transform,
@@ -92,6 +93,25 @@ def test_items_and_batches_are_those_of_fastai(table, kind, method, img_cls, siz
     dls = loaders(table, kind, Resize(size, method=method), img_cls=img_cls)
     for dl in (dls.train, dls.valid):
         assert_same(*read_both_ways(dl))
+
+
+@pytest.mark.parametrize('kind', ['labels', 'points'])
+@pytest.mark.parametrize('img_cls', [PILImage, PILImageBW])
+@pytest.mark.parametrize(
+    'kwargs', [dict(), dict(min_scale=0.9), dict(min_scale=1.0, ratio=(2.0, 3.0)), dict(val_xtra=0)]
+)
+@pytest.mark.parametrize('size', [32, (20, 50)])
+def test_random_crops_are_those_of_fastai(table, kind, img_cls, kwargs, size):
+    dls = loaders(table, kind, RandomResizedCrop(size, **kwargs), img_cls=img_cls)
+    for dl in (dls.train, dls.valid):
+        assert_same(*read_both_ways(dl))
+
+
+def test_a_random_crop_of_labels_is_not_looked_up(table, monkeypatch):
+    dl = loaders(table, 'labels', RandomResizedCrop(32)).train
+    dl.before_iter()
+    read = steps.item_reader(dl)
+    assert dispatches(monkeypatch, lambda: [read(i) for i in (0, 4)]) == 0
 
 
 def test_a_stock_data_block_too(table):
