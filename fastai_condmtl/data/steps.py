@@ -125,9 +125,12 @@ def _cells(items, tfms):
     if type(items) is not pd.DataFrame or not tfms or type(tfms[0]) not in _readers or len(tfms[0].cols) != 1:
         return None
     name = tfms[0].cols[0]
-    if not isinstance(name, str) or list(items.columns).count(name) != 1:
+    if type(name) is int and -len(items.columns) <= name < len(items.columns):
+        column = items.iloc[:, name]
+    elif isinstance(name, str) and list(items.columns).count(name) == 1:
+        column = items[name]
+    else:
         return None
-    column = items[name]
     # a row of numbers alone is read as one type: its cells are not those of the column
     return column.array if column.dtype == object or isinstance(column.dtype, pd.StringDtype) else None
 

@@ -107,6 +107,22 @@ def test_random_crops_are_those_of_fastai(table, kind, img_cls, kwargs, size):
         assert_same(*read_both_ways(dl))
 
 
+def test_a_column_by_its_place_is_read_without_a_row(table, monkeypatch):
+    "As the file names are, where no `fn_col=` is said"
+    folder, df = table
+    dl = ConditionalDataLoaders.from_df(
+        df, flow_of_kind('labels'), path=folder, valid_pct=0.3, seed=0, item_tfms=Resize(32), bs=8, num_workers=0
+    ).train
+    assert_same(*read_both_ways(dl))
+    read, rows = steps.item_reader(dl), []
+    stock = type(df.iloc).__getitem__
+    monkeypatch.setattr(type(df.iloc), '__getitem__', lambda self, i: rows.append(i) or stock(self, i))
+    read(0)
+    assert not rows
+    dl.do_item(0)
+    assert rows
+
+
 def test_a_random_crop_of_labels_is_not_looked_up(table, monkeypatch):
     dl = loaders(table, 'labels', RandomResizedCrop(32)).train
     dl.before_iter()
