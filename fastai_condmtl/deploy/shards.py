@@ -171,7 +171,8 @@ def score_shards(
     done = {path: said for path, target in targets.items() if (said := what_is_done(scorer, path, target))}
     found, tell = len(done), tell or (lambda line: None)
     left, changed = {path: target for path, target in targets.items() if path not in done}, []
-    run = _by_ray if ray else _here if n_workers == 1 else _by_processes
+    here = _here if n_workers == 1 else _by_processes
+    run = _by_ray if ray else here
     for path, said in run(scorer, left, n_rows, n_workers):
         if isinstance(said, str):
             changed.append(said)

@@ -115,6 +115,13 @@ class _Pair:
         gains = np.array([self.take(draw).gain(metric) for draw in drawn_rows(n_rows, n_boot, groups=groups)])
         gains = gains[np.isfinite(gains)]
         low, high = np.quantile(gains, [0.025, 0.975]) if len(gains) else (np.nan, np.nan)
-        better = 'b' if low > 0 else 'a' if high < 0 else ''
-        gain = self.gain(metric)
-        return dict(a=score_a, b=score_b, gain=gain, ci_low=low, ci_high=high, better=better, num_samples=n_rows)
+        better = dict(a=high < 0, b=low > 0)
+        return dict(
+            a=score_a,
+            b=score_b,
+            gain=self.gain(metric),
+            ci_low=low,
+            ci_high=high,
+            better=''.join(name for name, is_better in better.items() if is_better),
+            num_samples=n_rows,
+        )
