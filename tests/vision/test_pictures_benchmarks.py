@@ -183,7 +183,9 @@ def test_leaves_from_folder_to_table(capsys, monkeypatch, leaves, args):
     monkeypatch.setattr(bracol, 'SEEDS', 1)
     monkeypatch.setattr(sys, 'argv', ['bracol', str(leaves), '--size', '64', '32', '--workers', '0', *map(str, args)])
     bracol.main()
-    lines = capsys.readouterr().out.splitlines()[2:]
+    said = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(said) if line.startswith('accuracy over'))
+    lines = said[header + 1 :]
     arms = [line.split(',')[0].split('  ')[0] for line in lines]
     by_part = 2 if args else 1  # a fine-tuning shows the validation rows, too
     assert arms[: 3 * by_part] == [arm for arm in ('ours', 'hand', 'single') for _ in range(by_part)]
