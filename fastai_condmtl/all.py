@@ -75,6 +75,7 @@ import fastai_condmtl.evaluate.tune  # noqa: F401
 import fastai_condmtl.evaluate.calibrate  # noqa: F401
 import fastai_condmtl.evaluate.conformal  # noqa: F401
 import fastai_condmtl.evaluate.label_cleaning  # noqa: F401
+import fastai_condmtl.evaluate.label_next  # noqa: F401
 import fastai_condmtl.evaluate.report  # noqa: F401
 import fastai_condmtl.deploy.onnx  # noqa: F401
 import fastai_condmtl.deploy.safe  # noqa: F401

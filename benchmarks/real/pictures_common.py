@@ -67,16 +67,16 @@ model_meta[lite0] = dict(cut=-3, split=lite0_split, stats=LITE0_STATS)
 
 
 @torch.no_grad()
-def features_of(df, path, size, bs=32):
+def features_of(df, path, size, bs=32, n_views=4):
     """What the frozen network gives for the pictures of a table, average and largest over the picture, each picture as
-    it is and mirrored both ways `(N, 4, 2560)`; and the seconds that it took"""
+    it is and mirrored both ways `(N, n_views, 2560)`; and the seconds that it took"""
     start, device = time.perf_counter(), default_device()
     body = create_body(lite0(), cut=model_meta[lite0]['cut']).eval().to(device)
     pool, norm, found = AdaptiveConcatPool2d(1), Normalize.from_stats(*LITE0_STATS, cuda=False), []
     for part in chunked(df.img, bs):
         pictures = [PILImage.create(path / name).resize(size[::-1]) for name in part]
         x = norm(TensorImage(np.stack(pictures)).permute(0, 3, 1, 2) / 255).as_subclass(torch.Tensor).to(device)
-        views = [x, x.flip(3), x.flip(2), x.flip(2, 3)]
+        views = [x, x.flip(3), x.flip(2), x.flip(2, 3)][:n_views]
         found.append(torch.stack([pool(body(view)).flatten(1) for view in views], 1).cpu())
     return torch.cat(found), time.perf_counter() - start
 
