@@ -7,14 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.text.all import AWD_LSTM, awd_lstm_clas_config
 from fastai.vision.all import DataBlock, Learner, RandomSplitter, Transform, TransformBlock
 from scipy.stats import entropy
 from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
 from fastai_condmtl.all import *
-from fastai_condmtl.evaluate.label_next import COLUMNS, Questions, affordable
+from fastai_condmtl.evaluate.label_next import COLUMNS, Questions, affordable, features_of_rows
 from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditional_tabular_learner, fit_estimators
+from fastai_condmtl.text.all import ConditionalTextDataLoaders, conditional_text_learner
 
 C = 8  # logits of the flow below
 
@@ -340,3 +342,22 @@ def test_the_network_stays_as_it_was(learn):
     asked(learn, rows(5), n=2)
     assert all((before[k] == v).all() for k, v in learn.model.state_dict().items())
     assert not any(m._forward_pre_hooks for m in learn.model.modules())
+
+
+def test_texts_which_loaders_sort_by_length_keep_their_rows():
+    "Each text has its own gain and its own features, whatever the order of the table"
+    rng, words = np.random.default_rng(0), 'good bad food drink slow quick'.split()
+    df = pd.DataFrame(dict(text=[' '.join(rng.choice(words, rng.integers(2, 40))) for _ in range(24)]))
+    df['food'] = [1 * (text.count('food') > 2) for text in df.text]
+    config = {**awd_lstm_clas_config, 'emb_sz': 8, 'n_hid': 8, 'n_layers': 1}
+    dls = ConditionalTextDataLoaders.from_df(df, BinaryBlock('food'), seed=0, bs=8, num_workers=0)
+    learn = conditional_text_learner(dls, AWD_LSTM, pretrained=False, config=config)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        pool = df.assign(food=None)
+        forth, back = features_of_rows(learn, pool), features_of_rows(learn, pool[::-1])[::-1]
+        assert np.allclose(forth, back, atol=1e-4) and len(np.unique(forth.round(3), axis=0)) > 12
+        found = learn.label_next(pool, n=24).set_index('row')
+        for row in found.index[:5]:
+            p = learn.predict(pool.text[row])[0].marginals['food'].values
+            assert found.gain[row] == pytest.approx(entropy([p, 1 - p], base=2), abs=1e-4)
