@@ -20,6 +20,7 @@ import numpy as np, pandas as pd, torch
 from fastai.torch_core import set_seed
 
 sys.path.append(str(Path(__file__).parent / 'real'))
+from fastai_condmtl.all import Flow, MultiLabelBlock, SingleLabelBlock
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 from fastai_condmtl.evaluate.label_next import prices_of, questions_of, unlike_rows
 from fastai_condmtl.evaluate.skill import skill_of_tasks
@@ -81,7 +82,18 @@ def scenes_pool(args):
         pictures = np.stack([np.asarray(PILImage.create(Path(folder) / name).resize((32, 32))) for name in df.img])
     x = components(pictures / 255)
     df = pd.concat([df.reset_index(drop=True), x], axis=1)
-    return Pool(df, security_flow(), [], list(x), *halves(len(df)), 60, 300)
+    flow = with_vocabularies(security_flow(), df)
+    return Pool(df, flow, [], list(x), *halves(len(df)), 60, 300)
+
+
+def with_vocabularies(flow, df):
+    "The flow with the classes and labels of the whole table: the first rows do not show them all"
+    for task in flow.tasks:
+        if isinstance(task, Flow):
+            with_vocabularies(task, df)
+        elif isinstance(task, (SingleLabelBlock, MultiLabelBlock)):
+            task.vocab = list(Flow('one', type(task)(task.name)).bind(df).find(task.name).vocab)
+    return flow
 
 
 def bracol_pool(args):
@@ -206,7 +218,8 @@ def show(curves, seconds):
     for arm in [arm for arm in ARMS[2:] if arm in curves]:
         last = np.array(curves[arm])[..., 1].mean(0)[-1]
         mine = needed(np.array(curves['ours'])[..., 0].mean(0), ours.mean(0), last)
-        print(f"what '{arm}' reaches with {paid[-1]:.0f} answers ({last:.3f}), ours reaches with {mine:.0f}")
+        with_ours = 'not' if np.isinf(mine) else f'with {mine:.0f}'
+        print(f"what '{arm}' reaches with {paid[-1]:.0f} answers ({last:.3f}), ours reaches {with_ours}")
 
 
 def main():
