@@ -24,6 +24,7 @@ from .tasks.thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .core.prediction_tree import FlowTree
 from .learn.ranks import without_ranks
+from .learn.folds import Folds, fit_folds
 from .learn.heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.early_stopping import EarlyStoppingTasks, SkillRecorder
