@@ -1,5 +1,5 @@
-"""`Cleaner`: which labels it doubts, of one learner and of folds, by a loop over rows; and corrections that go back into a copy of the table
-and into a file."""
+"""`Cleaner`: which labels it doubts, of one learner and of folds, by a loop over rows; and corrections that go back
+into a copy of the table and into a file."""
 
 import math
 import numpy as np, pandas as pd, pytest, torch
