@@ -40,6 +40,7 @@ from fastai_condmtl.learn import targets
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.sides import check_sides
 from .core.stock import restore_stock, stock_methods
+from .evaluate.average import average_folds
 from .evaluate.compare import compare
 from .evaluate.classification_report import ClassificationReport
 from .evaluate.evaluation import Evaluation

@@ -43,7 +43,7 @@ def fit_folds(
         learners.append(fit(np.asarray(valid)))
         check_learner(k, learners[-1])
         check_valid_rows(k, learners[-1], df.iloc[valid])
-    return Folds(learners, df, parts)
+    return Folds(learners, df, parts, group_col)
 
 # %% ../../nbs/learn/folds.ipynb #d4ca1e1f
 class Folds:
@@ -56,7 +56,9 @@ class Folds:
         learners,  # A trained learner a fold
         df: pd.DataFrame,  # The table
         parts,  # `[(training positions, validation positions)]`, as `stratified_folds` gives them
+        group_col=None,  # Column that says which rows belong together, which they were split by
     ):
+        self.group_col = group_col
         self.learners, self.df = check_learners(learners), df
         self.parts = [np.asarray(valid, dtype=int) for _, valid in check_parts(parts, self.learners, df)]
         for k, (learn, valid) in enumerate(zip(self.learners, self.parts)):
