@@ -156,7 +156,7 @@ class NetworkHooks(BlockFields):
         """Logits whose activations are `acts`, shaped as these: so what several networks say on average is said by one.
         Called for averages of what `activate` gave"""
         raise FlowError(
-            f"task '{self.path}' ({type(self).__name__}) does not say which logits give its activations: write logits_at"
+            f"task '{self.path}' ({type(self).__name__}) does not say which logits give activations: write logits_at"
         )
 
     def certain_acts(self, vals):
