@@ -24,7 +24,7 @@ from ..learn.state import flow_of, loss_of
 
 # %% auto #0
 __all__ = ['average_folds', 'AveragedNetwork', 'SameInputs', 'check_not_averaged', 'scale_between', 'input_change',
-           'change_of_inputs', 'check_folds', 'out_of_fold']
+           'change_of_inputs', 'check_folds', 'copy_of', 'out_of_fold']
 
 # %% ../../nbs/evaluate/average.ipynb #216691c6
 def average_folds(
@@ -44,7 +44,7 @@ def average_folds(
     check_folds(folds)
     first, learners = folds.learners[0], folds.learners
     model = AveragedNetwork(
-        [deepcopy(get_model(learn.model)) for learn in learners],
+        [copy_of(get_model(learn.model)) for learn in learners],
         [loss_of(learn).clone() for learn in learners],
         [change_of_inputs(k, first, learn) for k, learn in enumerate(learners)],
     )
@@ -170,6 +170,14 @@ def check_folds(folds):
             f"average_folds takes Folds, not {type(folds).__name__}: fit_folds(fit, flow, df), or Folds(learners, df, "
             "stratified_folds(...)) of learners that are trained already"
         )
+
+
+def copy_of(model):
+    "A copy of a network; one with states forgets them, since they cannot be copied"
+    if hasattr(model, 'reset'):
+        with torch.no_grad():
+            model.reset()
+    return deepcopy(model)
 
 # %% ../../nbs/evaluate/average.ipynb #77972488
 def out_of_fold(learn, folds) -> Accumulator:
