@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from fastai.vision.all import DataBlock, IndexSplitter, Learner, TransformBlock, create_head, set_seed
+from fastai.vision.all import DataBlock, Learner, TransformBlock, create_head, set_seed
 from sklearn.datasets import load_digits
 from torch import nn
 from fastai_condmtl.all import BinaryBlock, Cleaner, Flow, SingleLabelBlock, equip, fit_folds
@@ -42,18 +42,17 @@ class Data:
             return nn.Sequential(nn.Linear(n_in, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, n_out))
         return create_head(n_in, n_out, pool=False)
 
-    def learner(self, df, valid_idx):
-        "A head on the features, trained on the rows beside `valid_idx`"
-        valid = set(np.asarray(valid_idx).tolist())
-        position = pd.Series(np.arange(len(df)), index=df.index)
+    def learner(self, df, valid_idx, leave_out=()):
+        "A head on the features, trained on the rows beside `valid_idx` and `leave_out`"
+        own = set(range(len(df))) - set(np.asarray(valid_idx).tolist()) - set(np.asarray(leave_out).tolist())
+        train, position = sorted(own), pd.Series(np.arange(len(df)), index=df.index)
 
         def view(row):
             i = position[row.name]
-            return self.features[i, 0 if i in valid else np.random.randint(self.features.shape[1])]
+            return self.features[i, np.random.randint(self.features.shape[1]) if i in own else 0]
 
-        dblock = DataBlock(
-            blocks=(TransformBlock, self.flow), get_x=view, splitter=IndexSplitter([int(i) for i in valid_idx])
-        )
+        splits = train, [int(i) for i in valid_idx]
+        dblock = DataBlock(blocks=(TransformBlock, self.flow), get_x=view, splitter=lambda _: splits)
         dls = dblock.dataloaders(df, bs=64, num_workers=0, device='cpu')
         learn = equip(start_learner(Learner(dls, self.head(dls.c)), 'trivial'))
         with learn.no_bar(), learn.no_logging():
