@@ -215,7 +215,7 @@ def tensor_of(self: Predictor, item):
 @patch
 def opened(self: Predictor, item):
     "The picture of a path, a PIL image or an array"
-    return self.open(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+    return self.open(item)
 
 
 @patch
