@@ -5,7 +5,7 @@
 # %% ../../nbs/deploy/predictor.ipynb #ebef89bd
 from __future__ import annotations
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from PIL import Image
 from torch import nn
 from fastcore.basics import patch
