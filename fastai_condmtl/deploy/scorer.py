@@ -219,8 +219,7 @@ class PredictorRows:
 
     def __call__(self, items) -> Predicted:
         "A list of items, or rows"
-        frames = None if self.flow.geometry is None else self.predictor.frames(items)
-        acts, decoded = self.predictor.get_preds(items)
+        acts, decoded, frames = self.predictor.preds_and_frames(items)
         return Predicted(acts, decoded, list(range(len(items))), {}, frames)
 
 # %% ../../nbs/deploy/scorer.ipynb #a2300a9d
