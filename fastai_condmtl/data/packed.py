@@ -257,7 +257,7 @@ def encode_pieces(
             labels = df[cols]
             changed = {} if dtypes is None else {c: t for c, t in dtypes.items() if labels.dtypes[c] != t}
             writer.add(labels.astype(changed) if changed else labels, sides(df))
-            if writer.keys is not None:
+            if key_col is not None:
                 writer.keys.add(key_texts(df, key_col))
         writer.finish()
     return PackedLabels(path)
@@ -390,5 +390,13 @@ def encode_parquet(
     `flow.encode_parquet('labels/*.parquet', 'labels.packed', valid_pct=.1)`. Raises `FlowError` with task, row and
     value where a label does not fit, where a file lacks a column, and where a key stands twice; needs the extra
     `parquet`"""
-    args = dict(valid_col=valid_col, valid_pct=valid_pct, seed=seed, group_col=group_col, key_col=key_col)
-    return encode_pieces(self, ParquetPieces(files), path, **args)
+    return encode_pieces(
+        self,
+        ParquetPieces(files),
+        path,
+        valid_col=valid_col,
+        valid_pct=valid_pct,
+        seed=seed,
+        group_col=group_col,
+        key_col=key_col,
+    )

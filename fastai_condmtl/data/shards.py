@@ -184,8 +184,9 @@ def encode_shards(
 ) -> PackedLabels:
     "Labels that lie as json beside the pictures of shards, encoded as by `encode_parquet`; row `i` is sample `i`"
     labels = ShardLabels(Shards(files, index_of(path)))
-    args = dict(valid_col=valid_col, valid_pct=valid_pct, seed=seed, group_col=group_col, key_col=KEY)
-    return encode_pieces(self, labels, path, **args)
+    return encode_pieces(
+        self, labels, path, valid_col=valid_col, valid_pct=valid_pct, seed=seed, group_col=group_col, key_col=KEY
+    )
 
 
 def index_of(path):

@@ -99,7 +99,7 @@ class Viewer:
             return as_plain(raw)[0].cpu(), as_picture(decoded_by(dl, batch))
 
     def batch_of(self, data):
-        "The batch of a picture in bytes and what decodes it: as `learn.predict` prepares it, without a loader if it can"
+        "The batch of a picture in bytes, prepared as `learn.predict` does it, and the loader that decodes it"
         if why_not_direct(self.learn):
             dl = self.learn.dls.test_dl([data], bs=1, num_workers=0)
             return dl.one_batch(), dl
