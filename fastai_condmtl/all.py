@@ -32,6 +32,7 @@ from .callback.gradients import GradientCosine
 from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
+from .callback.validation_rows import ValidationRows
 from .check_block import check_block
 from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
