@@ -190,7 +190,7 @@ def of_scores(told) -> Section:
     lead += 'Trivial: what one gets by saying the same of every row. In the cascade: on the rows that the decisions '
     lead += 'of the questions before reach. '
     for name, what in told.beside.items():
-        lead += f'{name}: {what} of scikit-learn, fitted task by task on the training rows that count. '
+        lead += f'Column {name}: {what} of scikit-learn, fitted task by task on the training rows that count. '
     lead += '▲ is better and ▼ worse than trivial'
     lead += ', with the whole 95\u00a0% interval.' if told.n_boot else '.'
     notes = remarks(told.scores.cross_fit, own_sets=told.scores.own_sets)
@@ -201,7 +201,8 @@ def score_table(told, rows, folded='') -> Table:
     "A table of scores; `rows` as `itertuples` gives them"
     lower = told.scores.lower
     places = [told.scores.columns.get_loc(name) + 1 for name in told.beside]  # in a row, whose first is the index
-    columns = ['task', 'score', '95\u00a0% interval', 'trivial', *told.beside, 'in the cascade', 'rows']
+    interval = ['95\u00a0% interval'] * bool(told.n_boot)
+    columns = ['task', 'score', 'trivial', *told.beside, *interval, 'in the cascade', 'rows']
     cells = []
     for row in rows:
         kind = verdict(row, lower)
@@ -213,15 +214,13 @@ def score_table(told, rows, folded='') -> Table:
             [
                 Cell(told.names[row.task_path], 'path', note=row.metric_name + ', less is better' * is_error),
                 Cell(sign + number(row.metric_res), kind or 'number', share),
-                Cell(f'{number(row.ci_low)} to {number(row.ci_high)}' if told.n_boot else '', 'number'),
                 Cell(number(row.baseline), 'number'),
                 *(Cell(number(row[place]), 'number') for place in places),
+                *(Cell(f'{number(row.ci_low)} to {number(row.ci_high)}', 'number') for _ in interval),
                 Cell(number(row.cascade_res), 'number'),
                 Cell(str(row.num_samples), 'number'),
             ]
         )
-    if not told.n_boot:
-        columns, cells = columns[:2] + columns[3:], [row[:2] + row[3:] for row in cells]
     return Table(columns, cells, folded)
 
 
@@ -274,8 +273,9 @@ def of_audit(told) -> Section | None:
 # %% ../../nbs/evaluate/report.ipynb #deec648f
 def of_training_labels(told) -> Section | None:
     "The labels that count, of training rows whose table is not at hand; None where they are not known either"
-    packed = labels_of(told.learn.dls.train_ds)
-    if packed is None or not len(packed):
+    train = told.learn.dls.train_ds
+    packed = labels_of(train) if len(train) else None  # a loaded learner has no rows
+    if packed is None:
         return None
     values, known = (part.numpy() for part in told.flow.to_units(doubles(packed)).unbind(1))
     rows = []
