@@ -61,6 +61,7 @@ RUN_FILES = (
     'valid.csv',
     'audit.txt',
     'flow.png',
+    'results.png',  # of pictures
     'report.html',
     'run.json',
 )

@@ -19,7 +19,8 @@ from .cli_inputs import Pictures, Tables, kind_for
 
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups', 'settle_tasks',
-           'questions_in', 'inputs_left_out', 'is_row_name', 'gives_away', 'guess_columns_of', 'settle_training']
+           'find_questions', 'questions_in', 'inputs_left_out', 'is_row_name', 'gives_away', 'guess_columns_of',
+           'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -117,7 +118,7 @@ def settle_tasks(options, df, inputs) -> dict:
     if options.tasks or not isinstance(inputs, Tables):
         columns, say = options.tasks or candidates, []
     else:
-        columns = questions_in(guess_columns_of(options, df, inputs, candidates).flow)
+        columns = find_questions(lambda some: guess_columns_of(options, df, inputs, some).flow, candidates)
         say = [
             f"Questions are the columns of yes and no, and what is asked after them: {', '.join(columns)} (--tasks "
             "names others)."
@@ -132,6 +133,15 @@ def settle_tasks(options, df, inputs) -> dict:
         options.ignore = [*options.ignore, *unfit]
         say += [f"Input '{name}' is left out: {why}." for name, why in unfit.items()]
     return dict(columns=columns, say=say)
+
+
+def find_questions(guess, columns) -> list:
+    "Columns that are questions by the flow that `guess` makes of them alone"
+    while True:
+        found = questions_in(guess(columns))
+        if len(found) in (0, len(columns)):
+            return found
+        columns = found
 
 
 def questions_in(flow) -> list:

@@ -146,7 +146,9 @@ def test_baselines_stand_beside_trivial_and_the_rows_are_predicted_once(tmp_path
     page = page_of(learn, tmp_path, n_boot=0, baselines={'a tree': DecisionTreeClassifier(max_depth=1)})
     assert learn.forwards.n_rows == len(df)  # the training rows for the fit, and the rows of the report
     head = page.texts.index('trivial')
-    assert page.texts[head + 1] == 'a tree' and any('Column a tree: DecisionTreeClassifier' in text for text in page.texts)
+    assert page.texts[head + 1] == 'a tree' and any(
+        'Column a tree: DecisionTreeClassifier' in text for text in page.texts
+    )
     x, valid = df[['z0', 'z1']].astype(np.float32).to_numpy(), np.isin(np.arange(len(df)), HALF)
     asked = df.a.to_numpy(dtype=bool)
     fitted = DecisionTreeClassifier(max_depth=1).fit(x[~valid & asked], df.b[~valid & asked].astype(int))
