@@ -12,15 +12,14 @@ from ..core.errors import FlowError
 from ..data.guess import guess_flow, is_split, task_name
 from ..data.split import ColumnSplitter
 from ..tasks.binary import BinaryBlock
-from ..tasks.single_label import SingleLabelBlock
 from . import cli_common as common
 from .cli_guess import picture_files, values_in_words
 from .cli_inputs import Pictures, Tables, kind_for
 
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups', 'settle_tasks',
-           'find_questions', 'questions_in', 'inputs_left_out', 'is_row_name', 'gives_away', 'guess_columns_of',
-           'settle_training']
+           'check_labels', 'find_questions', 'questions_in', 'inputs_left_out', 'is_row_name', 'gives_away',
+           'guess_columns_of', 'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -29,9 +28,9 @@ def settle(options) -> tuple:  # `(table, flow, inputs)`
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
     inputs = kind_for(options)(options, df)
     say = [*settle_split(options, df), *settle_groups(options, df, inputs)]
-    tasks = settle_tasks(options, df, inputs)
-    say += tasks.pop('say')
-    guess = guess_columns_of(options, df, inputs, tasks['columns'])
+    columns, of_tasks = settle_tasks(options, df, inputs)
+    guess = guess_columns_of(options, df, inputs, columns)
+    say += of_tasks
     say += [f"Column '{column}' is left out: {why}." for column, why in guess.left_out.items()]
     options.ignore = [*options.ignore, *guess.left_out]
     say += settle_training(options, inputs)
@@ -101,40 +100,44 @@ def settle_groups(options, df, inputs, least=20) -> list:
     return []
 
 # %% ../../nbs/tools/cli_auto.ipynb #b72e9180
-def settle_tasks(options, df, inputs) -> dict:
-    "`columns` that are questions, and lines to `say` about it; for a table, inputs that are none go to `--ignore`"
+def settle_tasks(options, df, inputs) -> tuple:  # `(columns that are questions, lines)`
+    "Which columns are questions, and lines that tell why; what is no input of a table goes to `--ignore`"
     beside = {*inputs.columns, *options.ignore, options.valid_col, options.test_col, options.group_col}
     candidates = [name for name in df.columns if name not in beside]
-    if unknown := [name for name in options.tasks or () if name not in candidates]:
-        raise FlowError(
-            f"--tasks {unknown[0]!r} is no column of '{options.csv}' that could be a question: it has "
-            f"{', '.join(map(repr, candidates))}"
-        )
-    if not candidates or df[options.tasks or candidates].isna().all(axis=None):
-        found = 'are all blank' if candidates else 'are missing'
-        raise FlowError(
-            f"'{options.csv}': the labels {found}. Write a column for each question, and an answer in some rows"
-        )
-    if options.tasks or not isinstance(inputs, Tables):
-        columns, say = options.tasks or candidates, []
-    else:
+    check_labels(options, df, candidates)
+    if not isinstance(inputs, Tables):
+        return options.tasks or candidates, []
+    columns, lines = options.tasks, []
+    if columns is None:
         columns = find_questions(lambda some: guess_columns_of(options, df, inputs, some).flow, candidates)
-        say = [
-            f"Questions are the columns of yes and no, and what is asked after them: {', '.join(columns)} (--tasks "
-            "names others)."
+        names = ', '.join(columns)
+        lines = [
+            f'Questions are the columns of yes and no, and what is asked after them: {names} (--tasks names others).'
         ]
     if not columns:
         raise FlowError(
             f"no column of '{options.csv}' holds yes and no, so that nothing tells questions from inputs: name the "
             "questions with --tasks, or the inputs' kind with --images or --text"
         )
-    if isinstance(inputs, Tables):
-        unfit = inputs_left_out(df, [name for name in candidates if name not in columns], columns)
-        options.ignore = [*options.ignore, *unfit]
-        say += [f"Input '{name}' is left out: {why}." for name, why in unfit.items()]
-    return dict(columns=columns, say=say)
+    unfit = inputs_left_out(df, [name for name in candidates if name not in columns], columns)
+    options.ignore = [*options.ignore, *unfit]
+    return columns, lines + [f"Input '{name}' is left out: {why}." for name, why in unfit.items()]
 
 
+def check_labels(options, df, candidates):
+    "Raise where a named question is none of the columns that are left, or where no row has a label"
+    if unknown := [name for name in options.tasks or () if name not in candidates]:
+        raise FlowError(
+            f"--tasks {unknown[0]!r} is no column of '{options.csv}' that could be a question: it has "
+            f"{', '.join(map(repr, candidates))}"
+        )
+    if not candidates or df[options.tasks or candidates].isna().all(axis=None):
+        raise FlowError(
+            f"'{options.csv}': the labels are {'all blank' if candidates else 'missing'}. Write a column for each "
+            "question, and an answer in some rows"
+        )
+
+# %% ../../nbs/tools/cli_auto.ipynb #230390ca
 def find_questions(guess, columns) -> list:
     "Columns that are questions by the flow that `guess` makes of them alone"
     while True:
@@ -146,13 +149,13 @@ def find_questions(guess, columns) -> list:
 
 def questions_in(flow) -> list:
     "Columns of tasks of yes and no, and of those whose conditions ask one of these"
-    found = {task.name: task for task in flow.tasks if isinstance(task, BinaryBlock)}
-    while True:
-        after = lambda task: task.given is not None and any(atom.task in found for atom in atoms(task.given))
-        more = {task.name: task for task in flow.tasks if task.name not in found and after(task)}
-        if not more:
-            return [task.cols[0] for task in flow.tasks if task.name in found]
+    found = {task.name for task in flow.tasks if isinstance(task, BinaryBlock)}
+    asked = {
+        task.name: set() if task.given is None else {atom.task for atom in atoms(task.given)} for task in flow.tasks
+    }
+    while more := {name for name, parents in asked.items() if name not in found and parents & found}:
         found |= more
+    return [task.cols[0] for task in flow.tasks if task.name in found]
 
 # %% ../../nbs/tools/cli_auto.ipynb #6e510658
 def inputs_left_out(df, inputs, questions) -> dict:
