@@ -25,7 +25,7 @@ from ..learn.state import loss_of
 # %% auto #0
 __all__ = ['MAX_LABELS', 'MAX_CLASSES', 'of_cascade', 'draw_cascade', 'of_thresholds', 'of_confusions', 'matrix_size',
            'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill', 'of_items', 'row_name', 'cards_of',
-           'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'draw_picture']
+           'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'figure', 'draw_picture']
 
 # %% ../../nbs/evaluate/report_figures.ipynb #321890a0
 def of_cascade(told) -> Section | None:
@@ -250,7 +250,13 @@ def readable_text(text, n_chars=600) -> str:
 def facts_of(row) -> list:
     "Pairs of a column and its text"
     known = [(name, value) for name, value in row.items() if not (value is None or value is pd.NA or value != value)]
-    return [(str(name), f'{value:.4g}' if isinstance(value, float) else str(value)) for name, value in known]
+    return [(str(name), figure(value) if isinstance(value, float) else str(value)) for name, value in known]
+
+
+def figure(value) -> str:
+    "A number of a table that was scaled for the network and back: four digits, or whole where it is large"
+    value = round(value, 6) + 0.0  # no -0
+    return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
 # %% ../../nbs/evaluate/report_figures.ipynb #427ebbef
 def draw_picture(image, pred, truth, alt) -> Figure:
