@@ -16,6 +16,7 @@ from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
 from ..core.flow_json import arguments, block_config, from_jsonable
+from ..core.question_text import is_comparison
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock
 from ..core.not_asked import Blanks, check_na, where_blank, without_blanks
@@ -299,10 +300,16 @@ def code(self: Guess) -> str:
         defaults, config = arguments(type(own)), block_config(own)
         kept = {key: value for key, value in map(_as_python, config.items()) if value != defaults.get(key)}
         args = ''.join(f', {key}={value!r}' for key, value in kept.items())
-        given = '' if own.given is None else f' | {write_condition(renamed(own.given, names))}'
+        given = '' if own.given is None else f' | {_behind_a_bar(renamed(own.given, names))}'
         lines.append(f'{names[own.name]} = {type(own).__name__}({own.name!r}{args}){given}')
     flow = f'flow = Flow({self.flow.name!r}, {", ".join(names.values())})'
     return '\n'.join([*lines, '', *textwrap.wrap(flow, 110, subsequent_indent='    ', break_on_hyphens=False)])
+
+
+def _behind_a_bar(cond):
+    "A condition as text that may follow `|`, which binds more tightly than a comparison"
+    text = write_condition(cond)
+    return f'({text})' if isinstance(cond, Atom) and is_comparison(cond.op, cond.value) else text
 
 
 def _as_python(argument):

@@ -71,9 +71,9 @@ def train(options):
     "`condmtl_train`"
     common.register(options.register)
     df, flow, inputs = settle(options) if options.auto else given(options)
-    inputs.df = df = common.numbers_where_meant(df, list(leaves(flow)))
+    inputs.df = common.numbers_where_meant(df, list(leaves(flow)))
     options.epochs = options.epochs or inputs.epochs
-    audit, out = flow.audit(df), common.out_folder(options.out, options.force, ('learner.pkl',))
+    audit, out = inputs.audit(flow), common.out_folder(options.out, options.force, ('learner.pkl',))
     from fastai.vision.all import set_seed
 
     set_seed(options.seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.conditions import atoms
 from ..core.errors import FlowError
+from ..data.groups import groups_of, torn_groups
 from ..data.guess import guess_flow, is_split, task_name
 from ..data.split import ColumnSplitter
 from ..tasks.binary import BinaryBlock
@@ -17,9 +18,9 @@ from .cli_guess import picture_files, values_in_words
 from .cli_inputs import Pictures, Tables, kind_for
 
 # %% auto #0
-__all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups', 'settle_tasks',
-           'check_labels', 'find_questions', 'questions_in', 'inputs_left_out', 'is_row_name', 'gives_away',
-           'guess_columns_of', 'settle_training']
+__all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
+           'check_whole_groups', 'settle_tasks', 'check_labels', 'find_questions', 'questions_in', 'inputs_left_out',
+           'is_row_name', 'gives_away', 'guess_columns_of', 'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -47,7 +48,8 @@ def settle_split(options, df) -> list:
     "The parts of the table, by a column that says so, and lines that tell why"
     if options.test_col or options.test_pct:
         return []
-    column = options.valid_col or next((name for name in df.columns if says_parts(df, name)), None)
+    there = [name for name in df.columns if name not in options.ignore and says_parts(df, name)]
+    column = options.valid_col or next(iter(there), None)
     sides = set() if column is None else set(ColumnSplitter(column).sides(df))
     if column is not None and 'test' in sides and 'valid' not in sides:
         options.valid_col, options.test_col = None, column
@@ -93,11 +95,26 @@ def settle_groups(options, df, inputs, least=20) -> list:
         n_groups, whole = df[name].nunique(), df[name].notna().all()
         if whole and least <= n_groups < 0.95 * len(df):
             options.group_col = name
+            check_whole_groups(df, name, options.valid_col or options.test_col)
             return [
                 f"'{name}' names {n_groups} groups of rows: none stands on two sides of the split (--ignore '{name}' "
                 "if it names none)."
             ]
     return []
+
+
+def check_whole_groups(df, group_col, split_col):
+    "Raise where the table's own split tears groups that were found"
+    if split_col is None:
+        return
+    groups = groups_of(df, group_col)
+    torn = torn_groups(groups, pd.factorize(ColumnSplitter(split_col).sides(df))[0])
+    if len(torn):
+        raise FlowError(
+            f"'{split_col}' puts rows of {len(torn)} of the {groups.max() + 1} groups of '{group_col}' on several "
+            f"sides, which makes scores too good: leave out the split with --ignore '{split_col}', or, if "
+            f"'{group_col}' names no groups, --ignore '{group_col}'"
+        )
 
 # %% ../../nbs/tools/cli_auto.ipynb #b72e9180
 def settle_tasks(options, df, inputs) -> tuple:  # `(columns that are questions, lines)`
@@ -206,5 +223,6 @@ def settle_training(options, inputs) -> list:
     options.epochs = int(min(60, max(5, inputs.n_shown // max(1, len(inputs.df)))))
     return [
         f"At most {options.epochs} epochs, so that the network sees some {inputs.n_shown:,} rows, and fewer if no task "
-        "gets better for five; the best weights are kept (--epochs says another number)."
+        "gets better for five; the best weights are kept, and thresholds searched for them (--epochs says another "
+        "number)."
     ]

@@ -41,6 +41,10 @@ class RowInputs:
         "Columns that are inputs and no tasks, as far as that is known before the flow is"
         return []
 
+    def audit(self, flow):
+        "What the labels say before the training"
+        return flow.audit(self.df)
+
     def loaders(self, flow):
         "`DataLoaders` as the options say"
         raise NotImplementedError
@@ -92,6 +96,12 @@ class Pictures(RowInputs):
     @property
     def columns(self):
         return [self.fn_col]
+
+    def audit(self, flow):
+        "With `--auto` also pictures that are copies of each other, which may stand on two sides of the split"
+        options = self.options
+        looks = options.auto and not options.suff and not options.skip_bad_images
+        return flow.audit(self.df, **(dict(fn_col=self.fn_col, path=options.images) if looks else {}))
 
     def written(self, dls):
         images = str(Path(self.options.images).resolve())

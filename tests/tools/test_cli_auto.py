@@ -1,6 +1,6 @@
 "`condmtl_train --auto`: what is guessed is said, what judges has chosen nothing, and each run leaves a page"
 
-import json, re
+import json, re, shutil
 import numpy as np, pandas as pd, pytest
 from fastai.learner import load_learner
 from sklearn.metrics import accuracy_score
@@ -49,12 +49,14 @@ def check_run(run, said):
 
 
 def test_pictures(tmp_path):
-    save_scenes(tmp_path, n=100, seed=1)
+    df = save_scenes(tmp_path, n=100, seed=1)
+    shutil.copy(tmp_path / df.img[3], tmp_path / df.img[7])
     small = ['--arch', 'squeezenet1_1', '--no-pretrained', '--size', 32, '--workers', 0, '--epochs', 1, *QUICK]
     args = tmp_path / 'labels.csv', '--images', tmp_path, '--ignore', 'scene', *small, '--out', tmp_path / 'run'
     code, said = auto(*args)
     assert code == 0, said
     page, valid, test = check_run(tmp_path / 'run', said)
+    assert "1 files of column 'img' have copies, 2 rows" in said
     assert 'boosting' not in page and 'data:image/jpeg' in page
     assert 'door_open = BinaryBlock' in said and '| ~camera_blocked' in said
     assert f'{len(test)} that neither train nor choose' in said
@@ -125,6 +127,11 @@ def rows(n=60, **more):
         (dict(fold=[0, 1, 2] * 20), [], dict(valid_col=None, test_col=None, test_pct=0.2)),
         (dict(patient=[i // 2 for i in range(60)]), [], dict(group_col='patient')),
         (dict(patient=[i // 2 for i in range(60)]), ['--ignore', 'patient'], dict(group_col=None)),
+        (
+            dict(patient=[i // 2 for i in range(60)], split=['train', 'val', 'test'] * 20),
+            ['--ignore', 'split'],
+            dict(group_col='patient', valid_col=None, test_pct=0.2),
+        ),
         (dict(patient=range(60)), [], dict(group_col=None)),
         (dict(site=[i % 4 for i in range(60)]), [], dict(group_col=None)),
         ({}, ['--test-pct', 0.3], dict(test_pct=0.3)),
@@ -164,6 +171,11 @@ def test_questions_can_be_named(tmp_path):
         (rows(img='a.png'), ['--images', '.'], '60 of 60 images are missing.*--images'),
         (rows().groupby('sold').head(1), [], 'too few|leaves no row'),
         (rows()[:0], [], 'holds no rows'),
+        (
+            rows(user=[i // 2 for i in range(60)], split=['train', 'val', 'test'] * 20),
+            [],
+            "30 of the 30 groups of 'user'",
+        ),
     ],
 )
 def test_wrong_input_is_a_sentence(tmp_path, table, args, says):
