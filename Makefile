@@ -1,5 +1,5 @@
 # Each target sets up what it needs in .venv; a second run is quick.
-#   make demo | test | test-lowest | arrangements | lint | coverage | mutate | outputs | bench | docs | install | clean        PYTHON=/path/to/python3.x picks another Python
+#   make demo | test | test-lowest | arrangements | lint | coverage | mutate | outputs | bench | docs | release | install | clean        PYTHON=/path/to/python3.x picks another Python
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: demo test test-lowest arrangements lint coverage mutate outputs bench docs install clean
+.PHONY: demo test test-lowest arrangements lint coverage mutate outputs bench docs release install clean
 
 demo: $(VENV)/.base  ## train on a small embedded data set, print the table, write pictures; DEMO=quick: on fewer
 	@$(BIN)/python -W ignore -m fastai_condmtl.tools.demo $(DEMO:%=--%)
@@ -47,6 +47,9 @@ bench: $(VENV)/.dev  ## run the benchmarks one after the other, write benchmarks
 
 docs: $(VENV)/.docs  ## the site, in _site
 	@$(BIN)/python docs/build.py
+
+release:  ## VERSION=0.2.0: the version and the changelog's date, wheel and source archive in dist, checked in an environment of the core alone
+	@PYTHON=$(PYTHON) $(PYTHON) docs/release.py $(VERSION)
 
 install: $(VENV)/.dev  ## the package, editable, with all that its developers need
 

@@ -26,6 +26,7 @@ def readme(root=ROOT):
         ('\n\n'.join(parts) + '\n')
         .replace('](images/', '](nbs/images/')
         .replace('](tutorials/', '](nbs/tutorials/')
+        .replace('](guide/', '](nbs/guide/')
         .replace('](../', '](')
     )
 

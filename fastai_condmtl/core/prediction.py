@@ -62,7 +62,9 @@ class FlowPrediction(Mapping):
         return len(self._cells)
 
     def __repr__(self):
-        return f"FlowPrediction({', '.join(f'{path}={shortened(value)}' for path, value in self.reached.items())})"
+        reached = [f'{path}={shortened(value)}' for path, value in self.reached.items()]
+        undecided = [f'{path} undecided: {answers}' for path, answers in self.undecided.items()]
+        return f"FlowPrediction({', '.join(reached + undecided)})"
 
 # %% ../../nbs/core/prediction.ipynb #41ed657a
 def _frame_of(flow, frame, is_decision):

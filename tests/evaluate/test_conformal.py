@@ -338,6 +338,7 @@ def test_abstain_stops_at_the_class_where_the_sub_class_is_open(learn):
     assert low < sure['weight'] < high
     tree = str(stopped.tree())
     assert 'd0 or d1, undecided' in tree and ' to ' in tree and 'cat or dog, undecided' in str(open_class.tree())
+    assert repr(open_class).endswith("kind undecided: ['cat', 'dog'])")
     table = quiet(learn, 'predict_df', df.iloc[:3], abstain=True)
     assert table.breed.isna().tolist() == [True, True, False] and table.kind.isna().tolist() == [False, True, False]
     explained = quiet(learn, 'explain', df.iloc[:1], abstain=True)

@@ -1,6 +1,6 @@
 "README.md is made from the index notebook, and its code runs."
 
-import importlib.util, re, warnings
+import importlib.util, json, re, warnings
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 
@@ -162,10 +162,20 @@ def test_the_difference_runs(root, tmp_path):
 
 
 def test_the_table_names_rows_of_the_demo(root):
-    "Each row of the README's table is a task of the demo's flow"
+    "Each row of the overview's table is a task of the demo's flow"
     from fastai_condmtl.datasets.synthetic import security_flow, security_scenes
 
-    text = (root / 'README.md').read_text(encoding='utf-8')
+    cells = json.loads((root / 'nbs' / 'guide' / 'overview.ipynb').read_text(encoding='utf-8'))['cells']
+    text = ''.join(line for cell in cells for line in cell['source'])
     named = re.findall(r'^\| ([a-z_0-9.]+) \| (?:accuracy|mae|iou|f1_score)', text, re.M)
     paths = security_flow().bind(security_scenes(n=40)[1]).paths
     assert len(named) == 7 and set(named) <= set(paths)
+
+
+def test_two_screens(root):
+    "Short enough to be read at once; no line of code runs out of its column"
+    text = (root / 'README.md').read_text(encoding='utf-8')
+    assert len(text.splitlines()) <= 125
+    code = re.findall(r'```\w+\n(.*?)```', text, re.S)
+    assert len(code) >= 5
+    assert max(len(line) for block in code for line in block.splitlines()) <= 90
