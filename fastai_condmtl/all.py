@@ -24,6 +24,7 @@ from .tasks.thresholds import best_threshold, cross_fit
 from .callback.thresholds import ThresholdSearch
 from .core.prediction_tree import FlowTree
 from .learn.ranks import without_ranks
+from .learn.folds import Folds, fit_folds
 from .learn.heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.early_stopping import EarlyStoppingTasks, SkillRecorder
@@ -31,6 +32,7 @@ from .callback.gradients import GradientCosine
 from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
+from .callback.validation_rows import ValidationRows
 from .check_block import check_block
 from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
@@ -39,6 +41,7 @@ from fastai_condmtl.learn import targets
 from .learn import loaders as _loaders  # arguments of dls.new and dls.test_dl
 from .learn.sides import check_sides
 from .core.stock import restore_stock, stock_methods
+from .evaluate.average import average_folds
 from .evaluate.compare import compare
 from .evaluate.classification_report import ClassificationReport
 from .evaluate.evaluation import Evaluation

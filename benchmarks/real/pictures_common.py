@@ -16,6 +16,7 @@ from fastcore.foundation import L
 from sklearn.metrics import f1_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, l1_loss, mse_loss
+from fastai_condmtl.evaluate.skill import skill
 from fastai_condmtl.vision.all import (
     BinaryBlock,
     BoundedRegressionBlock,
@@ -214,8 +215,7 @@ def trivial_decided(flow, train, n):
 
 def skills_of(scores, trivial):
     "Name → 0 of the trivial predictor to 1 of a perfect one; a name that ends with `ERROR` perfect at 0"
-    best = {name: 0.0 if name.endswith(ERROR) else 1.0 for name in scores}
-    return {name: (score - trivial[name]) / (best[name] - trivial[name]) for name, score in scores.items()}
+    return {name: skill(score, trivial[name], name.endswith(ERROR)) for name, score in scores.items()}
 
 
 def packed_labels(dl):

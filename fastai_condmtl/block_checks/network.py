@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..core.block import ConditionalBlock
 from .checked import Checked
 
 # %% auto #0
-__all__ = ['check_loss', 'check_gradient', 'check_decisions', 'check_nll', 'check_certain', 'check_learning', 'descended',
-           'distance']
+__all__ = ['check_loss', 'check_gradient', 'check_decisions', 'check_nll', 'check_certain', 'check_logits_at', 'check_learning',
+           'descended', 'distance']
 
 # %% ../../nbs/block_checks/network.ipynb #7cf574f8
 def check_loss(checked: Checked):
@@ -73,6 +74,7 @@ def check_decisions(checked: Checked):
     for row in natural[:5]:
         checked.call('to_cell', row)
     check_certain(checked)
+    check_logits_at(checked)
 
 # %% ../../nbs/block_checks/network.ipynb #ccfdeef4
 def check_nll(checked, acts):
@@ -100,6 +102,18 @@ def check_certain(checked):
     checked.require(
         bool(kept.all()), 'decide', "activations that are certain of a label are not decided so: see certain_acts"
     )
+
+
+def check_logits_at(checked):
+    "The logits that `logits_at` gives lead to the activations that it was given, and to means of such"
+    if type(checked.bound).logits_at is ConditionalBlock.logits_at:
+        return
+    acts = checked.call('activate', checked.batch.logits)
+    mean = (acts + checked.call('activate', checked.batch.logits.flip(0))) / 2
+    for given in (acts, mean):
+        again = checked.call('activate', checked.call('logits_at', given))
+        ok = again.shape == given.shape and torch.allclose(again, given, rtol=1e-3, atol=1e-5)
+        checked.require(ok, 'logits_at', "activate gives something else for its logits than what it was given")
 
 # %% ../../nbs/block_checks/network.ipynb #c9debc73
 def check_learning(checked: Checked):

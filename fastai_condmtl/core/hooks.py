@@ -152,6 +152,13 @@ class NetworkHooks(BlockFields):
     def decide(self, acts):
         "Decided values on the loss scale, shaped as targets; thresholded kinds also take a threshold a column"
 
+    def logits_at(self, acts):
+        """Logits whose activations are `acts`, shaped as these: so what several networks say on average is said by one.
+        Called for averages of what `activate` gave"""
+        raise FlowError(
+            f"task '{self.path}' ({type(self).__name__}) does not say which logits give activations: write logits_at"
+        )
+
     def certain_acts(self, vals):
         "Activations `(n, W*n_out)` of a network that is certain of the values `(n, W)`, loss scale"
         if self.n_out == 1:

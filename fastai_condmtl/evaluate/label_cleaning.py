@@ -5,6 +5,9 @@
 # %% ../../nbs/evaluate/label_cleaning.ipynb #d42f5bac
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -15,9 +18,11 @@ from ..core.nesting import with_implied
 from ..core.prediction import FlowPrediction
 from ..core.not_asked import Blanks, where_blank
 from ..core.prediction_tree import tell
-from .interpret import ConditionalInterpretation
-from ..learn.accumulate import every_row, raw_preds
+from .interpret import ConditionalInterpretation, Losses
+from ..learn.accumulate import Picked, every_row, raw_preds
+from ..learn.folds import Folds
 from ..learn.learner import frames_of
+from ..learn.reread import reread
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
@@ -153,23 +158,29 @@ def _is_same(a, b):
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #08212f48
 class Cleaner:
-    """The most suspicious labels of a learner's rows, a task at a time; corrections go back into the table
+    """The most suspicious labels of a table, a task at a time; corrections go back into the table
+
+    `Cleaner(folds)` judges each label by the learner that was not trained on it (see `fit_folds`); `Cleaner(learn, df)`
+    judges by one learner, which may know labels that it was trained on by heart. A label is judged where the task has
+    meaning by the labels and by what is decided: an error above a task is listed there, and not once more below
 
     `table` lists the labels: `task_path, row, label, predicted, loss`. `fixes` holds the corrections, `(row, path)` →
     what is right, None for blank."""
 
     def __init__(
         self,
-        learn,  # Trained learner
-        df: pd.DataFrame,  # The table whose rows are looked at, with inputs and labels
+        learn,  # `Folds`, or one trained learner
+        df: pd.DataFrame = None,  # The table whose rows are looked at, with inputs and labels; of `Folds` it is known
         k: int = 30,  # Rows a task at most
         tasks=None,  # Paths or leaf names; by default all
         **kwargs,  # For `dls.test_dl`
     ):
+        df = _table_of(learn, df)
         _check_rows(df)
-        self.flow, self.df, self.learn, self.fixes = flow_of(learn), df, learn, {}
-        dl = learn.dls.test_dl(df, with_labels=True, **kwargs)
-        self.interp = ConditionalInterpretation.from_learner(learn, dl=dl)
+        judges = learn.rows() if isinstance(learn, Folds) else [(learn, df)]
+        self.df, self.fixes = df, {}
+        self.judges = [_Judge.of(one, rows, kwargs) for one, rows in judges if len(rows)]
+        self.learn, self.flow = self.judges[0].learn, self.judges[0].flow
         paths = [path for path in self.flow.named(tasks) if not self.flow.tasks[path].self_supervised]
         columns = ['task_path', 'row', 'label', 'predicted', 'loss']
         self.table = pd.DataFrame(list(self._suspects(paths, k)), columns=columns)
@@ -178,7 +189,21 @@ class Cleaner:
         told = self.table.assign(label=self.table.label.map(tell), predicted=self.table.predicted.map(tell))
         return told.to_html(index=False, escape=True)
 
-# %% ../../nbs/evaluate/label_cleaning.ipynb #b9c1a1d4
+# %% ../../nbs/evaluate/label_cleaning.ipynb #50f597ac
+def _table_of(learn, df):
+    "The table to look at"
+    if not isinstance(learn, Folds):
+        if df is None:
+            raise FlowError("Cleaner(learn) needs the table whose labels are looked at: Cleaner(learn, df)")
+        return df
+    if df is not None and df is not learn.df:
+        raise FlowError(
+            f"Cleaner(folds, df): the folds know their table, of {len(learn.df)} rows: leave df out, or look at other "
+            "rows with one learner, Cleaner(learn, df)"
+        )
+    return learn.df
+
+
 def _check_rows(df):
     "There are rows, and each has a name of its own"
     if not df.index.is_unique:
@@ -188,25 +213,95 @@ def _check_rows(df):
     if not len(df):
         raise FlowError("the table is empty: there are no labels to look at")
 
+# %% ../../nbs/evaluate/label_cleaning.ipynb #1888b23f
+@dataclass
+class _Judge:
+    "A learner, and what it makes of the labels of some rows"
+
+    learn: Learner
+    index: pd.Index  # Of the rows
+    acc: Losses
+    frames: list | None  # Of points and boxes, see `frames_of`
+
+    @classmethod
+    def of(cls, learn, rows, kwargs):
+        "Predict once, keep what is needed"
+        dl = learn.dls.test_dl(rows, with_labels=True, **kwargs)
+        interp = ConditionalInterpretation.from_learner(learn, dl=dl)
+        return cls(learn, rows.index, interp.acc, frames_of(interp.flow, interp.dl))
+
+    @property
+    def flow(self):
+        return self.acc.flow
+
+    @cached_property
+    def packed(self):
+        "Labels `(N, 2, D)` and decided values `(N, D)`"
+        return self.acc.packed()
+
+    @cached_property
+    def losses(self):
+        "Loss of each label `(N, T)`, NaN where it is not judged: the task has no meaning by the labels, or as decided"
+        losses = self.acc.losses()
+        counts = np.stack([self.acc.task(path).mask.any(1) for path in self.flow.paths], 1) & self.acc.reached()
+        return losses.masked_fill(~torch.from_numpy(counts).to(losses.device), torch.nan)
+
+# %% ../../nbs/evaluate/label_cleaning.ipynb #b9c1a1d4
+@patch
+def top(self: _Judge, path, k):
+    "`(loss, judge, position)` of the `k` highest losses of a task"
+    losses = self.losses[:, self.flow.paths.index(path)]
+    rows = (~losses.isnan()).nonzero()[:, 0]
+    order = losses[rows].argsort(descending=True, stable=True)[:k]
+    return [(loss, self, i) for loss, i in zip(losses[rows][order].tolist(), rows[order].tolist())]
+
+
+@patch
+def told(self: _Judge, path, i):
+    "What row `i` is labelled as, and what is predicted"
+    labels, decided = self.packed
+    rows = [torch.stack([values, labels[i, 1]]) for values in (labels[i, 0], decided[i])]
+    return [FlowPrediction(self.flow, row, frame=self.frames and self.frames[i])[path] for row in rows]
+
 
 @patch
 def _suspects(self: Cleaner, paths, k):
     "Rows of the table, of the `k` highest losses of each task; labels that are as predicted are left out"
-    labels, decided = self.interp.acc.packed()
-    frames = frames_of(self.flow, self.interp.dl)
     for path in paths:
-        losses, positions = self.interp.top_losses(path, k)
-        for loss, i in zip(losses.tolist(), positions.tolist()):
-            rows = [torch.stack([values, labels[i, 1]]) for values in (labels[i, 0], decided[i])]
-            label, predicted = [FlowPrediction(self.flow, row, frame=frames and frames[i])[path] for row in rows]
+        found = [one for judge in self.judges for one in judge.top(path, k)]
+        for loss, judge, i in sorted(found, key=lambda one: -one[0])[:k]:
+            label, predicted = judge.told(path, i)
             if label != predicted:
-                yield path, self.df.index[i], label, predicted, loss
+                yield path, judge.index[i], label, predicted, loss
+
+# %% ../../nbs/evaluate/label_cleaning.ipynb #0b476dbb
+@patch
+def show(
+    self: Cleaner,
+    task,  # Path or leaf name
+    k: int = 6,  # Rows
+    **kwargs,  # `nrows`, `ncols`, `figsize`
+):
+    "Show the most suspicious rows of a task: what was labelled beside what is predicted"
+    path = self.flow.path(task)
+    listed = self.table[self.table.task_path == path][:k]
+    if not len(listed):
+        raise FlowError(f"no label of task '{path}' is listed: there is nothing to show")
+    rows = listed.row.tolist()
+    dl = self.learn.dls.test_dl(self.df.loc[rows], with_labels=True)
+    dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(rows))), bs=len(rows))
+    decoded = torch.cat([self._decided(row) for row in rows])
+    titles = [f"loss of {path.rpartition('.')[2]} {loss:.3g} (row {row})" for row, loss in zip(rows, listed.loss)]
+    dl.show_results(dl.one_batch(), decoded, max_n=len(rows), titles=titles, **kwargs)
 
 
 @patch
-def show(self: Cleaner, task, k: int = 6, **kwargs):
-    "Show the most suspicious rows of a task: what was labelled beside what is predicted"
-    return self.interp.plot_top_losses(task, k, **kwargs)
+def _decided(self: Cleaner, row):
+    "What was decided for a row, packed `(1, 2, D)`, as the flow of the first learner has it"
+    judge = next(judge for judge in self.judges if row in judge.index)
+    i = judge.index.get_loc(row)
+    packed = loss_of(judge.learn).decisions.with_reached(judge.packed[1][i : i + 1])
+    return reread(packed, judge.flow, self.flow)
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #e3ab3c1d
 @patch

@@ -135,3 +135,13 @@ def _check_thresholds(self: Decisions):
     unknown = [path for path in self.thresholds if path not in known]
     if unknown:
         raise FlowError(f"thresholds has no task {unknown[0]!r} to use it for: {near(unknown[0], known)}")
+
+# %% ../../nbs/loss/decisions.ipynb #4371a3ce
+@patch
+def logits_at(
+    self: Decisions,
+    acts,  # Activations `(bs, C)` in flow order, or means of such
+):  # Raw logits `(bs, C)`
+    "Logits whose activations are `acts`, at temperature 1"
+    parts = [block.logits_at(own) for block, own in zip(self.layout.blocks, self.layout.family_acts(acts))]
+    return torch.cat([part.reshape(acts.shape[0], n) for part, n in zip(parts, self.layout.n_logits)], 1)

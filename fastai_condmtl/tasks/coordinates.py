@@ -9,6 +9,7 @@ from fastcore.basics import patch
 from ..core.best_constant import search_logits
 from ..core.block import ConditionalBlock
 from ..core.columns import numbers
+from ..core.inverse import log_odds_of
 from .regression import Regression, best_numbers, inner_logits, regression_loss
 from ..core.errors import FlowError
 
@@ -140,6 +141,11 @@ def loss(self: Coordinates, logits, targets, weight=None):
 @patch
 def activate(self: Coordinates, logits):
     return 2 * logits.sigmoid() - 1
+
+
+@patch
+def logits_at(self: Coordinates, acts):
+    return log_odds_of((acts + 1) / 2)
 
 
 @patch

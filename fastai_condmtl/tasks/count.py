@@ -4,11 +4,12 @@
 
 # %% ../../nbs/tasks/count.ipynb #20e0d240
 from __future__ import annotations
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import math, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import numbers
 from ..core.errors import FlowError
+from ..core.inverse import log_of
 from ..core.question_text import never_true
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
@@ -83,6 +84,12 @@ def loss(self: CountBlock, logits, targets, weight=None):
 def activate(self: CountBlock, logits):
     "Expected counts over the mean of the training rows"
     return _straight_beyond(logits, logits.clamp(max=self.steep))
+
+
+@patch
+def logits_at(self: CountBlock, acts):
+    bend = math.exp(self.steep)
+    return torch.where(acts > bend, self.steep + acts / bend - 1, log_of(acts))
 
 
 def _straight_beyond(logits, bent):

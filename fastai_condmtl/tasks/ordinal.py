@@ -9,6 +9,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.errors import check_vocab, near, FlowError
+from ..core.inverse import log_odds_of
 from ..core.question_text import never_true
 from ..core.question_values import is_number
 from .interval import closed_interval, interval_answer
@@ -105,6 +106,13 @@ def activate(self: OrdinalBlock, logits):
     above = logits_above(logits).sort(-1, descending=True)[0].sigmoid()
     one = torch.ones_like(logits[..., :1])
     return (torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1)).clamp(min=0)
+
+
+@patch
+def logits_at(self: OrdinalBlock, acts):
+    "The first logit, which moves all classes, is 0"
+    above = acts.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return torch.cat([torch.zeros_like(acts[..., :1]), log_odds_of(above)], -1)
 
 
 @patch

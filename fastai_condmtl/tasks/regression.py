@@ -13,6 +13,7 @@ from ..core.block import ConditionalBlock
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
 from ..core.columns import numbers
+from ..core.inverse import log_odds_of
 from ..core.question_text import check_interval, never_true
 from ..core.question_values import as_number
 from .scores import regression_score
@@ -85,6 +86,11 @@ def loss(self: Regression, logits, targets, weight=None):
 @patch
 def activate(self: Regression, logits):
     return logits.sigmoid() if self.bounded else logits
+
+
+@patch
+def logits_at(self: Regression, acts):
+    return log_odds_of(acts) if self.bounded else acts
 
 
 @patch

@@ -9,6 +9,7 @@ from fastcore.basics import patch
 from ..core.best_constant import half_a_row, search_logits
 from ..core.arguments import is_number_of
 from ..core.errors import plain_number, FlowError
+from ..core.inverse import log_odds_of
 from ..core.question_values import is_number
 from .imbalance import balanced_positives, check_loss, sigmoid_focal, span_of
 from .one_vs_rest import OneVsRest
@@ -173,6 +174,11 @@ def nll(self: Sigmoid, logits, targets, smooth=0.0):
 @patch
 def activate(self: Sigmoid, logits):
     return logits.sigmoid()
+
+
+@patch
+def logits_at(self: Sigmoid, acts):
+    return log_odds_of(acts)
 
 
 @patch

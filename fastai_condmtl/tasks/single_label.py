@@ -9,6 +9,7 @@ from fastcore.basics import patch
 from ..core.best_constant import half_a_row, search_logits
 from ..core.arguments import check_number, is_number_of
 from ..core.errors import check_vocab, plain_number, FlowError
+from ..core.inverse import log_of
 from fastai_condmtl.tasks.nested import (
     HIERARCHICAL,
     check_decode,
@@ -170,6 +171,11 @@ def nll(self: SingleLabelBlock, logits, targets, smooth=0.0):
 @patch
 def activate(self: SingleLabelBlock, logits):
     return logits.softmax(-1) if self.parents is None else softmax_in_classes(logits, self.parents or [0])
+
+
+@patch
+def logits_at(self: SingleLabelBlock, acts):
+    return log_of(acts)
 
 
 @patch

@@ -9,6 +9,7 @@ from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.best_constant import search_logits
 from ..core.columns import any_true, numbers
+from ..core.inverse import log_of, log_odds_of
 from ..core.question_text import never_true
 from ..core.errors import FlowError, near
 from .one_vs_rest import OneVsRest
@@ -176,6 +177,18 @@ def activate(self: VotesBlock, logits):
         alpha = concentrations(grouped)
         shares = alpha / alpha.sum(-1, keepdim=True)
     return shares.reshape(logits.shape)
+
+
+@patch
+def logits_at(self: VotesBlock, acts):
+    """Of the Dirichlet distributions that have these shares on average, the one in the middle of those that can be: how
+    sure the shares are is not said by them"""
+    shares = acts.unflatten(-1, (-1, self.n_targets))
+    if self.loss_name == 'multinomial':
+        return log_of(shares).reshape(acts.shape)
+    least, most = shares.amin(-1, keepdim=True), shares.amax(-1, keepdim=True)
+    alpha = shares * (101 / (least * most)).sqrt()
+    return log_odds_of((alpha - 1) / 100).reshape(acts.shape)
 
 
 @patch

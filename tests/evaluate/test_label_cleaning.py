@@ -1,5 +1,5 @@
-"""`Cleaner`: which labels it doubts, by a loop over rows; and corrections that go back into a copy of the table
-and into a file."""
+"""`Cleaner`: which labels it doubts, of one learner and of folds, by a loop over rows; and corrections that go back
+into a copy of the table and into a file."""
 
 import math
 import numpy as np, pandas as pd, pytest, torch
@@ -58,6 +58,10 @@ def clean(learn, df=None, **kw):
         return Cleaner(learn, learn.df if df is None else df, **kw)
 
 
+def z_of_a(learn, r):
+    return r[f"z{learn.dls.flow.slices['a'].logits.start}"]
+
+
 def test_it_lists_the_dearest_labels_that_are_not_predicted(learn):
     "Of the k rows with the greatest losses of a task, those whose label is not what is predicted."
     s, tab = learn.dls.flow.slices, clean(learn, k=12, tasks=['a', 'kind']).table
@@ -66,7 +70,7 @@ def test_it_lists_the_dearest_labels_that_are_not_predicted(learn):
         rows = []
         for name, r in learn.df.iterrows():
             z = [r[f'z{i}'] for i in range(9)][s[path].logits]
-            if pd.isna(r[path]) or path == 'kind' and (pd.isna(r.a) or not r.a):
+            if pd.isna(r[path]) or path == 'kind' and (pd.isna(r.a) or not r.a or z_of_a(learn, r) <= 0):
                 continue
             if path == 'a':
                 rows.append((math.log1p(math.exp(-z[0] if r.a else z[0])), name, r.a, z[0] > 0))
@@ -158,3 +162,120 @@ def test_corrections_that_cannot_be(learn):
             call()
     assert c.fixes == {}
     pd.testing.assert_frame_equal(c.apply(), learn.df)
+
+
+class Features(Transform):
+    "Row → its numbers"
+
+    def __call__(self, r, **kwargs):
+        return torch.tensor([r.x0, r.x1], dtype=torch.float32)
+
+
+def of_folds(n=60, seed=0):
+    "A table, and folds whose learners are linear layers with weights of their own"
+    rng = np.random.default_rng(seed)
+    a = BinaryBlock('a')
+    flow = Flow('f', a, SingleLabelBlock('kind', vocab=list('uvw')) | a, UnboundedRegressionBlock('size') | a)
+    df = pd.DataFrame(rng.normal(size=(n, 2)), columns=['x0', 'x1'])
+    df['a'] = 1 * (rng.random(n) < 0.6)
+    df['kind'] = pd.Series(rng.choice(list('uvw'), n)).where((df.a == 1) & (rng.random(n) < 0.8))
+    df['size'] = pd.Series(10 + 3 * rng.normal(size=n)).where(df.a == 1)
+    df = df.set_axis([f'row{i}' for i in range(n)])
+
+    def fit(valid_idx):
+        block = DataBlock(blocks=(TransformBlock, flow), get_x=Features(), splitter=IndexSplitter(valid_idx))
+        dls = block.dataloaders(df, bs=16, num_workers=0)
+        model = nn.Linear(2, dls.c)
+        torch.nn.init.normal_(model.weight)
+        return equip(Learner(dls, model))
+
+    torch.manual_seed(seed)
+    return df, fit_folds(fit, flow, df, n=3, seed=seed, group_col=None)
+
+
+def losses_of_row(learn, r):
+    "Path → loss, label, predicted of a row by a learner, where the task is judged, in plain Python"
+    flow, res = learn.dls.flow, {}
+    with torch.no_grad():
+        z = learn.model(torch.tensor([r.x0, r.x1], dtype=torch.float32)).tolist()
+    own = {path: z[place.logits] for path, place in flow.slices.items()}
+    yes = own['a'][0] > 0
+    res['a'] = math.log1p(math.exp(-own['a'][0] if r.a else own['a'][0])), bool(r.a), yes
+    if r.a and yes:
+        if not pd.isna(r.kind):
+            nll = math.log(sum(map(math.exp, own['kind']))) - own['kind']['uvw'.index(r.kind)]
+            res['kind'] = nll, r.kind, 'uvw'[int(np.argmax(own['kind']))]
+        train = learn.dls.train_ds.items['size'].dropna().to_numpy()
+        scaled = (r['size'] - train.mean()) / train.std()
+        unit = np.abs((train - np.median(train)) / train.std()).mean()
+        res['size'] = abs(own['size'][0] - scaled) / unit, r['size'], own['size'][0] * train.std() + train.mean()
+    return res
+
+
+def test_folds_judge_the_rows_that_they_have_not_seen():
+    "Each label by the learner that was not trained on it; below an error, nothing is listed once more"
+    df, folds = of_folds()
+    tab = Cleaner(folds, k=8).table
+    want = {path: [] for path in ('a', 'kind', 'size')}
+    for learn, part in zip(folds.learners, folds.parts):
+        for i in part:
+            for path, (loss, label, predicted) in losses_of_row(learn, df.iloc[i]).items():
+                want[path].append((loss, df.index[i], label, predicted))
+    for path, rows in want.items():
+        rows = [row for row in sorted(rows, key=lambda row: -row[0])[:8] if row[2] != row[3]]
+        got = tab[tab.task_path == path]
+        assert got.row.tolist() == [row for _, row, *_ in rows] and len(rows) > 3
+        assert got.loss.tolist() == pytest.approx([loss for loss, *_ in rows], rel=1e-4)
+        for column, place in (('label', 2), ('predicted', 3)):
+            told = [row[place] for row in rows]
+            assert got[column].tolist() == (pytest.approx(told, rel=1e-4) if path == 'size' else told)
+    no = ~df.a[tab.row[tab.task_path != 'a']].astype(bool)
+    assert not no.any()
+
+
+def test_the_order_is_that_of_the_self_confidence_of_cleanlab():
+    rank = pytest.importorskip('cleanlab.rank', reason='a benchmark asks for cleanlab')
+    df, folds = of_folds(seed=1)
+    tab = Cleaner(folds, k=len(df), tasks='kind').table
+    quality = {}
+    for learn, rows in folds.rows():
+        with learn.no_bar():
+            probs = learn.get_preds(dl=learn.dls.test_dl(rows))[0][:, learn.dls.flow.slices['kind'].acts].numpy()
+        known = rows.kind.notna().to_numpy()
+        codes = rows.kind[known].map(dict(u=0, v=1, w=2)).to_numpy().astype(int)
+        scores = rank.get_label_quality_scores(codes, probs[known], method='self_confidence')
+        quality |= dict(zip(rows.index[known], scores))
+    assert len(tab) > 5 and np.all(np.diff([quality[row] for row in tab.row]) >= 0)
+    assert np.exp(-tab.loss).tolist() == pytest.approx([quality[row] for row in tab.row], rel=1e-4)
+
+
+def test_folds_take_corrections_and_show_rows(monkeypatch):
+    df, folds = of_folds()
+    c = Cleaner(folds, k=8)
+    first = c.table[c.table.task_path == 'kind'].iloc[0]
+    new = c.correct(first.row, 'kind').apply()
+    assert new.at[first.row, 'kind'] == first.predicted and new.drop(columns='kind').equals(df.drop(columns='kind'))
+    shown = {}
+    monkeypatch.setattr(
+        type(folds.learners[0].dls.valid), 'show_results', lambda self, b, out, **kw: shown.update(b=b, out=out, **kw)
+    )
+    c.show('size', k=4)
+    listed = c.table[c.table.task_path == 'size'][:4]
+    flow = c.flow
+    assert shown['max_n'] == 4 and all(row in title for row, title in zip(listed.row, shown['titles']))
+    assert shown['b'][0][:, 0].tolist() == pytest.approx(df.x0[listed.row].tolist(), rel=1e-5)
+    sizes = flow.tasks['size'].unscale(shown['out'][:, 0, flow.slices['size'].targets][:, 0].double())
+    assert sizes.tolist() == pytest.approx(listed.predicted.tolist(), rel=1e-4)
+
+
+def test_folds_and_tables_that_are_refused(learn):
+    df, folds = of_folds()
+    for call, says in (
+        (lambda: Cleaner(folds, df.iloc[:5]), r'Cleaner\(folds, df\): the folds know their table, of 60 rows'),
+        (lambda: Cleaner(learn), r'Cleaner\(learn\) needs the table'),
+        (lambda: Cleaner(folds, k=1, tasks='nose'), 'nose'),
+        (lambda: Cleaner(folds, k=0).show('a'), "no label of task 'a' is listed"),
+    ):
+        with pytest.raises(FlowError, match=says):
+            call()
+    assert Cleaner(folds, df, k=1).df is df

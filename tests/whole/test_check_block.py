@@ -446,6 +446,13 @@ class Negative(BinaryBlock):
         return -super().nll(logits, targets, smooth)
 
 
+class Halved(BinaryBlock):
+    "Logits that lead to other activations"
+
+    def logits_at(self, acts):
+        return super().logits_at(acts) / 2
+
+
 class Strangers(MultiLabelBlock):
     "Labels that stand nowhere"
 
@@ -474,6 +481,7 @@ class Last(SingleLabelBlock):
         (Certain('b0'), 'decide'),
         (Percent('b0'), 'activate'),
         (Negative('b0'), 'nll'),
+        (Halved('b0'), 'logits_at'),
         (Strangers('tags'), 'columns_of'),
         (AllAtOnce('tags'), 'label_scores'),
         (Last('k'), 'implied_labels'),
