@@ -32,6 +32,7 @@ from .callback.gradients import GradientCosine
 from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint
 from .callback.schedule import TaskLR, WeightSchedule
+from .callback.validation_rows import ValidationRows
 from .check_block import check_block
 from .equip import equip
 from .learn.guard import FlowGuard, before_fit_check
@@ -77,6 +78,7 @@ import fastai_condmtl.evaluate.tune  # noqa: F401
 import fastai_condmtl.evaluate.calibrate  # noqa: F401
 import fastai_condmtl.evaluate.conformal  # noqa: F401
 import fastai_condmtl.evaluate.label_cleaning  # noqa: F401
+import fastai_condmtl.evaluate.label_next  # noqa: F401
 import fastai_condmtl.evaluate.report  # noqa: F401
 import fastai_condmtl.deploy.onnx  # noqa: F401
 import fastai_condmtl.deploy.safe  # noqa: F401

@@ -29,6 +29,7 @@ from fastai.vision.all import (
     set_seed,
 )
 from torch import nn
+from fastai_condmtl.evaluate.skill import skill
 from fastai_condmtl.learn.start import start_learner
 from fastai_condmtl.vision.all import (
     BinaryBlock,
@@ -176,14 +177,14 @@ def frozen_table(df, path, size, cache):
             start = time.perf_counter()
             tried[epochs] = arm(epochs, seed=0)
             seconds[epochs] = time.perf_counter() - start
-        best = max(EPOCHS, key=lambda epochs: skill(tried[epochs]['valid'], trivial))
+        best = max(EPOCHS, key=lambda epochs: mean_skill(tried[epochs]['valid'], trivial))
         runs = [arm(best, seed)['test'] for seed in range(SEEDS)]
         show_arm(f'{name}, {best} epochs, {seconds[best]:.0f} s', runs, trivial)
     show_others(trivial)
 
 
 def show_arm(name, runs, trivial):
-    show_row(name, [{task: run[task] for task in TASKS} | dict(skill=skill(run, trivial)) for run in runs])
+    show_row(name, [{task: run[task] for task in TASKS} | dict(skill=mean_skill(run, trivial)) for run in runs])
 
 
 def show_others(trivial):
@@ -197,9 +198,9 @@ def trivial_accuracies(df):
     return {task: float((test[task] == pd.Series(train[task]).mode()[0]).mean()) for task in TASKS}
 
 
-def skill(scores, trivial):
+def mean_skill(scores, trivial):
     "0 of the trivial predictor, 1 of a perfect one: the mean of both tasks"
-    return float(np.mean([(scores[task] - trivial[task]) / (1 - trivial[task]) for task in TASKS]))
+    return float(np.mean([skill(scores[task], trivial[task]) for task in TASKS]))
 
 
 class Finetuned:

@@ -12,6 +12,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import accuracy_score, average_precision_score, mean_absolute_error, r2_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
+from fastai_condmtl.evaluate.skill import skill
 from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditional_tabular_learner
 from fastai_condmtl.tabular.members import TableNetwork
 from fastai_condmtl.tabular.piecewise import PiecewiseNumbers
@@ -301,11 +302,7 @@ def scores_of(bench, parts, found):
 
 def skills(scores, of_trivial):
     "Each score so that the trivial predictor has 0 and the best one 1; then their means"
-    rows = {}
-    for (path, name), value in scores.items():
-        base = of_trivial[path, name]
-        rows[path, name] = 1 - value / base if name == 'MAE' else (value - base) / (1 - base)
-    rows = pd.Series(rows)
+    rows = pd.Series({key: skill(value, of_trivial[key], key[1] == 'MAE') for key, value in scores.items()})
     headline = rows.index.get_level_values(1).isin(HEADLINES)
     ranking = rows.index.get_level_values(1).isin(('AUC', 'r2'))
     return {('skill', 'headline'): rows[headline].mean(), ('skill', 'AUC, r2'): rows[ranking].mean()}

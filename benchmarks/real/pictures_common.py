@@ -16,6 +16,7 @@ from fastcore.foundation import L
 from sklearn.metrics import f1_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, l1_loss, mse_loss
+from fastai_condmtl.evaluate.skill import skill
 from fastai_condmtl.vision.all import (
     BinaryBlock,
     BoundedRegressionBlock,
@@ -67,16 +68,16 @@ model_meta[lite0] = dict(cut=-3, split=lite0_split, stats=LITE0_STATS)
 
 
 @torch.no_grad()
-def features_of(df, path, size, bs=32):
+def features_of(df, path, size, bs=32, n_views=4):
     """What the frozen network gives for the pictures of a table, average and largest over the picture, each picture as
-    it is and mirrored both ways `(N, 4, 2560)`; and the seconds that it took"""
+    it is and mirrored both ways `(N, n_views, 2560)`; and the seconds that it took"""
     start, device = time.perf_counter(), default_device()
     body = create_body(lite0(), cut=model_meta[lite0]['cut']).eval().to(device)
     pool, norm, found = AdaptiveConcatPool2d(1), Normalize.from_stats(*LITE0_STATS, cuda=False), []
     for part in chunked(df.img, bs):
         pictures = [PILImage.create(path / name).resize(size[::-1]) for name in part]
         x = norm(TensorImage(np.stack(pictures)).permute(0, 3, 1, 2) / 255).as_subclass(torch.Tensor).to(device)
-        views = [x, x.flip(3), x.flip(2), x.flip(2, 3)]
+        views = [x, x.flip(3), x.flip(2), x.flip(2, 3)][:n_views]
         found.append(torch.stack([pool(body(view)).flatten(1) for view in views], 1).cpu())
     return torch.cat(found), time.perf_counter() - start
 
@@ -214,8 +215,7 @@ def trivial_decided(flow, train, n):
 
 def skills_of(scores, trivial):
     "Name → 0 of the trivial predictor to 1 of a perfect one; a name that ends with `ERROR` perfect at 0"
-    best = {name: 0.0 if name.endswith(ERROR) else 1.0 for name in scores}
-    return {name: (score - trivial[name]) / (best[name] - trivial[name]) for name, score in scores.items()}
+    return {name: skill(score, trivial[name], name.endswith(ERROR)) for name, score in scores.items()}
 
 
 def packed_labels(dl):

@@ -8,31 +8,28 @@ import math
 from typing import Any
 import pandas as pd
 from fastcore.basics import patch
-from fastai.callback.core import CancelFitException, Callback
+from fastai.callback.core import CancelFitException
 from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
 from fastai.torch_core import get_model
-from .thresholds import rows_of_metrics
+from .validation_rows import ValidationRows
 from ..core.arguments import check_number, check_whole
 from ..core.plot import short_names
 from ..evaluate.metrics import check_metrics
 from ..evaluate.skill import skill_of_tasks
-from ..learn.accumulate import Accumulator
 from ..learn.direct import leaves_predictions
-from ..learn.state import flow_of, is_fitting
+from ..learn.state import flow_of
 
 # %% auto #0
 __all__ = ['SkillRecorder', 'EarlyStoppingTasks']
 
 # %% ../../nbs/callback/early_stopping.ipynb #7de76593
 @leaves_predictions
-class SkillRecorder(Callback):
+class SkillRecorder(ValidationRows):
     """Keeps the skill of each task on the validation rows after each epoch: `learn.skill_recorder.skills` is a
     DataFrame with a row an epoch and a column a task, `learn.skill_recorder.plot()` its picture"""
 
     order, remove_on_fetch = TrackerCallback.order + 3, True  # after the recorder, before ThresholdSearch
-    _stateattrs: Any = ('acc',)
-    acc: Any = None  # rows of the validation, while a fit runs
 
     def __init__(
         self,
@@ -40,16 +37,15 @@ class SkillRecorder(Callback):
     ):
         self.metric = metric
         self.rows = []  # of each epoch, path → skill; of all fits
-        self.active = self.trained = False  # this is a fit, and `learn.validate` is none
 
     def before_fit(self):
-        self.active, self.trained = is_fitting(self.learn), False
-        if not self.active:
-            return
-        flow = flow_of(self.learn)
-        check_metrics(flow, [self.metric] if self.metric else [])
-        shared = rows_of_metrics(self.learn)
-        self.shared, self.acc = shared is not None, shared or Accumulator(flow)
+        super().before_fit()
+        if self.active:
+            check_metrics(flow_of(self.learn), [self.metric] if self.metric else [])
+
+    def after_epoch(self):
+        if self.trained and self.acc.parts:
+            self.rows.append(skill_of_tasks(self.acc, self.metric))
 
     @property
     def skills(self):
@@ -57,35 +53,6 @@ class SkillRecorder(Callback):
         res = pd.DataFrame(self.rows)
         res.index.name = 'epoch'
         return res
-
-# %% ../../nbs/callback/early_stopping.ipynb #b826eb54
-@patch
-def before_train(self: SkillRecorder):
-    self.trained = True
-
-
-@patch
-def before_validate(self: SkillRecorder):
-    if self.active and not self.shared:
-        self.acc.reset()
-
-
-@patch
-def after_batch(self: SkillRecorder):
-    if self.active and not self.shared and not self.training and len(self.yb):
-        self.acc.accumulate(self.learn)
-
-
-@patch
-def after_epoch(self: SkillRecorder):
-    if self.trained and self.acc.parts:
-        self.rows.append(skill_of_tasks(self.acc, self.metric))
-
-
-@patch
-def after_fit(self: SkillRecorder):
-    if self.active and not self.shared:
-        self.acc.reset()
 
 # %% ../../nbs/callback/early_stopping.ipynb #d9ab9fac
 @leaves_predictions

@@ -8,23 +8,22 @@ from typing import Any
 import warnings
 import torch
 from fastcore.basics import patch
-from fastai.callback.core import Callback
 from fastai.imports import noop
 from fastai.torch_core import no_random
 from torch.nn.parameter import is_lazy
+from .validation_rows import ValidationRows
 from ..core.errors import FlowError, FlowWarning
 from ..learn.direct import leaves_predictions
-from ..learn.accumulate import Accumulator, collect
-from ..learn.state import flow_of, follows_flow, own_loss, is_fitting
-from ..evaluate.metrics import TaskMetric
+from ..learn.accumulate import collect
+from ..learn.state import flow_of, follows_flow, own_loss
 from ..evaluate.tune import aims, search
 
 # %% auto #0
-__all__ = ['ThresholdSearch', 'rows_of_metrics', 'weight_sums', 'versions']
+__all__ = ['ThresholdSearch', 'weight_sums', 'versions']
 
 # %% ../../nbs/callback/thresholds.ipynb #b90cb23f
 @leaves_predictions
-class ThresholdSearch(Callback):
+class ThresholdSearch(ValidationRows):
     "`learn.search_thresholds` after each fit; the table is in `learn.threshold_search.result`"
 
     order = 65  # after SaveModelCallback has put the best weights back
@@ -46,9 +45,7 @@ class ThresholdSearch(Callback):
         self.metric, self.gates, self.constraint, self.tasks = metric, gates, constraint, tasks
         self.every, self.verbose, self.n_boot, self.min_support = every, verbose, n_boot, min_support
         self.result: Any = None  # table of the last search
-        self.active = False  # this is a fit
-        self.trained = False  # and neither `learn.validate`
-        self.start: Any = None  # sums of the weights before it
+        self.start: Any = None  # sums of the weights before a fit
         self.validated: Any = None  # versions of the weights at the last validation
 
     def wanted(self, flow):
@@ -58,46 +55,22 @@ class ThresholdSearch(Callback):
 # %% ../../nbs/callback/thresholds.ipynb #18e7b62a
 @patch
 def before_fit(self: ThresholdSearch):
-    self.active = is_fitting(self.learn)
-    self.trained, self.validated = False, None
-    if not self.active:
-        return
-    flow = flow_of(self.learn)
-    self.aims = self.wanted(flow)
-    rows = rows_of_metrics(self.learn)
-    self.shared = rows is not None
-    self.acc = rows if self.shared else Accumulator(flow)
+    ValidationRows.before_fit(self)
+    self.validated = None
+    if self.active:
+        self.aims = self.wanted(flow_of(self.learn))
 
 
 @patch
 def before_train(self: ThresholdSearch):
     if not self.trained:
         self.start = weight_sums(self.model)
-    self.trained = True
-
-
-@patch
-def before_validate(self: ThresholdSearch):
-    if self.active and not self.shared:
-        self.acc.reset()
-
-
-@patch
-def after_batch(self: ThresholdSearch):
-    if self.active and not self.shared and not self.training and len(self.yb):
-        self.acc.accumulate(self.learn)
+    ValidationRows.before_train(self)
 
 
 @patch
 def after_validate(self: ThresholdSearch):
     self.validated = versions(self.model)
-
-
-def rows_of_metrics(learn) -> Accumulator | None:
-    "What the flow's metrics accumulate in the validation; None without such metrics"
-    if not learn.recorder.valid_metrics:
-        return None
-    return next((metric.acc for metric in learn.metrics if isinstance(metric, TaskMetric)), None)
 
 # %% ../../nbs/callback/thresholds.ipynb #d8e26c6e
 @patch
@@ -111,8 +84,7 @@ def after_fit(self: ThresholdSearch):
     found = self.search_now()
     if found and self.verbose and self.learn.logger is not noop:
         print(self.summary())
-    if self.active and not self.shared:
-        self.acc.reset()
+    ValidationRows.after_fit(self)
     self.start = None
 
 

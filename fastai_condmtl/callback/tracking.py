@@ -15,11 +15,11 @@ from fastai.torch_core import TensorBase, TensorImage, maybe_gather, no_random, 
 from plum import dispatch
 from .thresholds import versions
 from .tracked_rows import Kept, Tracked
+from .validation_rows import rows_of_metrics
 from ..learn.accumulate import collect
 from ..learn.state import flow_of, mixed, is_predicting, is_fitting
 from ..core.extras import import_extra
 from ..loss.inputs import TaskSums
-from ..evaluate.metrics import TaskMetric
 from ..loss.ranks import scattered
 from ..core.target import TensorConditional
 
@@ -62,8 +62,7 @@ class ConditionalTracker(Callback):
         flow, self.trained = flow_of(self.learn), False
         Tracked(self.learn, Kept(flow, self.n), tasks=self.tasks)  # a wrong name is an error now
         self.acc = Kept(flow, self.n)
-        of_metrics = (metric.acc for metric in self.learn.metrics if isinstance(metric, TaskMetric))
-        self.shared = next((acc for acc in of_metrics if acc.flow is flow), None)  # what the metrics accumulate
+        self.shared = rows_of_metrics(self.learn)
 
 # %% ../../nbs/callback/tracking.ipynb #42a7e57c
 @patch

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import get_ident
 
 # %% auto #0
-__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv']
+__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind']
 
 # %% ../../nbs/core/files.ipynb #1050fcec
 @contextmanager
@@ -71,15 +71,26 @@ def _host():
 # %% ../../nbs/core/files.ipynb #dbd32e08
 def _remove_left_behind(path):
     "Remove temporary files of `path` whose process on this machine has ended"
+    for file in left_behind(path):
+        file.unlink(missing_ok=True)
+
+
+def left_behind(
+    path,  # File that `atomic_write` was to write
+) -> list:
+    "Its temporary files whose process on this machine has ended, most often since it was killed"
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
-        return
+        return []
+    found = []
     head = f'.{path.name}.{_host()}-'
     for file in path.parent.iterdir():
         if not (file.name.startswith(head) and file.name.endswith('.tmp')):
             continue
         pid = file.name[len(head) :].partition('-')[0]
         if pid.isdecimal() and not _is_running(int(pid)):
-            file.unlink(missing_ok=True)
+            found.append(file)
+    return found
 
 
 def _is_running(pid):

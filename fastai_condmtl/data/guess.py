@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/guess.ipynb #94f5718c
 from __future__ import annotations
-import re
+import keyword, re, textwrap
 from pathlib import Path
 from types import MappingProxyType
 import pandas as pd
@@ -15,6 +15,8 @@ from ..core.errors import FlowError, near
 from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
+from ..core.flow_json import arguments, block_config, from_jsonable
+from ..core.question_text import is_comparison
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock
 from ..core.not_asked import Blanks, check_na, where_blank, without_blanks
@@ -25,9 +27,9 @@ from .guess_shapes import guess_shapes, shared_size
 import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json  # noqa: F401  flow.audit, flow.to_json
 
 # %% auto #0
-__all__ = ['Guess', 'guess_flow', 'check_table', 'notes', 'note_on_gaps', 'guess_fn_col', 'guess_columns', 'guess_column',
-           'task_name', 'values_that_occur', 'guess_tasks', 'asks_yes_no', 'with_silent_no', 'facts_of',
-           'facts_of_task', 'renamed']
+__all__ = ['Guess', 'guess_flow', 'check_table', 'notes', 'note_on_gaps', 'is_split', 'guess_fn_col', 'guess_columns',
+           'guess_column', 'task_name', 'values_that_occur', 'guess_tasks', 'asks_yes_no', 'with_silent_no', 'facts_of',
+           'facts_of_task', 'renamed', 'variable_names']
 
 # %% ../../nbs/data/guess.ipynb #806249cc
 class Guess:
@@ -108,6 +110,11 @@ def note_on_gaps(flow, df):
 _is_split = re.compile(r'(is_?)?(valid(ation)?|train|test)|split|fold|subset', re.I)
 
 
+def is_split(cells) -> bool:
+    "True if a column is called like a split into training and validation rows, and has few values"
+    return bool(_is_split.fullmatch(str(cells.name))) and len(set(map(str, cells.dropna()))) <= 10
+
+
 def guess_fn_col(df):
     "The column with the names of image files; None where there is none"
     return next((c for c in df.columns if _holds_image_files(df[c].dropna())), None)
@@ -143,13 +150,13 @@ def guess_columns(
         why[name] = guess.why + renamed
     if not blocks:
         reasons = '; '.join(f"'{column}': {text}" for column, text in left_out.items())
-        raise FlowError(f"no column looks like a task: {reasons}")
+        raise FlowError(f"no column looks like a task: {reasons}. Add a column with two different answers or more")
     return blocks, why, left_out
 
 # %% ../../nbs/data/guess.ipynb #e35a93b2
 def guess_column(cells, name, kwargs, side=None):
     "The `KindGuess` of a column of a table; `side` is given if the column is one number of a box or a point"
-    if _is_split.fullmatch(str(cells.name)) and len(set(map(str, cells.dropna()))) <= 10:
+    if is_split(cells):
         return KindGuess(None, "it looks like a split into training and validation rows")
     if side is not None:
         return KindGuess(BoundedRegressionBlock(name, **kwargs, **side.block_args), side.why)
@@ -280,3 +287,44 @@ def edit(
     if block is not None:
         why[block.name] = 'as it was edited'
     return Guess(flow, self.fn_col, self.left_out, why)
+
+# %% ../../nbs/data/guess.ipynb #83144885
+@patch
+def code(self: Guess) -> str:
+    "The flow as Python code, each task below the reason for it"
+    tasks = self.flow.tasks
+    names = variable_names([own.name for own in tasks], {type(own).__name__ for own in tasks})
+    lines = ['from fastai_condmtl.all import *', '']
+    for own in tasks:
+        lines += textwrap.wrap(self.why[own.name], 110, initial_indent='# ', subsequent_indent='# ')
+        defaults, config = arguments(type(own)), block_config(own)
+        kept = {key: value for key, value in map(_as_python, config.items()) if value != defaults.get(key)}
+        args = ''.join(f', {key}={value!r}' for key, value in kept.items())
+        given = '' if own.given is None else f' | {_behind_a_bar(renamed(own.given, names))}'
+        lines.append(f'{names[own.name]} = {type(own).__name__}({own.name!r}{args}){given}')
+    flow = f'flow = Flow({self.flow.name!r}, {", ".join(names.values())})'
+    return '\n'.join([*lines, '', *textwrap.wrap(flow, 110, subsequent_indent='    ', break_on_hyphens=False)])
+
+
+def _behind_a_bar(cond):
+    "A condition as text that may follow `|`, which binds more tightly than a comparison"
+    text = write_condition(cond)
+    return f'({text})' if isinstance(cond, Atom) and is_comparison(cond.op, cond.value) else text
+
+
+def _as_python(argument):
+    "Name and value of an argument, as Python takes it"
+    return argument[0], from_jsonable(argument[1])
+
+
+def variable_names(names, taken=()) -> dict:
+    "Name of each task → a name for its variable in Python, which is none of `taken`"
+    taken, found = {'flow', 'Flow', 'any_of', 'task', *taken}, {}
+    for name in names:
+        word = re.sub(r'\W', '_', name)
+        word = word if word.isidentifier() else f'task_{word}'
+        while word in taken or keyword.iskeyword(word):
+            word += '_'
+        found[name] = word
+        taken.add(word)
+    return found

@@ -4,23 +4,24 @@
 
 # %% ../../nbs/data/packed.ipynb #f8751509
 from __future__ import annotations
-import json, pickle
+import json, pickle, warnings
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError
-from ..core.files import atomic_write
+from ..core.errors import FlowError, FlowWarning
+from ..core.files import atomic_write, left_behind
 from ..core.flow import Flow
 from ..core.odd_cells import warn_of_odd_cells
 from ..core.target import TensorConditional
+from .keys import Keys, KeyWriter, check_once, key_texts
 from .pieces import SIDES, ParquetPieces, Sides, TablePieces, bind_pieces, label_cols
 from .target_block import EncodedRows
 import fastai_condmtl.loss.unit  # noqa: F401  units of a bound flow
 
 # %% auto #0
 __all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'write_facts', 'PackedRows', 'TaskCounts', 'counts_of',
-           'values_counted', 'has_classes', 'encode_pieces', 'PackedWriter']
+           'values_counted', 'has_classes', 'encode_pieces', 'tell_killed', 'PackedWriter']
 
 # %% ../../nbs/data/packed.ipynb #ce0fa680
 MAGIC = b'condmtl packed 1'
@@ -75,6 +76,12 @@ def flow(self: PackedLabels) -> BoundFlow:
     return self._flow
 
 
+@patch(as_prop=True)
+def keys(self: PackedLabels) -> Keys | None:
+    "The keys of the rows; None where they were encoded without `key_col=`"
+    return Keys(self.path, self.facts['keys']) if 'keys' in self.facts else None
+
+
 @patch
 def positions(
     self: PackedLabels,
@@ -102,11 +109,14 @@ def read_facts(
         size = file.seek(0, 2)
         file.seek(max(size - len(magic) - 8, 0))
         end = file.read()
-        if end[8:] != magic:
-            raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks its end: write it again")
         length = int.from_bytes(end[:8], 'little')
-        file.seek(size - len(magic) - 8 - length)
-        facts = json.loads(file.read(length))
+        file.seek(max(size - len(magic) - 8 - length, 0))
+        try:
+            facts = json.loads(file.read(min(length, size))) if end[8:] == magic else None
+        except ValueError:
+            facts = None
+    if not isinstance(facts, dict) or 'size' not in facts:
+        raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks a part: write it again")
     if facts['size'] != size:
         raise FlowError(f"'{path}' has {size:,} bytes in place of {facts['size']:,}: copy it again")
     return facts
@@ -226,24 +236,38 @@ def encode_pieces(
     valid_col: str = None,
     valid_pct: float = 0.0,
     seed: int = 0,
+    group_col: str = None,
+    key_col: str = None,
 ) -> PackedLabels:
     "Labels of a table in pieces, packed into a file. See `encode_parquet`"
-    path, sides = Path(path), Sides(valid_col, valid_pct, seed)
+    path, sides = Path(path), Sides(valid_col, valid_pct, seed, group_col)
+    tell_killed(path)
     pieces = pieces if hasattr(pieces, 'only') else TablePieces(pieces)
     if isinstance(flow, BoundFlow):
         bound, dtypes, n_rows = flow, None, None
     else:
         bound, dtypes, n_rows = bind_pieces(flow, pieces, sides, path.absolute().parent)
     cols = label_cols(bound.plan)
-    pieces = pieces.only([*cols, *([valid_col] if valid_col not in (None, *cols) else [])])
+    pieces = pieces.only(list(dict.fromkeys([*cols, *sides.cols, *([] if key_col is None else [key_col])])))
     with atomic_write(path) as unfinished, open(unfinished, 'wb') as file:
         writer = PackedWriter(file, bound, n_rows)
+        writer.keys = None if key_col is None else KeyWriter(path.absolute().parent)
+        writer.keys_repeat = getattr(pieces, 'keys_repeat', False)
         for df in pieces:
             labels = df[cols]
             changed = {} if dtypes is None else {c: t for c, t in dtypes.items() if labels.dtypes[c] != t}
             writer.add(labels.astype(changed) if changed else labels, sides(df))
+            if key_col is not None:
+                writer.keys.add(key_texts(df, key_col))
         writer.finish()
     return PackedLabels(path)
+
+
+def tell_killed(path):
+    "Warn where an earlier encoding was killed: what it left behind is removed, and no file that is not whole opens"
+    if left_behind(path):
+        told = f"an earlier encoding of '{path}' was ended before it was done: its unfinished file goes, and all is "
+        warnings.warn(told + "encoded anew", FlowWarning, stacklevel=4)
 
 # %% ../../nbs/data/packed.ipynb #ec981029
 class PackedWriter:
@@ -309,6 +333,11 @@ def finish(self: PackedWriter):
         tasks=list(self.bound.paths),
     )
     self.file.write(flow)
+    if self.keys is not None:
+        facts['keys'] = self.keys.write(self.file)
+        self.file.flush()
+        if not self.keys_repeat:
+            check_once(Keys(self.file.name, facts['keys']), 'row')
     write_facts(self.file, facts, MAGIC)
 
 
@@ -353,10 +382,21 @@ def encode_parquet(
     valid_col: str = None,  # Column that is true for validation rows, or says train, valid or test
     valid_pct: float = 0.0,  # Or the share of validation rows, each drawn by itself
     seed: int = 0,  # For the same draws again
+    group_col: str = None,  # Column that says which rows belong together: `valid_pct` draws whole groups
+    key_col: str = None,  # Column with the keys of the samples in shards, which are then compared
 ) -> PackedLabels:
     """Labels of Parquet files, encoded a piece at a time into a file that is mapped into memory. A flow is bound to
     all rows on the way, as to the whole table; a bound flow encodes them as it is. Example:
     `flow.encode_parquet('labels/*.parquet', 'labels.packed', valid_pct=.1)`. Raises `FlowError` with task, row and
-    value where a label does not fit, and where a file lacks a column; needs the extra `parquet`"""
-    pieces = ParquetPieces(files)
-    return encode_pieces(self, pieces, path, valid_col=valid_col, valid_pct=valid_pct, seed=seed)
+    value where a label does not fit, where a file lacks a column, and where a key stands twice; needs the extra
+    `parquet`"""
+    return encode_pieces(
+        self,
+        ParquetPieces(files),
+        path,
+        valid_col=valid_col,
+        valid_pct=valid_pct,
+        seed=seed,
+        group_col=group_col,
+        key_col=key_col,
+    )

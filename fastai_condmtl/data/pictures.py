@@ -14,7 +14,7 @@ from fastai.vision.core import PILBase, PILImage, load_image
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['OpenImage', 'open_image', 'check_is_file', 'eight_bits']
+__all__ = ['OpenImage', 'open_image', 'picture_of', 'check_is_file', 'eight_bits']
 
 # %% ../../nbs/data/pictures.ipynb #1d8a81c3
 class OpenImage(Transform):
@@ -60,12 +60,33 @@ def open_image(cls, fn):
     "What a file, its bytes, an array or a picture holds, as a `cls`; gray values of 16 bits with 8"
     check_is_file(fn)
     mode = getattr(cls, '_open_args', {}).get('mode')
+    opens_as_fastai = getattr(cls.create, '__func__', None) is PILBase.create.__func__
+    is_ours = opens_as_fastai and mode in ('RGB', 'L')
+    if is_ours and isinstance(fn, np.ndarray):
+        fn = picture_of(fn)
     if isinstance(fn, PIL.Image.Image):
         return cls.create(eight_bits(fn).convert(mode or fn.mode))  # a copy, with its pixels read
-    opens_as_fastai = getattr(cls.create, '__func__', None) is PILBase.create.__func__
-    if mode not in ('RGB', 'L') or not opens_as_fastai or not isinstance(fn, (str, Path, bytes)):
+    if not is_ours or not isinstance(fn, (str, Path, bytes)):
         return cls.create(fn)
     return cls(eight_bits(load_image(io.BytesIO(fn) if isinstance(fn, bytes) else fn)).convert(mode))
+
+
+def picture_of(array):
+    "The picture of gray values `(H, W)` or `(H, W, 1)`, of colours `(H, W, 3)`, or of colours and alpha `(H, W, 4)`"
+    plain = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    has_colours = plain.ndim == 3 and plain.shape[2] in (3, 4) and plain.dtype == np.uint8
+    fits = array.size > 0 and (has_colours or plain.ndim == 2)
+    try:
+        picture = Image.fromarray(plain) if fits else None
+    except TypeError:  # numbers that PIL does not know
+        picture = None
+    if picture is None:
+        shape = ' × '.join(map(str, array.shape)) or 'single'
+        raise ValueError(
+            f"an array of {shape} {array.dtype} is no picture; it must be (height, width) of 8 or 16 bits, or (height, "
+            "width, 3) of uint8"
+        )
+    return picture
 
 
 def check_is_file(fn):

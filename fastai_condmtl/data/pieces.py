@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.bound import BoundFlow
 from ..core.columns import factorise, numbers
-from ..core.errors import FlowError, RowsOf, check_column
+from ..core.errors import FlowError, RowsOf, check_column, row_name
 from ..core.extras import import_extra
 from ..core.plan import Plan
 from .split import ColumnSplitter, check_valid_pct
 
 # %% auto #0
 __all__ = ['PIECE', 'SIDES', 'MANY', 'MANY_NUMBERS', 'LEAF', 'ParquetPieces', 'TablePieces', 'files_of', 'placed', 'Sides',
-           'mixed', 'Witness', 'block_with_blanks', 'table_of_witness', 'Numbers', 'mean_and_std', 'sum_in_halves',
-           'bind_pieces', 'label_cols']
+           'group_hashes', 'mixed', 'Witness', 'block_with_blanks', 'table_of_witness', 'Numbers', 'mean_and_std',
+           'sum_in_halves', 'bind_pieces', 'label_cols']
 
 # %% ../../nbs/data/pieces.ipynb #ec46cd48
 PIECE = 1 << 15  # rows that are in memory at once
@@ -106,12 +106,16 @@ class Sides:
         valid_col: str = None,  # Column that is true for validation rows, or says train, valid or test
         valid_pct: float = 0.0,  # Or the share of validation rows, each drawn by itself
         seed: int = 0,
+        group_col: str = None,  # Column whose equal cells are drawn together
     ):
         if valid_pct:
             check_valid_pct(valid_pct)
         if valid_col is not None and valid_pct:
             raise FlowError(f"valid_col={valid_col!r} and valid_pct={valid_pct} both say which rows validate: give one")
-        self.valid_col, self.valid_pct, self.seed = valid_col, valid_pct, seed
+        if group_col is not None and not valid_pct:
+            raise FlowError(f"group_col={group_col!r} draws groups for the validation: say how many, valid_pct=.1")
+        self.valid_col, self.valid_pct, self.seed, self.group_col = valid_col, valid_pct, seed, group_col
+        self.cols = [col for col in (valid_col, group_col) if col is not None]
 
     def __call__(self, df) -> np.ndarray:
         if self.valid_col is not None:
@@ -119,7 +123,27 @@ class Sides:
             return sum(code * (sides == side).astype(np.uint8) for code, side in enumerate(SIDES))
         if not self.valid_pct:
             return np.zeros(len(df), dtype=np.uint8)
-        return (mixed(df.index.to_numpy().astype(np.uint64), self.seed) < self.valid_pct).astype(np.uint8)
+        drawn = df.index.to_numpy().astype(np.uint64) if self.group_col is None else group_hashes(df, self.group_col)
+        return (mixed(drawn, self.seed) < self.valid_pct).astype(np.uint8)
+
+
+def group_hashes(
+    df,  # A piece of a table
+    col: str,  # The column with groups
+) -> np.ndarray:  # `(n,)` uint64, equal where the groups are equal, in every piece
+    "A number for each row that follows from its group alone: 1, 1.0 and '1' are one group"
+    groups = df[col]
+    if (blank := groups.isna().to_numpy()).any():
+        raise FlowError(
+            f"group_col={col!r} is blank in {row_name(df, int(blank.argmax()))} and {blank.sum() - 1} more of this "
+            "piece: give each row a group"
+        )
+    codes, distinct = pd.factorize(groups)
+    texts = [
+        str(int(group)) if isinstance(group, (float, np.floating)) and group == int(group) else str(group)
+        for group in distinct
+    ]
+    return pd.util.hash_array(np.array(texts, dtype=object), categorize=False)[codes]
 
 
 def mixed(positions, seed):
@@ -290,7 +314,7 @@ def bind_pieces(
     "A flow bound to a table in pieces, as to the whole: same vocabularies, same scales, bit for bit"
     plan = Plan(flow)
     cols = label_cols(plan)
-    pieces = pieces.only([*cols, *([sides.valid_col] if sides.valid_col not in (None, *cols) else [])])
+    pieces = pieces.only(list(dict.fromkeys([*cols, *sides.cols])))
     witness, n_rows = Witness(plan, cols), np.zeros(len(SIDES), dtype=np.int64)
     kept = {i: Numbers(folder) for i, block in enumerate(plan.blocks) if block.learns_mean}
     for df in pieces:

@@ -13,14 +13,15 @@ from ..core.bound import BoundFlow
 from ..core.errors import FlowError, near
 from ..core.files import atomic_write
 from ..core.flow import Flow
+from .keys import Keys, KeyWriter, check_same_keys
 from .packed import PackedLabels, encode_pieces, read_facts, write_facts
 from ..core.target import TensorConditional
 from .pieces import PIECE, SIDES, files_of, placed
 from .target_block import ConditionalLists, FlowTransform
 
 # %% auto #0
-__all__ = ['PICTURES', 'SAMPLE_DTYPE', 'MAGIC', 'OPEN', 'BLOCK', 'MIXED', 'Shards', 'write_index', 'samples_of', 'check_sample',
-           'ShardLabels', 'index_of', 'Order', 'OrderedDL', 'ShardPictures', 'ShardData', 'shard_data',
+__all__ = ['PICTURES', 'SAMPLE_DTYPE', 'MAGIC', 'OPEN', 'KEY', 'BLOCK', 'MIXED', 'Shards', 'write_index', 'samples_of',
+           'check_sample', 'ShardLabels', 'index_of', 'Order', 'OrderedDL', 'ShardPictures', 'ShardData', 'shard_data',
            'check_same_rows']
 
 # %% ../../nbs/data/shards.ipynb #5f12e92c
@@ -28,8 +29,9 @@ PICTURES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'ppm', 'pgm', 'pbm', 'ti
 SAMPLE_DTYPE = np.dtype(
     [('shard', '<u4'), ('start', '<u8'), ('size', '<u4'), ('label_start', '<u8'), ('label_size', '<u4')]
 )
-MAGIC = b'condmtl shards 1'
+MAGIC = b'condmtl shards 2'
 OPEN = 64  # shards that a process keeps open
+KEY = '__key__'  # what webdataset calls the key of a sample
 
 
 class Shards:
@@ -48,6 +50,7 @@ class Shards:
         self.samples = (
             np.memmap(self.index, dtype=SAMPLE_DTYPE, mode='r', shape=(n,)) if n else np.empty(0, SAMPLE_DTYPE)
         )
+        self.keys = Keys(self.index, self.read()['keys'])
         self.opened, self.process = {}, None
 
     def read(self):
@@ -86,17 +89,17 @@ def descriptor(self: Shards, shard) -> int:
 # %% ../../nbs/data/shards.ipynb #d50e167d
 def write_index(files, path, made_of):
     "Write where each sample stands"
-    n_rows = 0
+    keys = KeyWriter(Path(path).parent)
     with atomic_write(path) as unfinished, unfinished.open('wb') as out:
         for shard, file in enumerate(files):
-            samples = samples_of(shard, file)
+            samples, names = samples_of(shard, file)
             out.write(samples.tobytes())
-            n_rows += len(samples)
-        write_facts(out, dict(n_rows=n_rows, files=made_of), MAGIC)
+            keys.add(names)
+        write_facts(out, dict(n_rows=keys.n, files=made_of, keys=keys.write(out)), MAGIC)
 
 
 def samples_of(shard, file):
-    "Where the samples of a shard stand in it"
+    "Where the samples of a shard stand in it, and their keys, as webdataset has them"
     rows, name = [], None
     try:
         with tarfile.open(file, 'r:') as tar:
@@ -108,14 +111,15 @@ def samples_of(shard, file):
                 stem, _, ending = base.partition('.')
                 if name != (name := (folder, stem)):
                     check_sample(file, rows)
-                    rows.append(dict(name=stem, shard=shard))
+                    rows.append(dict(name=f'{folder}/{stem}' if folder else stem, shard=shard))
                 kind = dict.fromkeys(PICTURES, '') | dict(json='label_')
                 if (prefix := kind.get(ending.lower())) is not None:
                     rows[-1] |= {f'{prefix}start': member.offset_data, f'{prefix}size': member.size}
     except tarfile.TarError as error:
         raise FlowError(f"'{file}' is no tar file, or a compressed one ({error}): write shards that are not") from None
     check_sample(file, rows)
-    return np.array([tuple(row.get(field, 0) for field in SAMPLE_DTYPE.names) for row in rows], dtype=SAMPLE_DTYPE)
+    cells = [tuple(row.get(field, 0) for field in SAMPLE_DTYPE.names) for row in rows]
+    return np.array(cells, dtype=SAMPLE_DTYPE), [row['name'] for row in rows]
 
 
 def check_sample(file, rows):
@@ -130,6 +134,8 @@ def check_sample(file, rows):
 class ShardLabels:
     "The json of samples as tables; a name that a sample lacks is a blank"
 
+    keys_repeat = True  # a label lies beside its picture, also where each shard counts its samples from 0
+
     def __init__(self, shards, cols=None):
         self.shards, self.cols = shards, cols
 
@@ -140,6 +146,7 @@ class ShardLabels:
         for start in range(0, len(self.shards), PIECE):
             rows = range(start, min(start + PIECE, len(self.shards)))
             df = pd.DataFrame([self.read(i) for i in rows])
+            df[KEY] = self.shards.keys.some(rows.start, rows.stop)
             if not start:
                 self.check(df)
             yield placed(df if self.cols is None else df.reindex(columns=self.cols), start)
@@ -173,10 +180,13 @@ def encode_shards(
     valid_col: str = None,  # Name in the json that is true for validation rows, or says train, valid or test
     valid_pct: float = 0.0,  # Or the share of validation rows, each drawn by itself
     seed: int = 0,  # For the same draws again
+    group_col: str = None,  # Name in the json that says which samples belong together: `valid_pct` draws whole groups
 ) -> PackedLabels:
     "Labels that lie as json beside the pictures of shards, encoded as by `encode_parquet`; row `i` is sample `i`"
     labels = ShardLabels(Shards(files, index_of(path)))
-    return encode_pieces(self, labels, path, valid_col=valid_col, valid_pct=valid_pct, seed=seed)
+    return encode_pieces(
+        self, labels, path, valid_col=valid_col, valid_pct=valid_pct, seed=seed, group_col=group_col, key_col=KEY
+    )
 
 
 def index_of(path):
@@ -320,7 +330,9 @@ def shard_data(
 
 
 def check_same_rows(shards, packed):
-    "Raise where samples and rows are not as many"
+    "Raise where row `i` is not sample `i`, by their keys where the labels have some; where they are not as many"
+    if packed.keys is not None:
+        check_same_keys(packed.keys, shards.keys, packed.path)
     if len(shards) != len(packed):
         raise FlowError(
             f"{len(shards):,} samples in {len(shards.files):,} shards, and {len(packed):,} rows in '{packed.path}': "

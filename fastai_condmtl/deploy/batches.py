@@ -52,7 +52,9 @@ class Batch:
         return next(iter(lengths.values()), 0)
 
     def check(self, wanted, why):
-        "Raise where a column is missing, and name it"
+        "Raise where a column is missing or stands there twice, and name it"
+        if twice := [name for name in wanted if self.names.count(name) > 1]:
+            raise FlowError(f"the batch has two columns {twice[0]!r}, which {why}: rename one of them")
         missing = [name for name in wanted if name not in self.names]
         if missing:
             raise FlowError(

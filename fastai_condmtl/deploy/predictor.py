@@ -5,7 +5,7 @@
 # %% ../../nbs/deploy/predictor.ipynb #ebef89bd
 from __future__ import annotations
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from PIL import Image
 from torch import nn
 from fastcore.basics import patch
@@ -20,7 +20,7 @@ from ..core.prediction import FlowPrediction
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of', 'checked_size',
-           'checked_divisor', 'Predictor', 'why_not_pictures']
+           'checked_divisor', 'Predictor', 'frame_of', 'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -160,53 +160,68 @@ class Predictor:
 def predict(self: Predictor, item, abstain: bool = False):
     """Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`; with `abstain`
     undecided where the prediction sets that came with the file say so"""
-    acts, _ = self.get_preds([item])
+    acts, _, frames = self.preds_and_frames([item])
     decoded, sets = self.loss.decisions.with_sets(acts, abstain)
-    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=self.frames([item])[0], sets=sets.told(0))
+    frame = None if frames is None else frames[0]
+    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=frame, sets=sets.told(0))
     return prediction, decoded[0], acts[0]
 
 
 @patch
 def predict_df(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
     "Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided"
-    frames = None if self.flow.geometry is None else self.frames(items)
-    acts, decided = self.get_preds(items, bs)
+    acts, decided, frames = self.preds_and_frames(items, bs)
     if abstain:
         decided = only_whole_cells(self.flow, self.loss.decisions.abstains(acts)[0])
     return self.flow.to_frame(decided, frames)
 
 
 @patch
-@torch.no_grad()
 def get_preds(
     self: Predictor,
     items,  # List of pictures: paths, PIL images, or arrays `(H, W, 3)` uint8
     bs: int = 64,  # At a time
 ):  # `(n, C)` and `(n, 2, D)`, as `learn.get_preds(with_decoded=True)` has them
     "Activations and decisions"
+    return self.preds_and_frames(items, bs)[:2]
+
+
+@patch
+@torch.no_grad()
+def preds_and_frames(self: Predictor, items, bs: int = 64):
+    "`get_preds`, and for flows with points and boxes a `Frame` an item (else None); each picture is opened once"
     if isinstance(items, (str, Path)):
         raise FlowError("hand over a list of pictures: [item], or write predict(item)")
-    parts = []
+    parts, frames = [], None if self.flow.geometry is None else []
     for start in range(0, len(items), bs):
-        logits = self.model(self.to_batch(items[start : start + bs]))
-        parts.append(self.loss.activation(logits))
+        some = items[start : start + bs]
+        if frames is not None:
+            some = [self.opened(item) for item in some]
+            frames += [frame_of(picture) for picture in some]
+        batch = self.to_batch(some) if frames is None else self.batch_of(some)
+        parts.append(self.loss.activation(self.model(batch)))
     acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
-    return acts, self.loss.decodes(acts)
+    return acts, self.loss.decodes(acts), frames
 
 # %% ../../nbs/deploy/predictor.ipynb #358edfd2
 @patch
 def to_batch(self: Predictor, items):
     "Pictures as the network takes them `(n, channels, H, W)`"
-    batch = torch.stack([self.tensor_of(item) for item in items])
+    return self.batch_of([self.opened(item) for item in items])
+
+
+@patch
+def batch_of(self: Predictor, pictures):
+    "Opened pictures as the network takes them `(n, channels, H, W)`"
+    batch = torch.stack([self.tensor_of(picture) for picture in pictures])
     for transform in self.batch:
         batch = transform(batch, split_idx=1)
     return batch.as_subclass(torch.Tensor)
 
 
 @patch
-def tensor_of(self: Predictor, item):
-    "One picture after the item transforms"
-    picture = self.opened(item)
+def tensor_of(self: Predictor, picture):
+    "One opened picture after the item transforms"
     for transform in self.item:
         picture = transform(picture, split_idx=1)
     return self.to_tensor(picture)
@@ -215,17 +230,20 @@ def tensor_of(self: Predictor, item):
 @patch
 def opened(self: Predictor, item):
     "The picture of a path, a PIL image or an array"
-    return self.open(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+    return self.open(item)
 
 
 @patch
 def frames(self: Predictor, items):
-    "From what the network sees, a squished picture, to pixels of each"
+    "The `Frame` of each picture; None where the flow has neither points nor boxes"
+    return [None if self.flow.geometry is None else frame_of(self.opened(item)) for item in items]
+
+
+def frame_of(picture) -> Frame:
+    "From what the network sees, a squished picture, to pixels of its file"
     from fastai_condmtl.data.cache import file_size
 
-    if self.flow.geometry is None:
-        return [None] * len(items)
-    return [Frame.of_size(*file_size(self.opened(item))) for item in items]
+    return Frame.of_size(*file_size(picture))
 
 # %% ../../nbs/deploy/predictor.ipynb #78c1a7aa
 @patch

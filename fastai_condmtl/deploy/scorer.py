@@ -4,14 +4,14 @@
 
 # %% ../../nbs/deploy/scorer.ipynb #d597a70e
 from __future__ import annotations
-import hashlib, io, os, pickle, tempfile, warnings
+import hashlib, io, os, pickle, re, tempfile, warnings
 from collections import OrderedDict, deque
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Lock, RLock
+from threading import Lock, RLock, Thread
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner, load_learner
@@ -25,8 +25,8 @@ from ..learn.learner import frames_of
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Predicted', 'by_halves', 'told', 'LearnerRows', 'PredictorRows',
-           'Scorer', 'predict_batch', 'item_of', 'begin_worker']
+__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Predicted', 'by_halves', 'told', 'told_in_row', 'LearnerRows',
+           'PredictorRows', 'Scorer', 'predict_batch', 'item_of', 'begin_worker']
 
 # %% ../../nbs/deploy/scorer.ipynb #69ea5d30
 MAX_LOADED = 4  # models that a process keeps
@@ -136,7 +136,7 @@ def by_halves(
         raise
     except Exception as e:
         if len(items) == 1:
-            return Predicted.joined([([0], Predicted.none(flow, {0: told(e)}))], flow)
+            return Predicted.joined([([0], Predicted.none(flow, {0: told_in_row(e)}))], flow)
     middle, n = len(items) // 2, len(items)
     halves = (range(middle), items[:middle]), (range(middle, n), items[middle:])
     return Predicted.joined([(places, by_halves(predict, half, flow)) for places, half in halves], flow)
@@ -145,6 +145,11 @@ def by_halves(
 def told(error) -> str:
     "An error as the text of a cell"
     return str(error) if isinstance(error, FlowError) else f'{type(error).__name__}: {error}'
+
+
+def told_in_row(error) -> str:
+    "An error of a table of one row: it stands in that row, whose number in this table would mislead"
+    return re.sub(r", row 0(?: \(index [^)]*\))?(?=,)", '', told(error), count=1)
 
 # %% ../../nbs/deploy/scorer.ipynb #cdfed7e7
 class LearnerRows:
@@ -214,8 +219,7 @@ class PredictorRows:
 
     def __call__(self, items) -> Predicted:
         "A list of items, or rows"
-        frames = None if self.flow.geometry is None else self.predictor.frames(items)
-        acts, decoded = self.predictor.get_preds(items)
+        acts, decoded, frames = self.predictor.preds_and_frames(items)
         return Predicted(acts, decoded, list(range(len(items))), {}, frames)
 
 # %% ../../nbs/deploy/scorer.ipynb #a2300a9d
@@ -327,7 +331,7 @@ def _items_of(cells):
             items.append(item_of(cell))
         except (ValueError, TypeError, OverflowError) as e:
             items.append(None)
-            unread[i] = f'a list of numbers that is no picture (H, W, 3) of 0 to 255: {e}'
+            unread[i] = f'a list that is no picture (height, width, 3) of whole numbers from 0 to 255: {e}'
     return items, unread
 
 
@@ -345,15 +349,22 @@ def item_of(cell):
     if isinstance(cell, (bytearray, memoryview)):
         return bytes(cell)
     if isinstance(cell, list) or isinstance(cell, np.ndarray) and cell.dtype == object:
-        return np.array([np.stack([np.asarray(pixel, dtype=np.uint8) for pixel in line]) for line in cell])
+        return _as_pixels(np.array([np.stack([np.asarray(pixel) for pixel in line]) for line in cell]))
     return cell
+
+
+def _as_pixels(array):
+    "Whole numbers from 0 to 255 with 8 bits"
+    if array.dtype.kind not in 'iu' or not array.size or array.min() < 0 or array.max() > 255:
+        raise ValueError("these are not whole numbers from 0 to 255")
+    return array.astype(np.uint8)
 
 
 def _kind_of_cell(cell):
     "`name` of a file or a text, `blank`, or an `item` by itself"
     if isinstance(cell, (str, Path)):
         return 'name'
-    return 'blank' if cell is None or cell is pd.NA or isinstance(cell, float) and cell != cell else 'item'
+    return 'blank' if pd.api.types.is_scalar(cell) and pd.isna(cell) else 'item'
 
 
 def _names(cells, folder, own):
@@ -466,6 +477,14 @@ def begin_worker(scorer, n_threads):
     "Begin a process of a pool"
     torch.set_num_threads(n_threads)
     of_worker['scorer'] = scorer
+    if (parent := parent_process()) is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent):
+    "End when the process ends that started this one: if it is killed, the pool tells nobody"
+    parent.join()
+    os._exit(1)
 
 
 def _score(batch):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib, json, os, tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -214,7 +215,18 @@ def _by_processes(scorer, left, n_rows, n_workers):
         with ProcessPoolExecutor(n_workers, get_context('spawn'), begin_worker, begin) as pool:
             jobs = {pool.submit(_one_of_worker, path, target, n_rows): path for path, target in left.items()}
             for job in as_completed(jobs):
-                yield jobs[job], job.result()
+                yield jobs[job], _result_of(job, jobs[job])
+
+
+def _result_of(job, path):
+    "What a process says of its file; a process that was killed is an error"
+    try:
+        return job.result()
+    except BrokenProcessPool:
+        raise FlowError(
+            f"a process ended before its file was scored ('{path}' or another): the system ends what takes too much "
+            "memory. Run it again, with fewer n_workers or n_rows; finished files are kept"
+        ) from None
 
 
 def _by_ray(scorer, left, n_rows, n_workers):

@@ -90,8 +90,8 @@ def evaluate(
         acc.with_logits = bool(loss.decisions.limits)
         with features_kept(self, acc) if rivals else nullcontext():
             acc = collect(self, dl, ds_idx, acc, group_col)
-    elif rivals:
-        raise FlowError('baselines= reads the inputs of these rows: leave acc= out')
+    elif rivals and not isinstance(acc, FeatureRows):
+        raise FlowError('baselines= reads the features of these rows, which acc= did not keep: leave acc= out')
     acc = judge(loss, acc)
     said = beside(self, rivals, acc, {path: [one.metric for one in ones] for path, ones in scored.items()})
     sets = judge_sets(loss, acc) if loss.decisions.limits else {}

@@ -26,7 +26,7 @@ from ..learn.reread import reread
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['gaps_of', 'put', 'Cleaner']
+__all__ = ['with_labels', 'gaps_of', 'put', 'Cleaner', 'check_one_column']
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #c777eddd
 @patch
@@ -46,7 +46,7 @@ def fill_labels(
     with every_row(self):
         acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
     labels = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
-    acts, values = _with_labels(flow, acts, loss.decide(acts), labels)
+    acts, values = with_labels(flow, acts, loss.decide(acts), labels)
     reached, p_reached = flow.reached(values), torch.from_numpy(flow.diagrams(acts, values)).float()
     fill, records, gaps = torch.zeros_like(values, dtype=torch.bool), [], gaps_of(flow, df)
     whole = flow.joint_acts(acts)
@@ -69,7 +69,7 @@ def fill_labels(
     return table, filled, pd.DataFrame(records, columns=['task_path', 'blank', 'reached', 'filled'])
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #107307ea
-def _with_labels(flow, acts, values, labels):
+def with_labels(flow, acts, values, labels):
     "Activations and decided values where labels that count, and classes that follow from sub-classes, are certain"
     acts, values, slices = acts.clone(), values.clone(), list(flow.slices.values())
     told = with_implied(flow.plan, lambda i: (labels[:, 0, slices[i].targets], labels[:, 1, slices[i].targets] > 0))
@@ -314,7 +314,7 @@ def correct(
     "Note a correction; a value that the task cannot have is an error"
     path = self.flow.path(task)
     block = self.flow.tasks[path]
-    _check_one_column(path, block)
+    check_one_column(path, block)
     _check_cells(self.df, row, block)
     if value is None:
         value = self._predicted(row, path)
@@ -341,7 +341,7 @@ def blank(self: Cleaner, row, task):
     return self
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #5c260ac5
-def _check_one_column(path, block):
+def check_one_column(path, block):
     "A correction is one cell"
     if len(block.cols) > 1:
         raise FlowError(f"task '{path}' has a column a label: correct the table's columns {block.cols[:5]} directly")

@@ -4,55 +4,46 @@
 
 # %% ../../nbs/evaluate/report.ipynb #86465bfa
 from __future__ import annotations
-import io, json, platform
+import json, platform
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 import fastai, numpy as np, pandas as pd, sklearn, torch
 from fastai.learner import Learner
-from fastai.torch_core import TensorImageBase
 from fastcore.basics import patch
 from .. import __version__
-from ..core.applications import provided
 from ..core.arguments import check_whole
 from ..core.errors import FlowError
 from ..core.files import write_text
-from ..core.geometry import Frame
-from ..core.matching import names_of
 from ..core.plot import draw_flow, short_names
-from ..core.prediction import FlowPrediction
 from ..core.target import doubles
 from ..data.audit import balance
 from ..data.sampling import labels_of, table_of
-from .cascade import blame
+from .estimators import FeatureRows, as_estimators, features_kept
 from .evaluation import judge, remarks
-from .interpret import ConditionalInterpretation, Losses
+from .interpret import Losses
 from .metrics import wanted_metrics
-from fastai_condmtl.evaluate.report_page import (
-    Card,
-    Cell,
-    Figure,
-    Section,
-    Table,
-    as_svg,
-    data_address,
-    draw_svg,
-    page_html,
-    page_style,
+from fastai_condmtl.evaluate.report_figures import (
+    of_calibration,
+    of_cascade,
+    of_confusions,
+    of_items,
+    of_residuals,
+    of_skill,
+    of_thresholds,
 )
+from .report_page import Cell, Section, Table, as_svg, page_html, page_style
 from .skill import skill
 from ..learn.accumulate import Picked, collect
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['PARTS', 'MAX_LABELS', 'MAX_CLASSES', 'SECTIONS', 'check_place', 'Told', 'judge_once', 'first_facts', 'first_scores',
-           'verdict', 'of_scores', 'score_table', 'number', 'of_flow', 'kind_of', 'of_audit', 'of_training_labels',
-           'training_table', 'of_cascade', 'draw_cascade', 'of_thresholds', 'of_confusions', 'matrix_size',
-           'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill', 'of_items', 'row_name', 'cards_of',
-           'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'draw_picture', 'of_making']
+__all__ = ['PARTS', 'SECTIONS', 'write_report', 'check_place', 'Told', 'FeatureLosses', 'judge_once', 'estimators_in_words',
+           'first_facts', 'first_scores', 'verdict', 'of_scores', 'score_table', 'number', 'of_flow', 'kind_of',
+           'of_audit', 'of_training_labels', 'training_table', 'of_making']
 
 # %% ../../nbs/evaluate/report.ipynb #26df639c
 @patch
@@ -64,6 +55,8 @@ def report(
     n_boot: int = 200,  # Bootstrap draws for the intervals of scores and curves; 0: none
     n_items: int = 3,  # How many of the hardest items to show, and of the surest; 0: no item leaves the table
     title: str = None,  # By default the name of the flow
+    # Columns of what scikit-learn's estimators reach on these rows: name → `(classifier, regressor)`, or one of them
+    baselines=None,
 ) -> Path:
     """Write a page about the decisions on some labelled rows, and return its path: the flow with counts, what the
     audit of the training table found, scores beside the trivial predictor, the rows that parents lose, thresholds,
@@ -71,19 +64,25 @@ def report(
     items, versions and settings. Everything that tables and labels say is escaped
 
     `learn.report('test.html', dl=test_df, n_items=0)` shows no picture, text or row, for data that must stay private;
-    names of classes and counts are shown."""
+    names of classes and counts are shown.
+    `learn.report(baselines={'boosting': (HistGradientBoostingClassifier(), HistGradientBoostingRegressor())})` shows
+    their scores beside the trivial ones; they are fitted on the training rows, which a loaded learner has not."""
     check_place(file)
     n_boot = check_whole('n_boot', n_boot, 'how many draws of the rows, or 0', low=0)
     n_items = check_whole('n_items', n_items, 'how many items to show, or 0', low=0)
     with self.no_bar(), self.no_logging():
-        told = judge_once(self, dl, ds_idx, n_boot)
-        sections = [section for make in SECTIONS for section in [make(told)] if section is not None]
-        if n_items:
-            sections.append(of_items(told, n_items))
-        sections.append(of_making(told))
+        told = judge_once(self, dl, ds_idx, n_boot, baselines)
+        return write_report(told, file, n_items, title)
+
+
+def write_report(told, file, n_items=3, title=None) -> Path:
+    "The page about what was judged"
+    sections = [section for make in SECTIONS for section in [make(told)] if section is not None]
+    if n_items:
+        sections.append(of_items(told, n_items))
+    sections.append(of_making(told))
     title = told.flow.flow.name if title is None else title
-    rows = 'the rows handed over' if dl is not None else PARTS.get(ds_idx, f'part {ds_idx} of the data')
-    about = f'Decisions on {rows}, {date.today().isoformat()}'
+    about = f'Decisions on {told.which}, {date.today().isoformat()}'
     return write_text(file, page_html(title, about, first_facts(told), sections))
 
 
@@ -107,6 +106,8 @@ class Told:
     judged: Any  # The same rows with thresholds to judge by
     scores: pd.DataFrame  # `learn.evaluate`
     n_boot: int
+    which: str  # Rows in words
+    beside: dict = field(default_factory=dict)  # Name of a column of `scores` → what was fitted for it, in words
     counts: dict = field(default_factory=dict)  # Path → rows that count
 
     @property
@@ -128,17 +129,30 @@ class Told:
         return {path: block for path, block in tasks if self.counts[path] and not block.self_supervised}
 
 # %% ../../nbs/evaluate/report.ipynb #a0cb4d12
-def judge_once(learn, dl, ds_idx, n_boot) -> Told:
+class FeatureLosses(Losses, FeatureRows):
+    "`Losses` that also keep what an estimator reads of each row"
+
+
+def judge_once(learn, dl, ds_idx, n_boot, baselines=None) -> Told:
     "Predict the rows and score them"
-    flow, loss = flow_of(learn), loss_of(learn)
+    flow, loss, rivals = flow_of(learn), loss_of(learn), as_estimators(baselines)
+    which = PARTS.get(ds_idx, f'part {ds_idx} of the data') if dl is None else 'the rows handed over'
     dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
     dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset))))
-    acc = Losses(flow)
+    acc = FeatureLosses(flow) if rivals else Losses(flow)
     acc.with_logits = True
-    collect(learn, dl, acc=acc)
-    scores = learn.evaluate(dl=dl, n_boot=n_boot, acc=acc)
+    with features_kept(learn, acc) if rivals else nullcontext():
+        collect(learn, dl, acc=acc)
+    scores = learn.evaluate(dl=dl, n_boot=n_boot, acc=acc, baselines=baselines)
     counts = {path: int(acc.task(path).mask.any(1).sum()) for path in flow.paths}
-    return Told(learn, dl, acc, judge(loss, acc), scores, n_boot, counts)
+    beside = {name: estimators_in_words(own) for name, own in rivals.items()}
+    return Told(learn, dl, acc, judge(loss, acc), scores, n_boot, which, beside, counts)
+
+
+def estimators_in_words(own) -> str:
+    "What a column of `baselines=` is fitted with"
+    parts = [part for part in (own.classifier, own.regressor) if part is not None]
+    return ' and '.join(type(part).__name__ for part in parts)
 
 # %% ../../nbs/evaluate/report.ipynb #e1a1ffb5
 def first_facts(told) -> list:
@@ -174,7 +188,10 @@ def of_scores(told) -> Section:
     tables = [score_table(told, first)] + [score_table(told, rest, f'All other scores ({len(rest)})')] * bool(rest)
     lead = 'Each score is taken over the rows on which the question has meaning and its answer is known. '
     lead += 'Trivial: what one gets by saying the same of every row. In the cascade: on the rows that the decisions '
-    lead += 'of the questions before reach. ▲ is better and ▼ worse than trivial'
+    lead += 'of the questions before reach. '
+    for name, what in told.beside.items():
+        lead += f'Column {name}: {what} of scikit-learn, fitted task by task on the training rows that count. '
+    lead += '▲ is better and ▼ worse than trivial'
     lead += ', with the whole 95\u00a0% interval.' if told.n_boot else '.'
     notes = remarks(told.scores.cross_fit, own_sets=told.scores.own_sets)
     return Section('Scores', lead, tables=tables, notes=[notes] * bool(notes))
@@ -183,7 +200,9 @@ def of_scores(told) -> Section:
 def score_table(told, rows, folded='') -> Table:
     "A table of scores; `rows` as `itertuples` gives them"
     lower = told.scores.lower
-    columns = ['task', 'score', '95\u00a0% interval', 'trivial', 'in the cascade', 'rows']
+    places = [told.scores.columns.get_loc(name) + 1 for name in told.beside]  # in a row, whose first is the index
+    interval = ['95\u00a0% interval'] * bool(told.n_boot)
+    columns = ['task', 'score', 'trivial', *told.beside, *interval, 'in the cascade', 'rows']
     cells = []
     for row in rows:
         kind = verdict(row, lower)
@@ -195,14 +214,13 @@ def score_table(told, rows, folded='') -> Table:
             [
                 Cell(told.names[row.task_path], 'path', note=row.metric_name + ', less is better' * is_error),
                 Cell(sign + number(row.metric_res), kind or 'number', share),
-                Cell(f'{number(row.ci_low)} to {number(row.ci_high)}' if told.n_boot else '', 'number'),
                 Cell(number(row.baseline), 'number'),
+                *(Cell(number(row[place]), 'number') for place in places),
+                *(Cell(f'{number(row.ci_low)} to {number(row.ci_high)}', 'number') for _ in interval),
                 Cell(number(row.cascade_res), 'number'),
                 Cell(str(row.num_samples), 'number'),
             ]
         )
-    if not told.n_boot:
-        columns, cells = columns[:2] + columns[3:], [row[:2] + row[3:] for row in cells]
     return Table(columns, cells, folded)
 
 
@@ -255,8 +273,9 @@ def of_audit(told) -> Section | None:
 # %% ../../nbs/evaluate/report.ipynb #deec648f
 def of_training_labels(told) -> Section | None:
     "The labels that count, of training rows whose table is not at hand; None where they are not known either"
-    packed = labels_of(told.learn.dls.train_ds)
-    if packed is None or not len(packed):
+    train = told.learn.dls.train_ds
+    packed = labels_of(train) if len(train) else None  # a loaded learner has no rows
+    if packed is None:
         return None
     values, known = (part.numpy() for part in told.flow.to_units(doubles(packed)).unbind(1))
     rows = []
@@ -275,254 +294,6 @@ def training_table(learn, flow) -> pd.DataFrame | None:
     table = None if parts is None else table_of(learn.dls.train_ds)
     cols = {col for block in flow.tasks.values() for col in block.cols}
     return table if table is not None and len(table) and cols <= set(table.columns) else None
-
-# %% ../../nbs/evaluate/report.ipynb #321890a0
-def of_cascade(told) -> Section | None:
-    "Rows lost and gained in vain on the way; None for a flow without conditions"
-    flow, table = told.flow, blame(told.judged)
-    asked = [path for i, path in enumerate(flow.paths) if flow.plan.gates[i] and told.counts[path]]
-    if not asked:
-        return None
-    reached = dict(zip(flow.paths, told.judged.reached().T))
-    kept = {path: int((reached[path] & told.acc.task(path).mask.any(1)).sum()) for path in asked}
-    draw = lambda ax: draw_cascade(ax, asked, told.names, kept, table)
-    figure = draw_svg(draw, (6.5, 1.5 + 0.4 * len(asked)), 'Rows lost on the way to each task', wide=True)
-    lead = 'Of the rows that count for a task: how many the decisions before it let through, and which question lost '
-    lead += 'the others. To the left: rows that were asked although the question has no meaning there.'
-    notes = []
-    for row in table.head(5).itertuples():
-        at_fault = 'a parent without a label' if pd.isna(row.parent) else told.names[row.parent]
-        notes.append(f'{at_fault}: {row.missed} rows of {told.names[row.task_path]} lost, {row.spurious} asked in vain')
-    return Section('Where rows get lost', lead, [figure], notes=notes or ['No row is lost.'])
-
-# %% ../../nbs/evaluate/report.ipynb #4f37cdf2
-def draw_cascade(ax, paths, names, kept, table):
-    "Bars of rows that are reached, lost by each parent, and asked in vain; `table` as `blame` gives it"
-    parents = list(dict.fromkeys(table.parent[table.missed > 0].map(lambda p: None if pd.isna(p) else p)))
-    lost_by, spurious = {}, table.groupby('task_path').spurious.sum()
-    for row in table.itertuples():
-        lost_by[None if pd.isna(row.parent) else row.parent, row.task_path] = row.missed
-    places, start = np.arange(len(paths)), np.array([kept[path] for path in paths])
-    ax.barh(places, start, color='#4c84c4', label='reached')
-    for parent, color in zip(parents, ['#c0392b', '#e08e79', '#8e44ad', '#7f8c8d', '#d4ac0d'] * len(parents)):
-        width = np.array([lost_by.get((parent, path), 0) for path in paths])
-        label = 'lost, no labelled parent erred' if parent is None else f'lost by {names[parent]}'
-        ax.barh(places, width, left=start, color=color, label=label)
-        start = start + width
-    in_vain = np.array([spurious.get(path, 0) for path in paths])
-    ax.barh(places, -in_vain, color='#f0b429', label='asked in vain')
-    for place, path, end in zip(places, paths, start):
-        ax.annotate(f' {kept[path]} of {end}', (end, place), va='center', fontsize=8)
-    ax.axvline(0, color='black', lw=0.8)
-    ax.set_yticks(places, [names[path] for path in paths])
-    ax.invert_yaxis()
-    low, high = ax.get_xlim()
-    ax.set_xlim(low, high + 0.12 * (high - low))
-    ax.xaxis.set_major_formatter(lambda x, _: f'{abs(x):.0f}')
-    ax.set_xlabel('rows')
-    legend = ax.figure.legend(fontsize=8, frameon=False, loc='outside lower center', ncols=3)
-    for text in [*ax.get_yticklabels(), *legend.get_texts()]:
-        text.set_parse_math(False)
-
-# %% ../../nbs/evaluate/report.ipynb #63e526d0
-def of_thresholds(told) -> Section | None:
-    "The score over the threshold"
-    draw = lambda path, ax: told.learn.plot_threshold(path, n_boot=told.n_boot, acc=told.acc, ax=ax)
-    lead = 'The score over the threshold of yes, with its 95\u00a0% band. The dot is the threshold in force, the '
-    lead += 'dotted line the one to start with: a flat curve says that the threshold matters little.'
-    return of_tasks(told, 'Thresholds', lead, lambda block: block.thresholded, draw, (5, 3.2))
-
-# %% ../../nbs/evaluate/report.ipynb #47c4ce9b
-def of_confusions(told) -> Section | None:
-    "True against decided classes"
-    seen, figures = as_seen(told), []
-    has_classes = lambda block: block.exact and (block.thresholded or block.per_cell and block.n_targets == 1)
-    for path, block in told.asked().items():
-        for label in (block.labels or [None])[:MAX_LABELS] if has_classes(block) else ():
-            if seen.confusion_matrix(path, label).any():
-                draw = partial(seen.plot_confusion_matrix, path, label, False, MAX_CLASSES, 'Blues')
-                of = path if label is None else f'{path}, {label}'
-                size = matrix_size(block)
-                figures.append(draw_svg(draw, size, f'Confusions: {of}', wide=size[0] > 6))
-    lead = 'What is true stands down, what was decided across. What is off the diagonal is wrong. Of many labels the '
-    lead += f'first {MAX_LABELS} are shown, of many classes the {MAX_CLASSES} that are confused the most.'
-    return Section('Confusions', lead, figures) if figures else None
-
-
-MAX_LABELS, MAX_CLASSES = 8, 20
-
-
-def matrix_size(block):
-    "Inches that hold a matrix and the names of its classes"
-    names = ['no', 'yes'] if block.thresholded else names_of(block)
-    room = 0.065 * min(40, max(len(str(name)) for name in names))
-    side = 2.2 + 0.34 * min(MAX_CLASSES, len(names)) + room * (room > 0.3)
-    return side + 0.4, side
-
-# %% ../../nbs/evaluate/report.ipynb #d167d7d6
-def of_residuals(told) -> Section | None:
-    "Predicted numbers against true ones"
-    look = lambda n: dict(alpha=min(1.0, 30 / n**0.5), s=12, rasterized=n > 300)
-    seen = as_seen(told)
-    draw = lambda path, ax: seen.plot_residuals(path, ax=ax, scatter_kwargs=look(told.counts[path]))
-    lead = 'Each dot is a row. On the line the prediction is right.'
-    has_numbers = lambda block: not block.exact and not block.weighs_rows  # votes are counts, and decided as shares
-    return of_tasks(told, 'Numbers', lead, has_numbers, draw, (4.4, 3.8))
-
-
-def of_calibration(told) -> Section | None:
-    "Probabilities against shares"
-    draw = lambda path, ax: told.learn.plot_reliability(path, acc=told.acc, ax=ax)
-    lead = 'How often what was said with a probability came true. On the dotted line a probability means what it says.'
-    return of_tasks(told, 'Calibration', lead, lambda block: block.nll is not None, draw, (4.2, 3.6))
-
-# %% ../../nbs/evaluate/report.ipynb #5cc5cdce
-def of_tasks(told, title, lead, applies, draw, size) -> Section | None:
-    "A section with a figure for each task to which it applies; None if there is none"
-    figures = []
-    for path, block in told.asked().items():
-        if applies(block):
-            inches = size(block) if callable(size) else size
-            figures.append(draw_svg(partial(draw, path), inches, f'{title}: {path}'))
-    return Section(title, lead, figures) if figures else None
-
-
-def as_seen(told) -> ConditionalInterpretation:
-    "The interpretation of the same predictions"
-    return ConditionalInterpretation(told.learn, told.dl, told.acc)
-
-
-def of_skill(told) -> Section | None:
-    "Skill over the epochs, where a `SkillRecorder` (or `EarlyStoppingTasks`) looked on"
-    recorders = [cb for cb in told.learn.cbs if hasattr(type(cb), 'skills') and len(cb.skills)]
-    if not recorders:
-        return None
-    with page_style():
-        import matplotlib.pyplot as plt
-
-        canvas = recorders[0].plot().figure
-        figure = as_svg(canvas, 'Skill of each task over the epochs', wide=True)
-        plt.close(canvas)
-    lead = '0: as good as the trivial predictor, 1: perfect, on the validation rows after each epoch.'
-    return Section('Training', lead, [figure])
-
-
-SECTIONS = [of_scores, of_flow, of_cascade, of_audit, of_thresholds, of_confusions, of_residuals, of_calibration]
-SECTIONS += [of_skill]
-
-# %% ../../nbs/evaluate/report.ipynb #4e438f2e
-def of_items(told, n_items) -> Section:
-    "The hardest and the surest items"
-    seen = as_seen(told)
-    positions, titles = [], []
-    for name, largest in (('hardest', True), ('surest', False)):
-        losses, rows = seen.top_losses(None, n_items, largest)
-        fresh = [(loss, row) for loss, row in zip(losses.tolist(), rows.tolist()) if row not in positions]
-        positions += [row for _, row in fresh]
-        titles += [f'{name}: {row_name(told.dl.dataset, row)}, loss {loss:.3g}' for loss, row in fresh]
-    lead = 'The largest and the smallest loss over all tasks, each with the tree of what was decided. Wrong is marked '
-    lead += 'by ✗, gray has no label.'
-    return Section('Hardest and surest items', lead, cards=cards_of(told, positions, titles))
-
-
-def row_name(ds, row) -> str:
-    "What a row is called: by its table, or by its position"
-    table = table_of(ds)
-    if table is not None:
-        return f'row {table.index[row]}'
-    items = getattr(ds, 'items', None)
-    item = None if items is None else items[row]
-    return item.name if isinstance(item, Path) else f'row {row}'
-
-# %% ../../nbs/evaluate/report.ipynb #c490a97e
-def cards_of(told, positions, titles) -> list:
-    "A `Card` for each row"
-    if not positions:
-        return []
-    inputs = inputs_of(told.dl, positions)
-    loss, logits, labels = loss_of(told.learn), told.acc.logits()[positions], told.acc.packed()[0][positions]
-    logits = logits.to(loss.layout.target_order.device)
-    acts = loss.activation(logits)
-    decided, sets = loss.decisions.with_sets(acts, False)
-    cards = []
-    for k, title in enumerate(titles):
-        frame = inputs[k].frame if told.flow.geometry is not None else None
-        pred = FlowPrediction(told.flow, decided[k].cpu(), acts[k].cpu(), frame=frame, sets=sets.told(k))
-        truth = FlowPrediction(told.flow, labels[k], frame=frame)
-        picture = None if inputs[k].image is None else draw_picture(inputs[k].image, pred, truth, title)
-        cards.append(Card(title, pred.tree(truth).marked(), picture, inputs[k].text, inputs[k].facts))
-    return cards
-
-# %% ../../nbs/evaluate/report.ipynb #1cfece7f
-@dataclass
-class Inputs:
-    "What an item is, as far as it can be shown"
-
-    image: Any = None  # What `show`s itself on axes
-    text: str = ''
-    facts: list = field(default_factory=list)  # Pairs of a column and its text
-
-    @property
-    def frame(self):
-        "Of the picture that is shown; None without one"
-        return None if self.image is None else Frame.of_size(self.image.shape[-1], self.image.shape[-2])
-
-
-def inputs_of(dl, positions) -> list:
-    "`Inputs` of some rows, as the network reads them; nothing is predicted"
-    dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(positions), bs=len(positions))
-    batch = dl.decode(dl.one_batch())
-    if hasattr(batch, 'inputs'):  # rows of a table
-        return [Inputs(facts=facts_of(row)) for _, row in batch.inputs(len(positions)).iterrows()]
-    samples = dl._decode_batch(tuple(batch), len(positions), full=False)
-    return [one_input(sample[:-1]) for sample in samples]
-
-
-def one_input(parts) -> Inputs:
-    "`Inputs` of the inputs of one decoded sample"
-    res = Inputs()
-    for part in parts:
-        if isinstance(part, TensorImageBase):
-            res.image = part
-        elif isinstance(part, str):
-            res.text = readable_text(part)
-        elif hasattr(part, 'items') and not isinstance(part, torch.Tensor):
-            res.facts = facts_of(part)
-    return res
-
-# %% ../../nbs/evaluate/report.ipynb #ad6d882b
-def readable_text(text, n_chars=600) -> str:
-    "The beginning of a decoded text, without special tokens"
-    from fastai.text.learner import decode_spec_tokens
-
-    tokens = [token for token in str(text).split(' ') if token not in ('xxbos', 'xxpad')]
-    words = ' '.join(decode_spec_tokens(tokens))
-    return words if len(words) <= n_chars else words[: n_chars - 2] + ' …'
-
-
-def facts_of(row) -> list:
-    "Pairs of a column and its text"
-    known = [(name, value) for name, value in row.items() if not (value is None or value is pd.NA or value != value)]
-    return [(str(name), f'{value:.4g}' if isinstance(value, float) else str(value)) for name, value in known]
-
-# %% ../../nbs/evaluate/report.ipynb #427ebbef
-def draw_picture(image, pred, truth, alt) -> Figure:
-    "A picture with its points and boxes: orange as decided, white as labelled"
-    from matplotlib.figure import Figure as Canvas
-
-    height, width = image.shape[-2:]
-    inches = 3.0 * min(1.0, width / height)
-    with page_style():
-        canvas = Canvas(figsize=(inches, inches * height / width))
-        ax = canvas.add_axes((0, 0, 1, 1))
-        image.show(ctx=ax)
-        for shown, color, style in ((truth, 'white', '--'), (pred, 'orange', '-')):
-            if shown.shapes():
-                provided('draw_shapes', 'vision')(ax, shown, (width, height), color, style)
-        ax.set_title('')
-        data = io.BytesIO()
-        canvas.savefig(data, format='jpeg', dpi=90, pil_kwargs=dict(quality=80))
-    return Figure(data_address('image/jpeg', data.getvalue()), alt)
 
 # %% ../../nbs/evaluate/report.ipynb #0b322c51
 def of_making(told) -> Section:
@@ -550,3 +321,7 @@ def of_making(told) -> Section:
     code = [('Again', '\n'.join(again)), ('Thresholds and temperatures', settings), ('The flow', str(told.flow))]
     rows = [[Cell(name), Cell(text, 'path')] for name, text in facts]
     return Section('How it was made', tables=[Table(['', ''], rows)], code=code)
+
+# %% ../../nbs/evaluate/report.ipynb #f63f247b
+SECTIONS = [of_scores, of_flow, of_cascade, of_audit, of_thresholds, of_confusions, of_residuals, of_calibration]
+SECTIONS += [of_skill]

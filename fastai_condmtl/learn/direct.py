@@ -23,8 +23,8 @@ from .state import loss_of
 from ..loss.conditional import ConditionalLoss
 
 # %% auto #0
-__all__ = ['leaves_predictions', 'meets_predictions', 'why_not_direct', 'predict_directly', 'with_sets_of', 'inputs_of',
-           'batch_of']
+__all__ = ['leaves_predictions', 'meets_predictions', 'why_not_direct', 'predict_directly', 'prepared', 'with_sets_of',
+           'inputs_of', 'batch_of']
 
 # %% ../../nbs/learn/direct.ipynb #85600c26
 _EVENTS = (
@@ -130,10 +130,8 @@ def predict_directly(
     abstain: bool = False,  # Leave tasks undecided whose prediction set holds more than one answer
 ) -> tuple:
     "`FlowPrediction`, decided values `(2, D)`, activations `(C,)`: what `learn.predict` gives"
-    flow, dl = learn.dls.flow, learn.dls.valid
-    inputs = inputs_of(dl, item)
-    corners = None if flow.geometry is None else provided('corners_of', 'vision')(inputs)
-    batch = batch_of(dl, inputs if corners is None else (*inputs, corners))
+    flow = learn.dls.flow
+    inputs, batch, corners = prepared(learn, item)
     learn.model.eval()
     learn.training = False
     if hasattr(learn.model, 'reset'):
@@ -144,6 +142,15 @@ def predict_directly(
     decided, sets = with_sets_of(learn, decided, activations[0], abstain)
     frame = None if corners is None else provided('frame_of', 'vision')(inputs, batch[-1])
     return FlowPrediction(flow, decided, activations[0], frame=frame, sets=sets), decided, activations[0]
+
+
+def prepared(learn, item) -> tuple:
+    """The inputs of an item by the transforms of its type, the batch that a validation makes of them, and the corners
+    of the picture behind it in that batch, of flows with points and boxes (else None)"""
+    dl = learn.dls.valid
+    inputs = inputs_of(dl, item)
+    corners = None if learn.dls.flow.geometry is None else provided('corners_of', 'vision')(inputs)
+    return inputs, batch_of(dl, inputs if corners is None else (*inputs, corners)), corners
 
 
 def with_sets_of(learn, decided, activations, abstain):

@@ -31,8 +31,8 @@ import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401
 
 # %% auto #0
 __all__ = ['input_columns', 'is_number', 'count_categories', 'check_given', 'check_in_one_list', 'check_no_dates', 'clean_inputs',
-           'finite_numbers', 'check_has_columns', 'ConditionalTabularDataLoaders', 'check_table', 'check_has_input',
-           'check_filled', 'check_fillable', 'learnt_procs']
+           'check_are_values', 'finite_numbers', 'check_has_columns', 'ConditionalTabularDataLoaders', 'check_table',
+           'check_has_input', 'check_filled', 'check_fillable', 'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #d6f5dac2
 def input_columns(
@@ -126,6 +126,7 @@ def clean_inputs(
     for name in cat_names:
         values = df[name].astype(object) if isinstance(df[name].dtype, pd.CategoricalDtype) else df[name]
         if values.dtype == object:
+            check_are_values(values, df, name)
             clean[name] = values.where(values.notna(), np.nan)  # fastai sorts the values, and nothing sorts with None
     for name in cont_names:
         check_no_dates(df[name], name)
@@ -134,6 +135,18 @@ def clean_inputs(
         if not isinstance(dtype, np.dtype) or dtype.kind not in 'iuf':  # nullable, Arrow, object, bool
             clean[name] = pd.Series(numbers, index=df.index)
     return clean
+
+
+def check_are_values(column, df, name):
+    "Raise for a list, a dict or an array in a column of categories, and name its row"
+    try:
+        column.unique()
+    except TypeError:
+        i = next(i for i, value in enumerate(column) if isinstance(value, (list, dict, set, np.ndarray)))
+        raise FlowError(
+            f"input {name!r}, {row_name(df, i)}, value {column.iloc[i]!r}: not a category; write the value as one "
+            "text or number, or leave the cell blank"
+        ) from None
 
 
 def finite_numbers(df, name):

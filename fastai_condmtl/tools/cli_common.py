@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tools/cli_common.ipynb #13f09567
 from __future__ import annotations
-import argparse, contextlib, importlib, io, os, sys, textwrap, warnings
+import argparse, contextlib, importlib, io, json, os, sys, textwrap, warnings
 from pathlib import Path
 import pandas as pd
 from .. import __version__
@@ -12,7 +12,9 @@ from ..core.errors import FlowError, FlowWarning, near
 from ..core.files import write_csv
 from ..data.guess import guess_fn_col
 from ..data.factories import read_labels
+from ..evaluate.cascade import blame
 from ..evaluate.metrics import wanted_metrics
+from ..evaluate.report import judge_once, write_report
 from ..tasks.binary import BinaryBlock
 from ..tasks.count import CountBlock
 from ..tasks.ordinal import OrdinalBlock
@@ -22,7 +24,7 @@ import fastai_condmtl.vision.all  # noqa: F401  methods of flows and of learners
 # %% auto #0
 __all__ = ['errors_as_lines', 'status', 'read_table', 'numbers_where_meant', 'reads_numbers', 'file_column',
            'why_not_file_column', 'image_files', 'out_folder', 'Help', 'make_parser', 'at_least', 'common_options',
-           'register', 'report', 'first_scores', 'quietly', 'save_figure']
+           'register', 'open_run', 'read_options', 'report', 'first_scores', 'quietly', 'save_figure']
 
 # %% ../../nbs/tools/cli_common.ipynb #a8d3ca81
 @contextlib.contextmanager
@@ -204,7 +206,7 @@ def common_options(parser):
         default=[],
         help='import this module of yours first: it defines kinds of block and calls register_block',
     )
-    add('--workers', type=at_least(0), help='processes that read images (default: as fastai)')
+    add('--workers', type=at_least(0), help='processes that read rows (default: of images as fastai, else none)')
     add('--quiet', action='store_true', help='no progress bars')
     add('--force', action='store_true', help='write over what is there')
 
@@ -223,29 +225,60 @@ def register(modules):
                 "packages are"
             ) from None
 
+# %% ../../nbs/tools/cli_common.ipynb #67631be2
+def open_run(options) -> tuple:  # `(folder, options of the training)`
+    "The folder of `--run`, and what its learner was trained with; the modules that both name are imported"
+    run = Path(options.run)
+    if not (run / 'learner.pkl').is_file() or not (run / 'run.json').is_file():
+        raise FlowError(
+            f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train --out {run} writes them"
+        )
+    trained = dict(kind='pictures', words=[]) | read_options(run / 'run.json')  # older ones hold pictures alone
+    register(trained['register'] + options.register)
+    return run, trained
+
+
+def read_options(file) -> dict:
+    "The options that `condmtl_train` wrote down"
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise FlowError(f"'{file}' is no JSON: {e}. Train again") from None
+
 # %% ../../nbs/tools/cli_common.ipynb #c9b98dc3
-def report(learn, out, dl=None, n_boot=0, quiet=False):
-    "Write evaluation.csv, cascade.csv, results.png and report.html; print a line a task"
+def report(
+    learn,
+    out,  # Folder
+    dl=None,  # Other labelled rows than those of `ds_idx`
+    ds_idx=1,  # Part of the data
+    n_boot=0,  # Draws for intervals
+    quiet=False,  # True: no bars
+    pictures=True,  # True: draw the first rows beside their trees
+    baselines=None,  # As of `learn.evaluate`
+    page=None,  # File of the report; None: none
+):
+    "Predict the rows once; write evaluation.csv, cascade.csv, results.png and the report; print a line a task"
     with quietly(learn, quiet):
-        table = learn.evaluate(dl=dl, n_boot=n_boot)
-    write_csv(table, out / 'evaluation.csv', index=False)
+        told = judge_once(learn, dl, ds_idx, n_boot, baselines)
+    write_csv(told.scores, out / 'evaluation.csv', index=False)
+    write_csv(blame(told.judged), out / 'cascade.csv', index=False)
     with quietly(learn):
-        write_csv(learn.cascade_report(dl=dl), out / 'cascade.csv', index=False)
-        save_figure(out / 'results.png', lambda: learn.show_results(dl=dl, max_n=6))
-        learn.report(out / 'report.html', dl, n_boot=n_boot)
-    print(f'\n{first_scores(table, learn.dls.flow)}')
-    if table.cross_fit:
-        print(f"(thresholds of {', '.join(table.cross_fit)}: cross-fit, since these rows tuned them)")
-    return table
+        if pictures:
+            rows = learn.dls.loaders[ds_idx] if dl is None else dl
+            save_figure(out / 'results.png', lambda: learn.show_results(dl=rows, max_n=6))
+        if page is not None:
+            write_report(told, page)
+    print(f'\n{first_scores(told.scores, learn.dls.flow)}')
+    if told.scores.cross_fit:
+        print(f"(thresholds of {', '.join(told.scores.cross_fit)}: cross-fit, since these rows tuned them)")
 
 
 def first_scores(table, flow) -> str:
     "The first score of each task, as text"
     first = {path: wanted_metrics(block, [])[0] for path, block in flow.tasks.items()}
     rows = [first[path] == metric for path, metric in zip(table.task_path, table.metric_name)]
-    names = dict(
-        task_path='task', metric_name='metric', metric_res='score', baseline='trivial', num_samples='rows'
-    )  # column → how it is called
+    names = dict(task_path='task', metric_name='metric', metric_res='score', baseline='trivial')
+    names |= {name: name for name in table.beside} | dict(num_samples='rows')  # column → how it is called
     short = table[rows][list(names)].rename(columns=names)
     return short.to_string(index=False, float_format='%.3f', na_rep='-')
 

@@ -15,7 +15,6 @@ from ..deploy.drift import sums_of
 from ..deploy.scorer import Scorer
 from ..deploy.shards import score_shards
 from . import cli_common as common
-from .cli_run import read_options
 
 # %% auto #0
 __all__ = ['condmtl_predict', 'predict_parser', 'predict', 'parquet_files', 'names_in', 'training_sums', 'drift_lines']
@@ -47,7 +46,7 @@ def predict_parser():
     add('--run', required=True, metavar='FOLDER', help='what condmtl_train wrote')
     add('--in', dest='files', required=True, nargs='+', metavar='PARQUET', help='files, patterns or folders')
     add('--out', required=True, metavar='FOLDER', help='folder for files of the same names')
-    add('--column', help='column with image files or their bytes (default: as in training)')
+    add('--column', help='column with image files, their bytes, or texts (default: as in training)')
     add('--images', metavar='FOLDER', help='folder that names of files start from (default: as in training)')
     add('--keep', nargs='+', metavar='COLUMN', help='columns that go through (default: the names of image files)')
     add('--rows', type=common.at_least(1), default=1024, help='rows in memory at once (default: 1024)')
@@ -60,16 +59,13 @@ def predict_parser():
 # %% ../../nbs/tools/cli_predict.ipynb #5a932426
 def predict(options):
     "`condmtl_predict`"
-    run, out = Path(options.run), Path(options.out)
-    if not (run / 'learner.pkl').is_file() or not (run / 'run.json').is_file():
-        raise FlowError(
-            f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train writes them"
-        )
-    trained = read_options(run / 'run.json')
-    common.register(trained['register'] + options.register)
-    files, column = parquet_files(options.files), options.column or trained['fn_col']
-    keep = options.keep if options.keep is not None else names_in(files[0], column)
-    scorer = Scorer(run / 'learner.pkl', [column], keep, folder=options.images and Path(options.images).absolute())
+    (run, trained), out = common.open_run(options), Path(options.out)
+    files, column = parquet_files(options.files), options.column or trained.get('fn_col')
+    keep = options.keep
+    if keep is None:
+        keep = [] if column is None else names_in(files[0], column)
+    folder = options.images and Path(options.images).absolute()
+    scorer = Scorer(run / 'learner.pkl', column, keep, folder=folder)
     tell = (lambda line: None) if options.quiet else (lambda line: print(line, flush=True))
     done = score_shards(scorer, files, out, options.rows, options.workers, options.ray, tell)
     drift = done.drift(training_sums(run, trained))
@@ -103,16 +99,19 @@ def names_in(file, column) -> list:
 # %% ../../nbs/tools/cli_predict.ipynb #b2d03271
 def training_sums(run, trained) -> dict | None:
     "Sums of the rows that judged a learner, kept in its folder; None where their images are gone"
-    scorer, file = Scorer(run / 'learner.pkl', [trained['fn_col']]), run / 'scored_sums.json'
+    fn_col = trained.get('fn_col')
+    scorer, file = Scorer(run / 'learner.pkl', fn_col), run / 'scored_sums.json'
     if file.is_file():
-        kept = read_options(file)
+        kept = common.read_options(file)
         if kept.get('model') == scorer.file.digest:
             return kept['sums']
-    valid = run / 'valid.csv'
-    rows = common.read_table(valid, trained['only_blank_missing']) if valid.is_file() else pd.DataFrame()
-    if trained['fn_col'] not in rows:
+    valid, words = run / 'valid.csv', [*trained['words'], *([] if fn_col is None else [fn_col])]
+    rows = pd.DataFrame()
+    if valid.is_file():
+        rows = common.read_table(valid, trained['only_blank_missing'], words)
+    if not set(scorer.reads) <= set(rows.columns):
         return None
-    types, scored = scorer.scored_columns.types, scorer(rows.astype({trained['fn_col']: str}))
+    types, scored = scorer.scored_columns.types, scorer(rows)
     if scored[scorer.scored_columns.error].notna().all():
         return None
     sums = sums_of(scored, types)

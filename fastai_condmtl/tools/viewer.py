@@ -10,13 +10,15 @@ from threading import Lock
 import torch
 from PIL import Image
 from ..core.errors import FlowError
+from fastai.torch_core import to_cpu
+from ..learn.direct import prepared, why_not_direct
 from ..learn.state import flow_of
 from ..loss.inputs import as_plain
 import fastai_condmtl.vision.data  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
-__all__ = ['FORMATS', 'MAX_PIXELS', 'read_picture', 'check_file', 'open_picture', 'Viewer', 'WrongSize', 'raw_output',
-           'as_picture']
+__all__ = ['FORMATS', 'MAX_PIXELS', 'read_picture', 'check_file', 'open_picture', 'Viewer', 'decoded_by', 'WrongSize',
+           'raw_output', 'as_picture']
 
 # %% ../../nbs/tools/viewer.ipynb #f442f2a8
 FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'BMP', 'TIFF')  # no other: some are programs, which a reader would run
@@ -90,12 +92,26 @@ class Viewer:
         data = io.BytesIO()
         picture.save(data, 'BMP')  # as bytes: the learner opens it by its own class, gray or in colour
         with self.lock:
-            dl = self.learn.dls.test_dl([data.getvalue()], bs=1, num_workers=0)
-            batch = dl.one_batch()
+            batch, dl = self.batch_of(data.getvalue())
             if not (isinstance(batch[0], torch.Tensor) and batch[0].ndim == 4):
                 raise FlowError("its input is no image")  # `(1, c, h, w)`
             raw = raw_output(self.learn.model.eval(), batch, picture.size)
-            return as_plain(raw)[0].cpu(), as_picture(dl.decode_batch(batch, max_n=1)[0][0])
+            return as_plain(raw)[0].cpu(), as_picture(decoded_by(dl, batch))
+
+    def batch_of(self, data):
+        "The batch of a picture in bytes, prepared as `learn.predict` does it, and the loader that decodes it"
+        if why_not_direct(self.learn):
+            dl = self.learn.dls.test_dl([data], bs=1, num_workers=0)
+            return dl.one_batch(), dl
+        inputs, batch, _ = prepared(self.learn, data)
+        return batch[: len(inputs)], self.learn.dls.valid
+
+
+def decoded_by(dl, batch):
+    "The first input of a batch of one as its transforms decode it"
+    inputs = to_cpu(dl.after_batch.decode(batch))
+    (picture, *_) = dl.after_item.decode(tuple(x[0] for x in inputs))
+    return dl.dataset.tls[0].tfms.decode(picture, full=False)
 
 # %% ../../nbs/tools/viewer.ipynb #8aa9f01a
 class WrongSize(FlowError):
@@ -106,7 +122,7 @@ def raw_output(model, batch, size):
     "What the model gives for a batch; what it cannot take is a `WrongSize`"
     try:
         with torch.no_grad():
-            return model(*batch)
+            return model(*map(as_plain, batch))
     except RuntimeError as e:
         raise WrongSize(
             f"The model cannot take a picture of {size[0]} × {size[1]} pixels ({str(e).splitlines()[0]}): "

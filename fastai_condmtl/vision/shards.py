@@ -36,7 +36,8 @@ def from_shards(
     """Loaders of pictures in tar files, for more of them than memory or a folder holds: nothing of a length of the
     table is kept in a process. Example:
     `ConditionalDataLoaders.from_shards('pictures/*.tar', packed, item_tfms=Resize(224))`.
-    Refuses shards that are compressed or have another number of samples than `packed` has rows"""
+    Refuses shards that are compressed, or whose samples are not the rows of `packed`: by their keys, which
+    `encode_shards` and `encode_parquet(..., key_col=)` keep, else by their number"""
     what = f'{cls.__name__}.from_shards'
     check_loader_arguments(what, kwargs, cls.from_shards, dl_type=OrderedDL, but=('after_item', 'after_batch'))
     if not isinstance(packed, PackedLabels):

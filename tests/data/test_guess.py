@@ -1,6 +1,7 @@
 "Guesses against tables whose conditions are known, since they made the gaps."
 
-import numpy as np, pandas as pd, pytest, re
+import json, re
+import numpy as np, pandas as pd, pytest
 from PIL import Image
 from fastai_condmtl.all import *
 from fastai_condmtl.core.plan import Plan
@@ -382,3 +383,22 @@ def test_skip_logic_of_a_survey(shared_data):
     want |= dict(RegularMarij='Marijua', AgeRegMarij='RegularMarij')  # which implies Marijua
     assert {name: conds[name] for name in want} == want
     assert 'SexEver' not in conds['HardDrugs']  # never yes there, of 222, and asked all the same
+
+
+def test_the_code_of_a_guess_makes_its_flow():
+    "Names that Python does not take as they are, values of every kind, conditions of several parts"
+    rng = np.random.default_rng(0)
+    n = 400
+    asked, kind = rng.random(n) < 0.6, rng.choice(["it's", 'b"c', 'd'], n)
+    df = pd.DataFrame({'class': np.where(asked, 'yes', 'no'), 'a b': kind, 'a_b': rng.integers(0, 90, n), '2nd': kind})
+    df['flow'] = pd.Series(rng.random(n)).where(asked & (kind == "it's"))
+    df['BinaryBlock'] = pd.Series(rng.random(n) < 0.5).where(df.a_b >= 18)
+    df['none'] = np.where(asked, rng.choice(['x', 'y'], n), 'not put')
+    guess = guess_flow(df, "it's", na=['not put'])
+    made: dict = {}
+    exec(guess.code(), made)
+    without = lambda flow: [{k: v for k, v in t.items() if k != 'note'} for t in json.loads(flow.to_json())['tasks']]
+    assert without(made['flow']) == without(guess.flow) and made['flow'].name == "it's"
+    assert sum(task.given is not None for task in guess.flow.tasks) >= 3
+    comments = ' '.join(line[2:] for line in guess.code().splitlines() if line.startswith('# '))
+    assert all(' '.join(why.split()) in comments for why in guess.why.values())

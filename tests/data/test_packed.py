@@ -2,6 +2,7 @@
 against `Flow.bind` and `encode` of the whole table; the file against what was written by hand"""
 
 import os, pickle, random, signal, subprocess, sys, textwrap, warnings
+from multiprocessing import get_context
 import numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.all import (
     BinaryBlock,
@@ -9,6 +10,7 @@ from fastai_condmtl.all import (
     CountBlock,
     Flow,
     FlowError,
+    FlowWarning,
     MultiLabelBlock,
     PackedLabels,
     SingleLabelBlock,
@@ -273,10 +275,121 @@ def test_killed(tmp_path):
         assert target.read_bytes() == before
         assert len(os.listdir(target.parent)) == 2
     assert len(PackedLabels(target)) == len(old)
-    packed = a_flow().encode_parquet(files, target)
+    with pytest.warns(FlowWarning, match='was ended before it was done: .* encoded anew'):
+        packed = a_flow().encode_parquet(files, target)
     assert os.listdir(target.parent) == ['labels.packed']
     bound = a_flow().bind(df)
     assert torch.equal(packed[:].as_subclass(torch.Tensor), bound.encode(df).as_subclass(torch.Tensor))
+
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(place, flow, pieces, target):
+    "Encode in a process that is killed at a place"
+    nth = iter(range(10))
+
+    def third(self, *args):
+        add(self, *args)
+        if next(nth) == 2:
+            self.file.flush()
+            kill()
+
+    add, write_facts = packed_module.PackedWriter.add, packed_module.write_facts
+
+    def after_facts(file, *args):
+        write_facts(file, *args)
+        file.flush()
+        kill()
+
+    if place == 'binding':
+        pieces_module.Witness.add = kill
+    elif place == 'rows':
+        packed_module.PackedWriter.add = third
+    elif place == 'positions':
+        packed_module.PackedWriter.write_positions = kill
+    elif place == 'keys':
+        packed_module.KeyWriter.write = kill
+    elif place == 'facts':
+        packed_module.write_facts = after_facts
+    else:
+        os.replace = kill
+    encode_pieces(flow, pieces, target, valid_col='is_valid', key_col='key')
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.parametrize('place', ['binding', 'rows', 'positions', 'keys', 'facts', 'name'])
+def test_killed_at_every_stage(tmp_path, place):
+    "No file takes the name before it is whole; what is left behind opens only where all of it was written"
+    df = a_table().assign(key=[f'k{i}' for i in range(1000)])
+    pieces, target = [df[:300], df[300:310], df[310:700], df[700:]], tmp_path / 'labels.packed'
+    for old in (None, encode_pieces(a_flow(), [df[:90]], tmp_path / 'old.packed', valid_col='is_valid')):
+        if old is not None:
+            target.write_bytes((tmp_path / 'old.packed').read_bytes())
+            (tmp_path / 'old.packed').unlink()
+        process = get_context('fork').Process(target=killed_at, args=(place, a_flow(), pieces, target))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        if old is None:
+            with pytest.raises(FlowError, match='there is no file'):
+                PackedLabels(target)
+        else:
+            assert len(PackedLabels(target)) == 90
+        left = [file for file in tmp_path.iterdir() if file.suffix == '.tmp']
+        assert len(left) == (place != 'binding')
+        for file in left:
+            if place in ('facts', 'name'):
+                assert len(PackedLabels(file)) == 1000
+            else:
+                with pytest.raises(FlowError, match='lacks a part'):
+                    PackedLabels(file)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            packed = encode_pieces(a_flow(), pieces, target, valid_col='is_valid', key_col='key')
+        assert sum('was ended before it was done' in str(w.message) for w in told) == len(left)
+        assert not [file for file in tmp_path.iterdir() if file.suffix == '.tmp']
+        y = a_flow().bind(df, np.flatnonzero(~df.is_valid)).encode(df)
+        assert torch.equal(packed[:].as_subclass(torch.Tensor), y.as_subclass(torch.Tensor))
+        assert packed.keys.some(0, 1000) == df.key.tolist()
+        target.unlink()
+
+
+@pytest.mark.parametrize('cut_at', [0.0, 0.3, 0.9, 0.999])
+def test_a_file_cut_anywhere_does_not_open(tmp_path, cut_at):
+    packed = encode_pieces(a_flow(), [a_table(50)], tmp_path / 'p')
+    whole = packed.path.read_bytes()
+    for damaged in (whole[: int(cut_at * len(whole))], whole + b'x', whole[: int(cut_at * len(whole))] + whole[-200:]):
+        (tmp_path / 'damaged').write_bytes(damaged)
+        with pytest.raises(FlowError, match='lacks a part|in place of'):
+            PackedLabels(tmp_path / 'damaged')
+
+
+@pytest.mark.parametrize('kind', [str, int, float])
+def test_groups_stand_on_one_side(tmp_path, kind):
+    "Whatever the pieces, and whatever type a piece gives the groups"
+    df = a_table(2000)
+    df['who'] = np.random.default_rng(1).integers(0, 200, len(df))
+    pieces = [df[:700], df[700:701].astype(dict(who=kind)), df[701:].astype(dict(who=object))]
+    packed = encode_pieces(a_flow(), pieces, tmp_path / 'p', valid_pct=0.3, seed=5, group_col='who')
+    sides = [set(df.who.iloc[np.asarray(packed.positions(side))]) for side in ('train', 'valid')]
+    assert not sides[0] & sides[1] and 35 < len(sides[1]) < 85
+    whole = encode_pieces(a_flow(), [df], tmp_path / 'q', valid_pct=0.3, seed=5, group_col='who')
+    assert list(whole.positions('valid')) == list(packed.positions('valid'))
+    other = encode_pieces(a_flow(), [df], tmp_path / 'q', valid_pct=0.3, seed=6, group_col='who')
+    assert list(other.positions('valid')) != list(packed.positions('valid'))
+
+
+def test_groups_that_cannot_be_drawn(tmp_path):
+    df = a_table(100).assign(who='a')
+    df.loc[60, 'who'] = None
+    with pytest.raises(FlowError, match="group_col='who' is blank in row 60 .*give each row a group"):
+        encode_pieces(a_flow(), [df[:50], df[50:]], tmp_path / 'p', valid_pct=0.3, group_col='who')
+    with pytest.raises(FlowError, match=r"group_col='who' draws groups .* valid_pct=.1"):
+        encode_pieces(a_flow(), [df], tmp_path / 'p', valid_col='is_valid', group_col='who')
+    with pytest.raises(FlowError, match="'whom'"):
+        encode_pieces(a_flow(), [df], tmp_path / 'p', valid_pct=0.3, group_col='whom')
 
 
 def test_rows_of_the_file_by_hand(tmp_path):

@@ -1,4 +1,4 @@
-"Tests of evaluate/report and evaluate/report_page"
+"Tests of evaluate/report, evaluate/report_figures and evaluate/report_page"
 
 import base64
 import importlib.util
@@ -17,6 +17,7 @@ from fastai.callback.core import Callback
 from fastai.vision.all import Image, Learner, Resize, load_learner
 from scaled_logits import HALF, Scale, learner, quiet, table
 from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 from fastai_condmtl.all import (
     BinaryBlock,
@@ -29,7 +30,8 @@ from fastai_condmtl.all import (
     SkillRecorder,
 )
 from fastai_condmtl.vision.all import ConditionalDataLoaders
-from fastai_condmtl.evaluate.report import SECTIONS, judge_once, of_cascade, of_items
+from fastai_condmtl.evaluate.report import SECTIONS, judge_once
+from fastai_condmtl.evaluate.report_figures import of_cascade, of_items
 from fastai_condmtl.evaluate.report_page import Section, page_html
 
 EVIL = '<script>alert("x")</script>'
@@ -135,6 +137,28 @@ def test_scores_of_collected_rows_are_those_of_evaluate():
         told, plain = judge_once(learn, None, 1, 50), learn.evaluate(n_boot=50)
     pd.testing.assert_frame_equal(pd.DataFrame(told.scores), pd.DataFrame(plain))
     assert told.scores.cross_fit == plain.cross_fit and told.scores.own_sets == plain.own_sets
+
+
+def test_baselines_stand_beside_trivial_and_the_rows_are_predicted_once(tmp_path):
+    "The column holds what scikit-learn reaches when it is fitted by hand on the training rows that count"
+    df = table()
+    learn = learner(Forwards(), df=df)
+    page = page_of(learn, tmp_path, n_boot=0, baselines={'a tree': DecisionTreeClassifier(max_depth=1)})
+    assert learn.forwards.n_rows == len(df)  # the training rows for the fit, and the rows of the report
+    head = page.texts.index('trivial')
+    assert page.texts[head + 1] == 'a tree' and any(
+        'Column a tree: DecisionTreeClassifier' in text for text in page.texts
+    )
+    x, valid = df[['z0', 'z1']].astype(np.float32).to_numpy(), np.isin(np.arange(len(df)), HALF)
+    asked = df.a.to_numpy(dtype=bool)
+    fitted = DecisionTreeClassifier(max_depth=1).fit(x[~valid & asked], df.b[~valid & asked].astype(int))
+    by_hand = accuracy_score(df.b[valid & asked].astype(int), fitted.predict(x[valid & asked]))
+    row = page.texts.index('b', head)
+    assert f'{by_hand:.3f}' in page.texts[row : row + 8]
+    with pytest.raises(FlowError, match='is a class: write DecisionTreeClassifier'):
+        learn.report(tmp_path / 'r.html', baselines={'a tree': DecisionTreeClassifier})
+    with pytest.raises(FlowError, match='which acc= did not keep'):
+        learn.evaluate(acc=judge_once(learn, None, 1, 0).acc, baselines={'a tree': DecisionTreeClassifier()})
 
 
 def test_calibration_of_collected_rows_is_that_of_new_ones():

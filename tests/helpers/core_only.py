@@ -151,7 +151,7 @@ def needs_extras(folder):
     from fastai_condmtl.vision.all import ConditionalDataLoaders, ConditionalTensorBoard, ConditionalWandb
     from fastai_condmtl.vision.all import BinaryBlock, Flow, SingleLabelBlock, conditional_vision_learner, load_safe
     from fastai_condmtl.tools.app import make_app
-    from fastai_condmtl.tools.cli import find_arch
+    from fastai_condmtl.tools.cli_inputs import find_arch
     from fastai_condmtl.deploy.named_network import make_network
     from fastai_condmtl.deploy.shards import score_shards
     from fastai_condmtl.evaluate.conformal import limit_of

@@ -5,6 +5,7 @@ import importlib.util, io, json, os, random, re, runpy, shutil, struct, sys, thr
 from html.parser import HTMLParser
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import (
+    Callback,
     CategoryBlock,
     ColReader,
     DataBlock,
@@ -125,6 +126,42 @@ def test_same_answer_as_predict(scenes, tmp_path, mode, cls):
     assert dict(got) == dict(pred)
     assert torch.equal(got.activations, acts)
     assert seen.size == (32, 32)
+
+
+class LooksOn(Callback):
+    "Would notice that a prediction made no validation, so that `learn.predict` takes fastai's way"
+
+    def after_pred(self):
+        pass
+
+
+@pytest.mark.parametrize('cls', [None, PILImageBW])
+@pytest.mark.parametrize('exported', [False, True])
+def test_prepared_directly_as_by_a_loader(scenes, tmp_path, monkeypatch, cls, exported):
+    "The same logits and pixels, to the last bit; no loader is made, and the network runs once a picture"
+    learn = tiny(blocks(scenes[0], security_flow(), scenes[1], cls), 1 if cls else 3)
+    if exported:
+        learn.export(tmp_path / 'x.pkl')
+        learn = load_learner(tmp_path / 'x.pkl')
+    viewer, pictures = Viewer(learn), [read_picture(scenes[0] / f'{i}.png').resize((50 + i, 41)) for i in range(3)]
+    calls = dict(loaders=0, network=0)
+    test_dl = type(learn.dls).test_dl
+
+    def counted(*args, **kwargs):
+        calls['loaders'] += 1
+        return test_dl(*args, **kwargs)
+
+    monkeypatch.setattr(type(learn.dls), 'test_dl', counted)
+    hook = learn.model.register_forward_hook(lambda *args: calls.update(network=calls['network'] + 1))
+    direct = [viewer(picture) for picture in pictures]
+    assert calls == dict(loaders=0, network=3)
+    learn.add_cb(LooksOn())
+    by_loader = [viewer(picture) for picture in pictures]
+    assert calls == dict(loaders=3, network=6)
+    hook.remove()
+    for (logits, seen), (other_logits, other_seen) in zip(direct, by_loader):
+        assert torch.equal(logits, other_logits)
+        assert seen.mode == other_seen.mode and seen.tobytes() == other_seen.tobytes()
 
 
 def test_decides_as_a_learner_with_these_thresholds(learn, scenes):

@@ -3,7 +3,6 @@ is wrong."""
 
 import json, os, re, shutil, subprocess, sys
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.error import URLError
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -12,6 +11,8 @@ from fastai.vision.all import load_learner
 from fastai_condmtl.all import *
 from fastai_condmtl.tools import cli, cli_common
 from fastai_condmtl.tools.cli import condmtl_train
+from fastai_condmtl.tools.cli_inputs import Pictures
+from fastai_condmtl.tools.cli_options import train_parser
 from fastai_condmtl.tools.cli_run import condmtl_evaluate, condmtl_explain
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 
@@ -50,28 +51,6 @@ def train_args(d, *more):
 def run(scenes):
     condmtl_train([str(a) for a in train_args(scenes, '--out', scenes / 'run')])
     return scenes / 'run'
-
-
-def test_guess_then_read(scenes, call, tmp_path):
-    code, out, err = call(
-        condmtl_train,
-        '--guess',
-        scenes / 'labels.csv',
-        '--images',
-        scenes,
-        '--ignore',
-        'scene',
-        '--flow',
-        tmp_path / 'guess.json',
-    )
-    assert (code, err) == (0, '') and 'Labelled in' in out and f"--flow {tmp_path / 'guess.json'}" in out
-    flow = Flow.from_json(tmp_path / 'guess.json')
-    assert {b.name: str(b.given) for b in flow.tasks}['door_open'] == '~camera_blocked' and all(
-        b.note for b in flow.tasks
-    )
-    assert (
-        call(condmtl_train, '--guess', scenes / 'labels.csv', '--flow', tmp_path / 'guess.json')[0] == 2
-    )  # not written over
 
 
 def test_run_folder(run, scenes):
@@ -243,28 +222,13 @@ def test_fine_tuning_and_narrow_lines(scenes, tmp_path, capsys):
     "With bars: two fits, losses on the terminal, all metrics in one table."
     from fastai.vision.all import resnet18  # noqa: F401
 
-    a = SimpleNamespace(
-        images=scenes,
-        suff='',
-        bs=16,
-        valid_pct=0.2,
-        valid_col=None,
-        group_col=None,
-        test_col=None,
-        test_pct=0.0,
-        seed=0,
-        random_split=False,
-        workers=0,
-        size=32,
-        skip_bad_images=False,
-        augment='none',
-        pretrained=False,
-    )
-    learn = cli.make_learner(
-        a, cli.load_data(a, pd.read_csv(scenes / 'labels.csv'), security_flow(), 'img'), cli.find_arch('squeezenet1_1')
-    )
+    args = train_args(scenes, '--epochs', 2, '--out', tmp_path)
+    options = train_parser().parse_args([str(arg) for arg in args if arg != '--quiet'])
+    inputs = Pictures(options, pd.read_csv(scenes / 'labels.csv'))
+    learn = inputs.learner(inputs.loaders(security_flow()))
     learn.path = tmp_path
-    cli.fit(SimpleNamespace(quiet=False, pretrained=True, lr=None, epochs=2, freeze_epochs=1), learn)
+    options.pretrained = True
+    cli.fit(options, learn, inputs)
     history = pd.read_csv(tmp_path / 'history.csv')
     assert list(history.epoch) == [0, 0, 1] and 'door_open.accuracy' in history
     out = capsys.readouterr().out
@@ -343,7 +307,11 @@ def wrong(d):  # name → (arguments, what is said)
         'no epochs': (w(epochs=0), '0 is less than 1'),
         'too few rows': (w(csv=d / 'two.csv', valid_pct=0.1), 'too few|valid'),
         'no such option': (SMALL + ['--cvs', 'x'], 'missing|cvs'),
-        'nothing': ([], '--csv, --flow, --images missing'),
+        'nothing': ([], '--csv, --flow missing'),
+        'a forgotten folder': ([x for x in w() if x not in ('--images', d)], "column 'img' .*--images"),
+        'two kinds of inputs': (w(text='scene'), 'two kinds of inputs'),
+        'two jobs': (w(auto=d / 'labels.csv'), '--auto and --csv'),
+        'a flow beside a guess': (['--auto', 'l.csv', '--flow', 'f.json'], 'leave --flow out'),
     }
 
 

@@ -162,7 +162,7 @@ def test_it_trains_and_goes_on_without_shards(folder):
 
 def test_errors(folder, tmp_path):
     packed = PackedLabels(folder / 'labels.packed')
-    with pytest.raises(FlowError, match='37 samples in 1 shards, and 203 rows'):
+    with pytest.raises(FlowError, match="203 rows of .* 37 samples in shards differ: row 37, '000037', has no sample"):
         ConditionalDataLoaders.from_shards(folder / '0000.tar', packed)
     with pytest.raises(FlowError, match='takes packed labels and got a DataFrame'):
         ConditionalDataLoaders.from_shards(folder / '*.tar', table())

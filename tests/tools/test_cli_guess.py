@@ -1,0 +1,47 @@
+"`condmtl_train --guess`: a first flow, and the line with which to go on"
+
+import pandas as pd, pytest
+from fastai_condmtl.all import Flow
+from fastai_condmtl.datasets.machines import machines
+from fastai_condmtl.datasets.reviews import reviews
+from fastai_condmtl.datasets.synthetic import save_scenes
+from fastai_condmtl.tools.cli import condmtl_train
+from fastai_condmtl.tools.cli_common import status
+from fastai_condmtl.tools.cli_guess import values_in_words
+
+
+def give(*args):
+    return status(condmtl_train, [str(arg) for arg in args])
+
+
+def test_of_pictures(tmp_path):
+    save_scenes(tmp_path, n=100, seed=1)
+    args = '--guess', tmp_path / 'labels.csv', '--flow', tmp_path / 'guess.json'
+    code, said = give(*args, '--images', tmp_path, '--ignore', 'scene')
+    assert code == 0 and 'Labelled in' in said and f"--flow {tmp_path / 'guess.json'} --images {tmp_path}" in said
+    flow = Flow.from_json(tmp_path / 'guess.json')
+    assert {b.name: str(b.given) for b in flow.tasks}['door_open'] == '~camera_blocked'
+    assert all(b.note for b in flow.tasks)
+    assert give(*args)[0] == 2  # not written over
+
+
+@pytest.mark.parametrize(
+    'table, args, tasks, goes_on',
+    [
+        (reviews(200), ['--text', 'text'], ['complaint', 'cause', 'refund', 'stars', 'language'], ' --text text\n'),
+        (machines(500), ['--tasks', 'Machine failure', 'OSF'], ['Machine failure', 'OSF'], 'flow.json\n'),
+    ],
+)
+def test_of_texts_and_tables(tmp_path, table, args, tasks, goes_on):
+    table.to_csv(tmp_path / 't.csv', index=False)
+    code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'flow.json', *args)
+    assert code == 0 and said.endswith(goes_on)
+    assert [task.name for task in Flow.from_json(tmp_path / 'flow.json').tasks] == tasks
+    code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'other.json', '--tasks', 'stras')
+    assert code == 2 and "--tasks 'stras' is no column" in said
+
+
+def test_values_in_words_are_what_a_table_may_hold():
+    found = values_in_words(['-1', 'none', '2.5', 'inf'])
+    assert found == ['-1', 'none', '2.5', 'inf', -1, 2.5]
+    assert pd.Series([-1, 0]).isin(found).tolist() == [True, False]
