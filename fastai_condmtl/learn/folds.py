@@ -26,7 +26,7 @@ def fit_folds(
     n: int = 5,  # Folds
     seed: int = None,  # For the same folds again
     group_col=None,  # Column that says which rows belong together: no fold tears them apart
-) -> Folds:
+):  # `Folds`
     """Train a learner a fold of `stratified_folds`
 
         def fit(valid_idx):
