@@ -116,6 +116,7 @@ class Page:
         self.own_cuts = cuts(self.loss)
         self.all_knobs = knobs(self.flow)
         self.knobs = self.all_knobs[:max_sliders]  # those that have a slider
+        self.has_sets = bool(self.loss.decisions.limits)  # see `learn.conformal`: a switch comes after the sliders
         self.draws = any(block.draws is not None or block.geometry for block in self.flow.tasks.values())
 
 # %% ../../nbs/tools/app.ipynb #94d3c05e
@@ -148,11 +149,11 @@ def as_alert(error):
 # %% ../../nbs/tools/app.ipynb #0ca42996
 @patch
 def show(self: Page, kept, *values):
-    "Picture and tree under the thresholds of the sliders"
+    "Picture and tree under the thresholds of the sliders, and with the switch where there are prediction sets"
     if kept is None:
         return '', START
-    thresholds = self.thresholds(values)
-    pred = decide(self.loss, kept['logits'], thresholds, Frame.of_size(*kept['size']))
+    thresholds, abstain = self.thresholds(values), self.has_sets and values[len(self.knobs) :] == (True,)
+    pred = decide(self.loss, kept['logits'], thresholds, Frame.of_size(*kept['size']), abstain)
     return picture_html(kept['src'], kept['size'], pred, kept['caption']), tree_html(pred, thresholds)
 
 
@@ -213,8 +214,15 @@ class Parts:
             with gr.Column(elem_classes='cm-out'):
                 self.tree = gr.HTML(START, elem_id='cm-tree')
             with gr.Column(elem_classes='cm-cuts'):
+                self.switches = self.make_switch()
                 with gr.Accordion('Thresholds', open=True, visible=bool(page.knobs)):
                     self.make_sliders()
+
+    def make_switch(self) -> list:
+        "A switch that leaves undecided what is not sure, where the learner has prediction sets"
+        if not self.page.has_sets:
+            return []
+        return [self.gr.Checkbox(False, label='Leave undecided what is not sure', elem_id='cm-abstain')]
 
     def make_sliders(self):
         "A slider a threshold, and a button that moves all back"
@@ -238,6 +246,7 @@ class Parts:
 def connect(self: Parts):
     "Say what happens when a picture is dropped, an example taken or a slider moved"
     page, kept, sliders, tree = self.page, self.kept, self.sliders, self.tree
+    controls = sliders + self.switches
 
     def dropped(path, *values):
         return (None, *page.look(path, *values))  # the first clears the field, for the next picture
@@ -255,12 +264,13 @@ def connect(self: Parts):
     taken.__annotations__ = dict(event=self.gr.EventData)  # as an object: Gradio could not look the name up
     private: dict = dict(api_visibility='private', show_progress='hidden', concurrency_limit=None)
     seeing: dict = dict(api_visibility='private', show_progress='minimal', show_progress_on=tree, concurrency_limit=1)
-    self.drop.upload(dropped, [self.drop, *sliders], [self.drop, kept, self.picture, tree], **seeing)
+    self.drop.upload(dropped, [self.drop, *controls], [self.drop, kept, self.picture, tree], **seeing)
     if page.files:
-        self.gallery.click(taken, sliders, [kept, self.picture, tree], **seeing)
+        self.gallery.click(taken, controls, [kept, self.picture, tree], **seeing)
+    if controls:
+        changes = [control.change for control in controls]
+        self.gr.on(changes, move, [kept, *controls], [self.picture, tree], trigger_mode='always_last', **private)
     if sliders:
-        changes = [slider.change for slider in sliders]
-        self.gr.on(changes, move, [kept, *sliders], [self.picture, tree], trigger_mode='always_last', **private)
         self.back.click(reset, None, sliders, **private)  # which redraws
 
 # %% ../../nbs/tools/app.ipynb #bb74bc2a

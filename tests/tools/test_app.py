@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 import core_only
 from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, Flow, FlowError, MultiLabelBlock, SingleLabelBlock
-from fastai_condmtl.tools.app import Viewer, find_examples, load, main, make_app, read_picture
+from fastai_condmtl.tools.app import Page as Shown, Viewer, find_examples, load, main, make_app, read_picture
 from fastai_condmtl.tools.page import cuts, decide, picture_html, tree_html
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 
@@ -683,6 +683,31 @@ def test_many_thresholds(scenes):
     assert sum(isinstance(b, gr.Slider) for b in parts) == 4 and any(
         'first 4 of 9' in str(getattr(b, 'value', '')) for b in parts
     )
+
+
+@needs_gradio
+def test_switch_of_what_is_not_sure(scenes):
+    "With prediction sets, a switch leaves undecided what `predict(abstain=True)` does; without, there is no switch"
+    torch.manual_seed(0)
+    flow = Flow('door', BinaryBlock('camera_blocked'), SingleLabelBlock('shirt_type'))
+    learn = tiny(blocks(scenes[0], flow, scenes[1]))
+    switches = lambda: [b for b in make_app(learn).blocks.values() if type(b).__name__ == 'Checkbox']
+    assert switches() == []
+    file = scenes[0] / '3.png'
+    page = Shown(learn)
+    assert 'undecided' not in page.look(file, *page.positions(), True)[2]
+    with learn.no_bar():
+        learn.conformal(0.6)
+        told = [learn.predict(file, abstain=abstain)[0] for abstain in (False, True)]
+    assert told[1].undecided and not told[0].undecided  # it was never trained
+    (switch,) = switches()
+    assert switch.label == 'Leave undecided what is not sure' and switch.value is False
+    page = Shown(learn)
+    kept, _, off = page.look(file, *page.positions(), False)
+    on = page.show(kept, *page.positions(), True)[1]
+    cut = cuts(learn.loss_func)
+    assert (off, on) == tuple(tree_html(pred, cut) for pred in told)
+    assert 'undecided' in on and 'undecided' not in off
 
 
 @needs_gradio
