@@ -13,6 +13,7 @@ from scipy.stats import binom
 from ..core.condition_text import write_condition
 from ..core.conditions import Condition, any_of, as_condition, atoms, both, kleene, task
 from ..tasks.binary import BinaryBlock
+from ..tasks.coordinates import Coordinates
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.vocabulary import Classes
 
@@ -222,7 +223,7 @@ def questions_about(labels, i, labelled, rows):
     values, labelled = labels.values[i][known, 0], labelled[known]
     if isinstance(block, Classes):
         return _questions_about_classes(block.vocab, asked, values.astype(int), labelled)
-    if not labelled.any():
+    if not labelled.any() or isinstance(block, Coordinates):
         return []
     low, high = _plain(values[labelled].min()), _plain(values[labelled].max())
     return [(asked >= low, COSTS['number']), (asked <= high, COSTS['number'])]

@@ -16,6 +16,7 @@ from ..core.columns import factorise, sort_labels
 from ..core.condition_text import plain
 from ..tasks.binary import BinaryBlock
 from ..tasks.count import CountBlock
+from ..tasks.keypoints import KeypointsBlock
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.ordinal import OrdinalBlock
 from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
@@ -23,9 +24,9 @@ from ..tasks.single_label import SingleLabelBlock
 
 # %% auto #0
 __all__ = ['kind_rules', 'NUMBERS', 'KindGuess', 'guess_kind', 'kind_rule', 'Column', 'read_column', 'nothing_labelled',
-           'ordered_categories', 'not_comparable', 'cells_with_lists', 'not_plain', 'one_value', 'dates', 'not_finite',
-           'zero_or_one', 'row_names', 'counts', 'few_whole_numbers', 'shares', 'other_numbers', 'no_or_yes',
-           'written_lists', 'words_in_order', 'combinations', 'free_text', 'words', 'mixed']
+           'ordered_categories', 'points', 'not_comparable', 'cells_with_lists', 'not_plain', 'one_value', 'dates',
+           'not_finite', 'zero_or_one', 'row_names', 'counts', 'few_whole_numbers', 'shares', 'other_numbers',
+           'no_or_yes', 'written_lists', 'words_in_order', 'combinations', 'free_text', 'words', 'mixed']
 
 # %% ../../nbs/data/guess_kinds.ipynb #37517596
 class KindGuess(NamedTuple):
@@ -128,6 +129,36 @@ def _vocab_of(categories):
         return dict(vocab=[plain(v) for v in categories])
     except TypeError:
         return {}
+
+
+# %% ../../nbs/data/guess_kinds.ipynb #5e3bf722
+@kind_rule()
+def points(column):
+    "Lists of pairs of numbers are points of a picture"
+    counts = {_n_pairs(cell) for cell in column.cells}
+    if 0 in counts:
+        return None
+    if len(counts) > 1:
+        return KindGuess(
+            None,
+            f"its cells are lists of {min(counts)} to {max(counts)} (x, y) pairs: a KeypointsBlock takes as many in "
+            "each row, with (nan, nan) for a point that is not labelled",
+        )
+    n_points = counts.pop()
+    why = f"{'a point' if n_points == 1 else f'{n_points} points'} in pixels, since cells hold lists of (x, y) pairs"
+    return column.guess(KeypointsBlock, why, n_points=n_points)
+
+
+def _n_pairs(cell):
+    "How many pairs of numbers a cell lists; 0 where it holds anything else"
+    listed = isinstance(cell, (list, tuple)) or isinstance(cell, np.ndarray) and cell.ndim == 2
+    return len(cell) if listed and all(map(_is_pair, cell)) else 0
+
+
+def _is_pair(point):
+    "True of two numbers"
+    listed = isinstance(point, (list, tuple, np.ndarray)) and np.shape(point) == (2,)
+    return listed and all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in point)
 
 
 @kind_rule()
