@@ -8,16 +8,25 @@ import re
 from typing import NamedTuple
 import numpy as np
 from ..core.condition_text import write_condition
-from ..core.conditions import Condition
-from .guess_conditions import TOLERANCE, TaskLabels, hardly_any, questions_about, standing
+from ..core.conditions import Condition, both
+from fastai_condmtl.data.guess_conditions import (
+    Candidate,
+    TOLERANCE,
+    TaskLabels,
+    best_candidate,
+    hardly_any,
+    questions_about,
+    standing,
+)
 from ..tasks.binary import BinaryBlock
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.regression import Regression
 from ..tasks.vocabulary import Classes
 
 # %% auto #0
-__all__ = ['says_not_asked', 'NotAsked', 'guess_not_asked', 'value_not_asked', 'may_be_asked', 'values_to_try', 'labels_to_try',
-           'says_the_same', 'exceptions', 'why_not_asked', 'guess_silent_no', 'is_silent_no', 'why_silent_no']
+__all__ = ['says_not_asked', 'NotAsked', 'guess_not_asked', 'value_not_asked', 'conditions_together', 'may_be_asked',
+           'values_to_try', 'labels_to_try', 'says_the_same', 'exceptions', 'why_not_asked', 'guess_silent_no',
+           'is_silent_no', 'why_silent_no']
 
 # %% ../../nbs/data/guess_not_asked.ipynb #431459e2
 _words = re.compile(
@@ -60,7 +69,24 @@ def value_not_asked(labels, i) -> NotAsked | None:
         found = [c for c in standing(labels, questions, known & ~here, known) if says_the_same(c)]
         if found:
             best = min(found, key=lambda candidate: (candidate.cost, exceptions(candidate)))
+        else:
+            best = conditions_together(labels, askers, known & ~here, known)
+        if best is not None:
             return NotAsked(value, best.cond, why_not_asked(value, best))
+    return None
+
+
+def conditions_together(labels, askers, labelled, rows, most=3):
+    "The `Candidate` of conditions that only and-ed say where a task is `labelled` (N,) within `rows` (N,), or None"
+    cond, left = None, rows
+    for _ in range(most):
+        best = best_candidate(labels, askers, labelled, left)
+        if best is None:
+            return None
+        cond, left = both(cond, best.cond), best.true
+        whole = Candidate(cond, best.cost, labels.truth(cond), labelled, rows)
+        if says_the_same(whole):
+            return whole if whole.stands(1) else None
     return None
 
 

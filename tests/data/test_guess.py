@@ -274,6 +274,26 @@ def test_values_where_nobody_was_asked(word, number):
     assert nas(again) == nas(guess.flow) and guess.diff(again).empty
 
 
+@pytest.mark.parametrize('word, number', [(None, None), ('none', -1)])
+def test_values_where_two_conditions_together_say_that_nobody_was_asked(word, number):
+    "The condition that blanks tell; the counts by hand"
+    rng, n = np.random.default_rng(0), 500
+    kind, product = rng.choice(['complaint', 'other'], n), rng.choice(list('abcd'), n)
+    asked = (kind == 'complaint') & np.isin(product, ['a', 'b'])
+    df = pd.DataFrame(dict(kind=kind, product=product))
+    df['refund'] = pd.Series(rng.integers(0, 2, n)).astype(object).where(asked, number)
+    df['how_bad'] = pd.Series(rng.choice(['lo', 'hi'], n)).astype(object).where(asked, word)
+    guess = guess_flow(df)
+    both = "kind.eq('complaint') & product.isin(['a', 'b'])"
+    assert given(guess.flow) == dict(kind=None, product=None, refund=both, how_bad=both)
+    assert kinds(guess.flow)['refund'] == 'BinaryBlock'
+    if word:
+        assert nas(guess.flow) == dict(refund=(both, (number,)), how_bad=(both, (word,)))
+        assert f'in {n - asked.sum()} of {n - asked.sum()} rows where {both} is false' in guess.why['refund']
+        df.loc[np.flatnonzero(~asked)[:60], 'refund'] = 1
+        assert 'refund' not in nas(guess_flow(df).flow)
+
+
 def test_some_rows_may_differ_and_more_may_not():
     df = households('none', 0)
     no, yes = np.flatnonzero(df.has_pet == 'no'), np.flatnonzero(df.has_pet == 'yes')
