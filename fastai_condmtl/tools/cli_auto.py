@@ -6,7 +6,7 @@
 from __future__ import annotations
 import re
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 from ..core.conditions import atoms
 from ..core.errors import FlowError
 from ..data.groups import groups_of, torn_groups
@@ -20,7 +20,7 @@ from .cli_inputs import Pictures, Tables, kind_for
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
            'check_whole_groups', 'settle_tasks', 'check_labels', 'find_questions', 'questions_in', 'inputs_left_out',
-           'is_row_name', 'gives_away', 'guess_columns_of', 'settle_training']
+           'may_name_owners', 'is_row_name', 'gives_away', 'guess_columns_of', 'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -136,7 +136,8 @@ def settle_tasks(options, df, inputs) -> tuple:  # `(columns that are questions,
             f"no column of '{options.csv}' holds yes and no, so that nothing tells questions from inputs: name the "
             "questions with --tasks, or the inputs' kind with --images or --text"
         )
-    unfit = inputs_left_out(df, [name for name in candidates if name not in columns], columns)
+    named = [*(options.cat or ()), *(options.cont or ())]
+    unfit = inputs_left_out(df, [name for name in candidates if name not in columns], columns, named)
     options.ignore = [*options.ignore, *unfit]
     return columns, lines + [f"Input '{name}' is left out: {why}." for name, why in unfit.items()]
 
@@ -175,8 +176,8 @@ def questions_in(flow) -> list:
     return [task.cols[0] for task in flow.tasks if task.name in found]
 
 # %% ../../nbs/tools/cli_auto.ipynb #6e510658
-def inputs_left_out(df, inputs, questions) -> dict:
-    "Column → why it is no input of a table"
+def inputs_left_out(df, inputs, questions, named=()) -> dict:
+    "Column → why it is no input of a table; of those `named` as inputs, rows of one owner are no reason"
     found = {}
     for name in inputs:
         cells = df[name].dropna()
@@ -189,7 +190,24 @@ def inputs_left_out(df, inputs, questions) -> dict:
             found[name] = 'it names the rows'
         elif (answered := next((q for q in questions if gives_away(df[name], df[q])), None)) is not None:
             found[name] = f"each of its values stands with one answer to '{answered}'"
+        elif name not in named and len(df) > 40 and may_name_owners(cells):
+            found[name] = (
+                f"it recurs about {len(cells) / cells.nunique():.0f} times a value: if it names who the rows belong "
+                f"to, --group-col '{name}'; to read it all the same, name it in --cat or --cont"
+            )
     return found
+
+
+def may_name_owners(cells, share=0.2) -> bool:
+    "True of text, and of integers far apart, that recur and still have more different values than a `share` of rows"
+    if not share * len(cells) < cells.nunique() <= 0.7 * len(cells):
+        return False
+    if not pd.api.types.is_integer_dtype(cells):
+        return not pd.api.types.is_numeric_dtype(cells)
+    # of what is measured, values that recur are neighbours, or are rounded
+    values, counts = np.unique(cells.astype(np.int64), return_counts=True)
+    far, last_digits = np.diff(values) >= 10, np.bincount(np.abs(values) % 10)
+    return far.mean() > 0.5 and np.median(counts[1:][far]) > 1 and last_digits.max() < 0.3 * len(values)
 
 
 def is_row_name(name, cells) -> bool:

@@ -9,7 +9,7 @@ from fastai_condmtl.datasets.machines import MODES, machines
 from fastai_condmtl.datasets.reviews import reviews
 from fastai_condmtl.datasets.synthetic import save_scenes
 from fastai_condmtl.tools.cli import condmtl_train
-from fastai_condmtl.tools.cli_auto import gives_away, names_groups, settle
+from fastai_condmtl.tools.cli_auto import gives_away, may_name_owners, names_groups, settle
 from fastai_condmtl.tools.cli_common import status
 from fastai_condmtl.tools.cli_options import train_parser
 
@@ -204,3 +204,27 @@ def test_names_of_groups():
     yes = 'ID id patient Patient_ID subject user_name caseId participant_no household'.split()
     no = 'grid invalid age groups paid inside patience sites_seen'.split()
     assert all(map(names_groups, yes)) and not any(map(names_groups, no))
+
+
+def test_what_may_name_owners_is_no_input_unless_it_is_named(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    holder = pd.Series(rng.permutation(np.arange(180) % 60))
+    more = dict(holder=holder.map('H{:03d}'.format), code=holder.map(lambda i: 10_007 + 1_013 * i), age=holder + 18)
+    rows(180, **more, weight=holder + 0.5).to_csv(tmp_path / 't.csv', index=False)
+    _, flow, inputs = settle(options_for(tmp_path / 't.csv'))
+    said = capsys.readouterr().out
+    assert "Input 'holder' is left out: it recurs about 3 times a value" in said and "--group-col 'holder'" in said
+    assert inputs.names(flow) == ([], ['size', 'age', 'weight'])
+    _, flow, inputs = settle(options_for(tmp_path / 't.csv', '--cat', 'holder', 'code'))
+    assert inputs.names(flow)[0] == ['holder', 'code']
+    options = options_for(tmp_path / 't.csv', '--group-col', 'holder')
+    settle(options)
+    assert options.group_col == 'holder' and "'holder' is left out" not in capsys.readouterr().out
+
+
+def test_measures_and_amounts_name_no_owners():
+    rng = np.random.default_rng(0)
+    measures = rng.integers(18, 90, 300), rng.integers(0, 366, 1500), rng.integers(20, 90, 300) * 1000
+    measures += (rng.lognormal(5, 1.5, 400).astype(int), rng.integers(1, 60, 200) * 100 - 1, rng.normal(size=100))
+    assert not any(may_name_owners(pd.Series(cells)) for cells in measures)
+    assert not may_name_owners(pd.Series(rng.choice(list('abcdef'), 100)))
