@@ -28,26 +28,33 @@ __all__ = ['TextColumns', 'text_columns', 'text_vocabulary', 'check_special_word
 
 # %% ../../nbs/text/data.ipynb #8ac4f2c7
 class TextColumns(ColReader):
-    "Row → its text: of one column, or of several, each after a mark of its own (`xxfld 1`)"
+    """Row → its text: of one column, or of several, each after a mark of its own (`xxfld 1`); one that is blank where
+    another holds text is empty"""
 
     def __call__(self, o, **kwargs):
         if TOKENS in getattr(o, 'index', ()):
             return o[TOKENS]
         row = f'row {getattr(o, "name", "")!r}'
-        return self.join([_as_text(o[c], c, row) for c in self.cols])
+        return self.join(self.parts([o[c] for c in self.cols], row))
 
     def texts(self, df):
         "All texts of a table; a missing one is an error that names its row"
-        for column in self.cols:
-            is_missing = df[column].isna().to_numpy()
-            if is_missing.any():
-                row = row_name(df, int(is_missing.argmax()))
-                raise FlowError(_no_text(column, f"{row} (and {is_missing.sum() - 1} more)"))
+        is_missing = np.all([df[column].isna() for column in self.cols], axis=0)
+        if is_missing.any():
+            row = row_name(df, int(is_missing.argmax()))
+            raise FlowError(_no_text(self.cols, f"{row} (and {is_missing.sum() - 1} more)"))
         texts = []
         for i, cells in enumerate(zip(*(df[c] for c in self.cols))):
             row = '' if all(isinstance(cell, str) for cell in cells) else row_name(df, i)
-            texts.append(self.join([_as_text(cell, c, row) for cell, c in zip(cells, self.cols)]))
+            texts.append(self.join(self.parts(cells, row)))
         return texts
+
+    def parts(self, cells, row):
+        "The cells of a row as texts; `row` begins the error where none holds any"
+        parts = [_as_text(cell, column, row) for cell, column in zip(cells, self.cols)]
+        if all(part is None for part in parts):
+            raise FlowError(_no_text(self.cols, row))
+        return [part or '' for part in parts]
 
     def join(self, parts):
         "The parts of a row's text as one"
@@ -55,11 +62,11 @@ class TextColumns(ColReader):
 
 
 def _as_text(cell, column, row):
-    "A cell as text; `row` begins the error"
+    "A cell as text, None where it is blank; `row` begins the error"
     if isinstance(cell, str):
         return cell
     if cell is None or cell is pd.NA or cell != cell:
-        raise FlowError(_no_text(column, row))
+        return None
     if isinstance(cell, (int, float, np.number)):
         return str(cell)
     raise FlowError(
@@ -68,10 +75,12 @@ def _as_text(cell, column, row):
     )
 
 
-def _no_text(column, row):
+def _no_text(columns, row):
+    where = f"column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}"
+    which = f"subset={list(columns)!r}{', how=' + repr('all') if len(columns) > 1 else ''}"
     return (
-        f"{row}, column '{column}': there is no text. Leave such rows out with df.dropna(subset=[{column!r}]), or "
-        "fill in '' if nothing was written"
+        f"{row}, {where}: there is no text. Leave such rows out with df.dropna({which}), or fill in '' if nothing was "
+        "written"
     )
 
 # %% ../../nbs/text/data.ipynb #38d9b5a3

@@ -268,7 +268,7 @@ class Texts(RowInputs):
 
         self.text = text_columns(self.df, self.options.text)
         self.lr = 4e-3 if self.options.encoder else 2e-2
-        blank = self.df[self.text].isna().any(axis=1)
+        blank = self.df[self.text].isna().all(axis=1)
         if blank.any():
             raise FlowError(
                 f"'{self.options.csv}' has no text in {blank.sum()} rows, the first in line "

@@ -22,6 +22,7 @@ from fastai.text.all import (
     set_seed,
     text_classifier_learner,
 )
+from fastai_condmtl.text.data import TextColumns
 from fastai_condmtl.text.all import (
     BinaryBlock,
     ConditionalInterpretation,
@@ -610,6 +611,19 @@ def test_bad_texts(df):
         assert torch.isfinite(learn.predict('')[2]).all()
         with pytest.raises(FlowError, match="row 1, column 'text': there is no text"):
             learn.predict_df(pd.DataFrame(dict(text=['a', None])))
+
+
+def test_a_column_that_is_blank_beside_text_is_empty(df):
+    "As if it held ''; in a table, and row by row; blank in all columns is an error"
+    two = df.assign(title='hello')
+    two.loc[[2, 5], 'title'] = None
+    get = TextColumns(['title', 'text'])
+    assert get.texts(two) == get.texts(two.fillna({'title': ''})) == [get(two.iloc[i]) for i in range(len(two))]
+    assert get.texts(two)[2] == f'xxfld 1  xxfld 2 {df.text[2]}'
+    two.loc[5, 'text'] = None
+    for read in (lambda: get.texts(two), lambda: get(two.iloc[5])):
+        with pytest.raises(FlowError, match=r"row 5.*columns 'title', 'text': there is no text.*how='all'"):
+            read()
 
 
 def test_bad_learners(df, dls):

@@ -115,6 +115,17 @@ def test_trees_and_scores_of_rows(kind, csv, request, tmp_path):
     assert scored[first].tolist() == want[first].tolist()
 
 
+def test_a_subject_may_be_blank_where_there_is_a_body(text_run, tmp_path):
+    d, df = text_run[0], reviews(160).assign(subject='late')
+    df.loc[::9, 'subject'] = None
+    df.to_csv(tmp_path / 'r.csv', index=False)
+    args = '--csv', tmp_path / 'r.csv', '--flow', d / 'flow.json', '--text', 'subject', 'text', '--epochs', 1, '--quiet'
+    code, said = give(condmtl_train, *args, '--bs', 32, '--out', tmp_path / 'run')
+    assert code == 0, said
+    code, said = give(condmtl_evaluate, '--run', tmp_path / 'run', '--csv', tmp_path / 'r.csv', '--quiet')
+    assert code == 0 and '160 rows' in said, said
+
+
 def test_an_encoder_of_transformers(tmp_path):
     pytest.importorskip('transformers', reason='needs transformers')
     from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
