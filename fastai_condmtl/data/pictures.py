@@ -36,12 +36,12 @@ class OpenImage(Transform):
         except FileNotFoundError:
             raise FlowError(
                 f"there is no image file '{fn}'{self._row(fn)}: check path=, folder=, suff= and the column with the "
-                "file names, or leave such rows out with bad_images='skip'"
+                f"file names, or {self._way_out(fn)}"
             ) from None
         except Exception as e:
             raise FlowError(
-                f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or leave "
-                "such rows out with bad_images='skip'"
+                f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or "
+                f"{self._way_out(fn)}"
             ) from e
 
     def decode(self, x, **kwargs):
@@ -50,6 +50,11 @@ class OpenImage(Transform):
     def _row(self, fn):
         rows = getattr(self, 'rows', None)
         return '' if rows is None else rows.told(fn)
+
+    def _way_out(self, fn):
+        "What to do without the picture: what predicts rows of another table takes no argument that leaves them out"
+        is_of_other_table = getattr(self, 'rows', None) is not None and not self._row(fn)
+        return 'take such rows out' if is_of_other_table else "leave such rows out with bad_images='skip'"
 
 
 def _called(fn):

@@ -40,6 +40,7 @@ def errors_as_lines(
             yield
     except FlowError as e:
         sentence = str(e).rpartition('FlowError: ')[2].strip()  # a worker process hands its traceback over as well
+        sentence = sentence.replace("bad_images='skip'", '--skip-bad-images')
         print(f'{prog}: error: {sentence}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

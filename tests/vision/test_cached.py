@@ -290,6 +290,19 @@ def test_errors_name_row_and_file(pics, tmp_path):
         items(loaders((tmp_path, df), True, Resize(32)).valid)
 
 
+@pytest.mark.parametrize('cache', [None, True])
+def test_rows_of_another_table_are_taken_out_by_hand(pics, tmp_path, cache):
+    "A table to predict takes no `bad_images`; the table of the data does"
+    tmp, df = pics
+    (tmp_path / 'torn.png').write_bytes(b'none')
+    dls = loaders(pics, cache, Resize(32))
+    for name, says in (('torn.png', 'cannot read image'), ('gone.png', 'there is no image file')):
+        new = df[:2].assign(img=[str(tmp_path / name), df.img[0]])
+        with pytest.raises(FlowError, match=f'{says}.*{name}.*take such rows out') as error:
+            items(dls.test_dl(new))
+        assert 'bad_images' not in str(error.value)
+
+
 @pytest.mark.parametrize('cache', [0, -3, 2.5, '', [3], float('nan'), {}])
 def test_what_is_no_cache(pics, cache):
     with pytest.raises(FlowError, match='cache='):
