@@ -17,7 +17,8 @@ from ..deploy.shards import score_shards
 from . import cli_common as common
 
 # %% auto #0
-__all__ = ['condmtl_predict', 'predict_parser', 'predict', 'parquet_files', 'names_in', 'training_sums', 'drift_lines']
+__all__ = ['condmtl_predict', 'predict_parser', 'predict', 'parquet_files', 'n_other_files', 'names_in', 'training_sums',
+           'drift_lines']
 
 # %% ../../nbs/tools/cli_predict.ipynb #cb817106
 def condmtl_predict(argv=None):
@@ -61,6 +62,8 @@ def predict(options):
     "`condmtl_predict`"
     (run, trained), out = common.open_run(options), Path(options.out)
     files, column = parquet_files(options.files), options.column or trained.get('fn_col')
+    if n_others := n_other_files(options.files):
+        print(f'{n_others} other files of the folders are not read: only those called *.parquet are', flush=True)
     keep = options.keep
     if keep is None:
         keep = [] if column is None else names_in(files[0], column)
@@ -84,6 +87,13 @@ def parquet_files(patterns) -> list:
             raise FlowError(f"--in '{pattern}' names no file: check it, such as 'shards/*.parquet' or a folder")
         files.extend(found)
     return list(dict.fromkeys(files))
+
+
+def n_other_files(patterns) -> int:
+    "How many files of folders are not called `.parquet`; hidden ones, and those with `_` in front, do not count"
+    folders = {path for path in map(Path, patterns) if path.is_dir()}
+    files = [file for folder in folders for file in folder.iterdir() if file.is_file()]
+    return sum(file.suffix != '.parquet' and not file.name.startswith(('.', '_')) for file in files)
 
 
 def names_in(file, column) -> list:

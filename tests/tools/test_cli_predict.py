@@ -50,6 +50,17 @@ def test_scores_and_resumes(run):
     assert code == 0 and '3 files, 2 of them finished before: 60 rows' in said
 
 
+def test_other_files_of_a_folder_are_told(run, tmp_path):
+    d, df = run
+    df[['img']][:4].to_parquet(tmp_path / 'a.parquet')
+    args = '--run', d / 'run', '--in', tmp_path, '--out', tmp_path / 'out', '--quiet'
+    assert 'other files' not in give(*args)[1]
+    for name in ('a.csv', 'b.txt', '.hidden', '_SUCCESS'):
+        (tmp_path / name).write_text('img')
+    code, said = give(*args)
+    assert code == 0 and '2 other files of the folders are not read' in said and '1 files' in said
+
+
 def test_bytes_and_torn_pictures(run, tmp_path):
     d, df = run
     pictures = [(d / name).read_bytes() for name in df.img[:3]] + [b'torn']
