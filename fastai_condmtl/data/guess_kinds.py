@@ -130,7 +130,6 @@ def _vocab_of(categories):
     except TypeError:
         return {}
 
-
 # %% ../../nbs/data/guess_kinds.ipynb #5e3bf722
 @kind_rule()
 def points(column):

@@ -207,7 +207,7 @@ def may_name_owners(cells, share=0.2) -> bool:
     # of what is measured, values that recur are neighbours, or are rounded
     values, counts = np.unique(cells.astype(np.int64), return_counts=True)
     far, last_digits = np.diff(values) >= 10, np.bincount(np.abs(values) % 10)
-    return far.mean() > 0.5 and np.median(counts[1:][far]) > 1 and last_digits.max() < 0.3 * len(values)
+    return bool(far.mean() > 0.5 and np.median(counts[1:][far]) > 1 and last_digits.max() < 0.3 * len(values))
 
 
 def is_row_name(name, cells) -> bool:

@@ -303,7 +303,10 @@ def wrong(d):  # name → (arguments, what is said)
         'no folder to write': (w(out=d / 'labels.csv'), 'cannot write'),
         'a split column': (w(valid_col='held'), "valid_col='held'"),
         'an unreadable image': (w(csv=d / 'broken.csv'), "cannot read image '.*broken.png'.* --skip-bad-images$"),
-        'the same in a worker': (w(csv=d / 'broken.csv', workers=1), "cannot read image '.*broken.png'.* --skip-bad-images$"),
+        'the same in a worker': (
+            w(csv=d / 'broken.csv', workers=1),
+            "cannot read image '.*broken.png'.* --skip-bad-images$",
+        ),
         'no epochs': (w(epochs=0), '0 is less than 1'),
         'too few rows': (w(csv=d / 'two.csv', valid_pct=0.1), 'too few|valid'),
         'no such option': (SMALL + ['--cvs', 'x'], 'missing|cvs'),
