@@ -72,8 +72,8 @@ def name_of_network(learn, flow, weights, inputs):
         return config
     warnings.warn(
         "this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...). "
-        "How rows of tables and words of AWD_LSTM are prepared is not in the file, so that its predictor cannot read them: "
-        "learn.export keeps that, for those who trust you",
+        "How rows of tables and words of AWD_LSTM are prepared is not in the file, so that its predictor cannot read "
+        "them: learn.export keeps that, for those who trust you",
         FlowWarning,
         stacklevel=3,
     )
