@@ -32,7 +32,7 @@ import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401
 # %% auto #0
 __all__ = ['input_columns', 'is_number', 'count_categories', 'check_given', 'check_in_one_list', 'check_no_dates', 'clean_inputs',
            'check_are_values', 'finite_numbers', 'check_has_columns', 'ConditionalTabularDataLoaders', 'check_table',
-           'check_has_input', 'check_filled', 'check_fillable', 'learnt_procs']
+           'check_has_input', 'check_filled', 'check_not_processed', 'check_fillable', 'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #d6f5dac2
 def input_columns(
@@ -304,6 +304,7 @@ def test_dl(
     rows = [test_items] if isinstance(test_items, (pd.Series, dict)) else test_items
     df = as_table(rows, tfm.bound.plan.blocks)
     if process:
+        check_not_processed(df, self)
         df = clean_inputs(df, [name for name in ds.cat_names if name not in added_columns(ds)], ds.cont_names)
         check_fillable(df, ds)
     if not with_labels:
@@ -314,6 +315,16 @@ def test_dl(
     if with_labels and not to.labelled:
         tfm.label(to)
     return self.valid.new(to, **kwargs)
+
+
+def check_not_processed(df, dls):
+    "Raise for rows whose inputs are codes and scaled numbers already: the `items` of a loader, or some of them"
+    packed = list(dls.train_ds.y_names)
+    if any(df is dl.items for dl in dls.loaders) or (packed and set(packed) <= set(df.columns)):
+        raise FlowError(
+            "these rows are already processed (categories are codes, numbers are scaled), and would be processed "
+            "twice: hand over those of the table, df.loc[dls.valid.items.index], or the loader itself, dls.valid"
+        )
 
 
 def _table_transform(to):

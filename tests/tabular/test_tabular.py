@@ -513,6 +513,34 @@ def test_wrong_rows(df, learn):
         to.dataloaders(bs=8).test_dl(df[:3].assign(stops=None))
 
 
+def test_processed_rows_are_no_rows_of_the_table(df, learn):
+    "Codes and scaled numbers are not encoded and scaled again; rows of the table are taken, whatever has been asked"
+    items = learn.dls.valid.items
+    asked = [
+        learn.predict_df,
+        learn.evaluate,
+        lambda rows: Cleaner(learn, rows),
+        lambda rows: learn.predict(rows.iloc[0]),
+        lambda rows: learn.get_preds(dl=rows),
+    ]
+    for rows in (items, items.iloc[3:9], learn.dls.train.items.sample(5, random_state=0), items.copy()):
+        for ask in asked:
+            with muted(learn), pytest.raises(FlowError, match=r'already processed.*df\.loc\[dls\.valid\.items\.index\]'):
+                ask(rows)
+    unlabelled = ConditionalTabularDataLoaders.test_dl(learn.dls, df)
+    learn.dls.loaders.append(unlabelled)
+    try:
+        with pytest.raises(FlowError, match='already processed'):
+            learn.dls.test_dl(unlabelled.items)
+    finally:
+        learn.dls.loaders.pop()
+    with muted(learn):
+        own = learn.predict_df(df.loc[items.index])
+        for rows in (learn.dls.valid.dataset.inputs(), df.loc[items.index].assign(weight_na=False)):
+            pd.testing.assert_frame_equal(learn.predict_df(rows)[own.columns], own)
+    assert len(learn.dls.test_dl(items, process=False).items) == len(items)
+
+
 def test_an_id_among_the_inputs_is_told(df):
     with pytest.warns(UserWarning, match="column 'parcel' has 400 different values"):
         make_dls(df.assign(parcel=[f'p{i}' for i in range(N)]))
