@@ -37,7 +37,7 @@ from fastai_condmtl.evaluate.report_figures import (
 from .report_page import Cell, Section, Table, as_svg, page_html, page_style
 from .skill import skill
 from ..learn.accumulate import Picked, collect
-from ..learn.reading import as_loader
+from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
@@ -137,7 +137,7 @@ def judge_once(learn, dl, ds_idx, n_boot, baselines=None) -> Told:
     "Predict the rows and score them"
     flow, loss, rivals = flow_of(learn), loss_of(learn), as_estimators(baselines)
     which = PARTS.get(ds_idx, f'part {ds_idx} of the data') if dl is None else 'the rows handed over'
-    dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
+    dl = part_of(learn, ds_idx) if dl is None else as_loader(learn, dl, labels=True)
     dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset))))
     acc = FeatureLosses(flow) if rivals else Losses(flow)
     acc.with_logits = True
