@@ -280,12 +280,21 @@ def of_training_labels(told) -> Section | None:
     values, known = (part.numpy() for part in told.flow.to_units(doubles(packed)).unbind(1))
     rows = []
     for path, own in told.flow.slices.items():
-        mask = known[:, own.targets] > 0
-        said = balance(told.flow.tasks[path], values[:, own.targets], mask)
+        mask, block = known[:, own.targets] > 0, told.flow.tasks[path]
+        said = balance(block, _as_in_table(block, values[:, own.targets], mask), mask)
         n_rows = str(mask.any(1).sum())
         rows.append([Cell(told.names[path], 'path'), Cell(n_rows, 'number'), Cell(said, 'path')])
     lead = f'What counts of {len(packed)} rows of training. flow.audit(df) looks for contradictions in their table.'
     return Section('Labels', lead, tables=[Table(['task', 'rows that count', 'labels'], rows)])
+
+
+def _as_in_table(block, values, mask):
+    "Numbers as the table writes them, without the rounding of single precision; values of other tasks stay"
+    if block.exact or block.thresholded or block.self_supervised or values.shape[1] > 1:
+        return values
+    (cells,) = map(pd.Series, block.to_columns(values, mask).values())
+    is_number = pd.api.types.is_numeric_dtype(cells)
+    return cells.to_numpy(dtype=np.float64, na_value=np.nan)[:, None] if is_number else values
 
 
 def training_table(learn, flow) -> pd.DataFrame | None:
