@@ -26,8 +26,32 @@ def table(sym):
     return re.sub(r'\| (NoneType|inspect\._empty) \|', '|  |', t._repr_markdown_()) if t.has_docment else ''
 
 
+def told_methods(cls):
+    """`(name, method)` of the public methods that stand in the body of a class and have documented parameters. What is
+    patched has a cell, and an entry, of its own"""
+    for name in vars(cls):
+        method = getattr(cls, name)
+        code = getattr(getattr(method, '__func__', method), '__code__', None)
+        in_body = getattr(code, 'co_qualname', '') == f'{cls.__name__}.{name}'  # Python 3.11; older ones leave them out
+        if in_body and not name.startswith('_') and method.__doc__ and DocmentTbl(method).has_docment:
+            yield name, method
+
+
 class TableRenderer(showdoc.BasicMarkdownRenderer):
     def _repr_markdown_(self):
+        "The entry of a symbol; of a class, those of its methods below it"
+        own = self.entry()
+        if not isinstance(self.sym, type):
+            return own
+        level = self.title_level + 1
+        below = [
+            TableRenderer(method, name=f'{self.nm}.{name}', title_level=level).entry()
+            for name, method in told_methods(self.sym)
+        ]
+        return '\n\n'.join([own, *below])
+
+    def entry(self):
+        "Heading, signature, what it does, and the table of its parameters"
         full = MarkdownRenderer._repr_markdown_(self)
         doc = re.sub(r'^```python\n.*?\n```\n*', '', full, flags=re.S)
         src = showdoc.NbdevLookup().code(self.fn)

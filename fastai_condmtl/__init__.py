@@ -25,7 +25,8 @@ class _Moved:
 def _why_moved(name):
     return (
         f"{name} is a module of version 0.1.0, which stands elsewhere now: import from fastai_condmtl.all (or "
-        "vision.all, tabular.all, text.all). If a pickle asks for it, such as a file of learn.export, load it with "
+        "vision.all, tabular.all, text.all). If a command asks for it, it is of an older installation: install the "
+        "package again. If a pickle asks for it, such as a file of learn.export, load it with "
         "version 0.1.0 and write it by learn.save_safe, flow.to_json or learn.save_thresholds, which this version reads"
     )
 

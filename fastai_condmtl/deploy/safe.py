@@ -71,7 +71,9 @@ def name_of_network(learn, flow, weights, inputs):
     if config is not None and kinds_of(inputs.make_network(config, flow).state_dict()) == kinds_of(weights):
         return config
     warnings.warn(
-        "this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...)",
+        "this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...). "
+        "How rows of tables and words of AWD_LSTM are prepared is not in the file, so that its predictor cannot read "
+        "them: learn.export keeps that, for those who trust you",
         FlowWarning,
         stacklevel=3,
     )

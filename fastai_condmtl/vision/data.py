@@ -265,22 +265,22 @@ def _from_files(
     df,
     fnames,
     flow,
-    path='.',
-    valid_pct=0.2,
-    seed=None,
-    valid_col=None,
-    stratify=False,
-    splitter=None,
-    item_tfms=None,
-    batch_tfms=None,
-    img_cls=PILImage,
-    bad_images='raise',
-    balance_by=None,
-    cache=None,
-    valid_idx=None,
-    group_col=None,
-    test_col=None,
-    test_pct=0.0,
+    path='.',  # Folder, for what the learner saves
+    valid_pct=0.2,  # Share of files for validation
+    seed=None,  # For the same random split again
+    valid_col=None,  # Column that is true for validation files, or says train, valid or test
+    stratify=False,  # Put rare tasks, classes and gates on both sides of the split
+    splitter=None,  # Any fastai splitter, instead
+    item_tfms=None,  # Transforms an item, such as `Resize(224)`
+    batch_tfms=None,  # Transforms a batch, such as `aug_transforms()`
+    img_cls=PILImage,  # Class that opens the images
+    bad_images='raise',  # `raise` or `skip` unreadable files
+    balance_by=None,  # Draw training files so that groups come alike; see `dls.balanced`
+    cache=None,  # Decode and shrink each picture once: `True`, a folder, or the pixels of the shorter side
+    valid_idx=None,  # Positions of the validation files, instead
+    group_col=None,  # Column that says which files belong together: no group stands on two sides of the split
+    test_col=None,  # Column that marks a third part, which neither trains nor validates
+    test_pct=0.0,  # Or its share of all files
     **kwargs,
 ):
     "Loaders of files; row by row their labels are in `df`"

@@ -261,3 +261,15 @@ def test_code_in_docstrings_ends_on_its_line(root):
                 lines = (ast.get_docstring(node) or '').splitlines()
                 torn += [(file.name, getattr(node, 'name', ''), line) for line in lines if line.count('`') % 2]
     assert not torn
+
+
+def test_factories_have_an_entry(site):
+    "The call of every example has its arguments told on the page of its class"
+    for room, name in dict(
+        vision='ConditionalDataLoaders', tabular='ConditionalTabularDataLoaders', text='ConditionalTextDataLoaders'
+    ).items():
+        html = (site / room / 'data' / 'index.html').read_text(encoding='utf-8')
+        _, _, entry = html.partition(f'id="{name.lower()}.from-df"')
+        table, _, _ = entry.partition('</table>')
+        told = re.sub('<[^>]*>', ' ', table)
+        assert entry and all(word in told for word in ('valid_pct', 'group_col', 'test_pct', 'stratify')), room
