@@ -10,7 +10,7 @@ from ..core.best_constant import search_logits
 from ..core.block import ConditionalBlock
 from ..core.columns import numbers
 from ..core.inverse import log_odds_of
-from ..core.not_asked import Blanks
+from ..core.not_asked import Blanks, table_with_blanks
 from .regression import Regression, best_numbers, inner_logits, regression_loss
 from ..core.errors import FlowError
 
@@ -111,10 +111,13 @@ def is_missing(value):
 @patch
 def with_blanks(self: Coordinates, df):
     "As of any block; a value of `na` is a gap inside a list, too, as it is in a column a coordinate"
-    table = super(Coordinates, self).with_blanks(df)
-    if not self.na or self.per_column:
+    if not self.na:
+        return df
+    blanks = Blanks.of(self.na)
+    table = table_with_blanks(df, self.cols, blanks, self.takes_lists)
+    if self.per_column:
         return table
-    col, blanks = self.cols[0], Blanks.of(self.na)
+    col = self.cols[0]
     cells = [_with_gaps(cell, blanks) for cell in table[col]]
     if all(new is old for new, old in zip(cells, table[col])):
         return table
