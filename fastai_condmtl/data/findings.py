@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/findings.ipynb #6e271972
 from __future__ import annotations
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 import numpy as np
@@ -273,7 +274,7 @@ def find_unused_na(flow, df):
     for na, paths in readers.values():
         blocks = [flow.tasks[path] for path in paths]
         for value in na:
-            if any(where_blank(df[col], Blanks.of((value,)), b.takes_lists).any() for b in blocks for col in b.cols):
+            if any(_holds(block, value, df) for block in blocks):
                 continue
             more = (
                 f", nor one of the {len(paths) - 1} other tasks that take it from their flow" if len(paths) > 1 else ''
@@ -281,6 +282,15 @@ def find_unused_na(flow, df):
             text = f"no cell holds {value!r}, a value of na={more}: correct it, or leave it out"
             found.append(Finding(paths[0], 'na', text, serious=False))
     return found
+
+
+def _holds(block, value, df):
+    "True if a cell of a block's columns holds a value of `na`; of points and boxes, a number of a list"
+    if not block.geometry:
+        return any(where_blank(df[col], Blanks.of((value,)), block.takes_lists).any() for col in block.cols)
+    alone = copy(block)
+    alone.na = (value,)
+    return alone.with_blanks(df) is not df
 
 # %% ../../nbs/data/findings.ipynb #b8b60959
 def find_odd(task: TaskRows, written, df) -> list:

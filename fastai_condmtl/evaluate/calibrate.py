@@ -13,7 +13,7 @@ from ..core.errors import FlowError
 from ..core.target import doubles, packed
 from ..data.groups import row_groups
 from ..learn.accumulate import check_labelled, progress, raw_preds
-from ..learn.reading import as_loader
+from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.temperatures import move_threshold
 from ..tasks.resample import deal, mean_error
@@ -97,7 +97,7 @@ def _labelled(learn, dl, ds_idx):
     raw, labels = raw_preds(learn, None, dl, ds_idx)
     check_labelled(labels is not None)
     raw, labels = (doubles(torch.as_tensor(x).as_subclass(torch.Tensor)) for x in (raw, labels))
-    return raw, packed(labels), row_groups(learn.dls[ds_idx] if dl is None else dl, in_order=True)
+    return raw, packed(labels), row_groups(part_of(learn, ds_idx) if dl is None else dl, in_order=True)
 
 
 def _cells(flow, path, raw, labels, groups=None):

@@ -24,7 +24,7 @@ from .metrics import check_metrics, needs_acts, wanted_label_metrics, wanted_met
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, TaskRows, collect, progress
 from ..learn.learner import learn_shapes
-from ..learn.reading import as_loader
+from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of
 from ..tasks.resample import drawn_rows
 
@@ -79,7 +79,7 @@ def evaluate(
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
     dl = as_loader(self, dl, labels=True)
-    by, groups = groups_by(self.dls[ds_idx] if dl is None else dl, by)
+    by, groups = groups_by(part_of(self, ds_idx) if dl is None else dl, by)
     loss = loss_of(self)
     columns = _columns(by, by_label, n_boot) + SET_SCORES * bool(loss.decisions.limits)
     rivals = as_estimators(baselines, columns)

@@ -12,7 +12,7 @@ from ..core.errors import FlowError, near
 from .confusions import Classes, confused_pairs, most_confused_classes
 from .cascade import blame
 from .evaluation import judge
-from ..learn.reading import as_loader
+from ..learn.reading import as_loader, part_of
 from ..learn.accumulate import Accumulator, Picked, collect
 from ..learn.state import flow_of, loss_of
 from ..loss.ranks import Rows, gather_rows, in_order
@@ -55,7 +55,7 @@ class ConditionalInterpretation:
         dl=None,  # Other labelled data, a `DataLoader` or a DataFrame
     ):
         "Predict once, keep what is needed"
-        dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
+        dl = part_of(learn, ds_idx) if dl is None else as_loader(learn, dl, labels=True)
         # In the order of the table, also where texts are sorted by length
         dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset))))
         with learn.no_bar():

@@ -37,7 +37,7 @@ from fastai_condmtl.evaluate.report_figures import (
 from .report_page import Cell, Section, Table, as_svg, page_html, page_style
 from .skill import skill
 from ..learn.accumulate import Picked, collect
-from ..learn.reading import as_loader
+from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
@@ -137,7 +137,7 @@ def judge_once(learn, dl, ds_idx, n_boot, baselines=None) -> Told:
     "Predict the rows and score them"
     flow, loss, rivals = flow_of(learn), loss_of(learn), as_estimators(baselines)
     which = PARTS.get(ds_idx, f'part {ds_idx} of the data') if dl is None else 'the rows handed over'
-    dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
+    dl = part_of(learn, ds_idx) if dl is None else as_loader(learn, dl, labels=True)
     dl = dl.new(shuffle=False, drop_last=False, get_idxs=Picked(range(len(dl.dataset))))
     acc = FeatureLosses(flow) if rivals else Losses(flow)
     acc.with_logits = True
@@ -280,12 +280,21 @@ def of_training_labels(told) -> Section | None:
     values, known = (part.numpy() for part in told.flow.to_units(doubles(packed)).unbind(1))
     rows = []
     for path, own in told.flow.slices.items():
-        mask = known[:, own.targets] > 0
-        said = balance(told.flow.tasks[path], values[:, own.targets], mask)
+        mask, block = known[:, own.targets] > 0, told.flow.tasks[path]
+        said = balance(block, _as_in_table(block, values[:, own.targets], mask), mask)
         n_rows = str(mask.any(1).sum())
         rows.append([Cell(told.names[path], 'path'), Cell(n_rows, 'number'), Cell(said, 'path')])
     lead = f'What counts of {len(packed)} rows of training. flow.audit(df) looks for contradictions in their table.'
     return Section('Labels', lead, tables=[Table(['task', 'rows that count', 'labels'], rows)])
+
+
+def _as_in_table(block, values, mask):
+    "Numbers as the table writes them, without the rounding of single precision; values of other tasks stay"
+    if block.exact or block.thresholded or block.self_supervised or values.shape[1] > 1:
+        return values
+    (cells,) = map(pd.Series, block.to_columns(values, mask).values())
+    is_number = pd.api.types.is_numeric_dtype(cells)
+    return cells.to_numpy(dtype=np.float64, na_value=np.nan)[:, None] if is_number else values
 
 
 def training_table(learn, flow) -> pd.DataFrame | None:

@@ -20,7 +20,7 @@ from ..loss.inputs import as_plain
 from ..loss.ranks import Rows, gather_rows, in_order, whole
 from ..core.errors import FlowError
 from ..data.groups import row_groups
-from .reading import as_loader
+from .reading import as_loader, part_of
 from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
 
@@ -232,7 +232,7 @@ def collect(
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
     loss_of(learn)
-    dl = learn.dls[ds_idx] if dl is None else as_loader(learn, dl, labels=True)
+    dl = part_of(learn, ds_idx) if dl is None else as_loader(learn, dl, labels=True)
     dl = whole(dl).new(shuffle=False, drop_last=False)
     if not len(dl.dataset):
         raise FlowError("there is nothing to evaluate: the data set is empty")
@@ -285,7 +285,7 @@ def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
     "Raw logits `(n, C)` of items, of a `DataLoader`, or of `ds_idx`; and packed labels `(n, 2, D)`, None without"
     loss_of(learn)
     dl = as_loader(learn, dl) if items is None else learn.dls.test_dl(items, **kwargs)
-    if not len((learn.dls[ds_idx] if dl is None else dl).dataset):
+    if not len((part_of(learn, ds_idx) if dl is None else dl).dataset):
         raise FlowError("there is nothing to predict: the data set is empty")
     with learn.no_bar(), learn.no_logging():
         return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]

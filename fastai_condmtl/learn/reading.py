@@ -27,7 +27,8 @@ from ..core.stock import adds_to_stock, wraps_stock
 
 # %% auto #0
 __all__ = ['NO_LABELS', 'reads_input', 'as_own', 'with_transform', 'with_dataset', 'norms_of', 'Reading', 'check_needs_no_flow',
-           'own_inputs', 'put_data', 'reading_of', 'as_loader', 'check_labelled_table', 'get_preds', 'validate']
+           'own_inputs', 'put_data', 'reading_of', 'as_loader', 'part_of', 'check_labelled_table', 'get_preds',
+           'validate']
 
 # %% ../../nbs/learn/reading.ipynb #b2582376
 _input_readers: dict[type, object] = {}
@@ -265,6 +266,21 @@ def as_loader(
     if labels and not hasattr(dl, 'dataset'):
         raise FlowError(f"a {type(dl).__name__} is no DataLoader, and {NO_LABELS}")
     return reading.loader(dl)
+
+
+def part_of(
+    learn,  # `Learner`
+    ds_idx,  # 0: training rows, 1: validation rows, 2: a third part
+):
+    "The loader of a part of a learner's data; an error where there is none"
+    loaders = learn.dls.loaders
+    if isinstance(ds_idx, int) and not -len(loaders) <= ds_idx < len(loaders):
+        parts = 'no third part' if ds_idx == 2 else f'{len(loaders)} parts, counted from 0'
+        raise FlowError(
+            f"ds_idx={ds_idx}: these data have {parts}: make one of the rows with test_pct= or test_col= of the "
+            "loaders, or hand over rows, dl=df"
+        )
+    return learn.dls[ds_idx]
 
 
 def _has_label_columns(table, flow):

@@ -11,7 +11,7 @@ from fastai.data.block import TransformBlock
 from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas, cont_cat_split
 from fastai.tabular.data import TabularDataLoaders
 from fasttransform import Pipeline
-from ..core.errors import near, row_name
+from ..core.errors import near, plain_number, row_name
 from ..core.errors import FlowError, FlowWarning
 from ..data.factories import check_loader_arguments, read_labels
 from ..data.target_block import FlowTransform, as_flow
@@ -32,7 +32,8 @@ import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401
 # %% auto #0
 __all__ = ['input_columns', 'is_number', 'count_categories', 'check_given', 'check_in_one_list', 'check_no_dates', 'clean_inputs',
            'check_are_values', 'finite_numbers', 'check_has_columns', 'ConditionalTabularDataLoaders', 'check_table',
-           'check_has_input', 'check_filled', 'check_fillable', 'learnt_procs']
+           'check_has_input', 'check_filled', 'with_known_booleans', 'known_categories', 'warn_of_unseen',
+           'check_not_processed', 'check_fillable', 'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #d6f5dac2
 def input_columns(
@@ -285,6 +286,55 @@ def from_csv(
     df = read_labels(csv, keep_default_na, skipinitialspace=skipinitialspace)
     return cls.from_df(df, flow, path=path, **kwargs)
 
+# %% ../../nbs/tabular/data.ipynb #5e25a002
+def with_known_booleans(df, cat_names, ds):
+    "`df` with booleans where all that a category was in training are booleans, and a cell says one in another way"
+    for name in cat_names:
+        known = known_categories(ds, name)
+        if known and all(isinstance(value, bool) for value in known):
+            if not pd.api.types.is_bool_dtype(df[name]):
+                codes, values = pd.factorize(df[name])
+                cells = np.array([*map(_as_boolean, values), np.nan], dtype=object)[codes]  # the code of a gap is -1
+                df[name] = pd.Series(cells, index=df.index, dtype=object)
+    return df
+
+
+def known_categories(ds, name):
+    "The categories that a column had in training; none where no `Categorify` has read it"
+    return [plain_number(value) for value in getattr(ds, 'classes', {}).get(name, ())][1:]
+
+
+def _as_boolean(cell):
+    "True or False for 1, 0, and their texts; all else stays"
+    text = str(cell).strip().lower() if isinstance(cell, (str, int, float, np.number, np.bool_)) else ''
+    return {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False}.get(text, cell)
+
+
+def warn_of_unseen(df, cat_names, ds):
+    "Warn of a category of which no value of two rows or more has been seen in training: its type may be another"
+    for name in cat_names:
+        known, cells = known_categories(ds, name), df[name].dropna()
+        more = ' …' if len(known) > 4 else ''
+        if len(cells) < 2 or not known or (pd.Categorical(cells, categories=known).codes >= 0).any():
+            continue
+        warnings.warn(
+            f"input {name!r}: none of its {len(cells)} values was there in training, so that all count as missing: "
+            f"{plain_number(cells.iloc[0])!r} is not one of {', '.join(map(repr, known[:4]))}{more}; "
+            "write them as in the table that trained",
+            FlowWarning,
+            stacklevel=3,
+        )
+
+# %% ../../nbs/tabular/data.ipynb #5e25a003
+def check_not_processed(df, dls):
+    "Raise for rows whose inputs are codes and scaled numbers already: the `items` of a loader, or some of them"
+    packed = list(dls.train_ds.y_names)
+    if any(df is dl.items for dl in dls.loaders) or (packed and set(packed) <= set(df.columns)):
+        raise FlowError(
+            "these rows are already processed (categories are codes, numbers are scaled), and would be processed "
+            "twice: hand over those of the table, df.loc[dls.valid.items.index], or the loader itself, dls.valid"
+        )
+
 # %% ../../nbs/tabular/data.ipynb #503ed888
 @patch
 def test_dl(
@@ -304,7 +354,10 @@ def test_dl(
     rows = [test_items] if isinstance(test_items, (pd.Series, dict)) else test_items
     df = as_table(rows, tfm.bound.plan.blocks)
     if process:
-        df = clean_inputs(df, [name for name in ds.cat_names if name not in added_columns(ds)], ds.cont_names)
+        check_not_processed(df, self)
+        cat_names = [name for name in ds.cat_names if name not in added_columns(ds)]
+        df = with_known_booleans(clean_inputs(df, cat_names, ds.cont_names), cat_names, ds)
+        warn_of_unseen(df, cat_names, ds)
         check_fillable(df, ds)
     if not with_labels:
         df = df.drop(columns=[c for c in label_columns(tfm.unbound) if c in df.columns])

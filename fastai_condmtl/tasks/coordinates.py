@@ -10,6 +10,7 @@ from ..core.best_constant import search_logits
 from ..core.block import ConditionalBlock
 from ..core.columns import numbers
 from ..core.inverse import log_odds_of
+from ..core.not_asked import Blanks, table_with_blanks
 from .regression import Regression, best_numbers, inner_logits, regression_loss
 from ..core.errors import FlowError
 
@@ -105,6 +106,33 @@ def is_missing(value):
     if isinstance(value, (float, np.floating)) and value != value:
         return True
     return not hasattr(value, '__len__') and pd.isna(value) is True
+
+
+@patch
+def with_blanks(self: Coordinates, df):
+    "As of any block; a value of `na` is a gap inside a list, too, as it is in a column a coordinate"
+    if not self.na:
+        return df
+    blanks = Blanks.of(self.na)
+    table = table_with_blanks(df, self.cols, blanks, self.takes_lists)
+    if self.per_column:
+        return table
+    col = self.cols[0]
+    cells = [_with_gaps(cell, blanks) for cell in table[col]]
+    if all(new is old for new, old in zip(cells, table[col])):
+        return table
+    table = table.copy(deep=False)
+    table[col] = pd.Series(cells, index=table.index, dtype=object)
+    return table
+
+
+def _with_gaps(cell, blanks):
+    "A list with None where it holds a blank; the cell itself where it holds none"
+    if not isinstance(cell, (list, tuple, np.ndarray)) or not getattr(cell, 'ndim', 1):
+        return None if blanks.has(cell) else cell
+    items = list(cell)
+    filled = [_with_gaps(item, blanks) for item in items]
+    return cell if all(new is old for new, old in zip(filled, items)) else filled
 
 
 def _coordinate(x):

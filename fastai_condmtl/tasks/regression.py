@@ -57,7 +57,7 @@ def digits(self: Regression, x):
     next_step = np.spacing(np.abs(scaled)).astype(np.float64)
     step = np.maximum(np.abs(self.unscale(next_step) - self.unscale(0.0)), 4 * np.spacing(np.abs(x)))
     power = 10.0 ** np.floor(-np.log10(step)).clip(-300, 300)
-    rounded = np.round(x * power)
+    rounded = np.round(x * power) + 0.0  # no -0
     known = np.where(power >= 1, rounded / power, rounded * np.round(1 / power))
     return np.where(power > 1e22, x, known)  # powers up to 22 are exact
 

@@ -35,6 +35,8 @@ class TextColumns(ColReader):
         if TOKENS in getattr(o, 'index', ()):
             return o[TOKENS]
         row = f'row {getattr(o, "name", "")!r}'
+        if isinstance(o, (pd.Series, dict)) and (gone := [c for c in self.cols if c not in o]):
+            raise FlowError(f"the row has no column {gone[0]!r} with the text: {near(gone[0], [*o.keys()])}")
         return self.join(self.parts([o[c] for c in self.cols], row))
 
     def texts(self, df):

@@ -1,7 +1,7 @@
 "`na=`: values that stand where a question was not asked are blank cells, in all that reads a table."
 
 import pickle
-import pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.all import *
 from fastai_condmtl.core.bound import BoundFlow
 import fastai_condmtl.deploy.bound_dict  # noqa: F401  to_dict, from_dict
@@ -157,3 +157,31 @@ def test_a_number_that_a_column_cannot_hold():
     for dtype in ('int64', 'Int64', 'int64[pyarrow]'):  # beside 0.5, too
         block = SingleLabelBlock('x', na=(2**53 + 1, 0.5))
         assert block.with_blanks(df.astype(dtype)).x.isna().tolist() == [False, True, False]
+
+
+def test_in_lists_of_points_and_boxes():
+    "A value of `na` in a list is blank as in a column a coordinate; what is blank is nothing odd, and is found"
+    cells = [[(3.0, 4.0), (7, 8)], [(-1, -1), (5, 6)], None, [(10.0, 12.0), (-1, 6)], [(-1, -1), (-1, -1)]] * 5
+    lists = pd.DataFrame(dict(p=cells))
+    flat = [[x for pair in cell for x in pair] if cell else [None] * 4 for cell in cells]
+    columns = pd.DataFrame(flat, columns=list('abcd'))
+    want = [[1, 0, 0, 1, 0] * 5] * 2 + [[1, 1, 0, 0, 0] * 5] * 2
+    for frame in (
+        lists,
+        lists.assign(p=pd.Series([None if c[0] is None else c for c in flat])),
+        lists.assign(p=[None if c is None else np.array(c, dtype=float) for c in cells]),
+    ):
+        kept = frame.p.map(repr).tolist()
+        assert counts(Flow('f', KeypointsBlock('p', na=-1)), frame) == want
+        assert counts(Flow('f', KeypointsBlock('p'), na=('none', -1)), frame) == want
+        assert frame.p.map(repr).tolist() == kept  # the table is as it was
+        texts = [str(f) for f in Flow('f', KeypointsBlock('p', na=(-1, -99))).audit(frame).lines()]
+        assert not any('apart' in text for text in texts) and len(texts) == 1 and 'no cell holds -99' in texts[0]
+    assert counts(Flow('f', KeypointsBlock('p', list('abcd'), na=-1)), columns) == want
+    boxes = pd.DataFrame(dict(b=[(1, 2, 30, 40), (-1, -1, -1, -1), [2, 3, 40, 50], None, np.full(4, -1)] * 5))
+    for fmt in ('xywh', 'xyxy'):
+        flow = Flow('f', BoxBlock('b', fmt=fmt, na=-1))
+        assert counts(flow, boxes) == [[1, 0, 1, 0, 0] * 5] * 4
+        assert not flow.audit(boxes).lines()
+    with pytest.raises(FlowError, match='negative width'):
+        Flow('f', BoxBlock('b')).bind(boxes)

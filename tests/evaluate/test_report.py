@@ -19,6 +19,14 @@ from scaled_logits import HALF, Scale, learner, quiet, table
 from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
+from fastai_condmtl.tabular.all import (
+    BoundedRegressionBlock,
+    ConditionalTabularDataLoaders,
+    CountBlock,
+    FlowPrediction,
+    UnboundedRegressionBlock,
+    conditional_tabular_learner,
+)
 from fastai_condmtl.all import (
     BinaryBlock,
     BoundedRegressionBlock,
@@ -30,7 +38,7 @@ from fastai_condmtl.all import (
     SkillRecorder,
 )
 from fastai_condmtl.vision.all import ConditionalDataLoaders
-from fastai_condmtl.evaluate.report import SECTIONS, judge_once
+from fastai_condmtl.evaluate.report import SECTIONS, judge_once, of_training_labels
 from fastai_condmtl.evaluate.report_figures import of_cascade, of_items
 from fastai_condmtl.evaluate.report_page import Section, page_html
 
@@ -314,6 +322,25 @@ def test_every_kind_of_task_has_a_place_on_the_page(tmp_path):
     photos = [address for address in page.addresses if address.startswith('data:image/jpeg;base64,')]
     assert len(photos) == 4
     assert Image.open(BytesIO(base64.b64decode(photos[0].partition(',')[2]))).size[0] > 100
+
+
+def test_numbers_are_told_as_the_table_has_them():
+    "Labels of 0 to 8 are 0 to 8, also where the table is not at hand and the scale was single precision"
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=60)
+    df = pd.DataFrame(dict(x=x, size=rng.integers(0, 9, 60) / 1.0, share=rng.random(60).round(2), n=rng.poisson(3, 60)))
+    df.loc[:5, 'size'] = [0.0, 8.0, 0.0, 8.0, 0.0, 0.0]
+    flow = Flow('f', UnboundedRegressionBlock('size'), BoundedRegressionBlock('share'), CountBlock('n'))
+    dls = ConditionalTabularDataLoaders.from_df(df, flow, cont_names=['x'], cat_names=[], valid_idx=range(30, 60), bs=8)
+    told = judge_once(conditional_tabular_learner(dls, [8], members=1), None, 1, None)
+    cells = {row[0].text: row[2].text for row in of_training_labels(told).tables[0].rows}
+    train = df[:30]
+    for name in ('size', 'share', 'n'):
+        want = f'{train[name].min():.4g} to {train[name].max():.4g}, mean {train[name].mean():.4g}'
+        assert cells[name] == want, (name, cells[name])
+    for y, size in zip(dls.train_ds.packed(), dls.train_ds.items.index):
+        assert 'size -0' not in str(FlowPrediction(dls.flow, y).tree())
+        assert str(FlowPrediction(dls.flow, y)['size']) == str(df['size'][size])
 
 
 def test_skill_is_drawn_where_somebody_looked_on(tmp_path):

@@ -30,6 +30,7 @@ from fastai_condmtl.tabular.all import (
     Flow,
     FlowError,
     FlowPrediction,
+    FlowWarning,
     MultiLabelBlock,
     SingleLabelBlock,
     UnboundedRegressionBlock,
@@ -511,6 +512,71 @@ def test_wrong_rows(df, learn):
     )
     with pytest.raises(FlowError, match='FillGaps'):
         to.dataloaders(bs=8).test_dl(df[:3].assign(stops=None))
+
+
+def test_processed_rows_are_no_rows_of_the_table(df, learn):
+    "Codes and scaled numbers are not encoded and scaled again; rows of the table are taken, whatever has been asked"
+    items = learn.dls.valid.items
+    asked = [
+        learn.predict_df,
+        learn.evaluate,
+        lambda rows: Cleaner(learn, rows),
+        lambda rows: learn.predict(rows.iloc[0]),
+        lambda rows: learn.get_preds(dl=rows),
+    ]
+    for rows in (items, items.iloc[3:9], learn.dls.train.items.sample(5, random_state=0), items.copy()):
+        for ask in asked:
+            with (
+                muted(learn),
+                pytest.raises(FlowError, match=r'already processed.*df\.loc\[dls\.valid\.items\.index\]'),
+            ):
+                ask(rows)
+    unlabelled = ConditionalTabularDataLoaders.test_dl(learn.dls, df)
+    learn.dls.loaders.append(unlabelled)
+    try:
+        with pytest.raises(FlowError, match='already processed'):
+            learn.dls.test_dl(unlabelled.items)
+    finally:
+        learn.dls.loaders.pop()
+    with muted(learn):
+        own = learn.predict_df(df.loc[items.index])
+        for rows in (learn.dls.valid.dataset.inputs(), df.loc[items.index].assign(weight_na=False)):
+            pd.testing.assert_frame_equal(learn.predict_df(rows)[own.columns], own)
+    assert len(learn.dls.test_dl(items, process=False).items) == len(items)
+
+
+@pytest.mark.parametrize('gaps', [False, True])
+def test_a_boolean_is_known_however_it_is_written(df, gaps):
+    table = df.assign(express=df.express.astype(object).where(df.index % 7 > 0)) if gaps else df
+    dls = make_dls(table)
+    want = dls.test_dl(df).dataset['express'].tolist()
+    assert [*dls.train_ds.classes['express']] == ['#na#', False, True] and want == (df.express + 1).tolist()
+    for dtype in (int, float, str, object, 'boolean', 'Int64', 'category', 'string', 'float32'):
+        assert dls.test_dl(df.assign(express=df.express.astype(dtype))).dataset['express'].tolist() == want, dtype
+    some = pd.Series([True, 1, '0', ' false', 'TRUE', None, 2, 'yes', np.nan, 0.0], dtype=object)
+    ds = dls.test_dl(df[:10].assign(express=some)).dataset
+    assert ds['express'].tolist() == [2, 2, 1, 1, 2, 0, 0, 0, 0, 1]
+    assert [dls.test_dl(dict(df.iloc[0], express=x)).dataset['express'].item() for x in (1, 'True', 0)] == [2, 2, 1]
+    texts = make_dls(df.assign(express=df.express.astype(str)))
+    assert texts.test_dl(df.assign(express='True')).dataset['express'].tolist() == [2] * N
+
+
+@pytest.mark.filterwarnings('error::fastai_condmtl.core.errors.FlowWarning')
+def test_a_category_of_which_no_value_is_known_is_told(df):
+    dls = make_dls(df.assign(stops=df.stops.astype(str)), cat_names=['country', 'stops', 'express'])
+    with pytest.warns(FlowWarning, match=r"input 'stops': none of its 400 values.*'?\d+ is not one of '0', '1'"):
+        assert (dls.test_dl(df).dataset['stops'] == 0).all()
+    with pytest.warns(FlowWarning, match="input 'express'.*'maybe' is not one of False, True; write"):
+        dls.test_dl(df.assign(stops=df.stops.astype(str), express='maybe'))
+    good = df.assign(stops=df.stops.astype(str))
+    for fine in (
+        good,
+        good.assign(country=['XX'] * (N - 1) + ['IT']),
+        good.assign(country=None),
+        good[:1].assign(country='XX'),
+        good[:0],
+    ):
+        dls.test_dl(fine)
 
 
 def test_an_id_among_the_inputs_is_told(df):

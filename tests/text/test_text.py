@@ -322,6 +322,12 @@ def test_several_columns_of_text(df):
         train = learn.get_preds(dl=learn.dls.train.new(shuffle=False, drop_last=False), with_decoded=True)[2]
     at = [raw.index.get_loc(i) for i in learn.dls.train_ds.items.index]
     assert (learn.dls.flow.to_frame(train).language.to_numpy() == rows.language.to_numpy()[at]).all()
+    with learn.no_bar():
+        for item in (dict(body='a text'), raw.drop(columns='title').iloc[0], raw.drop(columns='title')[:1]):
+            with pytest.raises(FlowError, match="no column 'title'"):
+                learn.predict(item)
+        with pytest.raises(FlowError, match="no column 'title'"):
+            learn.predict_df(raw.drop(columns='title'))
 
 
 # ---- masked words

@@ -276,3 +276,31 @@ def test_labels_that_are_rarer_than_folds_have_rows(n_classes):
     assert abs(len(parts[1]) / 120 - 0.2) <= 0.05 and abs(len(parts[2]) / 120 - 0.2) <= 0.05
     for train, valid in stratified_folds(labels, df, 6, seed=0, group_col='group'):
         assert not set(df.group.iloc[train]) & set(df.group.iloc[valid]) and 10 <= len(valid) <= 30
+
+
+def test_a_part_that_is_not_there_is_told(table):
+    "Whatever takes `ds_idx=` names the part and what makes it; a part that is there is taken"
+    df, _ = table
+    learn = conditional_tabular_learner(loaders('tabular', table, seed=0), [8], members=1)
+    asked = [
+        learn.evaluate,
+        learn.report,
+        learn.conformal,
+        learn.cascade_report,
+        learn.calibrate,
+        learn.classification_report,
+        learn.search_thresholds,
+        lambda ds_idx: ConditionalInterpretation.from_learner(learn, ds_idx),
+    ]
+    with learn.no_bar(), learn.no_logging():
+        for ask in asked:
+            with pytest.raises(
+                FlowError, match=r'ds_idx=2: these data have no third part.*test_pct= or test_col=.*dl=df'
+            ):
+                ask(ds_idx=2)
+            with pytest.raises(FlowError, match='ds_idx=3: these data have 2 parts, counted from 0'):
+                ask(ds_idx=3)
+        assert len(learn.evaluate(ds_idx=-1)) == len(learn.evaluate(ds_idx=1))
+    three = conditional_tabular_learner(loaders('tabular', table, seed=0, test_pct=0.2), [8], members=1)
+    with three.no_bar(), three.no_logging():
+        assert (three.evaluate(ds_idx=2).num_samples > 0).any()
