@@ -128,6 +128,7 @@ class NetworkHooks(BlockFields):
     # True if the loss is of numbers, with one logit a column: it is divided by what the best constant loses
     has_unit = False
     normalise: bool | None = None  # False: the loss as it is, without a unit; None: as the flow says
+    loss_name: str = ''  # of its loss, where there are several, such as `mse` and `l1`
 
     @property
     def family(self):

@@ -144,7 +144,7 @@ def spread_of(
     acts,  # Of each pass `(n_passes, n, W)`, on the loss scale
 ):  # `(n,)`
     "How far apart several answers of a network lie, by the unit of the loss; 1 at most"
-    unit = unit**0.5 if getattr(block, 'loss_name', None) == 'mse' else unit
+    unit = unit**0.5 if block.loss_name == 'mse' else unit
     return np.minimum(acts.std(0).mean(-1) / unit, 1)
 
 # %% ../../nbs/evaluate/label_next.ipynb #ce669e50
