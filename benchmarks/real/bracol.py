@@ -14,6 +14,7 @@ Two cores train an epoch of the whole network in some 50 s at 256×128 (--size 2
 import argparse, math, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from fastai.callback.all import ChannelsLast
 from fastai.vision.all import (
     DataBlock,
     Learner,
@@ -204,7 +205,8 @@ def mean_skill(scores, trivial):
 
 
 class Finetuned:
-    "The arms of a fine-tuning, one seed: the whole network trains, on pictures that are turned, zoomed and lit anew"
+    """The arms of a fine-tuning, one seed: the whole network trains, on pictures that are turned, zoomed and lit anew.
+    Channels last, with which a processor takes half the time for a step"""
 
     def __init__(self, df, path, size, workers, bs):
         self.df, self.path, self.size, self.workers, self.bs = df, path, size, workers, bs
@@ -226,7 +228,7 @@ class Finetuned:
     def ours(self, epochs):
         "By stock calls, every weight 1"
         dls = self.loaders()
-        learn = conditional_vision_learner(dls, lite0)
+        learn = conditional_vision_learner(dls, lite0, cbs=ChannelsLast())
         with learn.no_bar(), learn.no_logging():
             learn.fine_tune(max(1, epochs - 1), LR)
         return self.scores(dls, lambda dl: decided_by(learn, dl))
@@ -236,6 +238,7 @@ class Finetuned:
         dls = self.loaders(normalize=True)
         hand = ByHand(dls.flow, list(paths))
         model = nn.Sequential(create_body(lite0(), cut=-3), create_head(1280, hand.n_out))
+        model.to(memory_format=torch.channels_last)
         train_by_hand(hand, model, dls.train, max(0, epochs - 1), LR / 2, body_lr=LR / 20, frozen=1)
         return self.scores(dls, lambda dl: decided_by_hand(hand, model, dl))
 
@@ -253,6 +256,7 @@ class Finetuned:
         dls = self.loaders(normalize=True)
         hand = ByHand(dls.flow, ['sick', *TASKS])
         model = nn.Sequential(create_body(lite0(), cut=-3), create_head(1280, hand.n_out))
+        model.to(memory_format=torch.channels_last)
         train_by_hand(hand, model, dls.train, 1, 1e-4)
         start = time.perf_counter()
         train_by_hand(hand, model, dls.train, 1, 1e-4)
