@@ -4,7 +4,9 @@
 
 # %% ../../nbs/core/block_errors.ipynb #6aec5152
 from __future__ import annotations
+from dataclasses import dataclass
 from functools import wraps
+from typing import Any
 import numpy as np
 from .arguments import check_number, check_whole
 from .cell_text import is_list_of_words
@@ -15,7 +17,7 @@ from .mask_labels import is_mask, picture_hint
 from .not_asked import Blanks
 
 # %% auto #0
-__all__ = ['required', 'check_hidden', 'check_task_weight', 'check_col', 'names_of_uses', 'given_by', 'label_error',
+__all__ = ['required', 'check_hidden', 'check_task_weight', 'check_col', 'names_of_uses', 'given_by', 'BadCell', 'label_error',
            'check_no_answer_is_blank']
 
 # %% ../../nbs/core/block_errors.ipynb #e4e859df
@@ -75,16 +77,26 @@ def given_by(block, cond):
         raise FlowError(f"`{block.name} | ...`: {e}") from None
 
 # %% ../../nbs/core/block_errors.ipynb #fa83c922
+@dataclass(frozen=True)
+class BadCell:
+    "A cell that its task cannot read, and why"
+
+    col: Any
+    row: int  # position
+    shown: str  # its value in words
+    why: str
+
+
 def label_error(block, df, col, i, why) -> FlowError:
     "The error for a bad label: task, row and value, and what to do"
     value = df[col].iloc[i]
     if isinstance(value, np.generic):
         value = value.item()
     shown = f'a {type(value).__name__} of {_size(value)}' if is_mask(value) else shortly(value)
-    return FlowError(
-        f"task '{block.path or block.name}', {row_name(df, i)}, column '{col}', value {shown}: "
-        f"{why}{picture_hint(value)}{_list_hint(block, value, why)}"
-    )
+    why = f"{why}{picture_hint(value)}{_list_hint(block, value, why)}"
+    error = FlowError(f"task '{block.path or block.name}', {row_name(df, i)}, column '{col}', value {shown}: {why}")
+    error.cell = BadCell(col, i, shown, why)
+    return error
 
 
 def _size(picture):

@@ -58,7 +58,7 @@ class BoundFlow(TaskNames, ReadsBack, FitsBaselines):
             for i, (path, block, na) in enumerate(zip(plan.paths, plan.blocks, plan.nas))
         ]
         bound = bind_partners(plan, bound, df, train, scales or {})
-        learn_nests(plan, bound, df, train)
+        learn_nests(plan, bound, df, train, counted=scales is None)
         self.plan = plan.bind(bound)
         check_conditions(self.plan)
         warn_of_implied_twice(self.plan, df)

@@ -20,7 +20,7 @@ def no_picture_files(block, df, labels):
     if len(labels) > 1 and all(map(is_picture_file, labels)):
         first = int(df[block.cols[0]].notna().to_numpy().argmax())
         why = "all labels are names of picture files. If they are classes, name them with vocab="
-        raise block.bad(df, block.cols[0], first, why)
+        raise FlowError(str(block.bad(df, block.cols[0], first, why)))  # of the column: the cell is an example
 
 
 def sort_labels(labels):

@@ -7,15 +7,18 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from itertools import islice
+from typing import Any
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['FlowError', 'FlowWarning', 'row_name', 'RowsOf', 'check_name', 'check_features', 'check_normalise',
+__all__ = ['FlowError', 'FlowWarning', 'row_name', 'rows_in_words', 'RowsOf', 'check_name', 'check_features', 'check_normalise',
            'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number', 'check_column', 'near']
 
 # %% ../../nbs/core/errors.ipynb #1de259dd
 class FlowError(ValueError):
     "A flow that is wrong, or labels that do not fit it; the message names the task and ends with the fix"
+
+    cell: Any = None  # of a label that does not fit: the `BadCell`
 
 
 class FlowWarning(UserWarning):
@@ -30,6 +33,16 @@ def row_name(df, i):
     if i is None:
         return f'row {at!r} (by its index)'
     return f'row {i}' if repr(at) == repr(i) else f'row {i} (index {at!r})'
+
+
+def rows_in_words(
+    df,  # A table
+    rows,  # Positions in it, one or more
+    most=3,  # Rows that are named
+) -> str:
+    "How many rows these are, and the names of the first: `4 rows, row 1, row 5, row 6 …`"
+    names = ', '.join(row_name(df, int(row)) for row in rows[:most])
+    return f"{len(rows)} row{'s' * (len(rows) > 1)}, {names}{' …' if len(rows) > most else ''}"
 
 # %% ../../nbs/core/errors.ipynb #51d0f664
 class RowsOf(dict):

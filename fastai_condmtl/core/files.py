@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import get_ident
 
 # %% auto #0
-__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind']
+__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind', 'file_names', 'files_folder', 'file_of']
 
 # %% ../../nbs/core/files.ipynb #1050fcec
 @contextmanager
@@ -108,3 +108,28 @@ def _is_running(pid):
 # %% ../../nbs/core/files.ipynb #55984e35
 # How names of picture files end, in small letters
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+
+# %% ../../nbs/core/files.ipynb #bfaebd12
+def file_names(
+    df,  # Table
+    fn_col,  # Column with file names, by its name or its position
+):
+    "File names as they stand in a table, a column"
+    return df[fn_col] if fn_col in df.columns else df.iloc[:, fn_col]
+
+
+def files_folder(
+    path='.',  # Folder of the files
+    folder=None,  # Folder in `path` with the files
+) -> Path:
+    "The folder to which file names are relative"
+    return Path(path) if folder is None else Path(path) / folder
+
+
+def file_of(
+    folder,  # Where relative names begin
+    name,  # What a cell holds
+    suff='',  # What to append
+) -> Path:
+    "The file that a cell names; an absolute name stays"
+    return Path(folder) / f'{name}{suff}'

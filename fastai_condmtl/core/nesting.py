@@ -5,15 +5,16 @@
 # %% ../../nbs/core/nesting.ipynb #76089b0d
 from __future__ import annotations
 import warnings
+from dataclasses import dataclass
 from itertools import combinations
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from .conditions import Atom, kleene
-from .errors import FlowError, FlowWarning, near, row_name, shortly
+from .errors import FlowError, FlowWarning, near, row_name, rows_in_words, shortly
 
 # %% auto #0
 __all__ = ['nests_of', 'check_class_task', 'add_nests', 'nest_atom', 'bind_nests', 'known_atom', 'check_parents', 'learn_nests',
-           'told_parents', 'read_parents', 'warn_of_other_class', 'two_classes', 'class_of', 'with_implied',
-           'gate_below', 'differs', 'implied_twice', 'why_implied_twice', 'warn_of_implied_twice']
+           'told_parents', 'read_parents', 'warn_of_other_class', 'NestedRows', 'two_classes', 'class_of',
+           'with_implied', 'gate_below', 'differs', 'implied_twice', 'why_implied_twice', 'warn_of_implied_twice']
 
 # %% ../../nbs/core/nesting.ipynb #43941b9c
 def nests_of(
@@ -90,6 +91,7 @@ def learn_nests(
     blocks,  # Its blocks, bound
     df,  # The whole table
     train,  # Its training rows
+    counted=True,  # False: these are some of the rows that there are, and errors do not count them
 ):
     "Tell bound sub-tasks in which class each of their sub-classes stands, and the classes above that"
     for i in plan.order:
@@ -97,7 +99,7 @@ def learn_nests(
             continue
         block, over = blocks[i], blocks[plan.nests[i]]
         if block.class_of is None:
-            block.parents = read_parents(block, over, df, train)
+            block.parents = read_parents(block, over, df, train, counted)
         else:
             block.parents = told_parents(block, over)
         above = over.lineage or [[k] for k in range(len(over.vocab))]
@@ -121,7 +123,7 @@ def told_parents(block, over) -> list:
     return [classes[block.class_of[label]] for label in block.vocab]
 
 # %% ../../nbs/core/nesting.ipynb #c85153cd
-def read_parents(block, over, df, train) -> list:
+def read_parents(block, over, df, train, counted=True) -> list:
     "The class of each sub-class as rows say it that know both; positions"
     parents = np.full(len(block.vocab), -1)
     for table in [train] if train is df else [train, df]:
@@ -135,7 +137,7 @@ def read_parents(block, over, df, train) -> list:
         parents[found] = classes[first]
         other = np.flatnonzero(parents[subs] != classes)
         if len(other):
-            raise two_classes(block, over, table, rows[first[found == subs[other[0]]][0]], rows[other[0]])
+            raise two_classes(block, over, table, NestedRows(rows, subs, classes, counted), int(other[0]))
     if (parents < 0).any():
         label = block.vocab[int((parents < 0).argmax())]
         raise FlowError(
@@ -162,16 +164,42 @@ def warn_of_other_class(block, over, df, rows, parents):
     )
 
 
-def two_classes(block, over, df, row, other) -> FlowError:
-    "The error for a sub-class that stands under two classes, in two rows"
-    one, two = (over.vocab[int(over.read_labels(df.iloc[[i]])[0][0, 0])] for i in (row, other))
-    label = block.vocab[int(block.read_labels(df.iloc[[other]])[0][0, 0])]
+@dataclass
+class NestedRows:
+    "Rows of a table that know a sub-class and its class"
+
+    rows: np.ndarray  # positions `(n,)`
+    subs: np.ndarray  # `(n,)`, as `classes`
+    classes: np.ndarray
+    counted: bool  # False: the table holds more such rows
+
+    def by_class(self, sub) -> dict:
+        "Class → the rows that put a sub-class into it, the class of most rows first"
+        here = self.subs == sub
+        found = {k: self.rows[here & (self.classes == k)] for k in dict.fromkeys(self.classes[here].tolist())}
+        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+    def torn(self) -> list:
+        "Sub-classes that stand under several classes"
+        n_classes = pd.Series(self.classes).groupby(self.subs).nunique()
+        return n_classes.index[n_classes > 1].tolist()
+
+
+def two_classes(block, over, df, nested: NestedRows, i) -> FlowError:
+    "The error for a sub-class that stands under two classes, of which row `i` of `nested` shows the second"
+    label, by_class = block.vocab[nested.subs[i]], nested.by_class(nested.subs[i])
+    named = rows_in_words if nested.counted else lambda df, rows: row_name(df, int(rows[0]))
+    told = [f"under {over.vocab[k]!r} in {named(df, rows)}" for k, rows in by_class.items()]
+    torn = [block.vocab[sub] for sub in nested.torn()]
+    some = f"{', '.join(map(repr, torn[:3]))}{' …' if len(torn) > 3 else ''}"
+    others = f" So do others, {len(torn)} in all: {some}." if len(torn) > 1 else ''
     why = (
-        f"this sub-class stands under two classes of '{over.path}': under {one!r} in {row_name(df, int(row))}, and "
-        f"here under {two!r}. Correct the row that is wrong; say which class is meant, "
-        f"within=({block.within!r}, {{{label!r}: {one!r}, ...}}); or give each class a sub-class with a name of its own"
+        f"this sub-class stands under {'two' if len(told) == 2 else len(told)} classes of '{over.path}': "
+        f"{' and '.join(told)}.{others} Correct the rows that are wrong; say which class is meant, "
+        f"within=({block.within!r}, {{{label!r}: {over.vocab[next(iter(by_class))]!r}, ...}}); or give each class a "
+        "sub-class with a name of its own"
     )
-    return block.bad(df, block.cols[0], int(other), why)
+    return block.bad(df, block.cols[0], int(nested.rows[i]), why)
 
 # %% ../../nbs/core/nesting.ipynb #f32101a2
 def class_of(parents, subs):

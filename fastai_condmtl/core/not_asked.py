@@ -10,7 +10,7 @@ from .cell_text import read_list
 from .errors import FlowError, plain_number
 
 # %% auto #0
-__all__ = ['check_na', 'Blanks', 'as_held', 'where_blank', 'without_blanks', 'table_with_blanks']
+__all__ = ['check_na', 'Blanks', 'as_held', 'where_blank', 'without_blanks', 'with_gaps', 'table_with_blanks']
 
 # %% ../../nbs/core/not_asked.ipynb #8430df70
 def check_na(who, na) -> tuple | None:
@@ -106,8 +106,11 @@ def without_blanks(cells: pd.Series, blanks: Blanks, lists: bool = False) -> pd.
         gone = categories[where_blank(pd.Series(categories), blanks, lists)]
         return cells.cat.remove_categories(gone) if len(gone) else cells
     here = where_blank(cells, blanks, lists)
-    if not here.any():
-        return cells
+    return with_gaps(cells, here) if here.any() else cells
+
+
+def with_gaps(cells: pd.Series, here) -> pd.Series:
+    "A column with gaps in some rows, boolean (N,)"
     kind = cells.dtype.kind if isinstance(cells.dtype, np.dtype) else ''
     return (cells.astype(_nullable[kind]) if kind in _nullable else cells).mask(here)
 

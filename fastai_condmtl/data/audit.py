@@ -5,6 +5,7 @@
 # %% ../../nbs/data/audit.ipynb #815671cf
 from __future__ import annotations
 import re
+from types import MappingProxyType
 import numpy as np, pandas as pd
 from fastprogress.fastprogress import progress_bar
 from fastcore.basics import patch
@@ -29,6 +30,7 @@ from fastai_condmtl.data.findings import (
     find_unused_na,
 )
 from .leaks import find_leaks
+from .unreadable import bind_readable, ReadableCells
 
 # %% auto #0
 __all__ = ['Audit', 'read_flow_labels', 'read_task', 'count_rows', 'balance']
@@ -78,39 +80,52 @@ def audit(
     few: int = 20,  # Fewer rows of a class or answer than this are reported
     group_col=None,  # Column that says which rows belong together: groups on several sides of `valid_col` are found
     valid_col=None,  # Column that says which rows validate, as for the loaders
-    fn_col=None,  # Column with file names: equal files on several sides of `valid_col` are found
+    fn_col=None,  # Column (name or position) with file names: equal files on several sides of `valid_col` are found
     path='.',  # Folder of the files
+    folder=None,  # Folder in `path` with the files
+    suff='',  # What to append to the file names
 ) -> Audit:
     "Count what each task of this flow can learn from `df`, and what contradicts it"
-    return self.bind(df).audit(df, few, group_col, valid_col, fn_col, path)
+    bound, cells = bind_readable(self, df)
+    leaks = dict(group_col=group_col, valid_col=valid_col, fn_col=fn_col, path=path, folder=folder, suff=suff)
+    return _audit(bound, df, few, cells, **leaks)
 
 
 @patch
-def audit(self: BoundFlow, df, few: int = 20, group_col=None, valid_col=None, fn_col=None, path='.') -> Audit:
+def audit(
+    self: BoundFlow, df, few: int = 20, group_col=None, valid_col=None, fn_col=None, path='.', folder=None, suff=''
+) -> Audit:
     "`Flow.audit` with the vocabularies and scales of this bound flow"
-    df = as_table(df, self.plan.blocks)
-    leaks = find_leaks(df, group_col, valid_col, fn_col, path)
-    written = Plan(self.flow).blocks
-    labels = read_flow_labels(self, df)
+    leaks = dict(group_col=group_col, valid_col=valid_col, fn_col=fn_col, path=path, folder=folder, suff=suff)
+    return _audit(self, df, few, {}, **leaks)
+
+
+def _audit(bound, df, few, cells, **of_leaks) -> Audit:
+    "The audit of a bound flow; `cells` (path → `ReadableCells`) is what its tasks could not read when it was bound"
+    df = as_table(df, bound.plan.blocks)
+    leaks = find_leaks(df, **of_leaks)
+    written = Plan(bound.flow).blocks
+    labels = read_flow_labels(bound, df, cells)
     counts, findings = [], []
-    positions = range(len(self.paths))
+    positions = range(len(bound.paths))
     for i in progress_bar(positions, leave=False) if len(df) * len(positions) > 2e7 else positions:
-        task = read_task(self, labels, i, df, few)
+        task = read_task(bound, labels, i, df, few)
         counts.append(count_rows(task))
         findings += find_in_task(task) + find_odd(task, written[i], df)
-    findings += find_implied_twice(self, labels) + find_none_of(self, labels)
-    findings += find_unused_na(self, df) + leaks
+    findings += find_implied_twice(bound, labels) + find_none_of(bound, labels)
+    findings += find_unused_na(bound, df) + leaks
     findings.sort(key=lambda finding: not finding.serious)
-    return Audit(self, pd.DataFrame(counts), findings, len(df))
+    return Audit(bound, pd.DataFrame(counts), findings, len(df))
 
 # %% ../../nbs/data/audit.ipynb #81aa5bfe
-def read_flow_labels(flow, df):
+def read_flow_labels(flow, df, cells=MappingProxyType({})):
     "The `FlowLabels` of a table, with what labels imply filled in if the flow asks for it"
     plan = flow.plan
     for path, block, weight_col in zip(plan.paths, plan.blocks, plan.weight_cols):
         check_cols(path, block, df)
         check_weights(path, weight_col, df)
-    encoded = [block.read_labels(df) for block in plan.blocks]
+    cells_of = [cells.get(path) or ReadableCells(block, df) for path, block in zip(plan.paths, plan.blocks)]
+    encoded = [of_task.labels(block) for of_task, block in zip(cells_of, plan.blocks)]
     values, given = [values for values, _ in encoded], [known for _, known in encoded]
     known, clashes = given, [None] * len(encoded)
     filled = values
@@ -120,7 +135,7 @@ def read_flow_labels(flow, df):
     states = plan.states(lambda i: filled[i], lambda i: known[i], filled=implied)
     if flow.flow.infer_labels == 'train':
         values, given = filled, known
-    return FlowLabels(values, given, clashes, states)
+    return FlowLabels(values, given, clashes, states, cells_of)
 
 
 def read_task(flow, labels, i, df, few):
@@ -135,7 +150,9 @@ def read_task(flow, labels, i, df, few):
     otherwise = None
     if i in flow.plan.nests:
         otherwise = differs(flow.plan, i, lambda k: (labels.values[k], labels.known[k]))
-    return TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few, otherwise)
+    seen = TaskRows(flow, flow.paths[i], true, false, labels.values[i], known, mask, labels.clashes[i], few, otherwise)
+    seen.unreadable = labels.cells[i].told()
+    return seen
 
 
 def count_rows(task):

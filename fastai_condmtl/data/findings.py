@@ -18,14 +18,14 @@ from .guess_not_asked import says_not_asked
 from ..core.nesting import implied_twice, why_implied_twice
 
 # %% auto #0
-__all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_clash', 'find_other_class', 'find_labels_if_false',
-           'find_no_rows', 'find_gap', 'find_idle', 'find_in_answers', 'find_in_label', 'find_in_classes',
-           'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of', 'binary_children',
-           'none_of', 'find_implied_twice']
+__all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_unreadable', 'find_clash', 'find_other_class',
+           'find_labels_if_false', 'find_no_rows', 'find_gap', 'find_idle', 'find_in_answers', 'find_in_label',
+           'find_in_classes', 'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of',
+           'binary_children', 'none_of', 'find_implied_twice']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
 _label_kinds = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
-KINDS = (*_label_kinds, *ODD_KINDS, 'torn', 'same_file')
+KINDS = ('unreadable', *_label_kinds, *ODD_KINDS, 'torn', 'same_file')
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class FlowLabels:
     known: list  # cells (N, W) that would train, were their condition true
     clashes: list  # rows (N,) that contradict what labels imply, or None
     states: list  # where the condition is true and false, each (N,); None without a condition
+    cells: list = field(default_factory=list)  # `ReadableCells` of each
 
 # %% ../../nbs/data/findings.ipynb #3ede065f
 @dataclass
@@ -71,6 +72,7 @@ class TaskRows:
     clash: np.ndarray | None  # rows that contradict what labels imply
     few: int  # fewer rows of an answer than this are reported
     otherwise: np.ndarray | None = None  # of sub-classes: rows that are labelled with another class than theirs
+    unreadable: tuple | list = ()  # of each value that cannot be read what is wrong, and its rows
 
     def __post_init__(self):
         self.block, self.conds = self.flow.tasks[self.path], self.flow.needs(self.path)
@@ -91,10 +93,15 @@ class TaskRows:
 # %% ../../nbs/data/findings.ipynb #e7b27f09
 def find_in_task(task: TaskRows) -> list:
     "What deserves a look in one task"
-    found = [find_clash(task), find_other_class(task), find_labels_if_false(task)]
+    found = find_unreadable(task) + [find_clash(task), find_other_class(task), find_labels_if_false(task)]
     found += find_in_answers(task) if task.mask.any() else [find_no_rows(task)]
     found += [find_gap(task), find_idle(task), find_not_asked(task)]
     return [finding for finding in found if finding is not None]
+
+
+def find_unreadable(task):
+    "Cells that the task cannot read, a finding a value: training stops at the first of them"
+    return [Finding(task.path, 'unreadable', text, rows.astype(np.int32)) for text, rows in task.unreadable]
 
 
 def find_clash(task):
@@ -140,7 +147,7 @@ def find_labels_if_false(task):
 def find_no_rows(task):
     "Why no row of a task counts"
     if not task.labelled.any():
-        why = "no row is labelled"
+        why = "no label can be read" if task.unreadable else "no row is labelled"
     elif not task.true.any():
         why = f"its condition `{task.conds}` is never true"
     elif (task.labelled & task.true).any():

@@ -5,9 +5,9 @@
 # %% ../../nbs/data/leaks.ipynb #0d757faf
 from __future__ import annotations
 import hashlib, os
-from pathlib import Path
 import numpy as np
 from ..core.errors import FlowError, check_column, plain_number, row_name, shortly
+from ..core.files import file_names, file_of, files_folder
 from .findings import Finding
 from .groups import groups_of, torn_groups
 from .split import ColumnSplitter
@@ -20,8 +20,10 @@ def find_leaks(
     df,  # DataFrame
     group_col=None,  # Column that says which rows belong together
     valid_col=None,  # Column that says which rows validate
-    fn_col=None,  # Column with file names
+    fn_col=None,  # Column (name or position) with file names
     path='.',  # Folder of the files
+    folder=None,  # Folder in `path` with the files
+    suff='',  # What to append to the file names
 ) -> list:
     "Findings on the table as a whole: torn groups, and equal files"
     if group_col is not None and valid_col is None:
@@ -31,7 +33,8 @@ def find_leaks(
         )
     sides = None if valid_col is None else ColumnSplitter(valid_col).sides(df)
     found = [] if group_col is None else [find_torn(df, group_col, sides, valid_col)]
-    found += [] if fn_col is None else [find_same_files(df, fn_col, path, sides, valid_col)]
+    if fn_col is not None:
+        found.append(find_same_files(df, fn_col, files_folder(path, folder), suff, sides, valid_col))
     return [finding for finding in found if finding is not None]
 
 # %% ../../nbs/data/leaks.ipynb #49b379db
@@ -87,10 +90,11 @@ def _digest(name, n_bytes):
         return digest.digest()
 
 # %% ../../nbs/data/leaks.ipynb #81886a0b
-def find_same_files(df, fn_col, path='.', sides=None, valid_col=None) -> Finding | None:
+def find_same_files(df, fn_col, folder='.', suff='', sides=None, valid_col=None) -> Finding | None:
     "Rows whose files hold the same bytes: on several sides, or anywhere where nothing is said of sides"
-    same = same_files(files_of(df, fn_col, path))
-    n_names = df.groupby(same)[fn_col].nunique()
+    same = same_files(files_of(df, fn_col, folder, suff))
+    names = file_names(df, fn_col)
+    n_names = names.groupby(same).nunique()
     found = (
         np.flatnonzero(n_names > 1) if sides is None else torn_groups(same, np.unique(sides, return_inverse=True)[1])
     )
@@ -99,23 +103,28 @@ def find_same_files(df, fn_col, path='.', sides=None, valid_col=None) -> Finding
     rows = np.isin(same, found)
     of_first = np.flatnonzero(same == found[0])
     two = (of_first[0], of_first[-1]) if sides is None else _two_sides(of_first, sides)
-    names = ' and '.join(f'{row_name(df, int(row))} {df[fn_col].iloc[row]!r}' for row in two)
-    begin = f"{len(found)} files of column {fn_col!r} have copies"
-    fix = "keep one row of each, or give copies one name in a column for group_col="
-    if sides is not None:
-        begin = f"{len(found)} files of column {fn_col!r} stand, with their copies, on several sides of {valid_col!r}"
+    such_as = ' and '.join(f'{row_name(df, int(row))} {shortly(plain_number(names.iloc[row]))}' for row in two)
+    begin = f"{len(found)} files of column {names.name!r}"
+    if sides is None:
+        begin += " have copies"
+        fix = "keep one row of each, or give copies one name in a column for group_col="
+    else:
+        begin += f" stand, with their copies, on several sides of {valid_col!r}"
         fix = "move copies to one side, or give them one name in a column for group_col="
-    text = f"{begin}, {rows.sum()} rows, such as {names}; {fix}"
+    text = f"{begin}, {rows.sum()} rows, such as {such_as}; {fix}"
     return Finding('', 'same_file', text, np.flatnonzero(rows).astype(np.int32), sides is not None, fix)
 
 
-def files_of(df, fn_col, path='.') -> list:
+def files_of(df, fn_col, folder='.', suff='') -> list:
     "The files that a column names; one that is not there is an error"
-    check_column(df, fn_col, f"fn_col={fn_col!r} reads")
-    files = [Path(path) / str(name) for name in df[fn_col]]
+    is_position = type(fn_col) is int and fn_col in range(df.shape[1])
+    if fn_col in df.columns or not is_position:
+        check_column(df, fn_col, f"fn_col={fn_col!r} reads")
+    files = [file_of(folder, name, suff) for name in file_names(df, fn_col)]
     lost = next((i for i, file in enumerate(files) if not file.is_file()), None)
     if lost is not None:
         raise FlowError(
-            f"fn_col={fn_col!r}, {row_name(df, lost)}: there is no file '{files[lost]}': correct the cell, or path="
+            f"fn_col={fn_col!r}, {row_name(df, lost)}: there is no file '{files[lost]}': correct the cell, or path=, "
+            "folder= or suff="
         )
     return files

@@ -147,7 +147,8 @@ def from_one_hot(self: MultiLabelBlock, df, codes, cells):
     if not width or self.bits_are_labels():
         return cells
     if why := why_no_one_hot(width, self.vocab):
-        raise self.bad(df, self.cols[0], int((codes >= 0).argmax()), why)
+        # of the column: the cell is an example
+        raise FlowError(str(self.bad(df, self.cols[0], int((codes >= 0).argmax()), why)))
     return [[label for label, on in zip(self.vocab, row) if on] for row in cells]
 
 

@@ -20,7 +20,7 @@ from .cli_inputs import Pictures, Tables, kind_for
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
            'check_whole_groups', 'settle_tasks', 'check_labels', 'find_questions', 'questions_in', 'inputs_left_out',
-           'may_name_owners', 'is_row_name', 'gives_away', 'guess_columns_of', 'settle_training']
+           'may_name_owners', 'is_row_name', 'numbers_rows', 'gives_away', 'guess_columns_of', 'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -177,7 +177,7 @@ def questions_in(flow) -> list:
 
 # %% ../../nbs/tools/cli_auto.ipynb #6e510658
 def inputs_left_out(df, inputs, questions, named=()) -> dict:
-    "Column → why it is no input of a table; of those `named` as inputs, rows of one owner are no reason"
+    "Column → why it is no input of a table; of those `named` as inputs, owners and numbers of rows are no reason"
     found = {}
     for name in inputs:
         cells = df[name].dropna()
@@ -188,6 +188,11 @@ def inputs_left_out(df, inputs, questions, named=()) -> dict:
             found[name] = 'it says the same in every row'
         elif is_row_name(name, cells) or not is_number and len(df) > 40 and cells.nunique() > len(df) / 2:
             found[name] = 'it names the rows'
+        elif name not in named and numbers_rows(name, df[name]):
+            found[name] = (
+                f"it numbers the rows from {cells.min()} to {cells.max()}; to read it all the same, name it in --cat "
+                "or --cont"
+            )
         elif (answered := next((q for q in questions if gives_away(df[name], df[q])), None)) is not None:
             found[name] = f"each of its values stands with one answer to '{answered}'"
         elif name not in named and len(df) > 40 and may_name_owners(cells):
@@ -213,6 +218,19 @@ def may_name_owners(cells, share=0.2) -> bool:
 def is_row_name(name, cells) -> bool:
     "True if a column is called like a number of rows and has one for each"
     return names_groups(name) and cells.nunique() == len(cells)
+
+
+_row_words = set(
+    'id uid idx index row rowid rownum record case sample item entry line serial sno number num no nr unnamed'.split()
+)
+
+
+def numbers_rows(name, cells) -> bool:
+    "True of whole numbers that rise by one, in whatever order they stand, in a column called like a number of rows"
+    words = re.findall('[A-Z]?[a-z]+|[A-Z]+(?![a-z])', str(name))
+    if not _row_words & {word.lower() for word in words} or not pd.api.types.is_integer_dtype(cells):
+        return False
+    return bool(cells.notna().all()) and cells.is_unique and int(cells.max()) - int(cells.min()) == len(cells) - 1
 
 
 def gives_away(cells, answers, most=20, least=30) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from .. import __version__
 from ..core.errors import FlowError, FlowWarning, near
-from ..core.files import write_csv
+from ..core.files import file_of, write_csv
 from ..data.guess import guess_fn_col
 from ..data.factories import read_labels
 from ..evaluate.cascade import blame
@@ -131,7 +131,7 @@ def image_files(df, fn_col, images, suff='', skip=False, can_skip=True):
     folder = Path(images)
     if not folder.is_dir():
         raise FlowError(f"there is no folder '{images}': name the folder of the images with --images")
-    files = [folder / f'{name}{suff}' for name in df[fn_col]]
+    files = [file_of(folder, name, suff) for name in df[fn_col]]
     gone = [file for file in files if not file.is_file()]
     if gone and not (skip and len(gone) < len(files)):
         first = ', '.join(repr(str(file)) for file in gone[:3])

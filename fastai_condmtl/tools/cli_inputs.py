@@ -100,8 +100,9 @@ class Pictures(RowInputs):
     def audit(self, flow):
         "With `--auto` also pictures that are copies of each other, which may stand on two sides of the split"
         options = self.options
-        looks = options.auto and not options.suff and not options.skip_bad_images
-        return flow.audit(self.df, **(dict(fn_col=self.fn_col, path=options.images) if looks else {}))
+        looks = options.auto and not options.skip_bad_images
+        files = dict(fn_col=self.fn_col, path=options.images, suff=options.suff)
+        return flow.audit(self.df, **(files if looks else {}))
 
     def written(self, dls):
         images = str(Path(self.options.images).resolve())

@@ -14,6 +14,7 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
 from ..core.errors import FlowError, FlowWarning, RowsOf, near, row_name
+from ..core.files import file_names, file_of, files_folder
 from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter, splitter_groups
@@ -47,12 +48,11 @@ class ImageFile(ColReader):
 
     def path(self, name):
         "The file that a cell names, as a string"
-        return str(self.folder / f'{name}{self.file_suff}')
+        return str(file_of(self.folder, name, self.file_suff))
 
     def files(self, df):
         "The file names as they stand in a table"
-        col = self.cols[0]
-        return df[col] if col in df.columns else df.iloc[:, col]
+        return file_names(df, self.cols[0])
 
     def check(self, df):
         "Raise for a blank file name, and name its row"
@@ -196,7 +196,7 @@ class ConditionalDataLoaders(DataLoaders):
         flow = as_flow(flow)
         if isinstance(fn_col, str) and fn_col not in df.columns:
             raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
-        get_x = ImageFile(fn_col, Path(path) if folder is None else Path(path) / folder, suff)
+        get_x = ImageFile(fn_col, files_folder(path, folder), suff)
         splitter = as_splitter(
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )

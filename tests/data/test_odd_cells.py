@@ -2,12 +2,13 @@
 and by the audit, with a fix that works; real tables, which are clean, have none of these findings."""
 
 import re, warnings
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, PIL.Image, pytest, torch
 from fastai_condmtl.all import *
 from fastai_condmtl.core.odd_cells import ODD_KINDS
 from fastai_condmtl.data.findings import KINDS
 from fastai_condmtl.data.leaks import same_files
 from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders
+from fastai_condmtl.vision.all import ConditionalDataLoaders
 
 N = 60
 rng = np.random.default_rng(0)
@@ -358,6 +359,26 @@ def test_copies_of_pictures_against_their_bytes(tmp_path):
         Flow('f', BinaryBlock('m')).audit(
             df.assign(fn=df.fn.where(df.index != 4, 'none.png')), fn_col='fn', path=tmp_path
         )
+
+
+@pytest.mark.parametrize('fn_col', ['fn', 1])
+@pytest.mark.parametrize('suff', ['', '.png'])
+@pytest.mark.parametrize('folder', [None, 'pictures'])
+def test_the_audit_finds_the_files_of_the_loaders(tmp_path, fn_col, suff, folder):
+    "The same arguments name the same files: a table with names without their end, in a folder inside `path`"
+    (tmp_path / 'pictures').mkdir()
+    for i in range(10):
+        PIL.Image.new('RGB', (8, 8), (i // 2 * 9, 0, 0)).save(tmp_path / 'pictures' / f'{i}.png')
+    df = pd.DataFrame(dict(m=[0, 1] * 5, fn=list(range(10)), side=['train'] * 9 + ['valid']))
+    if not suff:
+        df['fn'] = df.fn.map('{}.png'.format)
+    files = dict(fn_col=fn_col, path=tmp_path if folder else tmp_path / 'pictures', folder=folder, suff=suff)
+    dls = ConditionalDataLoaders.from_df(df, Flow('f', BinaryBlock('m')), valid_col='side', bs=2, **files)
+    assert dls.valid_ds[0][0].size == (8, 8)
+    report = Flow('f', BinaryBlock('m')).audit(df, valid_col='side', **files)
+    assert report.rows(kind='same_file') == [8, 9] and "column 'fn'" in repr(report)
+    with pytest.raises(FlowError, match='row 0: there is no file .*suff='):
+        Flow('f', BinaryBlock('m')).audit(df, **{**files, 'suff': '.jpg'})
 
 
 @pytest.mark.parametrize(

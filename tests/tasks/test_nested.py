@@ -561,6 +561,21 @@ def test_a_row_beyond_training_that_says_another_class_is_told():
         BoundFlow(flow, df, [0, 1, 2, 3])
 
 
+def test_sub_classes_under_two_classes_are_counted():
+    "Of each class how many rows, and up to three of them; the class of most rows is the one that may be meant"
+    df = pd.DataFrame(dict(c=list('baaaabbab'), s=['x'] * 6 + ['y', 'y', 'z'])).rename(lambda i: i + 10)
+    c = SingleLabelBlock('c')
+    with pytest.raises(FlowError) as told:
+        Flow('f', c, SingleLabelBlock('s', within=c)).bind(df)
+    text = str(told.value)
+    assert text.startswith("task 's', row 1 (index 11), column 's', value 'x': ")
+    assert "under 'a' in 4 rows, row 1 (index 11), row 2 (index 12), row 3 (index 13) … and under 'b' in 2 rows" in text
+    assert "2 in all: 'x', 'y'. Correct" in text and "{'x': 'a', ...}" in text
+    with pytest.raises(FlowError) as told:
+        Flow('f', c, SingleLabelBlock('s', within=c)).bind(df[:6].set_axis(range(6)))
+    assert "under 'b' in 2 rows, row 0, row 5. Correct" in str(told.value)
+
+
 @pytest.mark.parametrize('deep', [False, True])
 def test_two_sub_tasks_that_say_two_classes_of_a_blank_are_told(deep):
     "By a warning when the flow is bound and by the audit, with the row; the first of them counts"

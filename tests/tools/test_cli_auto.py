@@ -228,3 +228,19 @@ def test_measures_and_amounts_name_no_owners():
     measures += (rng.lognormal(5, 1.5, 400).astype(int), rng.integers(1, 60, 200) * 100 - 1, rng.normal(size=100))
     assert not any(may_name_owners(pd.Series(cells)) for cells in measures)
     assert not may_name_owners(pd.Series(rng.choice(list('abcdef'), 100)))
+
+
+def test_what_numbers_the_rows_is_no_input_unless_it_is_named(tmp_path, capsys):
+    "Whole numbers that rise by one and are called so, in any order; a measure that is unique stays, whatever its name"
+    rng = np.random.default_rng(0)
+    mixed = rng.permutation(60)
+    numbers = {'row': mixed + 5, 'RowNumber': range(60), 'Unnamed: 0': range(1, 61)}
+    measures = dict(year=range(1960, 2020), number_of_beds=mixed * 2 + 1, line=np.where(mixed == 59, 90, mixed))
+    rows(60, **numbers, **measures).to_csv(tmp_path / 't.csv', index=False)
+    _, flow, inputs = settle(options_for(tmp_path / 't.csv'))
+    said = capsys.readouterr().out
+    assert inputs.names(flow) == ([], ['size', *measures])
+    assert "Input 'row' is left out: it numbers the rows from 5 to 64; to read it all the same, name it in" in said
+    assert all(f"Input '{name}' is left out" in said for name in numbers)
+    options = options_for(tmp_path / 't.csv', '--cont', 'row', 'size')
+    assert settle(options)[2].names(flow) == ([], ['row', 'size']) and 'row' not in options.ignore

@@ -8,6 +8,8 @@ from fastai_condmtl.all import BinaryBlock, Flow, UnboundedRegressionBlock, gues
 from fastai_condmtl.datasets.reviews import review_flow, reviews
 from fastai_condmtl.tools.cli import condmtl_train
 from fastai_condmtl.tools.cli_common import status
+from fastai_condmtl.tools.cli_inputs import Pictures
+from fastai_condmtl.tools.cli_options import train_parser
 from fastai_condmtl.tools.cli_predict import condmtl_predict
 from fastai_condmtl.tools.cli_run import condmtl_evaluate, condmtl_explain
 
@@ -183,3 +185,12 @@ def test_a_table_that_lacks_an_input(table_run, tmp_path):
         'works',
         'income',
     ]
+
+
+def test_copies_of_pictures_are_found_by_names_without_their_end(tmp_path):
+    for name, content in zip('abc', (b'one', b'two', b'one')):
+        (tmp_path / f'{name}.png').write_bytes(content)
+    df = pd.DataFrame(dict(fn=list('abc'), works=[0, 1, 1]))
+    args = ['--auto', 't.csv', '--images', str(tmp_path), '--fn-col', 'fn', '--suff', '.png']
+    pictures = Pictures(train_parser().parse_args(args), df)
+    assert pictures.audit(Flow('f', BinaryBlock('works'))).rows(kind='same_file') == [0, 2]
