@@ -31,7 +31,7 @@ from fastai_condmtl.vision.all import (
     KeypointsBlock,
     load_safe,
 )
-from fastai_condmtl.data.cache import file_size
+from fastai_condmtl.data.cache_format import file_size
 from fastai_condmtl.vision.cached import needed
 from fastai_condmtl.vision.points import original_frames
 
