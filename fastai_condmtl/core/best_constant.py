@@ -100,7 +100,7 @@ def best_logits(
     values,  # Loss-scale values `(N, W)`
     weights,  # Weights of cells `(N, W)`, 0 where a cell does not count
 ):  # `(W*n_out,)`
-    "`trivial_logits` of a block; the search where its loss or activation is its own, and `trivial_logits` is not"
+    "`trivial_logits` of a block; searched where a kind writes its own `loss` or `activate`, and inherits them"
     owners = type(block).__mro__
     first = lambda name: next(i for i, owner in enumerate(owners) if name in vars(owner))
     if min(first('loss'), first('activate')) < first('trivial_logits'):

@@ -54,7 +54,8 @@ class ConditionalBlock(BlockHooks):
         na=None,  # Values such as ('none', -1) where nobody was asked, read as blank; by default the flow's
         # What a mirrored picture does to the labels: `{'left': 'right'}`, `'reverse'`, `'negate'`; False: nothing
         mirror=None,
-        # Is a loss of numbers divided by its unit, the loss of the best constant? By default as in the flow, else True
+        # True: a loss of numbers is divided by its unit, what the best constant loses; by default as in the flow, else
+        # True
         normalise: bool = None,
     ):
         check_name(name)

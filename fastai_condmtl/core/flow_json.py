@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .block import ConditionalBlock
-from .errors import near, shortly
+from .errors import FlowError, near, shortly
 from .condition_text import plain, read_condition, write_condition
-from .errors import FlowError
 from .files import write_text
 from .flow import Flow
 from .plan import Plan
@@ -117,7 +116,7 @@ def left_out(cls) -> dict:
 
 # %% ../../nbs/core/flow_json.ipynb #def3e134
 def is_kept(block: ConditionalBlock, name: str) -> bool:
-    "Is there an attribute that the block, or its class below the base, has set? What the base declares says nothing"
+    "True if the block, or its class below the base, has set an attribute; what the base declares does not count"
     classes = [c for c in type(block).__mro__ if not issubclass(ConditionalBlock, c)]
     return name in vars(block) or any(name in vars(c) for c in classes)
 
@@ -275,7 +274,7 @@ def _load(source):
                 f"there is no file '{source}': check the path, or write one with flow.to_json('{source}')"
             ) from None
         except (OSError, UnicodeDecodeError) as e:
-            raise FlowError(f"'{source}' cannot be read as text: {e}") from None
+            raise FlowError(f"'{source}' cannot be read as text: {e}. Name a file that flow.to_json wrote") from None
     try:
         return json.loads(text, object_pairs_hook=_once), what
     except RecursionError:
@@ -372,7 +371,8 @@ def _read_block(d, name, given, here):
 def from_json(
     cls: Flow,
     source,  # Path, JSON text or dict
-    # Are names that do not resolve, circles and the like errors now? False: for a flow that will be a part of another
+    # True: names that do not resolve, circles and the like are errors now; False: for a flow that will be a part of
+    # another
     check: bool = True,
 ) -> Flow:
     """A flow out of what `flow.to_json` wrote, or of a file written by hand. Holds names and values only: nothing

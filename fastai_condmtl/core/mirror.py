@@ -126,7 +126,7 @@ def _places(flow, prefix):
     for left, right in flow.mirror or ():
         yield prefix[:-1], left, right
     for part in flow.tasks:
-        if getattr(part, 'tasks', None) is not None:
+        if _is_flow(part):
             yield from _places(part, f'{prefix}{part.name}.')
 
 # %% ../../nbs/core/mirror.ipynb #8b9c4e84
@@ -141,7 +141,10 @@ def _matched(scope, left, right, paths):
             )
     pairs = [(sides[0][end], sides[1][end]) for end in sides[0]]
     if set(sides[0].values()) & set(sides[1].values()):
-        raise FlowError(f"mirror= exchanges '{left}' and '{right}', of which one lies within the other")
+        raise FlowError(
+            f"mirror= exchanges '{left}' and '{right}', of which one lies within the other: name two that stand side "
+            "by side"
+        )
     return pairs
 
 

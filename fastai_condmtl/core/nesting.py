@@ -72,7 +72,7 @@ def bind_nests(
 
 
 def known_atom(plan, i, blocks) -> Atom:
-    "The same, with the classes that have sub-classes"
+    "What must hold for sub-task `i` to have meaning: its class is one of those that have sub-classes"
     over, parents = blocks[plan.nests[i]], set(blocks[i].parents)
     classes = tuple(label for k, label in enumerate(over.vocab) if k in parents)
     return Atom(plan.paths[plan.nests[i]], 'isin', classes)
@@ -83,7 +83,10 @@ def check_parents(plan, blocks):
     for i, j in plan.nests.items():
         parents, n_classes = blocks[i].parents, len(blocks[j].vocab)
         if len(parents) != len(blocks[i].vocab) or not all(0 <= parent < n_classes for parent in parents):
-            raise FlowError(f"task '{plan.paths[i]}': its sub-classes do not fit the classes of '{plan.paths[j]}'")
+            raise FlowError(
+                f"task '{plan.paths[i]}': its sub-classes do not fit the classes of '{plan.paths[j]}': write the file "
+                "with learn.save_safe"
+            )
 
 # %% ../../nbs/core/nesting.ipynb #83a8f385
 def learn_nests(

@@ -101,8 +101,8 @@ def reached(self: FlowPrediction):
 
 @patch(as_prop=True)
 def probabilities(self: FlowPrediction):
-    """Task → probability of yes, or {class or label: probability}; regressions are left out. Of classes within others
-    together with these. None when the activations are not known"""
+    """Task → probability of yes, or {class or label: probability}, of a sub-class that of class and sub-class;
+    regressions are left out. None when the activations are not known"""
     if self.activations is None:
         return None
     acts = self.flow.joint_acts(doubles(self.activations)[None])[0].numpy()

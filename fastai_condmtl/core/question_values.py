@@ -38,7 +38,7 @@ def several_values(
     try:
         hash(values)
     except TypeError:
-        raise FlowError(f"{written}: values must be hashable, as labels are") from None
+        raise FlowError(f"{written}: values must be hashable, as labels are: write strings or numbers") from None
     for value in values:
         _check_no_gap(written, value)
     return values

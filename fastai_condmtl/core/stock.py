@@ -26,7 +26,7 @@ class Replaced:
     cls: type  # The class whose method it is
     name: str  # Its name
     stock: Any  # The attribute as it stood, with `classmethod` around it where there was one
-    own: bool  # Was it the class' own, or inherited?
+    own: bool  # True: the class' own; False: inherited
     module: str  # The module that replaced it
     why: str  # What the replacement does, its docstring
 

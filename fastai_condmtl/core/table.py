@@ -7,7 +7,7 @@ from __future__ import annotations
 from .errors import FlowError, RowsOf, check_column
 
 # %% auto #0
-__all__ = ['check_table', 'check_cols', 'check_weights', 'check_lacks', 'label_columns', 'training_rows']
+__all__ = ['check_table', 'check_cols', 'check_weights', 'check_lacks', 'label_columns', 'label_cols', 'training_rows']
 
 # %% ../../nbs/core/table.ipynb #f67ae8b5
 def check_table(
@@ -60,9 +60,13 @@ def label_columns(plan, df, name):
     check_table(df, plan.paths, plan.blocks, plan.weight_cols)
     for path, block in zip(plan.paths, plan.blocks):
         check_lacks(path, block, df)
+    return df[label_cols(plan)]
+
+
+def label_cols(plan) -> list:
+    "The columns that the tasks of a flow read, and those with weights of rows"
     cols = [col for block in plan.blocks for col in block.cols]
-    cols += [col for col in plan.weight_cols if col is not None]
-    return df[list(dict.fromkeys(cols))]
+    return list(dict.fromkeys([*cols, *(col for col in plan.weight_cols if col is not None)]))
 
 
 def training_rows(df, train_idx, name):

@@ -58,5 +58,5 @@ def _weighs(self: TaskNames, path):
 @patch
 def _given(self: TaskNames, path):
     "The conditions of the task at `path` in words; '' without"
-    condition = all_of([self.plan.conds[gate] for gate in self.plan.gates[self.plan.index[path]]])
+    condition = self.needs(path)
     return '' if condition is None else f'given {condition}'

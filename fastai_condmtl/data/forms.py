@@ -56,7 +56,8 @@ def flow_of_form(
     builder = _Builder(language, questions_of(form))
     tasks = builder.tasks(form)
     if not tasks:
-        raise FlowError(f"form '{form.name}' has no question with choices or numbers: " + '; '.join(builder.left[:5]))
+        told = f" ({'; '.join(builder.left[:5])})" if builder.left else ''
+        raise FlowError(f"form '{form.name}' has no question with choices or numbers{told}: add one")
     flow = Flow(form.name, *tasks)
     _check_circles(flow, builder.questions)
     flow.note = [f"Read from a form of {language.name}.", *builder.left]

@@ -15,7 +15,8 @@ from .stratify import label_groups
 from ..loss.ranks import whole
 
 # %% auto #0
-__all__ = ['groups_of', 'torn_groups', 'check_torn', 'group_share', 'strata_of', 'GroupSplitter', 'group_folds', 'row_groups']
+__all__ = ['groups_of', 'torn_groups', 'check_torn', 'group_share', 'strata_of', 'GroupSplitter', 'both_sides', 'group_folds',
+           'row_groups']
 
 # %% ../../nbs/data/groups.ipynb #3114c888
 def groups_of(
@@ -170,13 +171,17 @@ class GroupSplitter:
 
     def __call__(self, df):
         "Positions of training and validation rows"
-        valid = self.share_of(df, self.valid_pct)
-        return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
+        return both_sides(self.share_of(df, self.valid_pct))
 
     def share_of(self, df, share):
         "Rows of whole groups, boolean `(N,)`"
         strata = None if self.flow is None else strata_of(self.flow, df)
         return group_share(groups_of(df, self.group_col), share, self.seed, strata)
+
+
+def both_sides(valid):
+    "Positions of training and validation rows from a boolean (N,)"
+    return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
 
 
 def group_folds(

@@ -10,13 +10,14 @@ from types import MappingProxyType
 import pandas as pd
 from fastcore.basics import patch
 from ..core.condition_text import write_condition
-from ..core.conditions import Atom, Not, conjuncts
+from ..core.conditions import Atom, conjuncts
 from ..core.errors import FlowError, near
 from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
 from ..core.flow_json import arguments, block_config, from_jsonable
 from ..core.question_text import is_comparison
+from ..core.resolve import with_atoms
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock
 from ..core.not_asked import Blanks, check_na, where_blank, without_blanks
@@ -187,7 +188,7 @@ def values_that_occur(df, columns, na) -> dict:
 def guess_tasks(df, columns, size, nas) -> tuple:  # `(blocks, why, left_out, position → ConditionGuess)`
     "The blocks of columns and their conditions; `nas` (column → values) is known, more such values are found"
     blocks, *_ = guess_columns(df, columns, size, nas)
-    found = {name: guess for name, guess in guess_not_asked(TaskLabels(df, blocks)).items()}
+    found = guess_not_asked(TaskLabels(df, blocks))
     column = {block.name: block.cols[0] for block in blocks}
     while True:
         more = {column[name]: nas.get(column[name], ()) + (guess.value,) for name, guess in found.items()}
@@ -262,11 +263,7 @@ def facts_of_task(plan, i, called):
 # %% ../../nbs/data/guess.ipynb #f52e8725
 def renamed(cond, called):
     "A condition with other names for its tasks"
-    if isinstance(cond, Atom):
-        return Atom(called[cond.task], cond.op, cond.value)
-    if isinstance(cond, Not):
-        return Not(renamed(cond.arg, called))
-    return type(cond)(tuple(renamed(arg, called) for arg in cond.args))
+    return with_atoms(cond, lambda atom: Atom(called[atom.task], atom.op, atom.value))
 
 
 @patch

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core.bound import BoundFlow
 from ..core.conditions import AnyOf, Atom, Condition, Not, conjuncts
 from ..core.errors import FlowError, FlowWarning
-from ..core.flow import Flow
+from ..core.flow import Flow, leaves
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.regression import BoundedRegressionBlock
 from .form_logic import XLSFORM
@@ -235,9 +235,8 @@ def _has_several(cells, column, flow):
 
 
 def _blocks(flow):
-    "All blocks of a flow"
-    for one in () if flow is None else flow.tasks:
-        yield from _blocks(one) if isinstance(one, Flow) else [one]
+    "The blocks of a flow; none where there is no flow"
+    return [] if flow is None else list(leaves(flow))
 
 # %% ../../nbs/data/label_studio.ipynb #9252494d
 @patch

@@ -13,9 +13,10 @@ from ..core.errors import FlowError, FlowWarning
 from ..core.files import atomic_write, left_behind
 from ..core.flow import Flow
 from ..core.odd_cells import warn_of_odd_cells
+from ..core.table import label_cols
 from ..core.target import TensorConditional
 from .keys import Keys, KeyWriter, check_once, key_texts
-from .pieces import SIDES, ParquetPieces, Sides, TablePieces, bind_pieces, label_cols
+from .pieces import SIDES, ParquetPieces, Sides, TablePieces, bind_pieces
 from .target_block import EncodedRows
 import fastai_condmtl.loss.unit  # noqa: F401  units of a bound flow
 
@@ -101,6 +102,7 @@ def read_facts(
     path,  # File that ends as `write_facts` says
     magic: bytes,  # The last bytes of files of its kind
     written_by: str,  # What writes it, for errors
+    fix: str = 'write it again',  # What to do where it is none, for errors
 ) -> dict:
     "The line of JSON at the end of a file"
     if not path.is_file():
@@ -116,7 +118,7 @@ def read_facts(
         except ValueError:
             facts = None
     if not isinstance(facts, dict) or 'size' not in facts:
-        raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks a part: write it again")
+        raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks a part: {fix}")
     if facts['size'] != size:
         raise FlowError(f"'{path}' has {size:,} bytes in place of {facts['size']:,}: copy it again")
     return facts
@@ -278,7 +280,8 @@ class PackedWriter:
         has_weights = any(block.weighs_rows for block in bound.plan.blocks)
         self.mask = '<f4' if has_weights or any(col is not None for col in bound.plan.weight_cols) else 'u1'
         self.dtype = row_dtype(bound.n_targets, self.mask)
-        self.sides, self.n_train, self.sample = [], 0, []
+        self.sides, self.sizes = [], []  # of each piece
+        self.n_train, self.sample = 0, []
         self.counts = TaskCounts(bound)
         if self.learns:
             self.expected = int(n_rows.sum())
@@ -294,7 +297,7 @@ class PackedWriter:
         cells['values'], cells['mask'] = y[:, 0], y[:, 1]
         self.file.write(cells.tobytes())
         self.sides.append(np.packbits(sides[:, None] == np.arange(1, len(SIDES)), axis=0))
-        self.sizes = [*getattr(self, 'sizes', []), len(y)]
+        self.sizes.append(len(y))
         if self.learns:
             self.learn(y if not sides.any() else y[sides == 0])
 

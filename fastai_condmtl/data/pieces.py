@@ -13,12 +13,13 @@ from ..core.columns import factorise, numbers
 from ..core.errors import FlowError, RowsOf, check_column, row_name
 from ..core.extras import import_extra
 from ..core.plan import Plan
+from ..core.table import label_cols
 from .split import ColumnSplitter, check_valid_pct
 
 # %% auto #0
 __all__ = ['PIECE', 'SIDES', 'MANY', 'MANY_NUMBERS', 'LEAF', 'ParquetPieces', 'TablePieces', 'files_of', 'placed', 'Sides',
            'group_hashes', 'mixed', 'Witness', 'block_with_blanks', 'table_of_witness', 'Numbers', 'mean_and_std',
-           'sum_in_halves', 'bind_pieces', 'label_cols']
+           'sum_in_halves', 'bind_pieces']
 
 # %% ../../nbs/data/pieces.ipynb #ec46cd48
 PIECE = 1 << 15  # rows that are in memory at once
@@ -334,9 +335,3 @@ def bind_pieces(
     at = np.flatnonzero(on == 0)
     bound = BoundFlow(flow, df, None if len(at) == len(on) else at, scales)
     return bound, df.dtypes, n_rows
-
-
-def label_cols(plan) -> list:
-    "The columns that the tasks of a flow read, and those with weights of rows"
-    cols = [col for block in plan.blocks for col in block.cols]
-    return list(dict.fromkeys([*cols, *(col for col in plan.weight_cols if col is not None)]))

@@ -31,7 +31,7 @@ def balanced_weights(
     "Weights of rows, such that groups are drawn alike; for `dls.balanced`, or fastai's `weighted_dataloaders`"
     groups = group_rows(data, by, flow)
     if not groups:
-        raise FlowError(f"balance by {by!r}: no training row is in any group, there is nothing to balance")
+        raise FlowError(f"balance by {by!r}: no training row is in any group: balance by what is labelled")
     n_rows = len(rows_of(data))
     weights, inside = np.zeros(n_rows), np.zeros(n_rows, dtype=bool)
     for rows in groups.values():

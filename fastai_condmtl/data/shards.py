@@ -55,7 +55,7 @@ class Shards:
 
     def read(self):
         "What stands at the end of the index"
-        return read_facts(self.index, MAGIC, f"Shards(files, '{self.index}'); delete it, and it")
+        return read_facts(self.index, MAGIC, 'Shards(files, index)', 'delete it, and it is made anew')
 
     def __len__(self):
         return len(self.samples)

@@ -165,8 +165,8 @@ def join_column(
     col,  # Its name
     parts,  # Source → its cells, of the sources that have the column
     sizes,  # Source → number of rows, of all sources
-    must_fit,  # Is it an error if sources mean different things by it?
-    takes_lists,  # Does a task read it that takes lists?
+    must_fit,  # True: it is an error if sources mean different things by it
+    takes_lists,  # True: a task that takes lists reads it
 ) -> pd.Series:
     "One column of all sources, blank where a source has none"
     filled = {name: cells for name, cells in parts.items() if cells.notna().any()}

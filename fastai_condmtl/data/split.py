@@ -14,14 +14,21 @@ from ..core.cell_text import side_of
 from ..core.columns import factorise
 from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning, RowsOf
 from ..core.stock import wraps_stock
-from .groups import GroupSplitter, check_torn, group_folds, group_share, groups_of, strata_of
+from fastai_condmtl.data.groups import (
+    GroupSplitter,
+    both_sides,
+    check_torn,
+    group_folds,
+    group_share,
+    groups_of,
+    strata_of,
+)
 from .stratify import label_groups, spread, stratify
 from .target_block import as_flow, flow_transform
 
 # %% auto #0
-__all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'both_sides', 'RowsSplitter', 'ColumnSplitter',
-           'values_of', 'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter', 'splitter_groups',
-           'datasets']
+__all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'RowsSplitter', 'ColumnSplitter', 'values_of',
+           'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter', 'splitter_groups', 'datasets']
 
 # %% ../../nbs/data/split.ipynb #a831ad8b
 def as_splitter(
@@ -62,13 +69,13 @@ def _splitter(flow, valid_pct, seed, valid_col, stratify, valid_idx, group_col):
 
 # %% ../../nbs/data/split.ipynb #6879aa4c
 def check_valid_pct(valid_pct):
-    "Raise where the share of validation rows is none"
+    "Raise where `valid_pct` is no share from 0 to below 1"
     if not 0 <= valid_pct < 1:
         raise FlowError(f"valid_pct={valid_pct!r} must be a share of the rows, from 0 to below 1")
 
 
 def check_test_part(valid_pct, test_col, test_pct):
-    "Raise where the share of the third part is none, or where two arguments name it"
+    "Raise where `test_pct` is no share, where two arguments name the third part, or where no row is left to train on"
     test_pct = check_share('test_pct', test_pct)
     if test_pct and test_col is not None:
         raise FlowError("test_col= and test_pct= both say which rows are the third part: leave one of them out")
@@ -85,11 +92,6 @@ def check_one_split(stratify, **ways):
         )
     if len(given) > 1:
         raise FlowError(f"{' and '.join(given)} both say which rows validate: leave all but one out")
-
-
-def both_sides(valid):
-    "Positions of training and validation rows from a boolean (N,)"
-    return L(np.flatnonzero(~valid).tolist()), L(np.flatnonzero(valid).tolist())
 
 # %% ../../nbs/data/split.ipynb #db6181e2
 class RowsSplitter:

@@ -80,8 +80,7 @@ _NO_TASK = dict(
 
 def _xls_item(row, line, choices, col, in_repeat):
     "One line of the sheet `survey`"
-    kind, _, rest = line['type'].partition(' ')
-    name, logic = line['name'], line['relevant']
+    kind, name, logic = line['type'].partition(' ')[0], line['name'], line['relevant']
     if not name:
         raise FlowError(f"row {row}: a question of type '{line['type']}' has no name: add one")
     if in_repeat:
@@ -129,8 +128,8 @@ def from_xlsform(
     name: str = None,  # Of the flow; by default the file's name
     group_sep: str = None,  # What stands between group and question in the columns of the table, such as '/' or '-'
 ) -> Flow:
-    """The flow of an XLSForm: `select_one`, `select_multiple`, `rank`-free choices, `integer`, `decimal` and `range`,
-    under their `relevant`. Warns of what has no counterpart. Raises `FlowError` with the row of what is wrong"""
+    """The flow of an XLSForm: `select_one`, `select_multiple`, `integer`, `decimal` and `range`, under their
+    `relevant`. Warns of what has no counterpart. Raises `FlowError` with the row of what is wrong"""
     sheets = _sheets(form)
     survey, choices = _survey(sheets), _choices(sheets)
     if name is None:
@@ -138,7 +137,7 @@ def from_xlsform(
     open_groups = [FormGroup(name, 0)]
     repeats = 0  # how many of the open groups are in a repeat
     for row, line in survey:
-        kind, _, list_name = line['type'].partition(' ')
+        kind = line['type'].partition(' ')[0]
         if kind in ('begin_group', 'begin_repeat'):
             group = FormGroup(line['name'] or f'group_{row}', row, line['relevant'])
             repeats += bool(repeats or kind == 'begin_repeat')
@@ -158,7 +157,7 @@ def from_xlsform(
 
 
 def _without_notes(group):
-    "Texts that ask nothing are no loss"
+    "A group without notes: they ask nothing, so that no warning needs to tell that they are left out"
     kept = [_without_notes(i) if isinstance(i, FormGroup) else i for i in group.items]
     group.items = [i for i in kept if not (isinstance(i, FormItem) and i.why_no_task == 'a note')]
     return group

@@ -20,7 +20,7 @@ from ..loss.inputs import as_plain
 from ..loss.ranks import Rows, gather_rows, in_order, whole
 from ..core.errors import FlowError
 from ..data.groups import row_groups
-from .reading import as_loader, part_of
+from .reading import NO_LABELS, as_loader, part_of
 from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
 
@@ -235,7 +235,7 @@ def collect(
     dl = part_of(learn, ds_idx) if dl is None else as_loader(learn, dl, labels=True)
     dl = whole(dl).new(shuffle=False, drop_last=False)
     if not len(dl.dataset):
-        raise FlowError("there is nothing to evaluate: the data set is empty")
+        raise FlowError("there is nothing to evaluate, the data set is empty: hand over at least one row")
     with _recording_nothing(learn), learn.validation_context(cbs=[Collect(acc)]), every_row(learn):
         learn._do_epoch_validate(dl=dl)
     check_labelled(acc.parts)
@@ -278,7 +278,7 @@ class Collect(Callback):
 def check_labelled(labels):
     "Raise where there are no `labels`, with which predictions could be compared"
     if not labels:
-        raise FlowError("these rows have no labels to compare with: dls.test_dl(df, with_labels=True)")
+        raise FlowError(NO_LABELS)
 
 # %% ../../nbs/learn/accumulate.ipynb #1720d3fe
 def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
@@ -286,6 +286,6 @@ def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):
     loss_of(learn)
     dl = as_loader(learn, dl) if items is None else learn.dls.test_dl(items, **kwargs)
     if not len((part_of(learn, ds_idx) if dl is None else dl).dataset):
-        raise FlowError("there is nothing to predict: the data set is empty")
+        raise FlowError("there is nothing to predict, the data set is empty: hand over at least one row")
     with learn.no_bar(), learn.no_logging():
         return learn.get_preds(ds_idx=ds_idx, dl=dl, act=torch.nn.Identity())[:2]

@@ -5,9 +5,10 @@
 # %% ../../nbs/learn/explain.ipynb #35407315
 from __future__ import annotations
 from dataclasses import dataclass
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from fastcore.all import patch
 from fastai.learner import Learner
+from ..core.arguments import check_whole
 from ..core.errors import FlowError
 from ..core.prediction import FlowPrediction
 from ..core.prediction_tree import FlowTree, add_nodes
@@ -17,7 +18,7 @@ from .items import as_list_of_items, index_of_items
 from .learner import frames_of
 
 # %% auto #0
-__all__ = ['check_max_n']
+__all__ = []
 
 # %% ../../nbs/learn/explain.ipynb #50ec4740
 @patch
@@ -39,7 +40,7 @@ def explain(
     """A tree for each item under one root, as a `treelib.Tree`: `print` shows it, branches that are not reached
     are left out; `tree[(i, path)]` is a node of item number `i`"""
     flow, loss = flow_of(self), loss_of(self)
-    check_max_n(max_n)
+    check_whole('max_n', max_n, 'a positive whole number: how many items to explain at most')
     read = _validation_items(self, max_n) if items is None else _given_items(self, items, max_n, **kwargs)
     acts = loss.activation(read.logits)
     (decided, sets), raw = loss.decisions.with_sets(acts, abstain), loss.layout.raw_acts(read.logits)
@@ -51,12 +52,6 @@ def explain(
         tree.create_node(str(read.names[i]), i, parent='')  # type: ignore[arg-type] # any hashable name will do
         add_nodes(tree, i, prediction, **shown)
     return tree
-
-
-def check_max_n(max_n):
-    "Raise where `max_n` counts nothing"
-    if isinstance(max_n, bool) or not isinstance(max_n, (int, np.integer)) or max_n < 1:
-        raise FlowError(f"max_n={max_n!r} must be a positive whole number: how many items to explain at most")
 
 # %% ../../nbs/learn/explain.ipynb #6166b402
 @dataclass

@@ -181,7 +181,7 @@ def _waiting_units(flow, names, unit_of, only_needed):
 
 
 def _warn_of_every_row(why):
-    "The warning stands where the head is made"
+    "Warn that a branch runs on every row, at the line that makes the head"
     warnings.warn(f'{why} on every row, only_needed or not', FlowWarning, stacklevel=4)
 
 
@@ -287,8 +287,8 @@ def _output(neck, feats, branch):
             return neck.eval()(feats)
     except Exception as e:
         raise FlowError(
-            f"the branch {branch!r} cannot read the body's features of shape {tuple(feats.shape)}: {type(e).__name__}: "
-            f"{e}"
+            f"the branch {branch!r} cannot read the body's features of shape {tuple(feats.shape)} ({type(e).__name__}: "
+            f"{e}): hand over a module that does, or the width of a neck, such as 256"
         ) from e
     finally:
         neck.train(was_training)

@@ -117,7 +117,7 @@ def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     dl, flow = as_loader(self, dl), getattr(self.dls, 'flow', None)
     with every_row(self):
         if 'fastai.vision.augment' in sys.modules and getattr(flow, 'follows', None) is not None:
-            own = self.dls[ds_idx].new(shuffled=False, drop_last=False) if dl is None else dl
+            own = self.dls[ds_idx].new(drop_last=False) if dl is None else dl
             if provided('shows_pictures', 'vision')(own):
                 return provided('tta_of_views', 'vision')(self, own, *args, **kwargs)
         return stock(self, ds_idx, dl, *args, **kwargs)

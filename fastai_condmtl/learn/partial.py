@@ -103,7 +103,7 @@ class PartialTraining(Callback):
     def __init__(
         self,
         paths,  # Paths of the tasks
-        neck=False,  # Also train the layers between the body and these tasks?
+        neck=False,  # True: also train the layers between the body and these tasks
     ):
         self.paths, self.neck, self.off, self.still, self.kept = paths, neck, [], [], []
 

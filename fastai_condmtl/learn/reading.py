@@ -292,7 +292,7 @@ def _has_label_columns(table, flow):
 def check_labelled_table(table, has_labels):
     "Raise where a table has no rows or no labels"
     if not len(table):
-        raise FlowError("there is nothing to evaluate: the table is empty")
+        raise FlowError("there is nothing to evaluate, the table is empty: hand over at least one row")
     if not has_labels:
         raise FlowError(NO_LABELS)
 

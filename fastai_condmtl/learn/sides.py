@@ -21,7 +21,7 @@ from ..core.applications import provided
 from .side_words import are_opposite, is_direction, speaks_of, words_of
 
 # %% auto #0
-__all__ = ['Mirror', 'mirrors_of', 'side_labels', 'not_asked', 'sideless_pairs', 'check_sides', 'tfms_of', 'told_sides',
+__all__ = ['Mirror', 'mirrors_of', 'side_labels', 'left_as_they_are', 'sideless_pairs', 'check_sides', 'tfms_of', 'told_sides',
            'check_views']
 
 # %% ../../nbs/learn/sides.ipynb #e1dacf3d
@@ -99,7 +99,7 @@ def side_labels(
 ) -> dict:
     """Path of each task whose name, column or labels speak of what is exchanged → these labels, empty where its
     name does"""
-    silent = not_asked(flow)
+    silent = left_as_they_are(flow)
     tasks = {p: block for p, block in flow.tasks.items() if not (block.self_supervised or p in silent)}
     # points and boxes have columns of coordinates, which move with the picture
     names = {path: {path} if block.geometry else {path, *map(str, block.cols)} for path, block in tasks.items()}
@@ -143,7 +143,7 @@ def _changing(flow) -> set:
     return moved | {path for path, block in flow.tasks.items() if block.mirror}
 
 
-def not_asked(flow) -> set:
+def left_as_they_are(flow) -> set:
     "Paths of the tasks of which mirror=False says that a mirror leaves them as they are"
     said = _said_nothing(flow.flow, flow.flow.mirror is False)
     return {path for path, is_said in zip(flow.paths, said) if is_said}
@@ -251,7 +251,7 @@ def _told_upright(flow, mirrors):
 def _told_points(flow, mirrors):
     "A sentence for each task with points that keep their names under transforms that exchange left and right"
     res = []
-    silent = not_asked(flow)
+    silent = left_as_they_are(flow)
     for path, block in flow.tasks.items():
         asked = mirrors and block.geometry == 'points' and path not in silent
         alone, pairs = sideless_pairs(block) if asked else ([], [])

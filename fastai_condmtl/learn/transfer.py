@@ -29,7 +29,7 @@ from fastai_condmtl.learn.heads import (
 )
 from .learner import learn_shapes
 from .reading import norms_of, own_inputs, put_data
-from .start import check_start, start_layer
+from .start import check_start, new_optimizer, start_layer
 from .state import flow_of, loss_of, followers
 
 # %% auto #0
@@ -104,11 +104,9 @@ def _fit_run_needed(learn, layer):
 
 def _forget_optimizer(learn):
     "The optimizer starts anew, with the same groups frozen"
-    frozen = getattr(learn.opt, 'frozen_idx', 0)
-    learn.opt = None
     learn.model.zero_grad()  # frozen weights with an old gradient would decay
-    if frozen:
-        learn.freeze_to(frozen)
+    if learn.opt is not None:
+        new_optimizer(learn)
 
 # %% ../../nbs/learn/transfer.ipynb #ae0456ec
 def new_layer(learn, layer, new, branches, bias, init):

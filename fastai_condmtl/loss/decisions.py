@@ -130,7 +130,7 @@ def thresholds_of(self: Decisions, k, device=None, dtype=None):
 
 @patch
 def _check_thresholds(self: Decisions):
-    "Every threshold belongs to a task that has one"
+    "Raise where a threshold is set for what is no task with thresholds"
     known = [path for path, block in self.flow.tasks.items() if block.thresholded]
     unknown = [path for path in self.thresholds if path not in known]
     if unknown:

@@ -20,7 +20,7 @@ def summaries(
     pred,  # Raw logits `(bs, C)`, plain
     values,  # Labels on the loss scale `(bs, D)` in the order of the logits
 ) -> tuple:  # Of each family `(bs, n*n_summary)`, and its activations
-    "What scores need to know of predictions and labels, see `summarise` of blocks; of sub-classes with those above"
+    "What scores need to know of predictions and labels, see `summarise` of blocks, with P(class and sub-class)"
     layout, res = self.layout, []
     logits = layout.logits_of(self.tempered(pred))
     acts = told = [block.activate(x) for block, x in zip(layout.blocks, logits)]

@@ -280,7 +280,7 @@ def balancer(
 
 
 def _check_object(method, options):
-    "What is no name is a balancer or a weighting, and complete"
+    "Raise where what is no name is neither a balancer nor a weighting, or where options stand beside it"
     if isinstance(method, type) or not (isinstance(method, Static) or callable(method)):
         raise FlowError(
             f"balance={method!r} must be a name, such as 'famo', or a weighting of TorchJD, such as UPGradWeighting()"
@@ -292,10 +292,10 @@ def _check_object(method, options):
 
 
 def _check_options(method, options):
-    "The name is one of `METHODS`, which takes these options"
+    "Raise where the name is none of `METHODS`, or where the method does not take one of the options"
     if method not in METHODS:
         raise FlowError(f"balance={method!r} is no method: {near(method, [*METHODS, *WEIGHTINGS])}")
     known = list(inspect.signature(METHODS[method]).parameters)
     if unknown := [name for name in options if name not in known]:
-        hint = f": {near(unknown[0], known)}" if known else ''
-        raise FlowError(f"balance={method!r} has no option {unknown[0]!r}{hint}")
+        hint = near(unknown[0], known) if known else 'leave it out'
+        raise FlowError(f"balance={method!r} has no option {unknown[0]!r}: {hint}")

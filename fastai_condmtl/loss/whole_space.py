@@ -41,7 +41,8 @@ def chain(
             found[literal.column] = task, literal._replace(yes=both)
             if not both:
                 raise FlowError(
-                    f"task '{path}' is never applicable: its conditions exclude each other at '{flow.paths[task]}'"
+                    f"task '{path}' is never applicable: its conditions exclude each other at '{flow.paths[task]}': "
+                    "correct one of them"
                 )
     _check_condition(path, found)
     return list(found.values())
@@ -64,7 +65,7 @@ def _no_chain(path, condition, why):
 
 
 def _check_condition(path, found):
-    "There is a product"
+    "Raise where a task has no condition, so that there is no product to train"
     if not found:
         raise FlowError(
             f"task '{path}': whole_space= trains a product with the tasks above, but it has no condition: leave "

@@ -53,7 +53,8 @@ class BinaryBlock(Sigmoid):
         uncertain: dict = None,
         # True: cells are shares from 0 to 1, such as that of people who said yes; trained towards them, a yes above .5
         soft: bool = False,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror
+        **kwargs,
     ):
         super().__init__(name, col, **kwargs)
         self.whole_space = check_whole_space(self, whole_space, loss)

@@ -32,7 +32,9 @@ class BoxBlock(Coordinates):
         *,
         fmt: str = 'xywh',  # `xywh`: left, top, width, height; `xyxy`: left, top, right, bottom
         loss: str = 'l1',  # `l1`, `mse` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror,
+        # normalise
+        **kwargs,
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)

@@ -37,7 +37,9 @@ class KeypointsBlock(Coordinates):
         outside: str = 'mask',  # Points that leave the picture: `mask` or `clamp` (moved to the edge)
         flip_pairs=(),  # Pairs of points that change places in a mirrored picture: `[('left_eye', 'right_eye')]`
         loss: str = 'l1',  # `l1`, `mse` or `huber`, where the picture is 2 wide and 2 high
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror,
+        # normalise
+        **kwargs,
     ):
         super().__init__(name, **kwargs)
         self._set(cols, loss)

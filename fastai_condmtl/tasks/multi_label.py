@@ -61,7 +61,8 @@ class MultiLabelBlock(Sigmoid):
         uncertain: dict = None,
         # True: cells of `cols` are shares from 0 to 1, trained towards them, a yes above .5
         soft: bool = False,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror
+        **kwargs,
     ):
         super().__init__(name, col, **kwargs)
         check_label_columns(self, cols, vocab, nan_is_empty)

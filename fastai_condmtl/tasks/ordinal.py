@@ -36,7 +36,8 @@ class OrdinalBlock(Classes):
         # The classes, lowest first; by default the numbers that occur, or the categories of an ordered categorical
         # column
         vocab=None,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror
+        **kwargs,
     ):
         super().__init__(name, col, **kwargs)
         self.vocab = check_vocab(self, vocab)

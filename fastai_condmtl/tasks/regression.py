@@ -25,7 +25,7 @@ __all__ = ['regression_losses', 'MARGINS', 'Regression', 'regression_loss', 'che
 
 # %% ../../nbs/tasks/regression.ipynb #9b1d23f4
 class Regression(ConditionalBlock):
-    "What `BoundedRegressionBlock` and `UnboundedRegressionBlock` share"
+    "What `BoundedRegressionBlock`, `UnboundedRegressionBlock` and `CountBlock` share"
 
     ops: tuple[str, ...] | None = ('gt', 'ge', 'lt', 'le', 'between')
     metrics: tuple[str, ...] = ('mae', 'rmse', 'r2')
@@ -211,7 +211,9 @@ class BoundedRegressionBlock(Regression):
         # What it is of a picture whose width or height is `y_range`, so that it can be drawn: `x1 y1 w h` or `x1 y1 x2
         # y2` of a box, `x y` of a point; `'nose.x'` where a flow has several
         draws: str = None,
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror,
+        # normalise
+        **kwargs,
     ):
         super().__init__(name, col, **kwargs)
         self.loss_name = regression_loss(self, loss)
@@ -311,7 +313,9 @@ class UnboundedRegressionBlock(Regression):
         col=None,
         *,
         loss: str = 'l1',  # `l1`, `mse` or `huber`, on the standardised scale
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror,
+        # normalise
+        **kwargs,
     ):
         super().__init__(name, col, **kwargs)
         self.loss_name = regression_loss(self, loss)

@@ -64,7 +64,8 @@ class SingleLabelBlock(Classes):
         # Of classes within others: `path` takes a sub-class of the class that is decided; `joint` the most likely of
         # all, and its class with it
         decode: str = 'path',
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror
+        **kwargs,
     ):
         super().__init__(name, col, **kwargs)
         self.within, self.within_cols, self.class_of = read_within(self, within)

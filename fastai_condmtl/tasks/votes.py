@@ -39,7 +39,8 @@ class VotesBlock(OneVsRest):
         # `multinomial`; or `dirichlet`: people agree less than independent draws would, by as much as is learnt
         # (Walmsley et al. 2022)
         loss: str = 'multinomial',
-        **kwargs,  # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col
+        # As for `ConditionalBlock`: given, weight, features, hidden, uses, detach_uses, weight_col, na, mirror
+        **kwargs,
     ):
         super().__init__(name, **kwargs)
         self.answer_cols = check_answers(self, cols)
@@ -155,7 +156,7 @@ def loss(self: VotesBlock, logits, targets, weight=None):
 
 
 def concentrations(logits):
-    "Of the Dirichlet distribution, from 1 to 101"
+    "Concentrations of the Dirichlet distribution, from 1 to 101"
     return 1 + 100 * logits.sigmoid()
 
 
@@ -325,7 +326,7 @@ def score(self: VotesBlock, name, summary, true, mask, threshold=None):
 
 @patch
 def label_scores(self: VotesBlock, name, summary, true, mask, threshold=None):
-    "Of one answer a column is given, which has no total: its scores are those of the task"
+    "NaN: the column of one answer has no total; `score_label` reads all columns"
     return [float('nan')]
 
 # %% ../../nbs/tasks/votes.ipynb #05e8632c

@@ -67,6 +67,7 @@ def probed_loader(
 ):
     "A copy of `dl` whose items carry a probe, and what takes it off their batches"
     take, res = TakeProbe(), with_dataset(dl, dl.dataset)
+    res.shuffle = False  # predictions come in the order of the data, and so must the corners
     after_item, after_batch = dl.after_item.fs, dl.after_batch.fs
     if item_tfms is not None or batch_tfms is not None:  # fastai replaces both
         after_item = [*flow_tfms(dl.flow.tasks.values(), 'item', True), *L(item_tfms)]

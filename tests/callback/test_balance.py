@@ -688,6 +688,8 @@ def test_errors_say_what_to_do(monkeypatch):
         make('dwa', dls, loss_func=MSELossFlat())
     with pytest.raises(FlowError, match="no option 'temp': did you mean 'temperature'|no option 'temp'"):
         TaskBalance('dwa', temp=1)
+    with pytest.raises(FlowError, match="balance='static' has no option 'temp': leave it out"):
+        TaskBalance('static', temp=1)
     with pytest.raises(FlowError, match="goes with a name"):
         TaskBalance(aggregation.MGDAWeighting(), epsilon=1)
     with pytest.raises(FlowError, match="is no module of the model"):

@@ -556,7 +556,7 @@ def test_what_may_be_asked_must_have_a_name():
         (lambda: KIND.isin([]), "isin([]) asks about nothing"),
         (lambda: TAGS.has_any(()), "has_any([]) asks about nothing"),
         (lambda: TAGS.has_all(set()), "has_all([]) asks about nothing"),
-        (lambda: KIND.isin([[1]]), "isin([[1]]): values must be hashable"),
+        (lambda: KIND.isin([[1]]), "isin([[1]]): values must be hashable, as labels are: write strings or numbers"),
         (lambda: AGE.between(2, 1), "age.between(2, 1) is never true"),
         (lambda: any_of(), "any_of() of nothing is never true"),
         (lambda: AGE > '3', "'3' is not a number"),

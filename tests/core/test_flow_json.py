@@ -302,7 +302,7 @@ def test_wrong_sources(tmp_path):
     for source, says in (
         (tmp_path / 'none.json', 'no file'),
         (tmp_path, 'cannot be read'),
-        (tmp_path / 'latin', 'cannot be read'),
+        (tmp_path / 'latin', 'cannot be read.*Name a file that flow.to_json wrote'),
         (3, 'hand over a path'),
     ):
         with pytest.raises(FlowError, match=says):

@@ -208,6 +208,12 @@ def test_what_a_repeat_asks_and_texts_are_no_tasks():
     assert Plan(flow).paths == ['locked', 'door', 'stars', 'view']
 
 
+def test_a_form_without_a_question_for_a_flow():
+    form = dict(survey=pd.DataFrame(dict(type=['text'], name=['who'])))
+    with pytest.raises(FlowError, match=r"no question with choices or numbers \(row 2, 'who': .* a text\): add one$"):
+        Flow.from_xlsform(form)
+
+
 def test_columns_of_groups():
     flow = Flow.from_xlsform(xlsform(''), group_sep='/')
     assert flow.tasks[-1].tasks[0].cols == ['g/child'] and flow.tasks[0].cols == ['locked']

@@ -173,6 +173,13 @@ def test_a_bound_flow_encodes_with_what_it_knows(tmp_path):
     assert torch.equal(packed[:].as_subclass(torch.Tensor), y.as_subclass(torch.Tensor))
 
 
+def test_a_bound_flow_encodes_no_piece_at_all(tmp_path):
+    bound = a_flow().bind(a_table())
+    packed = encode_pieces(bound, [], tmp_path / 'p')
+    assert len(packed) == len(packed.positions('train')) == len(packed.rows('train')) == 0
+    assert str(packed.flow) == str(bound)
+
+
 def test_counts_beyond_the_sample(tmp_path, monkeypatch):
     "What is counted stays exact where the sample is small; constants are near"
     df = a_table(5000)

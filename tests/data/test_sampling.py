@@ -1,8 +1,8 @@
 "Tests of data/sampling"
 
-import pandas as pd
-from fastai_condmtl.all import BinaryBlock, Flow, task
-from fastai_condmtl.data.sampling import group_rows
+import pandas as pd, pytest
+from fastai_condmtl.all import BinaryBlock, Flow, FlowError, task
+from fastai_condmtl.data.sampling import balanced_weights, group_rows
 
 
 # ---- a second review: conditions, kinds, scores
@@ -28,6 +28,11 @@ def test_rows_of_weight_0_in_conditions_of_a_draw():
         [1, 0],
     ]
     assert flow.bind(df).false_conditions(y)[:, 1].tolist() == [False, False, True]
+
+
+def test_no_row_in_any_group():
+    with pytest.raises(FlowError, match="by 'a': no training row is in any group: balance by what is labelled"):
+        balanced_weights(table(a=[None, None], b=[1, 0]), 'a')
 
 
 def test_a_draw_by_a_condition_reads_inferred_labels():

@@ -113,6 +113,19 @@ def test_the_comparison_sees_what_is_lost():
             assert kept(again) != kept(bound), (path, name)
 
 
+@pytest.mark.parametrize('parents', [[0, 2], [0, -1], [0]])
+def test_sub_classes_of_a_file_that_stand_in_no_class(parents):
+    animal = SingleLabelBlock('animal')
+    flow = Flow('zoo', animal, SingleLabelBlock('species', within=animal))
+    bound = flow.bind(pd.DataFrame(dict(animal=['bird', 'fish'], species=['duck', 'eel'])))
+    d = bound.to_dict()
+    assert d['learnt']['species']['parents'] == {'list': [0, 1]}
+    d['learnt']['species']['parents'] = {'list': parents}
+    with pytest.raises(FlowError) as e:
+        BoundFlow.from_dict(d)
+    assert "task 'species': its sub-classes do not fit the classes of 'animal': write the file" in str(e.value)
+
+
 def test_conditions_are_no_part_of_what_masked_words_know():
     "`asked` are the words that may be masked; what conditions ask of a task are its `questions`"
     bound, _ = bound_with_labels(['words', 'binary'])

@@ -345,6 +345,7 @@ def test_chain_of_uses_across_branches_with_a_stop():
         (dict(face=True), 'a branch is a module, or an int'),
         (dict(face=0), 'a branch is a module, or an int'),
         (dict(face=nn.Linear(99, 3)), "the branch 'face' cannot read the body's features of shape (2, 7)"),
+        (dict(face=nn.Linear(99, 3)), 'hand over a module that does, or the width of a neck, such as 256'),
         (dict(face=nn.Unflatten(1, (7, 1))), 'it must give features (bs, nf) or a map'),
         (dict(face=nn.LSTM(NF, 3)), 'it must give features'),
     ],

@@ -313,7 +313,7 @@ def test_mixup_keeps_both_targets():
         (lambda a, b, n, m: n > 1, "asks 'n' (BoundedRegressionBlock), whose logits are no yes, no or softmax"),
         (lambda a, b, n, m: m.has_any(['x', 'y']), 'is true in several ways'),
         (lambda a, b, n, m: ~m.has_all(['x', 'y']), 'is true in several ways'),
-        (lambda a, b, n, m: a & ~a, "never applicable: its conditions exclude each other at 'a'"),
+        (lambda a, b, n, m: a & ~a, "its conditions exclude each other at 'a': correct one of them"),
     ],
 )
 def test_conditions_that_are_no_chain(cond, text):

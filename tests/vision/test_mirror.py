@@ -408,6 +408,12 @@ def test_what_cannot_be_mirrored_is_an_error_at_binding(i):
         Flow('f', *tasks).bind(df)
 
 
+def test_nothing_changes_places_with_itself():
+    flow = Flow('f', Flow('a', Flow('b', BinaryBlock('x'))), mirror=[('b', 'a.b')])
+    with pytest.raises(FlowError, match="'b' and 'a.b', of which one lies within the other: name two that stand"):
+        flow.bind(pd.DataFrame(dict(x=[0, 1])))
+
+
 def test_conditions_that_a_mirror_leaves_alone():
     df = pd.DataFrame(dict(side=['left', 'right', 'front'], gate=[0, 1, 1], x=[1.0, 3, 8], o=[1, 2, 3]))
     side = SingleLabelBlock('side', mirror={'left': 'right'})
@@ -658,6 +664,24 @@ class Looks(nn.Module):
         return 2 * res.atanh() * self.scale  # a sigmoid takes it to -1 to 1
 
 
+def spots(path, **tfms):
+    "A learner that sees where a spot is, in eight pictures that both train and validate"
+    rng, rows, size = np.random.default_rng(1), [], 2 * W
+    for i in range(8):
+        a = np.zeros((size, size, 3), dtype=np.uint8)
+        x, y = rng.integers(26, 36, 2)
+        a[y : y + 4, x : x + 4, 0] = 255
+        Image.fromarray(a).save(path / f'{i}.png')
+        rows.append([f'{i}.png', x + 2, y + 2, x - 1, y - 1, 3, 3])
+    df = pd.DataFrame(rows, columns='img px py bx by w h'.split())
+    f = Flow('f', KeypointsBlock('p', cols=['px', 'py']), BoxBlock('b', cols=['bx', 'by', 'w', 'h']))
+    block = DataBlock(blocks=(ImageBlock, f), get_x=lambda r: path / r.img, splitter=IndexSplitter(range(8)), **tfms)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        dls = block.dataloaders(pd.concat([df, df], ignore_index=True), bs=4, num_workers=0)
+        return Learner(dls, Looks(dls.flow))
+
+
 @pytest.mark.parametrize(
     'tfms',
     [
@@ -667,31 +691,33 @@ class Looks(nn.Module):
         dict(item_tfms=RandomResizedCrop(2 * W, min_scale=0.8, ratio=(1.0, 1.0))),
     ],
 )
+@pytest.mark.filterwarnings('ignore')
 def test_points_come_back_from_turns_zooms_and_crops(tmp_path, tfms):
-    rng, rows, size = np.random.default_rng(1), [], 2 * W
-    for i in range(8):
-        a = np.zeros((size, size, 3), dtype=np.uint8)
-        x, y = rng.integers(26, 36, 2)
-        a[y : y + 4, x : x + 4, 0] = 255
-        Image.fromarray(a).save(tmp_path / f'{i}.png')
-        rows.append([f'{i}.png', x + 2, y + 2, x - 1, y - 1, 3, 3])
-    df = pd.DataFrame(rows, columns='img px py bx by w h'.split())
-    f = Flow('f', KeypointsBlock('p', cols=['px', 'py']), BoxBlock('b', cols=['bx', 'by', 'w', 'h']))
-    block = DataBlock(
-        blocks=(ImageBlock, f), get_x=lambda r: tmp_path / r.img, splitter=IndexSplitter(range(8)), **tfms
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        dls = block.dataloaders(pd.concat([df, df], ignore_index=True), bs=4, num_workers=0)
-        learn = Learner(dls, Looks(dls.flow))
-        set_seed(3)
-        with learn.no_bar(), learn.no_logging():
-            wanted = learn.get_preds()[0]
-            preds = learn.tta(n=4, beta=0.0)[0]
+    learn = spots(tmp_path, **tfms)
+    set_seed(3)
+    with learn.no_bar(), learn.no_logging():
+        wanted = learn.get_preds()[0]
+        preds = learn.tta(n=4, beta=0.0)[0]
+    dls = learn.dls
     at = dls.flow.slices['p'].acts
     torch.testing.assert_close(preds[:, at], wanted[:, at], atol=0.01, rtol=0)
     box = preds[:, dls.flow.slices['b'].acts]
     assert (box[:, 2:] > box[:, :2]).all() and ((box[:, :2] + box[:, 2:]) / 2 - preds[:, at]).abs().max() < 0.02
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('handed_over', [False, True])
+def test_views_of_rows_that_a_loader_shuffles_come_back_by_their_own_corners(tmp_path, handed_over):
+    learn = spots(tmp_path, batch_tfms=[Dihedral()])
+    set_seed(3)
+    with learn.no_bar(), learn.no_logging():
+        wanted, labels = learn.get_preds()
+        rows = dict(dl=learn.dls.train) if handed_over else dict(ds_idx=0)
+        assert learn.dls.train.shuffle
+        preds, targs = learn.tta(n=4, beta=0.0, **rows)
+    at = learn.dls.flow.slices['p'].acts
+    torch.testing.assert_close(preds[:, at], wanted[:, at], atol=0.01, rtol=0)
+    torch.testing.assert_close(torch.Tensor(targs)[:, 1], torch.Tensor(labels)[:, 1])
 
 
 def test_classes_that_nest_are_mirrored_together():

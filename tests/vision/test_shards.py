@@ -189,3 +189,16 @@ def test_shards_that_changed_are_indexed_again(tmp_path):
     assert len(Shards(tmp_path / 'a.tar', tmp_path / 'i')) == 3
     write(5)
     assert len(Shards(tmp_path / 'a.tar', tmp_path / 'i')) == 5
+
+
+@pytest.mark.parametrize('content', [b'', b'written by another version' * 9])
+def test_an_index_that_is_none_says_what_to_do(folder, tmp_path, content):
+    (tmp_path / 'i').write_bytes(content)
+    with pytest.raises(FlowError) as e:
+        Shards(folder / '*.tar', tmp_path / 'i')
+    assert str(e.value) == (
+        f"'{tmp_path / 'i'}' is no file that Shards(files, index) has written, or lacks a part: delete it, and it is "
+        "made anew"
+    )
+    (tmp_path / 'i').unlink()
+    assert len(Shards(folder / '*.tar', tmp_path / 'i')) == N
