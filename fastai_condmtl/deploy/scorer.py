@@ -26,7 +26,7 @@ from ..learn.state import flow_of, loss_of
 
 # %% auto #0
 __all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Predicted', 'by_halves', 'told', 'told_in_row', 'LearnerRows',
-           'PredictorRows', 'Scorer', 'predict_batch', 'item_of', 'begin_worker']
+           'PredictorRows', 'Scorer', 'predict_batch', 'item_of', 'check_batches', 'begin_worker']
 
 # %% ../../nbs/deploy/scorer.ipynb #69ea5d30
 MAX_LOADED = 4  # models that a process keeps
@@ -228,8 +228,8 @@ class Scorer:
 
     `Scorer('model.safetensors', columns='path')` or `Scorer('export.pkl')` takes a file that all workers can read;
     `learn.scorer()` sends the model along. A call gives, for each row in its order, the columns of `keep`, those of
-    `learn.predict_df`, `task:p_reached`, `task:p:value` and `error`. It refuses batches that lack a
-    column"""
+    `learn.predict_df`, `task:p_reached`, `task:p:value` and `error`. Every task is decided, also with prediction sets:
+    a blank is a task that is not reached, or a row with an `error`. It refuses batches that lack a column"""
 
     def __init__(
         self,
@@ -425,8 +425,18 @@ def iterate(
     frames,  # Iterator of DataFrames
 ):
     "Scored DataFrames, one after another, for Spark's `mapInPandas`"
+    check_batches('iterate', frames)
     for frame in frames:
         yield self(frame)
+
+
+def check_batches(method, batches):
+    "Raise for one batch where several are expected, of which only the names of its columns would be seen"
+    if isinstance(batches, (dict, pd.DataFrame)) or hasattr(batches, 'num_rows'):  # Arrow's table
+        raise FlowError(
+            f"scorer.{method} takes batches, one after another, not one {type(batches).__name__}: write scorer(batch), "
+            f"or scorer.{method}([batch])"
+        )
 
 
 @patch(as_prop=True)
@@ -448,6 +458,7 @@ def map(
     n_workers: int = 2,  # Processes
 ):
     "Scored batches, in the order of `batches`"
+    check_batches('map', batches)
     n_threads, waiting = max(1, (os.cpu_count() or 1) // n_workers), deque()
     with tempfile.TemporaryDirectory() as tmp:
         begin = self.of_file(Path(tmp) / 'model'), n_threads
