@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/cache.ipynb #4c3ea4a8
 from __future__ import annotations
-import hashlib, json, math, mmap, os, shutil, time, zlib
+import hashlib, json, mmap, os, shutil, time, zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,102 +17,23 @@ from PIL import Image
 from fastcore.basics import num_cpus, patch
 from fastprogress.fastprogress import progress_bar
 from filelock import FileLock, Timeout
-from fastai.vision.core import BILINEAR, NEAREST, PILBase, PILImage, PILMask
+from fastai.vision.core import BILINEAR, PILBase, PILImage
 from ..core.errors import FlowError
+from fastai_condmtl.data.cache_format import (
+    ENTRY,
+    FORMAT,
+    check_holds,
+    check_sums,
+    key_of,
+    marked,
+    shrunk,
+    shrunk_size,
+    unmarked,
+)
 from .pictures import OpenImage
 
 # %% auto #0
-__all__ = ['FORMAT', 'ENTRY', 'shrunk_size', 'shrunk', 'marked', 'unmarked', 'file_size', 'check_sums', 'key_of', 'PictureCache',
-           'check_holds', 'OpenCached']
-
-# %% ../../nbs/data/cache.ipynb #16c1236d
-def shrunk_size(
-    size,  # Width and height
-    px,  # What the shorter side becomes; None: the size stays
-) -> tuple:
-    "Width and height of the small picture. The difference of the sides is even, so that the middle stays the middle"
-    if px is None or min(size) <= px:
-        return tuple(size)
-    return tuple(px + 2 * math.ceil((side * px / min(size) - px - 1) / 2) for side in size)
-
-
-def shrunk(
-    picture,  # PIL image
-    px,  # What its shorter side becomes; None: the size stays
-    resample=BILINEAR,  # PIL's filter; a mask takes its labels from the nearest pixel
-):
-    "The small picture, of the same class, which knows the size of the large one"
-    size = shrunk_size(picture.size, px)
-    small = picture
-    if size != tuple(picture.size):
-        small = picture.resize(size, NEAREST if isinstance(picture, PILMask) else resample)
-        small = type(picture)(small) if isinstance(picture, PILBase) else small
-    return marked(small, file_size(picture))
-
-# %% ../../nbs/data/cache.ipynb #c6bfea8a
-_MARK = 'fastai_condmtl_sizes'
-
-
-def marked(picture, size):
-    "`picture`, which stands for a file of this width and height"
-    if tuple(size) != tuple(picture.size):
-        picture.info[_MARK] = (tuple(picture.size), tuple(size))
-    return picture
-
-
-def unmarked(picture):
-    "`picture`, which stands for itself: a PIL image that somebody hands over is no file of the cache"
-    if not isinstance(picture, Image.Image) or _MARK not in picture.info:
-        return picture
-    own = picture.copy()
-    del own.info[_MARK]
-    return own
-
-
-def file_size(
-    picture,  # PIL image
-) -> tuple:
-    "Width and height of the file that a picture was shrunk from; its own, where it was not"
-    own, size = picture.info.get(_MARK, (None, None))
-    return size if own == tuple(picture.size) else tuple(picture.size)
-
-# %% ../../nbs/data/cache.ipynb #c30fa9eb
-FORMAT = 'fastai_condmtl pictures 1'
-ENTRY = np.dtype(
-    [
-        ('first', '<u8'),  # Hash of the path
-        ('second', '<u8'),
-        ('file_bytes', '<i8'),
-        ('file_time', '<i8'),  # Nanoseconds
-        ('start', '<i8'),  # Of the pixels in their file
-        ('length', '<i8'),
-        ('width', '<i4'),
-        ('height', '<i4'),
-        ('file_width', '<i4'),
-        ('file_height', '<i4'),
-        ('mode', 'S8'),  # PIL's
-        ('crc', '<u8'),  # Of the pixels
-        ('check', '<u8'),  # Of this entry
-    ]
-)
-_N_WORDS = ENTRY.itemsize // 8
-_FACTORS = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(1, _N_WORDS)], dtype=np.uint64)  # odd
-
-
-def check_sums(
-    entries,  # Array (N,) of `ENTRY`
-):
-    "What `check` of each entry must be (N,)"
-    words = np.ascontiguousarray(entries).view('<u8').reshape(len(entries), _N_WORDS)
-    return (words[:, :-1] * _FACTORS).sum(1, dtype=np.uint64) + np.uint64(1)  # an entry of zeros is none
-
-
-def key_of(
-    fn,  # File
-) -> tuple:
-    "128 bits that stand for the whole path of a file, as two numbers"
-    digest = hashlib.blake2b(os.fsencode(os.path.abspath(fn)), digest_size=16).digest()
-    return int.from_bytes(digest[:8], 'little'), int.from_bytes(digest[8:], 'little')
+__all__ = ['PictureCache', 'OpenCached']
 
 # %% ../../nbs/data/cache.ipynb #c9b529e8
 class PictureCache:
@@ -377,23 +298,6 @@ def _settled(fn):
 
 def _same(stat, other):
     return (stat.st_size, stat.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-
-# %% ../../nbs/data/cache.ipynb #43f98a6f
-_MODES = ('1', 'L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV', 'LAB', 'I', 'F')
-
-
-def check_holds(picture, cls, fn):
-    "Raise for what raw pixels would not give back"
-    what = type(picture).__name__
-    if not isinstance(picture, Image.Image) or issubclass(cls, PILBase) and type(picture) is not cls:
-        raise FlowError(
-            f"'{fn}': {cls.__name__}.create gives a {what}, of which a cache cannot keep the pixels: leave cache= out"
-        )
-    if picture.mode not in _MODES:
-        raise FlowError(
-            f"'{fn}' is opened in PIL's mode {picture.mode!r}, which is more than its pixels: open the files with a "
-            "class that has a mode, such as PILImage or PILImageBW, or leave cache= out"
-        )
 
 # %% ../../nbs/data/cache.ipynb #75e7ef21
 @patch

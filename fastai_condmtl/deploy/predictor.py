@@ -285,7 +285,7 @@ def frames(self: Predictor, items):
 
 def frame_of(picture) -> Frame:
     "From what the network sees, a squished picture, to pixels of its file"
-    from fastai_condmtl.data.cache import file_size
+    from fastai_condmtl.data.cache_format import file_size
 
     return Frame.of_size(*file_size(picture))
 

@@ -4,29 +4,27 @@
 
 # %% ../../nbs/deploy/scorer.ipynb #d597a70e
 from __future__ import annotations
-import hashlib, io, os, pickle, re, tempfile, warnings
+import hashlib, io, os, pickle, tempfile, warnings
 from collections import OrderedDict, deque
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Lock, RLock, Thread
-import numpy as np, pandas as pd, torch
+from threading import Lock, Thread
+import pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner, load_learner
 from ..core.errors import FlowError
-from .batches import Batch, answer, columns_read, reads_cells
+from .batches import Batch, answer, columns_read
+from .predicted import LearnerRows, PredictorRows, predict_batch
 from .predictor import Predictor
 from .safe import load_safe
 from .scored import ScoredColumns
-from ..learn.accumulate import every_row
-from ..learn.learner import frames_of
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Predicted', 'by_halves', 'told', 'told_in_row', 'LearnerRows',
-           'PredictorRows', 'Scorer', 'predict_batch', 'item_of', 'check_batches', 'begin_worker']
+__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Scorer', 'check_batches', 'begin_worker']
 
 # %% ../../nbs/deploy/scorer.ipynb #69ea5d30
 MAX_LOADED = 4  # models that a process keeps
@@ -96,132 +94,6 @@ def loaded(
         _loaded.move_to_end(file.digest)
         return _loaded[file.digest]
 
-# %% ../../nbs/deploy/scorer.ipynb #019b61ad
-@dataclass
-class Predicted:
-    "Rows that were predicted, and why the others were not"
-
-    acts: torch.Tensor  # `(n, C)`
-    decoded: torch.Tensor  # `(n, 2, D)`
-    rows: list  # places of these `n` among the items
-    errors: dict  # place of each other item → why
-    frames: list | None = None  # of flows with points and boxes, for each of the `n`
-
-    @classmethod
-    def none(cls, flow, errors):
-        "No row was predicted; `errors`: place → why"
-        return cls(torch.zeros(0, flow.c), torch.zeros(0, 2, flow.n_targets), [], errors)
-
-    @classmethod
-    def joined(cls, parts, flow):
-        "Parts with the places of their items, `(places, Predicted)`, as one"
-        rows = [places[row] for places, part in parts for row in part.rows]
-        errors = {places[row]: why for places, part in parts for row, why in part.errors.items()}
-        frames = None if flow.geometry is None else [one for _, part in parts for one in part.frames or ()]
-        acts = torch.cat([torch.zeros(0, flow.c), *(part.acts for _, part in parts)])
-        none = torch.zeros(0, 2, flow.n_targets)
-        decoded = torch.cat([none, *(part.decoded.as_subclass(torch.Tensor) for _, part in parts)])
-        return cls(acts, decoded, rows, errors, frames)
-
-
-def by_halves(
-    predict,  # Function from items to `Predicted`
-    items,  # List, or DataFrame
-    flow,  # Bound flow
-) -> Predicted:
-    "All items at once; where that fails each half by itself, down to the item that is to blame"
-    try:
-        return predict(items)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as e:
-        if len(items) == 1:
-            return Predicted.joined([([0], Predicted.none(flow, {0: told_in_row(e)}))], flow)
-    middle, n = len(items) // 2, len(items)
-    halves = (range(middle), items[:middle]), (range(middle, n), items[middle:])
-    return Predicted.joined([(places, by_halves(predict, half, flow)) for places, half in halves], flow)
-
-
-def told(error) -> str:
-    "An error as the text of a cell"
-    return str(error) if isinstance(error, FlowError) else f'{type(error).__name__}: {error}'
-
-
-def told_in_row(error) -> str:
-    "An error of a table of one row: it stands in that row, whose number in this table would mislead"
-    return re.sub(r", row 0(?: \(index [^)]*\))?(?=,)", '', told(error), count=1)
-
-# %% ../../nbs/deploy/scorer.ipynb #cdfed7e7
-class LearnerRows:
-    "Predicts items as a learner does"
-
-    def __init__(self, learn: Learner):
-        self.learn, self.flow, self.lock = learn, flow_of(learn), RLock()
-        loss_of(learn)
-
-    def columns(self):
-        "The columns of a row that are read, by name or position; None where items are no rows"
-        return columns_read(self.learn.dls)
-
-    def takes_cells(self) -> bool:
-        "True if an item may be a cell by itself"
-        return reads_cells(self.learn.dls)
-
-    def __call__(self, items) -> Predicted:
-        "Items as `learn.predict_df` takes them; the loader skips what it cannot read"
-        learn, dl = self.learn, self.learn.dls.test_dl(items, num_workers=0)
-        rows, errors, read = [], {}, dl.do_item
-
-        def do_item(i):
-            try:
-                item = read(i)
-            except (MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as e:
-                errors[i] = told(e)
-                return None  # fastai leaves such an item out
-            rows.append(i)
-            return item
-
-        dl.do_item = do_item
-        with learn.no_bar(), learn.no_logging(), every_row(learn):
-            try:
-                acts, _, decoded = learn.get_preds(dl=dl, reorder=False, with_decoded=True)
-            except Exception:
-                if len(errors) < len(items):
-                    raise
-                return Predicted.none(self.flow, errors)  # none could be read
-        good = self.learn.dls.test_dl(_picked(items, sorted(rows)), num_workers=0) if rows else None
-        frames = frames_of(self.flow, good) if good is not None else []
-        order = np.argsort(rows)
-        return Predicted(acts[order], decoded[order], sorted(rows), errors, frames)
-
-
-def _picked(items, rows):
-    "Some of the items"
-    return items.iloc[rows] if isinstance(items, pd.DataFrame) else [items[i] for i in rows]
-
-
-class PredictorRows:
-    "Predicts items as a `Predictor` does"
-
-    def __init__(self, predictor: Predictor):
-        self.predictor, self.flow, self.lock = predictor, predictor.flow, RLock()
-
-    def columns(self):
-        "The columns of a row that are read; None where items are no rows"
-        return self.predictor.columns_read()
-
-    def takes_cells(self) -> bool:
-        "True if an item may be a cell by itself"
-        own = self.columns()
-        return own is None or len(own) == 1
-
-    def __call__(self, items) -> Predicted:
-        "A list of items, or rows"
-        acts, decoded, frames = self.predictor.preds_and_frames(items)
-        return Predicted(acts, decoded, list(range(len(items))), {}, frames)
-
 # %% ../../nbs/deploy/scorer.ipynb #a2300a9d
 class Scorer:
     """From a batch of columns to a batch of columns; pickles, and loads its model once a process
@@ -288,92 +160,6 @@ def _as_kept(keep) -> dict:
     if isinstance(keep, str):
         raise FlowError(f"keep={keep!r} must be a list of columns: write [{keep!r}]")
     return dict(keep) if isinstance(keep, dict) else dict.fromkeys(keep)
-
-# %% ../../nbs/deploy/scorer.ipynb #77101d74
-def predict_batch(
-    rows,  # `LearnerRows` or `PredictorRows`
-    batch: Batch,
-    read: list,  # Names of the columns that are read
-    folder: str | None = None,  # Where names of files start
-) -> Predicted:
-    "Predictions of a batch, cell by cell or row by row"
-    own = rows.columns()
-    if batch.n_rows == 0:
-        return Predicted.joined([], rows.flow)
-    if len(read) > 1 or not rows.takes_cells():
-        return by_halves(rows, batch.table(read), rows.flow)
-    came = batch.cells(read[0])
-    cells, unread = _items_of(came)
-    parts: dict = {}
-    for i, cell in enumerate(cells):
-        if i not in unread:
-            parts.setdefault(_kind_of_cell(cell), []).append(i)
-    done = [(list(unread), Predicted.none(rows.flow, dict(enumerate(unread.values()))))]
-    for kind, places in parts.items():
-        items = [cells[i] for i in places]
-        if kind == 'blank':
-            why = f"column {read[0]!r} is blank: there is nothing to predict"
-            done.append((places, Predicted.none(rows.flow, dict.fromkeys(range(len(items)), why))))
-            continue
-        if kind == 'name':
-            items = _names(items, folder, own)
-        done.append((places, by_halves(rows, items, rows.flow)))
-    found = Predicted.joined(done, rows.flow)
-    found.errors = {i: _with_name(why, came[i]) for i, why in found.errors.items()}
-    return found
-
-
-def _items_of(cells):
-    "Cells as items, and place → why it is none"
-    items, unread = [], {}
-    for i, cell in enumerate(cells):
-        try:
-            items.append(item_of(cell))
-        except (ValueError, TypeError, OverflowError) as e:
-            items.append(None)
-            unread[i] = f'a list that is no picture (height, width, 3) of whole numbers from 0 to 255: {e}'
-    return items, unread
-
-
-def _with_name(why, cell):
-    "The text of an error with the name of the file, or the beginning of the text, that it is about"
-    name = cell.get('path') if isinstance(cell, dict) else cell
-    is_told = not isinstance(name, (str, Path)) or str(name) in why
-    return why if is_told else f"{why} ('{str(name)[:200]}')"
-
-
-def item_of(cell):
-    "A cell as an item: the bytes of a picture out of a dict, a list of numbers as an array"
-    if isinstance(cell, dict) and {'bytes', 'path'} & set(cell):
-        cell = cell.get('bytes') or cell.get('path')
-    if isinstance(cell, (bytearray, memoryview)):
-        return bytes(cell)
-    if isinstance(cell, list) or isinstance(cell, np.ndarray) and cell.dtype == object:
-        return _as_pixels(np.array([np.stack([np.asarray(pixel) for pixel in line]) for line in cell]))
-    return cell
-
-
-def _as_pixels(array):
-    "Whole numbers from 0 to 255 with 8 bits"
-    if array.dtype.kind not in 'iu' or not array.size or array.min() < 0 or array.max() > 255:
-        raise ValueError("these are not whole numbers from 0 to 255")
-    return array.astype(np.uint8)
-
-
-def _kind_of_cell(cell):
-    "`name` of a file or a text, `blank`, or an `item` by itself"
-    if isinstance(cell, (str, Path)):
-        return 'name'
-    return 'blank' if pd.api.types.is_scalar(cell) and pd.isna(cell) else 'item'
-
-
-def _names(cells, folder, own):
-    "Names of files, or texts, as the model reads them: as rows where it was trained on rows"
-    names = [str(Path(folder) / cell) if folder else str(cell) for cell in cells]
-    if own is None:
-        return names
-    column = own[0]
-    return pd.DataFrame(dict.fromkeys(range(column + 1) if isinstance(column, int) else [column], names))
 
 # %% ../../nbs/deploy/scorer.ipynb #1cfc6b29
 @patch

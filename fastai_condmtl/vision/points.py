@@ -28,7 +28,7 @@ from ..core.geometry import Frame, Geometry
 from ..core.mirror_rule import mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
-from ..data.cache import file_size
+from ..data.cache_format import file_size
 from ..data.pictures import OpenImage
 from ..data.steps import part_reader
 

@@ -7,7 +7,8 @@ from PIL import Image
 from fastai.vision.core import BILINEAR, NEAREST, PILImage, PILImageBW, PILMask
 from fastai_condmtl.core.errors import FlowError
 from fastai_condmtl.data import cache as cache_module
-from fastai_condmtl.data.cache import ENTRY, OpenCached, PictureCache, file_size, shrunk_size
+from fastai_condmtl.data.cache import OpenCached, PictureCache
+from fastai_condmtl.data.cache_format import ENTRY, file_size, shrunk_size
 from fastai_condmtl.data.pictures import OpenImage
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')

@@ -34,7 +34,7 @@ from fastai_condmtl.vision.all import (
     KeypointsBlock,
     load_safe,
 )
-from fastai_condmtl.data.cache import file_size
+from fastai_condmtl.data.cache_format import file_size
 from fastai_condmtl.data.pictures import OpenImage
 from fastai_condmtl.deploy.predictor import opener_of
 from fastai_condmtl.vision.cached import needed

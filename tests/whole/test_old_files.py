@@ -105,3 +105,14 @@ def test_only_modules_of_before_are_told_so():
         importlib.import_module('fastai_condmtl.nothing')
     moved = [m for m in fastai_condmtl._MOVED if (Path(fastai_condmtl.__file__).parent / f'{m}.py').exists()]
     assert not moved  # none hides a module of today
+
+
+@pytest.mark.parametrize(
+    'module, name',
+    [('deploy.scorer', 'Scorer'), ('deploy.scorer', 'ModelFile')]
+    + [('data.cache', 'PictureCache'), ('data.cache', 'OpenCached')],
+)
+def test_classes_of_pickles_stay_where_they_are(module, name):
+    "A scorer and an exported learner of cached pictures name their classes so"
+    cls = pickle.loads(f'cfastai_condmtl.{module}\n{name}\n.'.encode())
+    assert (cls.__module__, cls.__name__) == (f'fastai_condmtl.{module}', name)

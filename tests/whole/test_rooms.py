@@ -28,6 +28,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 LATE = {
     ('deploy.predictor', 'data.pictures'): 'only a predictor of pictures loads vision',
     ('deploy.predictor', 'data.cache'): 'only a predictor of pictures loads vision',
+    ('deploy.predictor', 'data.cache_format'): 'only a predictor of pictures loads vision',
     ('tabular.*', 'vision.show'): 'only a table with pictures loads vision',
     ('tabular.*', 'vision.learner'): 'only a table with pictures loads vision',
 }
