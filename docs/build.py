@@ -13,7 +13,7 @@ from latex2mathml.converter import convert as to_mathml
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
-import renderer
+import links, renderer
 from rooms import opening, read_rooms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,6 +181,7 @@ def main():
     if not nbs:
         sys.exit('no notebooks to make pages of')
     renderer.use()
+    links.use()
     processed = proc_nbs(n_workers=0, force=True)
     pages = [write_page(o, processed / o) for o in nbs]
     settle(pages)

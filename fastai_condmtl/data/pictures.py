@@ -35,12 +35,11 @@ class OpenImage(Transform):
             return open_image(self.cls, fn)
         except FileNotFoundError:
             raise FlowError(
-                f"there is no image file '{fn}'{self._row(fn)}: check path=, folder=, suff= and the column with the "
-                f"file names, or {self._way_out(fn)}"
+                f"there is no image file '{fn}'{self._row(fn)}: check {self._origin(fn)}, or {self._way_out(fn)}"
             ) from None
         except Exception as e:
             raise FlowError(
-                f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. Replace the file, or "
+                f"cannot read image {_called(fn)}{self._row(fn)}: {type(e).__name__}: {e}. {self._instead(fn)}, or "
                 f"{self._way_out(fn)}"
             ) from e
 
@@ -51,10 +50,18 @@ class OpenImage(Transform):
         rows = getattr(self, 'rows', None)
         return '' if rows is None else rows.told(fn)
 
+    def _origin(self, fn):
+        "Where the name of a file comes from: only our loaders, which know its row, have these arguments"
+        return 'path=, folder=, suff= and the column with the file names' if self._row(fn) else 'its name and folder'
+
+    def _instead(self, fn):
+        "What to hand over instead of what cannot be read"
+        is_picture = isinstance(fn, self.input_types)
+        return 'Replace the file' if is_picture else 'Hand over a file, its bytes, an array or a PIL image'
+
     def _way_out(self, fn):
-        "What to do without the picture: what predicts rows of another table takes no argument that leaves them out"
-        is_of_other_table = getattr(self, 'rows', None) is not None and not self._row(fn)
-        return 'take such rows out' if is_of_other_table else "leave such rows out with bad_images='skip'"
+        "What to do without the picture: only our loaders, which know its row, take an argument that leaves it out"
+        return "leave such rows out with bad_images='skip'" if self._row(fn) else 'take such rows out'
 
 
 def _called(fn):

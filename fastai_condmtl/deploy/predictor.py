@@ -4,13 +4,14 @@
 
 # %% ../../nbs/deploy/predictor.ipynb #ebef89bd
 from __future__ import annotations
-from pathlib import Path
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch import nn
 from fastcore.basics import patch
+from fastcore.foundation import L
 from ..core.errors import FlowError
 from .onnx import input_steps
+from ..learn.items import as_list_of_items, is_array_of_items, why_not_several
 from ..learn.state import flow_of
 from ..learn.learner import only_whole_cells
 from ..loss.conditional import ConditionalLoss
@@ -20,7 +21,7 @@ from ..core.prediction import FlowPrediction
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of', 'checked_size',
-           'checked_divisor', 'Predictor', 'frame_of', 'why_not_pictures']
+           'checked_divisor', 'Predictor', 'check_is_one', 'frame_of', 'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -160,6 +161,7 @@ class Predictor:
 def predict(self: Predictor, item, abstain: bool = False):
     """Prediction on one picture: `FlowPrediction`, decoded tensor, activations, as `learn.predict`; with `abstain`
     undecided where the prediction sets that came with the file say so"""
+    check_is_one(item)
     acts, _, frames = self.preds_and_frames([item])
     decoded, sets = self.loss.decisions.with_sets(acts, abstain)
     frame = None if frames is None else frames[0]
@@ -169,11 +171,24 @@ def predict(self: Predictor, item, abstain: bool = False):
 
 @patch
 def predict_df(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
-    "Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided"
+    """Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided: of such a
+    cell `predict_sets(items, abstain=True)` holds the answers, and None where the task is not reached"""
     acts, decided, frames = self.preds_and_frames(items, bs)
     if abstain:
         decided = only_whole_cells(self.flow, self.loss.decisions.abstains(acts)[0])
     return self.flow.to_frame(decided, frames)
+
+
+@patch
+def predict_sets(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
+    """A column a task with the set of each item, None where the task is not reached, as `learn.predict_sets`; the sets
+    came with the file"""
+    decisions = self.loss.decisions
+    if not decisions.limits:
+        raise FlowError(
+            "predict_sets: the file holds no prediction sets: call learn.conformal(coverage=.9) before learn.save_safe"
+        )
+    return decisions.with_sets(self.preds_and_frames(items, bs)[0], abstain)[1].to_frame()
 
 
 @patch
@@ -190,8 +205,7 @@ def get_preds(
 @torch.no_grad()
 def preds_and_frames(self: Predictor, items, bs: int = 64):
     "`get_preds`, and for flows with points and boxes a `Frame` an item (else None); each picture is opened once"
-    if isinstance(items, (str, Path)):
-        raise FlowError("hand over a list of pictures: [item], or write predict(item)")
+    items = self.as_several(items)
     parts, frames = [], None if self.flow.geometry is None else []
     for start in range(0, len(items), bs):
         some = items[start : start + bs]
@@ -202,6 +216,36 @@ def preds_and_frames(self: Predictor, items, bs: int = 64):
         parts.append(self.loss.activation(self.model(batch)))
     acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
     return acts, self.loss.decodes(acts), frames
+
+# %% ../../nbs/deploy/predictor.ipynb #af5d4132
+@patch
+def as_several(self: Predictor, items):
+    "`items` as a list, or as a table whose columns are read. Raises for one item, and for a table of which none is"
+    own = self.columns_read()
+    if isinstance(items, pd.DataFrame):
+        if own is None:
+            raise FlowError(
+                "hand over a list of pictures or texts, not a DataFrame: the file does not tell which of its columns "
+                "holds them, write list(df['column'])"
+            )
+        return items
+    is_column = isinstance(items, pd.Series) and not any(name in items.index for name in own or ())
+    items = list(items) if is_column else as_list_of_items(items)
+    if isinstance(items, np.ndarray):
+        raise FlowError(
+            "hand over a list of pictures or texts, not one array: write [array], or list(array) where it holds several"
+        )
+    if why := why_not_several(items):
+        raise FlowError(f"hand over a list of pictures or texts, not one {why}")
+    return items
+
+
+def check_is_one(item):
+    "Raise for several items where one is predicted"
+    collections = (list, tuple, L, set, frozenset, pd.DataFrame, pd.Index)
+    several = isinstance(item, collections) or hasattr(item, '__next__')
+    if several or isinstance(item, np.ndarray) and is_array_of_items(item):
+        raise FlowError(f"predict takes one item, not a {type(item).__name__}: for several write predict_df(items)")
 
 # %% ../../nbs/deploy/predictor.ipynb #358edfd2
 @patch

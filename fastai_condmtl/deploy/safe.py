@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, warnings
 from pathlib import Path
 import torch
+from PIL import Image
 from fastcore.basics import patch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
@@ -15,7 +16,7 @@ from ..core.errors import FlowError, FlowWarning
 from ..core.extras import import_extra
 from ..core.files import atomic_write
 from ..core.target import doubles
-from .inputs import inputs_in, inputs_of
+from .inputs import SafeInputs, inputs_in, inputs_of
 from .predictor import Predictor
 from ..learn.state import flow_of, loss_of
 from ..loss.conditional import ConditionalLoss
@@ -23,9 +24,9 @@ from ..loss.sets import SetLimits
 import fastai_condmtl.deploy.bound_dict  # noqa: F401  to_dict, from_dict
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'import_safetensors', 'name_of_network', 'kinds_of', 'read_header', 'header_text',
-           'check_version', 'load_safe', 'network_of_file', 'load_weights', 'sizes_in', 'sizes_of', 'check_sizes',
-           'set_decisions', 'check_threshold']
+__all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'import_safetensors', 'name_of_network', 'what_is_missing', 'reads_one_picture',
+           'kinds_of', 'read_header', 'header_text', 'check_version', 'load_safe', 'network_of_file', 'load_weights',
+           'sizes_in', 'sizes_of', 'check_sizes', 'set_decisions', 'check_threshold']
 
 # %% ../../nbs/deploy/safe.ipynb #3d853df8
 FORMAT, VERSION = 'fastai_condmtl.safe', 1
@@ -37,7 +38,10 @@ def save_safe(
     path,  # File to write, `.safetensors`
 ) -> Path:
     """Weights, flow, thresholds and what is done to pictures or texts as numbers and names, whole or not at all;
-    `load_safe` reads it without trusting it"""
+    `load_safe` reads it without trusting it
+
+    A network that has no name in torchvision, timm or `transformers` is handed over when the file is read. How rows
+    of a table and words of AWD_LSTM become numbers is not kept, and a warning says so: `learn.export` keeps it"""
     safetensors = import_safetensors('learn.save_safe')
     flow, loss, model, inputs = flow_of(self), loss_of(self), get_model(self.model), inputs_of(self)
     weights = {name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}
@@ -70,13 +74,30 @@ def name_of_network(learn, flow, weights, inputs):
     config = inputs.network(learn)
     if config is not None and kinds_of(inputs.make_network(config, flow).state_dict()) == kinds_of(weights):
         return config
-    warnings.warn(
-        "this network cannot be made by a name alone: who loads the file hands it over, load_safe(file, model=...). "
-        "How rows of tables and words of AWD_LSTM are prepared is not in the file, so that its predictor cannot read "
-        "them: learn.export keeps that, for those who trust you",
-        FlowWarning,
-        stacklevel=3,
+    warnings.warn(what_is_missing(learn, inputs), FlowWarning, stacklevel=3)
+
+
+def what_is_missing(learn, inputs) -> str:
+    "What a file lacks whose network has no name, and what to call instead"
+    text = (
+        "the file holds the weights, the flow and its decisions, but the network cannot be made by a name alone: "
+        "whoever loads the file makes the same network and hands it over, load_safe(file, model=network)"
     )
+    if inputs.name != SafeInputs.name or reads_one_picture(learn):
+        return text
+    return (
+        f"{text}. How an input becomes numbers (the categories and scales of a row, the words of AWD_LSTM) is missing, "
+        "too, so that a predictor of this file predicts no rows and no such texts: to predict them elsewhere, write "
+        "learn.export('model.pkl') and read it with load_learner, which runs what stands in the file, so it is for "
+        "those who trust you"
+    )
+
+
+def reads_one_picture(learn) -> bool:
+    "True if a network reads one picture and nothing else, by the types that its data met"
+    inputs = getattr(learn.dls.train_ds, 'tls', ())[: getattr(learn.dls, 'n_inp', 1)]
+    met = [part.types or () for part in inputs]
+    return len(met) == 1 and any(isinstance(kind, type) and issubclass(kind, Image.Image) for kind in met[0])
 
 
 def kinds_of(weights):

@@ -24,7 +24,7 @@ from .scored import ScoredColumns
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Scorer', 'begin_worker']
+__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Scorer', 'check_batches', 'begin_worker']
 
 # %% ../../nbs/deploy/scorer.ipynb #69ea5d30
 MAX_LOADED = 4  # models that a process keeps
@@ -100,8 +100,8 @@ class Scorer:
 
     `Scorer('model.safetensors', columns='path')` or `Scorer('export.pkl')` takes a file that all workers can read;
     `learn.scorer()` sends the model along. A call gives, for each row in its order, the columns of `keep`, those of
-    `learn.predict_df`, `task:p_reached`, `task:p:value` and `error`. It refuses batches that lack a
-    column"""
+    `learn.predict_df`, `task:p_reached`, `task:p:value` and `error`. Every task is decided, also with prediction sets:
+    a blank is a task that is not reached, or a row with an `error`. It refuses batches that lack a column"""
 
     def __init__(
         self,
@@ -211,8 +211,18 @@ def iterate(
     frames,  # Iterator of DataFrames
 ):
     "Scored DataFrames, one after another, for Spark's `mapInPandas`"
+    check_batches('iterate', frames)
     for frame in frames:
         yield self(frame)
+
+
+def check_batches(method, batches):
+    "Raise for one batch where several are expected, of which only the names of its columns would be seen"
+    if isinstance(batches, (dict, pd.DataFrame)) or hasattr(batches, 'num_rows'):  # Arrow's table
+        raise FlowError(
+            f"scorer.{method} takes batches, one after another, not one {type(batches).__name__}: write scorer(batch), "
+            f"or scorer.{method}([batch])"
+        )
 
 
 @patch(as_prop=True)
@@ -234,6 +244,7 @@ def map(
     n_workers: int = 2,  # Processes
 ):
     "Scored batches, in the order of `batches`"
+    check_batches('map', batches)
     n_threads, waiting = max(1, (os.cpu_count() or 1) // n_workers), deque()
     with tempfile.TemporaryDirectory() as tmp:
         begin = self.of_file(Path(tmp) / 'model'), n_threads

@@ -212,7 +212,9 @@ def answer_name(block, k):
 def predict_sets(
     self: Learner,
     items,  # DataFrame with the inputs, or list of items as `learn.predict` takes them
-    abstain: bool = False,  # True: only of tasks that are reached by what is sure; False: by what is decided
+    # True: only of tasks that are reached by what is sure, as `predict_df(items, abstain=True)` has them; False: by
+    # what is decided
+    abstain: bool = False,
     **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
     """A column a task with the set of each row, None where the task is not reached: a list of answers, of a number
@@ -226,8 +228,4 @@ def predict_sets(
         return pd.DataFrame(columns=columns, index=index)
     with every_row(self):
         acts = loss.activation(raw_preds(self, items, **kwargs)[0])
-    sets = decisions.with_sets(acts, abstain)[1]
-    told = [sets.told(i) for i in range(len(index))]
-    return pd.DataFrame(
-        {path: pd.Series([row.get(path) for row in told], index=index, dtype=object) for path in columns}
-    )
+    return decisions.with_sets(acts, abstain)[1].to_frame(index)

@@ -82,7 +82,10 @@ def prices_of(
 def check_rows(df):
     "There are rows, and each has a name of its own"
     if not isinstance(df, pd.DataFrame):
-        raise FlowError(f"label_next takes a DataFrame of rows to be labelled, not a {type(df).__name__}")
+        raise FlowError(
+            f"label_next takes a DataFrame of rows to be labelled, not a {type(df).__name__}: hand over the table, or "
+            "some of its rows, df.loc[rows]"
+        )
     if not len(df):
         raise FlowError("the table is empty: there are no rows to label")
     if not df.index.is_unique:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/learn/items.ipynb #f7da68d0
 from __future__ import annotations
+from collections.abc import Mapping
 import numpy as np, pandas as pd, torch
 from fastcore.foundation import L
 from fastai.data.transforms import ColReader
@@ -101,5 +102,7 @@ def why_not_several(items) -> str:
     if isinstance(items, pd.Series):
         return "row: write df.loc[[i]], or list(df['column']) where items stand in a column"
     if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'):
-        return f"{type(items).__name__}: write [item], or learn.predict(item)"
+        return f"{type(items).__name__}: write [item], or predict(item)"
+    if isinstance(items, Mapping):
+        return f"{type(items).__name__}: write [item] for a row, or pd.DataFrame(item) where it holds columns"
     return ''

@@ -75,7 +75,10 @@ def predict_df(
     abstain: bool = False,
     **kwargs,  # For `dls.test_dl`, e.g. `bs`, `num_workers`
 ) -> pd.DataFrame:
-    "Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one"
+    """Predictions in the table's own columns, blank where a task is not reached; the index of `items` where it has one
+
+    With `abstain=True` an undecided task is blank, too: of such a cell `learn.predict_sets(items, abstain=True)` holds
+    the answers, and None where the task is not reached"""
     items = as_list_of_items(items)
     flow, index = flow_of(self), index_of_items(items, 'predict_df')
     cols = list(dict.fromkeys(col for block in flow.tasks.values() for col in block.cols))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import pandas as pd, torch
 from fastcore.basics import patch
 
 from ..core.arguments import is_number_of
@@ -192,3 +192,10 @@ class TaskSetsOfRows(Mapping):
         "Path → set of row `i`, in the table's terms"
         is_reached = dict(zip(self.flow.paths, self.reached[i].tolist()))
         return {path: own.told(i) for path, own in self.sets.items() if is_reached[path]}
+
+    def to_frame(self, index=None) -> pd.DataFrame:
+        "A column a task with the set of each row, None where the task is not reached"
+        told = [self.told(i) for i in range(len(self.reached))]
+        return pd.DataFrame(
+            {path: pd.Series([row.get(path) for row in told], index=index, dtype=object) for path in self.sets}
+        )

@@ -8,6 +8,7 @@ import argparse, warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+import pandas as pd
 from fastai.learner import Learner, load_learner
 from fastcore.basics import patch
 from ..core.errors import FlowError
@@ -31,6 +32,11 @@ def find_examples(
     "The pictures of a list, or of a folder in order of their names; where there are too many, evenly spread over them"
     if examples is None:
         return []
+    if isinstance(examples, (dict, pd.DataFrame)):
+        raise FlowError(
+            f"examples= takes a folder or a list of files, not a {type(examples).__name__}: write "
+            "list(examples['column'])"
+        )
     is_folder = isinstance(examples, (str, Path))
     files = pictures_in(examples) if is_folder else [Path(p) for p in examples]
     if (gone := next((file for file in files if not file.is_file()), None)) is not None:

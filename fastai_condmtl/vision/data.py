@@ -32,7 +32,7 @@ import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a n
 
 # %% auto #0
 __all__ = ['ImageFile', 'FileRows', 'Readable', 'readable', 'rows_with_image', 'FixedSplits', 'keep_rows',
-           'ConditionalDataLoaders']
+           'ConditionalDataLoaders', 'as_files']
 
 # %% ../../nbs/vision/data.ipynb #27884f82
 @reads_one_cell
@@ -309,7 +309,7 @@ def from_path_func(
 ):
     "From files and one function that tells the labels of a file"
     _check_arguments(cls, kwargs, cls.from_path_func, cls._from_files)
-    fnames = [Path(f) for f in fnames]
+    fnames = as_files(fnames)
     df = as_table([label_func(f) for f in fnames], list(leaves(as_flow(flow))))
     return cls._from_files(df, fnames, flow, path, **kwargs)
 
@@ -333,11 +333,21 @@ def from_path_funcs(
             "label_funcs must be a dict, column → function of a file; for one function that tells all labels use "
             "from_path_func"
         )
-    fnames = [Path(f) for f in fnames]
+    fnames = as_files(fnames)
     columns = {}
     for column, func in label_funcs.items():
         columns[column] = pd.Series([func(f) for f in fnames], dtype=object).infer_objects()
     return cls._from_files(pd.DataFrame(columns), fnames, flow, path, **kwargs)
+
+
+def as_files(fnames) -> list:
+    "Files as paths. One name, or a table, is an error: its characters or the names of its columns are no files"
+    if isinstance(fnames, (str, Path, dict, pd.DataFrame)):
+        raise FlowError(
+            f"fnames= takes a list of files, not a {type(fnames).__name__}: write [file], or from_df for a table with "
+            "file names and labels"
+        )
+    return [Path(file) for file in fnames]
 
 # %% ../../nbs/vision/data.ipynb #32ba0619
 for _name in ('from_folder', 'from_name_func', 'from_name_re', 'from_path_re', 'from_lists'):

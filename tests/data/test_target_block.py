@@ -519,6 +519,14 @@ def test_from_path_func(folder, kind):
     assert len(seen) == N  # each file was asked once
 
 
+@pytest.mark.parametrize('method', ['from_path_func', 'from_path_funcs'])
+def test_files_come_in_a_list(folder, method):
+    labels = {} if method == 'from_path_funcs' else lambda file: {}
+    for wrong in ('0.png', Path('0.png'), pd.DataFrame(dict(img=['0.png'])), dict(img=['0.png'])):
+        with pytest.raises(FlowError, match=rf'fnames= takes a list of files, not a {type(wrong).__name__}: .*from_df'):
+            getattr(ConditionalDataLoaders, method)(folder, wrong, labels, make_flow(), **KW)
+
+
 def test_from_path_func_of_one_task(folder):
     df = make_table()
     files = [str(f) for f in get_image_files(folder)]

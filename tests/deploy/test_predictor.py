@@ -1,7 +1,8 @@
 "A `Predictor` says what the learner says, and opens each picture once"
 
-import numpy as np, pytest, torch
-from fastai.vision.all import Resize, squeezenet1_1
+import numpy as np, pandas as pd, pytest, torch
+from fastai.vision.all import L, Resize, squeezenet1_1
+from PIL import Image
 from fastai_condmtl.all import *
 from fastai_condmtl.vision.all import ConditionalDataLoaders, conditional_vision_learner
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
@@ -72,6 +73,35 @@ def test_many_are_opened_once_each(both, monkeypatch):
     assert len(predictor.get_preds([])[0]) == 0
     with pytest.raises(FlowError, match='hand over a list of pictures'):
         predictor.get_preds(str(files[0]))
+
+
+@pytest.mark.parametrize('method', ['predict_df', 'get_preds'])
+def test_a_table_and_a_single_item_are_no_list(both, method):
+    "Iterated over, they would be names of columns, keys, characters and lines of pixels"
+    call, files = getattr(both[1], method), both[2]
+    with pytest.raises(FlowError, match=r"not a DataFrame: .*write list\(df\['column'\]\)$"):
+        call(pd.DataFrame(dict(img=files)))
+    picture = Image.open(files[0])
+    for one in (files[0], str(files[0]), files[0].read_bytes(), picture):
+        with pytest.raises(FlowError, match=rf'not one {type(one).__name__}: write \[item\], or predict\(item\)$'):
+            call(one)
+    with pytest.raises(FlowError, match=r'not one array: write \[array\], or list\(array\)'):
+        call(np.asarray(picture))
+    with pytest.raises(FlowError, match=r'not one dict: write \[item\] for a row'):
+        call(dict(img=files))
+
+
+def test_several_in_any_make(both):
+    predictor, files = both[1], both[2][:3]
+    want, column = predictor.predict_df(files), pd.Series(files, index=list('xyz'))
+    for several in (column, tuple(files), L(files), iter(files)):
+        pd.testing.assert_frame_equal(predictor.predict_df(several), want)
+    for several in (column.to_frame(), files, tuple(files), L(files), set(files), iter(files)):
+        with pytest.raises(FlowError, match=r'predict takes one item, not a .*: for several write predict_df'):
+            predictor.predict(several)
+    for row in (column, dict(img=files[0])):
+        with pytest.raises(FlowError, match=f'of type {type(row).__name__}: .*Hand over a file, its bytes, an array'):
+            predictor.predict(row)
 
 
 def test_frames_lead_to_the_pixels_of_the_file(both):

@@ -1,9 +1,9 @@
 """A bound flow that is written as plain values and read again is the flow that was written: all that each kind
 has learnt, by structure, and what it says"""
 
-import datetime as dt, json, warnings
+import datetime as dt, json, re, warnings
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import DataBlock, ImageBlock, PILImage, resnet18
+from fastai.vision.all import DataBlock, ImageBlock, Learner, PILImage, load_learner, nn, resnet18
 from fastai_condmtl.all import *
 import fastai_condmtl.deploy.safe  # noqa: F401  to_dict, from_dict
 from fastai_condmtl.core.conditions import Condition
@@ -165,6 +165,39 @@ def test_masked_words_go_through_a_safe_file(tmp_path):
     y = dls.valid.one_batch()[1].cpu()
     pd.testing.assert_frame_equal(read.flow.to_frame(y), dls.flow.to_frame(y))
     assert columns_of(read.loss) == columns_of(dls.flow.loss_func)
+
+
+def warned(learn, file):
+    "What `save_safe` says is missing"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        learn.save_safe(file)
+    (said,) = [str(one.message) for one in told if issubclass(one.category, FlowWarning)]
+    return said
+
+
+def test_who_saves_rows_learns_what_is_missing_and_what_to_call(tmp_path):
+    "Rows are prepared by what `learn.export` alone keeps; a picture is prepared by what the file tells"
+    from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditional_tabular_learner
+
+    df = pd.DataFrame(dict(x=np.linspace(-1, 1, 16), a=[0, 1] * 8))
+    dls = ConditionalTabularDataLoaders.from_df(
+        df, Flow('f', BinaryBlock('a')), cont_names=['x'], valid_idx=range(4), bs=4
+    )
+    of_rows = conditional_tabular_learner(dls, [4], tune=None)
+    said = warned(of_rows, tmp_path / 'rows.safetensors')
+    assert 'load_safe(file, model=network)' in said and 'scales of a row' in said
+    assert re.search(r"learn\.export\('model\.pkl'\).*load_learner", said)
+    of_rows.path = tmp_path
+    of_rows.export('model.pkl')  # what it says to call predicts rows
+    assert len(load_learner(tmp_path / 'model.pkl').predict_df(df[['x']])) == 16
+    black = PILImage.create(np.zeros((8, 8, 3), dtype=np.uint8))
+    dls = DataBlock((ImageBlock, Flow('f', BinaryBlock('a'))), get_x=lambda row: black).dataloaders(df, bs=4)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, dls.c))
+    said = warned(Learner(dls, network), tmp_path / 'pictures.safetensors')
+    assert 'load_safe(file, model=network)' in said and 'row' not in said and 'learn.export' not in said
+    item = load_safe(tmp_path / 'pictures.safetensors', network).predict(black)
+    assert set(item[0]) == {'a'}
 
 
 # ---- a second review: conditions, kinds, scores

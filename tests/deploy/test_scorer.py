@@ -63,6 +63,16 @@ def assert_as_learner(scored, learn, df):
     assert plain(scored['error']) == [None] * len(df)
 
 
+@pytest.mark.parametrize('method', ['iterate', 'map'])
+def test_one_batch_is_no_run_of_batches(tables, method):
+    df, learn = tables
+    scorer, batch = learn.scorer(), df[MACHINE_CATS + MACHINE_CONTS]
+    for one in (batch, dict(batch), pa.Table.from_pandas(batch)):
+        says = rf'scorer\.{method} takes batches.*not one {type(one).__name__}: write scorer\(batch\)'
+        with pytest.raises(FlowError, match=says):
+            next(getattr(scorer, method)(one))
+
+
 def test_rows_of_a_table_in_every_make(tables):
     df, learn = tables
     scorer = pickle.loads(pickle.dumps(learn.scorer(keep=['id'])))

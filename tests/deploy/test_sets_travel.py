@@ -60,6 +60,15 @@ def test_a_safe_file_holds_the_sets_and_its_predictor_abstains(learn, tmp_path):
     images = list(learn.df.img[:6])
     frame, ours = predictor.predict_df(images, abstain=True), learn.predict_df(learn.df.iloc[:6], abstain=True)
     pd.testing.assert_frame_equal(frame, ours, rtol=1e-4)
+    for abstain in (True, False):
+        told = predictor.predict_sets(images, abstain=abstain).to_dict('records')
+        wanted = learn.predict_sets(learn.df.iloc[:6], abstain=abstain).to_dict('records')
+        assert [row.pop('z') for row in told] == [pytest.approx(row.pop('z'), rel=1e-4) for row in wanted]
+        assert told == wanted and list(told[0]) == ['kind', 'b', 'tags']
+    assert list(predictor.predict_sets([])) == ['kind', 'b', 'z', 'tags']
+    predictor.loss.decisions.limits = {}
+    with pytest.raises(FlowError, match='no prediction sets: call learn.conformal.* before learn.save_safe'):
+        predictor.predict_sets(images)
 
 
 def test_a_cell_with_several_labels_is_blank_where_one_is_open(learn):

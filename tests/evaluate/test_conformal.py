@@ -345,6 +345,29 @@ def test_abstain_stops_at_the_class_where_the_sub_class_is_open(learn):
     assert 'd0 or d1, undecided' in str(explained)
 
 
+def state(cell, own):
+    "What a cell of `predict_df` and the set beside it say of a task"
+    if pd.notna(cell):
+        return 'decided'
+    return 'not reached' if own is None else 'undecided'
+
+
+def test_sets_tell_a_blank_of_an_undecided_task_from_one_of_a_task_not_reached(learn):
+    "Cell by cell, the two tables say what `predict` says of each row alone; the docstring leads from one to the other"
+    assert 'predict_sets(items, abstain=True)' in Learner.predict_df.__doc__
+    quiet(learn, 'conformal', 0.9)
+    df, seen = learn.df.iloc[:80], set()
+    table, sets = (quiet(learn, name, df, abstain=True) for name in ('predict_df', 'predict_sets'))
+    for i, row in df.iterrows():
+        alone = quiet(learn, 'predict', row, abstain=True)[0]
+        for path in sets:
+            of_blank = 'undecided' if path in alone.undecided else 'not reached'
+            want = of_blank if alone[path] is None else 'decided'
+            assert state(table[path][i], sets[path][i]) == want, (i, path)
+            seen.add((path, want))
+    assert {('kind', 'undecided'), ('breed', 'undecided'), ('breed', 'not reached'), ('breed', 'decided')} <= seen
+
+
 def test_the_page_shows_sets(learn):
     from fastai_condmtl.tools.page import decide, tree_html
 

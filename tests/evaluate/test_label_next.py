@@ -241,8 +241,9 @@ def test_bad_arguments(learn):
         asked(learn, df[:0])
     with pytest.raises(FlowError, match='stands twice'):
         asked(learn, pd.concat([df, df]))
-    with pytest.raises(FlowError, match='takes a DataFrame'):
-        asked(learn, [1, 2])
+    for wrong in ([1, 2], df['kind'], dict(df), 'rows.csv'):
+        with pytest.raises(FlowError, match=rf'takes a DataFrame.*, not a {type(wrong).__name__}: .*df\.loc\[rows\]$'):
+            asked(learn, wrong)
 
 
 def test_answers_go_back_and_are_not_asked_again(learn, tmp_path):

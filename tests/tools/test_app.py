@@ -369,6 +369,11 @@ def test_examples(scenes, tmp_path):
     for bad, says in ((tmp_path / 'no', 'no folder'), (tmp_path, 'no picture'), ([tmp_path / 'x.png'], 'no example')):
         with pytest.raises(FlowError, match=says):
             find_examples(bad)
+    df = pd.DataFrame(dict(img=[str(scenes[0] / '5.png')]))
+    for table in (df, dict(df)):
+        with pytest.raises(FlowError, match=rf"not a {type(table).__name__}: write list\(examples\['column'\]\)$"):
+            find_examples(table)
+    assert [p.name for p in find_examples(df.img)] == ['5.png']
 
 
 def test_other_learners(scenes):

@@ -1,12 +1,14 @@
 """Cached pictures in loaders: against the same loaders without a cache, and against PIL by hand"""
 
-import multiprocessing, random
+import multiprocessing, random, re
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import (
+    ColReader,
     CropPad,
     DataBlock,
     FlipItem,
+    IndexSplitter,
     Learner,
     Normalize,
     PILImage,
@@ -15,6 +17,7 @@ from fastai.vision.all import (
     RandomResizedCrop,
     RatioResize,
     Resize,
+    TransformBlock,
     aug_transforms,
     imagenet_stats,
     load_learner,
@@ -32,7 +35,10 @@ from fastai_condmtl.vision.all import (
     load_safe,
 )
 from fastai_condmtl.data.cache_format import file_size
+from fastai_condmtl.data.pictures import OpenImage
+from fastai_condmtl.deploy.predictor import opener_of
 from fastai_condmtl.vision.cached import needed
+from fastai_condmtl.vision.data import readable
 from fastai_condmtl.vision.points import original_frames
 
 SIZES = [(160, 120), (100, 165), (130, 90), (128, 128), (97, 141), (256, 128)]
@@ -301,6 +307,29 @@ def test_rows_of_another_table_are_taken_out_by_hand(pics, tmp_path, cache):
         with pytest.raises(FlowError, match=f'{says}.*{name}.*take such rows out') as error:
             items(dls.test_dl(new))
         assert 'bad_images' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, says', [('torn.png', 'cannot read image'), ('gone.png', 'there is no image file')])
+def test_a_stock_data_block_hears_of_no_argument_of_our_loaders(pics, tmp_path, name, says):
+    "Nor does who predicts a list: the fix can be done there, and `readable` finds the rows"
+    tmp, df = pics
+    (tmp_path / 'torn.png').write_bytes(b'none')
+    new = df[:4].assign(img=[str(tmp_path / name), *(str(tmp / file) for file in df.img[1:4])])
+    flow, get_x = Flow('f', BinaryBlock('odd')), ColReader('img')
+
+    def of_stock(image, table):
+        data = DataBlock((image, flow), get_x=get_x, splitter=IndexSplitter([1])).datasets(table)
+        return [data[i] for i in range(len(table))]
+
+    images = TransformBlock(OpenImage()), CachedImageBlock(32, tmp_path / 'cache')
+    by_hand = [lambda image=image: of_stock(image, new) for image in images]
+    for read in (*by_hand, lambda: opener_of({})(new.img[0])):
+        with pytest.raises(FlowError, match=f'{says}.*{name}.*take such rows out') as error:
+            read()
+        assert not re.search('bad_images|path=|folder=|suff=', str(error.value))
+    with pytest.warns(FlowWarning, match=name):
+        rest = new[readable(new, get_x)]
+    assert [len(of_stock(image, rest)) for image in images] == [3, 3]
 
 
 @pytest.mark.parametrize('cache', [0, -3, 2.5, '', [3], float('nan'), {}])

@@ -232,6 +232,12 @@ def test_predict_of_several_names_predict_df_which_gives_the_rows(learn, table, 
     pd.testing.assert_frame_equal(got.reset_index(drop=True), learn.predict_df(table[:2]).reset_index(drop=True))
 
 
+@pytest.mark.parametrize('method', ['predict_df', 'explain', 'get_marginals'])
+def test_a_dict_of_columns_is_no_list_of_items(learn, table, method):
+    with pytest.raises(FlowError, match=rf'{method} takes a DataFrame or.*not one dict: .*pd\.DataFrame\(item\)'):
+        getattr(learn, method)(dict(table))
+
+
 def test_one_item_goes_on_working(learn, table):
     want = learn.predict_df(table[:1]).iloc[0]
     singles = [table.iloc[0], table[:1], dict(table.iloc[0])] + (
