@@ -23,7 +23,7 @@ from .pictures import OpenImage
 
 # %% auto #0
 __all__ = ['FORMAT', 'ENTRY', 'shrunk_size', 'shrunk', 'marked', 'unmarked', 'file_size', 'check_sums', 'key_of', 'PictureCache',
-           'check_holds', 'OpenCached']
+           'n_bytes_of', 'check_holds', 'OpenCached']
 
 # %% ../../nbs/data/cache.ipynb #16c1236d
 def shrunk_size(
@@ -151,6 +151,9 @@ class PictureCache:
         pixels = self.pixels[start : start + length]
         if zlib.crc32(pixels) != crc:
             raise self.damaged(f"the pixels of '{fn}' are not those that were written")
+        sizes = width, height, file_width, file_height
+        if start < 0 or min(sizes) < 1 or len(pixels) != n_bytes_of(mode, width, height):
+            raise self.damaged(f"the sizes of '{fn}' are not those that were written")
         picture = Image.frombytes(mode.decode(), (width, height), pixels)
         picture = self.cls(picture) if issubclass(self.cls, PILBase) else picture
         return marked(picture, (file_width, file_height))
@@ -379,7 +382,19 @@ def _same(stat, other):
     return (stat.st_size, stat.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 # %% ../../nbs/data/cache.ipynb #43f98a6f
-_MODES = ('1', 'L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV', 'LAB', 'I', 'F')
+# PIL's modes, and how many bytes a pixel takes
+_MODES = {'1': 1 / 8, 'L': 1, 'LA': 2, 'RGB': 3, 'YCbCr': 3, 'HSV': 3, 'LAB': 3}
+_MODES |= dict.fromkeys(('RGBA', 'RGBX', 'CMYK', 'I', 'F'), 4)
+
+
+def n_bytes_of(
+    mode: bytes,  # Of `ENTRY`
+    width,
+    height,
+):
+    "How many bytes the pixels of a picture take, where rows end with a whole byte; None for a mode that is none"
+    size = _MODES.get(mode.decode('ascii', 'replace'))
+    return None if size is None else math.ceil(width * size) * height
 
 
 def check_holds(picture, cls, fn):

@@ -11,6 +11,7 @@ Of `--n` mutations each kind reads its share, by how long one takes:
 - `safe`: a file of `learn.save_safe` whose network is handed over: flow, what its blocks have learnt, thresholds,
   temperatures, sets, pictures, weights; a twentieth
 - `network`: the same with a network that the file names, which takes tens of milliseconds; a five-hundredth
+- `texts`: the same with a transformer and its tokenizer; a five-hundredth
 - `thresholds`: JSON of `learn.save_thresholds`; a twentieth
 - `pictures`: index and pixels of a cache, also entries with other values and a check sum that fits; a twentieth
 - `packed`: packed labels, all but their flow: that is a pickle, which its documentation says to trust; a twentieth
@@ -276,23 +277,27 @@ def as_text(tree, rng):
 
 # ---- files that are as they should be
 # --------------------------------------------------------------------------------------------------------------
-def all_kinds():
-    "A flow with all that a file can say of one"
+def flows():
+    "Small flows, which together have all that a file can say of one"
     gate, kind = BinaryBlock('gate', threshold=0.4, vocab=('no', 'yes')), SingleLabelBlock('kind', vocab=['a', 'b', 3])
+    stars = OrdinalBlock('stars', vocab=[1, 2, 3], mirror='reverse') | any_of(~gate, kind.ne('b'))
+    unsure = BinaryBlock('deep', uncertain={-1: 0.6}, pos_weight=3.0) | stars.between(1, 2)
+    unsure.note = ['a remark', 'of two lines']
+    yield Flow('f', gate, kind | gate, stars, unsure, infer_labels=True)
     x = BoundedRegressionBlock('x', y_range=(0, 64), loss='huber', hidden=4)
     tags = MultiLabelBlock('tags', vocab=['p', 'q'], threshold=[0.2, 0.7], tune='f1_micro') | kind.isin(['a', 'b'])
-    stars = OrdinalBlock('stars', vocab=[1, 2, 3], mirror='reverse') | any_of(~gate, kind.ne('b'))
-    sub = SingleLabelBlock('sub', within=('kind', {'a1': 'a', 'b1': 'b'}), label_smoothing=0.1)
-    votes = VotesBlock('shape', cols={'disk': 'd', 'ball': 'e'})
-    z = UnboundedRegressionBlock('z', normalise=False, weight=2) | (x > 31)
-    eyes = Flow('eyes', BinaryBlock('left'), BinaryBlock('right'), mirror=[('left', 'right')])
-    count = CountBlock('n', uses='kind', weight_col='w') | stars.between(1, 2)
-    unsure = BinaryBlock('deep', uncertain={-1: 0.6}, pos_weight=3.0) | (tags.has('q') & (x < 40))
-    points = KeypointsBlock('points', n_points=2, flip_pairs=[('1', '2')])
+    z = UnboundedRegressionBlock('z', normalise=False, weight=2) | (tags.has('q') & (x > 31))
     more = Flow('more', tags, x, z, features='neck', weight_col='w', na=('none', -1))
-    unsure.note = ['a remark', 'of two lines']
-    kinds = SingleLabelBlock('days', vocab=[pd.Timestamp('2024-02-29'), (1, 'a'), None, 2.5, True])
-    return Flow('f', gate, kind | gate, more, eyes, stars, sub, votes, count, unsure, points, BoxBlock('box'), kinds)
+    yield Flow('f', kind, more, CountBlock('n', uses='kind', weight_col='w', detach_uses=True))
+    sub = SingleLabelBlock('sub', within=('kind', {'a1': 'a', 'b1': 'b'}), label_smoothing=0.1, decode='joint')
+    votes = VotesBlock('shape', cols={'disk': 'd', 'ball': 'e'}, loss='dirichlet')
+    disks = votes.share('disk') > 0.3
+    days = SingleLabelBlock('days', vocab=[pd.Timestamp('2024-02-29'), (1, 'a'), None, 2.5, True], loss='focal')
+    yield Flow('f', kind, sub, votes, days | disks)
+    eyes = Flow('eyes', BinaryBlock('left'), BinaryBlock('right', col=(1, 'r')), mirror=[('left', 'right')])
+    points = KeypointsBlock('points', n_points=2, flip_pairs=[('1', '2')], outside='clamp')
+    listed = MultiLabelBlock('listed', cols=['c 1', 'c 2'], vocab=['p', 'q'], mirror={'p': 'q'})
+    yield Flow('f', eyes, points, BoxBlock('box', fmt='xyxy'), listed, normalise=True)
 
 
 def table(n=24):
@@ -320,7 +325,7 @@ def small_body(pretrained=False):
     return nn.Sequential(*layers, nn.Linear(4, 1))
 
 
-def learner(folder, arch, size):
+def learner(folder, arch, size, **kwargs):
     dls = DataBlock(
         blocks=(ImageBlock, small_flow()),
         get_x=picture,
@@ -328,7 +333,7 @@ def learner(folder, arch, size):
         item_tfms=Resize(size, method='squish'),
         batch_tfms=[Normalize.from_stats(*imagenet_stats, cuda=False)],
     ).dataloaders(table(), bs=8, num_workers=0, device='cpu')
-    learn = conditional_vision_learner(dls, arch, pretrained=False, normalize=False, lin_ftrs=[8], path=folder)
+    learn = conditional_vision_learner(dls, arch, pretrained=False, normalize=False, path=folder, **kwargs)
     learn.loss_func.temperatures = {'kind': 1.7}
     learn.loss_func.decisions.limits = {'gate': SetLimits(0.9, ((0.5, 0.6),), 3)}
     return learn
@@ -364,14 +369,15 @@ class FlowFile(Mutated):
     share, kind = 1, Flow
 
     def write(self):
-        self.path = all_kinds().to_json(self.folder / 'flow.json')
-        self.content = self.path.read_bytes()
+        self.path, self.contents = self.folder / 'flow.json', [flow.to_json().encode() for flow in flows()]
+        self.path.write_bytes(self.contents[0])
 
     def mutate(self, rng):
+        content = rng.choice(self.contents)
         if rng.random() < 0.3:
-            content = changed_bytes(self.content, rng)
+            content = changed_bytes(content, rng)
         else:
-            tree = json.loads(self.content)
+            tree = json.loads(content)
             change_tree(tree, rng, self.others)
             content = as_text(tree, rng).encode('utf-8', 'surrogatepass')
         self.path.write_bytes(content)
@@ -395,7 +401,7 @@ class SafeFile(Mutated):
     kind = Predictor
 
     def write(self):
-        self.learn = learner(self.folder, small_body, 16)
+        self.learn = learner(self.folder, small_body, 16, lin_ftrs=[8])
         self.model = deepcopy(self.learn.model)
         self.keep(self.learn)
 
@@ -445,6 +451,8 @@ class NetworkFile(SafeFile):
     def write(self):
         from torchvision.models import squeezenet1_1
 
+        with contextlib.suppress(ImportError):
+            import timm  # noqa: F401  files name its architectures, too, and the import takes seconds
         self.keep(learner(self.folder, squeezenet1_1, 64))
         assert self.header['network'] is not None
 
@@ -460,13 +468,56 @@ class NetworkFile(SafeFile):
         return load_safe(self.path)
 
 
+class TextsFile(SafeFile):
+    share = 500
+
+    def write(self):
+        from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
+        from fastai_condmtl.text.all import ConditionalTransformerDataLoaders, conditional_transformer_learner
+        from fastai_condmtl.text.transformer_safe import TextPredictor
+
+        df = table()
+        df['text'] = [f'{kind} of {tags} at {n}' for kind, tags, n in zip(df.kind, df.tags, df.n)]
+        encoder = save_tiny_encoder(self.folder / 'encoder', df.text, 60, 8, 1, 16)
+        dls = ConditionalTransformerDataLoaders.from_df(
+            df, small_flow(), encoder, splitter=IndexSplitter(range(8)), bs=8, num_workers=0
+        )
+        self.kind = TextPredictor
+        self.keep(conditional_transformer_learner(dls, path=self.folder))
+
+    def mutate(self, rng):
+        "Also the JSON of the tokenizer, which keeps its length"
+        whole, (start, stop) = self.weights, self.outer['texts.tokenizer']['data_offsets']
+        if rng.random() < 0.4:
+            tree = json.loads(whole[start:stop])
+            change_tree(tree, rng, self.others)
+            text = as_text(tree, rng).encode().ljust(stop - start)[: stop - start]
+            self.weights = whole[:start] + text + whole[stop:]
+        super().mutate(rng)
+        self.weights = whole
+
+    def part(self, header, rng):
+        return rng.choice([header, header['network'], header['network']['encoder'], header['texts']])
+
+    def read(self):
+        return load_safe(self.path)
+
+    def check(self, found):
+        Mutated.check(self, found)
+        repr(found)
+        try:
+            found.predict_df(['a of p at 3'])
+        except FlowError:
+            return
+
+
 class ThresholdsFile(Mutated):
     kind = dict
 
     def write(self):
-        self.learn = learner(self.folder, small_body, 16)
+        self.learn = learner(self.folder, small_body, 16, lin_ftrs=[8])
         self.path = self.learn.save_thresholds(self.folder / 'thresholds.json')
-        self.content = self.path.read_bytes()
+        self.contents = [self.path.read_bytes()]
 
     mutate = FlowFile.mutate
 
@@ -575,6 +626,7 @@ KINDS = dict(
     flow=FlowFile,
     safe=SafeFile,
     network=NetworkFile,
+    texts=TextsFile,
     thresholds=ThresholdsFile,
     pictures=PictureFiles,
     packed=PackedFile,

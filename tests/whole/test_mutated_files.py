@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='me
 def test_files_are_read_or_refused(kind, n, tmp_path):
     ends, wrongs = mutated_files.read_mutated(mutated_files.prepared(kind, tmp_path), n)
     assert not wrongs, wrongs
-    assert ends['refused'] > n / 5 and ends['read'] > 0
+    assert ends['refused'] > n / 5 and (ends['read'] or n < 100)
 
 
 # ---- what it looks for is found
@@ -94,13 +94,13 @@ def test_what_a_reader_may_not_do_is_found(does, told, tmp_path, monkeypatch):
 def test_mutations_reach_all_of_a_file(tmp_path):
     "Each key of the flow is changed, dropped and renamed by some mutation, and values of every type stand in its place"
     kind, kept, types, broken = mutated_files.prepared('flow', tmp_path), None, set(), 0
-    whole = json.loads(kind.content)
+    whole = json.loads(kind.contents[0])
     for seed in range(1500):
         kind.mutate(random.Random(seed))
         try:
             tree = json.loads(kind.path.read_bytes())
-            same = {key for key in whole if key in tree and json.dumps(tree[key]) == json.dumps(whole[key])}
-        except (TypeError, ValueError, RecursionError):
+            same = {key for key in ('format', 'version', 'flow') if tree.get(key) == whole[key]}
+        except (AttributeError, ValueError, RecursionError):
             broken += 1
             continue
         kept = same if kept is None else kept & same
