@@ -19,8 +19,8 @@ from .flow import Flow
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'left_out', 'is_kept',
-           'block_config', 'to_jsonable', 'from_jsonable']
+__all__ = ['DEEPEST', 'FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'left_out',
+           'is_kept', 'block_config', 'to_jsonable', 'from_jsonable']
 
 # %% ../../nbs/core/flow_json.ipynb #9b5dccd6
 _registered = {}
@@ -179,15 +179,22 @@ def to_jsonable(v, top=True):
     return dict(float=repr(v)) if isinstance(v, float) and not np.isfinite(v) else v
 
 
-def from_jsonable(v):
+DEEPEST = 20  # lists in lists
+
+
+def from_jsonable(v, depth=0):
     "`to_jsonable` undone"
+    if depth > DEEPEST:
+        raise ValueError(f"a value is nested more than {DEEPEST} deep")
     if isinstance(v, list):
-        return list(map(from_jsonable, v))
+        return [from_jsonable(x, depth + 1) for x in v]
     if not isinstance(v, dict):
         return v
+    if v.keys() == {'tuple'}:
+        return tuple(from_jsonable(x, depth + 1) for x in v['tuple'])
     if len(v) == 1 and (k := next(iter(v))) in _marks:
         return _marks[k](v[k])
-    return {k: from_jsonable(x) for k, x in v.items()}
+    return {k: from_jsonable(x, depth + 1) for k, x in v.items()}
 
 # %% ../../nbs/core/flow_json.ipynb #be16ffe4
 FORMAT, VERSION = 'fastai_condmtl.flow', 1

@@ -273,6 +273,8 @@ x = {'name': 'x', 'block': 'BinaryBlock'}
         ({**ok, 'tasks': [{**x, 'note': 3}]}, "task 'x': note=3"),
         ({**ok, 'tasks': [x], 'infer_labels': 'yes'}, 'infer_labels'),
         ({**ok, 'tasks': [x, x]}, 'added twice|rename one'),
+        ({**ok, 'tasks': [{**x, 'tune': json.loads('[' * 150 + ']' * 150)}]}, "task 'x'.*nested more than 20 deep"),
+        ({**ok, 'tasks': [{**x, 'vocab': json.loads('{"tuple":[' * 99 + ']}' * 99)}]}, "task 'x'.*more than 20 deep"),
         ({**ok, 'tasks': [x], 'na': {'date': 'never'}}, "flow 'f' cannot be made of .*'never'"),
         ({**ok, 'tasks': [x], 'weight_col': {'timestamp': []}}, "flow 'f' cannot be made of"),
         ({**ok, 'tasks': [{'flow': 'g', 'tasks': [x], 'na': [{'float': 'x'}]}]}, "flow 'g' cannot be made of"),
