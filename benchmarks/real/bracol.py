@@ -8,7 +8,7 @@ Both questions have meaning given that the leaf is not healthy. As published the
 classes: healthy, or one of four. The split is the published one (fold 1). Choices are made on the validation rows; the
 test rows are read once, at the end.
 
-Two cores train an epoch of the whole network in some 50 s at 256×128 (--size 256 128), 85 s at 320×160 and 270 s at
+Two cores train an epoch of the whole network in some 65 s at 256×128 (--size 256 128), 85 s at 320×160 and 270 s at
 512×256, the size of the pictures; the frozen features at these sizes take 80, 130 and 340 s."""
 
 import argparse, math, time, warnings

@@ -23,7 +23,7 @@ from .form_logic import XLSFORM
 from .forms import FormGroup, FormItem, choice_item, flow_of_form, named_task, number_item
 
 # %% auto #0
-__all__ = ['LABEL_STUDIO', 'Tag', 'read_tags', 'visible_when', 'read_label_studio']
+__all__ = ['LABEL_STUDIO', 'Tag', 'read_tags', 'visible_when', 'read_label_studio', 'question_names']
 
 # %% ../../nbs/data/label_studio.ipynb #7da9ca08
 @dataclass
@@ -173,6 +173,8 @@ def read_label_studio(
     for column in _answers_with_lists(table):
         if not _has_several(table[column], column, flow):
             table[column] = table[column].map(_only)
+    for column in [b.cols[0] for b in _blocks(flow) if 'true' in (b.ops or ()) and not b.vocab]:
+        table[column] = table[column].map(_yes_no)
     if differ:
         told = ', '.join(f"'{question}' in {n}" for question, n in differ.most_common())
         warnings.warn(
@@ -220,6 +222,11 @@ def _only(cell):
     return cell[0] if cell else None
 
 
+def _yes_no(cell):
+    "0 or 1 for the words that `to_label_studio` gives a question that has none of its own"
+    return {'no': 0, 'yes': 1}.get(cell, cell) if isinstance(cell, str) else cell
+
+
 def _has_several(cells, column, flow):
     "True if a question takes several answers"
     if flow is not None:
@@ -239,18 +246,20 @@ def to_label_studio(
     image: str = 'image',  # Field of the items that holds the picture
 ) -> str:
     """The labelling configuration that asks the questions of this flow, as XML. Warns of conditions that
-    `visibleWhen` cannot say, and of tasks that are no choice and no number"""
+    `visibleWhen` cannot say, and of tasks that are no choice and no number
+
+    A question is named after the column of its task, so that `read_label_studio` gives a table of this flow"""
     root = ElementTree.Element('View')
     ElementTree.SubElement(root, 'Image', name='image', value=f'${image}')
-    left = []
+    left, names = [], question_names(self)
     for path, block in self.tasks.items():
         inner = root
         for condition in conjuncts(self.needs(path)):
-            if (attributes := _as_visible_when(condition, self)) is None:
+            if (attributes := _as_visible_when(condition, self, names)) is None:
                 left.append(f"'{path}': its condition `{condition}` cannot be said, the question is always visible")
             else:
                 inner = ElementTree.SubElement(inner, 'View', attributes)
-        if not _ask(inner, path.replace('.', '_'), block):
+        if not _ask(inner, names[path], block):
             left.append(f"'{path}': a {type(block).__name__} is no choice and no number")
     if left:
         warnings.warn(
@@ -262,12 +271,12 @@ def to_label_studio(
     return ElementTree.tostring(root, encoding='unicode')
 
 # %% ../../nbs/data/label_studio.ipynb #896258aa
-def _as_visible_when(condition: Condition, flow) -> dict | None:
+def _as_visible_when(condition: Condition, flow, names) -> dict | None:
     "A condition as attributes of a `View`; None where it cannot be said"
     negated = isinstance(condition, Not)
     atom = condition.arg if negated else condition
     if isinstance(atom, Not) or not isinstance(atom, Atom) and not negated:
-        return _any_choice(condition)
+        return _any_choice(condition, names)
     if not isinstance(atom, Atom) or atom.op not in ('true', 'eq', 'ne', 'isin', 'has', 'has_any'):
         return None
     words = _choices_of(flow.find(atom.task))
@@ -278,25 +287,34 @@ def _as_visible_when(condition: Condition, flow) -> dict | None:
     else:
         values = list(asked) if atom.op in ('isin', 'has_any') else [asked]
         negated = negated != (atom.op == 'ne')
-    return _view(atom.task, map(str, values), negated)
+    return _view(names[atom.task], map(str, values), negated)
 
 
-def _any_choice(condition):
+def _any_choice(condition, names):
     "`any_of` of choices of one question"
     atoms = getattr(condition, 'args', ())
     if not isinstance(condition, AnyOf) or not all(isinstance(a, Atom) and a.op in ('eq', 'has') for a in atoms):
         return None
     if len({a.task for a in atoms}) > 1:
         return None
-    return _view(atoms[0].task, [str(a.value) for a in atoms], False)
+    return _view(names[atoms[0].task], [str(a.value) for a in atoms], False)
 
 # %% ../../nbs/data/label_studio.ipynb #76c75b5c
-def _view(path, values, negated):
+def question_names(
+    flow: BoundFlow,
+) -> dict:  # Path of each task → name of its question
+    "The column of a task names its question; where it has several, or shares one with another task, its path does"
+    readers = Counter(col for block in flow.tasks.values() for col in block.cols)
+    own = lambda block: len(block.cols) == 1 and readers[block.cols[0]] == 1
+    return {path: block.cols[0] if own(block) else path.replace('.', '_') for path, block in flow.tasks.items()}
+
+
+def _view(name, values, negated):
     values = list(values)
     if any(',' in v for v in values):
         return None  # a comma stands between values
     when = 'choice-unselected' if negated else 'choice-selected'
-    return dict(visibleWhen=when, whenTagName=path.replace('.', '_'), whenChoiceValue=','.join(values))
+    return dict(visibleWhen=when, whenTagName=name, whenChoiceValue=','.join(values))
 
 
 def _choices_of(block):

@@ -2,7 +2,8 @@
 evaluation of the expression in plain Python; what does not translate is told with its row"""
 
 import random
-import pandas as pd, pytest
+from xml.etree import ElementTree
+import numpy as np, pandas as pd, pytest, torch
 from fastai_condmtl.all import *
 from fastai_condmtl.core.plan import Plan
 from fastai_condmtl.data.form_logic import REDCAP, read_logic
@@ -227,3 +228,43 @@ def test_no_configuration_runs_code_or_grows_without_end():
     )
     with pytest.raises(FlowError):
         Flow.from_label_studio(bomb + ']><View><Choices name="&a29;" toName="x"/></View>')
+
+
+def test_answers_of_a_nested_flow_come_back_from_label_studio():
+    "What annotators answer to the questions of `to_label_studio` is read as the table that they had in mind"
+    rng, person = np.random.default_rng(0), BinaryBlock('person')
+    face = Flow(
+        'face',
+        SingleLabelBlock('look', 'mood', vocab=['calm', 'angry']),
+        BinaryBlock('hat', 'has_hat'),
+        MultiLabelBlock('wears', vocab=['scarf', 'glasses']),
+    )
+    flow = Flow('f', person, face | person, BinaryBlock('door', vocab=['shut', 'open']))
+    n = 40
+    told = pd.DataFrame(dict(person=rng.integers(0, 2, n), door=rng.choice(['shut', 'open'], n)))
+    seen = told.person == 1
+    told['mood'] = np.where(seen, rng.choice(['calm', 'angry'], n), None)
+    told['has_hat'] = pd.Series(rng.integers(0, 2, n), dtype=object).where(seen)
+    told['wears'] = [[w for w in ('scarf', 'glasses') if rng.random() < 0.5] if s else None for s in seen]
+    bound = flow.bind(told)
+    asked = {tag.get('name') for tag in ElementTree.fromstring(bound.to_label_studio()).iter('Choices')}
+    assert asked == set(told)
+    words = {0: 'no', 1: 'yes'}
+    as_choices = lambda cell: cell if isinstance(cell, list) else [words.get(cell, cell)]
+    export = [
+        dict(
+            data=dict(image=f'{i}.jpg'),
+            annotations=[
+                dict(
+                    result=[
+                        dict(from_name=name, to_name='image', type='choices', value=dict(choices=as_choices(cell)))
+                        for name, cell in row.items()
+                        if isinstance(cell, list) or pd.notna(cell)
+                    ]
+                )
+            ],
+        )
+        for i, row in told.iterrows()
+    ]
+    back = read_label_studio(export, flow)
+    assert torch.equal(bound.encode(back), bound.encode(told))
