@@ -10,7 +10,7 @@ from .conditions import Condition, any_of, as_condition, task, written
 from .errors import FlowError
 
 # %% auto #0
-__all__ = ['plain', 'write_condition', 'read_condition']
+__all__ = ['MOST_BITS', 'plain', 'write_condition', 'read_condition']
 
 # %% ../../nbs/core/condition_text.ipynb #a6f880b6
 _questions = ('eq', 'ne', 'isin', 'has', 'has_any', 'has_all', 'gt', 'ge', 'lt', 'le', 'between')
@@ -79,8 +79,12 @@ def read_condition(
         raise FlowError(f"{text!r} cannot be read (null bytes): {_how}")  # another error in each Python
     try:
         return _cond(ast.parse(text.strip(), mode='eval').body)
+    except FlowError:
+        raise
     except (SyntaxError, RecursionError, MemoryError) as e:
         raise FlowError(f"{text!r} cannot be read ({getattr(e, 'msg', None) or 'nested too deeply'}): {_how}") from None
+    except (ValueError, TypeError, OverflowError) as e:  # of a value
+        raise FlowError(f"{text!r} cannot be read ({e}): {_how}") from None
 
 # %% ../../nbs/core/condition_text.ipynb #42b93642
 def _cond(n) -> Condition:
@@ -157,8 +161,13 @@ def _is_share(n):
     return asks_share and len(n.args) == 1 and not n.keywords
 
 
+MOST_BITS = 10_000  # of a whole number; Python writes none of more than some thousand digits
+
+
 def _value(n):
     if isinstance(n, ast.Constant) and (n.value is None or isinstance(n.value, (str, int, float))):
+        if isinstance(n.value, int) and n.value.bit_length() > MOST_BITS:
+            raise FlowError("a number of thousands of digits is no class and no limit: use another unit")
         return n.value
     if (
         isinstance(n, ast.UnaryOp)

@@ -18,8 +18,8 @@ from .flow import Flow
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'left_out', 'is_kept',
-           'block_config', 'to_jsonable', 'from_jsonable']
+__all__ = ['DEEPEST', 'FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'left_out',
+           'is_kept', 'block_config', 'to_jsonable', 'from_jsonable']
 
 # %% ../../nbs/core/flow_json.ipynb #9b5dccd6
 _registered = {}
@@ -178,15 +178,22 @@ def to_jsonable(v, top=True):
     return dict(float=repr(v)) if isinstance(v, float) and not np.isfinite(v) else v
 
 
-def from_jsonable(v):
+DEEPEST = 20  # lists in lists
+
+
+def from_jsonable(v, depth=0):
     "`to_jsonable` undone"
+    if depth > DEEPEST:
+        raise ValueError(f"a value is nested more than {DEEPEST} deep")
     if isinstance(v, list):
-        return list(map(from_jsonable, v))
+        return [from_jsonable(x, depth + 1) for x in v]
     if not isinstance(v, dict):
         return v
+    if v.keys() == {'tuple'}:
+        return tuple(from_jsonable(x, depth + 1) for x in v['tuple'])
     if len(v) == 1 and (k := next(iter(v))) in _marks:
         return _marks[k](v[k])
-    return {k: from_jsonable(x) for k, x in v.items()}
+    return {k: from_jsonable(x, depth + 1) for k, x in v.items()}
 
 # %% ../../nbs/core/flow_json.ipynb #be16ffe4
 FORMAT, VERSION = 'fastai_condmtl.flow', 1
@@ -199,7 +206,7 @@ def _entry(t):
     if isinstance(t, Flow):
         infer = {} if t.infer_labels is False else dict(infer_labels=t.infer_labels)
         features = {} if t.features is None else dict(features=t.features)
-        weights = {} if t.weight_col is None else dict(weight_col=t.weight_col)
+        weights = {} if t.weight_col is None else dict(weight_col=to_jsonable(t.weight_col))
         na = {} if t.na is None else dict(na=to_jsonable(t.na))
         mirror = {} if t.mirror is None else dict(mirror=t.mirror)
         normalise = {} if t.normalise is None else dict(normalise=t.normalise)
@@ -321,6 +328,23 @@ def _read_given(text, here):
     except FlowError as e:
         raise FlowError(f"the condition of '{here}': {e}") from None
 
+# %% ../../nbs/core/flow_json.ipynb #7f312117
+@contextmanager
+def _one_error(
+    owner: str,  # The task or flow, for the error
+    made_of,  # What the file says of it
+):
+    "Whatever a value of a stranger raises within is one error, which says where the value stands"
+    try:
+        yield
+    except (FlowError, RecursionError):
+        raise
+    except Exception as e:
+        raise FlowError(
+            f"{owner} cannot be made of {shortly(made_of, 1000)} ({type(e).__name__}: {shortly(str(e))}): compare it "
+            "with what flow.to_json() writes"
+        ) from e
+
 # %% ../../nbs/core/flow_json.ipynb #d7fedd4f
 _flow_keys = ['tasks', 'given', 'infer_labels', 'features', 'weight_col', 'na', 'normalise', 'mirror', 'note']
 
@@ -329,22 +353,24 @@ def _read_flow(d, name, given, here, root):
     tasks = d.pop('tasks', None)
     if not isinstance(tasks, list) or not tasks:
         raise FlowError(f"flow '{here}': \"tasks\" must be a list of tasks and flows, at least one")
-    infer, features, weight_col = d.pop('infer_labels', False), d.pop('features', None), d.pop('weight_col', None)
-    na, normalise = from_jsonable(d.pop('na', None)), d.pop('normalise', None)
+    infer, features, normalise = d.pop('infer_labels', False), d.pop('features', None), d.pop('normalise', None)
+    named = {key: d.pop(key, None) for key in ('na', 'weight_col')}
     mirror = d.pop('mirror', None)
     if d:
         raise FlowError(f"flow '{here}': {next(iter(d))!r} is not known: {near(next(iter(d)), _flow_keys)}")
-    return Flow(
-        name,
-        *[_read_entry(t, '' if root else here) for t in tasks],
-        given=given,
-        infer_labels=infer,
-        features=features,
-        weight_col=weight_col,
-        na=na,
-        normalise=normalise,
-        mirror=mirror,
-    )
+    parts = [_read_entry(t, '' if root else here) for t in tasks]
+    with _one_error(f"flow '{here}'", named):
+        named = {key: from_jsonable(value) for key, value in named.items()}
+        return Flow(
+            name,
+            *parts,
+            given=given,
+            infer_labels=infer,
+            features=features,
+            normalise=normalise,
+            mirror=mirror,
+            **named,
+        )
 
 
 def _read_block(d, name, given, here):
@@ -357,14 +383,8 @@ def _read_block(d, name, given, here):
     known = arguments(cls)
     if cls.config is ConditionalBlock.config and (wrong := [k for k in d if k not in known]):
         raise FlowError(f"task '{here}' ({cls.__name__}): {wrong[0]!r} is not known: {near(wrong[0], known)}")
-    try:
+    with _one_error(f"task '{here}' ({cls.__name__})", d):
         return cls(name, given=given, **{k: from_jsonable(v) for k, v in (left_out(cls) | d).items()})
-    except FlowError:
-        raise
-    except (TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise FlowError(
-            f"task '{here}' ({cls.__name__}) cannot be made of {d!r}: {e}. Compare it with what flow.to_json() writes"
-        ) from None
 
 # %% ../../nbs/core/flow_json.ipynb #b755f60e
 @patch(cls_method=True)
@@ -385,7 +405,7 @@ def from_json(
     v = d.get('version')
     if isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= VERSION:
         raise FlowError(
-            f"{what} has version {v!r}, and this fastai_condmtl reads {VERSION}: "
+            f"{what} has version {shortly(v)}, and this fastai_condmtl reads {VERSION}: "
             + ("update the package" if isinstance(v, int) and v > VERSION else f'write "version": {VERSION}')
         )
     if 'flow' not in d:
@@ -393,7 +413,8 @@ def from_json(
     try:
         res = _read_entry({k: x for k, x in d.items() if k not in ('format', 'version')}, root=True)
         if check:
-            Plan(res)
+            with _one_error(f"flow '{res.name}'", d):
+                Plan(res)
     except RecursionError:
         raise FlowError(
             f"{what} is nested too deeply for a flow: take brackets out until it reads as what flow.to_json() writes"

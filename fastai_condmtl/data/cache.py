@@ -26,6 +26,7 @@ from fastai_condmtl.data.cache_format import (
     check_sums,
     key_of,
     marked,
+    n_bytes_of,
     shrunk,
     shrunk_size,
     unmarked,
@@ -72,6 +73,9 @@ class PictureCache:
         pixels = self.pixels[start : start + length]
         if zlib.crc32(pixels) != crc:
             raise self.damaged(f"the pixels of '{fn}' are not those that were written")
+        sizes = width, height, file_width, file_height
+        if start < 0 or min(sizes) < 1 or len(pixels) != n_bytes_of(mode, width, height):
+            raise self.damaged(f"the sizes of '{fn}' are not those that were written")
         picture = Image.frombytes(mode.decode(), (width, height), pixels)
         picture = self.cls(picture) if issubclass(self.cls, PILBase) else picture
         return marked(picture, (file_width, file_height))

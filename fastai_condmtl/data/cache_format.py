@@ -11,7 +11,8 @@ from fastai.vision.core import BILINEAR, NEAREST, PILBase, PILMask
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['FORMAT', 'ENTRY', 'shrunk_size', 'shrunk', 'marked', 'unmarked', 'file_size', 'check_holds', 'check_sums', 'key_of']
+__all__ = ['FORMAT', 'ENTRY', 'shrunk_size', 'shrunk', 'marked', 'unmarked', 'file_size', 'n_bytes_of', 'check_holds',
+           'check_sums', 'key_of']
 
 # %% ../../nbs/data/cache_format.ipynb #16c1236d
 def shrunk_size(
@@ -65,7 +66,19 @@ def file_size(
     return size if own == tuple(picture.size) else tuple(picture.size)
 
 # %% ../../nbs/data/cache_format.ipynb #43f98a6f
-_MODES = ('1', 'L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV', 'LAB', 'I', 'F')
+# PIL's modes, and how many bytes a pixel takes
+_MODES = {'1': 1 / 8, 'L': 1, 'LA': 2, 'RGB': 3, 'YCbCr': 3, 'HSV': 3, 'LAB': 3}
+_MODES |= dict.fromkeys(('RGBA', 'RGBX', 'CMYK', 'I', 'F'), 4)
+
+
+def n_bytes_of(
+    mode: bytes,  # Of `ENTRY`
+    width,
+    height,
+):
+    "How many bytes the pixels of a picture take, where rows end with a whole byte; None for a mode that is none"
+    size = _MODES.get(mode.decode('ascii', 'replace'))
+    return None if size is None else math.ceil(width * size) * height
 
 
 def check_holds(picture, cls, fn):

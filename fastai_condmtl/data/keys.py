@@ -84,7 +84,11 @@ class Keys:
         if start >= stop:
             return []
         first = int(self.ends[start - 1]) if start else 0
-        return self.texts[first : int(self.ends[stop - 1]) - 1].tobytes().decode().split('\n')
+        text = self.texts[first : int(self.ends[stop - 1]) - 1].tobytes()
+        try:
+            return text.decode().split('\n')
+        except UnicodeDecodeError as e:
+            raise FlowError(f"keys {start:,} to {stop:,} are damaged ({e.reason}): copy the file again") from None
 
     def __iter__(self):
         "Pairs of a place and the keys from there on"

@@ -21,8 +21,9 @@ from .target_block import EncodedRows
 import fastai_condmtl.loss.unit  # noqa: F401  units of a bound flow
 
 # %% auto #0
-__all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'write_facts', 'PackedRows', 'TaskCounts', 'counts_of',
-           'values_counted', 'has_classes', 'encode_pieces', 'tell_killed', 'PackedWriter']
+__all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'write_facts', 'why_not_packed', 'are_places',
+           'PackedRows', 'TaskCounts', 'counts_of', 'values_counted', 'has_classes', 'encode_pieces', 'tell_killed',
+           'PackedWriter']
 
 # %% ../../nbs/data/packed.ipynb #ce0fa680
 MAGIC = b'condmtl packed 1'
@@ -38,6 +39,8 @@ class PackedLabels:
     ):
         self.path = Path(path).absolute()
         self.facts = read_facts(self.path, MAGIC, "flow.encode_parquet(files, path)")
+        if (why := why_not_packed(self.facts)) is not None:
+            raise FlowError(f"'{self.path}' {why}: copy it again, or encode it anew")
         self.n_targets, self._flow = self.facts['n_targets'], None
         dtype = row_dtype(self.n_targets, self.facts['mask'])
         self.cells = (
@@ -115,9 +118,9 @@ def read_facts(
         file.seek(max(size - len(magic) - 8 - length, 0))
         try:
             facts = json.loads(file.read(min(length, size))) if end[8:] == magic else None
-        except ValueError:
+        except (ValueError, RecursionError):
             facts = None
-    if not isinstance(facts, dict) or 'size' not in facts:
+    if not isinstance(facts, dict) or type(facts.get('size')) is not int:
         raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks a part: {fix}")
     if facts['size'] != size:
         raise FlowError(f"'{path}' has {size:,} bytes in place of {facts['size']:,}: copy it again")
@@ -133,6 +136,32 @@ def write_facts(
     length = len(json.dumps(facts | dict(size=10**18)))
     facts = facts | dict(size=file.tell() + length + 8 + len(magic))
     file.write(json.dumps(facts).ljust(length).encode() + length.to_bytes(8, 'little') + magic)
+
+# %% ../../nbs/data/packed.ipynb #d0c5c6b8
+def why_not_packed(facts: dict) -> str | None:
+    "Why facts are not those of packed labels, all of whose parts lie within the file; None where they are"
+    n_rows, n_targets, flow, keys = (facts.get(name) for name in ('n_rows', 'n_targets', 'flow', 'keys'))
+    sides, starts = facts.get('sides'), facts.get('positions')
+    if not are_places(facts, n_rows, n_targets) or n_targets < 1 or facts.get('mask') not in ('u1', '<f4'):
+        return 'does not tell how many rows and columns it has'
+    for n, places in ((len(SIDES), sides), (len(SIDES), starts), (2, flow)):
+        if not isinstance(places, list) or len(places) != n or not are_places(facts, *places):
+            return 'does not tell where rows of each side and the flow stand'
+    if sum(sides) != n_rows or facts.get('position') not in ('<u4', '<u8'):
+        return 'does not tell where rows of each side stand'
+    has_places = isinstance(keys, dict) and 'digest' in keys
+    if 'keys' in facts and not (has_places and are_places(facts, *map(keys.get, ('n', 'start', 'size')))):
+        return 'does not tell where its keys stand'
+    width, ends = np.dtype(facts['position']).itemsize, [sum(flow)]
+    ends.append(n_rows * n_targets * (4 + np.dtype(facts['mask']).itemsize))
+    ends += [start + width * n for start, n in zip(starts, sides) if n not in (0, n_rows)]
+    ends += [] if keys is None else [keys['start'] + 8 * keys['n'] + keys['size']]
+    return 'tells of parts beyond its end' if max(ends) > facts['size'] else None
+
+
+def are_places(facts, *numbers) -> bool:
+    "True for numbers that may be places in a file, or counts of what it holds"
+    return all(type(x) is int and 0 <= x <= facts['size'] for x in numbers)
 
 # %% ../../nbs/data/packed.ipynb #9ef20d00
 class PackedRows(EncodedRows):

@@ -44,7 +44,7 @@ class Shards:
     ):
         self.files, self.index = [os.path.abspath(file) for file in files_of(files, 'tar')], Path(index).absolute()
         made_of = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in self.files]
-        if not self.index.is_file() or self.read()['files'] != made_of:
+        if not self.index.is_file() or self.read().get('files') != made_of:
             write_index(self.files, self.index, made_of)
         n = self.read()['n_rows']
         self.samples = (
@@ -155,7 +155,7 @@ class ShardLabels:
         "The json of a sample as a dict"
         try:
             row = json.loads(self.shards.label(i) or b'{}')
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FlowError(f"sample {i}: its json cannot be read ({error}): write it again") from None
         if not isinstance(row, dict):
             raise FlowError(f"sample {i}: its json is a {type(row).__name__}: write a dict, column → label")

@@ -18,8 +18,8 @@ import fastai_condmtl.core.flow_json  # noqa: F401  Flow.to_json
 import fastai_condmtl.tasks.all  # noqa: F401  kinds that files name
 
 # %% auto #0
-__all__ = ['FROM_BINDING', 'MAX_LOGITS', 'RENAMED', 'learnt', 'write_value', 'read_value', 'check_states', 'bind_by_states',
-           'check_units', 'check_untold', 'give_learnt', 'may_be_learnt']
+__all__ = ['FROM_BINDING', 'MAX_LOGITS', 'MAX_TARGETS', 'RENAMED', 'learnt', 'write_value', 'read_value', 'check_states',
+           'bind_by_states', 'check_units', 'read_untold', 'give_learnt', 'may_be_learnt']
 
 # %% ../../nbs/deploy/bound_dict.ipynb #bc8e155a
 FROM_BINDING = ('path', 'questions', 'given', 'name', 'col', 'weight')  # set from the flow, without a table
@@ -85,7 +85,7 @@ def read_value(value):
     return from_jsonable(value)
 
 # %% ../../nbs/deploy/bound_dict.ipynb #08897198
-MAX_LOGITS = 10**7
+MAX_LOGITS, MAX_TARGETS = 10**7, 10**6
 
 
 @patch(cls_method=True)
@@ -94,13 +94,16 @@ def from_dict(
     data: dict,  # From `bound.to_dict()`
 ) -> BoundFlow:
     "A bound flow without a table. Names and values only: nothing is evaluated or imported"
-    flow = Flow.from_json(data.get('flow'))
+    if not isinstance(data.get('flow'), dict):  # a text would be the path of another file
+        raise FlowError("the file does not hold its flow: write it with learn.save_safe")
+    flow = Flow.from_json(data['flow'])
     plan, states = Plan(flow), data.get('learnt')
     check_states(plan, states, flow)
     bound = cls.__new__(cls)  # type: ignore[arg-type] # `patch` reads the class off the annotation
     bound.flow = flow
     try:  # values of a stranger: whatever does not fit is one error
         bind_by_states(bound, plan, states)
+        bound.untold = read_untold(bound, data.get('untold', {}))
     except FlowError:
         raise
     except Exception as e:
@@ -109,9 +112,6 @@ def from_dict(
             "the file with learn.save_safe"
         ) from e
     bound.constants = dict.fromkeys(bound.paths)  # the trivial predictor stays with the learner
-    untold = data.get('untold', {})
-    check_untold(bound, untold)
-    bound.untold = {path: tuple(read_value(label) for label in labels) for path, labels in untold.items()}
     bound.loss_units = check_units(bound, data.get('loss_units', {}))  # files of before have none
     return bound
 
@@ -131,9 +131,13 @@ def bind_by_states(bound, plan, states):
     blocks = [give_learnt(block, states[path], path) for path, block in zip(plan.paths, plan.blocks)]
     bound.plan = plan.bind(blocks)
     bound.paths, bound.tasks = plan.paths, dict(zip(plan.paths, bound.plan.blocks))
+    n_targets = sum(block.n_targets for block in bound.plan.blocks)
     n_logits = sum(block.n_targets * block.n_out for block in bound.plan.blocks)
-    if n_logits > MAX_LOGITS:
-        raise FlowError(f"{n_logits} logits")
+    if n_targets > MAX_TARGETS or n_logits > MAX_LOGITS:
+        raise FlowError(
+            f"the file tells of {n_targets:,} labels and {n_logits:,} logits, and there may be {MAX_TARGETS:,} and "
+            f"{MAX_LOGITS:,}: write it with learn.save_safe"
+        )
     bound.lay_out()
 
 
@@ -148,14 +152,15 @@ def check_units(bound, units):
     return {path: float(unit) for path, unit in units.items()}
 
 
-def check_untold(bound, untold):
-    "Raise unless labels that no row told belong to tasks of the flow"
+def read_untold(bound, untold):
+    "The labels that no row told, if they belong to tasks of the flow"
     fits = isinstance(untold, dict)
     if not fits or not all(path in bound.paths and isinstance(labels, list) for path, labels in untold.items()):
         raise FlowError(
             f"what the file says of labels that no row told does not fit flow '{bound.flow.name}': write the file with "
             "learn.save_safe"
         )
+    return {path: tuple(read_value(label) for label in labels) for path, labels in untold.items()}
 
 # %% ../../nbs/deploy/bound_dict.ipynb #ed73efc9
 RENAMED = {'learnt': 'learnt_weights'}  # attributes that files of version 0.1.0 call otherwise

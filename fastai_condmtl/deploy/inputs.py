@@ -17,7 +17,6 @@ class SafeInputs:
 
     name = 'pictures'  # key of the file's header
     beside: tuple = ()  # names of the tensors that stand beside the weights
-    sizes_first = False  # True: a network may be made without memory, to compare its sizes with those of the file
 
     def reads(self, learn) -> bool:
         "True if the network of `learn` reads inputs of this kind"

@@ -14,8 +14,8 @@ from ..learn.last_layers import add_biases, have_biases, last_layers
 from ..learn.state import flow_of
 
 # %% auto #0
-__all__ = ['HEAD_ARGUMENTS', 'LARGEST', 'network_config', 'branch_config', 'plain_argument', 'is_arch', 'make_network',
-           'put_heads', 'why_not_config', 'is_branch', 'is_argument', 'is_width']
+__all__ = ['HEAD_ARGUMENTS', 'LARGEST', 'MOST_LAYERS', 'network_config', 'branch_config', 'plain_argument', 'is_arch',
+           'make_network', 'put_heads', 'why_not_config', 'is_branch', 'is_argument', 'is_width']
 
 # %% ../../nbs/deploy/named_network.ipynb #3e566b22
 HEAD_ARGUMENTS = ('concat_pool', 'pool', 'lin_ftrs', 'ps', 'first_bn', 'bn_final', 'lin_first', 'n_in')
@@ -66,10 +66,12 @@ def make_network(
     flow: BoundFlow,
 ) -> nn.Module:
     "The network, untrained"
-    from fastai.vision.learner import create_timm_model, create_vision_model
-
     config = config if isinstance(config, dict) else {}
-    if (why := why_not_config(config)) is not None:
+    with torch.device('cpu'):  # what a module makes when it is imported is no part of the network
+        from fastai.vision.learner import create_timm_model, create_vision_model
+
+        why = why_not_config(config)
+    if why is not None:
         raise FlowError(why)
     arch, arguments, branches = config['arch'], config.get('args', {}), config.get('branches', {})
     has_heads = bool(branches) or needs_heads(flow)
@@ -96,6 +98,7 @@ def put_heads(model, flow, branches, n_channels):
 
 # %% ../../nbs/deploy/named_network.ipynb #fabe4ac9
 LARGEST = 2**16  # number that a file may give a network
+MOST_LAYERS = 100  # and how many of them at once
 
 
 def why_not_config(config) -> str | None:
@@ -124,7 +127,7 @@ def is_branch(value) -> bool:
 def is_argument(value) -> bool:
     "True if a value is a list of widths, a flag or a number that is not negative, each of a sane size"
     if type(value) is list:
-        return all(is_width(x) for x in value)
+        return len(value) <= MOST_LAYERS and all(is_width(x) for x in value)
     return type(value) in (int, float, bool) and 0 <= value <= LARGEST
 
 

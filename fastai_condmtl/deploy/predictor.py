@@ -20,8 +20,8 @@ from ..core.bound import BoundFlow
 from ..core.prediction import FlowPrediction
 
 # %% auto #0
-__all__ = ['MAX_SIDE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of', 'checked_size',
-           'checked_divisor', 'Predictor', 'check_is_one', 'frame_of', 'why_not_pictures']
+__all__ = ['MAX_SIDE', 'MAX_PIXELS', 'MODERATE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of',
+           'checked_size', 'checked_divisor', 'Predictor', 'check_is_one', 'frame_of', 'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -76,7 +76,7 @@ def why_not_resize(
     return None
 
 # %% ../../nbs/deploy/predictor.ipynb #927a1a71
-MAX_SIDE = 2**14  # pixels
+MAX_SIDE, MAX_PIXELS = 2**14, 2**24
 
 
 def opener_of(pictures):
@@ -121,7 +121,7 @@ def normalise_of(pictures):
 def checked_size(size) -> tuple:
     "Two numbers of pixels, or an error"
     fits = isinstance(size, list) and len(size) == 2 and all(type(x) is int and 0 < x <= MAX_SIDE for x in size)
-    if not fits:
+    if not fits or size[0] * size[1] > MAX_PIXELS:
         raise FlowError(f"the file resizes pictures to {size!r}: write it with learn.save_safe")
     return tuple(size)
 
@@ -290,10 +290,13 @@ def frame_of(picture) -> Frame:
     return Frame.of_size(*file_size(picture))
 
 # %% ../../nbs/deploy/predictor.ipynb #78c1a7aa
+MODERATE = 2**20  # pixels
+
+
 @patch
 def check(self: Predictor):
-    """A small picture through all that is done to pictures, and where their size is told through the network
-    too: an error where that cannot be"""
+    """A small picture through all that is done to pictures, and where they are told to be of a moderate size through
+    the network too: an error where that cannot be"""
     if (why := why_not_pictures(self)) is not None:
         raise ValueError(why)
 
@@ -306,6 +309,7 @@ def why_not_pictures(predictor) -> str | None:
         return f'a picture of {n_bands} channels becomes one of {batch.shape[1]}'
     if not torch.isfinite(batch).all():
         return 'pixels become numbers that are not finite'
-    if predictor.item and not torch.isfinite(predictor.get_preds([picture])[0]).all():
+    is_moderate = predictor.item and batch[0, 0].numel() <= MODERATE  # larger ones may take the memory of a machine
+    if is_moderate and not torch.isfinite(predictor.get_preds([picture])[0]).all():
         return 'activations are not finite'
     return None

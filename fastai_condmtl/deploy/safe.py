@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, shortly
 from ..core.extras import import_extra
 from ..core.files import atomic_write
 from ..core.target import doubles
@@ -25,8 +25,9 @@ import fastai_condmtl.deploy.bound_dict  # noqa: F401  to_dict, from_dict
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MAX_HEADER', 'import_safetensors', 'name_of_network', 'what_is_missing', 'reads_one_picture',
-           'kinds_of', 'read_header', 'header_text', 'check_version', 'load_safe', 'network_of_file', 'load_weights',
-           'sizes_in', 'sizes_of', 'check_sizes', 'set_decisions', 'check_threshold']
+           'kinds_of', 'read_header', 'header_text', 'check_version', 'load_safe', 'predictor_of_file', 'check_decides',
+           'network_of_file', 'sizes_by_name', 'load_weights', 'sizes_in', 'sizes_of', 'check_sizes', 'set_decisions',
+           'check_threshold']
 
 # %% ../../nbs/deploy/safe.ipynb #3d853df8
 FORMAT, VERSION = 'fastai_condmtl.safe', 1
@@ -140,7 +141,7 @@ def check_version(path, header):
         raise FlowError(not_ours)
     version = header.get('version')
     if header.get('format') != FORMAT or version != VERSION or isinstance(version, bool):
-        raise FlowError(f"{not_ours} of version {VERSION}, it says {version!r}: update the package")
+        raise FlowError(f"{not_ours} of version {VERSION}, it says {shortly(version)}: update the package")
 
 # %% ../../nbs/deploy/safe.ipynb #fb0ca587
 def load_safe(
@@ -149,6 +150,19 @@ def load_safe(
 ) -> Predictor:
     "A `Predictor` that says what the learner said. Nothing of the file is run"
     safetensors, header = import_safetensors('load_safe'), read_header(path)
+    try:
+        return predictor_of_file(path, header, model, safetensors)
+    except FlowError:
+        raise
+    except Exception as e:
+        raise FlowError(
+            f"'{path}' holds what does not fit together ({type(e).__name__}: {shortly(str(e))}): write the file with "
+            "learn.save_safe"
+        ) from e
+
+
+def predictor_of_file(path, header, model, safetensors) -> Predictor:
+    "What predicts by a file whose header was read; whatever a value of a stranger raises is one error of `load_safe`"
     flow, inputs = BoundFlow.from_dict(header), inputs_in(header)
     if model is None and header.get('network') is None:
         raise FlowError(
@@ -169,16 +183,35 @@ def load_safe(
             f"'{path}': what is done to {inputs.name}, {header[inputs.name]!r}, cannot be ({type(e).__name__}: {e}): "
             "write the file with learn.save_safe"
         ) from e
+    check_decides(predictor)
     return predictor
+
+# %% ../../nbs/deploy/safe.ipynb #ca621624
+@torch.no_grad()
+def check_decides(predictor):
+    "Raise where what blocks have learnt does not lead from logits to cells, of a row of noes and a row of yeses"
+    flow, loss = predictor.flow, predictor.loss
+    decided = loss.decide(loss.activation(torch.tensor([[-9.0], [9.0]]).repeat(1, flow.c)))
+    packed = loss.decisions.with_reached(decided)
+    packed[:, 1] = 1
+    flow.to_frame(packed)
+    repr(flow)
 
 # %% ../../nbs/deploy/safe.ipynb #62d36f98
 def network_of_file(path, config, flow, inputs, safetensors):
     "The network that a file names; one of any size takes memory only once its sizes are known to be those of the file"
-    if inputs.sizes_first:
-        with torch.device('meta'):
-            empty = inputs.make_network(config, flow)
-        check_sizes(path, sizes_in(path, safetensors, inputs), sizes_of(empty))
+    if (sizes := sizes_by_name(config, flow, inputs)) is not None:
+        check_sizes(path, sizes_in(path, safetensors, inputs), sizes)
     return inputs.make_network(config, flow)
+
+
+def sizes_by_name(config, flow, inputs):
+    "The shape of each weight of the network that a file names; None for the few that cannot be made without memory"
+    try:
+        with torch.device('meta'):
+            return sizes_of(inputs.make_network(config, flow))
+    except RuntimeError:  # it asks for a number, and there is none
+        return None
 
 # %% ../../nbs/deploy/safe.ipynb #bfddf63f
 def load_weights(model, path, safetensors, inputs):  # → the tensors beside the weights

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, near, shortly
 from ..core.files import write_text
 from ..learn.accumulate import Accumulator, collect, progress
 from ..learn.state import flow_of, loss_of, own_loss
@@ -258,7 +258,7 @@ def read_thresholds(file) -> dict:
     "What a file of `save_thresholds` holds"
     try:
         data = json.loads(Path(file).read_text())
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise FlowError(f"{file} is no JSON file ({e}): write it with learn.save_thresholds") from None
     by_task = isinstance(data, dict) and isinstance(data.get('thresholds'), dict)
     if not (by_task and isinstance(data.get('temperatures', {}), dict)):
@@ -280,7 +280,7 @@ def check_values(file, path, block, found) -> list:
             )
     values = [entry.get('threshold') for entry in found] if block.labels else [found]
     if bad := [v for v in values if not _is_threshold(v)]:
-        raise FlowError(f"{file}: threshold {bad[0]!r} of task '{path}' must be a probability from 0 to 1")
+        raise FlowError(f"{file}: threshold {shortly(bad[0])} of task '{path}' must be a probability from 0 to 1")
     return values
 
 

@@ -129,17 +129,19 @@ def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
 @wraps_stock(Learner)
 def export(stock, self, fname='export.pkl', **kwargs):
     """The file is there whole or not at all; it knows what the trivial predictor says, and nothing that trains on
-    several processes"""
+    several processes. A fit that exports goes on as if it had not"""
     if isinstance(getattr(self.dls, 'flow', None), BoundFlow):
         learn_shapes(self)
     dls, opt = self.dls, self.opt
+    batch = {name: vars(self)[name] for name in ('dl', 'xb', 'yb', 'pred', 'loss') if name in vars(self)}
     try:
         with save_whole(self.path / fname) as tmp, without_ranks(self), travelling(self):
             return stock(self, tmp.absolute(), **kwargs)
     finally:
         self.dls = dls
-        if self.opt is None:
-            self.opt = opt  # what cannot be pickled leaves the learner as it was
+        self.opt = self.opt if opt is None else opt
+        for name, value in batch.items():
+            setattr(self, name, value)
 
 
 def learn_shapes(

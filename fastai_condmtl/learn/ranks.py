@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from fastai.torch_core import find_bs, nested_reorder
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
-from ..loss.ranks import positions, scattered, shared_by
+from ..loss.ranks import positions, scattered, shared_by, whole
 
 # %% auto #0
 __all__ = ['one_batch', 'to_detach', 'after_validate', 'without_ranks']
@@ -76,13 +76,18 @@ def without_ranks(
     learn,  # `Learner`
 ):
     "This process on its own: all rows are here, and no other is waited for, inside of `distrib_ctx` as well"
-    model = learn.model
+    model, dls = learn.model, learn.dls
+    loaders = list(getattr(dls, 'loaders', ()))
     trainers = [callback for callback in learn.cbs if type(callback).__name__ == 'DistributedTrainer']
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         learn.model = model.module
+    if any(map(scattered, loaders)):  # in mid-fit
+        dls.loaders = list(map(whole, loaders))
     try:
         with learn.removed_cbs(trainers), shared_by(1):
             yield learn
     finally:
         if learn.model is getattr(model, 'module', None):
             learn.model = model
+        if any(map(scattered, loaders)):
+            dls.loaders = loaders

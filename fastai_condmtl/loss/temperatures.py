@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from fastcore.basics import patch
 
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, shortly
 from ..core.target import doubles
 from .decisions import Decisions
 
@@ -48,8 +48,8 @@ def check_temperature(flow, path, value):
     block = flow.tasks[path]
     if block.nll is None:
         raise FlowError(f"task '{path}' ({type(block).__name__}) has no probabilities to calibrate: leave it out")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float('inf'):
-        raise FlowError(f"temperature {value!r} of task '{path}' must be a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 < value < 1e30:
+        raise FlowError(f"temperature {shortly(value)} of task '{path}' must be a positive number from 1e-30 to 1e30")
 
 # %% ../../nbs/loss/temperatures.ipynb #10c35975
 @patch

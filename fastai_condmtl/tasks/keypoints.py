@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror
-from ..core.arguments import check_whole
+from ..core.arguments import check_number
 from ..core.errors import near, FlowError
 from .coordinates import check_pixels, Coordinates
 
 # %% auto #0
-__all__ = ['KeypointsBlock', 'check_outside', 'check_n_points', 'n_pairs', 'why_no_flip_pairs', 'common_stem']
+__all__ = ['MOST_POINTS', 'KeypointsBlock', 'check_outside', 'check_n_points', 'n_pairs', 'why_no_flip_pairs', 'common_stem']
 
 # %% ../../nbs/tasks/keypoints.ipynb #b9191201
 class KeypointsBlock(Coordinates):
@@ -87,10 +87,14 @@ def check_outside(block, outside):
     return outside
 
 
+MOST_POINTS = 10_000  # each has a name, so a file that asks for more takes memory
+
+
 def check_n_points(block, n_points):
     "A positive integer or None, which fits the columns where each coordinate has one"
     if n_points is not None:
-        n_points = check_whole('n_points', n_points, "a positive integer", who=f"task '{block.name}'")
+        wanted, who = f"a positive integer, at most {MOST_POINTS:,}", f"task '{block.name}'"
+        n_points = int(check_number('n_points', n_points, wanted, who=who, low=1, high=MOST_POINTS, kinds=int))
     if not block.per_column:
         return n_points
     n_cols = len(block.cols)

@@ -199,7 +199,7 @@ def why_not_text_config(config) -> str | None:
 class SafeTexts(SafeInputs):
     "What a safe file tells of texts for an encoder of `transformers`"
 
-    name, beside, sizes_first = 'texts', ('texts.tokenizer',), True
+    name, beside = 'texts', ('texts.tokenizer',)
 
     def reads(self, learn):
         features = learn.model[0] if isinstance(learn.model, nn.Sequential) and len(learn.model) else None

@@ -117,6 +117,50 @@ def test_the_bias_of_a_stock_head_trains_as_on_one_process(tmp_path):
         same(load_learner(tmp_path / file).model.state_dict()[name], alone['weights'][name], 1e-5)
 
 
+# ---- what may happen on the way
+# -----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def more(tmp_path_factory):
+    "`(one process, [rank 0, rank 1], folder)` of `more`"
+    folder = tmp_path_factory.mktemp('more')
+    one.draw(folder / 'pictures')
+    alone = one.more(folder)
+    launch(HERE / 'many_ranks.py', folder, 'more')
+    return alone, [torch.load(folder / f'more{r}.pt', weights_only=False) for r in range(2)], folder
+
+
+def test_an_export_in_mid_fit_holds_the_weights_of_that_moment_and_changes_nothing(more):
+    alone, two, folder = more
+    for r in (alone, *two):
+        same(r['mid_fit']['with_exports'], r['mid_fit']['without'], 0)
+        same(r['mid_fit'], alone['mid_fit'], 1e-6)
+    for name in ('batch', 'epoch0', 'epoch1'):
+        files = [load_learner(folder / f'ranks{n}_{name}.pkl') for n in (0, 2)]
+        first, second = (dict(learn.model.state_dict()) for learn in files)
+        same(second, first, 1e-6)
+        assert (name == 'epoch1') == all(torch.equal(first[k], v) for k, v in alone['mid_fit']['without'].items())
+        for learn in files:
+            learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'ExportAt'])
+        first, second = (learn.predict(one.table().iloc[50])[2] for learn in files)
+        same(second, first, 1e-6)
+
+
+def test_mixup_with_given_draws_trains_as_on_one_process(more):
+    alone, two, _ = more
+    for r in two:
+        same(r['mixed'], alone['mixed'], 1e-6)
+    same(two[0]['mixed']['weights'], two[1]['mixed']['weights'], 0)
+    assert max((v - alone['mid_fit']['without'][k]).abs().max() for k, v in alone['mixed']['weights'].items()) > 1e-4
+
+
+def test_cached_pictures_train_as_on_one_process(more):
+    "Both processes begin to build the cache at once: each picture stands in it once"
+    alone, two, _ = more
+    for r in two:
+        same(r['cached'], alone['cached'], 1e-6)
+    assert alone['cached']['n_cached'] == 30 and alone['cached']['table'].num_samples.max() == 9
+
+
 # ---- what is asked of a trained learner
 # ---------------------------------------------------------------------------------
 @pytest.mark.parametrize('where', ['inside', 'outside'])

@@ -6,7 +6,7 @@ from hypothesis import given
 from fastai_condmtl.all import *
 from fastai_condmtl.core.condition_text import read_condition, write_condition
 from fastai_condmtl.core.conditions import atoms
-from fastai_condmtl.core.flow_json import VERSION, block_class, block_config, register_block
+from fastai_condmtl.core.flow_json import VERSION, block_class, block_config, register_block, registered
 from fastai_condmtl.datasets.synthetic import digits_flow, digits_table, security_flow, security_scenes
 from oracle import build, frame
 from random_flows import checks, random_spec, random_table, rngs
@@ -273,6 +273,21 @@ x = {'name': 'x', 'block': 'BinaryBlock'}
         ({**ok, 'tasks': [{**x, 'note': 3}]}, "task 'x': note=3"),
         ({**ok, 'tasks': [x], 'infer_labels': 'yes'}, 'infer_labels'),
         ({**ok, 'tasks': [x, x]}, 'added twice|rename one'),
+        ({**ok, 'tasks': [{**x, 'tune': json.loads('[' * 150 + ']' * 150)}]}, "task 'x'.*nested more than 20 deep"),
+        ({**ok, 'tasks': [{**x, 'vocab': json.loads('{"tuple":[' * 99 + ']}' * 99)}]}, "task 'x'.*more than 20 deep"),
+        ({**ok, 'tasks': [x], 'na': {'date': 'never'}}, "flow 'f' cannot be made of .*'never'"),
+        ({**ok, 'tasks': [x], 'weight_col': {'timestamp': []}}, "flow 'f' cannot be made of"),
+        ({**ok, 'tasks': [{'flow': 'g', 'tasks': [x], 'na': [{'float': 'x'}]}]}, "flow 'g' cannot be made of"),
+        ({**ok, 'tasks': [x, {**x, 'name': 'y', 'given': 'z > 0x' + 'f' * 5000}]}, "condition of 'y'.*of digits"),
+        (
+            {**ok, 'tasks': [x, {**x, 'name': 'y', 'given': 'z.eq(-0x' + 'f' * 5000 + ')'}]},
+            "condition of 'y'.*of digits",
+        ),
+        ({**ok, 'tasks': [x, {**x, 'name': 'y', 'given': "z.eq(-date('2020-01-01'))"}]}, "condition of 'y'"),
+        (
+            {**ok, 'tasks': [{**x, 'block': 'KeypointsBlock', 'n_points': 10**12}]},
+            "task 'x': n_points=.*at most 10,000",
+        ),
     ],
 )
 def test_wrong_files(doc, says, tmp_path):
@@ -312,6 +327,24 @@ def test_wrong_sources(tmp_path):
         deep = {'flow': 'g', 'tasks': [deep]}
     with pytest.raises(FlowError, match='nested too deeply'):
         Flow.from_json({**ok, 'tasks': [deep]})
+
+
+@pytest.mark.parametrize('name', [float('inf'), float('nan'), 3, 'w'])
+def test_any_name_of_a_column_of_weights_stays(name):
+    assert repr(again(Flow('f', BinaryBlock('x'), weight_col=name)).weight_col) == repr(name)
+
+
+def test_a_kind_that_raises_whatever_it_likes_is_one_error():
+    class Odd(BinaryBlock):
+        def __init__(self, name, col=None, *, key='a', **kwargs):
+            super().__init__(name, col, **kwargs)
+            self.key = dict(a=1, b='a')[key] and key
+
+    with registered(Odd):
+        text = Flow('f', Odd('x', key='b')).to_json()
+        assert Flow.from_json(text).tasks[0].key == 'b'
+        with pytest.raises(FlowError, match=r"task 'x' \(Odd\) cannot be made of .*KeyError"):
+            Flow.from_json(text.replace('"b"', '"c"'))
 
 
 def test_a_part_of_a_flow():

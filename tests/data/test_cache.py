@@ -1,6 +1,6 @@
 """The cache of pictures: against PIL by hand, under kills, damage and changes of files, and from many processes"""
 
-import multiprocessing, os, pickle, random, signal, time
+import multiprocessing, os, pickle, random, signal, time, zlib
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -8,7 +8,7 @@ from fastai.vision.core import BILINEAR, NEAREST, PILImage, PILImageBW, PILMask
 from fastai_condmtl.core.errors import FlowError
 from fastai_condmtl.data import cache as cache_module
 from fastai_condmtl.data.cache import OpenCached, PictureCache
-from fastai_condmtl.data.cache_format import ENTRY, file_size, shrunk_size
+from fastai_condmtl.data.cache_format import ENTRY, check_sums, file_size, shrunk_size
 from fastai_condmtl.data.pictures import OpenImage
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')
@@ -288,6 +288,41 @@ def test_pixels_that_are_not_those_of_the_index(tmp_path, harm):
     with pytest.raises(FlowError, match='delete this folder'):
         for fn in files:
             OpenCached(PictureCache(tmp_path / 'c', 20))(fn)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(width=10**5, height=10**5),
+        dict(width=-1),
+        dict(height=0),
+        dict(file_width=0),
+        dict(file_height=-(2**31)),
+        dict(mode=b'L'),
+        dict(mode=b'1'),
+        dict(mode=b'I;16'),
+        dict(mode=b'evil'),
+        dict(mode=b'\xff\xfe'),
+        dict(mode=b''),
+        dict(start=-9),
+        dict(length=5),
+        dict(length=-1),
+    ],
+)
+def test_an_entry_that_somebody_has_made_up(tmp_path, change):
+    "Its check sums fit"
+    (file,) = some(tmp_path, 1)
+    cache = PictureCache(tmp_path / 'c', 20).build([file])
+    index, pixels = (cache.folder / name for name in ('index', 'pixels'))
+    entry = np.frombuffer(index.read_bytes()[ENTRY.itemsize :], ENTRY).copy()
+    for name, value in change.items():
+        entry[name] = value
+    start, length = int(entry['start'][0]), int(entry['length'][0])
+    entry['crc'] = zlib.crc32(memoryview(pixels.read_bytes())[start : start + length])
+    entry['check'] = check_sums(entry)
+    index.write_bytes(index.read_bytes()[: ENTRY.itemsize] + entry.tobytes())
+    with pytest.raises(FlowError, match='is damaged.*delete this folder'):
+        PictureCache(tmp_path / 'c', 20).get(file)
 
 
 def test_an_index_of_another_make(tmp_path):

@@ -49,6 +49,14 @@ def test_against_lists(tmp_path, monkeypatch, seed):
             check_same_keys(fewer, once, 'p')
 
 
+def test_a_damaged_key_is_told(tmp_path):
+    keys = written(tmp_path / 'k', ['a', 'b', 'c'])
+    content = (tmp_path / 'k').read_bytes()
+    (tmp_path / 'k').write_bytes(content.replace(b'a\nb', b'\xff\nb'))
+    with pytest.raises(FlowError, match='keys 0 to 3 are damaged.*copy'):
+        keys.some(0, 3)
+
+
 def table():
     rng = np.random.default_rng(0)
     return pd.DataFrame(dict(key=[f'day{i % 2}/{i:03}' for i in range(N)], dark=rng.integers(0, 2, N)))

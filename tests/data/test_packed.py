@@ -17,7 +17,7 @@ from fastai_condmtl.all import (
     UnboundedRegressionBlock,
 )
 from fastai_condmtl.data import packed as packed_module, pieces as pieces_module
-from fastai_condmtl.data.packed import encode_pieces
+from fastai_condmtl.data.packed import MAGIC, encode_pieces, write_facts
 from fastai_condmtl.data.pieces import LEAF, Numbers, mean_and_std
 from oracle import build, frame
 from random_flows import ALL_KINDS, random_spec, random_table, rows_for_trees
@@ -371,6 +371,48 @@ def test_a_file_cut_anywhere_does_not_open(tmp_path, cut_at):
         (tmp_path / 'damaged').write_bytes(damaged)
         with pytest.raises(FlowError, match='lacks a part|in place of'):
             PackedLabels(tmp_path / 'damaged')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(n_rows=10**12),
+        dict(n_rows=51),
+        dict(n_rows=-1),
+        dict(n_rows='50'),
+        dict(n_rows=True),
+        dict(n_targets=0),
+        dict(n_targets=10**9),
+        dict(n_targets=None),
+        dict(mask='O'),
+        dict(mask=['u1']),
+        dict(sides=[50]),
+        dict(sides=[51, 0, 0]),
+        dict(sides=3),
+        dict(positions=[0, 0, 10**9]),
+        dict(positions=[0, 0, -8]),
+        dict(position='O'),
+        dict(flow=[0, 10**9]),
+        dict(flow=None),
+        dict(keys=None),
+        dict(keys=dict(n=10**9, start=0, size=0, digest='')),
+        dict(keys=dict(n=1, start=0, size=0)),
+    ],
+)
+def test_a_file_that_tells_of_what_it_does_not_hold(tmp_path, change):
+    packed = encode_pieces(a_flow(), [a_table(50)], tmp_path / 'p', valid_pct=0.5)
+    with open(tmp_path / 'p', 'rb') as file, open(tmp_path / 'other', 'wb') as other:
+        other.write(file.read(packed.facts['flow'][0] + packed.facts['flow'][1]))
+        write_facts(other, {k: v for k, v in (packed.facts | change).items() if k != 'size'}, MAGIC)
+    with pytest.raises(FlowError, match="other' (does not tell|tells of parts).*copy it again, or encode it anew"):
+        PackedLabels(tmp_path / 'other')
+
+
+@pytest.mark.parametrize('end', [b'[' * 10**5, b'{"size": "x"}', b'{"size": null}', b'{"size": [1]}'])
+def test_a_last_line_that_says_nothing(tmp_path, end):
+    (tmp_path / 'p').write_bytes(end + len(end).to_bytes(8, 'little') + MAGIC)
+    with pytest.raises(FlowError, match='is no file that'):
+        PackedLabels(tmp_path / 'p')
 
 
 @pytest.mark.parametrize('kind', [str, int, float])

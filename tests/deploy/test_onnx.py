@@ -27,6 +27,7 @@ from fastai_condmtl.deploy.safe import FORMAT, load_safe, read_header
 from fastai_condmtl.core.bound import BoundFlow
 from fastai_condmtl.vision.learner import conditional_vision_learner
 import fastai_condmtl.vision.data  # noqa: F401
+from mutated_files import at_most
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1000, 16, 16, 3), dtype=np.uint8)
 
@@ -394,6 +395,24 @@ def test_files_of_strangers(named, tmp_path):
         dict(format='x'),
         dict(flow={'flow': 'f'}),
         dict(learnt=[]),
+        *[
+            dict(network={**net, 'args': wrong})
+            for wrong in (dict(lin_ftrs=5), dict(n_in=3.5), dict(ps=2), dict(ps=[]))
+        ],
+        dict(network={**net, 'args': {'lin_ftrs': [1] * 10**4}}),
+        *[
+            dict(learnt={**d['learnt'], task: {**d['learnt'][task], name: value}})
+            for task, name, value in (
+                ('a', 'threshold', 'x'),
+                ('kind', 'vocab', {'list': [1]}),
+                ('stars', 'vocab', 7),
+                ('more.z', 'lo', 'x'),
+                ('more.z', 'span', {'list': []}),
+                ('n', 'span', 'x'),
+                ('more.tags', 'label_delim', 3),
+                ('deep', 'vocab', {'tuple': ['no']}),
+            )
+        ],
     ]
     for change in bad:
         with pytest.raises(FlowError):
@@ -403,6 +422,12 @@ def test_files_of_strangers(named, tmp_path):
             load_safe(forge(f, head=head))
     with pytest.raises(FlowError, match='does not fit the network'):
         load_safe(forge(f, weights={'x': torch.zeros(3)}))
+    with at_most(2**30):  # a network of 34 GB, and pictures of 800 MB
+        with pytest.raises(FlowError, match='does not fit the network'):
+            load_safe(forge(f, network={**net, 'args': {**net['args'], 'lin_ftrs': [2**16] * 3}}))
+        with pytest.raises(FlowError, match='resizes pictures to'):
+            resize = {**d['pictures']['resize'], 'size': [2**14, 2**14]}
+            load_safe(forge(f, pictures={**d['pictures'], 'resize': resize}))
     import pickle
 
     (tmp_path / 'pickle.safetensors').write_bytes(pickle.dumps([1, 2]))

@@ -219,6 +219,28 @@ def test_points_in_safe_files_keep_all_arguments():
     )
 
 
+def test_a_flow_that_is_the_name_of_a_file_is_not_read(tmp_path):
+    bound, _ = bound_with_labels(['binary'])
+    whole = written(bound)
+    for text in (str(bound.flow.to_json(tmp_path / 'flow.json')), bound.flow.to_json(), None):
+        with pytest.raises(FlowError, match='does not hold its flow'):
+            BoundFlow.from_dict(whole | dict(flow=text))
+
+
+@pytest.mark.parametrize('label', [{'date': 'never'}, {'pairs': 1}, {'tuple': 1}, {'list': 1}])
+def test_labels_that_no_row_told_and_that_are_none(label):
+    bound = Flow('f', SingleLabelBlock('k')).bind(labels())
+    with pytest.raises(FlowError, match="flow 'f'"):
+        BoundFlow.from_dict(written(bound) | dict(untold=dict(k=[label])))
+
+
+def test_more_labels_than_memory_holds():
+    whole = written(Flow('f', KeypointsBlock('spots')).bind(labels()))
+    whole['learnt']['spots']['n_points'] = 4 * 10**6
+    with pytest.raises(FlowError, match='8,000,000 labels'):
+        BoundFlow.from_dict(whole)
+
+
 @pytest.mark.parametrize('branches', [None, dict(own=8)])
 def test_the_bias_of_a_started_network_is_in_the_file(branches, tmp_path):
     "fastai's head has none, and one that starts at the trivial predictor does"

@@ -589,10 +589,17 @@ def test_hostile_thresholds(learn, tmp_path, thresholds):
         assert next(iter(thresholds)) in str(e.value) and 'condition asks' not in str(e.value)
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '3', 'null', '\x00'])
+@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '3', 'null', '\x00', '[' * 10**5])
 def test_hostile_files(learn, tmp_path, text):
     (tmp_path / 't.json').write_text(text)
     with pytest.raises(FlowError):
+        learn.load_thresholds(tmp_path / 't.json')
+
+
+@pytest.mark.parametrize('temperature', [1e300, 10**400, 1e-320, 0, -1, float('inf'), float('nan'), True, '2', [1]])
+def test_hostile_temperatures(learn, tmp_path, temperature):
+    (tmp_path / 't.json').write_text(json.dumps(dict(thresholds={}, temperatures=dict(gate=temperature))))
+    with pytest.raises(FlowError, match="of task 'gate' must be a positive number"):
         learn.load_thresholds(tmp_path / 't.json')
 
 

@@ -4,10 +4,13 @@ one process that they are compared with."""
 import sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import SGD, DataBlock, IndexSplitter, Learner, TransformBlock, set_seed
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
 from fastai.torch_core import num_distrib, rank_distrib
 from fastai_condmtl.all import (
     BinaryBlock,
@@ -254,6 +257,122 @@ def with_added_bias(folder):
     return dict(begun=begun, weights=numbers(learn.model))
 
 
+class ExportAt(Callback):
+    "Export the learner when so many batches are done, and after each epoch"
+
+    order = 2000
+
+    def __init__(self, at, head):
+        self.at, self.head, self.n = at, head, 0
+
+    def after_batch(self):
+        self.n += self.training
+        if self.training and self.n == self.at:
+            self.learn.export(f'{self.head}_batch.pkl')
+
+    def after_epoch(self):
+        self.learn.export(f'{self.head}_epoch{self.epoch}.pkl')
+
+
+def exported_in_mid_fit(folder):
+    "Weights after a fit that exports on its way, and after one that does not"
+    res = {}
+    for name, cbs in dict(with_exports=[ExportAt(2, f'ranks{num_distrib()}')], without=[]).items():
+        learn = make(cbs=cbs, opt_func=SGD, metrics=[], path=folder)
+        with learn.no_bar(), learn.no_logging(), together(learn):
+            learn.fit(2, 2e-2)
+        res[name] = numbers(learn.model)
+    return res
+
+
+class GivenMixUp(MixUp):
+    "fastai's MixUp, whose draws follow from epoch, batch and process: on one process, those of all of them together"
+
+    def before_batch(self):
+        ranks = [rank_distrib()] if num_distrib() else range(RANKS)
+        shares, order = [], []
+        for rank in ranks:
+            n_own, n_rows = rows_of(self.iter, rank)
+            rng = np.random.default_rng([self.epoch, self.iter, rank])
+            here = [*rng.permutation(n_own), *range(n_own, n_rows if num_distrib() else n_own)]
+            order += [int(i) + len(shares) for i in here]
+            shares += [*rng.beta(0.4, 0.4, n_own), *[1.0] * (len(here) - n_own)]
+        self.distrib = SimpleNamespace(sample=lambda size: torch.tensor(shares, dtype=torch.float32))
+        with mock.patch('torch.randperm', lambda n: torch.tensor(order)):
+            super().before_batch()
+
+
+def rows_of(batch, rank):
+    "Of a batch of one process: rows that are its own, and rows with those that were appended"
+    each = -(-N_TRAIN // RANKS)
+    rows = range(rank * each + batch * BS, rank * each + min(batch * BS + BS, each))
+    return sum(row < N_TRAIN for row in rows), len(rows)
+
+
+def mixed_up():
+    "Gradients of the first step and weights in the end, with MixUp"
+    watch = Watch()
+    learn = make(cbs=[watch, GivenMixUp()], opt_func=SGD, metrics=[])
+    with learn.no_bar(), learn.no_logging(), together(learn):
+        learn.fit(2, 2e-2)
+    return dict(grads=watch.grads, weights=numbers(learn.model))
+
+
+def pictures(n=30):
+    "A table of pictures, which `draw` draws"
+    rng = np.random.default_rng(7)
+    light = rng.integers(20, 236, n)
+    df = pd.DataFrame(dict(file=[f'{i}.png' for i in range(n)], light=light, dark=light < 120))
+    df['kind'] = np.where(df.dark, rng.choice(['x', 'y', 'z'], n), None)
+    return df
+
+
+def draw(folder):
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(8)
+    for file, light in pictures()[['file', 'light']].itertuples(index=False):
+        pixels = light + rng.integers(-20, 20, (rng.integers(30, 60), rng.integers(30, 60), 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / file)
+
+
+def with_cached_pictures(folder):
+    "Training and scores on pictures whose cache all processes build at once"
+    from fastai.vision.all import Resize
+    from fastai_condmtl.vision.all import ConditionalDataLoaders
+
+    set_seed(3)
+    n_train, dark = 21, BinaryBlock('dark')
+    bs = BS if num_distrib() else BS * RANKS
+    dls = ConditionalDataLoaders.from_df(
+        pictures(),
+        Flow('f', dark, SingleLabelBlock('kind') | dark),
+        folder / 'pictures',
+        fn_col='file',
+        splitter=IndexSplitter(range(n_train, 30)),
+        item_tfms=Resize(12, method='squish'),
+        cache=str(folder / f'cache{num_distrib()}'),
+        bs=bs,
+        num_workers=0,
+        device='cpu',
+    )
+    dealt = {} if num_distrib() else dict(get_idxs=Dealt(n_train))
+    dls.loaders[0] = dls.train.new(shuffle=False, drop_last=False, **dealt)
+    net = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.Tanh()), nn.Linear(8, dls.c))
+    learn = equip(Learner(dls, net, opt_func=SGD, path=folder), metrics=[], tune=None)
+    with learn.no_bar(), learn.no_logging(), together(learn):
+        learn.fit(2, 0.1)
+        preds, table = learn.get_preds()[0], pd.DataFrame(learn.evaluate(metrics=None))
+    cache = dls.train_ds.tls[0].tfms.fs[-1].cache.load()
+    return dict(weights=numbers(learn.model), preds=preds, table=table, n_cached=len(cache.entries))
+
+
+def more(folder):
+    "What `test_distributed.py` asks in a launch of its own"
+    return dict(mid_fit=exported_in_mid_fit(folder), mixed=mixed_up(), cached=with_cached_pictures(folder))
+
+
 METHODS = ['uncertainty', 'dwa', 'famo', 'stch', 'upgrad', 'pcgrad']
 WEIGHTS = 'weights.pth'
 
@@ -296,6 +415,7 @@ if __name__ == '__main__':
     if len(sys.argv) > 2:
         import fastai_condmtl.callback.distributed  # noqa: F401  this is all that a script needs
 
-        torch.save(with_added_bias(Path(sys.argv[1])), f'{sys.argv[1]}/bias{rank_distrib()}.pt')
+        asked = dict(bias=with_added_bias, more=more)[sys.argv[2]]
+        torch.save(asked(Path(sys.argv[1])), f'{sys.argv[1]}/{sys.argv[2]}{rank_distrib()}.pt')
     else:
         main(sys.argv[1])
