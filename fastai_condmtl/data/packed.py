@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, pickle, warnings
 from pathlib import Path
+from typing import Any
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core.bound import BoundFlow
@@ -140,8 +141,8 @@ def write_facts(
 # %% ../../nbs/data/packed.ipynb #d0c5c6b8
 def why_not_packed(facts: dict) -> str | None:
     "Why facts are not those of packed labels, all of whose parts lie within the file; None where they are"
-    n_rows, n_targets, flow, keys = (facts.get(name) for name in ('n_rows', 'n_targets', 'flow', 'keys'))
-    sides, starts = facts.get('sides'), facts.get('positions')
+    told: list[Any] = [facts.get(name) for name in ('n_rows', 'n_targets', 'flow', 'keys', 'sides', 'positions')]
+    n_rows, n_targets, flow, keys, sides, starts = told
     if not are_places(facts, n_rows, n_targets) or n_targets < 1 or facts.get('mask') not in ('u1', '<f4'):
         return 'does not tell how many rows and columns it has'
     for n, places in ((len(SIDES), sides), (len(SIDES), starts), (2, flow)):
