@@ -129,6 +129,10 @@ def _places(flow, prefix):
         if _is_flow(part):
             yield from _places(part, f'{prefix}{part.name}.')
 
+
+def _is_flow(part):
+    return getattr(part, 'tasks', None) is not None
+
 # %% ../../nbs/core/mirror.ipynb #8b9c4e84
 def _matched(scope, left, right, paths):
     "Pairs of paths that change places with a pair of names"
@@ -175,7 +179,3 @@ def has_mirror(flow) -> bool:
     if flow.mirror:
         return True
     return any(has_mirror(part) if _is_flow(part) else bool(part.mirror) for part in flow.tasks)
-
-
-def _is_flow(part):
-    return getattr(part, 'tasks', None) is not None
