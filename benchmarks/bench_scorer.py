@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'  # before torch, here and in the workers
 ROOT = Path(__file__).resolve().parents[1]
-ROWS, BATCH, PAIRS = 384, 64, 7
+ROWS, BATCH, PAIRS = 1536, 64, 5
 
 
 def ratios(one, two):

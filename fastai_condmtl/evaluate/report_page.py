@@ -169,7 +169,8 @@ pre{margin:6px 0;padding:10px 12px;background:var(--card);border-radius:8px;font
     --bad:#ff8080}
   figure img{filter:invert(.9) hue-rotate(180deg)}}
 @media print{:root{color-scheme:light}body{max-width:none;padding:0;font-size:10pt}nav{display:none}
-  h2{break-after:avoid}figure,tr,.card{break-inside:avoid}.scroll{overflow:visible}th,td{white-space:normal}
+  h2,h3,.lead{break-after:avoid}figure,tr,.card,p{break-inside:avoid}.scroll{overflow:visible}
+  th,td{white-space:normal;overflow-wrap:normal}td.number,td.better,td.worse{white-space:nowrap}
   details::details-content{content-visibility:visible;height:auto;block-size:auto}}
 """
 
