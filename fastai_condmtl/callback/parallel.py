@@ -20,8 +20,8 @@ from ..loss.inputs import TaskSums
 from ..core.target import packed
 
 # %% auto #0
-__all__ = ['BalancedParallel', 'on_gpu', 'WithLoss', 'ChunkedParallel', 'ParallelTrainer', 'BalancedTrainer', 'why_predictions',
-           'is_parallel_trainer', 'instead_of_fastais']
+__all__ = ['BalancedParallel', 'on_gpu', 'WithLoss', 'ChunkedParallel', 'ParallelTrainer', 'unwrap', 'BalancedTrainer',
+           'why_predictions', 'is_parallel_trainer', 'instead_of_fastais']
 
 # %% ../../nbs/callback/parallel.ipynb #dfc6f1b1
 class BalancedParallel(nn.DataParallel):
@@ -120,10 +120,17 @@ class ParallelTrainer(Callback):
         self.device_ids = device_ids
 
     def before_fit(self):
+        unwrap(self.learn)
         self.learn.model = nn.DataParallel(self.learn.model, device_ids=self.device_ids)
 
     def after_fit(self):
-        self.learn.model = self.learn.model.module
+        unwrap(self.learn)
+
+
+def unwrap(learn):
+    "Take the network out of `DataParallel`, where a fit that was interrupted has left it"
+    if isinstance(learn.model, nn.DataParallel):
+        learn.model = learn.model.module
 
 # %% ../../nbs/callback/parallel.ipynb #4f2c779a
 class BalancedTrainer(ParallelTrainer):
@@ -138,6 +145,7 @@ class BalancedTrainer(ParallelTrainer):
         self.chunks, self.warned = chunks, False
 
     def before_fit(self):
+        unwrap(self.learn)
         model = self.learn.model
         loss_of(self.learn).to(next(model.parameters()).device)
         self.warned = False
@@ -184,7 +192,8 @@ def to_parallel(
     # Take the loss on each GPU, so that only each task's sum and count are gathered in training
     balance_memory: bool = False,
 ):
-    "Train by `DataParallel`, on several GPUs in one process"
+    "Train by `DataParallel`, on several GPUs in one process; what an earlier call added goes"
+    self.detach_parallel()
     return self.add_cb(BalancedTrainer(device_ids) if balance_memory else ParallelTrainer(device_ids))
 
 
@@ -192,6 +201,7 @@ def to_parallel(
 def detach_parallel(self: Learner):
     "Remove what `to_parallel` added"
     self.remove_cbs([cb for cb in self.cbs if is_parallel_trainer(cb)])
+    unwrap(self)
     return self
 
 
@@ -212,8 +222,6 @@ def parallel_ctx(
         yield self.to_parallel(device_ids, balance_memory)
     finally:
         self.detach_parallel()
-        if isinstance(self.model, nn.DataParallel):
-            self.model = self.model.module  # a fit that broke off has left it
 
 # %% ../../nbs/callback/parallel.ipynb #c0b38edf
 _ours = {name: vars(Learner)[name] for name in ('to_parallel', 'detach_parallel', 'parallel_ctx')}

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.core import CancelEpochException, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib
+from .fits import FitCallback
 from fastai_condmtl.callback.training_state import (
     of_all_processes,
     random_state,
@@ -30,7 +31,7 @@ from ..loss.ranks import scattered
 __all__ = ['VERSION', 'Checkpoint', 'check_every', 'read_checkpoint', 'check_found_by_all', 'check_version']
 
 # %% ../../nbs/callback/resume.ipynb #4cdc9ae9
-class Checkpoint(Callback):
+class Checkpoint(FitCallback):
     "Writes all that a training is to a file, whole or not at all; goes on from it when the same script is run again"
 
     order, run_valid = 1000, False

@@ -13,7 +13,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Lookahead
 from ..core.arguments import is_number_of
 from ..core.errors import FlowError
-from ..learn.state import flow_of, own_loss, is_fitting
+from ..learn.state import flow_of, own_loss, is_fitting, is_predicting
 from ..learn.partial import task_params
 from ..core.bound import BoundFlow
 
@@ -117,6 +117,8 @@ class WeightSchedule(Callback):
 
     def before_fit(self):
         self.put_back()  # the last fit was interrupted
+        if is_predicting(self.learn):
+            return  # in the midst of a fit, which goes on
         self.active = is_fitting(self.learn)
         if not self.active:
             return
@@ -194,7 +196,7 @@ def put_back(self: WeightSchedule):
 
 @patch
 def after_fit(self: WeightSchedule):
-    if not self.active or not hasattr(self.learn, 'recorder'):
+    if not self.active or is_predicting(self.learn) or not hasattr(self.learn, 'recorder'):
         return
     is_shared = any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs)  # else the record is of an earlier fit
     record = getattr(self.recorder, 'hps', {}) if is_shared else {}

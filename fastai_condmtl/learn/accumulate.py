@@ -247,9 +247,11 @@ def collect(
 
 @contextmanager
 def _recording_nothing(learn):
-    "Callbacks that would forget the training, or take a validation for one, do not run"
+    """Callbacks that would forget the training, or take a validation for one, do not run; a fit in whose midst this
+    happens keeps its counters"""
     recording = (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback)
     before = [(cb, cb.run) for cb in learn.cbs if isinstance(cb, recording)]
+    counters = {name: getattr(learn, name) for name in ('epoch', 'train_iter', 'pct_train') if hasattr(learn, name)}
     for cb, _ in before:
         cb.run = False
     try:
@@ -257,6 +259,8 @@ def _recording_nothing(learn):
     finally:
         for cb, run in before:
             cb.run = run
+        for name, value in counters.items():
+            setattr(learn, name, value)
 
 # %% ../../nbs/learn/accumulate.ipynb #558e4025
 class Collect(Callback):
