@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 from fastcore.basics import patch
 from fastcore.foundation import L
+from ..core.arguments import check_whole
 from ..core.errors import FlowError
-from .onnx import input_steps
+from .onnx import input_steps, only_follows
 from ..learn.items import as_list_of_items, is_array_of_items, why_not_several
 from ..learn.state import flow_of
 from ..learn.learner import only_whole_cells
@@ -32,8 +33,7 @@ def picture_config(
 
     config, steps = {}, input_steps(learn)
     for step in learn.dls.valid.after_item.fs:
-        is_ours = type(step).__module__.startswith('fastai_condmtl.')
-        if step.split_idx == 0 or isinstance(step, ToTensor) or is_ours:
+        if step.split_idx == 0 or isinstance(step, ToTensor) or only_follows(step):
             continue
         if (why := why_not_resize(step, learn, already='resize' in config)) is not None:
             raise FlowError(why)
@@ -205,7 +205,7 @@ def get_preds(
 @torch.no_grad()
 def preds_and_frames(self: Predictor, items, bs: int = 64):
     "`get_preds`, and for flows with points and boxes a `Frame` an item (else None); each picture is opened once"
-    items = self.as_several(items)
+    items, bs = self.as_several(items), check_whole('bs', bs)
     parts, frames = [], None if self.flow.geometry is None else []
     for start in range(0, len(items), bs):
         some = items[start : start + bs]
