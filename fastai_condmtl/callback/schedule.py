@@ -18,7 +18,7 @@ from ..learn.partial import task_params
 from ..core.bound import BoundFlow
 
 # %% auto #0
-__all__ = ['meant_by', 'check_names', 'check_narrower', 'TaskLR', 'check_no_lookahead', 'check_multipliers', 'WeightSchedule',
+__all__ = ['meant_by', 'check_is_dict', 'check_narrower', 'TaskLR', 'check_no_lookahead', 'check_multipliers', 'WeightSchedule',
            'check_schedules', 'weight_at']
 
 # %% ../../nbs/callback/schedule.ipynb #68129f31
@@ -27,7 +27,7 @@ def meant_by(
     names,  # Names of tasks, flows or branches
 ) -> dict:  # Path → the name that holds for it
     "Which name holds for each task that is meant: of several the one that means fewest tasks"
-    check_names(names)
+    check_is_dict(names)
     meant, found = {name: flow.select(name) for name in names}, {}
     for name in sorted(meant, key=lambda name: -len(meant[name])):
         for path in meant[name]:
@@ -36,7 +36,7 @@ def meant_by(
     return found
 
 
-def check_names(names):
+def check_is_dict(names):
     "Raise unless `names` are those of a dict that has some"
     if not isinstance(names, Mapping) or not names:
         raise FlowError(f"{names!r} must be a dict: name of a task, flow or branch → value")

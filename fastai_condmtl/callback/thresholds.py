@@ -35,10 +35,10 @@ class ThresholdSearch(ValidationRows):
         gates=None,  # What to maximise for tasks that others are conditioned on; None: `metric`
         every: str = 'fit',  # `fit`: after each fit; `epoch`: after each epoch as well
         verbose: bool = True,  # Say what was done, in a line
-        constraint=None,
-        tasks=None,  # As for `search_thresholds`
+        constraint=None,  # As for `search_thresholds`, like the others
+        tasks=None,
         n_boot: int = 0,
-        min_support: int = 5,  # As for `search_thresholds`
+        min_support: int = 5,
     ):
         if every not in ('fit', 'epoch'):
             raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")

@@ -22,7 +22,7 @@ from ..core.prediction import FlowPrediction
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'MAX_PIXELS', 'MODERATE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of',
-           'checked_size', 'checked_divisor', 'Predictor', 'check_is_one', 'frame_of', 'why_not_pictures']
+           'checked_size', 'checked_divisor', 'Predictor', 'check_is_one', 'frame_of_picture', 'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -211,7 +211,7 @@ def preds_and_frames(self: Predictor, items, bs: int = 64):
         some = items[start : start + bs]
         if frames is not None:
             some = [self.opened(item) for item in some]
-            frames += [frame_of(picture) for picture in some]
+            frames += [frame_of_picture(picture) for picture in some]
         batch = self.to_batch(some) if frames is None else self.batch_of(some)
         parts.append(self.loss.activation(self.model(batch)))
     acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
@@ -280,10 +280,10 @@ def opened(self: Predictor, item):
 @patch
 def frames(self: Predictor, items):
     "The `Frame` of each picture; None where the flow has neither points nor boxes"
-    return [None if self.flow.geometry is None else frame_of(self.opened(item)) for item in items]
+    return [None if self.flow.geometry is None else frame_of_picture(self.opened(item)) for item in items]
 
 
-def frame_of(picture) -> Frame:
+def frame_of_picture(picture) -> Frame:
     "From what the network sees, a squished picture, to pixels of its file"
     from fastai_condmtl.data.cache_format import file_size
 

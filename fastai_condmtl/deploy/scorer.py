@@ -87,8 +87,8 @@ class ModelFile:
                 return load_learner(file, cpu=not torch.cuda.is_available())
             except (pickle.UnpicklingError, EOFError) as e:
                 raise FlowError(
-                    f"'{self.path}' is no file of learn.export ({type(e).__name__}): write it anew; files of learn.save_safe end with "
-                    ".safetensors"
+                    f"'{self.path}' is no file of learn.export ({type(e).__name__}): write it anew; files of "
+                    "learn.save_safe end with .safetensors"
                 ) from None
 
 # %% ../../nbs/deploy/scorer.ipynb #3da01c74
