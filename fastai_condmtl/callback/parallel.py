@@ -14,7 +14,7 @@ from fastai.learner import Learner, Recorder
 from ..core.errors import FlowWarning
 from ..learn.heads import NeededRows, head_of
 from ..core.stock import after_import
-from ..learn.state import loss_of
+from ..learn.state import is_predicting, loss_of
 from ..loss.conditional import ConditionalLoss
 from ..loss.inputs import TaskSums
 from ..core.target import packed
@@ -120,11 +120,20 @@ class ParallelTrainer(Callback):
         self.device_ids = device_ids
 
     def before_fit(self):
-        unwrap(self.learn)
-        self.learn.model = nn.DataParallel(self.learn.model, device_ids=self.device_ids)
+        self.stays = is_predicting(self.learn) and isinstance(
+            self.learn.model, nn.DataParallel
+        )  # in the midst of a fit
+        if not self.stays:
+            unwrap(self.learn)
+            self.learn.model = self.wrapped(self.learn.model)
+
+    def wrapped(self, model):
+        "The network as it runs in a fit"
+        return nn.DataParallel(model, device_ids=self.device_ids)
 
     def after_fit(self):
-        unwrap(self.learn)
+        if not (self.stays and is_predicting(self.learn)):
+            unwrap(self.learn)
 
 
 def unwrap(learn):
@@ -144,15 +153,12 @@ class BalancedTrainer(ParallelTrainer):
         super().__init__(device_ids)
         self.chunks, self.warned = chunks, False
 
-    def before_fit(self):
-        unwrap(self.learn)
-        model = self.learn.model
+    def wrapped(self, model):
         loss_of(self.learn).to(next(model.parameters()).device)
         self.warned = False
         if self.chunks is None:
-            self.learn.model = BalancedParallel(model, self.loss_and_targets, self.device_ids)
-        else:
-            self.learn.model = ChunkedParallel(model, self.loss_and_targets, self.chunks)
+            return BalancedParallel(model, self.loss_and_targets, self.device_ids)
+        return ChunkedParallel(model, self.loss_and_targets, self.chunks)
 
     def loss_and_targets(self):
         "Loss and targets of the batch, where its losses alone are wanted; else None"

@@ -31,7 +31,7 @@ class Deployed(nn.Module):
     """From inputs to `(values, probabilities, reached)` as plain tensors: what goes into a graph
 
     Its buffers are the numbers of the graph: `mean` and `std` of inputs, a `threshold_k` for each family that has them,
-    the `temperature` of logits, and `lo` and `span` that lead from the loss scale to original units"""
+    and `lo` and `span` that lead from the loss scale to original units. Temperatures are those of its `loss`"""
 
     def __init__(
         self,
@@ -47,8 +47,6 @@ class Deployed(nn.Module):
         decisions = self.loss.decisions
         for k, block in enumerate(self.loss.layout.blocks):
             self.register_buffer(f'threshold_{k}', decisions.thresholds_of(k) if block.thresholded else None)
-        if decisions.temperature is not None:
-            self.register_buffer('temperature', decisions.temperature.clone())
         lo, span = loss.flow.units
         for name, buffer in dict(mean=mean, std=std, lo=lo.float(), span=span.float()).items():
             self.register_buffer(name, buffer)

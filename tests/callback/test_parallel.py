@@ -442,3 +442,26 @@ def test_asked_twice_it_is_there_once():
     assert [type(cb) for cb in learn.cbs if isinstance(cb, our_trainer)] == [BalancedTrainer]
     fit(learn, 1)
     assert isinstance(learn.model, nn.Sequential)
+
+
+@pytest.mark.parametrize('balance_memory', [False, True])
+def test_predictions_in_the_midst_of_a_fit_leave_it_on_all_devices(balance_memory):
+    class Looks(Callback):
+        order = 1
+        kinds = set()
+
+        def after_pred(self):
+            if self.training:
+                self.kinds.add(type(self.learn.model))
+
+        def after_epoch(self):
+            if not hasattr(self.learn, 'gather_preds'):
+                self.learn.evaluate()
+
+    learn = make(Looks())
+    learn.to_parallel(balance_memory=balance_memory)
+    fit(learn, 2)
+    assert learn.looks.kinds == {BalancedParallel if balance_memory else nn.DataParallel}
+    assert isinstance(learn.model, nn.Sequential)
+    quietly(learn, learn.get_preds)
+    assert isinstance(learn.model, nn.Sequential)
