@@ -131,10 +131,15 @@ def say(self: Checkpoint, what):
 @wraps_stock(Learner)
 def _do_fit(stock, self):
     "The epochs; those that are left, where a `Checkpoint` goes on"
-    checkpoint = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
-    if checkpoint is None or not checkpoint.begin():
+    checkpoints = [cb for cb in self.cbs if isinstance(cb, Checkpoint)]
+    if len(checkpoints) > 1:
+        files = ' and '.join(f"'{cb.file}'" for cb in checkpoints)
+        raise FlowError(
+            f"a training goes on from one file, and there are Checkpoints of {files}: leave all but one out"
+        )
+    if not checkpoints or not checkpoints[0].begin():
         return stock(self)
-    return checkpoint.go_on()
+    return checkpoints[0].go_on()
 
 # %% ../../nbs/callback/resume.ipynb #91f97891
 @patch

@@ -113,7 +113,7 @@ class WeightSchedule(Callback):
     ):
         self.tasks = tasks if isinstance(tasks, Mapping) else {tasks: sched}
         self.flow_loss = None  # whose weights are set
-        self.own = None  # its weights `(T,)`, while others are in force
+        self.own = None  # its weights `(T,)`, while others are in force for some tasks
 
     def before_fit(self):
         self.put_back()  # the last fit was interrupted
@@ -158,7 +158,7 @@ def before_batch(self: WeightSchedule):
     if not self.active or not self.training:
         return
     now = {name: weight_at(name, sched, self.pct_train) for name, sched in self.tasks.items()}
-    weights = self.own.clone()
+    weights = self.flow_loss.task_weights()  # another schedule may have set those of other tasks
     for name, weight in now.items():
         weights.index_fill_(0, self.rows[name], weight)
         self.hps[f'weight of {name}'].append(weight)
@@ -188,9 +188,12 @@ def before_validate(self: WeightSchedule):
 
 @patch
 def put_back(self: WeightSchedule):
-    "Put the tasks' own weights back"
+    "Put the own weights of these tasks back"
     if self.own is not None:
-        self.flow_loss.set_weights(self.own)
+        weights = self.flow_loss.task_weights()
+        for rows in self.rows.values():
+            weights.index_copy_(0, rows, self.own.index_select(0, rows))
+        self.flow_loss.set_weights(weights)
     self.own = None
 
 

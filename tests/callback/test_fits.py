@@ -8,6 +8,7 @@ from fastai_condmtl.all import (
     Checkpoint,
     ConditionalTensorBoard,
     EarlyStoppingTasks,
+    FlowError,
     SkillRecorder,
     ThresholdSearch,
     WeightSchedule,
@@ -68,6 +69,29 @@ def test_schedules(look):
     (weights,) = schedule.hps.values()
     assert len(weights) == 3 * len(learn.dls.train)
     assert torch.equal(learn.loss_func.task_weights(), learn.dls.flow.loss_func.task_weights())
+
+
+def test_two_schedules_of_different_tasks_are_both_in_force():
+    class Weights(Callback):
+        def before_fit(self):
+            self.seen = []
+
+        def after_loss(self):
+            self.seen.append((self.training, self.learn.loss_func.task_weights().tolist()))
+
+    learn = learner(Weights())
+    one, other = learn.dls.flow.paths
+    own = learn.dls.flow.loss_func.task_weights().tolist()
+    quiet(learn, 'fit', 2, cbs=[WeightSchedule(one, lambda share: 2.0), WeightSchedule(other, lambda share: 3.0)])
+    assert {tuple(weights) for training, weights in learn.weights.seen if training} == {(2.0, 3.0)}
+    assert all(weights == own for training, weights in learn.weights.seen if not training)
+    assert learn.loss_func.task_weights().tolist() == own
+
+
+def test_a_second_checkpoint_would_never_be_written(tmp_path):
+    learn = learner(Checkpoint(tmp_path / 'a.pth'), Checkpoint(tmp_path / 'b.pth', every=2))
+    with pytest.raises(FlowError, match=r"one file, and there are Checkpoints of '.*a.pth' and '.*b.pth': leave all"):
+        quiet(learn, 'fit', 1)
 
 
 def test_checkpoints(look, tmp_path):
