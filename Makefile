@@ -42,7 +42,7 @@ outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python docs/shrink.py
 
-bench: $(VENV)/.dev  ## run the benchmarks one after the other, write benchmarks/RESULTS.md
+bench: $(VENV)/.dev  ## run the benchmarks one after the other, renew their sections of benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.docs  ## the site, in _site
