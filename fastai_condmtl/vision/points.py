@@ -4,7 +4,7 @@
 
 # %% ../../nbs/vision/points.ipynb #b245bde1
 from __future__ import annotations
-import warnings
+import struct, warnings
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
@@ -34,8 +34,8 @@ from ..data.steps import part_reader
 
 # %% auto #0
 __all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'column_numbers', 'encodes', 'ScalePoints',
-           'picture_size', 'first_size', 'file_size_of', 'check_near', 'KeepInside', 'inside', 'flow_tfms',
-           'first_geometric', 'moves_pictures', 'original_frames', 'corners_of', 'frame_of']
+           'picture_size', 'first_picture', 'first_size', 'file_size_of', 'check_near', 'KeepInside', 'inside',
+           'flow_tfms', 'first_geometric', 'moves_pictures', 'original_frames', 'corners_of', 'frame_of']
 
 # %% ../../nbs/vision/points.ipynb #a758679e
 class TensorConditionalPoints(TensorConditional, TensorPoint):
@@ -129,6 +129,15 @@ def _width_and_height(size):
     return (size, size) if isinstance(size, int) else tuple(size)[::-1]
 
 
+_one = np.float32(1)
+
+
+@lru_cache(maxsize=64)
+def _per_pixel(size, n, dtype):
+    "What a pixel of a picture of this width and height is from -1 to 1, for `n` columns x, y, x, y ..."
+    return np.tile(2 / np.array(size, dtype=np.float64), n // 2).astype(dtype)
+
+
 @lru_cache(maxsize=64)
 def column_numbers(cols):
     "Columns as numpy takes them"
@@ -164,20 +173,21 @@ class ScalePoints(Transform):
         b,  # The item that they belong to
     ):
         "`y` in shares of its picture; cells that do not count become 0"
-        if not y.geo.cols:
-            size = first_size(b)
-            return y if size is None else as_points(y, y.geo, size)  # without a picture there is no mirror
-        size = _size_for(y, b)
-        packed, columns = torch.as_subclass(y, torch.Tensor).clone(), column_numbers(y.geo.cols)
-        values, mask = packed.numpy()  # of a row so short, operations of numpy cost a third of those of torch
-        one, two = values.dtype.type(1), values.dtype.type(2)
-        scaled = values[columns].reshape(-1, 2) * two / np.array(size, dtype=values.dtype) - one
-        scaled = scaled.reshape(-1)
-        if not y.geo.keep:
+        geo, picture = y.geo, first_picture(b)
+        if not geo.cols:
+            return y if picture is None else as_points(y, geo, picture_size(picture))  # no picture, no mirror
+        size, columns = _size_for(y, b, picture), column_numbers(geo.cols)
+        # of a row so short, operations of numpy cost a third of those of torch
+        packed = torch.as_subclass(y, torch.Tensor).numpy().copy()
+        values, mask = packed
+        scaled = values[columns]
+        scaled *= _per_pixel(size, len(columns), values.dtype)
+        scaled -= _one
+        if not geo.keep:
             scaled *= mask[columns]
             check_near(y, scaled, size)
         values[columns] = scaled
-        return as_points(packed, y.geo, first_size(b))
+        return as_points(torch.from_numpy(packed), geo, picture_size(picture))
 
     def decode(self, b, **kwargs):
         "Set the `frame` of packed rows: the picture that they are shown with"
@@ -198,20 +208,30 @@ def picture_size(x):
     return (x.shape[-1], x.shape[-2]) if isinstance(x, TensorImageBase) else None
 
 
+def first_picture(items):
+    "The first picture among `items`, None without"
+    for x in items:
+        if isinstance(x, (Image.Image, TensorImageBase)):
+            return x
+
+
 def first_size(items):
     "Width and height of the first picture among `items`, None without"
-    return next((size for size in map(picture_size, items) if size is not None), None)
+    return picture_size(first_picture(items))
 
 
 def file_size_of(items):
     "Width and height of the file of the first picture among `items`, which a cache may have shrunk; None without"
-    first = next((x for x in items if picture_size(x) is not None), None)
-    return file_size(first) if isinstance(first, Image.Image) else picture_size(first)
+    return _file_size(first_picture(items))
 
 
-def _size_for(y, b):
+def _file_size(picture):
+    return file_size(picture) if isinstance(picture, Image.Image) else picture_size(picture)
+
+
+def _size_for(y, b, picture):
     "Size of the file that the coordinates `y` of an item belong to"
-    size = file_size_of(b)
+    size = _file_size(picture)
     if size is None:
         raise FlowError(
             f"task '{y.geo.names[0]}' tells coordinates, but there is no picture among the inputs "
@@ -223,6 +243,8 @@ def _size_for(y, b):
 
 def check_near(y, scaled, size):
     "Raise for coordinates ten times as far out as the picture is large: they are pixels of another file"
+    if scaled.dot(scaled) <= 20**2:  # one quick operation tells it of nearly all rows
+        return
     distance = np.abs(scaled)
     if distance.max() <= 20:
         return
@@ -360,10 +382,22 @@ def _size_reader(ds):
         file = read(i)
         if not isinstance(file, (str, Path)) or not Path(file).is_file():
             return picture_size(file)
-        with Image.open(file) as picture:
-            return tuple(picture.size) if picture.format in _TELL_SIZE_FIRST else None
+        return _png_size(file) or _size_in_file(file)
 
     return size
+
+
+def _png_size(file):
+    "Width and height as the first bytes of a PNG tell them, in a fifth of the time that PIL takes; None of others"
+    with open(file, 'rb') as stream:
+        head = stream.read(24)
+    is_png = head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and len(head) == 24
+    return struct.unpack('>II', head[16:]) if is_png else None
+
+
+def _size_in_file(file):
+    with Image.open(file) as picture:
+        return tuple(picture.size) if picture.format in _TELL_SIZE_FIRST else None
 
 
 def _probe(dl, item):

@@ -80,21 +80,21 @@ def resized_points(tfm: Resize, y):
     plain, size, geo = torch.as_subclass(y, torch.Tensor), y.img_size, y.geo
     if tfm.method == ResizeMethod.Pad or plain.ndim != 2 or plain.device.type != 'cpu':
         return tfm._do_call('encodes', y)
-    packed = plain.clone()
-    if not geo.cols:
-        return as_points(packed, geo, tfm.size)
     corner, cut = cut_of(tfm, size)
-    values, columns = packed.numpy()[0], column_numbers(geo.cols)
+    if not geo.cols or cut == size and not geo.boxes:
+        return as_points(plain, geo, tfm.size)
+    packed, columns = plain.numpy().copy(), column_numbers(geo.cols)
+    values = packed[0]
     whole, cut, corner = np.array((size, cut, corner), dtype=np.float32)
-    pairs = (values[columns].reshape(-1, 2) + _one) * whole / cut - corner * _two / cut - _one
+    pairs = values[columns].reshape(-1, 2) * (whole / cut) + ((whole - corner - corner) / cut - _one)
     values[columns] = pairs.reshape(-1)
     if geo.boxes:
         corners = values[column_numbers(geo.boxes)].reshape(-1, 2, 2)  # a box is the smallest that holds its corners
         values[column_numbers(geo.boxes)] = np.concatenate([corners.min(1), corners.max(1)], 1).reshape(-1)
-    return as_points(packed, geo, tfm.size)
+    return as_points(torch.from_numpy(packed), geo, tfm.size)
 
 
-_one, _two = np.float32(1), np.float32(2)
+_one = np.float32(1)
 
 
 leaves_alone(ToTensor, TensorConditionalPoints)

@@ -63,7 +63,9 @@ def assert_same(a, b):
     assert type(a) is type(b)
     if isinstance(a, torch.Tensor):
         plain = a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor)
-        assert a.shape == b.shape and a.stride() == b.stride() and torch.equal(*plain)
+        assert a.shape == b.shape and a.stride() == b.stride()
+        # fastai moves coordinates there and back by the size of the picture, which rounds: four times the last bit
+        torch.testing.assert_close(*plain, rtol=0, atol=5e-7 if getattr(a, 'geo', None) else 0)
         assert a.__dict__ == b.__dict__
     elif isinstance(a, (tuple, list)):
         assert len(a) == len(b)
