@@ -164,6 +164,7 @@ def score_shards(
     "Score Parquet files into files of the same names; what an earlier run has finished is not scored again"
     if ray:
         import_extra('ray', 'score_shards(ray=True)', 'ray')  # before the heads of all files are read
+    parquet()
     check_whole('n_rows', n_rows)
     check_whole('n_workers', n_workers)
     targets = targets_of(files, out)
