@@ -22,7 +22,8 @@ from ..core.prediction import FlowPrediction
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'MAX_PIXELS', 'MODERATE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of',
-           'checked_size', 'checked_divisor', 'Predictor', 'check_is_one', 'frame_of_picture', 'why_not_pictures']
+           'checked_size', 'checked_divisor', 'Predictor', 'with_index_of', 'check_is_one', 'frame_of_picture',
+           'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -171,12 +172,13 @@ def predict(self: Predictor, item, abstain: bool = False):
 
 @patch
 def predict_df(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
-    """Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided: of such a
-    cell `predict_sets(items, abstain=True)` holds the answers, and None where the task is not reached"""
+    """Predictions in the table's own columns, with the index of `items` where they have one; blank where a task is not
+    reached, or with `abstain` undecided: of such a cell `predict_sets(items, abstain=True)` holds the answers, and
+    None where the task is not reached"""
     acts, decided, frames = self.preds_and_frames(items, bs)
     if abstain:
         decided = only_whole_cells(self.flow, self.loss.decisions.abstains(acts)[0])
-    return self.flow.to_frame(decided, frames)
+    return with_index_of(items, self.flow.to_frame(decided, frames))
 
 
 @patch
@@ -188,7 +190,13 @@ def predict_sets(self: Predictor, items, bs: int = 64, abstain: bool = False) ->
         raise FlowError(
             "predict_sets: the file holds no prediction sets: call learn.conformal(coverage=.9) before learn.save_safe"
         )
-    return decisions.with_sets(self.preds_and_frames(items, bs)[0], abstain)[1].to_frame()
+    sets = decisions.with_sets(self.preds_and_frames(items, bs)[0], abstain)[1]
+    return with_index_of(items, sets.to_frame())
+
+
+def with_index_of(items, frame):
+    "A row an item, under the index of the table or column that holds the items; of a list they are numbered"
+    return frame.set_axis(items.index) if isinstance(items, (pd.DataFrame, pd.Series)) else frame
 
 
 @patch
@@ -260,6 +268,11 @@ def batch_of(self: Predictor, pictures):
     batch = torch.stack([self.tensor_of(picture) for picture in pictures])
     for transform in self.batch:
         batch = transform(batch, split_idx=1)
+    if not batch.is_floating_point():
+        raise FlowError(
+            f"pictures come to the network as {batch.dtype}, which none takes: write the file with learn.save_safe, of "
+            "a learner of pictures"
+        )
     return batch.as_subclass(torch.Tensor)
 
 
@@ -303,6 +316,8 @@ def check(self: Predictor):
 
 def why_not_pictures(predictor) -> str | None:
     "Why a small picture does not come through; None where it does"
+    if not predictor.item and not predictor.batch:
+        return None  # the network may take something else than pictures
     picture = Image.new('RGB', (16, 12), (10, 100, 250))
     batch, n_bands = predictor.to_batch([picture]), len(predictor.opened(picture).getbands())
     if batch.shape[1] != n_bands:

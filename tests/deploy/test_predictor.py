@@ -1,6 +1,7 @@
 "A `Predictor` says what the learner says, and opens each picture once"
 
 from copy import deepcopy
+from copy import copy
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import CropPad, L, Resize, squeezenet1_1
 from PIL import Image
@@ -96,8 +97,9 @@ def test_a_table_and_a_single_item_are_no_list(both, method):
 def test_several_in_any_make(both):
     predictor, files = both[1], both[2][:3]
     want, column = predictor.predict_df(files), pd.Series(files, index=list('xyz'))
-    for several in (column, tuple(files), L(files), iter(files)):
+    for several in (tuple(files), L(files), iter(files)):
         pd.testing.assert_frame_equal(predictor.predict_df(several), want)
+    pd.testing.assert_frame_equal(predictor.predict_df(column), want.set_axis(column.index))
     for several in (column.to_frame(), files, tuple(files), L(files), set(files), iter(files)):
         with pytest.raises(FlowError, match=r'predict takes one item, not a .*: for several write predict_df'):
             predictor.predict(several)
@@ -172,3 +174,10 @@ def test_averaged_folds_go_through_a_safe_file_with_their_network_handed_over(tm
     found = predictor.get_preds(files)
     assert torch.allclose(found[0], acts, atol=1e-5) and torch.allclose(found[1], decided, atol=1e-4)
     pd.testing.assert_frame_equal(predictor.predict_df(files), cells.reset_index(drop=True), atol=1e-3)
+
+
+def test_a_file_that_makes_no_floats_of_pictures(both):
+    predictor, files = copy(both[1]), both[2][:2]
+    predictor.item, predictor.batch = [], []
+    with pytest.raises(FlowError, match=r'come to the network as torch.uint8.*save_safe, of a learner of pictures'):
+        predictor.predict_df(files)
