@@ -1,6 +1,7 @@
 """Tests of evaluate/conformal: the promise on 200 splits of frozen features, limits and sets against MAPIE, and what a
 learner does with them"""
 
+import itertools
 import math
 import os
 import pickle
@@ -18,7 +19,7 @@ from torch import nn
 
 from fastai_condmtl.all import *
 from fastai_condmtl.core.extras import MissingExtra
-from fastai_condmtl.evaluate.conformal import ScoredLabels, least_rows, limit_of
+from fastai_condmtl.evaluate.conformal import ScoredLabels, least_rows, limit_of, limit_of_rows
 from scaled_logits import learner, quiet, table
 
 pytest.importorskip('mapie')
@@ -213,6 +214,37 @@ def test_small_classes_share_a_limit_and_small_labels_too():
     assert [(record['label'], record['answer']) for record in records] == [
         ('p', False), ('p', True), ('q', False), ('q', True)
     ]  # fmt: skip
+
+
+def test_labels_that_hang_together_do_not_count_as_rows():
+    "Ten labels with one score a row, each known on too few rows for a limit of its own: the promise holds by counting"
+    block = MultiLabelBlock('l', vocab=list('abcdefghij')).bind(pd.DataFrame(dict(l=['a,b', 'c'])))
+    rng, coverages = np.random.default_rng(0), []
+    for _ in range(1000):
+        scores = np.repeat(rng.random((11, 1)), 10, axis=1)
+        known = np.ones((11, 10), dtype=bool)
+        for j in range(10):
+            known[rng.choice(11, 3, replace=False), j] = False  # 8 rows, 9 are needed
+        found, _ = ScoredLabels(block, scores, np.zeros((11, 10), dtype=int), known).limits(COVERAGE)
+        assert len(set(itertools.chain(*found))) == 1
+        coverages.append(found[0][0])  # a new score is uniform: it lies below with this probability
+    assert np.mean(coverages) > COVERAGE - 4 * np.std(coverages) / 1000**0.5
+    few = ScoredLabels(block, scores[:5], np.zeros((5, 10), dtype=int), np.ones((5, 10), dtype=bool)).limits(COVERAGE)
+    assert few[0] is None and few[1][0]['note'] == 'no sets: 5 rows, 9 are needed'
+
+
+def test_the_limit_of_rows_by_a_loop():
+    "Of one label a row it is the limit of the definition; of several, the least score that enough shares do not exceed"
+    rng = np.random.default_rng(1)
+    for n in (9, 10, 30, 99, 100):
+        scores = rng.random((n, 1))
+        assert limit_of_rows(scores, np.ones((n, 1), dtype=bool), COVERAGE) == limit_of(scores[:, 0], COVERAGE)
+        scores, known = rng.random((n + 5, 4)).round(2), rng.random((n + 5, 4)) < 0.5
+        known[:n, 0], known[n:] = True, False
+        enough = [
+            q for q in scores[known] if sum(np.mean(scores[i, known[i]] <= q) for i in range(n)) >= 0.9 * (n + 1) - 1e-9
+        ]
+        assert limit_of_rows(scores, known, COVERAGE) == min(enough)
 
 
 # A learner whose logits stand in the table
