@@ -18,7 +18,7 @@ from ..core.extras import import_extra
 from ..core.target import doubles
 from .fingerprint import label_hashes
 from .tune import cross_fitted
-from ..learn.accumulate import Accumulator, collect, every_row, progress, raw_preds
+from ..learn.accumulate import Accumulator, check_predicted, collect, every_row, progress, raw_preds
 from ..learn.items import as_list_of_items, index_of_items
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.sets import SetLimits
@@ -176,11 +176,7 @@ class ScoredLabels:
             return cls(block, None, None, mask.any(1, keepdims=True))
         known = mask if mask.shape[1] == block.n_sets else mask.any(1, keepdims=True)
         scores, answers = block.nonconformity(acts, vals).numpy(), block.answer_of(vals).numpy()
-        if np.isnan(scores[known]).any():
-            raise FlowError(
-                f"the predictions of task '{block.path}' hold NaN: a model that gives no numbers has no sets, look at "
-                "its training (a lower learning rate?)"
-            )
+        check_predicted(block.path, scores[known], 'has no sets')
         return cls(block, scores, answers, known)
 
 # %% ../../nbs/evaluate/conformal.ipynb #26ca61f6

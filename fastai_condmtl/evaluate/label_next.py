@@ -22,7 +22,7 @@ from ..core.nesting import with_implied
 from ..core.order import tasks_above
 from .estimators import FeatureRows, features_kept, features_of
 from .label_cleaning import check_one_column, gaps_of, put, with_labels
-from ..learn.accumulate import every_row, raw_preds
+from ..learn.accumulate import check_predicted, every_row, raw_preds
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
@@ -213,6 +213,8 @@ def predicted(learn, df, labels, **kwargs):
     loss = loss_of(learn)
     with every_row(learn):
         acts = loss.activation(raw_preds(learn, df, **kwargs)[0]).cpu()
+    for path, of_task in flow_of(learn).slices.items():
+        check_predicted(path, acts[:, of_task.acts].numpy(), 'does not know what would teach it')
     return with_labels(flow_of(learn), acts, loss.decide(acts), labels)
 
 

@@ -330,6 +330,29 @@ def test_sets_hold_the_truth_of_new_rows_and_evaluate_says_so(learn):
     assert res.cascade_coverage['breed'] == pytest.approx(np.mean(told))
 
 
+def test_the_promise_holds_for_each_class_of_each_task_by_counting_what_evaluate_says(learn):
+    "On 10 random splits of its rows: a class, a class below it, yes and no, and a number, each on its gt mask"
+    rows, rng, counted = pd.concat([learn.df, animals(seed=7)], ignore_index=True), np.random.default_rng(3), {}
+    for _ in range(10):
+        order = rng.permutation(len(rows))
+        limits = quiet(learn, 'conformal', COVERAGE, rows.iloc[order[:600]])
+        res = quiet(learn, 'evaluate', rows.iloc[order[600:]], metrics=None, by_label=True)
+        res = res.assign(label=res.label.replace(dict(no=False, yes=True))).drop_duplicates(['task_path', 'label'])
+        for limit in limits.itertuples():
+            is_own = res.label.isna() if limit.answer is None else res.label == limit.answer
+            own = res[(res.task_path == limit.task_path) & is_own].iloc[0]
+            rank = math.ceil(Fraction('0.9') * (limit.num_samples + 1))
+            law = betabinom(own.support, rank, limit.num_samples + 1 - rank)
+            covered = round(own.coverage * own.support)
+            mean_var = counted.setdefault((limit.task_path, limit.answer), [0.0, 0.0])
+            mean_var[0], mean_var[1] = mean_var[0] + covered - law.mean(), mean_var[1] + law.var()
+    assert len(counted) == 3 + 4 + 1 + 2
+    for apart, var in counted.values():
+        assert apart > -4 * math.sqrt(var)  # answers that are decided, and those that are possible, only add
+    apart, var = counted['weight', None]
+    assert abs(apart) < 4 * math.sqrt(var)
+
+
 def test_undecided_is_unknown_by_the_rule_of_labels(learn):
     "Decisions written to a table with blanks where undecided, and read as labels: the same tasks have meaning"
     quiet(learn, 'conformal', 0.9)

@@ -322,6 +322,12 @@ def test_numbers_are_asked_where_passes_with_dropout_differ():
     assert asked(learn, pool.assign(gate=0.0), n=20).empty
 
 
+def test_a_model_that_gives_no_numbers_is_told(learn):
+    "It would have an empty list of questions"
+    with pytest.raises(FlowError, match="the predictions of task 'a' hold NaN"):
+        asked(learn, rows(6).assign(z1=[0, 0, np.nan, 0, 0, 0]), n=2)
+
+
 def test_passes_with_dropout_are_summed_and_not_kept(monkeypatch):
     "The gain of numbers is that of all passes side by side, of which two are there at a time at most"
     df = numbers_table()
