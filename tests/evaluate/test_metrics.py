@@ -94,7 +94,9 @@ def test_predictions_that_are_no_numbers_score_nothing(task):
 
 def test_all_scores_and_one_more():
     "A name beside `all` adds to it; each score is there once"
-    bound = Flow('f', SingleLabelBlock('k', vocab=list('abcdefgh')), BinaryBlock('a')).bind(pd.DataFrame(dict(k=['a'], a=[1])))
+    bound = Flow('f', SingleLabelBlock('k', vocab=list('abcdefgh')), BinaryBlock('a')).bind(
+        pd.DataFrame(dict(k=['a'], a=[1]))
+    )
     all_of = {path: [m.metric for m in bound.metrics('all', tasks=[path])] for path in bound.paths}
     assert [m.metric for m in bound.metrics('all', 'accuracy_2', tasks=['k'])] == [*all_of['k'], 'accuracy_2']
     assert [m.metric for m in bound.metrics('accuracy_2', 'all', 'acc', tasks=['a'])] == all_of['a']
