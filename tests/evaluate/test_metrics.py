@@ -90,3 +90,13 @@ def test_predictions_that_are_no_numbers_score_nothing(task):
     mask[2] = False
     assert all(np.isfinite(b.score(m, summary, true, mask)) for m in metrics)
     assert not b.exact or np.isfinite(acc.packed()[1].numpy()).all()  # decisions stay classes
+
+
+def test_all_scores_and_one_more():
+    "A name beside `all` adds to it; each score is there once"
+    bound = Flow('f', SingleLabelBlock('k', vocab=list('abcdefgh')), BinaryBlock('a')).bind(
+        pd.DataFrame(dict(k=['a'], a=[1]))
+    )
+    all_of = {path: [m.metric for m in bound.metrics('all', tasks=[path])] for path in bound.paths}
+    assert [m.metric for m in bound.metrics('all', 'accuracy_2', tasks=['k'])] == [*all_of['k'], 'accuracy_2']
+    assert [m.metric for m in bound.metrics('accuracy_2', 'all', 'acc', tasks=['a'])] == all_of['a']
