@@ -29,7 +29,7 @@ coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --cov=fastai_condmtl --cov-config=.coveragerc --cov-report=term
 
 mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see tests/MUTATION.md; SAMPLE=100000 tries all
-	@for m in core.conditions core.questions core.bound loss.conditional loss.masked_mean tasks.thresholds tasks.votes; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/mutate.py --module $$m --sample $(SAMPLE); done
+	@for m in core.conditions core.questions core.bound loss.conditional loss.masked_mean tasks.thresholds tasks.votes data.target_block evaluate.metrics; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/mutate.py --module $$m --sample $(SAMPLE); done
 
 test-lowest:  ## the same with the lowest versions that settings.ini allows, in .venv-lowest (PYTHON: 3.10 to 3.12, which they were built for)
 	@$(MAKE) test VENV=.venv-lowest PINS=tests/lowest.txt
@@ -42,7 +42,7 @@ outputs: $(VENV)/.dev  ## run the notebooks and keep what they print and draw
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python docs/shrink.py
 
-bench: $(VENV)/.dev  ## run the benchmarks one after the other, write benchmarks/RESULTS.md
+bench: $(VENV)/.dev  ## run the benchmarks one after the other, renew their sections of benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.docs  ## the site, in _site

@@ -28,6 +28,7 @@ from .learn.folds import Folds, fit_folds
 from .learn.heads import Branch, ConditionalHead, conditional_head
 from .callback.balance import TaskBalance
 from .callback.early_stopping import EarlyStoppingTasks, SkillRecorder
+from .callback.fits import FitCallback
 from .callback.gradients import GradientCosine
 from .callback.parallel import BalancedParallel, BalancedTrainer
 from .callback.resume import Checkpoint

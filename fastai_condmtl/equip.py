@@ -18,7 +18,7 @@ from .learn.targets import check_targets
 from .loss.conditional import ConditionalLoss
 
 # %% auto #0
-__all__ = ['equip', 'flow_metrics', 'fit_for']
+__all__ = ['equip', 'own_callbacks', 'flow_metrics', 'fit_for']
 
 # %% ../nbs/equip.ipynb #c69db131
 def equip(
@@ -26,7 +26,7 @@ def equip(
     # By default one headline metric a task; names for `flow.metrics`; or functions of all logits and the packed targets
     metrics=None,
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
-    # .5
+    # .5. A `ThresholdSearch` that the learner has already stays, unless another is asked for
     tune='headline',
     # How tasks are weighed against each other in training: 'uncertainty', 'dwa', 'famo', 'stch', 'upgrad' …, 'static'
     # (not at all, but weights are logged), or a `TaskBalance`; None: by the weights of the blocks
@@ -41,13 +41,21 @@ def equip(
     if isinstance(learn.loss_func, ConditionalLoss):
         learn_shapes(learn, units=True)  # the size of pictures is known here
         own_loss(learn)
-    if tune is not None:
+    if tune is not None and not (tune == 'headline' and own_callbacks(learn, ThresholdSearch)):
         search = tune if isinstance(tune, ThresholdSearch) else ThresholdSearch(tune)
         search.wanted(learn.dls.flow)  # wrong names are errors now, not after the training
+        learn.remove_cbs(own_callbacks(learn, ThresholdSearch))
         learn.add_cb(search)
     if balance is not None:
-        learn.add_cb(balance if isinstance(balance, TaskBalance) else TaskBalance(balance))
+        balance = balance if isinstance(balance, TaskBalance) else TaskBalance(balance)
+        learn.remove_cbs(own_callbacks(learn, TaskBalance))
+        learn.add_cb(balance)
     return learn
+
+
+def own_callbacks(learn, kind) -> list:
+    "The callbacks of a learner of one kind, of which `equip` leaves one: two would do one thing twice"
+    return [cb for cb in learn.cbs if isinstance(cb, kind)]
 
 # %% ../nbs/equip.ipynb #07eb4465
 def flow_metrics(flow, metrics):

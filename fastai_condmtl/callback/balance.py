@@ -11,6 +11,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
+from ..core.arguments import check_whole
 from ..core.errors import FlowError
 from ..loss.weighting import balancer
 from .gradients import SharedFeatures, grad_scale, task_losses
@@ -19,7 +20,7 @@ from ..learn.state import flow_of, loss_of, is_lr_find
 from ..core.plot import short_names
 
 # %% auto #0
-__all__ = ['PREFIX', 'TaskBalance', 'check_two_tasks', 'put_state', 'fixed_batch_norm']
+__all__ = ['PREFIX', 'TaskBalance', 'check_two_tasks', 'check_only_one', 'put_state', 'fixed_batch_norm']
 
 # %% ../../nbs/callback/balance.ipynb #970451be
 class TaskBalance(Callback):
@@ -47,7 +48,8 @@ class TaskBalance(Callback):
         log_every: int = 1,  # Keep the weights of every so many steps
         **options,  # Of the method, such as `temperature=2.` for `dwa`
     ):
-        self.method, self.features, self.log_every = balancer(method, **options), features, log_every
+        self.method, self.features = balancer(method, **options), features
+        self.log_every = check_whole('log_every', log_every)
         self.log, self.new = [], []  # weights of the epochs that are over; of this epoch, as pairs of step and weights
         self.n_epochs = self.n_steps = self.n_looks = 0  # looks at the losses after a step
         self.skipped = False  # the optimizer has not made its step
@@ -69,6 +71,7 @@ def join(self: TaskBalance):
     learn, flow = self.learn, flow_of(self.learn)
     loss_of(learn)
     check_two_tasks(flow)
+    check_only_one(learn, self)
     if self.method.gradients:
         SharedFeatures(learn.model, self.features)  # a wrong name is an error now
     probable = torch.tensor([block.nll is not None for block in flow.plan.blocks])
@@ -97,6 +100,15 @@ def check_two_tasks(flow):
     "Raise where a flow has one task only"
     if len(flow.paths) < 2:
         raise FlowError(f"there is nothing to balance: this flow has one task, '{flow.paths[0]}'; leave balance= out")
+
+
+def check_only_one(learn, balance):
+    "Raise where a learner has another `TaskBalance`: both would keep their state in one place"
+    if any(isinstance(cb, TaskBalance) and cb is not balance for cb in learn.cbs):
+        raise FlowError(
+            "this learner has a TaskBalance already: take it away first, learn.remove_cb(learn.task_balance), or leave "
+            "the other out"
+        )
 
 # %% ../../nbs/callback/balance.ipynb #a235ccc8
 PREFIX = 'balance_'  # of names in the network
@@ -159,6 +171,7 @@ def before_train(self: TaskBalance):
             "move: let it return all parameters"
         )
     self.spare_learned()
+    self.stop_listening()  # the last fit was interrupted
     if self.method.gradients:
         self.shared = SharedFeatures(self.model, self.features)
         self.shared.listen()

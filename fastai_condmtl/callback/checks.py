@@ -18,9 +18,8 @@ from fastai.learner import Learner
 from fastai.metrics import AccumMetric, LossMetric
 from torch import nn
 
-from ..core.errors import near
 from .balance import TaskBalance
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, near
 from ..data.target_block import keep_only_batch
 from ..data.sampling import labels_of
 from ..learn.guard import before_fit_check

@@ -40,11 +40,10 @@ class SkillRecorder(ValidationRows):
 
     def before_fit(self):
         super().before_fit()
-        if self.active:
-            check_metrics(flow_of(self.learn), [self.metric] if self.metric else [])
+        check_metrics(flow_of(self.learn), [self.metric] if self.metric else [])
 
     def after_epoch(self):
-        if self.trained and self.acc.parts:
+        if self.trained and self.has_rows:
             self.rows.append(skill_of_tasks(self.acc, self.metric))
 
     @property
@@ -64,7 +63,7 @@ class EarlyStoppingTasks(SkillRecorder):
     `min_delta`. The best weights are those of the epoch with the highest mean skill. Each fit starts anew, as with
     fastai's `EarlyStoppingCallback`; the two fits of `fine_tune` are two."""
 
-    _stateattrs = ('acc', 'weights')
+    _stateattrs = ('acc', 'found', 'weights')
     weights: Any = None  # of the best epoch so far, on the CPU
 
     def __init__(
@@ -81,10 +80,9 @@ class EarlyStoppingTasks(SkillRecorder):
 
     def before_fit(self):
         super().before_fit()
-        if self.active:
-            self.best, self.best_at = {}, {}  # path → best skill, and its epoch in this fit
-            self.best_mean, self.best_epoch, self.weights = -math.inf, None, None
-            self.stopped = False
+        self.best, self.best_at = {}, {}  # path → best skill, and its epoch in this fit
+        self.best_mean, self.best_epoch, self.weights = -math.inf, None, None
+        self.stopped = False
 
 # %% ../../nbs/callback/early_stopping.ipynb #c6b1a6e9
 @patch

@@ -230,6 +230,7 @@ class GradientCosine(Callback):
         self.sums = None  # of the cosines, and of the steps in which both tasks were there `(2, T, T)`
 
     def before_train(self):
+        self.stop_listening()  # the last fit was interrupted
         self.flow_loss, self.paths = loss_of(self.learn), flow_of(self.learn).paths
         self.shared = SharedFeatures(self.model, self.features)
 

@@ -14,14 +14,14 @@ from fastai.learner import Learner, Recorder
 from ..core.errors import FlowWarning
 from ..learn.heads import NeededRows, head_of
 from ..core.stock import after_import
-from ..learn.state import loss_of
+from ..learn.state import is_predicting, loss_of
 from ..loss.conditional import ConditionalLoss
 from ..loss.inputs import TaskSums
 from ..core.target import packed
 
 # %% auto #0
-__all__ = ['BalancedParallel', 'on_gpu', 'WithLoss', 'ChunkedParallel', 'ParallelTrainer', 'BalancedTrainer', 'why_predictions',
-           'is_parallel_trainer', 'instead_of_fastais']
+__all__ = ['BalancedParallel', 'on_gpu', 'WithLoss', 'ChunkedParallel', 'ParallelTrainer', 'unwrap', 'BalancedTrainer',
+           'why_predictions', 'is_parallel_trainer', 'instead_of_fastais']
 
 # %% ../../nbs/callback/parallel.ipynb #dfc6f1b1
 class BalancedParallel(nn.DataParallel):
@@ -120,10 +120,26 @@ class ParallelTrainer(Callback):
         self.device_ids = device_ids
 
     def before_fit(self):
-        self.learn.model = nn.DataParallel(self.learn.model, device_ids=self.device_ids)
+        self.stays = is_predicting(self.learn) and isinstance(
+            self.learn.model, nn.DataParallel
+        )  # in the midst of a fit
+        if not self.stays:
+            unwrap(self.learn)
+            self.learn.model = self.wrapped(self.learn.model)
+
+    def wrapped(self, model):
+        "The network as it runs in a fit"
+        return nn.DataParallel(model, device_ids=self.device_ids)
 
     def after_fit(self):
-        self.learn.model = self.learn.model.module
+        if not (self.stays and is_predicting(self.learn)):
+            unwrap(self.learn)
+
+
+def unwrap(learn):
+    "Take the network out of `DataParallel`, where a fit that was interrupted has left it"
+    if isinstance(learn.model, nn.DataParallel):
+        learn.model = learn.model.module
 
 # %% ../../nbs/callback/parallel.ipynb #4f2c779a
 class BalancedTrainer(ParallelTrainer):
@@ -137,14 +153,12 @@ class BalancedTrainer(ParallelTrainer):
         super().__init__(device_ids)
         self.chunks, self.warned = chunks, False
 
-    def before_fit(self):
-        model = self.learn.model
+    def wrapped(self, model):
         loss_of(self.learn).to(next(model.parameters()).device)
         self.warned = False
         if self.chunks is None:
-            self.learn.model = BalancedParallel(model, self.loss_and_targets, self.device_ids)
-        else:
-            self.learn.model = ChunkedParallel(model, self.loss_and_targets, self.chunks)
+            return BalancedParallel(model, self.loss_and_targets, self.device_ids)
+        return ChunkedParallel(model, self.loss_and_targets, self.chunks)
 
     def loss_and_targets(self):
         "Loss and targets of the batch, where its losses alone are wanted; else None"
@@ -184,7 +198,8 @@ def to_parallel(
     # Take the loss on each GPU, so that only each task's sum and count are gathered in training
     balance_memory: bool = False,
 ):
-    "Train by `DataParallel`, on several GPUs in one process"
+    "Train by `DataParallel`, on several GPUs in one process; what an earlier call added goes"
+    self.detach_parallel()
     return self.add_cb(BalancedTrainer(device_ids) if balance_memory else ParallelTrainer(device_ids))
 
 
@@ -192,6 +207,7 @@ def to_parallel(
 def detach_parallel(self: Learner):
     "Remove what `to_parallel` added"
     self.remove_cbs([cb for cb in self.cbs if is_parallel_trainer(cb)])
+    unwrap(self)
     return self
 
 
@@ -212,8 +228,6 @@ def parallel_ctx(
         yield self.to_parallel(device_ids, balance_memory)
     finally:
         self.detach_parallel()
-        if isinstance(self.model, nn.DataParallel):
-            self.model = self.model.module  # a fit that broke off has left it
 
 # %% ../../nbs/callback/parallel.ipynb #c0b38edf
 _ours = {name: vars(Learner)[name] for name in ('to_parallel', 'detach_parallel', 'parallel_ctx')}

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.core import CancelEpochException, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib
+from .fits import FitCallback
 from fastai_condmtl.callback.training_state import (
     of_all_processes,
     random_state,
@@ -30,7 +31,7 @@ from ..loss.ranks import scattered
 __all__ = ['VERSION', 'Checkpoint', 'check_every', 'read_checkpoint', 'check_found_by_all', 'check_version']
 
 # %% ../../nbs/callback/resume.ipynb #4cdc9ae9
-class Checkpoint(Callback):
+class Checkpoint(FitCallback):
     "Writes all that a training is to a file, whole or not at all; goes on from it when the same script is run again"
 
     order, run_valid = 1000, False
@@ -130,10 +131,15 @@ def say(self: Checkpoint, what):
 @wraps_stock(Learner)
 def _do_fit(stock, self):
     "The epochs; those that are left, where a `Checkpoint` goes on"
-    checkpoint = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
-    if checkpoint is None or not checkpoint.begin():
+    checkpoints = [cb for cb in self.cbs if isinstance(cb, Checkpoint)]
+    if len(checkpoints) > 1:
+        files = ' and '.join(f"'{cb.file}'" for cb in checkpoints)
+        raise FlowError(
+            f"a training goes on from one file, and there are Checkpoints of {files}: leave all but one out"
+        )
+    if not checkpoints or not checkpoints[0].begin():
         return stock(self)
-    return checkpoint.go_on()
+    return checkpoints[0].go_on()
 
 # %% ../../nbs/callback/resume.ipynb #91f97891
 @patch

@@ -13,12 +13,12 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Lookahead
 from ..core.arguments import is_number_of
 from ..core.errors import FlowError
-from ..learn.state import flow_of, own_loss, is_fitting
+from ..learn.state import flow_of, own_loss, is_fitting, is_predicting
 from ..learn.partial import task_params
 from ..core.bound import BoundFlow
 
 # %% auto #0
-__all__ = ['meant_by', 'check_names', 'check_narrower', 'TaskLR', 'check_no_lookahead', 'check_multipliers', 'WeightSchedule',
+__all__ = ['meant_by', 'check_is_dict', 'check_narrower', 'TaskLR', 'check_no_lookahead', 'check_multipliers', 'WeightSchedule',
            'check_schedules', 'weight_at']
 
 # %% ../../nbs/callback/schedule.ipynb #68129f31
@@ -27,7 +27,7 @@ def meant_by(
     names,  # Names of tasks, flows or branches
 ) -> dict:  # Path → the name that holds for it
     "Which name holds for each task that is meant: of several the one that means fewest tasks"
-    check_names(names)
+    check_is_dict(names)
     meant, found = {name: flow.select(name) for name in names}, {}
     for name in sorted(meant, key=lambda name: -len(meant[name])):
         for path in meant[name]:
@@ -36,7 +36,7 @@ def meant_by(
     return found
 
 
-def check_names(names):
+def check_is_dict(names):
     "Raise unless `names` are those of a dict that has some"
     if not isinstance(names, Mapping) or not names:
         raise FlowError(f"{names!r} must be a dict: name of a task, flow or branch → value")
@@ -113,10 +113,12 @@ class WeightSchedule(Callback):
     ):
         self.tasks = tasks if isinstance(tasks, Mapping) else {tasks: sched}
         self.flow_loss = None  # whose weights are set
-        self.own = None  # its weights `(T,)`, while others are in force
+        self.own = None  # its weights `(T,)`, while others are in force for some tasks
 
     def before_fit(self):
         self.put_back()  # the last fit was interrupted
+        if is_predicting(self.learn):
+            return  # in the midst of a fit, which goes on
         self.active = is_fitting(self.learn)
         if not self.active:
             return
@@ -156,7 +158,7 @@ def before_batch(self: WeightSchedule):
     if not self.active or not self.training:
         return
     now = {name: weight_at(name, sched, self.pct_train) for name, sched in self.tasks.items()}
-    weights = self.own.clone()
+    weights = self.flow_loss.task_weights()  # another schedule may have set those of other tasks
     for name, weight in now.items():
         weights.index_fill_(0, self.rows[name], weight)
         self.hps[f'weight of {name}'].append(weight)
@@ -186,15 +188,18 @@ def before_validate(self: WeightSchedule):
 
 @patch
 def put_back(self: WeightSchedule):
-    "Put the tasks' own weights back"
+    "Put the own weights of these tasks back"
     if self.own is not None:
-        self.flow_loss.set_weights(self.own)
+        weights = self.flow_loss.task_weights()
+        for rows in self.rows.values():
+            weights.index_copy_(0, rows, self.own.index_select(0, rows))
+        self.flow_loss.set_weights(weights)
     self.own = None
 
 
 @patch
 def after_fit(self: WeightSchedule):
-    if not self.active or not hasattr(self.learn, 'recorder'):
+    if not self.active or is_predicting(self.learn) or not hasattr(self.learn, 'recorder'):
         return
     is_shared = any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs)  # else the record is of an earlier fit
     record = getattr(self.recorder, 'hps', {}) if is_shared else {}

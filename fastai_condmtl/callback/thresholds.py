@@ -35,10 +35,10 @@ class ThresholdSearch(ValidationRows):
         gates=None,  # What to maximise for tasks that others are conditioned on; None: `metric`
         every: str = 'fit',  # `fit`: after each fit; `epoch`: after each epoch as well
         verbose: bool = True,  # Say what was done, in a line
-        constraint=None,
-        tasks=None,  # As for `search_thresholds`
+        constraint=None,  # As for `search_thresholds`, like the others
+        tasks=None,
         n_boot: int = 0,
-        min_support: int = 5,  # As for `search_thresholds`
+        min_support: int = 5,
     ):
         if every not in ('fit', 'epoch'):
             raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
@@ -56,9 +56,7 @@ class ThresholdSearch(ValidationRows):
 @patch
 def before_fit(self: ThresholdSearch):
     ValidationRows.before_fit(self)
-    self.validated = None
-    if self.active:
-        self.aims = self.wanted(flow_of(self.learn))
+    self.validated, self.aims = None, self.wanted(flow_of(self.learn))
 
 
 @patch
@@ -70,6 +68,7 @@ def before_train(self: ThresholdSearch):
 
 @patch
 def after_validate(self: ThresholdSearch):
+    ValidationRows.after_validate(self)
     self.validated = versions(self.model)
 
 # %% ../../nbs/callback/thresholds.ipynb #d8e26c6e
@@ -93,7 +92,7 @@ def search_now(self: ThresholdSearch) -> bool:
     "Search where there is something to search. True if it was done"
     if not self.is_due():
         return False
-    is_fresh = self.acc.parts and self.validated is not None and self.validated == versions(self.model)
+    is_fresh = self.has_rows and self.validated == versions(self.model)
     loss = own_loss(self.learn)
     try:
         with no_random():
@@ -108,7 +107,7 @@ def search_now(self: ThresholdSearch) -> bool:
 @patch
 def is_due(self: ThresholdSearch) -> bool:
     "True if a fit has changed a weight, and there are tasks to tune and validation rows"
-    if not (self.active and self.trained and self.aims):
+    if not (self.trained and self.aims):
         return False
     if len(self.dls.loaders) < 2 or not len(self.dls[1].dataset):
         return False

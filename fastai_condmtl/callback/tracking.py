@@ -10,14 +10,14 @@ from functools import cache
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from fastai.callback.core import Callback
 from fastai.torch_core import TensorBase, TensorImage, maybe_gather, no_random, rank_distrib
 from plum import dispatch
+from .fits import FitCallback
 from .thresholds import versions
 from .tracked_rows import Kept, Tracked
 from .validation_rows import rows_of_metrics
 from ..learn.accumulate import collect
-from ..learn.state import flow_of, mixed, is_predicting, is_fitting
+from ..learn.state import flow_of, mixed
 from ..core.extras import import_extra
 from ..loss.inputs import TaskSums
 from ..loss.ranks import scattered
@@ -28,7 +28,7 @@ __all__ = ['ConditionalTracker', 'loss_sums', 'ConditionalTensorBoard', 'tensorb
            'table_of_samples']
 
 # %% ../../nbs/callback/tracking.ipynb #76f77804
-class ConditionalTracker(Callback):
+class ConditionalTracker(FitCallback):
     "Shows each fit task by task; a subclass says where: `open`, `close`, `write_scalars`, `write_figure`, `write_text`"
 
     order, remove_on_fetch = 70, True  # after ThresholdSearch
@@ -56,9 +56,6 @@ class ConditionalTracker(Callback):
         "Called after a fit"
 
     def before_fit(self):
-        self.run = is_fitting(self.learn)
-        if not self.run:
-            return
         flow, self.trained = flow_of(self.learn), False
         Tracked(self.learn, Kept(flow, self.n), tasks=self.tasks)  # a wrong name is an error now
         self.acc = Kept(flow, self.n)
@@ -96,13 +93,12 @@ def draw(self: ConditionalTracker, tag, fig):
 # %% ../../nbs/callback/tracking.ipynb #94f89e23
 @patch
 def before_validate(self: ConditionalTracker):
-    if not is_predicting(self.learn):
-        self.acc.reset()
+    self.acc.reset()
 
 
 @patch
 def after_batch(self: ConditionalTracker):
-    if is_predicting(self.learn) or not len(self.learn.yb):
+    if not len(self.learn.yb):
         return
     if self.training:
         self.add_train_losses()
@@ -115,7 +111,7 @@ def after_batch(self: ConditionalTracker):
 
 @patch
 def after_validate(self: ConditionalTracker):
-    if is_predicting(self.learn) or not self.trained:
+    if not self.trained:
         return
     if self.shared is not None and self.acc.kept:
         self.shared.task(self.shared.flow.paths[0])
@@ -229,7 +225,7 @@ class ConditionalTensorBoard(ConditionalTracker):
 
     def after_batch(self):
         super().after_batch()
-        if self.writer is None or not self.training or is_predicting(self.learn):
+        if self.writer is None or not self.training:
             return
         self.writer.add_scalar('_total/smooth_loss', self.smooth_loss, self.batches)
         for i, hypers in enumerate(self.opt.hypers):

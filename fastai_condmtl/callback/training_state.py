@@ -20,10 +20,11 @@ from ..loss.ranks import whole
 from ..loss.weighting import Gramian, Static
 
 # %% auto #0
-__all__ = ['COUNTERS', 'PLAIN', 'DEEPEST', 'METERS', 'training_state', 'restore_training', 'is_plain', 'memory_of', 'keep',
-           'has_state', 'give_back', 'part_of', 'random_state', 'generators_of', 'set_random_state', 'of_all_processes',
-           'loss_state', 'set_loss', 'tuned_from', 'optimizer_state', 'python_number', 'set_optimizer', 'to_device',
-           'training_identity', 'task_in_words', 'loader_in_words', 'learnt_in_words', 'checksum', 'readable_types']
+__all__ = ['COUNTERS', 'PLAIN', 'DEEPEST', 'METERS', 'training_state', 'restore_training', 'is_data', 'memory_of', 'keep',
+           'has_state', 'give_back', 'member_of', 'random_state', 'generators_of', 'set_random_state',
+           'of_all_processes', 'loss_state', 'set_loss', 'tuned_from', 'optimizer_state', 'python_number',
+           'set_optimizer', 'to_device', 'training_identity', 'task_in_words', 'loader_in_words', 'learnt_in_words',
+           'checksum', 'readable_types']
 
 # %% ../../nbs/callback/training_state.ipynb #db70da24
 COUNTERS = ('pct_train', 'train_iter', 'smooth_loss', 'final_record')  # of a learner
@@ -40,7 +41,7 @@ def training_state(
         model=get_model(learn.model).state_dict(),
         opt=optimizer_state(learn.opt),
         loss=loss_state(learn.loss_func),
-        learn={name: value for name, value in counters.items() if is_plain(value)},
+        learn={name: value for name, value in counters.items() if is_data(value)},
         callbacks=[(type(cb).__name__, memory_of(cb, elsewhere)) for cb in callbacks],
     )
 
@@ -67,7 +68,7 @@ PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, np.generic, np.n
 DEEPEST = 8  # how far lists and dicts are followed
 
 
-def is_plain(value, depth=0) -> bool:
+def is_data(value, depth=0) -> bool:
     "True if a value is data alone, which another process can be given"
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter) and not value.requires_grad
@@ -78,9 +79,9 @@ def is_plain(value, depth=0) -> bool:
     if depth > DEEPEST:
         return False
     if type(value) in (list, tuple, set, L):
-        return all(is_plain(x, depth + 1) for x in value)
+        return all(is_data(x, depth + 1) for x in value)
     if type(value) is dict:
-        return all(is_plain(key, depth + 1) and is_plain(x, depth + 1) for key, x in value.items())
+        return all(is_data(key, depth + 1) and is_data(x, depth + 1) for key, x in value.items())
     return False
 
 # %% ../../nbs/callback/training_state.ipynb #8509f146
@@ -95,7 +96,7 @@ def memory_of(owner, elsewhere) -> dict:
 
 def keep(value, elsewhere):
     "`(way, data)` of one value; None if nothing of it is kept"
-    if is_plain(value):
+    if is_data(value):
         return 'plain', value
     own = id(value) not in elsewhere
     if own and isinstance(value, Static) or type(value).__module__.startswith('torchjd.'):
@@ -103,7 +104,7 @@ def keep(value, elsewhere):
     if own and has_state(value):
         return 'state', value.state_dict()
     if type(value).__name__ in METERS:
-        return 'meter', {name: x for name, x in vars(value).items() if is_plain(x)}
+        return 'meter', {name: x for name, x in vars(value).items() if is_data(x)}
     return None
 
 # %% ../../nbs/callback/training_state.ipynb #2fe5ccd2
@@ -119,7 +120,7 @@ def give_back(owner, memory):
     for name, (way, data) in memory.items():
         if way == 'plain':
             setattr(owner, name, data)
-        elif (part := part_of(owner, name)) is None:
+        elif (part := member_of(owner, name)) is None:
             continue
         elif way == 'parts':
             give_back(part, data)
@@ -129,7 +130,7 @@ def give_back(owner, memory):
             vars(part).update(data)
 
 
-def part_of(owner, name):
+def member_of(owner, name):
     "A part of an object by name; a weighting of TorchJD is made at first use"
     if name == 'weighting' and isinstance(owner, Gramian):
         return owner.solver()

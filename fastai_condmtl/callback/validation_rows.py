@@ -5,11 +5,11 @@
 # %% ../../nbs/callback/validation_rows.ipynb #d9e51eb2
 from __future__ import annotations
 from typing import Any
-from fastai.callback.core import Callback
+from .fits import FitCallback
 from ..evaluate.metrics import TaskMetric
 from ..learn.accumulate import Accumulator
 from ..learn.direct import leaves_predictions
-from ..learn.state import flow_of, is_fitting
+from ..learn.state import flow_of
 
 # %% auto #0
 __all__ = ['rows_of_metrics', 'ValidationRows']
@@ -24,33 +24,40 @@ def rows_of_metrics(learn) -> Accumulator | None:
 
 
 @leaves_predictions
-class ValidationRows(Callback):
+class ValidationRows(FitCallback):
     """Holds the rows of each validation of a fit in `acc`, an `Accumulator`: that of the flow's metrics, or its own
     where there are none. A subclass looks at them in `after_epoch` or, before it calls this one's, in `after_fit`"""
 
-    _stateattrs: Any = ('acc',)
+    _stateattrs: Any = ('acc', 'found')
     acc: Any = None  # rows of the last validation, while a fit runs
+    found: Any = None  # its parts, of which `acc` has others once something else was predicted
     shared = False  # `acc` belongs to the metrics
-    active = False  # this is a fit, and neither `get_preds` nor `lr_find`
-    trained = False  # and neither `learn.validate`
+    trained = False  # this is a fit, and not `learn.validate`
 
     def before_fit(self):
-        self.active, self.trained = is_fitting(self.learn), False
-        if self.active:
-            rows = rows_of_metrics(self.learn)
-            self.shared, self.acc = rows is not None, rows or Accumulator(flow_of(self.learn))
+        rows, self.trained = rows_of_metrics(self.learn), False
+        self.shared, self.acc = rows is not None, rows or Accumulator(flow_of(self.learn))
 
     def before_train(self):
         self.trained = True
 
     def before_validate(self):
-        if self.active and not self.shared:
+        if not self.shared:
             self.acc.reset()
 
     def after_batch(self):
-        if self.active and not self.shared and not self.training and len(self.yb):
+        if not self.shared and not self.training and len(self.yb):
             self.acc.accumulate(self.learn)
 
+    def after_validate(self):
+        self.found = self.acc.parts
+
     def after_fit(self):
-        if self.active and not self.shared:
+        if not self.shared:
             self.acc.reset()
+        self.found = None
+
+    @property
+    def has_rows(self) -> bool:
+        "True if `acc` holds the rows of the last validation. `get_preds` since then has put others into the metrics"
+        return self.found is not None and self.acc.parts is self.found and len(self.found) > 0

@@ -80,4 +80,4 @@ def fix_of_twin(
     twin = next((name for name in names if plain_word(name) == word), None) if word else None
     if twin is None:
         return ''
-    return f"if it is {twin!r} ({how_alike(label, twin)}), {rename_line(col, {label: twin}, delim)}"
+    return f"if it is {twin!r} ({how_alike(label, twin)}), write {rename_line(col, {label: twin}, delim)}"

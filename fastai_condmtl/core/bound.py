@@ -18,7 +18,7 @@ from .geometry import Geometry
 from .mirror_rule import MirrorRule, bind_partners, check_conditions, rule_of_acts
 from .labels import Labels, absent_columns, on_loss_scale, with_blank_columns
 from .read_back import ReadsBack, units_of
-from .table import check_table, label_columns, training_rows
+from .table import check_task_columns, label_columns, training_rows
 from .target import TensorConditional, as_table, weights_in_column
 from .task_names import TaskNames
 
@@ -151,7 +151,7 @@ def encode(
         df = with_blank_columns(df, absent)
     # new rows may come without the column of weights: then they weigh alike
     weight_cols = [None if missing_ok and col not in df.columns else col for col in plan.weight_cols]
-    check_table(df, self.paths, plan.blocks, weight_cols)
+    check_task_columns(df, self.paths, plan.blocks, weight_cols)
     labels, as_labelled = Labels(plan, df, absent), None
     if self.flow.infer_labels:  # labels that are filled in open gates; only with `as_labelled` None they train, too
         before = labels.fill_implied()

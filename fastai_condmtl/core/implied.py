@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from .conditions import forced
-from .nesting import class_of
+from .nesting import parent_classes
 from .plan import Plan
 
 # %% auto #0
@@ -45,7 +45,7 @@ def implied_by(plan, i, vals):
             for column, value in plan.blocks[j].implied_labels(atom.op, plan.natural[atom], truth):
                 yield j, column, value
     if i in plan.nests:
-        yield plan.nests[i], 0, class_of(plan.blocks[i].parents, vals[:, 0])
+        yield plan.nests[i], 0, parent_classes(plan.blocks[i].parents, vals[:, 0])
 
 # %% ../../nbs/core/implied.ipynb #a730b47a
 class Implied:

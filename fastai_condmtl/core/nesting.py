@@ -13,7 +13,7 @@ from .errors import FlowError, FlowWarning, near, row_name, rows_in_words, short
 
 # %% auto #0
 __all__ = ['nests_of', 'check_class_task', 'add_nests', 'nest_atom', 'bind_nests', 'known_atom', 'check_parents', 'learn_nests',
-           'told_parents', 'read_parents', 'warn_of_other_class', 'NestedRows', 'two_classes', 'class_of',
+           'told_parents', 'read_parents', 'warn_of_other_class', 'NestedRows', 'two_classes', 'parent_classes',
            'with_implied', 'gate_below', 'differs', 'implied_twice', 'why_implied_twice', 'warn_of_implied_twice']
 
 # %% ../../nbs/core/nesting.ipynb #43941b9c
@@ -205,7 +205,7 @@ def two_classes(block, over, df, nested: NestedRows, i) -> FlowError:
     return block.bad(df, block.cols[0], int(nested.rows[i]), why)
 
 # %% ../../nbs/core/nesting.ipynb #f32101a2
-def class_of(parents, subs):
+def parent_classes(parents, subs):
     "The class of each sub-class, positions; NumPy array or tensor"
     if isinstance(subs, torch.Tensor):
         return torch.tensor(parents or [0], dtype=subs.dtype, device=subs.device)[subs.long()]
@@ -225,7 +225,7 @@ def with_implied(
             where = torch.where if isinstance(vals, torch.Tensor) else np.where
             for sub in [sub for sub, over in plan.nests.items() if over == i]:
                 sub_vals, sub_known = read_filled(sub)
-                vals = where(sub_known & ~known, class_of(plan.blocks[sub].parents, sub_vals), vals)
+                vals = where(sub_known & ~known, parent_classes(plan.blocks[sub].parents, sub_vals), vals)
                 known = known | sub_known
             kept[i] = vals, known
         return kept[i]
@@ -261,7 +261,7 @@ def differs(
 ):  # boolean `(N,)`
     "Where a label of a sub-task and one of its class say otherwise"
     (subs, known), (classes, class_known) = filled(i), filled(plan.nests[i])
-    return (known & class_known & (class_of(plan.blocks[i].parents, subs) != classes))[:, 0]
+    return (known & class_known & (parent_classes(plan.blocks[i].parents, subs) != classes))[:, 0]
 
 # %% ../../nbs/core/nesting.ipynb #10604757
 def implied_twice(
@@ -274,8 +274,8 @@ def implied_twice(
         subs, blank = [sub for sub, of in plan.nests.items() if of == over], ~read(over)[1]
         for pair in combinations(subs, 2):
             (vals, known), (other_vals, other_known) = map(filled, pair)
-            classes = class_of(plan.blocks[pair[0]].parents, vals)
-            differ = classes != class_of(plan.blocks[pair[1]].parents, other_vals)
+            classes = parent_classes(plan.blocks[pair[0]].parents, vals)
+            differ = classes != parent_classes(plan.blocks[pair[1]].parents, other_vals)
             rows = (blank & known & other_known & differ)[:, 0]
             if rows.any():
                 yield over, pair, rows

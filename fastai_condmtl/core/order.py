@@ -7,10 +7,10 @@ from __future__ import annotations
 from .errors import FlowError
 
 # %% auto #0
-__all__ = ['in_order', 'circle_error', 'tasks_above']
+__all__ = ['needed_first', 'circle_error', 'tasks_above']
 
 # %% ../../nbs/core/order.ipynb #4bda56f3
-def in_order(
+def needed_first(
     needs,  # Of each task, the tasks that come before it
     paths,  # Of each task, for errors
     what: str,  # What needs them, for errors: `conditions` or `heads`

@@ -12,7 +12,7 @@ from .conditions import Atom, atoms, kleene
 from .flow import walk, inherited, Names
 from .mirror import partners_of
 from .nesting import add_nests, bind_nests, gate_below
-from .order import in_order
+from .order import needed_first
 from .plan_errors import check_columns, check_depth, errors_say_condition, not_boolean
 from .resolve import resolve_gates, with_atoms, with_paths
 
@@ -47,14 +47,14 @@ class Plan:
         check_columns(paths, blocks)
         resolve_gates(self, gates)
         add_nests(self)
-        self.order = in_order([self.asked_by(i) for i in range(len(paths))], paths, 'conditions')
+        self.order = needed_first([self.asked_by(i) for i in range(len(paths))], paths, 'conditions')
         self.features = list(inherited(flow, 'features', flow.features))
         self.weight_cols = list(inherited(flow, 'weight_col', flow.weight_col))
         self.nas = list(inherited(flow, 'na', flow.na))
         self.partners = partners_of(flow, self.paths)
         self.normalised = list(inherited(flow, 'normalise', flow.normalise is not False))
         self.uses = [self._used_by(path, block) for path, block in zip(paths, blocks)]
-        self.use_order = in_order(self.uses, paths, 'heads')
+        self.use_order = needed_first(self.uses, paths, 'heads')
 
     def _used_by(self, path, block):
         "The tasks whose activations the head of a block reads"

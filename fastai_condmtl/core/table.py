@@ -7,10 +7,10 @@ from __future__ import annotations
 from .errors import FlowError, RowsOf, check_column
 
 # %% auto #0
-__all__ = ['check_table', 'check_cols', 'check_weights', 'check_lacks', 'label_columns', 'label_cols', 'training_rows']
+__all__ = ['check_task_columns', 'check_cols', 'check_weights', 'check_lacks', 'label_columns', 'label_cols', 'training_rows']
 
 # %% ../../nbs/core/table.ipynb #f67ae8b5
-def check_table(
+def check_task_columns(
     df,  # Table
     paths,  # Paths of the tasks
     blocks,  # Their blocks
@@ -57,7 +57,7 @@ def label_columns(plan, df, name):
     "The columns of a table that the tasks of the flow `name` read, after a check that they are there"
     if not len(df):
         raise FlowError(f"flow '{name}' met an empty table: hand over at least one row")
-    check_table(df, plan.paths, plan.blocks, plan.weight_cols)
+    check_task_columns(df, plan.paths, plan.blocks, plan.weight_cols)
     for path, block in zip(plan.paths, plan.blocks):
         check_lacks(path, block, df)
     return df[label_cols(plan)]

@@ -28,7 +28,7 @@ from .guess_shapes import guess_shapes, shared_size
 import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json  # noqa: F401  flow.audit, flow.to_json
 
 # %% auto #0
-__all__ = ['Guess', 'guess_flow', 'check_table', 'notes', 'note_on_gaps', 'is_split', 'guess_fn_col', 'guess_columns',
+__all__ = ['Guess', 'guess_flow', 'check_guessable', 'notes', 'note_on_gaps', 'is_split', 'guess_fn_col', 'guess_columns',
            'guess_column', 'task_name', 'values_that_occur', 'guess_tasks', 'asks_yes_no', 'with_silent_no', 'facts_of',
            'facts_of_task', 'renamed', 'variable_names']
 
@@ -58,7 +58,7 @@ def guess_flow(
 ) -> Guess:
     """A first flow for a table: the kind of each column, the values that mean that nobody was asked, and conditions
     from which labels are missing when. Each guess is explained, also in the notes of the flow"""
-    check_table(df, ignore)
+    check_guessable(df, ignore)
     fn_col = guess_fn_col(df) if fn_col is None else fn_col
     columns = [c for c in df.columns if c != fn_col and c not in ignore]
     size = shared_size(files) if len(files) else None
@@ -74,7 +74,7 @@ def guess_flow(
     return Guess(flow, fn_col, left_out, why)
 
 # %% ../../nbs/data/guess.ipynb #7db72c3b
-def check_table(df, ignore):
+def check_guessable(df, ignore):
     "Raise where there is no table to guess from, or where its columns are not clear"
     if not isinstance(df, pd.DataFrame) or not len(df):
         raise FlowError("there is nothing to guess from: hand over a DataFrame with at least one row")

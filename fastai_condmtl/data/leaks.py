@@ -13,7 +13,7 @@ from .groups import groups_of, torn_groups
 from .split import ColumnSplitter
 
 # %% auto #0
-__all__ = ['find_leaks', 'find_torn', 'same_files', 'find_same_files', 'files_of']
+__all__ = ['find_leaks', 'find_torn', 'same_files', 'find_same_files', 'files_in_column']
 
 # %% ../../nbs/data/leaks.ipynb #57b39250
 def find_leaks(
@@ -92,7 +92,7 @@ def _digest(name, n_bytes):
 # %% ../../nbs/data/leaks.ipynb #81886a0b
 def find_same_files(df, fn_col, folder='.', suff='', sides=None, valid_col=None) -> Finding | None:
     "Rows whose files hold the same bytes: on several sides, or anywhere where nothing is said of sides"
-    same = same_files(files_of(df, fn_col, folder, suff))
+    same = same_files(files_in_column(df, fn_col, folder, suff))
     names = file_names(df, fn_col)
     n_names = names.groupby(same).nunique()
     found = (
@@ -115,7 +115,7 @@ def find_same_files(df, fn_col, folder='.', suff='', sides=None, valid_col=None)
     return Finding('', 'same_file', text, np.flatnonzero(rows).astype(np.int32), sides is not None, fix)
 
 
-def files_of(df, fn_col, folder='.', suff='') -> list:
+def files_in_column(df, fn_col, folder='.', suff='') -> list:
     "The files that a column names; one that is not there is an error"
     is_position = type(fn_col) is int and fn_col in range(df.shape[1])
     if fn_col in df.columns or not is_position:

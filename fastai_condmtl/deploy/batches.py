@@ -13,7 +13,7 @@ from ..core.extras import import_extra
 from .scored import ScoredColumns
 
 # %% auto #0
-__all__ = ['Batch', 'answer', 'as_array', 'columns_of', 'columns_read', 'reads_cells']
+__all__ = ['Batch', 'is_arrow_table', 'answer', 'as_array', 'columns_of_reader', 'columns_read', 'reads_cells']
 
 # %% ../../nbs/deploy/batches.ipynb #9c029025
 class Batch:
@@ -23,7 +23,7 @@ class Batch:
         self,
         columns,  # Dict of arrays or lists, DataFrame, or `pyarrow.Table`
     ):
-        self.columns, self.is_arrow = columns, type(columns).__module__.partition('.')[0] == 'pyarrow'
+        self.columns, self.is_arrow = columns, is_arrow_table(columns)
         if self.is_arrow:
             self.names = list(columns.schema.names)
         elif isinstance(columns, (dict, pd.DataFrame)):
@@ -41,9 +41,7 @@ class Batch:
             return self.columns.num_rows
         if isinstance(self.columns, pd.DataFrame):
             return len(self.columns)
-        scalars = [
-            name for name, cells in self.columns.items() if isinstance(cells, str) or not hasattr(cells, '__len__')
-        ]
+        scalars = [name for name, cells in self.columns.items() if _is_one_value(cells)]
         if scalars:
             raise FlowError(f"column {scalars[0]!r} is one value and no array: write {{{scalars[0]!r}: [value]}}")
         lengths = {name: len(cells) for name, cells in self.columns.items()}
@@ -74,6 +72,17 @@ class Batch:
         if isinstance(self.columns, pd.DataFrame):
             return self.columns[names].reset_index(drop=True)
         return pd.DataFrame({name: _as_series(self.columns[name]) for name in names}, index=range(self.n_rows))
+
+
+def is_arrow_table(value) -> bool:
+    "True for a `pyarrow.Table` or `RecordBatch`, which is not imported to know it"
+    return type(value).__module__.partition('.')[0] == 'pyarrow' and hasattr(value, 'num_rows')
+
+
+def _is_one_value(cells) -> bool:
+    "True for what is no list of cells: a name, the bytes of a file, a number, an array without axes"
+    is_text = isinstance(cells, (str, bytes, bytearray, memoryview))
+    return is_text or not hasattr(cells, '__len__') or getattr(cells, 'ndim', 1) == 0
 
 
 def _as_series(cells):
@@ -112,14 +121,14 @@ def as_array(column):
 
 # %% ../../nbs/deploy/batches.ipynb #f0430405
 @singledispatch
-def columns_of(
+def columns_of_reader(
     reader,  # Transform that reads an input
 ):
     "The columns of a row that a transform reads; None where it reads no row"
     return None
 
 
-@columns_of.register
+@columns_of_reader.register
 def _(reader: ColReader):
     return list(reader.cols)
 
@@ -134,7 +143,7 @@ def columns_read(
         return [name for name in [*ds.cat_names, *ds.cont_names] if name not in added]
     names: list = []
     for inputs in getattr(ds, 'tls', ())[: getattr(ds, 'n_inp', 1)]:
-        read = next((found for f in inputs.tfms.fs if (found := columns_of(f)) is not None), None)
+        read = next((found for f in inputs.tfms.fs if (found := columns_of_reader(f)) is not None), None)
         if read is None:
             return None
         names.extend(read)
@@ -149,5 +158,5 @@ def reads_cells(
     if isinstance(ds, Tabular):
         return False
     inputs = getattr(ds, 'tls', ())[: getattr(ds, 'n_inp', 1)]
-    readers = [f for part in inputs for f in part.tfms.fs if columns_of(f) is not None]
+    readers = [f for part in inputs for f in part.tfms.fs if columns_of_reader(f) is not None]
     return not readers or len(readers) == 1 and isinstance(readers[0], ColReader) and len(readers[0].cols) == 1

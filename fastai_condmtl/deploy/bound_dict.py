@@ -18,8 +18,8 @@ import fastai_condmtl.core.flow_json  # noqa: F401  Flow.to_json
 import fastai_condmtl.tasks.all  # noqa: F401  kinds that files name
 
 # %% auto #0
-__all__ = ['FROM_BINDING', 'MAX_LOGITS', 'MAX_TARGETS', 'RENAMED', 'learnt', 'write_value', 'read_value', 'check_states',
-           'bind_by_states', 'check_units', 'read_untold', 'give_learnt', 'may_be_learnt']
+__all__ = ['FROM_BINDING', 'OF_NUMBERS', 'MAX_LOGITS', 'MAX_TARGETS', 'RENAMED', 'learnt', 'write_value', 'read_value',
+           'check_states', 'bind_by_states', 'check_units', 'read_untold', 'give_learnt', 'may_be_learnt']
 
 # %% ../../nbs/deploy/bound_dict.ipynb #bc8e155a
 FROM_BINDING = ('path', 'questions', 'given', 'name', 'col', 'weight')  # set from the flow, without a table
@@ -56,12 +56,17 @@ def learnt(
     return state
 
 # %% ../../nbs/deploy/bound_dict.ipynb #85f557c9
+OF_NUMBERS = 'fiub'  # kinds of arrays that a file holds: floats, whole numbers and flags
+
+
 def write_value(value):
     "A value as JSON; a `TypeError` where it is no plain data"
     if isinstance(value, dict):
         return dict(pairs=[[write_value(key), write_value(x)] for key, x in value.items()])
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        array = np.asarray(value)
+        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        if array.dtype.kind not in OF_NUMBERS:
+            raise TypeError(f'an array of {array.dtype}')
         return dict(array=array.tolist(), dtype=str(array.dtype))
     if type(value) in (list, tuple):
         return {type(value).__name__: [write_value(x) for x in value]}
@@ -76,7 +81,7 @@ def read_value(value):
         return value
     if value.keys() == {'pairs'}:
         return {read_value(key): read_value(x) for key, x in value['pairs']}
-    if value.keys() == {'array', 'dtype'} and np.dtype(value['dtype']).kind in 'fiub':
+    if value.keys() == {'array', 'dtype'} and np.dtype(value['dtype']).kind in OF_NUMBERS:
         return np.array(value['array'], dtype=value['dtype'])
     if value.keys() == {'list'}:
         return [read_value(x) for x in value['list']]

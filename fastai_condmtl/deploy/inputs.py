@@ -9,7 +9,7 @@ from .named_network import make_network, network_config
 from .predictor import Predictor, picture_config
 
 # %% auto #0
-__all__ = ['SafeInputs', 'register_inputs', 'inputs_of', 'inputs_in']
+__all__ = ['SafeInputs', 'register_inputs', 'kind_of_inputs', 'kind_in_header']
 
 # %% ../../nbs/deploy/inputs.ipynb #7b392c12
 class SafeInputs:
@@ -55,12 +55,12 @@ def register_inputs(cls):
 register_inputs(SafeInputs)
 
 
-def inputs_of(learn) -> SafeInputs:
+def kind_of_inputs(learn) -> SafeInputs:
     "The kind of inputs that the network of `learn` reads: the last registered that says so"
     return next(kind for kind in reversed(list(_kinds.values())) if kind.reads(learn))
 
 
-def inputs_in(header) -> SafeInputs:
+def kind_in_header(header) -> SafeInputs:
     "The kind of inputs that the header of a file tells of"
     kind = next((kind for name, kind in _kinds.items() if name in header), None)
     if kind is None:

@@ -18,19 +18,20 @@ from ..core.matching import names_of
 from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..core.files import atomic_write
+from ..data.source_tfms import SourceTfms
 from ..learn.heads import ConditionalHead
 from ..learn.state import flow_of, loss_of
 from ..loss.conditional import ConditionalLoss
 
 # %% auto #0
-__all__ = ['Deployed', 'make_plain', 'input_steps', 'raw_inputs', 'columns_of']
+__all__ = ['Deployed', 'make_plain', 'input_steps', 'only_follows', 'raw_inputs', 'meaning_of_columns']
 
 # %% ../../nbs/deploy/onnx.ipynb #5924a511
 class Deployed(nn.Module):
     """From inputs to `(values, probabilities, reached)` as plain tensors: what goes into a graph
 
     Its buffers are the numbers of the graph: `mean` and `std` of inputs, a `threshold_k` for each family that has them,
-    the `temperature` of logits, and `lo` and `span` that lead from the loss scale to original units"""
+    and `lo` and `span` that lead from the loss scale to original units. Temperatures are those of its `loss`"""
 
     def __init__(
         self,
@@ -46,8 +47,6 @@ class Deployed(nn.Module):
         decisions = self.loss.decisions
         for k, block in enumerate(self.loss.layout.blocks):
             self.register_buffer(f'threshold_{k}', decisions.thresholds_of(k) if block.thresholded else None)
-        if decisions.temperature is not None:
-            self.register_buffer('temperature', decisions.temperature.clone())
         lo, span = loss.flow.units
         for name, buffer in dict(mean=mean, std=std, lo=lo.float(), span=span.float()).items():
             self.register_buffer(name, buffer)
@@ -90,12 +89,13 @@ def input_steps(
     """What `learn` does with a batch of pixels before the network sees it. Raises `FlowError` where a graph cannot do
     the same"""
     steps: dict = {}
-    for tfm in learn.dls.valid.after_batch.fs if 0 < len(learn.dls.loaders) else ():
+    loaders = learn.dls.loaders[:2]
+    for tfm in loaders[-1].after_batch.fs if loaders else ():
         if tfm.split_idx == 0 or _spares_pictures(tfm):
             continue
-        if isinstance(tfm, IntToFloatTensor) and 'mean' not in steps:
+        if isinstance(tfm, IntToFloatTensor) and not steps:
             steps['scale'] = float(tfm.div)
-        elif isinstance(tfm, Normalize):
+        elif isinstance(tfm, Normalize) and 'mean' not in steps:
             steps |= dict(mean=_plain_floats(tfm.mean), std=_plain_floats(tfm.std))
         else:
             raise FlowError(
@@ -106,11 +106,16 @@ def input_steps(
 
 
 def _spares_pictures(tfm):
-    """True if a transform leaves validation pictures, or numbers of rows, as they are. Ours only follow them; those of
-    `aug_transforms()` turn them by nothing, which changes no more than the last digit"""
-    if isinstance(tfm, (ToTensor, ReadTabBatch)) or type(tfm).__module__.startswith('fastai_condmtl.'):
+    """True if a transform leaves validation pictures, or numbers of rows, as they are. Those of `aug_transforms()` turn
+    them by nothing, which changes no more than the last digit"""
+    if isinstance(tfm, (ToTensor, ReadTabBatch)) or only_follows(tfm):
         return True
     return any(cls.__name__ == 'AffineCoordTfm' for cls in type(tfm).__mro__) and tfm.size is None
+
+
+def only_follows(tfm) -> bool:
+    "True if a transform is one of ours, which change labels and not the input; `SourceTfms` holds transforms of others"
+    return type(tfm).__module__.startswith('fastai_condmtl.') and not isinstance(tfm, SourceTfms)
 
 
 def _plain_floats(x):
@@ -202,21 +207,22 @@ def to_onnx(
     )
     assert program is not None  # it is one where `dynamo=True`
     model = program.model_proto
-    onnx.helper.set_model_props(model, dict(fastai_condmtl=json.dumps(columns_of(loss_of(self)), ensure_ascii=False)))
+    meaning = json.dumps(meaning_of_columns(loss_of(self)), ensure_ascii=False)
+    onnx.helper.set_model_props(model, dict(fastai_condmtl=meaning))
     with atomic_write(path) as tmp:
         onnx.save_model(model, str(tmp))
     return Path(path)
 
 # %% ../../nbs/deploy/onnx.ipynb #a49532c8
-def columns_of(
+def meaning_of_columns(
     loss,  # `ConditionalLoss`
 ) -> dict:
     "What the columns of `values`, `probabilities` and `reached` mean, as JSON values"
-    tasks = [_columns_of_task(loss, path, i) for i, path in enumerate(loss.flow.paths)]
+    tasks = [_meaning_of_task(loss, path, i) for i, path in enumerate(loss.flow.paths)]
     return dict(format='fastai_condmtl.columns', version=1, flow=loss.flow.flow.name, tasks=tasks)
 
 
-def _columns_of_task(loss, path, i):
+def _meaning_of_task(loss, path, i):
     "The columns of task number `i`: pairs of first and last + 1, and what it takes to read them"
     block, s, given = loss.flow.tasks[path], loss.flow.slices[path], loss.flow.needs(path)
     task = dict(

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 from fastcore.basics import patch
 from fastcore.foundation import L
+from ..core.arguments import check_whole
 from ..core.errors import FlowError
-from .onnx import input_steps
+from .onnx import input_steps, only_follows
 from ..learn.items import as_list_of_items, is_array_of_items, why_not_several
 from ..learn.state import flow_of
 from ..learn.learner import only_whole_cells
@@ -21,7 +22,8 @@ from ..core.prediction import FlowPrediction
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'MAX_PIXELS', 'MODERATE', 'picture_config', 'why_not_resize', 'opener_of', 'resize_of', 'normalise_of',
-           'checked_size', 'checked_divisor', 'Predictor', 'check_is_one', 'frame_of', 'why_not_pictures']
+           'checked_size', 'checked_divisor', 'Predictor', 'with_index_of', 'check_is_one', 'frame_of_picture',
+           'why_not_pictures']
 
 # %% ../../nbs/deploy/predictor.ipynb #eb3f676b
 def picture_config(
@@ -32,8 +34,7 @@ def picture_config(
 
     config, steps = {}, input_steps(learn)
     for step in learn.dls.valid.after_item.fs:
-        is_ours = type(step).__module__.startswith('fastai_condmtl.')
-        if step.split_idx == 0 or isinstance(step, ToTensor) or is_ours:
+        if step.split_idx == 0 or isinstance(step, ToTensor) or only_follows(step):
             continue
         if (why := why_not_resize(step, learn, already='resize' in config)) is not None:
             raise FlowError(why)
@@ -171,12 +172,13 @@ def predict(self: Predictor, item, abstain: bool = False):
 
 @patch
 def predict_df(self: Predictor, items, bs: int = 64, abstain: bool = False) -> pd.DataFrame:
-    """Predictions in the table's own columns, blank where a task is not reached, or with `abstain` undecided: of such a
-    cell `predict_sets(items, abstain=True)` holds the answers, and None where the task is not reached"""
+    """Predictions in the table's own columns, with the index of `items` where they have one; blank where a task is not
+    reached, or with `abstain` undecided: of such a cell `predict_sets(items, abstain=True)` holds the answers, and
+    None where the task is not reached"""
     acts, decided, frames = self.preds_and_frames(items, bs)
     if abstain:
         decided = only_whole_cells(self.flow, self.loss.decisions.abstains(acts)[0])
-    return self.flow.to_frame(decided, frames)
+    return with_index_of(items, self.flow.to_frame(decided, frames))
 
 
 @patch
@@ -188,7 +190,13 @@ def predict_sets(self: Predictor, items, bs: int = 64, abstain: bool = False) ->
         raise FlowError(
             "predict_sets: the file holds no prediction sets: call learn.conformal(coverage=.9) before learn.save_safe"
         )
-    return decisions.with_sets(self.preds_and_frames(items, bs)[0], abstain)[1].to_frame()
+    sets = decisions.with_sets(self.preds_and_frames(items, bs)[0], abstain)[1]
+    return with_index_of(items, sets.to_frame())
+
+
+def with_index_of(items, frame):
+    "A row an item, under the index of the table or column that holds the items; of a list they are numbered"
+    return frame.set_axis(items.index) if isinstance(items, (pd.DataFrame, pd.Series)) else frame
 
 
 @patch
@@ -205,13 +213,13 @@ def get_preds(
 @torch.no_grad()
 def preds_and_frames(self: Predictor, items, bs: int = 64):
     "`get_preds`, and for flows with points and boxes a `Frame` an item (else None); each picture is opened once"
-    items = self.as_several(items)
+    items, bs = self.as_several(items), check_whole('bs', bs)
     parts, frames = [], None if self.flow.geometry is None else []
     for start in range(0, len(items), bs):
         some = items[start : start + bs]
         if frames is not None:
             some = [self.opened(item) for item in some]
-            frames += [frame_of(picture) for picture in some]
+            frames += [frame_of_picture(picture) for picture in some]
         batch = self.to_batch(some) if frames is None else self.batch_of(some)
         parts.append(self.loss.activation(self.model(batch)))
     acts = torch.cat(parts) if parts else torch.zeros(0, self.flow.c)
@@ -260,6 +268,11 @@ def batch_of(self: Predictor, pictures):
     batch = torch.stack([self.tensor_of(picture) for picture in pictures])
     for transform in self.batch:
         batch = transform(batch, split_idx=1)
+    if not batch.is_floating_point():
+        raise FlowError(
+            f"pictures come to the network as {batch.dtype}, which none takes: write the file with learn.save_safe, of "
+            "a learner of pictures"
+        )
     return batch.as_subclass(torch.Tensor)
 
 
@@ -280,10 +293,10 @@ def opened(self: Predictor, item):
 @patch
 def frames(self: Predictor, items):
     "The `Frame` of each picture; None where the flow has neither points nor boxes"
-    return [None if self.flow.geometry is None else frame_of(self.opened(item)) for item in items]
+    return [None if self.flow.geometry is None else frame_of_picture(self.opened(item)) for item in items]
 
 
-def frame_of(picture) -> Frame:
+def frame_of_picture(picture) -> Frame:
     "From what the network sees, a squished picture, to pixels of its file"
     from fastai_condmtl.data.cache_format import file_size
 
@@ -303,6 +316,8 @@ def check(self: Predictor):
 
 def why_not_pictures(predictor) -> str | None:
     "Why a small picture does not come through; None where it does"
+    if not predictor.item and not predictor.batch:
+        return None  # the network may take something else than pictures
     picture = Image.new('RGB', (16, 12), (10, 100, 250))
     batch, n_bands = predictor.to_batch([picture]), len(predictor.opened(picture).getbands())
     if batch.shape[1] != n_bands:

@@ -16,7 +16,7 @@ from ..core.errors import FlowError, FlowWarning, shortly
 from ..core.extras import import_extra
 from ..core.files import atomic_write
 from ..core.target import doubles
-from .inputs import SafeInputs, inputs_in, inputs_of
+from .inputs import SafeInputs, kind_in_header, kind_of_inputs
 from .predictor import Predictor
 from ..learn.state import flow_of, loss_of
 from ..loss.conditional import ConditionalLoss
@@ -44,7 +44,7 @@ def save_safe(
     A network that has no name in torchvision, timm or `transformers` is handed over when the file is read. How rows
     of a table and words of AWD_LSTM become numbers is not kept, and a warning says so: `learn.export` keeps it"""
     safetensors = import_safetensors('learn.save_safe')
-    flow, loss, model, inputs = flow_of(self), loss_of(self), get_model(self.model), inputs_of(self)
+    flow, loss, model, inputs = flow_of(self), loss_of(self), get_model(self.model), kind_of_inputs(self)
     weights = {name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}
     header = dict(
         format=FORMAT,
@@ -163,7 +163,7 @@ def load_safe(
 
 def predictor_of_file(path, header, model, safetensors) -> Predictor:
     "What predicts by a file whose header was read; whatever a value of a stranger raises is one error of `load_safe`"
-    flow, inputs = BoundFlow.from_dict(header), inputs_in(header)
+    flow, inputs = BoundFlow.from_dict(header), kind_in_header(header)
     if model is None and header.get('network') is None:
         raise FlowError(
             f"'{path}' does not name its network: hand over the one it was trained as, load_safe(path, model=...)"

@@ -13,7 +13,7 @@ from ..core.extras import import_extra
 import fastai_condmtl.core.marginals  # noqa: F401  flow.marginal_columns
 
 # %% auto #0
-__all__ = ['types_of_decisions', 'type_of', 'type_of_parts', 'ScoredColumns', 'check_names', 'as_type', 'arrow_type']
+__all__ = ['types_of_decisions', 'type_of', 'type_of_parts', 'ScoredColumns', 'check_distinct', 'as_type', 'arrow_type']
 
 # %% ../../nbs/deploy/scored.ipynb #fdf65abc
 def types_of_decisions(
@@ -78,7 +78,7 @@ class ScoredColumns:
         self.error = 'error' if 'error' not in decisions else 'scoring_error'
         self.numbers = self._names_of_numbers()
         self.types = decisions | dict.fromkeys(self.numbers.values(), 'double') | {self.error: 'string'}
-        check_names([*decisions, *self.numbers.values(), self.error])
+        check_distinct([*decisions, *self.numbers.values(), self.error])
 
     def _names_of_numbers(self):
         "`(task, value)` of `get_marginals` → name of its column"
@@ -93,7 +93,7 @@ class ScoredColumns:
         return names
 
 
-def check_names(names):
+def check_distinct(names):
     "Raise where two columns would have one name"
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:

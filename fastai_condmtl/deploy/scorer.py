@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib, io, os, pickle, tempfile, warnings
 from collections import OrderedDict, deque
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
@@ -15,8 +17,9 @@ from threading import Lock, Thread
 import pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner, load_learner
+from ..core.arguments import check_whole
 from ..core.errors import FlowError
-from .batches import Batch, answer, columns_read
+from .batches import Batch, answer, columns_read, is_arrow_table
 from .predicted import LearnerRows, PredictorRows, predict_batch
 from .predictor import Predictor
 from .safe import load_safe
@@ -24,10 +27,11 @@ from .scored import ScoredColumns
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
-__all__ = ['MAX_LOADED', 'of_worker', 'ModelFile', 'loaded', 'Scorer', 'check_batches', 'begin_worker']
+__all__ = ['MAX_LOADED', 'GRAPHS', 'of_worker', 'ModelFile', 'loaded', 'Scorer', 'check_several', 'pool_of', 'begin_worker']
 
 # %% ../../nbs/deploy/scorer.ipynb #69ea5d30
 MAX_LOADED = 4  # models that a process keeps
+GRAPHS = ('.onnx', '.pt2')  # endings of what `learn.to_onnx` and `learn.to_exported` write
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class ModelFile:
         path = Path(path)
         if not path.is_file():
             raise FlowError(f"there is no file '{path}': write one with learn.export or learn.save_safe")
+        if path.suffix in GRAPHS:
+            raise FlowError(
+                f"'{path}' is a graph, from whose numbers a scorer makes no columns of a table: write a file with "
+                "learn.save_safe or learn.export"
+            )
         kind = 'safe' if path.suffix == '.safetensors' else 'learner'
         return cls(hashlib.sha256(path.read_bytes()).hexdigest(), kind, str(path.absolute()))
 
@@ -74,7 +83,13 @@ class ModelFile:
             return pickle.loads(Path(file).read_bytes() if self.path else file.read())
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='load_learner')
-            return load_learner(file, cpu=not torch.cuda.is_available())
+            try:
+                return load_learner(file, cpu=not torch.cuda.is_available())
+            except (pickle.UnpicklingError, EOFError) as e:
+                raise FlowError(
+                    f"'{self.path}' is no file of learn.export ({type(e).__name__}): write it anew; files of "
+                    "learn.save_safe end with .safetensors"
+                ) from None
 
 # %% ../../nbs/deploy/scorer.ipynb #3da01c74
 _loaded: OrderedDict = OrderedDict()  # digest → what scores, the last used behind
@@ -112,7 +127,7 @@ class Scorer:
         folder=None,  # Where names of files start; None: where they started in training
     ):
         self.file = file if isinstance(file, ModelFile) else ModelFile.of_path(file)
-        self.given = [columns] if isinstance(columns, str) else columns
+        self.given = _as_columns(columns)
         self.keep, self.probabilities, self.folder = _as_kept(keep), probabilities, folder and str(folder)
 
     def __repr__(self):
@@ -136,7 +151,7 @@ class Scorer:
     def reads(self) -> list:
         "The columns that are read from a batch"
         if self.given is not None:
-            return list(self.given)
+            return self.given
         names = loaded(self.file).columns()
         if names is None or any(isinstance(name, int) for name in names):
             raise FlowError(
@@ -153,6 +168,17 @@ class Scorer:
                 f"keep= names {taken[0]!r}, which is a column of the decisions: rename yours, or leave it out"
             )
         return scored
+
+
+def _as_columns(columns) -> list | None:
+    "Names of columns; None where the learner knows them"
+    if columns is None:
+        return None
+    is_one = isinstance(columns, str) or not hasattr(columns, '__iter__')
+    names = [columns] if is_one else list(columns)
+    if not names:
+        raise FlowError(f"columns={columns!r} names no column to read: write columns='path', or leave it out")
+    return names
 
 
 def _as_kept(keep) -> dict:
@@ -211,14 +237,14 @@ def iterate(
     frames,  # Iterator of DataFrames
 ):
     "Scored DataFrames, one after another, for Spark's `mapInPandas`"
-    check_batches('iterate', frames)
+    check_several('iterate', frames)
     for frame in frames:
         yield self(frame)
 
 
-def check_batches(method, batches):
+def check_several(method, batches):
     "Raise for one batch where several are expected, of which only the names of its columns would be seen"
-    if isinstance(batches, (dict, pd.DataFrame)) or hasattr(batches, 'num_rows'):  # Arrow's table
+    if isinstance(batches, (dict, pd.DataFrame)) or is_arrow_table(batches):
         raise FlowError(
             f"scorer.{method} takes batches, one after another, not one {type(batches).__name__}: write scorer(batch), "
             f"or scorer.{method}([batch])"
@@ -244,17 +270,37 @@ def map(
     n_workers: int = 2,  # Processes
 ):
     "Scored batches, in the order of `batches`"
-    check_batches('map', batches)
-    n_threads, waiting = max(1, (os.cpu_count() or 1) // n_workers), deque()
-    with tempfile.TemporaryDirectory() as tmp:
-        begin = self.of_file(Path(tmp) / 'model'), n_threads
-        with ProcessPoolExecutor(n_workers, get_context('spawn'), begin_worker, begin) as pool:
-            for batch in batches:
-                waiting.append(pool.submit(_score, batch))
-                if len(waiting) > 2 * n_workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    check_several('map', batches)
+    waiting: deque = deque()
+    with pool_of(self, n_workers, 'batch', "hand over smaller batches, or take fewer n_workers") as pool:
+        for batch in batches:
+            waiting.append(pool.submit(_score, batch))
+            if len(waiting) > 2 * n_workers:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def pool_of(
+    scorer: Scorer,
+    n_workers: int,  # Processes
+    what: str,  # What each scores at a time, for errors
+    fix: str,  # What helps where memory is short
+):
+    "A pool of processes that have the scorer. Where its block ends by an error, what waits is not scored any more"
+    n_threads = max(1, (os.cpu_count() or 1) // check_whole('n_workers', n_workers))
+    with tempfile.TemporaryDirectory() as tmp:
+        begin = scorer.of_file(Path(tmp) / 'model'), n_threads
+        pool = ProcessPoolExecutor(n_workers, get_context('spawn'), begin_worker, begin)
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise FlowError(
+                f"a process ended before its {what} was scored: the system ends what takes too much memory; {fix}"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @patch

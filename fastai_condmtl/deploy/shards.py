@@ -4,18 +4,18 @@
 
 # %% ../../nbs/deploy/shards.ipynb #9bc8ba80
 from __future__ import annotations
-import hashlib, json, os, tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import hashlib, json, os
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd
+from ..core.arguments import check_whole
 from ..core.errors import FlowError, near
 from ..core.extras import import_extra
 from ..core.files import atomic_write
+from ..data.pieces import files_of
 from .drift import added, drift_table, sums_of
-from .scorer import Scorer, begin_worker, of_worker
+from .scorer import Scorer, of_worker, pool_of
 
 # %% auto #0
 __all__ = ['KEY', 'parquet', 'mark_of', 'made_from', 'ShardChanged', 'score_shard', 'what_is_done', 'targets_of', 'check_shards',
@@ -96,21 +96,21 @@ def what_is_done(
 
 # %% ../../nbs/deploy/shards.ipynb #1f275dbe
 def targets_of(
-    files,  # Parquet files
+    files,  # Parquet files: one, a pattern, or several
     out,  # Folder to write to
 ) -> dict:
     "File → file to write; files of one name, and a folder that is itself the input, are an error"
-    targets: dict = {}
-    for path in map(Path, files):
+    taken: dict = {}  # file to write → file
+    for path in map(Path, files_of(files if isinstance(files, (str, Path)) else list(files), 'Parquet')):
         target = Path(out) / path.name
         if target.resolve() == path.resolve():
             raise FlowError(f"'{path}' would be written over by its own scores: name another folder")
-        if twice := [other for other, taken in targets.items() if taken == target]:
-            raise FlowError(f"'{twice[0]}' and '{path}' have one name: score them into two folders")
-        targets[path] = target
-    if not targets:
-        raise FlowError("there are no files to score: check the pattern, such as 'shards/*.parquet'")
-    return targets
+        if (other := taken.get(target)) == path:
+            raise FlowError(f"'{path}' is named twice: name it once")
+        if other is not None:
+            raise FlowError(f"'{other}' and '{path}' have one name: score them into two folders")
+        taken[target] = path
+    return {path: target for target, path in taken.items()}
 
 
 def check_shards(
@@ -122,8 +122,6 @@ def check_shards(
     for path in files:
         try:
             schema = read_schema(path)
-        except FileNotFoundError:
-            raise FlowError(f"there is no file '{path}': check the path") from None
         except (OSError, ValueError) as e:
             raise FlowError(f"'{path}' cannot be read as Parquet ({e}): write it anew, or leave it out") from None
         missing = [name for name in [*scorer.reads, *scorer.keep] if name not in schema.names]
@@ -156,7 +154,7 @@ class ScoredShards:
 
 def score_shards(
     scorer: Scorer,
-    files,  # Parquet files
+    files,  # Parquet files: one, a pattern, or several
     out,  # Folder to write to, made if need be
     n_rows: int = 1024,  # Rows a piece: what stands in memory at once
     n_workers: int = 1,  # Processes of this machine, each with files of its own
@@ -166,6 +164,9 @@ def score_shards(
     "Score Parquet files into files of the same names; what an earlier run has finished is not scored again"
     if ray:
         import_extra('ray', 'score_shards(ray=True)', 'ray')  # before the heads of all files are read
+    parquet()
+    check_whole('n_rows', n_rows)
+    check_whole('n_workers', n_workers)
     targets = targets_of(files, out)
     check_shards(scorer, targets)
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -210,23 +211,11 @@ def _one_of_worker(path, target, n_rows):
 
 def _by_processes(scorer, left, n_rows, n_workers):
     "Files as processes of this machine finish them"
-    with tempfile.TemporaryDirectory() as tmp:
-        begin = scorer.of_file(Path(tmp) / 'model'), max(1, (os.cpu_count() or 1) // n_workers)
-        with ProcessPoolExecutor(n_workers, get_context('spawn'), begin_worker, begin) as pool:
-            jobs = {pool.submit(_one_of_worker, path, target, n_rows): path for path, target in left.items()}
-            for job in as_completed(jobs):
-                yield jobs[job], _result_of(job, jobs[job])
-
-
-def _result_of(job, path):
-    "What a process says of its file; a process that was killed is an error"
-    try:
-        return job.result()
-    except BrokenProcessPool:
-        raise FlowError(
-            f"a process ended before its file was scored ('{path}' or another): the system ends what takes too much "
-            "memory. Run it again, with fewer n_workers or n_rows; finished files are kept"
-        ) from None
+    fix = "run it again with fewer n_workers or n_rows (finished files are kept)"
+    with pool_of(scorer, n_workers, 'file', fix) as pool:
+        jobs = {pool.submit(_one_of_worker, path, target, n_rows): path for path, target in left.items()}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
 
 
 def _by_ray(scorer, left, n_rows, n_workers):

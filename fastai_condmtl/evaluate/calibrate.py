@@ -9,17 +9,18 @@ import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import patch
 
+from ..core.arguments import check_whole
 from ..core.errors import FlowError
 from ..core.target import doubles, packed
 from ..data.groups import row_groups
-from ..learn.accumulate import check_labelled, progress, raw_preds
+from ..learn.accumulate import check_labelled, check_predicted, check_some_count, progress, raw_preds
 from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.temperatures import move_threshold
-from ..tasks.resample import deal, mean_error
+from ..tasks.resample import check_n_folds, deal, mean_error
 
 # %% auto #0
-__all__ = ['calibration_error', 'fit_temperature', 'reliability']
+__all__ = ['calibration_error', 'bins_of', 'fit_temperature', 'reliability']
 
 # %% ../../nbs/evaluate/calibrate.ipynb #1e101a29
 def calibration_error(
@@ -32,9 +33,13 @@ def calibration_error(
     conf, hit = np.asarray(conf, dtype=float), np.asarray(hit, dtype=float)
     if not len(conf):
         return float('nan')
-    bin_of = np.minimum((conf * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, hit - conf, minlength=bins)
+    gap = np.bincount(bins_of(conf, bins), hit - conf, minlength=bins)
     return float(np.abs(gap).sum() / len(conf))
+
+
+def bins_of(conf, bins) -> np.ndarray:  # `(n,)`
+    "The bin of equal width of each confidence; one on the border of two is in the lower, as in scikit-learn's curve"
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], conf)
 
 # %% ../../nbs/evaluate/calibrate.ipynb #812132fd
 @patch
@@ -50,7 +55,8 @@ def calibrate(
     metrics and export read; thresholds move along, so that no decision changes. A row a task, with columns
     `task_path`, `temperature`, `nll_before`, `nll_after`, `ece_before`, `ece_after`, `num_samples` and `note`"""
     flow, loss = flow_of(self), own_loss(self)
-    _check_folds(folds)
+    folds = check_n_folds(folds, 'a temperature')
+    min_support = check_whole('min_support', min_support, 'how many cells are enough, or 0', low=0)
     paths = _with_probabilities(flow, tasks)
     raw, labels, groups = _labelled(self, dl, ds_idx)
     old, records = dict(loss.temperatures), []
@@ -70,14 +76,6 @@ def calibrate(
     return pd.DataFrame(records, columns=columns.split())
 
 # %% ../../nbs/evaluate/calibrate.ipynb #cd6f58f1
-def _check_folds(folds):
-    "There are rows that did not choose the temperature"
-    if folds < 2:
-        raise FlowError(
-            f"folds={folds!r}: a temperature is judged by rows that did not choose it, which takes at least 2"
-        )
-
-
 def _with_probabilities(flow, tasks):
     "Paths of `tasks` (None: of all that have probabilities), each with probabilities"
     if tasks is None:
@@ -106,11 +104,7 @@ def _cells(flow, path, raw, labels, groups=None):
     own, block = flow.slices[path], flow.tasks[path]
     values, logits = labels[:, 0, own.targets], raw[:, own.logits]
     mask = (labels[:, 1, own.targets] > 0) & block.certain(values)
-    if torch.isnan(logits[mask.any(1)]).any():
-        raise FlowError(
-            f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be calibrated, look at "
-            "its training (a lower learning rate?)"
-        )
+    check_predicted(path, logits[mask.any(1)].numpy(), 'cannot be calibrated')
     targets = values[mask]
     of_cells = None if groups is None else groups[mask.nonzero()[:, 0].numpy()]
     return logits.reshape(*mask.shape, -1)[mask] if block.per_cell else logits[mask], targets, of_cells
@@ -152,7 +146,7 @@ def fit_temperature(
 def _temperature(block, logits, targets, min_support, folds, now, groups=None):
     "The temperature to put in force, and a note: why none was sought or found, or that it is at the limit"
     n_cells = len(targets)
-    if n_cells < min_support:
+    if n_cells < max(min_support, 2):  # one row has no other that could choose
         return now, f'kept {now:.3g}: {n_cells} rows are too few'
     if groups is not None and len(np.unique(groups)) < 2:
         return now, f'kept {now:.3g}: all rows belong to one group, and no other can judge'
@@ -216,14 +210,14 @@ def plot_reliability(
     force: of yes (labels pooled), or of the best class"""
     import matplotlib.pyplot as plt
 
+    bins = check_whole('bins', bins, 'a positive number of bins')
     flow, loss = flow_of(self), loss_of(self)
     path = flow.path(task)
     block = flow.tasks[path]
     _check_probabilities(path, block)
     read = _labelled(self, dl, ds_idx) if acc is None else (doubles(acc.logits()), doubles(acc.packed()[0]))
     logits, targets, _ = _cells(flow, path, *read)
-    if not len(targets):
-        raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
+    check_some_count(len(targets), path)
     if ax is None:
         ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')[1]
     ax.plot([0, 1], [0, 1], color='gray', lw=1, ls=':')
@@ -261,7 +255,7 @@ def reliability(
 ) -> tuple:
     "Share that came true and mean confidence of each bin of equal width that holds rows, as scikit-learn's curve"
     conf, hit = np.asarray(conf, dtype=float), np.asarray(hit, dtype=float)
-    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], conf)
+    bin_of = bins_of(conf, bins)
     n_rows = np.bincount(bin_of, minlength=bins)
     some = n_rows > 0
     return tuple(np.bincount(bin_of, x, minlength=bins)[some] / n_rows[some] for x in (hit, conf))

@@ -18,14 +18,14 @@ from ..core.extras import import_extra
 from ..core.target import doubles
 from .fingerprint import label_hashes
 from .tune import cross_fitted
-from ..learn.accumulate import Accumulator, collect, every_row, progress, raw_preds
+from ..learn.accumulate import Accumulator, check_predicted, collect, every_row, progress, raw_preds
 from ..learn.items import as_list_of_items, index_of_items
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.sets import SetLimits
 
 # %% auto #0
-__all__ = ['COLUMNS', 'check_coverage', 'check_part', 'warn_of_tuned', 'least_rows', 'PredictsZero', 'limit_of', 'find_limits',
-           'ScoredLabels', 'record', 'answer_name']
+__all__ = ['COLUMNS', 'check_coverage', 'check_part', 'warn_of_tuned', 'least_rows', 'PredictsZero', 'limit_of', 'limit_of_rows',
+           'find_limits', 'ScoredLabels', 'record', 'answer_name']
 
 # %% ../../nbs/evaluate/conformal.ipynb #b40bc416
 COLUMNS = ['task_path', 'label', 'answer', 'limit', 'num_samples', 'note']
@@ -131,6 +131,21 @@ def limit_of(
     split = regression.SplitConformalRegressor(PredictsZero(), confidence_level=coverage, prefit=True)
     return float(split.conformalize(nothing, scores).predict_interval(nothing[:1])[1][0, 1, 0])
 
+
+def limit_of_rows(
+    scores,  # Nonconformity of labels `(n, n_sets)`
+    known,  # Labels that count, boolean `(n, n_sets)`, in at least `least_rows` of the rows
+    coverage: float,
+) -> float:
+    "The least limit that one label of a new row, by lot, does not exceed with probability `coverage`"
+    known, scores = known[known.any(1)], scores[known.any(1)]
+    # The labels of a row hang together: together they count as one
+    shares = (known / known.sum(1, keepdims=True))[known]
+    order = np.argsort(scores[known], kind='stable')
+    below = shares[order].cumsum()
+    place = np.searchsorted(below, coverage * (len(known) + 1) - 1e-9)
+    return float(scores[known][order][min(place, len(below) - 1)])
+
 # %% ../../nbs/evaluate/conformal.ipynb #60a6b92c
 def find_limits(learn, loss, acc, coverage):
     "Path → `SetLimits`, and the records of the table"
@@ -161,11 +176,7 @@ class ScoredLabels:
             return cls(block, None, None, mask.any(1, keepdims=True))
         known = mask if mask.shape[1] == block.n_sets else mask.any(1, keepdims=True)
         scores, answers = block.nonconformity(acts, vals).numpy(), block.answer_of(vals).numpy()
-        if np.isnan(scores[known]).any():
-            raise FlowError(
-                f"the predictions of task '{block.path}' hold NaN: a model that gives no numbers has no sets, look at "
-                "its training (a lower learning rate?)"
-            )
+        check_predicted(block.path, scores[known], 'has no sets')
         return cls(block, scores, answers, known)
 
 # %% ../../nbs/evaluate/conformal.ipynb #26ca61f6
@@ -175,19 +186,20 @@ def limits(self: ScoredLabels, coverage):
     least, block, n_rows = least_rows(coverage), self.block, int(self.known.any(1).sum())
     if self.scores is None:
         return None, [record(n_rows, note=f'no sets: {type(block).__name__} has none')]
-    if self.known.sum() < least:
+    if n_rows < least:
         return None, [record(n_rows, note=f'no sets: {n_rows} rows, {least} are needed')]
     res, records = [], []
     for j in range(block.n_sets):
         of_set, answers = self.scores[self.known[:, j], j], self.answers[self.known[:, j], j]
-        shared, why = of_set, 'the limit of all answers'
-        if len(of_set) < least:
-            shared, why = self.scores[self.known], 'the limit of all labels'
+        if len(of_set) >= least:
+            shared, why = limit_of(of_set, coverage), 'the limit of all answers'
+        else:
+            shared, why = limit_of_rows(self.scores, self.known, coverage), 'the limit of all labels'
         label, own_limits = block.vocab[j] if block.n_sets > 1 else None, []
         for k in range(block.n_answers):
             own = of_set[answers == k]
             enough = len(own) >= least
-            limit = limit_of(own if enough else shared, coverage)
+            limit = limit_of(own, coverage) if enough else shared
             note = '' if enough else f'{why}: {len(own)} rows, {least} are needed'
             own_limits.append(limit)
             records.append(record(len(own), label, answer_name(block, k), limit, note))

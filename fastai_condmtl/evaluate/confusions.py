@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% auto #0
-__all__ = ['Classes', 'confused_pairs', 'most_confused_classes']
+__all__ = ['TrueAndDecided', 'confused_pairs', 'most_confused_classes']
 
 # %% ../../nbs/evaluate/confusions.ipynb #92da581d
 @dataclass
-class Classes:
+class TrueAndDecided:
     "True and decided classes of a task, by position"
 
     path: str
@@ -21,7 +21,7 @@ class Classes:
     decided: np.ndarray  # `(n,)`
 
 # %% ../../nbs/evaluate/confusions.ipynb #4275a8df
-def confused_pairs(classes: Classes) -> list:
+def confused_pairs(classes: TrueAndDecided) -> list:
     "Classes that are taken for others, `(true, decided, rows)` by position, the most frequent first"
     true, decided, n_classes = classes.true, classes.decided, len(classes.names)
     pairs, n_rows = np.unique((true * n_classes + decided)[true != decided], return_counts=True)
@@ -30,9 +30,9 @@ def confused_pairs(classes: Classes) -> list:
 
 # %% ../../nbs/evaluate/confusions.ipynb #d8f1b8dd
 def most_confused_classes(
-    classes: Classes,
+    classes: TrueAndDecided,
     n: int,  # How many to keep
-) -> Classes:
+) -> TrueAndDecided:
     "The classes that are confused the most, then the most frequent ones, and the rows between them"
     n_all = len(classes.names)
     confused = [position for pair in confused_pairs(classes)[:n] for position in pair[:2]]
@@ -42,4 +42,4 @@ def most_confused_classes(
     place[chosen] = np.arange(len(chosen))
     true, decided = place[classes.true], place[classes.decided]
     kept = (true >= 0) & (decided >= 0)
-    return Classes(classes.path, [classes.names[j] for j in chosen], true[kept], decided[kept])
+    return TrueAndDecided(classes.path, [classes.names[j] for j in chosen], true[kept], decided[kept])

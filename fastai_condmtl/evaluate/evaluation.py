@@ -26,7 +26,7 @@ from ..learn.accumulate import Accumulator, TaskRows, collect, progress
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of
-from ..tasks.resample import drawn_rows
+from ..tasks.resample import check_n_boot, drawn_rows
 
 # %% auto #0
 __all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'remarks']
@@ -78,6 +78,7 @@ def evaluate(
     `boosting` after `baseline`, NaN for tasks without an estimator"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
+    n_boot = check_n_boot(n_boot)
     dl = as_loader(self, dl, labels=True)
     by, groups = groups_by(part_of(self, ds_idx) if dl is None else dl, by)
     loss = loss_of(self)

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.matching import names_of
+from ..core.arguments import check_whole
 from ..core.errors import FlowError, near
-from .confusions import Classes, confused_pairs, most_confused_classes
+from .confusions import TrueAndDecided, confused_pairs, most_confused_classes
 from .cascade import blame
 from .evaluation import judge
 from ..learn.reading import as_loader, part_of
-from ..learn.accumulate import Accumulator, Picked, collect
+from ..learn.accumulate import Accumulator, Picked, check_some_count, collect
 from ..learn.state import flow_of, loss_of
 from ..loss.ranks import Rows, gather_rows, in_order
 
 # %% auto #0
-__all__ = ['Losses', 'ConditionalInterpretation', 'TaskRows', 'check_label', 'check_classes', 'check_named_classes',
+__all__ = ['Losses', 'ConditionalInterpretation', 'CountedCells', 'check_label', 'check_classes', 'check_named_classes',
            'check_curves', 'check_residuals']
 
 # %% ../../nbs/evaluate/interpret.ipynb #f2d83f15
@@ -100,8 +101,7 @@ def plot_top_losses(
     if isinstance(task, int):
         task, k = None, task
     losses, rows = self.top_losses(task, k, largest)
-    if not len(rows):
-        raise FlowError(f"no row counts for task '{task}': there is nothing to show")
+    check_some_count(len(rows), task)
     dl = self.dl.new(shuffle=False, drop_last=False, get_idxs=Picked(rows), bs=len(rows))
     batch = dl.one_batch()
     with self.learn.no_bar(), self.learn.no_logging():
@@ -117,7 +117,7 @@ def _leaf(path):
 
 # %% ../../nbs/evaluate/interpret.ipynb #35c5e55a
 @dataclass
-class TaskRows:
+class CountedCells:
     "The rows (or cells of one label) that count for a task"
 
     path: str
@@ -129,7 +129,7 @@ class TaskRows:
 
 @patch
 def _rows_of(self: ConditionalInterpretation, task, label=None):
-    "`TaskRows` of a task, or of one of its labels"
+    "`CountedCells` of a task, or of one of its labels"
     path = self.flow.path(task)
     block = self.flow.tasks[path]
     check_label(path, block, label)
@@ -140,7 +140,7 @@ def _rows_of(self: ConditionalInterpretation, task, label=None):
         threshold = block.thresholds().numpy()
     if threshold is not None:
         threshold = float(np.broadcast_to(threshold, len(names))[j])
-    return TaskRows(path, block, summary[mask[:, j], j], true[mask[:, j], j], threshold)
+    return CountedCells(path, block, summary[mask[:, j], j], true[mask[:, j], j], threshold)
 
 
 def check_label(path, block, label):
@@ -174,7 +174,7 @@ def confusion_matrix(
 
 @patch
 def _classes(self: ConditionalInterpretation, task, label):
-    "`Classes` of a task; an error for one that has none"
+    "`TrueAndDecided` classes of a task; an error for one that has none"
     path = self.flow.path(task)
     check_classes(path, self.flow.tasks[path])
     rows = self._rows_of(path, label)
@@ -182,9 +182,11 @@ def _classes(self: ConditionalInterpretation, task, label):
     if block.thresholded:
         names = ('no', 'yes') if block.labels is not None else names_of(block)
         decided = (rows.summary[:, 0] > rows.threshold).astype(int)
-        return Classes(path, [str(v) for v in names], (rows.true > 0.5).astype(int), decided)
+        return TrueAndDecided(path, [str(v) for v in names], (rows.true > 0.5).astype(int), decided)
     check_named_classes(path, block)
-    return Classes(path, [str(v) for v in names_of(block)], rows.true.astype(int), rows.summary[:, 0].astype(int))
+    return TrueAndDecided(
+        path, [str(v) for v in names_of(block)], rows.true.astype(int), rows.summary[:, 0].astype(int)
+    )
 
 # %% ../../nbs/evaluate/interpret.ipynb #3d026292
 def check_classes(path, block):
@@ -232,9 +234,9 @@ def plot_confusion_matrix(
     "Draw `confusion_matrix`"
     from sklearn.metrics import ConfusionMatrixDisplay
 
+    max_classes = check_whole('max_classes', max_classes, 'a positive number of classes')
     classes = self._classes(task, label)
-    if not len(classes.true):
-        raise FlowError(f"no row counts for task '{classes.path}': there is nothing to plot")
+    check_some_count(len(classes.true), classes.path)
     n_all = len(classes.names)
     if n_all > max_classes:
         classes = most_confused_classes(classes, max_classes)
@@ -354,8 +356,7 @@ def plot_residuals(
 
     cells = self.residuals(task, label)
     path = self.flow.path(task)
-    if not len(cells):
-        raise FlowError(f"no row counts for task '{path}': there is nothing to plot")
+    check_some_count(len(cells), path)
     ax = _axes(ax, (4.6, 4.2))
     look = dict(scatter_kwargs=dict(alpha=min(1.0, 30 / len(cells) ** 0.5), s=12))
     draw = PredictionErrorDisplay.from_predictions

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from ..core.arguments import check_share
+from ..core.arguments import check_share, check_whole
 from ..core.errors import FlowError, near
 from ..core.nesting import with_implied
 from ..core.prediction import FlowPrediction
@@ -175,7 +175,7 @@ class Cleaner:
         tasks=None,  # Paths or leaf names; by default all
         **kwargs,  # For `dls.test_dl`
     ):
-        df = _table_of(learn, df)
+        df, k = _table_of(learn, df), check_whole('k', k, 'how many rows a task', low=0)
         _check_rows(df)
         judges = learn.rows() if isinstance(learn, Folds) else [(learn, df)]
         self.df, self.fixes = df, {}

@@ -22,12 +22,12 @@ from ..core.nesting import with_implied
 from ..core.order import tasks_above
 from .estimators import FeatureRows, features_kept, features_of
 from .label_cleaning import check_one_column, gaps_of, put, with_labels
-from ..learn.accumulate import every_row, raw_preds
+from ..learn.accumulate import check_predicted, every_row, raw_preds
 from ..learn.state import flow_of, loss_of
 
 # %% auto #0
 __all__ = ['COLUMNS', 'N_PASSES', 'SHORTLIST', 'prices_of', 'check_rows', 'given_answers', 'open_questions', 'entropy_of',
-           'spread_of', 'Questions', 'questions_of', 'predicted', 'lessons_of_numbers', 'warn_of_numbers',
+           'spread_of', 'RunningStd', 'Questions', 'questions_of', 'predicted', 'lessons_of_numbers', 'warn_of_numbers',
            'unlike_rows', 'GivesFeatures', 'features_of_rows', 'affordable', 'check_buys_one', 'as_table',
            'check_answers']
 
@@ -144,11 +144,30 @@ def entropy_of(
 def spread_of(
     block,  # Bound block of numbers
     unit: float,  # Of its loss
-    acts,  # Of each pass `(n_passes, n, W)`, on the loss scale
+    std,  # Standard deviation of several answers of a network `(n, W)`, on the loss scale
 ):  # `(n,)`
     "How far apart several answers of a network lie, by the unit of the loss; 1 at most"
     unit = unit**0.5 if block.loss_name == 'mse' else unit
-    return np.minimum(acts.std(0).mean(-1) / unit, 1)
+    return np.minimum(std.mean(-1) / unit, 1)
+
+
+class RunningStd:
+    "The standard deviation of arrays that come one after the other and are not kept (Welford 1962)"
+
+    def __init__(self):
+        self.n, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, values):
+        "Count one more array, as large as those before"
+        values = np.asarray(values, dtype=np.float64)
+        self.n += 1
+        before = values - self.mean
+        self.mean = self.mean + before / self.n
+        self.squares = self.squares + before * (values - self.mean)
+
+    def std(self):
+        "Of each place, by the number of arrays"
+        return np.sqrt(self.squares / self.n)
 
 # %% ../../nbs/evaluate/label_next.ipynb #ce669e50
 N_PASSES = 10  # with dropout
@@ -194,6 +213,8 @@ def predicted(learn, df, labels, **kwargs):
     loss = loss_of(learn)
     with every_row(learn):
         acts = loss.activation(raw_preds(learn, df, **kwargs)[0]).cpu()
+    for path, of_task in flow_of(learn).slices.items():
+        check_predicted(path, acts[:, of_task.acts].numpy(), 'does not know what would teach it')
     return with_labels(flow_of(learn), acts, loss.decide(acts), labels)
 
 
@@ -206,10 +227,14 @@ def lessons_of_numbers(learn, df, labels, **kwargs) -> dict:
     if not any('dropout' in type(m).__name__.lower() and getattr(m, 'p', 1) for m in learn.model.modules()):
         warn_of_numbers(paths)
         return dict.fromkeys(paths, np.zeros(len(df)))
+    spreads = {path: RunningStd() for path in paths}
     with learn.added_cbs(MCDropoutCallback()):
-        passes = [predicted(learn, df, labels, **kwargs)[0] for _ in range(N_PASSES)]
-    own = lambda path: np.stack([acts[:, flow.slices[path].acts].numpy() for acts in passes])
-    return {path: spread_of(flow.tasks[path], flow.loss_units.get(path, 1.0), own(path)) for path in paths}
+        for _ in range(N_PASSES):
+            acts = predicted(learn, df, labels, **kwargs)[0]
+            for path, running in spreads.items():
+                running.add(acts[:, flow.slices[path].acts])
+    of_task = lambda path: spread_of(flow.tasks[path], flow.loss_units.get(path, 1.0), spreads[path].std())
+    return {path: of_task(path) for path in paths}
 
 
 def warn_of_numbers(paths):

@@ -121,9 +121,10 @@ def wanted_metrics(
     "The metrics of `names` that a kind of task has"
     if not names:
         return list(block.metrics[:1])
-    if 'all' in names:
-        return [metric for metric in block.metrics if _top_k(metric) < block.n_out]  # top-k of k classes says nothing
-    wanted, has_top_k = dict.fromkeys(aliases.get(name, name) for name in names), 'accuracy_3' in block.metrics
+    telling = [metric for metric in block.metrics if _top_k(metric) < block.n_out]  # top-k of k classes says nothing
+    each = (telling if name == 'all' else [aliases.get(name, name)] for name in names)
+    has_top_k = 'accuracy_3' in block.metrics
+    wanted = dict.fromkeys(metric for metrics in each for metric in metrics)
     return [metric for metric in wanted if metric in block.metrics or _top_k(metric) and has_top_k]
 
 

@@ -39,6 +39,7 @@ from .skill import skill
 from ..learn.accumulate import Picked, collect
 from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of
+from ..tasks.resample import check_n_boot
 
 # %% auto #0
 __all__ = ['PARTS', 'SECTIONS', 'write_report', 'check_place', 'Told', 'FeatureLosses', 'judge_once', 'estimators_in_words',
@@ -68,7 +69,7 @@ def report(
     `learn.report(baselines={'boosting': (HistGradientBoostingClassifier(), HistGradientBoostingRegressor())})` shows
     their scores beside the trivial ones; they are fitted on the training rows, which a loaded learner has not."""
     check_place(file)
-    n_boot = check_whole('n_boot', n_boot, 'how many draws of the rows, or 0', low=0)
+    n_boot = check_n_boot(n_boot)
     n_items = check_whole('n_items', n_items, 'how many items to show, or 0', low=0)
     with self.no_bar(), self.no_logging():
         told = judge_once(self, dl, ds_idx, n_boot, baselines)

@@ -24,8 +24,8 @@ from ..learn.state import loss_of
 
 # %% auto #0
 __all__ = ['MAX_LABELS', 'MAX_CLASSES', 'of_cascade', 'draw_cascade', 'of_thresholds', 'of_confusions', 'matrix_size',
-           'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill', 'of_items', 'row_name', 'cards_of',
-           'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'figure', 'draw_picture']
+           'of_residuals', 'of_calibration', 'of_tasks', 'as_seen', 'of_skill', 'of_items', 'name_of_item', 'cards_of',
+           'Inputs', 'inputs_of', 'one_input', 'readable_text', 'facts_of', 'short_number', 'draw_picture']
 
 # %% ../../nbs/evaluate/report_figures.ipynb #321890a0
 def of_cascade(told) -> Section | None:
@@ -166,13 +166,13 @@ def of_items(told, n_items) -> Section:
         losses, rows = seen.top_losses(None, n_items, largest)
         fresh = [(loss, row) for loss, row in zip(losses.tolist(), rows.tolist()) if row not in positions]
         positions += [row for _, row in fresh]
-        titles += [f'{name}: {row_name(told.dl.dataset, row)}, loss {loss:.3g}' for loss, row in fresh]
+        titles += [f'{name}: {name_of_item(told.dl.dataset, row)}, loss {loss:.3g}' for loss, row in fresh]
     lead = 'The largest and the smallest loss over all tasks, each with the tree of what was decided. Wrong is marked '
     lead += 'by ✗, gray has no label.'
     return Section('Hardest and surest items', lead, cards=cards_of(told, positions, titles))
 
 
-def row_name(ds, row) -> str:
+def name_of_item(ds, row) -> str:
     "What a row is called: by its table, or by its position"
     table = table_of(ds)
     if table is not None:
@@ -250,10 +250,10 @@ def readable_text(text, n_chars=600) -> str:
 def facts_of(row) -> list:
     "Pairs of a column and its text"
     known = [(name, value) for name, value in row.items() if not (value is None or value is pd.NA or value != value)]
-    return [(str(name), figure(value) if isinstance(value, float) else str(value)) for name, value in known]
+    return [(str(name), short_number(value) if isinstance(value, float) else str(value)) for name, value in known]
 
 
-def figure(value) -> str:
+def short_number(value) -> str:
     "A number of a table that was scaled for the network and back: four digits, or whole where it is large"
     value = round(value, 6) + 0.0  # no -0
     return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.4g}'

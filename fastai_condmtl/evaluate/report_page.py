@@ -7,10 +7,11 @@ from __future__ import annotations
 import base64, io
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['CSS', 'TEMPLATE', 'Figure', 'Cell', 'Table', 'Card', 'Section', 'page_style', 'draw_svg', 'as_svg', 'data_address',
-           'page_html', 'to_the_right']
+           'page_html']
 
 # %% ../../nbs/evaluate/report_page.ipynb #78952899
 @dataclass
@@ -234,10 +235,8 @@ def page_html(
     return template.render(title=title, about=about, facts=facts, sections=sections, css=Markup(CSS))
 
 # %% ../../nbs/evaluate/report_page.ipynb #ae947f46
-def to_the_right(table) -> set:
-    "Positions of the columns that hold numbers"
-    kinds = [[row[j].kind for row in table.rows] for j in range(len(table.columns))]
+@patch(as_prop=True)
+def right(self: Table) -> set:
+    "Positions of the columns that hold numbers, which stand to the right"
+    kinds = [[row[j].kind for row in self.rows] for j in range(len(self.columns))]
     return {j for j, of_column in enumerate(kinds) if of_column and set(of_column) <= {'number', 'better', 'worse'}}
-
-
-Table.right = property(to_the_right)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
+from ..core.arguments import check_whole
 from ..core.errors import FlowError, near, shortly
 from ..core.files import write_text
-from ..learn.accumulate import Accumulator, collect, progress
+from ..learn.accumulate import Accumulator, check_predicted, collect, progress
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.conditional import ConditionalLoss
+from ..tasks.resample import check_n_boot
 from ..tasks.scores import binary_score, counts
 from ..tasks.thresholds import cross_fit, score_of_counts, threshold_curve
 from .fingerprint import Seen, label_hashes, row_hashes
@@ -42,7 +44,8 @@ def search_thresholds(
 ) -> pd.DataFrame:
     """Search every binary task and label on its masked rows and put what pays in force in `loss_func.thresholds`;
     a row a task and label"""
-    wanted = aims(flow_of(self), metric, constraint, gates, tasks)
+    wanted, n_boot = aims(flow_of(self), metric, constraint, gates, tasks), check_n_boot(n_boot)
+    min_support = check_whole('min_support', min_support, 'how many rows are enough, or 0', low=0)
     return search(own_loss(self), collect(self, dl, ds_idx), wanted, n_boot, min_support, self)
 
 # %% ../../nbs/evaluate/tune.ipynb #b97661b7
@@ -75,11 +78,7 @@ def search(loss: ConditionalLoss, acc: Accumulator, wanted: dict, n_boot=0, min_
 def _data(acc, path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Probabilities, truth and gt mask of a thresholded task, each `(N, W)`"
     summary, true, mask, _ = acc.task(path)
-    if np.isnan(summary[..., 0][mask]).any():
-        raise FlowError(
-            f"the predictions of task '{path}' hold NaN: a model that gives no numbers cannot be tuned, look at its "
-            "training (a lower learning rate?)"
-        )
+    check_predicted(path, summary[..., 0][mask], 'cannot be tuned')
     return summary[..., 0], true > 0.5, mask
 
 
@@ -165,7 +164,7 @@ def plot_threshold(
     "The metric over the threshold with its bootstrap band, the threshold in force, and the one to start with"
     import matplotlib.pyplot as plt
 
-    loss = loss_of(self)
+    loss, n_boot = loss_of(self), check_n_boot(n_boot)
     path = check_plottable(flow_of(self), task, label)
     block, tuned = loss.flow.tasks[path], loss.tuned.get(path)
     aim = as_aim('headline', block=block) if tuned is None else tuned.aim

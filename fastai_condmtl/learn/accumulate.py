@@ -25,7 +25,8 @@ from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
 
 # %% auto #0
-__all__ = ['Accumulator', 'TaskRows', 'progress', 'Picked', 'every_row', 'collect', 'Collect', 'check_labelled', 'raw_preds']
+__all__ = ['Accumulator', 'TaskRows', 'progress', 'Picked', 'every_row', 'collect', 'Collect', 'check_labelled',
+           'check_predicted', 'check_some_count', 'raw_preds']
 
 # %% ../../nbs/learn/accumulate.ipynb #87ad35a5
 class Accumulator:
@@ -247,9 +248,11 @@ def collect(
 
 @contextmanager
 def _recording_nothing(learn):
-    "Callbacks that would forget the training, or take a validation for one, do not run"
+    """Callbacks that would forget the training, or take a validation for one, do not run; a fit in whose midst this
+    happens keeps its counters"""
     recording = (Recorder, TrackerCallback, ParamScheduler, TerminateOnNaNCallback)
     before = [(cb, cb.run) for cb in learn.cbs if isinstance(cb, recording)]
+    counters = {name: getattr(learn, name) for name in ('epoch', 'train_iter', 'pct_train') if hasattr(learn, name)}
     for cb, _ in before:
         cb.run = False
     try:
@@ -257,6 +260,8 @@ def _recording_nothing(learn):
     finally:
         for cb, run in before:
             cb.run = run
+        for name, value in counters.items():
+            setattr(learn, name, value)
 
 # %% ../../nbs/learn/accumulate.ipynb #558e4025
 class Collect(Callback):
@@ -279,6 +284,29 @@ def check_labelled(labels):
     "Raise where there are no `labels`, with which predictions could be compared"
     if not labels:
         raise FlowError(NO_LABELS)
+
+
+def check_predicted(
+    path,  # Of the task
+    predicted,  # What was predicted where its labels count, an array
+    fate: str,  # What a model that gives no numbers cannot do or have
+):
+    "Raise where a prediction is NaN"
+    if np.isnan(predicted).any():
+        raise FlowError(
+            f"the predictions of task '{path}' hold NaN: a model that gives no numbers {fate}, look at its training "
+            "(a lower learning rate?)"
+        )
+
+
+def check_some_count(
+    n_rows: int,  # That count
+    path=None,  # Of the task; None: of all tasks together
+):
+    "Raise where no row counts, and there is nothing to draw"
+    if not n_rows:
+        task = 'any task' if path is None else f"task '{path}'"
+        raise FlowError(f"no row counts for {task}: there is nothing to plot, hand over labelled rows")
 
 # %% ../../nbs/learn/accumulate.ipynb #1720d3fe
 def raw_preds(learn, items=None, dl=None, ds_idx=1, **kwargs):

@@ -17,7 +17,7 @@ from fasttransform import Transform
 from ..core.errors import FlowError
 from ..data.target_block import ConditionalLists, EncodedRows
 from ..core.arguments import check_arguments
-from ..deploy.batches import columns_of
+from ..deploy.batches import columns_of_reader
 from ..equip import equip, fit_for
 from ..learn.last_layers import last_layers
 from ..learn.start import check_start, start_learner
@@ -111,7 +111,7 @@ class RowTransform(Transform):
         return TableRow({name: _as_shown(value) for name, value in table_inputs(to).iloc[0].items()})
 
 
-@columns_of.register
+@columns_of_reader.register
 def _(reader: RowTransform):
     return [*reader.names[0], *reader.names[1]]
 

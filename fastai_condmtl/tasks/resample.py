@@ -6,9 +6,10 @@
 from __future__ import annotations
 import numpy as np
 from scipy import sparse
+from ..core.arguments import check_whole
 
 # %% auto #0
-__all__ = ['Groups', 'deal', 'drawn_rows', 'drawn_cells', 'mean_error']
+__all__ = ['Groups', 'check_n_folds', 'deal', 'check_n_boot', 'drawn_rows', 'drawn_cells', 'mean_error']
 
 # %% ../../nbs/tasks/resample.ipynb #cab4cf38
 class Groups:
@@ -32,6 +33,15 @@ class Groups:
         return self.order[np.repeat(shift, sizes) + np.arange(sizes.sum())]
 
 # %% ../../nbs/tasks/resample.ipynb #633b0dea
+def check_n_folds(
+    folds,
+    what: str,  # What is judged by them
+) -> int:
+    "`folds` as a whole number, 2 or more: there are rows that did not choose. Raises `FlowError` otherwise"
+    wanted = f'a whole number of at least 2: {what} is judged by rows that did not choose it'
+    return check_whole('folds', folds, wanted, low=2)
+
+
 def deal(
     n_rows: int,
     folds: int,  # Into how many parts
@@ -50,6 +60,11 @@ def deal(
     return fold[groups.number]
 
 # %% ../../nbs/tasks/resample.ipynb #a73a4c9a
+def check_n_boot(n_boot) -> int:
+    "`n_boot` as a whole number, 0 or more. Raises `FlowError` otherwise"
+    return check_whole('n_boot', n_boot, 'how many draws of the rows, or 0', low=0)
+
+
 def drawn_rows(
     n_rows: int,
     n_boot: int,  # How often

@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
 from .scores import div0, aliases, count_scores
-from .resample import deal, drawn_cells
+from .resample import check_n_folds, deal, drawn_cells
 
 # %% auto #0
 __all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'as_constraint', 'best_threshold', 'check_scores',
@@ -285,10 +285,7 @@ def cross_fit(
     "For each row the threshold that the other folds chose, in the shape of `scores`"
     scores = _array(scores)
     mask = _counted(scores, _array(targets), mask)
-    if folds < 2:
-        raise FlowError(
-            f"folds={folds!r}: a threshold is judged by rows that did not choose it, which takes at least 2"
-        )
+    folds = check_n_folds(folds, 'a threshold')
     fold = deal(len(scores), folds, seed, groups)
     chosen = np.empty(scores.shape)
     for k in range(folds):

@@ -19,7 +19,7 @@ from ..core.extras import import_extra
 from ..data.factories import add_from_csv, has_one_label
 from ..data.split import as_splitter
 from ..data.target_block import as_flow
-from ..deploy.batches import columns_of
+from ..deploy.batches import columns_of_reader
 from ..learn.reading import reads_input
 from .data import TextColumns, check_not_empty, check_text_arguments, masks_words, text_columns
 import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new process can show its results
@@ -148,9 +148,9 @@ class TokenizeTexts(Transform):
             )
 
 
-@columns_of.register
+@columns_of_reader.register
 def _(reader: TokenizeTexts):
-    return columns_of(reader.getters[0]) if len(reader.getters) == 1 else None
+    return columns_of_reader(reader.getters[0]) if len(reader.getters) == 1 else None
 
 # %% ../../nbs/text/transformer_data.ipynb #a05ccbe5
 @patch

@@ -5,7 +5,7 @@ import math, random, sys
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from torchjd import aggregation, scalarization
-from fastai.basics import Learner, SGD, TransformBlock, DataBlock, load_learner, set_seed, tensor
+from fastai.basics import Callback, Learner, SGD, TransformBlock, DataBlock, load_learner, set_seed, tensor
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import lr_find  # noqa: F401
@@ -717,6 +717,49 @@ def test_errors_say_what_to_do(monkeypatch):
         monkeypatch.delitem(sys.modules, m)
     with pytest.raises(ImportError, match=r"fastai_condmtl\[balance\]"):
         make('upgrad', dls)
+
+
+class Interrupts(Callback):
+    "Stops a training in its second batch, as Ctrl-C does"
+
+    order = -4  # after the loss was balanced, and before its gradients
+
+    def after_loss(self):
+        if self.iter == 1:
+            raise KeyboardInterrupt
+
+
+def n_hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize('watch', [lambda: TaskBalance('upgrad'), lambda: GradientCosine(every=1)])
+def test_an_interrupted_fit_leaves_no_hook_to_the_next(watch, monkeypatch):
+    learn = make(None, cbs=watch())
+    if hasattr(learn, 'gradient_cosine'):  # it lets go after each look: interrupted in its midst
+        products = SharedFeatures.products
+        monkeypatch.setattr(SharedFeatures, 'products', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(learn, 1, cbs=Interrupts())
+    if hasattr(learn, 'gradient_cosine'):
+        monkeypatch.setattr(SharedFeatures, 'products', products)
+    fit(learn, 1)
+    assert n_hooks(learn.model) == 0
+
+
+def test_two_balancers_are_an_error():
+    learn = make('uncertainty')
+    with pytest.raises(FlowError, match=r"has a TaskBalance already: .* learn.remove_cb\(learn.task_balance\)"):
+        fit(learn, 1, cbs=TaskBalance('dwa'))
+    fit(learn, 1)
+    assert [k for k in learn.model.state_dict() if 'balance_' in k] == ['1.balance_log_vars', '1.balance_scale']
+
+
+@pytest.mark.parametrize('log_every', [0, -1, 1.5, True])
+def test_weights_are_kept_every_so_many_steps(log_every):
+    with pytest.raises(FlowError, match='log_every=.* must be a positive whole number'):
+        TaskBalance('dwa', log_every=log_every)
 
 
 def test_another_loss_while_training_is_an_error():

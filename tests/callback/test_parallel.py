@@ -4,6 +4,7 @@ and any deal of the rows; a learner trains as on one device, and what is gathere
 
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision  # noqa: F401
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import lr_find  # noqa: F401
@@ -31,6 +32,7 @@ from fastai_condmtl.all import (
     equip,
 )
 from fastai_condmtl.callback.parallel import BalancedParallel, BalancedTrainer, ChunkedParallel
+from fastai_condmtl.callback.parallel import ParallelTrainer as our_trainer
 from fastai_condmtl.callback.tracking import ConditionalTracker
 from fastai_condmtl.learn.heads import RunNeeded
 from fastai_condmtl.loss.inputs import TaskSums
@@ -406,4 +408,60 @@ def test_only_a_flows_loss_can_be_taken_in_parts():
     with pytest.raises(FlowError, match="compares one output with one target"):
         with learn.parallel_ctx(balance_memory=True):
             fit(learn)
+    assert isinstance(learn.model, nn.Sequential)
+
+
+class Interrupts(Callback):
+    "Stops a training in its second batch, as Ctrl-C does"
+
+    def after_pred(self):
+        if self.training and self.iter == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('balance_memory', [False, True])
+def test_an_interrupted_fit_leaves_no_wrapper_around_the_next(balance_memory):
+    learn = make()
+    learn.to_parallel(balance_memory=balance_memory)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            quietly(learn, learn.fit, 1, cbs=Interrupts())
+    assert isinstance(learn.model, nn.DataParallel) and isinstance(learn.model.module, nn.Sequential)
+    fit(learn, 1)
+    assert isinstance(learn.model, nn.Sequential)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(learn, learn.fit, 1, cbs=Interrupts())
+    learn.detach_parallel()
+    assert isinstance(learn.model, nn.Sequential)
+
+
+def test_asked_twice_it_is_there_once():
+    learn = make()
+    learn.to_parallel()
+    learn.to_parallel(balance_memory=True)
+    assert [type(cb) for cb in learn.cbs if isinstance(cb, our_trainer)] == [BalancedTrainer]
+    fit(learn, 1)
+    assert isinstance(learn.model, nn.Sequential)
+
+
+@pytest.mark.parametrize('balance_memory', [False, True])
+def test_predictions_in_the_midst_of_a_fit_leave_it_on_all_devices(balance_memory):
+    class Looks(Callback):
+        order = 1
+        kinds = set()
+
+        def after_pred(self):
+            if self.training:
+                self.kinds.add(type(self.learn.model))
+
+        def after_epoch(self):
+            if not hasattr(self.learn, 'gather_preds'):
+                self.learn.evaluate()
+
+    learn = make(Looks())
+    learn.to_parallel(balance_memory=balance_memory)
+    fit(learn, 2)
+    assert learn.looks.kinds == {BalancedParallel if balance_memory else nn.DataParallel}
+    assert isinstance(learn.model, nn.Sequential)
+    quietly(learn, learn.get_preds)
     assert isinstance(learn.model, nn.Sequential)

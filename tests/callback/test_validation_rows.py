@@ -76,4 +76,4 @@ def test_what_is_no_fit_has_no_rows():
     quiet(learn, 'validate')
     assert learn.seen.labels == [] and not learn.seen.trained
     quiet(learn, 'get_preds')
-    assert not learn.seen.active
+    assert learn.seen.labels == []

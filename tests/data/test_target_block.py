@@ -39,6 +39,7 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.core import applications
 from fastai_condmtl.data.stratify import stratify
+from fastai_condmtl.data.target_block import EncodedRows, FlowTransform
 from random_flows import checks
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
 
@@ -1054,3 +1055,38 @@ from fastai_condmtl.vision.data import ConditionalDataLoaders
 sys.exit('fastai_condmtl.vision.points' not in sys.modules)
 """
     assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=root, timeout=100).returncode == 0
+
+
+# ---- what a sample of mutants showed to be untested
+# ---------------------------------------------------------------
+def test_rows_of_no_position():
+    rows = EncodedRows(torch.arange(12.0).reshape(3, 2, 2))
+    assert len(rows[[]]) == 0 and rows[[]].packed().shape == (0, 2, 2)
+    assert rows[[2, 0]].packed()[:, 0, 0].tolist() == [8, 0]
+
+
+def test_weights_that_get_y_does_not_name(folder):
+    "Rows of weight 0 do not count; the column of weights is read though `get_y` names the labels only"
+    df = pd.DataFrame(dict(img=[f'{i}.png' for i in range(8)], a=[0, 1] * 4, w=[0.0, 2.0] + [1.0] * 6))
+    flow = Flow('f', BinaryBlock('a'), weight_col='w')
+    dls = stock(df, folder, flow, IndexSplitter([6, 7]), bs=6, get_y=ColReader(['a']))
+    y = dls.train_ds.tls[1].items.packed()
+    assert y[:6, 1, 0].tolist() == [0.0, 2.0, 1.0, 1.0, 1.0, 1.0] and y[:6, 0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_columns_of_other_names_are_those_of_the_tasks_in_order(folder):
+    df = pd.DataFrame(dict(img=[f'{i}.png' for i in range(8)], p=[0, 1] * 4, q=[1, 1, 0, 0] * 2, w=[3.0] * 8))
+    flow = Flow('f', BinaryBlock('a'), BinaryBlock('b'), weight_col='w')
+    y = stock(df, folder, flow, IndexSplitter([7]), get_y=ColReader(['p', 'q'])).train_ds.tls[1].items.packed()
+    assert y[:, 0].tolist() == df[['p', 'q']][:7].to_numpy().tolist() and (y[:, 1] == 3).all()
+
+
+def test_what_is_asked_before_the_set_up_is_named():
+    for name in ('flow', 'c', 'loss_func'):
+        with pytest.raises(AttributeError, match=f'^{name}$'):
+            getattr(FlowTransform(Flow('f', BinaryBlock('a'))), name)
+
+
+def test_a_block_has_one_transform():
+    tfms = BinaryBlock('a').type_tfms
+    assert len(tfms) == len(list(tfms)) == 1 and next(iter(tfms)) is not next(iter(tfms))

@@ -5,8 +5,10 @@ from fastai.torch_core import set_seed
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.data.block import DataBlock
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, RandomSplitter
 from fastai.layers import ConvLayer
+from fastai.learner import Learner
 from fastai.vision.augment import Resize, RandomResizedCropGPU, aug_transforms
 from fastai.vision.data import ImageBlock
 from fastai.vision.core import imagenet_stats
@@ -214,9 +216,21 @@ def test_export_changes_nothing(plain):
 def test_transforms_that_a_graph_does_not_know():
     with pytest.raises(FlowError, match='batch transform RandomResizedCropGPU runs on validation batches'):
         learner(tfms=[RandomResizedCropGPU(16)]).deployed()
+    learn = learner()
+    learn.dls.add_tfms([Normalize.from_stats([0.5] * 3, [2.0] * 3)], 'after_batch')
+    with pytest.raises(FlowError, match='batch transform Normalize runs on validation batches'):
+        learn.deployed()  # one would take the place of the other
     learn = learner(tfms=aug_transforms())
     got = [o.detach().numpy() for o in learn.deployed()(torch.from_numpy(IMAGES[:50].transpose(0, 3, 1, 2).copy()))]
     np.testing.assert_allclose(got[1], reference(learn, 50)[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_learner_with_one_loader(plain):
+    alone = Learner(DataLoaders(plain.dls.train), plain.model, loss_func=plain.loss_func)
+    alone.dls.flow = plain.dls.flow
+    x = torch.from_numpy(IMAGES[:3].transpose(0, 3, 1, 2).copy())
+    assert all(torch.equal(*both) for both in zip(alone.deployed()(x), plain.deployed()(x)))
+    assert alone.to_exported() is not None
 
 
 def test_after_export_sizes_must_be_told(plain, tmp_path):

@@ -147,7 +147,7 @@ def test_masked_words_go_through_a_safe_file(tmp_path):
     """`save_safe`, `load_safe`: a learner's own vocabulary, which fastai has filled up, and what is told of it in
     a graph's metadata"""
     from copy import deepcopy
-    from fastai_condmtl.deploy.onnx import columns_of
+    from fastai_condmtl.deploy.onnx import meaning_of_columns
     from fastai_condmtl.text.all import ConditionalTextDataLoaders, conditional_lm_learner
 
     rng = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def test_masked_words_go_through_a_safe_file(tmp_path):
     assert kept(read.flow) == kept(dls.flow)
     y = dls.valid.one_batch()[1].cpu()
     pd.testing.assert_frame_equal(read.flow.to_frame(y), dls.flow.to_frame(y))
-    assert columns_of(read.loss) == columns_of(dls.flow.loss_func)
+    assert meaning_of_columns(read.loss) == meaning_of_columns(dls.flow.loss_func)
 
 
 def warned(learn, file):

@@ -1,6 +1,6 @@
 "A scorer says what `predict_df` and `get_marginals` say, row by row, whatever make the batch is of"
 
-import pickle
+import os, pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import numpy as np, pandas as pd, pytest, torch
@@ -199,12 +199,65 @@ def test_pool_of_processes(tables):
         pd.testing.assert_frame_equal(pd.concat(pool.map(scorer, parts[:2])), whole[:120], atol=1e-5)
 
 
-@pytest.mark.parametrize('bad', [['a.png'], 'a.png', dict(img='a.png'), dict(img=['a'], id=[1, 2])])
+@pytest.mark.parametrize(
+    'bad',
+    [
+        ['a.png'],
+        'a.png',
+        dict(img='a.png'),
+        dict(img=b'PNG'),
+        dict(img=np.array('a.png')),
+        dict(img=['a'], id=[1, 2]),
+        pa.array(['a.png']),
+    ],
+)
 def test_what_is_no_batch(pictures, bad):
     with pytest.raises(FlowError, match='batch of columns|one value and no array|different lengths'):
         pictures.scorer()(bad)
     with pytest.raises(FlowError, match='must be a list of columns'):
         pictures.scorer(keep='img')
+
+
+def test_which_columns_are_read(pictures):
+    for none in ([], ()):
+        with pytest.raises(FlowError, match=r"columns=.* names no column to read: write columns='path'"):
+            pictures.scorer(columns=none)
+    with pytest.raises(FlowError, match="no column 3, which the network reads: there are 'img'"):
+        pictures.scorer(columns=3)(dict(img=['a.png']))
+
+
+@pytest.mark.parametrize('name', ['model.onnx', 'model.pt2'])
+def test_a_graph_is_no_model_of_a_scorer(tmp_path, name):
+    (tmp_path / name).write_bytes(b'a graph')
+    with pytest.raises(FlowError, match=f"{name}' is a graph, .*: write a file with learn.save_safe or learn.export"):
+        Scorer(tmp_path / name, columns='img')
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'PK no model'])
+def test_what_is_no_file_of_a_learner(tmp_path, content):
+    (tmp_path / 'model.pkl').write_bytes(content)
+    with pytest.raises(FlowError, match=r"model.pkl' is no file of learn.export \(.*\): write it anew"):
+        Scorer(tmp_path / 'model.pkl', columns='img')(dict(img=['a.png']))
+
+
+@pytest.mark.parametrize('n_workers', [0, -1, True, 1.5])
+def test_how_many_processes(pictures, n_workers):
+    with pytest.raises(FlowError, match='n_workers=.* must be a positive whole number'):
+        next(pictures.scorer().map([dict(img=[])], n_workers=n_workers))
+
+
+class Exits:
+    "A cell that ends the process that reads it"
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_process_that_ends_is_told(tables):
+    df, learn = tables
+    batches = [df[:5], df[5:10].assign(**{MACHINE_CONTS[0]: [Exits(), *[0.0] * 4]}), *[df[10:15]] * 9]
+    with pytest.raises(FlowError, match='a process ended before its batch was scored: .* smaller batches'):
+        list(learn.scorer().map(batches, n_workers=1))
 
 
 def test_types_of_all_kinds():

@@ -8,7 +8,7 @@ import pytest
 from fastai.vision.all import ColSplitter, DataBlock, ImageBlock, PILImage, Resize, resnet18
 
 from fastai_condmtl.all import *
-from fastai_condmtl.deploy.onnx import columns_of
+from fastai_condmtl.deploy.onnx import meaning_of_columns
 from fastai_condmtl.deploy.safe import set_decisions
 from fastai_condmtl.loss.conditional import ConditionalLoss
 from fastai_condmtl.vision.all import conditional_vision_learner
@@ -79,7 +79,7 @@ def test_a_cell_with_several_labels_is_blank_where_one_is_open(learn):
 
 
 def test_metadata_of_graphs_tell_the_sets(learn):
-    tasks = json.loads(json.dumps(columns_of(learn.loss_func)))['tasks']
+    tasks = json.loads(json.dumps(meaning_of_columns(learn.loss_func)))['tasks']
     limits = learn.loss_func.decisions.limits
     for task in tasks:
         assert task['sets']['limits'] == [list(own) for own in limits[task['path']].limits]

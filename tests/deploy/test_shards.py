@@ -8,6 +8,7 @@ from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditiona
 
 pq = pytest.importorskip('pyarrow.parquet', reason='needs pyarrow (extra parquet)')
 from fastai_condmtl.deploy import shards
+from fastai_condmtl.deploy.scorer import pool_of
 from fastai_condmtl.deploy.shards import score_shards
 
 
@@ -126,12 +127,17 @@ def test_what_cannot_be_scored_is_told_before(learn, tmp_path):
     files[1].write_bytes(b'no parquet')
     with pytest.raises(FlowError, match="001.parquet' cannot be read as Parquet"):
         score_shards(scorer, files, out)
-    with pytest.raises(FlowError, match='there is no file'):
+    with pytest.raises(FlowError, match='there is no Parquet file'):
         score_shards(scorer, [tmp_path / 'none.parquet'], out)
-    with pytest.raises(FlowError, match='no files to score'):
+    with pytest.raises(FlowError, match='there are no Parquet files'):
         score_shards(scorer, [], out)
     with pytest.raises(FlowError, match='have one name'):
-        score_shards(scorer, [files[0], tmp_path / 'b' / files[0].name], out)
+        score_shards(scorer, [files[0], *write(tmp_path / 'b', [5])], out)
+    with pytest.raises(FlowError, match='000.parquet. is named twice: name it once'):
+        score_shards(scorer, [files[0], files[0]], out)
+    for argument in ('n_rows', 'n_workers'):
+        with pytest.raises(FlowError, match=f'{argument}=0 must be a positive whole number'):
+            score_shards(scorer, files[:1], out, **{argument: 0})
     with pytest.raises(FlowError, match='written over by its own scores'):
         score_shards(scorer, files[:1], tmp_path / 'in')
     assert not out.exists()
@@ -149,3 +155,19 @@ def test_rows_that_cannot_be_read_are_counted(learn, tmp_path):
     done = score_shards(learn.scorer(), [file], tmp_path / 'out')
     assert (done.rows, done.errors) == (6, 1)
     assert 'a word' in read(tmp_path / 'out').error[5] and read(tmp_path / 'out').error[:5].isna().all()
+
+
+def test_a_file_a_pattern_and_an_iterator(learn, tmp_path):
+    files, scorer = write(tmp_path / 'in', [3, 4]), learn.scorer()
+    for given in (tmp_path / 'in/*.parquet', str(tmp_path / 'in/*.parquet'), iter(files), tuple(files)):
+        assert score_shards(scorer, given, tmp_path / 'out').rows == 7
+    assert score_shards(scorer, str(files[1]), tmp_path / 'one').rows == 4
+
+
+def test_what_waits_is_not_scored_after_an_error(learn, tmp_path):
+    files, scorer = write(tmp_path / 'in', [2000] * 12), learn.scorer()
+    with pytest.raises(ZeroDivisionError), pool_of(scorer, 1, 'file', 'a fix') as pool:
+        jobs = [pool.submit(shards._one_of_worker, file, tmp_path / file.name, 50) for file in files]
+        jobs[0].result()
+        raise ZeroDivisionError
+    assert jobs[-1].cancelled() and not (tmp_path / files[-1].name).exists()

@@ -1,9 +1,15 @@
 "Tests of evaluate/calibrate"
 
+import re
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai_condmtl.all import BinaryBlock, Flow, FlowError
+from fastai_condmtl.evaluate.calibrate import _temperature, bins_of, calibration_error, reliability
 from fastai_condmtl.loss.conditional import ConditionalLoss
+from sklearn.calibration import calibration_curve
 from scaled_logits import learner, quiet
 
 
@@ -29,3 +35,45 @@ def test_temperatures_do_not_outlive_their_weights():
     assert not learn.loss_func.temperatures
     for p, t in raw.items():
         torch.testing.assert_close(learn.loss_func.thresholds[p], t, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'method, given, said',
+    [
+        ('evaluate', dict(n_boot=-3), 'n_boot=-3 must be how many draws'),
+        ('evaluate', dict(n_boot=True), 'n_boot=True must be'),
+        ('search_thresholds', dict(n_boot=2.5), 'n_boot=2.5 must be'),
+        ('search_thresholds', dict(min_support='a'), "min_support='a' must be how many rows"),
+        ('plot_threshold', dict(task='a', n_boot=-1), 'n_boot=-1 must be'),
+        ('calibrate', dict(folds=1), 'folds=1 must be a whole number of at least 2: a temperature is judged by rows'),
+        ('calibrate', dict(folds=2.5), 'folds=2.5 must be'),
+        ('calibrate', dict(min_support=-1), 'min_support=-1 must be how many cells'),
+        ('plot_reliability', dict(task='a', bins=0), 'bins=0 must be a positive number'),
+    ],
+)
+def test_numbers_that_cannot_be_are_told(method, given, said):
+    learn = learner(s=4.0)
+    before = {path: t.clone() for path, t in learn.loss_func.thresholds.items()}
+    with pytest.raises(FlowError, match=re.escape(said)):
+        quiet(learn, method, **given)
+    assert all((learn.loss_func.thresholds[path] == t).all() for path, t in before.items())
+
+
+@pytest.mark.parametrize('n', [0, 1])
+def test_a_cell_alone_keeps_its_temperature(n):
+    "No other row could choose it"
+    block = Flow('f', BinaryBlock('a')).bind(pd.DataFrame(dict(a=[0, 1]))).tasks['a']
+    cells = torch.full((n,), 0.3, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    assert _temperature(block, *cells, 0, 5, 2.0) == (2.0, f'kept 2: {n} rows are too few')
+
+
+def test_the_error_and_the_curve_have_the_same_bins():
+    "Of confidences on the borders of bins, too, where scikit-learn's curve puts them"
+    rng = np.random.default_rng(0)
+    for bins in (3, 5, 10, 15):
+        conf = rng.integers(0, bins + 1, 200) / bins
+        hit = rng.random(200) < conf
+        share, mean = reliability(conf, hit, bins)
+        np.testing.assert_allclose((share, mean), calibration_curve(hit, conf, n_bins=bins))
+        n_rows = np.unique(bins_of(conf, bins), return_counts=True)[1]
+        assert calibration_error(conf, hit, bins) == pytest.approx((n_rows * np.abs(share - mean)).sum() / 200)

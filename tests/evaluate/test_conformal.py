@@ -1,6 +1,7 @@
 """Tests of evaluate/conformal: the promise on 200 splits of frozen features, limits and sets against MAPIE, and what a
 learner does with them"""
 
+import itertools
 import math
 import os
 import pickle
@@ -18,7 +19,7 @@ from torch import nn
 
 from fastai_condmtl.all import *
 from fastai_condmtl.core.extras import MissingExtra
-from fastai_condmtl.evaluate.conformal import ScoredLabels, least_rows, limit_of
+from fastai_condmtl.evaluate.conformal import ScoredLabels, least_rows, limit_of, limit_of_rows
 from scaled_logits import learner, quiet, table
 
 pytest.importorskip('mapie')
@@ -215,6 +216,37 @@ def test_small_classes_share_a_limit_and_small_labels_too():
     ]  # fmt: skip
 
 
+def test_labels_that_hang_together_do_not_count_as_rows():
+    "Ten labels with one score a row, each known on too few rows for a limit of its own: the promise holds by counting"
+    block = MultiLabelBlock('l', vocab=list('abcdefghij')).bind(pd.DataFrame(dict(l=['a,b', 'c'])))
+    rng, coverages = np.random.default_rng(0), []
+    for _ in range(1000):
+        scores = np.repeat(rng.random((11, 1)), 10, axis=1)
+        known = np.ones((11, 10), dtype=bool)
+        for j in range(10):
+            known[rng.choice(11, 3, replace=False), j] = False  # 8 rows, 9 are needed
+        found, _ = ScoredLabels(block, scores, np.zeros((11, 10), dtype=int), known).limits(COVERAGE)
+        assert len(set(itertools.chain(*found))) == 1
+        coverages.append(found[0][0])  # a new score is uniform: it lies below with this probability
+    assert np.mean(coverages) > COVERAGE - 4 * np.std(coverages) / 1000**0.5
+    few = ScoredLabels(block, scores[:5], np.zeros((5, 10), dtype=int), np.ones((5, 10), dtype=bool)).limits(COVERAGE)
+    assert few[0] is None and few[1][0]['note'] == 'no sets: 5 rows, 9 are needed'
+
+
+def test_the_limit_of_rows_by_a_loop():
+    "Of one label a row it is the limit of the definition; of several, the least score that enough shares do not exceed"
+    rng = np.random.default_rng(1)
+    for n in (9, 10, 30, 99, 100):
+        scores = rng.random((n, 1))
+        assert limit_of_rows(scores, np.ones((n, 1), dtype=bool), COVERAGE) == limit_of(scores[:, 0], COVERAGE)
+        scores, known = rng.random((n + 5, 4)).round(2), rng.random((n + 5, 4)) < 0.5
+        known[:n, 0], known[n:] = True, False
+        enough = [
+            q for q in scores[known] if sum(np.mean(scores[i, known[i]] <= q) for i in range(n)) >= 0.9 * (n + 1) - 1e-9
+        ]
+        assert limit_of_rows(scores, known, COVERAGE) == min(enough)
+
+
 # A learner whose logits stand in the table
 
 
@@ -296,6 +328,29 @@ def test_sets_hold_the_truth_of_new_rows_and_evaluate_says_so(learn):
     abstained = quiet(learn, 'predict_sets', learn.df, abstain=True)
     told = [(label in own) for label, own in zip(df.breed, abstained.breed) if own is not None and pd.notna(label)]
     assert res.cascade_coverage['breed'] == pytest.approx(np.mean(told))
+
+
+def test_the_promise_holds_for_each_class_of_each_task_by_counting_what_evaluate_says(learn):
+    "On 10 random splits of its rows: a class, a class below it, yes and no, and a number, each on its gt mask"
+    rows, rng, counted = pd.concat([learn.df, animals(seed=7)], ignore_index=True), np.random.default_rng(3), {}
+    for _ in range(10):
+        order = rng.permutation(len(rows))
+        limits = quiet(learn, 'conformal', COVERAGE, rows.iloc[order[:600]])
+        res = quiet(learn, 'evaluate', rows.iloc[order[600:]], metrics=None, by_label=True)
+        res = res.assign(label=res.label.replace(dict(no=False, yes=True))).drop_duplicates(['task_path', 'label'])
+        for limit in limits.itertuples():
+            is_own = res.label.isna() if limit.answer is None else res.label == limit.answer
+            own = res[(res.task_path == limit.task_path) & is_own].iloc[0]
+            rank = math.ceil(Fraction('0.9') * (limit.num_samples + 1))
+            law = betabinom(own.support, rank, limit.num_samples + 1 - rank)
+            covered = round(own.coverage * own.support)
+            mean_var = counted.setdefault((limit.task_path, limit.answer), [0.0, 0.0])
+            mean_var[0], mean_var[1] = mean_var[0] + covered - law.mean(), mean_var[1] + law.var()
+    assert len(counted) == 3 + 4 + 1 + 2
+    for apart, var in counted.values():
+        assert apart > -4 * math.sqrt(var)  # answers that are decided, and those that are possible, only add
+    apart, var = counted['weight', None]
+    assert abs(apart) < 4 * math.sqrt(var)
 
 
 def test_undecided_is_unknown_by_the_rule_of_labels(learn):

@@ -279,3 +279,9 @@ def test_folds_and_tables_that_are_refused(learn):
         with pytest.raises(FlowError, match=says):
             call()
     assert Cleaner(folds, df, k=1).df is df
+
+
+@pytest.mark.parametrize('k', [-1, 2.5, True])
+def test_k_is_a_number_of_rows(learn, k):
+    with pytest.raises(FlowError, match='k=.* must be how many rows a task'):
+        Cleaner(learn, learn.dls.train_ds.items, k=k)

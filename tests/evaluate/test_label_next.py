@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
 from fastai_condmtl.all import *
+from fastai_condmtl.evaluate import label_next
 from fastai_condmtl.evaluate.label_next import COLUMNS, Questions, affordable, features_of_rows
 from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditional_tabular_learner, fit_estimators
 from fastai_condmtl.text.all import ConditionalTextDataLoaders, conditional_text_learner
@@ -318,6 +320,39 @@ def test_numbers_are_asked_where_passes_with_dropout_differ():
     assert len(size) == 20 and (size.gain > 0).all() and (size.gain <= size.p_reached).all()
     assert not any(m.training for m in learn.model.modules())  # dropout is off again
     assert asked(learn, pool.assign(gate=0.0), n=20).empty
+
+
+def test_a_model_that_gives_no_numbers_is_told(learn):
+    "It would have an empty list of questions"
+    with pytest.raises(FlowError, match="the predictions of task 'a' hold NaN"):
+        asked(learn, rows(6).assign(z1=[0, 0, np.nan, 0, 0, 0]), n=2)
+
+
+def test_passes_with_dropout_are_summed_and_not_kept(monkeypatch):
+    "The gain of numbers is that of all passes side by side, of which two are there at a time at most"
+    df = numbers_table()
+    dls = ConditionalTabularDataLoaders.from_df(df, numbers_flow(), cont_names=['x', 'y'], seed=0, bs=32, device='cpu')
+    learn = conditional_tabular_learner(dls, [16], members=1)
+    pool, copies, alive, most = df.assign(gate=np.nan, size=np.nan), [], weakref.WeakSet(), []
+    plain = label_next.predicted
+
+    def watched(*args, **kwargs):
+        acts, values = plain(*args, **kwargs)
+        copies.append(acts.clone())
+        alive.add(acts)
+        most.append(len(alive))
+        return acts, values
+
+    monkeypatch.setattr(label_next, 'predicted', watched)
+    with learn.no_bar(), learn.no_logging():
+        flow, labels = learn.dls.flow, label_next.given_answers(learn.dls.flow, pool)
+        found = label_next.lessons_of_numbers(learn, pool, labels)
+    acts = np.stack([one[:, flow.slices['size'].acts].double().numpy() for one in copies])
+    unit = flow.loss_units.get('size', 1.0)
+    unit = unit**0.5 if flow.tasks['size'].loss_name == 'mse' else unit
+    assert len(copies) == label_next.N_PASSES and max(most) <= 2 and list(found) == ['size']
+    np.testing.assert_allclose(found['size'], np.minimum(acts.std(0)[:, 0] / unit, 1), atol=1e-9)
+    assert (found['size'] > 0).all()
 
 
 def test_a_learner_of_estimators_asks_and_says_that_it_leaves_numbers_out():

@@ -5,12 +5,15 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as skm
+from fastai.metrics import AvgMetric
+from fastai_condmtl.evaluate.metrics import _grown_metrics
 from fastai_condmtl.learn.accumulate import Accumulator
 from fastai_condmtl.all import (
     BinaryBlock,
     BoundedRegressionBlock,
     CountBlock,
     Flow,
+    FlowError,
     MultiLabelBlock,
     OrdinalBlock,
     SingleLabelBlock,
@@ -90,3 +93,56 @@ def test_predictions_that_are_no_numbers_score_nothing(task):
     mask[2] = False
     assert all(np.isfinite(b.score(m, summary, true, mask)) for m in metrics)
     assert not b.exact or np.isfinite(acc.packed()[1].numpy()).all()  # decisions stay classes
+
+
+def test_all_scores_and_one_more():
+    "A name beside `all` adds to it; each score is there once"
+    bound = Flow('f', SingleLabelBlock('k', vocab=list('abcdefgh')), BinaryBlock('a')).bind(
+        pd.DataFrame(dict(k=['a'], a=[1]))
+    )
+    all_of = {path: [m.metric for m in bound.metrics('all', tasks=[path])] for path in bound.paths}
+    assert [m.metric for m in bound.metrics('all', 'accuracy_2', tasks=['k'])] == [*all_of['k'], 'accuracy_2']
+    assert [m.metric for m in bound.metrics('accuracy_2', 'all', 'acc', tasks=['a'])] == all_of['a']
+
+
+# ---- what a sample of mutants showed to be untested
+# ---------------------------------------------------------------
+def test_the_score_at_another_threshold():
+    bound = Flow('f', BinaryBlock('a')).bind(pd.DataFrame(dict(a=[0, 1])))
+    block, (metric,) = bound.tasks['a'], bound.metrics('f1')
+    p, true = np.array([[0.1], [0.4], [0.6], [0.8]]), np.array([[0.0], [1.0], [0.0], [1.0]])
+    summary = block.summarise(torch.tensor(p), torch.tensor(true)).numpy()
+    for at in (0.3, 0.5, 0.7):
+        found = metric.of(block, summary, true, np.ones((4, 1), dtype=bool), torch.tensor([at]))
+        assert found == pytest.approx(skm.f1_score(true[:, 0], p[:, 0] > at))
+
+
+def test_a_metric_that_no_task_has():
+    bound = Flow('f', BinaryBlock('a')).bind(pd.DataFrame(dict(a=[0, 1])))
+    with pytest.raises(FlowError, match='f2x'):
+        bound.metrics('f2x')
+
+
+def test_metrics_go_along_to_another_flow():
+    "Kept tasks keep their metrics, in the order of the new flow; new ones get their headline; foreign ones stand last"
+    old = Flow('f', SingleLabelBlock('k', vocab=list('xyz')), BinaryBlock('a'), BinaryBlock('gone')).bind(
+        pd.DataFrame(dict(k=['x'], a=[1], gone=[0]))
+    )
+    new = Flow(
+        'f',
+        BinaryBlock('b'),
+        SingleLabelBlock('k2', vocab=list('xy')),
+        BinaryBlock('a'),
+        OrdinalBlock('o', vocab=['a', 'b']),
+    ).bind(pd.DataFrame(dict(b=[1], k2=['x'], a=[1], o=['a'])))
+    foreign = AvgMetric(lambda pred, y: 0)
+    shown = old.metrics('recall', tasks=['k'], by_label=True)
+    metrics = [*old.metrics('accuracy_2', 'f1', tasks=['k', 'a']), foreign, *shown, *old.metrics(tasks=['gone'])]
+    grown = _grown_metrics(metrics, new, {'k2': 'k', 'a': 'a'})
+    assert grown[-1] is foreign
+    names = [m.name for m in grown[:-1]]
+    headlines = {m.path: m.name for m in new.metrics()}
+    assert names[0] == headlines['b'] and names[-1] == headlines['o']
+    assert set(names[1:-1]) == {'k2.accuracy_2', 'k2.f1_score', 'k2.x.recall', 'k2.y.recall', 'a.f1_score'}
+    assert names.index('a.f1_score') == len(names) - 2
+    assert _grown_metrics([foreign], new, {}) == [foreign]

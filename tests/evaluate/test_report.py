@@ -332,7 +332,7 @@ def test_numbers_are_told_as_the_table_has_them():
     df.loc[:5, 'size'] = [0.0, 8.0, 0.0, 8.0, 0.0, 0.0]
     flow = Flow('f', UnboundedRegressionBlock('size'), BoundedRegressionBlock('share'), CountBlock('n'))
     dls = ConditionalTabularDataLoaders.from_df(df, flow, cont_names=['x'], cat_names=[], valid_idx=range(30, 60), bs=8)
-    told = judge_once(conditional_tabular_learner(dls, [8], members=1), None, 1, None)
+    told = judge_once(conditional_tabular_learner(dls, [8], members=1), None, 1, 0)
     cells = {row[0].text: row[2].text for row in of_training_labels(told).tables[0].rows}
     train = df[:30]
     for name in ('size', 'share', 'n'):

@@ -44,7 +44,7 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.tasks.box import BoxBlock
 from fastai_condmtl.tasks.keypoints import KeypointsBlock
-from fastai_condmtl.vision.points import TensorConditionalPoints
+from fastai_condmtl.vision.points import TensorConditionalPoints, _png_size, original_frames
 from fastai_condmtl.datasets.faces import POINTS, XY, faces
 
 SIZES = [(64, 48), (50, 80), (90, 40), (64, 64), (33, 57), (120, 121)]
@@ -802,3 +802,27 @@ def test_cells_of_lists(pics):
         and back.box[3] == pytest.approx(tuple(df.loc[3, BOX]), rel=1e-5)
     )
     assert torch.allclose(flow.encode(back), y, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.bmp', 'a.gif', 'a.webp', 'png_inside.jpg', 'sixteen_bits.png'])
+def test_points_come_back_in_pixels_of_files_of_any_format(name, tmp_path):
+    "Width and height are read from the first bytes where a format tells them there: they are PIL's"
+    noise = np.random.default_rng(0).integers(0, 255, (37, 83, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise[..., 0].astype(np.uint16) if name == 'sixteen_bits.png' else noise)
+    picture.save(tmp_path / name, format='PNG' if 'png' in name else None)
+    df = pd.DataFrame(dict(img=[name] * 4, x=[10.0, 20, 70, 80], y=[5.0, 36, 20, 1]))
+    flow = Flow('f', KeypointsBlock('p', ['x', 'y']))
+    dls = ConditionalDataLoaders.from_df(df, flow, path=tmp_path, fn_col='img', item_tfms=Resize(24), bs=2)
+    (frame, *others) = original_frames(dls.test_dl(df))
+    with Image.open(tmp_path / name) as read:
+        assert frame.size == read.size == (83, 37) and all(other is frame for other in others)
+
+
+def test_a_file_that_ends_within_its_first_bytes_has_no_size(tmp_path):
+    "It is left to PIL, whose error names the file"
+    whole, cut = tmp_path / 'whole.png', tmp_path / 'cut.png'
+    Image.new('RGB', (83, 37)).save(whole)
+    assert _png_size(whole) == (83, 37)
+    for n in (0, 7, 20, 23):
+        cut.write_bytes(whole.read_bytes()[:n])
+        assert _png_size(cut) is None
