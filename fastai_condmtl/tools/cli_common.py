@@ -342,7 +342,8 @@ def why_not_loaded(path, error=None) -> str:
     )
     if isinstance(error, UnboundLocalError):  # what becomes of an ImportError in fastai 2.8
         return needs
-    if 'not available in namespace' in str(error) or isinstance(error, (ModuleNotFoundError, AttributeError)):
+    is_missing = any(part in str(error) for part in ('not available in namespace', "Can't get attribute"))
+    if is_missing or isinstance(error, ModuleNotFoundError):
         return f'{needs} ({error})'
     return no_learner if error is None else f'{no_learner} ({type(error).__name__}: {error})'
 
