@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np, torch
 
 # %% auto #0
-__all__ = ['MAX_ROWS', 'half_a_row', 'fewer_rows', 'search_logits', 'ConstantLoss', 'best_logits']
+__all__ = ['MAX_SEARCHED_ROWS', 'half_a_row', 'fewer_rows', 'search_logits', 'ConstantLoss', 'best_logits']
 
 # %% ../../nbs/core/best_constant.ipynb #b893e82f
 def half_a_row(
@@ -18,22 +18,22 @@ def half_a_row(
     return weights.sum(0) / np.maximum((weights > 0).sum(0), 1) / 2
 
 # %% ../../nbs/core/best_constant.ipynb #b1354d52
-MAX_ROWS = 20_000  # that a search looks at
+MAX_SEARCHED_ROWS = 20_000  # that a search looks at
 
 
 def fewer_rows(
     values,  # Loss-scale values `(N, W)`
     weights,  # Weights of cells `(N, W)`, 0 where a cell does not count
 ):  # Both, of fewer rows
-    "Rows that count, of one column equal ones as one; evenly spread ones where they are more than `MAX_ROWS`"
+    "Rows that count, of one column equal ones as one; evenly spread ones where they are more than `MAX_SEARCHED_ROWS`"
     values, weights = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
     counts = (weights > 0).any(1)
     values, weights = values[counts], weights[counts]
     if values.shape[1] == 1:
         distinct, which = np.unique(values[:, 0], return_inverse=True)
         values, weights = distinct[:, None], np.bincount(which, weights[:, 0], minlength=len(distinct))[:, None]
-    if len(values) > MAX_ROWS:
-        spread = np.linspace(0, len(values) - 1, MAX_ROWS).astype(int)
+    if len(values) > MAX_SEARCHED_ROWS:
+        spread = np.linspace(0, len(values) - 1, MAX_SEARCHED_ROWS).astype(int)
         values, weights = values[spread], weights[spread]
     return values, weights
 

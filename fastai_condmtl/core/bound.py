@@ -19,7 +19,7 @@ from .mirror_rule import MirrorRule, bind_partners, check_conditions, rule_of_ac
 from .labels import Labels, absent_columns, on_loss_scale, with_blank_columns
 from .read_back import ReadsBack, units_of
 from .table import check_task_columns, label_columns, training_rows
-from .target import TensorConditional, as_table, row_weights
+from .target import TensorConditional, as_table, weights_in_column
 from .task_names import TaskNames
 
 # %% auto #0
@@ -168,7 +168,7 @@ def encode(
         if weighted and plan.blocks[i].weighs_rows:
             counts = counts * plan.blocks[i].row_weights(vals)[:, None]
         if weighted and weight_cols[i] is not None:
-            counts = counts * row_weights(plan.blocks[i], df, weight_cols[i], counts.any(1))[:, None]
+            counts = counts * weights_in_column(plan.blocks[i], df, weight_cols[i], counts.any(1))[:, None]
         packed[:, 1, columns] = counts
         labels.forget(i)
     return torch.from_numpy(packed).as_subclass(TensorConditional)

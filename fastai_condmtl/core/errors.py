@@ -181,10 +181,10 @@ def check_column(df, col, who, fix=''):
         raise FlowError(f"{who} column '{col}', which stands {df[col].shape[1]} times in the table: keep one")
 
 
-def near(word, words):
-    "A hint for a misspelt `word`"
+def near(word, words, stop=''):
+    "A hint for a misspelt `word`; `stop`: what ends a list of words where another sentence follows"
     words = [str(w)[:100] for w in islice(words, 10000)]
     if close := difflib.get_close_matches(str(word)[:100], words, n=3):
         return f"did you mean {' or '.join(map(repr, close))}?"
     known = ', '.join(map(repr, words[:10])) or 'none'
-    return f"there are {known}{' …' if len(words) > 10 else ''}"
+    return f"there are {known}{' …' if len(words) > 10 else stop}"

@@ -76,7 +76,7 @@ def positions_of_pairs(
             if label not in vocab:
                 raise FlowError(
                     f"task '{block.path}': mirror={dict(block.mirror)!r} names {label!r}, which is not in its "
-                    f"vocabulary: {near(label, vocab)} Name all labels with vocab=, if the table lacks some"
+                    f"vocabulary: {near(label, vocab, '.')} Name all labels with vocab=, if the table lacks some"
                 )
         here, there = (vocab.index(label) for label in pair)
         goes[here], goes[there] = there, here

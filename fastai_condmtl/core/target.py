@@ -10,7 +10,7 @@ from .errors import FlowError
 from .columns import numbers
 
 # %% auto #0
-__all__ = ['TensorConditional', 'doubles', 'packed', 'as_table', 'has_names', 'are_rows_of_one', 'row_weights']
+__all__ = ['TensorConditional', 'doubles', 'packed', 'as_table', 'has_names', 'are_rows_of_one', 'weights_in_column']
 
 # %% ../../nbs/core/target.ipynb #362f3313
 class TensorConditional(TensorBase):
@@ -83,7 +83,7 @@ def are_rows_of_one(rows) -> bool:
     return all(isinstance(row, (list, tuple)) and len(row) == 1 for row in rows)
 
 # %% ../../nbs/core/target.ipynb #c34b30fc
-def row_weights(
+def weights_in_column(
     block,  # Bound block, for errors
     df,  # Table
     col,  # Its column with the weights

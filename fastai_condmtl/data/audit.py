@@ -18,7 +18,7 @@ from ..core.implied import infer
 from ..core.plan import Plan
 from ..core.plot import draw_flow, short_names
 from ..core.table import check_cols, check_weights
-from ..core.target import as_table, row_weights
+from ..core.target import as_table, weights_in_column
 from fastai_condmtl.data.findings import (
     KINDS,
     FlowLabels,
@@ -146,7 +146,7 @@ def read_task(flow, labels, i, df, few):
     known = labels.known[i]
     mask = known & true[:, None]
     if weight_col is not None:
-        mask &= row_weights(block, df, weight_col, mask.any(1))[:, None] > 0  # as in `encode`
+        mask &= weights_in_column(block, df, weight_col, mask.any(1))[:, None] > 0  # as in `encode`
     otherwise = None
     if i in flow.plan.nests:
         otherwise = differs(flow.plan, i, lambda k: (labels.values[k], labels.known[k]))

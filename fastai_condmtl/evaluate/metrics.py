@@ -109,7 +109,7 @@ def check_metrics(flow, names, by_label=False):
     of_any = lambda name: name == 'all' or aliases.get(name, name) in known or re.fullmatch(r'accuracy_[1-9]\d*', name)
     if unknown := [name for name in names if not of_any(name)]:
         raise FlowError(
-            f"no task of flow '{flow.flow.name}' has a metric {unknown[0]!r}: {near(unknown[0], known)} Known: "
+            f"no task of flow '{flow.flow.name}' has a metric {unknown[0]!r}: {near(unknown[0], known, '.')} Known: "
             f"{', '.join(known)}"
         )
 

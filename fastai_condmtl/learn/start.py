@@ -20,9 +20,9 @@ from .learner import learn_shapes, targets_as_read
 from .state import flow_of
 
 # %% auto #0
-__all__ = ['SMALL', 'MAX_ROWS', 'start_logits', 'weights_of_cells', 'counted_states', 'put_start', 'start_learner', 'check_start',
-           'training_labels', 'spread_rows', 'check_has_rows', 'start_layer', 'new_optimizer', 'probed_layers',
-           'why_left_alone']
+__all__ = ['SMALL', 'MAX_START_ROWS', 'start_logits', 'weights_of_cells', 'counted_states', 'put_start', 'start_learner',
+           'check_start', 'training_labels', 'spread_rows', 'check_has_rows', 'start_layer', 'new_optimizer',
+           'probed_layers', 'why_left_alone']
 
 # %% ../../nbs/learn/start.ipynb #0819cd93
 def start_logits(
@@ -131,12 +131,14 @@ def training_labels(
     return (shapes if y is None else spread_rows(y)), shapes
 
 
-MAX_ROWS = 200_000  # that a start looks at
+MAX_START_ROWS = 200_000  # that a start looks at
 
 
 def spread_rows(y):
-    "`y`, or evenly spread rows of it where there are more than `MAX_ROWS`"
-    return y if len(y) <= MAX_ROWS else y[torch.linspace(0, len(y) - 1, MAX_ROWS, dtype=torch.double).long()]
+    "`y`, or evenly spread rows of it where there are more than `MAX_START_ROWS`"
+    if len(y) <= MAX_START_ROWS:
+        return y
+    return y[torch.linspace(0, len(y) - 1, MAX_START_ROWS, dtype=torch.double).long()]
 
 
 def check_has_rows(learn):

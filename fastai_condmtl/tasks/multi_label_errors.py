@@ -113,4 +113,5 @@ def unknown_label(block, label):
     "What is wrong with a label that the vocabulary does not hold"
     if fix := fix_of_twin(block.cols[0], label, block.vocab, block.label_delim):
         return f"label {label!r} is not in the vocabulary: {fix}"
-    return f"label {label!r} is not in the vocabulary: {near(label, block.vocab)} Correct the cell or add it to vocab="
+    hint = near(label, block.vocab, '.')
+    return f"label {label!r} is not in the vocabulary: {hint} Correct the cell or add it to vocab="

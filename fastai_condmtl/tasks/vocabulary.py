@@ -33,7 +33,7 @@ class Classes(OneVsRest):
         "What is wrong with a class that the vocabulary does not hold"
         if fix := fix_of_twin(self.cols[0], value, self.vocab):
             return f"not in the vocabulary: {fix}"
-        return f"not in the vocabulary: {near(value, self.vocab)} Correct the cell or add the class to vocab="
+        return f"not in the vocabulary: {near(value, self.vocab, '.')} Correct the cell or add the class to vocab="
 
     def to_cell(self, vals):
         return self.vocab[int(vals[0])] if self.vocab else None

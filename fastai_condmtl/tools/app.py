@@ -4,25 +4,23 @@
 
 # %% ../../nbs/tools/app.ipynb #5519e491
 from __future__ import annotations
-import argparse, warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from fastai.learner import Learner, load_learner
 from fastcore.basics import patch
 from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..core.files import IMAGES
 from ..core.geometry import Frame
 from ..learn.state import loss_of
-from .cli_common import register
+from .cli_common import errors_as_lines, load_exported, make_parser, register, register_option
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
 from .viewer import Viewer, read_picture
 
 # %% auto #0
 __all__ = ['START', 'CLICKED', 'CSS', 'find_examples', 'pictures_in', 'thumbnails', 'thumbnail', 'Knob', 'knobs',
-           'threshold_labels', 'Page', 'as_alert', 'make_app', 'Parts', 'main', 'parser', 'load', 'why_not_loaded']
+           'threshold_labels', 'Page', 'as_alert', 'make_app', 'Parts', 'main', 'parser']
 
 # %% ../../nbs/tools/app.ipynb #8eecb933
 def find_examples(
@@ -314,73 +312,33 @@ def main(argv=None):
     "Open the page of an exported learner"
     options_parser = parser()
     options = options_parser.parse_args(argv)
-    try:
+    with errors_as_lines(options_parser.prog):
         register(options.register)
-        app = make_app(load(options.model), options.examples)
-    except FlowError as e:
-        options_parser.error(str(e))
-    try:
-        app.launch(server_name=options.host, server_port=options.port, share=options.share)
-    except OSError as e:
-        options_parser.error(str(e))  # the port is taken
+        app = make_app(load_exported(options.model), options.examples)
+        try:
+            app.launch(server_name=options.host, server_port=options.port, share=options.share)
+        except OSError as e:  # the port is taken
+            raise FlowError(f'{e}: name another one with --port, or leave --host and --port out') from None
 
 
 def parser():
-    "What `condmtl_app` understands"
-    res = argparse.ArgumentParser(
+    "The options of `condmtl_app`"
+    res = make_parser(
         'condmtl_app',
-        description='A page to try an exported learner: drop a picture, see its tree, move the thresholds.',
-        epilog=(
-            'example:\n  condmtl_app demo_out/security.pkl --examples demo_out/scenes\n\nA learner is a pickle, '
-            'which can run any code when it is opened: open only what you trust.'
+        (
+            'A page to try an exported learner: drop a picture, see its tree, move the thresholds. A learner is a '
+            'pickle, which can run any code when it is opened: open only what you trust.'
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        '  condmtl_app demo_out/security.pkl --examples demo_out/scenes',
     )
     add = res.add_argument
     add('model', metavar='MODEL', help='learner that learn.export wrote')
-    add('--examples', metavar='DIR', help='folder of pictures to offer')
-    add(
-        '--register',
-        action='append',
-        default=[],
-        metavar='MODULE',
-        help='a module to import first, in which the learner has code of its own; may be given several times',
-    )
+    add('--examples', metavar='FOLDER', help='folder of pictures to offer')
+    register_option(res)
     add('--host', help='address to listen on; by default this machine only, 0.0.0.0 for all that can reach it')
     add('--port', type=int, help='by default the first that is free from 7860')
     add('--share', action='store_true', help='make a public link for a week, through Gradio’s servers')
     return res
-
-# %% ../../nbs/tools/app.ipynb #fc6dc5fb
-def load(
-    path,  # Exported learner
-):
-    "`load_learner`, with errors that say what to do"
-    if not Path(path).is_file():
-        raise FlowError(f"there is no file {str(path)!r}: export a learner with learn.export('model.pkl')")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'load_learner')  # its advice about pickles is in --help
-            learn = load_learner(path)
-    except Exception as e:
-        raise FlowError(why_not_loaded(path, e)) from e
-    if not isinstance(learn, Learner):
-        raise FlowError(why_not_loaded(path))
-    return learn
-
-
-def why_not_loaded(path, error=None) -> str:
-    "Why a file gives no learner"
-    no_learner = f"{str(path)!r} is not an exported learner: export one with learn.export('model.pkl')"
-    needs = (
-        f"{str(path)!r} needs code that is not here: install what it was trained with, keep functions of your own in "
-        "a module that can be imported (not in a notebook or script), and export again"
-    )
-    if isinstance(error, UnboundLocalError):  # what becomes of an ImportError in fastai 2.8
-        return needs
-    if 'not available in namespace' in str(error):
-        return f'{needs} ({error})'
-    return no_learner if error is None else f'{no_learner} ({type(error).__name__}: {error})'
 
 # %% ../../nbs/tools/app.ipynb #25291c26
 if __name__ == '__main__' and '__file__' in globals():

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/tools/cli.ipynb #e6554b6a
 from __future__ import annotations
-import json
+import json, shlex
 from pathlib import Path
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from .. import __version__
@@ -42,6 +42,9 @@ def why_unclear(options) -> str | None:
         return f"{' and '.join(given)} each name the table of another job: leave all but one out"
     if options.auto and options.flow:
         return '--auto guesses the flow: leave --flow out, or name the table with --csv'
+    of_guesses = [f'--{name}' for name in ('tasks', 'na') if getattr(options, name)]
+    if options.csv and of_guesses:
+        return f'{of_guesses[0]} goes with --auto or --guess: with --csv, --flow says what the tasks are; leave it out'
     missing = [f'--{name}' for name in ('csv', 'flow') if getattr(options, name) is None]
     if missing and not options.guess and not options.auto:
         return (
@@ -70,10 +73,11 @@ RUN_FILES = (
 def train(options):
     "`condmtl_train`"
     common.register(options.register)
+    common.check_free(options.out, options.force, ('learner.pkl',))
     df, flow, inputs = settle(options) if options.auto else given(options)
     inputs.df = common.numbers_where_meant(df, list(leaves(flow)))
     options.epochs = options.epochs or inputs.epochs
-    audit, out = inputs.audit(flow), common.out_folder(options.out, options.force, ('learner.pkl',))
+    audit = inputs.audit(flow)
     from fastai.vision.all import set_seed
 
     set_seed(options.seed)
@@ -81,6 +85,7 @@ def train(options):
     dls.train.bs = min(options.bs, max(2, len(dls.train_ds)))  # few rows are one batch
     check_enough_rows(dls)
     learn = inputs.learner(dls)
+    out = common.out_folder(options.out, options.force, ('learner.pkl',))  # a table that is wrong leaves no folder
     begin_run(learn, flow, audit, out, aloud=bool(options.auto))
     fit(options, learn, inputs)
     end_run(learn, options, inputs)
@@ -90,6 +95,7 @@ def given(options) -> tuple:  # `(table, flow, inputs)`
     "What the options name"
     flow = Flow.from_json(Path(options.flow))
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
+    common.check_columns(df, '--ignore', options.ignore, options.csv)
     return df, flow, kind_for(options)(options, df)
 
 
@@ -97,8 +103,8 @@ def check_enough_rows(dls):
     "Raise where there are too few rows for a batch, or none to judge by"
     if len(dls.train_ds) < 2 or not len(dls.valid):
         raise FlowError(
-            f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few for batches of "
-            f"{dls.bs}: add rows, or change --valid-pct or --bs"
+            f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few: add "
+            "rows, or change --valid-pct"
         )
 
 # %% ../../nbs/tools/cli.ipynb #af08b041
@@ -118,7 +124,7 @@ def begin_run(learn, flow, audit, out, aloud=False):
         flush=True,
     )
     if aloud and audit.findings:
-        print(*audit.lines(), sep='\n', flush=True)
+        print(*map(common.in_options, audit.lines()), sep='\n', flush=True)
 
 # %% ../../nbs/tools/cli.ipynb #face79ab
 def fit(options, learn, inputs):
@@ -129,12 +135,11 @@ def fit(options, learn, inputs):
         if not options.quiet:
             stack.enter_context(learn.removed_cbs(learn.progress))
             stack.enter_context(learn.added_cbs(NarrowProgress()))
-        logger = CSVLogger(append=True)
+        logger, lr = CSVLogger(append=True), options.lr or inputs.lr
         if inputs.fine_tunes:
-            lr = options.lr or (2e-3 if inputs.kind == 'pictures' else inputs.lr)
             learn.fine_tune(options.epochs, lr, freeze_epochs=options.freeze_epochs, cbs=logger)
         else:
-            learn.fit_one_cycle(options.epochs, options.lr or inputs.lr, cbs=logger)
+            learn.fit_one_cycle(options.epochs, lr, cbs=logger)
     if options.auto:
         print(f'Trained: {learn.early_stopping_tasks.summary()}', flush=True)
     history = learn.path / 'history.csv'
@@ -200,7 +205,7 @@ def next_commands(out, inputs) -> str:
         f'condmtl_explain{items}',
         'condmtl_predict --in FOLDER --out SCORED',
     ]
-    return '\n'.join('  ' + command.replace(' ', f' --run {out} ', 1) for command in commands)
+    return '\n'.join('  ' + command.replace(' ', f' --run {shlex.quote(str(out))} ', 1) for command in commands)
 
 # %% ../../nbs/tools/cli.ipynb #0e28147c
 if __name__ == '__main__' and '__file__' in globals():

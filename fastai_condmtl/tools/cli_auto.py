@@ -27,6 +27,7 @@ def settle(options) -> tuple:  # `(table, flow, inputs)`
     "Choose what `--auto` leaves open, print each choice with its reason, and write it into the options"
     options.csv = options.auto
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
+    common.check_columns(df, '--ignore', options.ignore, options.csv)
     inputs = kind_for(options)(options, df)
     say = [*settle_split(options, df), *settle_groups(options, df, inputs)]
     columns, of_tasks = settle_tasks(options, df, inputs)

@@ -4,9 +4,10 @@
 
 # %% ../../nbs/tools/cli_common.ipynb #13f09567
 from __future__ import annotations
-import argparse, contextlib, importlib, io, json, os, sys, textwrap, warnings
+import argparse, contextlib, csv, importlib, io, json, os, re, sys, textwrap, warnings
 from pathlib import Path
 import pandas as pd
+from fastai.learner import Learner, load_learner
 from .. import __version__
 from ..core.errors import FlowError, FlowWarning, near
 from ..core.files import file_of, write_csv
@@ -22,9 +23,11 @@ from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 import fastai_condmtl.vision.all  # noqa: F401  methods of flows and of learners
 
 # %% auto #0
-__all__ = ['errors_as_lines', 'status', 'read_table', 'numbers_where_meant', 'reads_numbers', 'file_column',
-           'why_not_file_column', 'image_files', 'out_folder', 'Help', 'make_parser', 'at_least', 'common_options',
-           'register', 'open_run', 'read_options', 'report', 'first_scores', 'quietly', 'save_figure']
+__all__ = ['errors_as_lines', 'in_options', 'status', 'read_table', 'why_not_head', 'check_columns', 'numbers_where_meant',
+           'reads_numbers', 'file_column', 'why_not_file_column', 'image_files', 'out_folder', 'check_free',
+           'why_not_written', 'Help', 'make_parser', 'at_least', 'common_options', 'register_option', 'register',
+           'open_run', 'read_options', 'errors_of_learner', 'load_exported', 'why_not_loaded', 'report', 'first_scores',
+           'quietly', 'save_figure']
 
 # %% ../../nbs/tools/cli_common.ipynb #a8d3ca81
 @contextlib.contextmanager
@@ -40,12 +43,18 @@ def errors_as_lines(
             yield
     except FlowError as e:
         sentence = str(e).rpartition('FlowError: ')[2].strip()  # a worker process hands its traceback over as well
-        sentence = sentence.replace("bad_images='skip'", '--skip-bad-images')
-        print(f'{prog}: error: {sentence}', file=sys.stderr)
+        print(f'{prog}: error: {in_options(sentence)}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f'{prog}: stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def in_options(sentence) -> str:
+    "A sentence that names arguments of Python, with the options of the commands in their place"
+    sentence = sentence.replace("bad_images='skip'", '--skip-bad-images').replace('text_col=', '--text ')
+    named = re.compile(r'\b(valid|group|test)_(col|pct)=(\S?)')
+    return named.sub(lambda found: '--{}-{} {}'.format(*found.groups()).rstrip(), sentence)
 
 
 def status(command, *args):
@@ -62,17 +71,38 @@ def status(command, *args):
 def read_table(path, only_blank=False, text=()):
     "A CSV as a table, the columns of `text` as text; what is wrong with the file is a `FlowError`"
     try:
+        if (why := why_not_head(path)) is not None:
+            raise FlowError(why)
         df = read_labels(path, not only_blank, dtype=dict.fromkeys(text, str), low_memory=False)
     except FileNotFoundError:
         raise FlowError(f"there is no file '{path}': check the path") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+    except (OSError, UnicodeDecodeError, csv.Error, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise FlowError(
-            f"'{path}' cannot be read as a CSV: {e}. It must be a table with commas and a first line of column names, "
-            "in UTF-8"
+            f"'{path}' cannot be read as a CSV: {str(e).strip()}. It must be a table with commas and a first line of "
+            "column names, in UTF-8"
         ) from None
     if not len(df):
         raise FlowError(f"'{path}' holds no rows: a table needs a line of column names and at least one row")
     return df
+
+
+def why_not_head(path) -> str | None:
+    "Why the first line of a CSV does not name columns; None where it does"
+    with open(path, encoding='utf-8-sig', newline='') as file:
+        names = next(csv.reader(file), [])
+    if len(names) == 1 and (other := next((mark for mark in ';\t' if mark in names[0]), None)) is not None:
+        return (
+            f"'{path}' has no commas in its first line, and {'semicolons' if other == ';' else 'tabs'} instead: save "
+            "it with commas between cells, and with points in numbers"
+        )
+    twice = [name for i, name in enumerate(names) if name and name in names[:i]]
+    return f"'{path}' has two columns {twice[0]!r}: rename or remove one of them" if twice else None
+
+
+def check_columns(df, option, names, csv):
+    "Raise where an option names a column that the table does not have"
+    if unknown := [name for name in names or () if name not in df.columns]:
+        raise FlowError(f"{option} {unknown[0]!r} is no column of '{csv}': {near(unknown[0], df.columns)}")
 
 
 def numbers_where_meant(df, blocks):
@@ -116,7 +146,7 @@ def why_not_file_column(df, fn_col, csv) -> str | None:
             f"{', '.join(map(repr, df.columns))}"
         )
     if fn_col not in df.columns:
-        return f"'{csv}' has no column '{fn_col}': {near(fn_col, df.columns)} Name it with --fn-col"
+        return f"'{csv}' has no column '{fn_col}': {near(fn_col, df.columns, '.')} Name it with --fn-col"
     gaps = df[fn_col].isna()
     if gaps.any():
         return (
@@ -147,16 +177,32 @@ def image_files(df, fn_col, images, suff='', skip=False, can_skip=True):
 def out_folder(path, force, names):
     "A folder to write `names` to, made if need be; what stands there already is an error unless `force`"
     path = Path(path)
+    check_free(path, force, names)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise FlowError(f"cannot write to '{path}': {e.strerror}. Name another folder with --out") from None
+        raise FlowError(why_not_written(path, e.strerror)) from None
+    return path
+
+
+def check_free(path, force, names):
+    "Raise where `out_folder` would, as far as that is known before the folder is made"
+    path = Path(path)
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise FlowError(why_not_written(path, f"'{nearest}' is a file"))
+    if not os.access(nearest, os.W_OK):
+        raise FlowError(why_not_written(path, 'Permission denied'))
     taken = [name for name in names if (path / name).exists()]
     if taken and not force:
         raise FlowError(
             f"'{path}' holds {taken[0]} already: name another folder with --out, or write over it with --force"
         )
-    return path
+
+
+def why_not_written(path, why) -> str:
+    "Why a folder takes no files, and what to do"
+    return f"cannot write to '{path}': {why}. Name another folder with --out"
 
 # %% ../../nbs/tools/cli_common.ipynb #3b04017f
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -200,16 +246,21 @@ def common_options(parser):
         action='store_true',
         help="only empty cells are missing, so that a class called None or NA stays a class",
     )
-    add(
+    register_option(parser)
+    add('--workers', type=at_least(0), help='processes that read rows (default: of images as fastai, else none)')
+    add('--quiet', action='store_true', help='no progress bars')
+    add('--force', action='store_true', help='write over what is there')
+
+
+def register_option(parser):
+    "`--register`, of every command that reads a flow or a learner"
+    parser.add_argument(
         '--register',
         metavar='MODULE',
         action='append',
         default=[],
-        help='import this module of yours first: it defines kinds of block and calls register_block',
+        help='import this module of yours first, such as one that calls register_block; may be given several times',
     )
-    add('--workers', type=at_least(0), help='processes that read rows (default: of images as fastai, else none)')
-    add('--quiet', action='store_true', help='no progress bars')
-    add('--force', action='store_true', help='write over what is there')
 
 
 def register(modules):
@@ -235,6 +286,8 @@ def open_run(options) -> tuple:  # `(folder, options of the training)`
             f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train --out {run} writes them"
         )
     trained = dict(kind='pictures', words=[]) | read_options(run / 'run.json')  # older ones hold pictures alone
+    if 'register' not in trained:
+        raise FlowError(f"'{run / 'run.json'}' holds no options of condmtl_train: train again")
     register(trained['register'] + options.register)
     return run, trained
 
@@ -242,9 +295,57 @@ def open_run(options) -> tuple:  # `(folder, options of the training)`
 def read_options(file) -> dict:
     "The options that `condmtl_train` wrote down"
     try:
-        return json.loads(file.read_text(encoding='utf-8'))
+        options = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:
         raise FlowError(f"'{file}' is no JSON: {e}. Train again") from None
+    if not isinstance(options, dict):
+        raise FlowError(f"'{file}' holds no options of condmtl_train: train again")
+    return options
+
+# %% ../../nbs/tools/cli_common.ipynb #acae54e37e7d407bbb7b55eff062a284
+@contextlib.contextmanager
+def errors_of_learner(
+    path,  # File of `learn.export`
+):
+    "An error that is raised while the file is read becomes a `FlowError` that says what to do"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'load_learner')  # its advice about pickles is in --help
+            yield
+    except FlowError:
+        raise
+    except Exception as e:
+        raise FlowError(why_not_loaded(path, e)) from e
+
+
+def load_exported(
+    path,  # File of `learn.export`
+    cpu=True,  # As of `load_learner`
+) -> Learner:
+    "`load_learner`, with errors that say what to do"
+    if not Path(path).is_file():
+        raise FlowError(f"there is no file {str(path)!r}: export a learner with learn.export('model.pkl')")
+    with errors_of_learner(path):
+        learn = load_learner(path, cpu=cpu)
+    if not isinstance(learn, Learner):
+        raise FlowError(why_not_loaded(path))
+    return learn
+
+
+def why_not_loaded(path, error=None) -> str:
+    "Why a file gives no learner"
+    no_learner = f"{str(path)!r} is not an exported learner: export one with learn.export('model.pkl')"
+    needs = (
+        f"{str(path)!r} needs code that is not here: install what it was trained with, name your own module with "
+        "--register, or keep functions of your own in a module that can be imported (not in a notebook or script), "
+        "and export again"
+    )
+    if isinstance(error, UnboundLocalError):  # what becomes of an ImportError in fastai 2.8
+        return needs
+    is_missing = any(part in str(error) for part in ('not available in namespace', "Can't get attribute"))
+    if is_missing or isinstance(error, ModuleNotFoundError):
+        return f'{needs} ({error})'
+    return no_learner if error is None else f'{no_learner} ({type(error).__name__}: {error})'
 
 # %% ../../nbs/tools/cli_common.ipynb #c9b98dc3
 def report(
@@ -285,7 +386,7 @@ def first_scores(table, flow) -> str:
 
 
 def quietly(learn, quiet=True):
-    "Without bars and lines, where `quiet`"
+    "A context without bars and lines, where `quiet`"
     stack = contextlib.ExitStack()
     if quiet:
         stack.enter_context(learn.no_bar())

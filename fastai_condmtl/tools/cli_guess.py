@@ -4,9 +4,10 @@
 
 # %% ../../nbs/tools/cli_guess.ipynb #e79c0060
 from __future__ import annotations
+import shlex
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError
 from ..data.guess import guess_flow, task_name
 from . import cli_common as common
 
@@ -32,28 +33,26 @@ def write_guess(options):
     except OSError as e:
         raise FlowError(f"cannot write '{out}': {e.strerror}. Name another file with --flow") from None
     print(guess)
-    print(
-        f"\nWritten to {out}, with these reasons as notes. Read it, change what is wrong, then:\n  condmtl_train "
-        f"--csv {options.guess} --flow {out}{inputs_named(options, guess)}"
-    )
+    command = shlex.join(['condmtl_train', '--csv', options.guess, '--flow', str(out), *inputs_named(options)])
+    print(f"\nWritten to {out}, with these reasons as notes. Read it, change what is wrong, then:\n  {command}")
 
 
 def no_tasks(options, df, fn_col) -> list:
     "Columns of which `--ignore`, `--tasks` and `--text` say that they are no tasks"
-    if unknown := [name for name in options.tasks or () if name not in df.columns]:
-        raise FlowError(f"--tasks {unknown[0]!r} is no column of '{options.guess}': {near(unknown[0], df.columns)}")
+    common.check_columns(df, '--tasks', options.tasks, options.guess)
+    common.check_columns(df, '--ignore', options.ignore, options.guess)
     others = [name for name in df.columns if name not in (*options.tasks, fn_col)] if options.tasks else []
     return list(dict.fromkeys([*options.ignore, *(options.text or ()), *others]))
 
 
-def inputs_named(options, guess) -> str:
+def inputs_named(options) -> list:
     "How the inputs are named in the next command"
     if options.text:
-        return f" --text {' '.join(options.text)}"
+        return ['--text', *options.text]
     if options.tasks and not options.images:
-        return ''
-    with_column = f' --fn-col {options.fn_col}' if options.fn_col else ''
-    return f" --images {options.images or 'FOLDER'}{with_column}"
+        return []
+    with_column = ['--fn-col', options.fn_col] if options.fn_col else []
+    return ['--images', options.images or 'FOLDER', *with_column]
 
 # %% ../../nbs/tools/cli_guess.ipynb #f44ac113
 def picture_files(options, df, fn_col) -> list:

@@ -74,9 +74,14 @@ def kind_for(options) -> type:
         )
     if options.encoder and not options.text:
         raise FlowError("--encoder reads texts: name their column with --text, or leave it out")
-    if options.images:
-        return Pictures
-    return Texts if options.text else Tables
+    if not options.images and not options.text:
+        return Tables
+    if options.cat or options.cont:
+        raise FlowError(
+            "--cat and --cont name inputs of a table: leave them out where --images or --text are the inputs, or write "
+            "the training in Python, where a network may read both"
+        )
+    return Pictures if options.images else Texts
 
 # %% ../../nbs/tools/cli_inputs.ipynb #9e38e80b
 class Pictures(RowInputs):
@@ -92,6 +97,10 @@ class Pictures(RowInputs):
     @property
     def fine_tunes(self):
         return self.options.pretrained
+
+    @property
+    def lr(self):
+        return 2e-3 if self.fine_tunes else 3e-3
 
     @property
     def columns(self):
@@ -144,7 +153,7 @@ def find_arch(name: str):
     if name in ours:
         return getattr(tv, name)
     timm = import_extra(
-        'timm', f'--arch {name} is no architecture of torchvision: {near(name, ours)} A name of timm', 'timm'
+        'timm', f'--arch {name} is no architecture of torchvision: {near(name, ours, ".")} A name of timm', 'timm'
     )
     if not timm.is_model(name):
         raise FlowError(

@@ -127,7 +127,7 @@ def row_options(parser):
         action='store_true',
         help='draw these rows at random; by default rare tasks and classes are put on both sides',
     )
-    add('--seed', type=int, default=42, help='of split and weights (default: 42)')
+    add('--seed', type=common.at_least(0), default=42, help='of split and weights (default: 42)')
     add('--suff', default='', help='what to append to the names of image files, such as .jpg')
     add('--skip-bad-images', action='store_true', help='leave out rows whose image is missing or unreadable')
     add('--n-boot', type=common.at_least(0), default=0, help='bootstrap draws for intervals in evaluation.csv')

@@ -53,7 +53,7 @@ def predict_parser():
     add('--rows', type=common.at_least(1), default=1024, help='rows in memory at once (default: 1024)')
     add('--workers', type=common.at_least(1), default=1, help='processes, each with files of its own (default: 1)')
     add('--ray', action='store_true', help='share the files out by Ray')
-    add('--register', metavar='MODULE', action='append', default=[], help='import this module of yours first')
+    common.register_option(parser)
     add('--quiet', action='store_true', help='no lines of progress')
     return parser
 
@@ -68,7 +68,9 @@ def predict(options):
     if keep is None:
         keep = [] if column is None else names_in(files[0], column)
     folder = options.images and Path(options.images).absolute()
-    scorer = Scorer(run / 'learner.pkl', column, keep, folder=folder)
+    common.check_free(out, True, ())
+    with common.errors_of_learner(run / 'learner.pkl'):
+        scorer = Scorer(run / 'learner.pkl', column, keep, folder=folder)
     tell = (lambda line: None) if options.quiet else (lambda line: print(line, flush=True))
     done = score_shards(scorer, files, out, options.rows, options.workers, options.ray, tell)
     drift = done.drift(training_sums(run, trained))

@@ -7,13 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 import torch
 from ..core.errors import FlowError, near
-from ..core.files import IMAGES
+from ..core.files import IMAGES, write_csv, write_text
 from ..deploy.batches import columns_read
 from . import cli_common as common
 
 # %% auto #0
-__all__ = ['condmtl_evaluate', 'evaluate_parser', 'evaluate', 'load_thresholds', 'audit_text', 'load_run', 'open_learner',
-           'rows_of', 'check_inputs', 'word_columns', 'condmtl_explain', 'explain_parser', 'explain', 'write_trees',
+__all__ = ['condmtl_evaluate', 'evaluate_parser', 'evaluate', 'load_thresholds', 'audit_text', 'load_run', 'rows_of',
+           'check_inputs', 'word_columns', 'condmtl_explain', 'explain_parser', 'explain', 'write_trees',
            'save_picture', 'listed', 'files_at', 'images_in']
 
 # %% ../../nbs/tools/cli_run.ipynb #b3d74816
@@ -45,7 +45,7 @@ def evaluate_parser():
     add('--out', metavar='FOLDER', help='folder to write to (default: evaluate, in the run folder)')
     add('--thresholds', metavar='JSON', help='thresholds to decide by (default: those found in training)')
     add('--n-boot', type=common.at_least(0), default=0, help='bootstrap draws for intervals')
-    add('--bs', type=common.at_least(1), help='images a batch (default: as in training)')
+    add('--bs', type=common.at_least(1), help='rows a batch (default: as in training)')
     common.common_options(parser)
     return parser
 
@@ -59,16 +59,18 @@ def evaluate(options):
     if options.thresholds:
         load_thresholds(learn, options.thresholds)
     bs = options.bs or trained['bs']
-    out = common.out_folder(options.out or Path(options.run) / 'evaluate', options.force, ('evaluation.csv',))
+    where = (options.out or Path(options.run) / 'evaluate', options.force, ('evaluation.csv',))
+    common.check_free(*where)
     dl = learn.dls.test_dl(df, with_labels=True, bs=bs, num_workers=options.workers)
-    (out / 'audit.txt').write_text(audit_text(flow, df), encoding='utf-8')
+    out = common.out_folder(*where)
+    write_text(out / 'audit.txt', audit_text(flow, df))
     has_pictures = trained['kind'] == 'pictures'
     common.report(
         learn, out, dl, n_boot=options.n_boot, quiet=options.quiet, pictures=has_pictures, page=out / 'report.html'
     )
     predictions = learn.predict_df(df, bs=bs, num_workers=options.workers)
     predictions = predictions if names is None else predictions.assign(**{trained['fn_col']: names})
-    predictions.to_csv(out / 'predictions.csv', index=False)
+    write_csv(predictions, out / 'predictions.csv', index=False)
     pictures = 'results.png, ' * has_pictures
     print(
         f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}report.html, audit.txt'
@@ -91,21 +93,9 @@ def audit_text(flow, df) -> str:
 
 # %% ../../nbs/tools/cli_run.ipynb #5feeafdd
 def load_run(options):
-    "The learner of a run folder, and the options that it was trained with"
+    "The learner of a run folder, on the GPU if there is one, and the options that it was trained with"
     run, trained = common.open_run(options)
-    return open_learner(run), trained
-
-
-def open_learner(run):
-    "The learner of a run folder, on the GPU if there is one"
-    from fastai.vision.all import load_learner
-
-    try:
-        return load_learner(run / 'learner.pkl', cpu=not torch.cuda.is_available())
-    except (ModuleNotFoundError, AttributeError) as e:
-        raise FlowError(
-            f"the learner of '{run}' uses code that is not here ({e}): install it, or name the module with --register"
-        ) from None
+    return common.load_exported(run / 'learner.pkl', cpu=not torch.cuda.is_available()), trained
 
 # %% ../../nbs/tools/cli_run.ipynb #f85f184d
 def rows_of(options, trained, learn):
@@ -200,7 +190,7 @@ def write_trees(learn, files, text, options):
     "Write the trees as text, and each image beside its tree"
     names = [f'{i}_{file.stem}.png' for i, file in enumerate(files)]
     out = common.out_folder(options.out, options.force, ['trees.txt', *names])
-    (out / 'trees.txt').write_text(text + '\n', encoding='utf-8')
+    write_text(out / 'trees.txt', text + '\n')
     with common.quietly(learn):
         for file, name in zip(files, names):
             save_picture(learn, file, out / name, options.top_k)

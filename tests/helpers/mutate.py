@@ -47,7 +47,9 @@ FILES = {  # tests that are about the module: folder/module
     'loss.masked_mean': 'loss/conditional whole/oracle loss/whole_space',
     'tasks.thresholds': 'tasks/thresholds',
     'tasks.votes': 'tasks/votes',
-    'data.target_block': 'data/target_block data/packed vision/points vision/mirror vision/steps tabular/rows learn/sides',
+    'data.target_block': (
+        'data/target_block data/packed vision/points vision/mirror vision/steps tabular/rows learn/sides'
+    ),
     'evaluate.metrics': 'evaluate/metrics evaluate/evaluation evaluate/by_label tasks/kinds learn/transfer',
 }
 WORDING = {'hint', 'what', 'asked', 'fix', '_hints'}  # names that hold nothing but words of errors

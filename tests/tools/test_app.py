@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 import core_only
 from fastai_condmtl.all import BinaryBlock, BoundedRegressionBlock, Flow, FlowError, MultiLabelBlock, SingleLabelBlock
-from fastai_condmtl.tools.app import Page as Shown, Viewer, find_examples, load, main, make_app, read_picture
+from fastai_condmtl.tools.app import Page as Shown, Viewer, find_examples, load_exported, main, make_app, read_picture
 from fastai_condmtl.tools.page import cuts, decide, picture_html, tree_html
 from fastai_condmtl.datasets.synthetic import save_scenes, security_flow
 
@@ -445,7 +445,7 @@ def test_command_line(scenes, exported, tmp_path, capsys, monkeypatch):
         assert e.value.code == 2 and says in said and 'Traceback' not in said
     monkeypatch.setitem(sys.modules, 'gradio', None)  # as if it were not installed
     with pytest.raises(ImportError, match=r"pip install 'fastai_condmtl\[app\]'"):
-        make_app(load(exported))
+        make_app(load_exported(exported))
 
 
 # ---- the page itself

@@ -301,7 +301,7 @@ def wrong(d):  # name → (arguments, what is said)
         'an architecture': (w(arch='resnt18'), "did you mean 'resnet18' or 'resnet1"),
         'the folder is full': (w(out=d / 'run'), 'write over it with --force'),
         'no folder to write': (w(out=d / 'labels.csv'), 'cannot write'),
-        'a split column': (w(valid_col='held'), "valid_col='held'"),
+        'a split column': (w(valid_col='held'), "--valid-col 'held'"),
         'an unreadable image': (w(csv=d / 'broken.csv'), "cannot read image '.*broken.png'.* --skip-bad-images$"),
         'the same in a worker': (
             w(csv=d / 'broken.csv', workers=1),

@@ -162,7 +162,7 @@ def test_an_encoder_of_transformers(tmp_path):
         (dict(), ['--cat', 'cod'], "cat_names has 'cod'.*did you mean 'code'"),
         (dict(), ['--cat', 'works'], 'the answer would be given away'),
         (dict(), ['--ignore', 'name', 'age', 'code'], 'has no column beside'),
-        (dict(), ['--text', 'cod'], "text_col='cod' is not a column"),
+        (dict(), ['--text', 'cod'], "--text 'cod' is not a column"),
         (dict(code=None), ['--text', 'code'], 'has no text in 160 rows, the first in line 2'),
         (dict(), ['--encoder', 'e'], 'reads texts: name their column with --text'),
     ],
