@@ -66,7 +66,8 @@ def encode(self: BoxBlock, df):
     corners = self.read(df, 4)
     known = ~np.isnan(corners).any(1)
     if self.fmt == 'xywh':
-        corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
+        with np.errstate(over='ignore'):  # what is beyond all numbers is told below, with its row
+            corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
     for axis, size in ((0, 'width'), (1, 'height')):
         negative = known & (corners[:, axis + 2] < corners[:, axis])
         if negative.any():

@@ -2,7 +2,7 @@
 its rows, through every tool that knows
 kinds of task; thousands of classes that cost other tasks nothing; numbers at the end of their range."""
 
-import pickle, tracemalloc
+import pickle, tracemalloc, warnings
 import numpy as np, pandas as pd, pytest, torch
 from scipy.special import expit
 from scipy.stats import poisson
@@ -618,3 +618,12 @@ def test_numbers_from_high_to_low():
     df = pd.DataFrame(dict(prize=[3, 2, 1], x=1, y=1))
     for f in (flow, Flow.from_json(flow.to_json())):
         assert f.bind(df).encode(df)[:, 1].tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
+
+
+def test_a_box_beyond_all_numbers_is_one_error_without_a_warning():
+    df = pd.DataFrame(dict(x=[1.0, 1e308], y=[1.0, 2.0], w=[1.0, 1.7e308], h=[2.0, 2.0]))
+    bound = Flow('f', BoxBlock('b', list('xywh'))).bind(df[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(FlowError, match=r"task 'b', row 1.*more than float32 holds: correct the cell"):
+            bound.encode(df)
