@@ -1,6 +1,7 @@
 """A training epoch with a filled cache against a PyTorch loop written by hand over pictures in memory: same network,
 augmentation and optimizer, 64 px from files of 128 px; and what reading one picture costs"""
 
+import contextlib, io
 import math, random, statistics, tempfile, time
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,8 @@ if __name__ == '__main__':
         opt = partial(OptimWrapper, opt=torch.optim.AdamW)
         learners = {}
         for name, cache in dict(cache=True, files=None).items():
-            dls = ConditionalDataLoaders.from_df(df, flow, path, cache=cache, **common)
+            with contextlib.redirect_stdout(io.StringIO()):  # where the cache stands, and its bar
+                dls = ConditionalDataLoaders.from_df(df, flow, path, cache=cache, **common)
             learners[name] = equip(Learner(dls, network(), opt_func=opt), metrics=None, tune=None)
         dls = learners['cache'].dls
         opened = dls.train_ds.tls[0].tfms.fs[-1]

@@ -103,7 +103,7 @@ def picture_of(array):
 
 def check_is_file(fn):
     "Raise where a name is none of a file: to open a pipe would be to wait for ever"
-    if not isinstance(fn, (str, Path)) or Path(fn).is_file():
+    if not isinstance(fn, (str, Path)) or os.path.isfile(fn):
         return
     if not os.path.lexists(fn):
         raise FileNotFoundError

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/vision/points.ipynb #b245bde1
 from __future__ import annotations
-import struct, warnings
+import os, struct, warnings
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
@@ -380,7 +380,7 @@ def _size_reader(ds):
 
     def size(i):
         file = read(i)
-        if not isinstance(file, (str, Path)) or not Path(file).is_file():
+        if not isinstance(file, (str, Path)) or not os.path.isfile(file):
             return picture_size(file)
         return _png_size(file) or _size_in_file(file)
 
