@@ -1,7 +1,8 @@
 "How the site shows a function or class: its signature in a line, what it does, and a table of its parameters"
 
 import inspect, re, textwrap
-from fastcore.docments import DocmentTbl, MarkdownRenderer
+from fastcore.basics import ifnone
+from fastcore.docments import DocmentTbl, MarkdownRenderer, docments
 from nbdev import showdoc
 
 
@@ -20,9 +21,18 @@ def signature(name, sym):
     return f'{name}(\n{wrapped}\n)'
 
 
+def documented(sym):
+    "The table of the parameters; fastcore alone takes a comment beside `**kwargs` for what is given back"
+    t = DocmentTbl(sym)
+    for name, told in docments(sym, full=True, args_kwargs=True).items():
+        if name in t.dm:
+            t.dm[name]['docment'] = ifnone(told.docment, inspect._empty)
+    return t
+
+
 def table(sym):
     "The parameters as Markdown, empty where none is documented"
-    t = DocmentTbl(sym)
+    t = documented(sym)
     return re.sub(r'\| (NoneType|inspect\._empty) \|', '|  |', t._repr_markdown_()) if t.has_docment else ''
 
 
@@ -33,7 +43,7 @@ def told_methods(cls):
         method = getattr(cls, name)
         code = getattr(getattr(method, '__func__', method), '__code__', None)
         in_body = getattr(code, 'co_qualname', '') == f'{cls.__name__}.{name}'  # Python 3.11; older ones leave them out
-        if in_body and not name.startswith('_') and method.__doc__ and DocmentTbl(method).has_docment:
+        if in_body and not name.startswith('_') and method.__doc__ and documented(method).has_docment:
             yield name, method
 
 

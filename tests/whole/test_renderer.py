@@ -1,0 +1,36 @@
+"How the site shows a function: docs/renderer.py"
+
+import importlib.util
+import pytest
+
+
+def what(
+    a,  # The first
+    *args,  # More of them
+    b: int = 1,  # How many
+    **kwargs,  # For `dls.test_dl`
+) -> list:
+    "What it does"
+
+
+def gives(
+    **kwargs,  # For `dls.test_dl`
+) -> list:  # What is given back
+    "What it does"
+
+
+@pytest.fixture(scope='module')
+def renderer(root):
+    spec = importlib.util.spec_from_file_location('renderer', root / 'docs' / 'renderer.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('f, told', [(what, ''), (gives, 'What is given back')])
+def test_a_comment_stands_beside_its_parameter(renderer, f, told):
+    cells = [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in renderer.table(f).splitlines()]
+    rows = {line[0]: line[-1] for line in cells}
+    assert rows['kwargs'] == 'For `dls.test_dl`' and rows['Returns'] == told
+    if f is what:
+        assert (rows['a'], rows['args'], rows['b']) == ('The first', 'More of them', 'How many')
