@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/alike.ipynb #49b1cb79
 from __future__ import annotations
-import re, unicodedata
+import math, re, unicodedata
 
 # %% auto #0
 __all__ = ['plain_word', 'is_tidy', 'tidy', 'how_alike', 'are_letters', 'rename_line', 'fix_of_twin']
@@ -23,7 +23,8 @@ def plain_word(
     text = tidy(label)
     if len(text) > 2 and text[0] == text[-1] and text[0] in '"\'':
         text = text[1:-1].strip()
-    return repr(float(text)) if _number.fullmatch(text) else text.casefold()
+    number = float(text) if _number.fullmatch(text) else math.inf
+    return repr(number) if math.isfinite(number) else text.casefold()
 
 
 def is_tidy(label) -> bool:
@@ -48,8 +49,10 @@ def how_alike(
         return 'they differ by blanks around them'
     if tidy(one) == tidy(other):
         return 'they differ by blanks or characters that nobody sees'
-    if one.strip().casefold() == other.strip().casefold():
+    if one.casefold() == other.casefold():
         return 'they differ by capital letters'
+    if one.strip().casefold() == other.strip().casefold():
+        return 'they differ by capital letters and blanks around them'
     return 'they are the same number' if _number.fullmatch(tidy(one)) else 'they differ by quotes, blanks or capitals'
 
 

@@ -3,6 +3,7 @@ and by the audit, with a fix that works; real tables, which are clean, have none
 
 import re, warnings
 import numpy as np, pandas as pd, PIL.Image, pytest, torch
+from fastai_condmtl.core.alike import plain_word
 from fastai_condmtl.all import *
 from fastai_condmtl.core.odd_cells import ODD_KINDS
 from fastai_condmtl.data.findings import KINDS
@@ -398,3 +399,8 @@ def test_bad_arguments_of_audit(args, told):
 
 def test_kinds_are_named():
     assert {*ODD_KINDS, 'torn', 'same_file'} <= set(KINDS)
+
+
+def test_a_number_that_no_float_holds_is_not_like_infinity():
+    assert plain_word('1' + '0' * 400) != plain_word(float('inf')) and plain_word(10**400) == '1' + '0' * 400
+    assert plain_word('1e5') != plain_word('100000') and plain_word('1.0') == plain_word(1)
