@@ -120,9 +120,8 @@ class ParallelTrainer(Callback):
         self.device_ids = device_ids
 
     def before_fit(self):
-        self.stays = is_predicting(self.learn) and isinstance(
-            self.learn.model, nn.DataParallel
-        )  # in the midst of a fit
+        # what predicts in the midst of a fit leaves the network as that fit has it
+        self.stays = is_predicting(self.learn) and isinstance(self.learn.model, nn.DataParallel)
         if not self.stays:
             unwrap(self.learn)
             self.learn.model = self.wrapped(self.learn.model)

@@ -129,9 +129,6 @@ def _width_and_height(size):
     return (size, size) if isinstance(size, int) else tuple(size)[::-1]
 
 
-_one = np.float32(1)
-
-
 @lru_cache(maxsize=64)
 def _per_pixel(size, n, dtype):
     "What a pixel of a picture of this width and height is from -1 to 1, for `n` columns x, y, x, y ..."
@@ -182,7 +179,7 @@ class ScalePoints(Transform):
         values, mask = packed
         scaled = values[columns]
         scaled *= _per_pixel(size, len(columns), values.dtype)
-        scaled -= _one
+        scaled -= 1
         if not geo.keep:
             scaled *= mask[columns]
             check_near(y, scaled, size)
@@ -210,9 +207,7 @@ def picture_size(x):
 
 def first_picture(items):
     "The first picture among `items`, None without"
-    for x in items:
-        if isinstance(x, (Image.Image, TensorImageBase)):
-            return x
+    return next((x for x in items if picture_size(x) is not None), None)
 
 
 def first_size(items):

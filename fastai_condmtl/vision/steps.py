@@ -86,15 +86,12 @@ def resized_points(tfm: Resize, y):
     packed, columns = plain.numpy().copy(), column_numbers(geo.cols)
     values = packed[0]
     whole, cut, corner = np.array((size, cut, corner), dtype=np.float32)
-    pairs = values[columns].reshape(-1, 2) * (whole / cut) + ((whole - corner - corner) / cut - _one)
+    pairs = values[columns].reshape(-1, 2) * (whole / cut) + ((whole - corner - corner) / cut - 1)
     values[columns] = pairs.reshape(-1)
     if geo.boxes:
         corners = values[column_numbers(geo.boxes)].reshape(-1, 2, 2)  # a box is the smallest that holds its corners
         values[column_numbers(geo.boxes)] = np.concatenate([corners.min(1), corners.max(1)], 1).reshape(-1)
     return as_points(torch.from_numpy(packed), geo, tfm.size)
-
-
-_one = np.float32(1)
 
 
 leaves_alone(ToTensor, TensorConditionalPoints)

@@ -1,6 +1,7 @@
 "A copy of the repository to work in, and its commands"
 
 from pathlib import Path
+import importlib.util
 import os
 import pytest
 import re
@@ -11,6 +12,14 @@ import sysconfig
 PKG = 'fastai_condmtl'
 
 SKIP = re.compile(r'(^|/)([_.].*|__pycache__|build|dist|.*\.egg-info|.*\.py[cod])(/|$)')
+
+
+def module_of_docs(root, name):
+    "A module of `docs`, which is no package"
+    spec = importlib.util.spec_from_file_location(name, root / 'docs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def repo_files(root):

@@ -1,18 +1,16 @@
 "The site links a word in backticks only where it means one function or class of this package"
 
-import ast, importlib.util
+import ast
 from collections import defaultdict
 import pytest
+from repository import module_of_docs
 
 NbdevLookup = pytest.importorskip('nbdev.doclinks', reason='the site is made by nbdev').NbdevLookup
 
 
 @pytest.fixture(scope='module')
 def links(root):
-    spec = importlib.util.spec_from_file_location('links', root / 'docs' / 'links.py')
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    return module_of_docs(root, 'links')
 
 
 @pytest.fixture()

@@ -1,7 +1,7 @@
 "How the site shows a function: docs/renderer.py"
 
-import importlib.util
 import pytest
+from repository import module_of_docs
 
 
 def what(
@@ -21,10 +21,7 @@ def gives(
 
 @pytest.fixture(scope='module')
 def renderer(root):
-    spec = importlib.util.spec_from_file_location('renderer', root / 'docs' / 'renderer.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of_docs(root, 'renderer')
 
 
 @pytest.mark.parametrize('f, told', [(what, ''), (gives, 'What is given back')])
