@@ -19,7 +19,7 @@ from ..core.prediction import FlowPrediction
 from ..core.not_asked import Blanks, where_blank
 from ..core.prediction_tree import tell
 from .interpret import ConditionalInterpretation, Losses
-from ..learn.accumulate import Picked, every_row, raw_preds
+from ..learn.accumulate import Picked, check_predicted, every_row, raw_preds
 from ..learn.folds import Folds
 from ..learn.learner import frames_of
 from ..learn.reread import reread
@@ -47,6 +47,8 @@ def fill_labels(
         acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
     labels = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
     acts, values = with_labels(flow, acts, loss.decide(acts), labels)
+    for path, own in flow.slices.items():
+        check_predicted(path, acts[:, own.acts].numpy(), 'cannot fill labels')
     reached, p_reached = flow.reached(values), torch.from_numpy(flow.diagrams(acts, values)).float()
     fill, records, gaps = torch.zeros_like(values, dtype=torch.bool), [], gaps_of(flow, df)
     whole = flow.joint_acts(acts)
@@ -244,6 +246,8 @@ class _Judge:
         "Loss of each label `(N, T)`, NaN where it is not judged: the task has no meaning by the labels, or as decided"
         losses = self.acc.losses()
         counts = np.stack([self.acc.task(path).mask.any(1) for path in self.flow.paths], 1) & self.acc.reached()
+        for i, path in enumerate(self.flow.paths):
+            check_predicted(path, losses[:, i].cpu().numpy()[counts[:, i]], 'cannot doubt labels')
         return losses.masked_fill(~torch.from_numpy(counts).to(losses.device), torch.nan)
 
 # %% ../../nbs/evaluate/label_cleaning.ipynb #b9c1a1d4

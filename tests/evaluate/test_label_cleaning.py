@@ -285,3 +285,10 @@ def test_folds_and_tables_that_are_refused(learn):
 def test_k_is_a_number_of_rows(learn, k):
     with pytest.raises(FlowError, match='k=.* must be how many rows a task'):
         Cleaner(learn, learn.dls.train_ds.items, k=k)
+
+
+@pytest.mark.parametrize('method', ['fill_labels', 'Cleaner'])
+def test_a_model_that_gives_no_numbers_is_told(learn, method):
+    df = learn.df.assign(z4=np.nan)
+    with learn.no_bar(), pytest.raises(FlowError, match="the predictions of task 'a' hold NaN"):
+        Cleaner(learn, df) if method == 'Cleaner' else learn.fill_labels(df)
