@@ -3,6 +3,7 @@ seen in the picture, and against hand-made maps back to the original."""
 
 import random, warnings
 import numpy as np, pandas as pd, pytest, torch
+from PIL import ImageOps
 from fastai.vision.all import (
     CropPad,
     DataBlock,
@@ -13,6 +14,7 @@ from fastai.vision.all import (
     ImageBlock,
     Learner,
     Normalize,
+    PILImage,
     PointScaler,
     RandomCrop,
     RandomResizedCrop,
@@ -44,7 +46,8 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.tasks.box import BoxBlock
 from fastai_condmtl.tasks.keypoints import KeypointsBlock
-from fastai_condmtl.vision.points import TensorConditionalPoints, _png_size, original_frames
+from fastai_condmtl.vision.frames import _png_size, original_frames
+from fastai_condmtl.vision.points import TensorConditionalPoints
 from fastai_condmtl.datasets.faces import POINTS, XY, faces
 
 SIZES = [(64, 48), (50, 80), (90, 40), (64, 64), (33, 57), (120, 121)]
@@ -744,9 +747,11 @@ def test_bad_pictures(pics):
     tmp, df = pics
     with pytest.raises(
         FlowError,
-        match="coordinate 4000 of 'pts, box' lies far outside its picture of 64 x 48 pixels: correct the label",
+        match="task 'pts': coordinate 4000 lies far outside its picture of 64 x 48 pixels: correct the label",
     ):
         rolled(loaders((tmp, df.assign(a_x=4000.0)), both(), None, item_tfms=Resize(48)))
+    with pytest.raises(FlowError, match="task 'box': coordinate 40.* lies far outside its picture"):
+        rolled(loaders((tmp, df.assign(by=4000.0)), both(), None, item_tfms=Resize(48)))
     d = DataBlock(
         blocks=(TransformBlock, Flow('f', KeypointsBlock('p', ['a_x', 'a_y']))), get_x=lambda r: torch.tensor([r.a_x])
     )
@@ -816,6 +821,40 @@ def test_points_come_back_in_pixels_of_files_of_any_format(name, tmp_path):
     (frame, *others) = original_frames(dls.test_dl(df))
     with Image.open(tmp_path / name) as read:
         assert frame.size == read.size == (83, 37) and all(other is frame for other in others)
+
+
+class Turned(PILImage):
+    "Pictures that are turned as their EXIF data say, which fastai does not do"
+
+    @classmethod
+    def create(cls, fn, **kwargs):
+        return cls(ImageOps.exif_transpose(Image.open(fn)).convert('RGB'))
+
+
+@pytest.mark.parametrize('img_cls', [PILImage, Turned])
+def test_points_come_back_in_pixels_of_the_picture_that_a_class_opens(img_cls, tmp_path):
+    "Every second file says that it is to be turned: files of one size are pictures of two"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for i in range(4):
+        Image.new('RGB', (83, 37)).save(tmp_path / f'{i}.jpg', **(dict(exif=turned) if i % 2 else {}))
+    df = pd.DataFrame(dict(img=[f'{i}.jpg' for i in range(4)], x=[10.0, 20, 30, 35], y=[5.0, 36, 20, 1]))
+    dls = ConditionalDataLoaders.from_df(
+        df,
+        Flow('f', KeypointsBlock('p', ['x', 'y'])),
+        path=tmp_path,
+        fn_col='img',
+        img_cls=img_cls,
+        item_tfms=Resize(24, method='squish'),
+        bs=2,
+        num_workers=0,
+    )
+    dl = dls.test_dl(df, with_labels=True)
+    frames = original_frames(dl)
+    assert [frame.size for frame in frames] == [img_cls.create(tmp_path / name).size for name in df.img]
+    labels = torch.cat([batch[1].as_subclass(torch.Tensor) for batch in dl])
+    back = dls.flow.to_frame(labels, frames)
+    assert np.allclose(back[['x', 'y']], df[['x', 'y']], atol=1e-3)
 
 
 def test_a_file_that_ends_within_its_first_bytes_has_no_size(tmp_path):
