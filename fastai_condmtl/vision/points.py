@@ -177,7 +177,7 @@ class ScalePoints(Transform):
         scaled *= _per_pixel(size, len(columns), values.dtype)
         scaled -= 1
         if not geo.keep:
-            scaled *= mask[columns]
+            scaled[mask[columns] == 0] = 0  # the mask holds weights of rows, by which a coordinate is not multiplied
             check_near(y, scaled, size)
         values[columns] = scaled
         return as_points(torch.from_numpy(packed), geo, picture_size(picture))
@@ -241,7 +241,7 @@ class KeepInside(Transform):
 
 # %% ../../nbs/vision/points.ipynb #d1fa4d29
 def inside(y: TensorConditionalPoints) -> TensorConditional:
-    "Plain packed labels `(..., 2, D)`, with coordinates within the picture"
+    "Plain packed labels `(..., 2, D)`, with coordinates within the picture; those that do not count are 0"
     geo, packed = y.geo, y.as_subclass(torch.Tensor)
     if geo.keep or not geo.cols:
         return packed.clone().as_subclass(TensorConditional)
@@ -253,7 +253,8 @@ def inside(y: TensorConditionalPoints) -> TensorConditional:
     boxes = coordinates[..., len(geo.points) :]
     areas = (boxes[..., 2::4] - boxes[..., 0::4]) * (boxes[..., 3::4] - boxes[..., 1::4])
     counts = mask.index_select(-1, columns) * torch.cat([is_inside, (areas > 0).repeat_interleave(4, -1)], -1)
-    values, mask = values.index_copy(-1, columns, coordinates * counts), mask.index_copy(-1, columns, counts)
+    coordinates = coordinates.masked_fill(counts == 0, 0)
+    values, mask = values.index_copy(-1, columns, coordinates), mask.index_copy(-1, columns, counts)
     return torch.stack([values, mask], -2).as_subclass(TensorConditional)
 
 

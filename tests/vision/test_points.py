@@ -288,6 +288,21 @@ def test_outside(pics):
     assert y[1, 1, 1:3].tolist() == [0, 0] and not y.isnan().any()  # a label that is missing is not clamped into being
 
 
+@pytest.mark.parametrize('name', ['squish', 'crop'])
+def test_weights_of_rows_move_no_point(pics, name):
+    "A packed mask holds the weights of rows, which are no part of the coordinates"
+    tmp, df = pics
+    weights = torch.tensor([0.5, 2, 0, 1, 3, 0.25])
+    df = df.assign(w=weights.numpy())
+    flow = Flow('f', KeypointsBlock('pts', PTS, weight_col='w', outside='clamp'), BoxBlock('box', BOX, weight_col='w'))
+    plain = Flow('f', KeypointsBlock('pts', PTS, outside='clamp'), BoxBlock('box', BOX))
+    for batch_tfms in (None, aug_transforms(max_rotate=30, p_affine=1)):
+        how = dict(item_tfms=ITEM[name](), batch_tfms=batch_tfms)
+        (_, got), (_, want) = (rolled(loaders((tmp, df), f, None, **how)) for f in (flow, plain))
+        assert torch.equal(got[:, 1], want[:, 1] * weights[:, None])
+        assert want[:, 1].mean() > 0.9 and torch.equal(got[:, 0], want[:, 0] * (weights[:, None] > 0))
+
+
 def test_gates_and_points(pics):
     "A point counts where its task has meaning and the point is known and inside"
     tmp, df = pics
