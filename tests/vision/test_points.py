@@ -439,6 +439,8 @@ def test_shown_pixels(pics):
     dls.show_batch(max_n=2)
     ax = plt.gcf().axes[0]
     assert len(ax.lines) == 3 and len(ax.patches) == 1
+    dls.show_batch(max_n=2, nrows=1, ncols=1)  # fewer places than pictures, as fastai's own grids have
+    assert len(plt.gcf().axes) == 2
 
 
 # --- the rest of the library ----------------------------------------------------------------------------------------
