@@ -567,11 +567,12 @@ def test_votes_with_a_broken_hook_fail_by_its_name(broken, told, df):
         check_block(broken('t', cols=['v0', 'v1', 'v2']), df)
 
 
-def test_a_question_that_no_label_answers_with_yes_is_left_out(df):
-    class Negative(Number):
-        def parse_question(self, op, value):
-            if op == 'gt':
-                raise never_true(self.path, op, value, 'numbers are negative')
-            return super().parse_question(op, value)
+class Negative(Number):
+    def parse_question(self, op, value):
+        if op == 'gt':
+            raise never_true(self.path, op, value, 'numbers are negative')
+        return super().parse_question(op, value)
 
+
+def test_a_question_that_no_label_answers_with_yes_is_left_out(df):
     check_block(Negative('z'), df)
