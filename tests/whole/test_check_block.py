@@ -567,7 +567,7 @@ def test_votes_with_a_broken_hook_fail_by_its_name(broken, told, df):
         check_block(broken('t', cols=['v0', 'v1', 'v2']), df)
 
 
-class Negative(Number):
+class NothingIsAbove(Number):
     def parse_question(self, op, value):
         if op == 'gt':
             raise never_true(self.path, op, value, 'numbers are negative')
@@ -575,4 +575,4 @@ class Negative(Number):
 
 
 def test_a_question_that_no_label_answers_with_yes_is_left_out(df):
-    check_block(Negative('z'), df)
+    check_block(NothingIsAbove('z'), df)
