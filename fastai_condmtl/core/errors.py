@@ -188,8 +188,9 @@ def check_column(df, col, who, fix=''):
 
 def near(word, words, stop=''):
     "A hint for a misspelt `word`; `stop`: what ends a list of words where another sentence follows"
-    words = [str(w)[:100] for w in islice(words, 10000)]
-    if close := difflib.get_close_matches(str(word)[:100], words, n=3):
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    known = ', '.join(map(repr, words[:10])) or 'none'
+    texts = {str(w)[:100]: isinstance(w, str) for w in islice(words, 10000)}
+    written = {text: repr(text) if is_text else text for text, is_text in texts.items()}
+    if close := difflib.get_close_matches(str(word)[:100], texts, n=3):
+        return f"did you mean {' or '.join(written[text] for text in close)}?"
+    words, known = list(texts), ', '.join(list(written.values())[:10]) or 'none'
     return f"there are {known}{' …' if len(words) > 10 else stop}"

@@ -317,8 +317,8 @@ def of_making(told) -> Section:
         ('network', f'{type(learn.model).__name__}, {n_parameters:,} parameters'),
         ('rows to learn from', f'{len(learn.dls.train_ds):,}'),
     ]
-    epochs = len(getattr(getattr(learn, 'recorder', None), 'values', ()))
-    facts += [('epochs of the last fit', str(epochs))] * bool(epochs)
+    if hasattr(learn, 'epoch'):  # `recorder.values` begin anew with each prediction
+        facts.append(('epochs of the last fit', str(learn.epoch + 1)))
     again = [
         'from fastai.vision.all import load_learner',
         'from fastai_condmtl.all import *',

@@ -23,7 +23,7 @@ __all__ = ['BinaryBlock', 'check_whole_space', 'check_words', 'encode_yes_no', '
 # %% ../../nbs/tasks/binary.ipynb #5536539b
 class BinaryBlock(Sigmoid):
     """Yes or no: cells are bool, 0/1, or a word of `vocab=(no, yes)`; yes and no, true and false, -1 and 1 are
-    understood"""
+    understood, small or capital, where a column spells each in one way"""
 
     # for files: arguments, and the attributes that keep them
     kept_as = dict(loss='loss_name', uncertain='uncertain_pairs')
@@ -181,7 +181,7 @@ def fix_of_cell(block, df, col, value, words):
     may_be_share = is_number(value) and 0 < value < 1
     are_plain = all(map(_is_plain, values))
     if words is None and len(values) == 2 and are_plain and -1 not in values and not may_be_share:
-        return _fix_of_words(block, col, *(no_yes(values, LIKELY_NO_YES) or sort_labels(values)))
+        return _fix_of_words(block, col, no_yes(values, LIKELY_NO_YES), sort_labels(values))
     cols = [other for other in block.cols if other == col or value in filter(_is_plain, plain_values(block, df, other))]
     fix = f"leave the cell blank where it is unknown: {blank_line(cols, value)}"
     if is_number(value) and value == -1:
@@ -196,12 +196,15 @@ def _is_plain(value):
     return isinstance(value, (str, bool, int, float))
 
 
-def _fix_of_words(block, col, no, yes):
-    "How to say which of the two words of a column means yes"
+def _fix_of_words(block, col, likely, values):
+    "How to say which of the two words of a column means yes; both ways where it is not `likely` either"
+    lines = []
+    for no, yes in [likely] if likely else [values, values[::-1]]:
+        by_words = f"df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: 1}})"
+        lines.append(by_words if block.takes_lists else f"vocab=({no!r}, {yes!r})")
     if block.takes_lists:
-        line = f"df[{col!r}] = df[{col!r}].map({{{no!r}: 0, {yes!r}: 1}})"
-        return f"say which of its two words means yes, such as {line}"
-    return f"name its two words, the one for no first: vocab=({no!r}, {yes!r})"
+        return f"say which of its two words means yes: {' or '.join(lines)}"
+    return f"name its two words, the one for no first: {' or '.join(lines)}"
 
 # %% ../../nbs/tasks/binary.ipynb #6209e87b
 @patch

@@ -348,6 +348,8 @@ def test_skill_is_drawn_where_somebody_looked_on(tmp_path):
     assert 'Training' not in page_of(learn, tmp_path).texts
     with learn.no_bar(), learn.no_logging():
         learn.fit(2)
+    page = page_of(learn, tmp_path).texts
+    assert 'epochs of the last fit' in page and page[page.index('epochs of the last fit') + 1] == '2'
     assert 'Training' in page_of(learn, tmp_path).texts
 
 

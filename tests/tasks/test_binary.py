@@ -1,8 +1,9 @@
 "Tests of tasks/binary"
 
+import re
 import pandas as pd
 import pytest
-from fastai_condmtl.all import BinaryBlock, Flow, FlowError, MultiLabelBlock
+from fastai_condmtl.all import BinaryBlock, Flow, FlowError, MultiLabelBlock, SingleLabelBlock
 
 
 # ---- a second review: conditions, kinds, scores
@@ -54,3 +55,20 @@ def test_bad_tune_is_an_error_where_it_is_written():
     ):
         BinaryBlock('b', tune=ok)
     assert MultiLabelBlock('b', tune='f1_micro').tune == 'f1_micro'
+
+
+def test_words_that_tell_no_order_are_offered_both_ways():
+    "No line of the fix may be pasted without a choice; words that are likely come in one order"
+    for words, lines in [(('Ja', 'Nein'), 2), (('off', 'on'), 1)]:
+        df = pd.DataFrame(dict(a=[words[0], words[1], words[0], None]))
+        with pytest.raises(FlowError) as error:
+            Flow('f', BinaryBlock('a')).bind(df).encode(df)
+        offered = re.findall(r"vocab=(\(.*?\))", str(error.value))
+        assert [eval(line) for line in offered] == [words, words[::-1]][:lines]
+
+
+def test_a_hint_tells_numbers_from_words():
+    df = pd.DataFrame(dict(k=[1, 2, 3], b=[0, 1, 1]))
+    kind = SingleLabelBlock('k')
+    with pytest.raises(FlowError, match=r"for the class '1': did you mean 1\?"):
+        Flow('f', kind, BinaryBlock('b') | kind.eq('1')).bind(df)
