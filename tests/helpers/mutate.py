@@ -38,13 +38,14 @@ FILES = {  # tests that are about the module: folder/module
     'core.questions': 'core/conditions core/flow_json whole/errors tasks/votes',
     'core.bound': (
         'core/conditions core/bound core/target core/prediction core/plan whole/oracle data/target_block '
-        'whole/errors data/mask_facts vision/points vision/mirror tasks/kinds tasks/nested tasks/votes core/not_asked'
+        'whole/errors data/mask_facts vision/points vision/mirror tasks/kinds tasks/nested tasks/votes core/not_asked '
+        'data/packed tasks/unsure evaluate/conformal data/sampling'
     ),
     'loss.conditional': (
         'loss/conditional whole/oracle whole/training callback/balance tasks/kinds learn/heads loss/whole_space '
-        'data/mask_facts evaluate/calibrate evaluate/calibrate_interpret'
+        'data/mask_facts evaluate/calibrate evaluate/calibrate_interpret loss/unit whole/peer_behaviours'
     ),
-    'loss.masked_mean': 'loss/conditional whole/oracle loss/whole_space',
+    'loss.masked_mean': 'loss/conditional loss/unit whole/oracle loss/whole_space',
     'tasks.thresholds': 'tasks/thresholds',
     'tasks.votes': 'tasks/votes',
     'data.target_block': (
