@@ -41,6 +41,7 @@ def data():
 
 
 def head(c):
+    "As fastai's, after an average over the picture"
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -51,13 +52,14 @@ def head(c):
         nn.BatchNorm1d(512),
         nn.Dropout(0.5),
         nn.Linear(512, c, bias=False),
-    )  # as fastai's
+    )
 
 
 def wide(c):
+    "As the demo's"
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64 * 64, 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Linear(256, c)
-    )  # as the demo's
+    )
 
 
 class One:
@@ -79,16 +81,9 @@ def step(balance=None, cosine=0, head=head):
     bound, x, y = data()
     dls = DataLoaders(*[TfmdDL(One(x, y), bs=BS, num_workers=0)] * 2)
     dls.flow, dls.loss_func = bound, bound.loss_func
-    learn = equip(
-        Learner(
-            dls,
-            nn.Sequential(nn.Sequential(*list(trunk())[:-3]), head(bound.c)),
-            loss_func=bound.loss_func,
-            cbs=GradientCosine(cosine) if cosine else None,
-        ),
-        tune=None,
-        balance=balance,
-    )
+    net = nn.Sequential(nn.Sequential(*list(trunk())[:-3]), head(bound.c))
+    cbs = GradientCosine(cosine) if cosine else None
+    learn = equip(Learner(dls, net, loss_func=bound.loss_func, cbs=cbs), tune=None, balance=balance)
     learn.create_opt()
     learn.opt.set_hypers(lr=1e-3)
     learn.epoch, learn.n_epoch = 0, 1

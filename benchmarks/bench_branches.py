@@ -22,6 +22,13 @@ def heavy():
     return nn.Sequential(*[conv(64, 64) for _ in range(8)])
 
 
+class NoBranch(nn.Module):
+    "Zeros in place of what the branch and its heads give"
+
+    def forward(self, x):
+        return x.new_zeros((len(x), 5))
+
+
 def network(share, only_needed, bs):
     "A network whose branch `share` of the rows of its batch need, its packed labels and its input"
     torch.manual_seed(0)
@@ -83,9 +90,7 @@ if __name__ == '__main__':
     bs = 32
     for name, make in (('training', train), ('inference', infer)):
         nothing = network(0.0, True, bs)
-        nothing[1][1].units[1] = type(
-            'Light', (nn.Module,), dict(forward=lambda self, x: x.new_zeros((len(x), 5)))
-        )()  # the trunk and all that is not the branch
+        nothing[1][1].units[1] = NoBranch()  # what is left is the trunk and all that is not the branch
         always = make(*network(1.0, False, bs))
         for share in (0.1, 0.3, 0.6, 1.0):
             bare = make(*[*nothing[:2], *network(share, True, bs)[2:]])

@@ -1,8 +1,7 @@
 """A training epoch with a filled cache against a PyTorch loop written by hand over pictures in memory: same network,
 augmentation and optimizer, 64 px from files of 128 px; and what reading one picture costs"""
 
-import contextlib, io
-import math, random, statistics, tempfile, time
+import contextlib, io, math, random, statistics, tempfile, time
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -67,7 +66,7 @@ class InMemory(torch.utils.data.Dataset):
 
 
 class ByHand:
-    "The loop"
+    "The loop by hand: a loader, a network and its optimizer"
 
     def __init__(self, pictures, packed):
         self.loader = torch.utils.data.DataLoader(

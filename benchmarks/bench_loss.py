@@ -37,10 +37,9 @@ def hand_fused(bound, linear):
     """What an expert writes for exactly these tasks: masks, order and sizes known beforehand, one call a kind.
     Targets come as the data loader gives them, packed; the logits stand in the order that suits."""
     sig, reg, cls = [], [], []
+    kinds = {SingleLabelBlock: cls, BoundedRegressionBlock: reg}
     for p, b in bound.tasks.items():
-        s = bound.slices[p].targets
-        kind = cls if isinstance(b, SingleLabelBlock) else reg if isinstance(b, BoundedRegressionBlock) else sig
-        kind.append((s, p))
+        kinds.get(type(b), sig).append((bound.slices[p].targets, p))
     sig.sort(key=lambda x: x[0].start - x[0].stop)
     error = next((regression_losses[bound.tasks[p].loss_name] for _, p in reg), None)  # the same of all numbers
     device = linear.weight.device
@@ -65,13 +64,12 @@ def hand_fused(bound, linear):
     return step
 
 
-# each kind of task once: name → (block, a column of its labels, how an expert writes its loss); a new kind is one line
-# here
 def bce(z, v, g):
     return F.binary_cross_entropy_with_logits(z, v, weight=g, reduction='sum')
 
 
 def steps(z, v, g):
+    "Of an ordinal task with five classes: is it above the first, the second, ...?"
     z = z.reshape(-1, 5)
     z = z[:, 1:] + z[:, :1]
     return F.binary_cross_entropy_with_logits(
@@ -79,6 +77,7 @@ def steps(z, v, g):
     )
 
 
+# Each kind of task once: name → (block, a column of its labels, how an expert writes its loss)
 MIXED = dict(
     binary=(lambda n: BinaryBlock(n), lambda r, n: r.integers(0, 2, n), bce),
     bounded=(
@@ -128,17 +127,16 @@ def mixed(each=3, n=256, seed=0, kinds=MIXED):
 
 def hand_mixed(bound, linear, kinds=MIXED):
     "Each kind by itself, one call a kind, its sizes known beforehand"
-    parts = []
-    for f in bound.families:
-        k = 'binary' if bound.plan.blocks[f.tasks[0]].thresholded else bound.paths[f.tasks[0]].rstrip('0123456789')
-        parts.append((kinds[k][2], len(f.columns), len(f.columns) * f.n_out))
-    order, losses, cols, logits = (
-        torch.tensor([c for f in bound.families for c in f.columns], device=linear.weight.device),
-        *[list(x) for x in zip(*parts)],
-    )
-
-    paths = [bound.paths[t] for f in bound.families for t in f.tasks]
-    units = torch.tensor([bound.loss_units.get(p, 1.0) for p in paths], device=linear.weight.device)
+    losses, device = [], linear.weight.device
+    for family in bound.families:
+        first = family.tasks[0]
+        kind = 'binary' if bound.plan.blocks[first].thresholded else bound.paths[first].rstrip('0123456789')
+        losses.append(kinds[kind][2])
+    cols = [len(family.columns) for family in bound.families]
+    logits = [len(family.columns) * family.n_out for family in bound.families]
+    order = torch.tensor([c for family in bound.families for c in family.columns], device=device)
+    paths = [bound.paths[t] for family in bound.families for t in family.tasks]
+    units = torch.tensor([bound.loss_units.get(path, 1.0) for path in paths], device=device)
 
     def step(x, y):
         v, m = y.index_select(2, order).unbind(1)

@@ -14,11 +14,6 @@ from timing import alternate
 BS, PARTS = 256, 4
 
 
-def security():
-    flow, df = security_flow(), security_scenes(BS, seed=0)[1]
-    return flow, df
-
-
 def table(kinds, n=BS, seed=0):
     "A flow of tasks given a binary one, a fifth of the labels missing"
     rng, first = np.random.default_rng(seed), BinaryBlock('first')
@@ -89,15 +84,14 @@ def compare(name, flow, df, features=64):
     _, (_, r) = alternate(step(plain), step(balanced), rounds=15, inner=2)
     print(
         f'{name:34} {len(bound.paths):5} tasks {bound.c:6} logits   gathered {size(n1)} -> {size(n2)} '
-        f'(1/{n1 / n2:.0f})   kept there for the loss {size(k1)} -> {size(k2)} (1/{k1 / k2:.0f})   gradients '
-        'differ '
-        f'by {(ga - gb).abs().max() / ga.abs().max():.0e}   time of a step {r:.2f}'
+        f'(1/{n1 / n2:.0f})   kept there for the loss {size(k1)} -> {size(k2)} (1/{k1 / k2:.0f})   '
+        f'gradients differ by {(ga - gb).abs().max() / ga.abs().max():.0e}   time of a step {r:.2f}'
     )
 
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    compare('security scenes', *security())
+    compare('security scenes', security_flow(), security_scenes(BS, seed=0)[1])
     compare('100 binary, 100 regressions', *table(['b'] * 100 + ['r'] * 100))
     compare('10 of 1000 classes', *table([1000] * 10))
     compare('one of 10000 classes', *table([10_000]))

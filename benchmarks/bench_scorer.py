@@ -11,7 +11,7 @@ ROWS, BATCH, PAIRS = 1536, 64, 5
 
 
 def ratios(one, two):
-    "Seconds of both sides, measured in turn, the first in turn; who goes first changes"
+    "Of each pair of runs how many times as fast the second side is, and the seconds of both; they begin by turns"
     times = {one: [], two: []}
     for i in range(PAIRS):
         for side in (one, two) if i % 2 else (two, one):
@@ -95,5 +95,5 @@ def with_pool(scorer, batches, one):
 if __name__ == '__main__':
     missing = [name for name in ('ray', 'pyarrow') if find_spec(name) is None]
     if missing:
-        sys.exit(print(f"{', '.join(missing)} is not installed: pip install 'fastai_condmtl[ray]'"))
+        sys.exit(f"{', '.join(missing)} is not installed: pip install 'fastai_condmtl[ray]'")
     main()

@@ -2,6 +2,7 @@
 loader workers hold of the label table"""
 
 import gc, re, sys, time, tracemalloc, warnings
+from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai_condmtl.all import *
 from fastai_condmtl.data.target_block import EncodedRows
@@ -139,7 +140,7 @@ class Rows:
 
 def held(pid):
     "MB that a process holds alone (USS), and its share of what it holds with others (PSS)"
-    text = open(f'/proc/{pid}/smaps_rollup').read()
+    text = Path(f'/proc/{pid}/smaps_rollup').read_text()
     kb = lambda k: sum(map(int, re.findall(rf'^{k}:\s+(\d+)', text, re.M)))
     return (kb('Private_Clean') + kb('Private_Dirty')) / 1024, kb('Pss') / 1024
 
@@ -150,8 +151,7 @@ def workers(n, as_list=False, batches=50, context='fork'):
     y = torch.rand(n, 2, 8)
     rows = EncodedRows(y)[np.random.default_rng(0).permutation(n)]
     if as_list:
-        rows.idx = list(rows.idx.tolist())
-        EncodedRows_item(rows)
+        rows.idx, rows.__class__ = rows.idx.tolist(), ListedRows
     dl = torch.utils.data.DataLoader(
         Rows(rows), batch_size=512, shuffle=True, num_workers=2, collate_fn=torch.stack, multiprocessing_context=context
     )
@@ -163,10 +163,23 @@ def workers(n, as_list=False, batches=50, context='fork'):
     return res
 
 
-def EncodedRows_item(rows):
-    "Positions in a list, as before: each look-up counts a reference"
-    cls = type('ListRows', (EncodedRows,), {'__getitem__': lambda self, i: self.y[self.idx[i]]})
-    rows.__class__ = cls
+class ListedRows(EncodedRows):
+    "Positions in a list: each look-up counts a reference, and a worker copies the page"
+
+    def __getitem__(self, i):
+        return self.y[self.idx[i]]
+
+
+def show(found):
+    "Print the figures of a case: `found` is `{name: [(size, seconds, MB), ...]}`"
+    for name, rows in found.items():
+        ns, seconds, peaks = zip(*rows)
+        times, memory = ('  '.join(f'{x:8.{digits}f}' for x in xs) for xs, digits in ((seconds, 4), (peaks, 1)))
+        print(
+            f"  {name:9} seconds {times:42} grows as n^{exponent(ns, seconds):4.2f}   "
+            f"peak MB {memory:42} n^{exponent(ns, peaks):4.2f}",
+            flush=True,
+        )
 
 
 if __name__ == '__main__':
@@ -177,22 +190,13 @@ if __name__ == '__main__':
     for name, (sizes, make) in CASES.items():
         if small:
             sizes = [s // 10 for s in sizes] if name == 'rows' else sizes[:3]
-        res = {}
+        found = {}
         for n in sizes:
-            for k, f in make(n).items():
-                res.setdefault(k, []).append((n, *measure(f, k != 'stratify')))
+            for step, call in make(n).items():
+                found.setdefault(step, []).append((n, *measure(call, step != 'stratify')))
             gc.collect()
         print(f"\n{name}: {', '.join(f'{s:,}' for s in sizes)}")
-        for k, r in res.items():
-            ns, ts, ms = zip(*r)
-            print(
-                (
-                    f"  {k:9} seconds {'  '.join(f'{t:8.4f}' for t in ts):42} grows as n^{exponent(ns, ts):4.2f}   "
-                    "peak "
-                    f"MB {'  '.join(f'{m:8.1f}' for m in ms):42} n^{exponent(ns, ms):4.2f}"
-                ),
-                flush=True,
-            )
+        show(found)
     n = 10**5 if small else 2 * 10**6
     print(
         f"\nloader workers, {n:,} rows, a label table of {n * 2 * 8 * 4 / 2**20:.0f} MB: MB that each of two holds "

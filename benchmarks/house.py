@@ -21,10 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 120
 CELL = 40
 # The chapters that lead a reader who has never seen the code from a condition to a decision
-PATH = (
-    'core/conditions core/block core/flow core/plan core/target core/bound '
-    'loss/layout loss/masked_mean loss/conditional loss/decisions'
-).split()
+PATH = [f'core/{chapter}' for chapter in ('conditions', 'block', 'flow', 'plan', 'target', 'bound')]
+PATH += [f'loss/{chapter}' for chapter in ('layout', 'masked_mean', 'conditional', 'decisions')]
 WORDS_A_MINUTE, LINES_A_MINUTE = 230, 25
 
 
@@ -67,7 +65,8 @@ def own_names(tree):
 
 def figures(package):
     "Figure -> value of one package"
-    lines, wide, n_statements, shared, n_conditionals, nested, names, methods = [], 0, 0, 0, 0, 0, [], {}
+    lines, names, methods = [], [], {}
+    n_statements = shared = n_conditionals = nested = 0
     defined = set()  # classes of the package: patches of others, such as `Learner`, are not its classes
     for path in modules(package):
         with tokenize.open(path) as f:
@@ -156,12 +155,9 @@ def path_minutes():
 
 def where(module):
     "Print what is to be mended in one module"
-    path = ROOT / 'nbs' / f'{module}.ipynb'
-    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
-        source = ''.join(cell['source'])
-        if cell['cell_type'] == 'code' and re.search(r'^#\| *export', source, re.M):
-            if (n := len(source.splitlines()) - 1) > CELL:
-                print(f"  cell {cell['id']}: {n} lines")
+    for i, (kind, source) in enumerate(cells(ROOT / 'nbs' / f'{module}.ipynb')):
+        if kind == 'export' and (n := len(source.splitlines()) - 1) > CELL:
+            print(f"  cell {i}: {n} lines")
     text, shown = reading_minutes(module)
     print(f'  {text:.1f} minutes to read, with shown cells {text + shown:.1f}')
     text = (ROOT / 'fastai_condmtl' / f'{module}.py').read_text(encoding='utf-8')
@@ -202,8 +198,8 @@ def main(packages):
         for name, value in figures(package).items():
             print(f'  {name:42} {value}')
         if package == 'fastai_condmtl':
-            cells = list(export_cells())
-            print(f"  {'lines of an exported cell':42} median {statistics.median(cells):.0f}, longest {max(cells)}")
+            sizes = list(export_cells())
+            print(f"  {'lines of an exported cell':42} median {statistics.median(sizes):.0f}, longest {max(sizes)}")
             print(f"  {'names a new kind of task may meet':42} {hooks()}")
             text, with_shown = path_minutes()
             print(f"  {'minutes of the reading path':42} {text:.0f}, with shown cells {with_shown:.0f}")

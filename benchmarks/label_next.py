@@ -41,8 +41,8 @@ class Pool:
     conts: list
     rows: np.ndarray  # that can be labelled
     test: np.ndarray  # that are scored
-    start: int  # Rows that are labelled first
-    answers: int  # Answers bought in each round
+    start: int  # rows that are labelled first
+    answers: int  # that are bought in each round
 
     def __post_init__(self):
         bound = self.flow.bind(self.df)
@@ -98,12 +98,11 @@ def with_vocabularies(flow, df):
 
 def bracol_pool(args):
     import bracol
-    from pictures_common import features_of
+    from pictures_common import cached_features
 
-    df, cache = bracol.read(args.folder), Path(args.cache)
-    if not cache.is_file():
-        np.save(cache, features_of(df, Path(args.folder), (128, 256), n_views=1)[0][:, 0].numpy())
-    x = components(np.load(cache))
+    df = bracol.read(args.folder)
+    features, _ = cached_features(Path(args.cache), df, Path(args.folder), (128, 256), n_views=1)
+    x = components(features[:, 0].numpy())
     df = pd.concat([df, x], axis=1)
     train = (df.part == 'train').to_numpy()
     return Pool(df, bracol.bracol_flow(), [], list(x), np.flatnonzero(train), np.flatnonzero(~train), 40, 60)

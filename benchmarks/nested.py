@@ -92,7 +92,7 @@ def decide(flow, model, x):
     return loss.decide(loss.activation(model(x))).numpy().astype(int)
 
 
-def judge(flow, decided, y, parents):
+def judge(decided, y, parents):
     "Macro-F1 of each task, and the share of sexist rows whose vector is of another category than the decided one"
     true, counts = y[:, 0].numpy().astype(int), y[:, 1].numpy() > 0
     res = {}
@@ -117,7 +117,7 @@ def runs(df, x, make, deciders, seeds, parents):
         for seed in range(seeds):
             for epochs, model in train(flow, x[where['train']], y[where['train']], seed):
                 for part, (name, decider) in product(('dev', 'test'), decide_by.items()):
-                    scores = judge(flow, decide(decider, model, x[where[part]]), y[where[part]], parents)
+                    scores = judge(decide(decider, model, x[where[part]]), y[where[part]], parents)
                     rows.append(dict(name=name, weights=str(weights), epochs=epochs, seed=seed, part=part, **scores))
     return pd.DataFrame(rows)
 

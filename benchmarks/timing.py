@@ -1,7 +1,11 @@
-"What the benchmarks share: alternating measurements, medians of ratios"
+"What the benchmarks share: alternating measurements, medians of ratios, the folder of data sets"
 
 import os, platform, statistics, time
+from pathlib import Path
 import torch
+
+# Data sets that do not come with the repository, as in tests/conftest.py
+DATA = Path(os.environ.get('FASTAI_CONDMTL_DATA') or Path(__file__).resolve().parents[2] / 'shared' / 'data')
 
 
 def alternate(*fns, rounds=60, inner=10, warmup=5, wait=None):

@@ -98,7 +98,7 @@ def compare(name, other, ours, rounds=200, inner=5):
                 steps[k]()
             times[r, k] = time.perf_counter() - start
     ratio, low, high = interval(times[:, 1] / times[:, 0])
-    print(f'{name:28} ratio to the other tree {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}')
+    print(f'{name:28} ratio to the other tree {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}', flush=True)
 
 
 def item_step(tree, folder):

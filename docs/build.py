@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from fastcore.nbio import read_nb
 from latex2mathml.converter import convert as to_mathml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
@@ -32,6 +34,7 @@ class Page:
 
 
 def page(nb):
+    "The path of a notebook's page below `_docs`"
     return nbpath2html(nb).with_suffix('.md')
 
 
@@ -43,7 +46,8 @@ def to_page(url, path):
 
 
 def fence(text, lang='text'):
-    ticks = '`' * max(3, *(len(o) + 1 for o in re.findall('`+', text) or ['']))
+    "A block of code, whose fence is longer than any in it"
+    ticks = '`' * max(3, *(len(own) + 1 for own in re.findall('`+', text) or ['']))
     return f'{ticks}{lang}\n{text.rstrip()}\n{ticks}'
 
 
@@ -51,12 +55,12 @@ def anchor(symbol):
     return symbol.lower().replace('_', '-')
 
 
-def joined(o):
-    return o if isinstance(o, str) else ''.join(o)
+def joined(lines):
+    return lines if isinstance(lines, str) else ''.join(lines)
 
 
 def output(out, stem, n):
-    "One cell output as Markdown; a picture goes to a file beside the page."
+    "One cell output as Markdown; a picture goes to a file beside the page"
     if out['output_type'] == 'stream':
         return fence(joined(out['text'])) if out['name'] == 'stdout' else ''
     if out['output_type'] == 'error':
@@ -67,9 +71,9 @@ def output(out, stem, n):
         file.write_bytes(base64.b64decode(data['image/png']))
         return f'![]({file.name})'
     if 'text/html' in data:
-        return re.sub(
-            r'<style scoped>.*?</style>|\n\s*(?=\n)', '', data['text/html'].replace('border="1" ', ''), flags=re.S
-        )  # pandas' own style; that of a `Styler` stays
+        plain = data['text/html'].replace('border="1" ', '')
+        # pandas' own style; that of a `Styler` stays
+        return re.sub(r'<style scoped>.*?</style>|\n\s*(?=\n)', '', plain, flags=re.S)
     return data.get('text/markdown') or fence(data.get('text/plain', ''))
 
 
@@ -95,9 +99,18 @@ def formulas(text):
 
 def write_page(nb, processed):
     "Write the page of one notebook"
-    path, parts, title, description = page(nb), [], nb.stem, ''
+    path = page(nb)
     stem = (PAGES / path).with_suffix('')
     stem.parent.mkdir(parents=True, exist_ok=True)
+    title, description, parts = parts_of(processed, stem)
+    text = with_links(nb, '\n\n'.join(filter(None, parts)))
+    stem.with_suffix('.md').write_text(text + '\n', encoding='utf-8')
+    return Page(nb.as_posix(), path.as_posix(), title, description)
+
+
+def parts_of(processed, stem):
+    "Title, description, and the cells of a notebook that nbdev has processed, as Markdown"
+    title, description, parts = processed.stem, '', []
     for cell in read_nb(processed).cells:
         src = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
         if cell.cell_type == 'raw':
@@ -109,44 +122,46 @@ def write_page(nb, processed):
         else:
             if src and '#| echo: false' not in cell.source:
                 parts.append(fence(src, 'python'))
-            outs = [output(o, stem, f'{len(parts)}_{i}') for i, o in enumerate(cell.get('outputs', []))]
-            parts += [re.sub(r'^(#{2,4}) (\S+)$', heading, o, flags=re.M) for o in outs] if 'show_doc(' in src else outs
+            outs = [output(out, stem, f'{len(parts)}_{i}') for i, out in enumerate(cell.get('outputs', []))]
+            if 'show_doc(' in src:
+                outs = [re.sub(r'^(#{2,4}) (\S+)$', heading, out, flags=re.M) for out in outs]
+            parts += outs
+    return title, description, parts
+
+
+def with_links(nb, text):
+    "The text of a notebook's page with links that lead to other pages, and to the repository where there is none"
+    folder, config = page(nb).parent.as_posix(), get_config()
+    of_notebooks = config.nbs_path.name
 
     def outside(m):  # links to files of the repository that are no pages
-        target = posixpath.normpath(posixpath.join(get_config().nbs_path.name, nb.parent.as_posix(), m[1]))
-        return (
-            m[0]
-            if target.startswith(f'{get_config().nbs_path.name}/')
-            else f']({get_config().git_url}/blob/{get_config().branch}/{target})'
-        )
+        target = posixpath.normpath(posixpath.join(of_notebooks, nb.parent.as_posix(), m[1]))
+        if target.startswith(f'{of_notebooks}/'):
+            return m[0]
+        return f']({config.git_url}/blob/{config.branch}/{target})'
 
     def relative(m):  # links to other notebooks, and those that nbdev makes of `symbol`
         url, mark = m[1], m[2] or ''
         if url.endswith('.ipynb'):
-            return f']({to_page(url, path.as_posix())}{mark})'
+            return f']({to_page(url, page(nb).as_posix())}{mark})'
         target = Path(url.lstrip('/')).with_suffix('.md')
-        return f']({posixpath.relpath(target.as_posix(), path.parent.as_posix())}{anchor(mark)})'
+        return f']({posixpath.relpath(target.as_posix(), folder)}{anchor(mark)})'
 
-    text = re.sub(r'\]\((\.\./[^)#\s]+)\)', outside, '\n\n'.join(o for o in parts if o))
-    text = re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, text)
-    stem.with_suffix('.md').write_text(text + '\n', encoding='utf-8')
-    return Page(nb.as_posix(), path.as_posix(), title, description)
+    text = re.sub(r'\]\((\.\./[^)#\s]+)\)', outside, text)
+    return re.sub(r'\]\(((?!\w+:)[^)#\s]+\.ipynb|/[^)#\s]+\.html)(#[^)\s]*)?\)', relative, text)
 
 
 def settle(pages):
     "Links to symbols without a heading of their own (methods) lead to their page"
-    text = {p: (PAGES / p).read_text(encoding='utf-8') for p in (page.path for page in pages)}
-    anchors = {p: set(re.findall(r'\{#([^}\s]+)\}', t)) for p, t in text.items()}
-    for p, t in text.items():
+    texts = {page.path: (PAGES / page.path).read_text(encoding='utf-8') for page in pages}
+    anchors = {path: set(re.findall(r'\{#([^}\s]+)\}', text)) for path, text in texts.items()}
+    for path, text in texts.items():
 
-        def known(m, p=p):
-            return (
-                m[0]
-                if m[2] in anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(p), m[1])), {m[2]})
-                else f']({m[1]})'
-            )
+        def known(m, path=path):
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), m[1]))
+            return m[0] if m[2] in anchors.get(target, {m[2]}) else f']({m[1]})'
 
-        (PAGES / p).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, t), encoding='utf-8')
+        (PAGES / path).write_text(re.sub(r'\]\(([^)#\s]+\.md)#([^)\s]+)\)', known, text), encoding='utf-8')
 
 
 def write_openings(pages):
@@ -157,7 +172,7 @@ def write_openings(pages):
     wrong = sorted(nb for nb in {*named, *written} if named[nb] != 1 or nb not in written)
     if wrong:
         sys.exit(f'docs/chapters.yml must name each notebook of nbs/ once, and does not so with {", ".join(wrong)}')
-    res = [{'Home': 'index.md'}]
+    navigation = [{'Home': 'index.md'}]
     for room in rooms:
         first = f'{room.folder}/index.md'
         text = re.sub(
@@ -168,8 +183,8 @@ def write_openings(pages):
         (PAGES / first).parent.mkdir(exist_ok=True)
         (PAGES / first).write_text(formulas(text) + '\n', encoding='utf-8')
         chapters = [{written[nb].title: written[nb].path} for nb in room.notebooks]
-        res.append({room.title: [first, *chapters]})
-    return res
+        navigation.append({room.title: [first, *chapters]})
+    return navigation
 
 
 def main():
@@ -177,23 +192,19 @@ def main():
     for made in (PAGES, SITE):
         shutil.rmtree(made, ignore_errors=True)
     folder = get_config().nbs_path
-    nbs = [o.relative_to(folder) for o in sorted(nbglob(folder, as_path=True))]
+    nbs = [path.relative_to(folder) for path in sorted(nbglob(folder, as_path=True))]
     if not nbs:
         sys.exit('no notebooks to make pages of')
     renderer.use()
     links.use()
     processed = proc_nbs(n_workers=0, force=True)
-    pages = [write_page(o, processed / o) for o in nbs]
+    pages = [write_page(nb, processed / nb) for nb in nbs]
     settle(pages)
     shutil.copy(ROOT / 'docs' / 'extra.css', PAGES / 'extra.css')
     if (folder / 'images').is_dir():
         shutil.copytree(folder / 'images', PAGES / 'images')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
-    nav = write_openings(pages)
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
-    build(load_config('mkdocs.yml', strict=True, nav=nav, repo_url=get_config().git_url))
+    build(load_config('mkdocs.yml', strict=True, nav=write_openings(pages), repo_url=get_config().git_url))
     print(f'{len(pages)} pages: {SITE.relative_to(ROOT)}/index.html')
 
 

@@ -35,8 +35,8 @@ def write(root, version, day):
     "Put the version where it stands, and its date into the changelog; `day`: a date"
     check(root, version)
     for file, place in PLACES.items():
-        old = re.search(place, read(root, file), re.M)
         text = read(root, file)
+        old = re.search(place, text, re.M)
         new = text[: old.start(1)] + version + text[old.end(1) :]
         (root / file).write_text(new, encoding='utf-8')
     log = read(root, 'CHANGELOG.md').replace(NEWS, f'{NEWS}\n## {version} - {day.isoformat()}\n', 1)

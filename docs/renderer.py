@@ -7,12 +7,12 @@ from nbdev import showdoc
 
 
 def signature(name, sym):
-    "`name(a, b=1)`, without annotations, in lines that fit the page; properties have none"
+    "`name(a, b=1)`, without annotations, in lines that fit the page; the name alone where Python knows no signature"
     try:
-        ps = inspect.signature(sym).parameters.values()
+        parameters = inspect.signature(sym).parameters.values()
     except (TypeError, ValueError):
         return name
-    arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in ps if p.name != 'self')
+    arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in parameters if p.name != 'self')
     line = f'{name}({arguments})'
     if len(line) <= 110:
         return line
@@ -23,17 +23,19 @@ def signature(name, sym):
 
 def documented(sym):
     "The table of the parameters; fastcore alone takes a comment beside `**kwargs` for what is given back"
-    t = DocmentTbl(sym)
+    parameters = DocmentTbl(sym)
     for name, told in docments(sym, full=True, args_kwargs=True).items():
-        if name in t.dm:
-            t.dm[name]['docment'] = ifnone(told.docment, inspect._empty)
-    return t
+        if name in parameters.dm:
+            parameters.dm[name]['docment'] = ifnone(told.docment, inspect._empty)
+    return parameters
 
 
 def table(sym):
     "The parameters as Markdown, empty where none is documented"
-    t = documented(sym)
-    return re.sub(r'\| (NoneType|inspect\._empty) \|', '|  |', t._repr_markdown_()) if t.has_docment else ''
+    parameters = documented(sym)
+    if not parameters.has_docment:
+        return ''
+    return re.sub(r'\| (NoneType|inspect\._empty) \|', '|  |', parameters._repr_markdown_())
 
 
 def told_methods(cls):
@@ -63,25 +65,17 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
     def entry(self):
         "Heading, signature, what it does, and the table of its parameters"
         full = MarkdownRenderer._repr_markdown_(self)
-        doc = re.sub(r'^```python\n.*?\n```\n*', '', full, flags=re.S)
+        doc = re.sub(r'^```python\n.*?\n```\n*', '', full, flags=re.S).strip()
         src = showdoc.NbdevLookup().code(self.fn)
         link = showdoc._ext_link(src, 'source', 'style="float:right; font-size:smaller"') if src else ''
-        sig = '' if isinstance(self.sym, property) else f'```python\n{signature(self.nm, self.sym)}\n```'
-        return '\n\n'.join(
-            filter(
-                None,
-                [
-                    '---',
-                    link,
-                    f"{'#' * self.title_level} {self.nm}",
-                    sig,
-                    doc.strip(),
-                    '' if isinstance(self.sym, property) else table(self.sym),
-                ],
-            )
-        )
+        parts = ['---', link, f"{'#' * self.title_level} {self.nm}"]
+        if isinstance(self.sym, property):
+            parts.append(doc)
+        else:
+            parts += [f'```python\n{signature(self.nm, self.sym)}\n```', doc, table(self.sym)]
+        return '\n\n'.join(filter(None, parts))
 
 
 def use():
-    "From now on `show_doc` shows tables"
+    "From now on `show_doc` shows tables: it looks its renderer up by this name"
     showdoc.BasicMarkdownRenderer = TableRenderer

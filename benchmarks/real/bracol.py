@@ -43,9 +43,9 @@ from fastai_condmtl.vision.all import (
 from pictures_common import (
     LITE0_STATS,
     ByHand,
+    cached_features,
     decided_by,
     decided_by_hand,
-    features_of,
     lite0,
     show_columns,
     show_row,
@@ -119,7 +119,7 @@ class Frozen:
 
         def view(row):
             i = place[row.name]
-            return self.features[i, np.random.randint(4) if i in train else 0]
+            return self.features[i, np.random.randint(self.features.shape[1]) if i in train else 0]
 
         dblock = DataBlock(
             blocks=(TransformBlock, bracol_flow()),
@@ -163,13 +163,8 @@ class Frozen:
 
 def frozen_table(df, path, size, cache):
     "Print all arms on frozen features; each arm's epochs are chosen on the validation rows"
-    if cache is not None and cache.is_file():
-        features, seconds = torch.from_numpy(np.load(cache)), 0.0
-    else:
-        features, seconds = features_of(df, path, size[::-1])
-        if cache is not None:
-            np.save(cache, features.numpy())
-    print(f'features of {len(df)} leaves at {size[0]}×{size[1]}, four views each: {seconds:.0f} s')
+    features, seconds = cached_features(cache, df, path, size[::-1])
+    print(f'features of {len(df)} leaves at {size[0]}×{size[1]}, {features.shape[1]} views each: {seconds:.0f} s')
     arms, trivial = Frozen(df, features), trivial_accuracies(df)
     show_columns(f'accuracy over five classes, {SEEDS} seeds', [*TASKS, 'skill'])
     for name, arm in dict(ours=arms.ours, hand=arms.by_hand, single=arms.single).items():

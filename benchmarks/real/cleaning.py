@@ -19,7 +19,7 @@ from torch import nn
 from fastai_condmtl.all import BinaryBlock, Cleaner, Flow, SingleLabelBlock, equip, fit_folds
 from fastai_condmtl.learn.start import start_learner
 from bracol import bracol_flow, read
-from pictures_common import features_of
+from pictures_common import cached_features
 
 NOISE, SEEDS, FOLDS = 0.05, 5, 5
 
@@ -78,13 +78,7 @@ def digits():
 
 def bracol(folder, size, cache):
     df = read(folder)
-    if cache is not None and cache.is_file():
-        features = torch.from_numpy(np.load(cache))
-    else:
-        features, _ = features_of(df, folder, size[::-1])
-        if cache is not None:
-            np.save(cache, features.numpy())
-    features = features[:, None] if features.ndim == 2 else features  # views of each picture
+    features, _ = cached_features(cache, df, folder, size[::-1])
     return Data(df, features, bracol_flow(), 'sick', dict(stress=1, severity=1), 10, 4e-3)
 
 
@@ -108,7 +102,7 @@ def exchanged(data, rng):
 class Judged:
     "Probabilities and labels of each task, by learners of folds or by one learner, in the order of the table"
 
-    def __init__(self, data, df, pairs):
+    def __init__(self, df, pairs):
         self.flow = pairs[0][0].dls.flow
         position = pd.Series(np.arange(len(df)), index=df.index)
         rows = np.concatenate([position[part.index].to_numpy() for _, part in pairs])
@@ -176,8 +170,8 @@ def one_seed(data, seed):
     set_seed(seed)
     df, wrong = exchanged(data, np.random.default_rng(seed))
     folds = fit_folds(lambda valid_idx: data.learner(df, valid_idx), data.flow, df, FOLDS, seed)
-    out_of_fold = Judged(data, df, list(zip(folds.learners, [df.iloc[part] for part in folds.parts])))
-    in_sample = Judged(data, df, [(folds.learners[0], df)])
+    out_of_fold = Judged(df, list(zip(folds.learners, [df.iloc[part] for part in folds.parts])))
+    in_sample = Judged(df, [(folds.learners[0], df)])
     res = {}
     for where, judged in dict(fold=out_of_fold, seen=in_sample).items():
         for with_rule in (False, True):

@@ -1,6 +1,6 @@
 """What the benchmarks on real tables share: splits in three parts, the networks beside ours, scores and the table"""
 
-import argparse, os, tempfile, time, warnings
+import argparse, os, sys, tempfile, time, warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -17,7 +17,9 @@ from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditiona
 from fastai_condmtl.tabular.members import TableNetwork
 from fastai_condmtl.tabular.piecewise import PiecewiseNumbers
 
-DATA = Path(os.environ.get('FASTAI_CONDMTL_DATA') or Path(__file__).resolve().parents[3] / 'shared' / 'data')
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from timing import DATA  # noqa: F401  for the tables' own files
+
 SCORES = dict(
     accuracy=(accuracy_score, 'decided'),
     AUC=(roc_auc_score, 'guess'),

@@ -222,10 +222,8 @@ def main():
         on_dev[arm] = ours(df, features, **options, seed=0)['dev']
         show(f'dev: {arm} ({time.perf_counter() - start:.0f} s)', on_dev[arm])
     best = max(on_dev, key=lambda arm: sum(on_dev[arm].values()))
-    show(
-        f'test: ours, {best}, {SEEDS} seeds',
-        *mean([ours(df, features, **ARMS[best], seed=s)['test'] for s in range(SEEDS)]),
-    )
+    runs = [ours(df, features, **ARMS[best], seed=seed)['test'] for seed in range(SEEDS)]
+    show(f'test: ours, {best}, {SEEDS} seeds', *mean(runs))
     logistic = lambda: LogisticRegression(max_iter=2000, class_weight='balanced')
     show('test: logistic regression, same features', by_sklearn(df, features.numpy(), logistic))
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit(df.text[df.split == 'train'])

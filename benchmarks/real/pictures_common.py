@@ -67,6 +67,17 @@ def lite0_split(model):
 model_meta[lite0] = dict(cut=-3, split=lite0_split, stats=LITE0_STATS)
 
 
+def cached_features(cache, df, path, size, **kwargs):
+    "`features_of`, out of the file `cache` where there is one, else kept there; None: without"
+    if cache is not None and cache.is_file():
+        features = torch.from_numpy(np.load(cache))
+        return features[:, None] if features.ndim == 2 else features, 0.0  # a file may hold one view of each picture
+    features, seconds = features_of(df, path, size, **kwargs)
+    if cache is not None:
+        np.save(cache, features.numpy())
+    return features, seconds
+
+
 @torch.no_grad()
 def features_of(df, path, size, bs=32, n_views=4):
     """What the frozen network gives for the pictures of a table, average and largest over the picture, each picture as

@@ -115,7 +115,7 @@ def show_table(arms, seeds, names=('ours', 'by_hand', 'single'), title='', colum
 
 
 def row(scores, trivial, columns):
+    "The columns of a run, and its mean skill; the worst of several is in their mean already"
     skills = skills_of(scores, trivial)
-    return {name: scores[name] for name in columns} | dict(
-        skill=float(np.nanmean([skills[name] for name in columns if not name.startswith('worst')]))
-    )
+    mean = np.nanmean([skills[name] for name in columns if not name.startswith('worst')])
+    return {name: scores[name] for name in columns} | dict(skill=float(mean))

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/core/order.ipynb #9019a5f0
 from __future__ import annotations
+from graphlib import CycleError, TopologicalSorter
 from .errors import FlowError
 
 # %% auto #0
@@ -16,32 +17,28 @@ def needed_first(
     what: str,  # What needs them, for errors: `conditions` or `heads`
 ) -> list:
     "The tasks in an order where those that a task needs come first"
-    users, n_missing = [[] for _ in needs], [len(before) for before in needs]
+    sorter = TopologicalSorter({i: () for i in range(len(needs))})  # tasks that need nothing keep their order
     for i, before in enumerate(needs):
-        for j in before:
-            users[j].append(i)
-    order = [i for i, n in enumerate(n_missing) if not n]
-    for j in order:  # grows meanwhile
-        for i in users[j]:
-            n_missing[i] -= 1
-            if not n_missing[i]:
-                order.append(i)
-    if len(order) < len(needs):
-        raise circle_error(needs, n_missing, paths, what)
-    return order
+        sorter.add(i, *before)
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        raise circle_error(error.args[1][::-1], paths, what) from None
 
 # %% ../../nbs/core/order.ipynb #3e446816
-def circle_error(needs, n_missing, paths, what):
-    "The error for tasks that need each other: follow what a task that is left over needs until one comes again"
-    chain = [next(i for i, n in enumerate(n_missing) if n)]
-    while chain.count(chain[-1]) == 1:
-        chain.append(next(j for j in needs[chain[-1]] if n_missing[j]))
-    circle = [paths[i] for i in chain[chain.index(chain[-1]) :]]
+def circle_error(
+    circle,  # Tasks of which each needs the next; the first one stands last, too
+    paths,
+    what,  # As for `needed_first`
+):
+    "The error for tasks that need each other; the one that was written first is named first"
+    first = circle.index(min(circle))
+    named = [paths[i] for i in [*circle[first:-1], *circle[:first], circle[first]]]
     asks = what == 'conditions'
     fix = f"Take one of these {'conditions' if asks else 'uses='} away"
-    if asks and len(circle) == 2:  # a task that asks itself: another of its name was meant
+    if asks and len(named) == 2:  # a task that asks itself: another of its name was meant
         fix += ", or name the task that was meant by its path, task('...')"
-    return FlowError(f"the {what} go round in a circle: {' needs '.join(map(repr, circle))}. {fix}")
+    return FlowError(f"the {what} go round in a circle: {' needs '.join(map(repr, named))}. {fix}")
 
 # %% ../../nbs/core/order.ipynb #02b75537
 def tasks_above(

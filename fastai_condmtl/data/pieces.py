@@ -148,12 +148,10 @@ def group_hashes(
 
 
 def mixed(positions, seed):
-    "A number from 0 to 1 for each position, by the mixing function of SplitMix64"
+    "A number from 0 to 1 for each position: a step of SplitMix64, whose mixing function pandas has"
     with np.errstate(over='ignore'):
         x = (positions + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed) * np.uint64(0xD1B54A32D192ED03)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return (x ^ (x >> np.uint64(31))) / 2.0**64
+    return pd.util.hash_array(x) / 2.0**64
 
 # %% ../../nbs/data/pieces.ipynb #fd1bd909
 MANY = 100_000  # distinct cells of a column that are watched

@@ -14,6 +14,7 @@ from fastai.callback.core import Callback
 from fastai.callback.preds import MCDropoutCallback
 from fastai.learner import Learner
 from fastcore.basics import patch
+from scipy.special import entr
 
 from ..core.arguments import check_number, check_whole
 from ..core.bound import BoundFlow
@@ -137,8 +138,7 @@ def entropy_of(
 ):  # `(n,)`
     "Mean entropy of the answers of a task, as a share of the greatest one that is possible"
     probs = np.stack([1 - acts, acts], -1) if block.n_out == 1 else acts.reshape(len(acts), -1, block.n_out)
-    logs = np.log(np.maximum(probs, np.finfo(float).tiny))
-    return -(probs * logs).sum(-1).mean(-1) / np.log(probs.shape[-1])
+    return entr(probs.clip(min=0)).sum(-1).mean(-1) / np.log(probs.shape[-1])
 
 
 def spread_of(

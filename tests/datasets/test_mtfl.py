@@ -1,63 +1,25 @@
 """The main job on real faces (MTFL; the pictures do not come with the repository): five landmarks, gender, smile,
-glasses and pose, with gaps, from the
-published lists to an exported learner. Smile and landmarks of the mouth are asked of faces that look about ahead;
-the eyes' landmarks where no glasses hide them."""
+glasses and pose, with gaps, from the published lists to an exported learner"""
 
 import contextlib, io
 import numpy as np, pandas as pd, pytest, torch
-from torch import nn
-from fastai.vision.all import CSVLogger, Flatten, Resize, ResizeMethod, aug_transforms, load_learner, set_seed
+from fastai.vision.all import CSVLogger, Resize, ResizeMethod, aug_transforms, load_learner, set_seed
 from fastai_condmtl.vision.all import (
-    BinaryBlock,
     BoundedRegressionBlock,
     ConditionalDataLoaders,
     Flow,
     FlowPrediction,
-    SingleLabelBlock,
     conditional_vision_learner,
 )
 from fastai_condmtl.datasets.faces import POSES
 from fastai_condmtl.datasets.readers import read_mtfl
+import faces_of_mtfl as faces
+from faces_of_mtfl import SIZE
 
 pytestmark = [pytest.mark.data, pytest.mark.filterwarnings('ignore')]
 POINTS = ['left_eye', 'right_eye', 'nose', 'left_mouth', 'right_mouth']
 AXES = [f'{p}_{a}' for p in POINTS for a in 'xy']
-SIZE = 40
-
-
-def make_flow():
-    point = lambda p: [BoundedRegressionBlock(f'{p}_{a}', y_range=(0, SIZE), weight=0.33) for a in 'xy']
-    glasses = BinaryBlock('glasses')
-    pose = SingleLabelBlock('pose', vocab=list(POSES))
-    ahead = pose.isin(['left', 'frontal', 'right'])
-    eyes = Flow('eyes', *point('left_eye'), *point('right_eye')) | ~glasses
-    mouth = Flow('mouth', *point('left_mouth'), *point('right_mouth'), BinaryBlock('smile')) | ahead
-    return Flow(
-        'face',
-        BinaryBlock('gender', vocab=('female', 'male')),
-        glasses,
-        pose,
-        eyes,
-        Flow('nose', *point('nose')),
-        mouth,
-    )
-
-
 EPOCHS = 20
-
-
-def tiny(pretrained=False):
-    "An architecture as `vision_learner` takes one: it is cut at its last pooling layer."
-    return nn.Sequential(
-        nn.InstanceNorm2d(3),
-        nn.AvgPool2d(3, 2, 1),
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.GELU(),
-        nn.AvgPool2d(2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 1),
-    )
 
 
 @contextlib.contextmanager
@@ -76,8 +38,7 @@ def root(shared_data):
 
 @pytest.fixture(scope='module')
 def full(root):
-    "400 rows of the training list, every third one of it."
-    return read_mtfl(root, 'train', SIZE).drop(columns='is_valid').iloc[::3].reset_index(drop=True)
+    return faces.table(root)
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +70,7 @@ def learn(root, df, tmp_path_factory):
     set_seed(3, reproducible=True)
     dls = ConditionalDataLoaders.from_df(
         df,
-        make_flow(),
+        faces.flow(),
         path=root,
         valid_pct=0.25,
         seed=5,
@@ -118,11 +79,13 @@ def learn(root, df, tmp_path_factory):
         bs=32,
         num_workers=0,
     )
-    head = nn.Sequential(
-        Flatten(), nn.Dropout(0.5), nn.Linear(8 * 10 * 10, dls.c)
-    )  # three hundred faces do not carry more
     learn = conditional_vision_learner(
-        dls, tiny, pretrained=False, custom_head=head, normalize=False, path=tmp_path_factory.mktemp('mtfl')
+        dls,
+        faces.tiny,
+        pretrained=False,
+        custom_head=faces.head(dls.c),
+        normalize=False,
+        path=tmp_path_factory.mktemp('mtfl'),
     )
     with quiet(learn):
         learn.fine_tune(EPOCHS, base_lr=1e-2, wd=0.3, cbs=CSVLogger())

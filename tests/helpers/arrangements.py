@@ -5,11 +5,9 @@ arrangements`
     such as -k bf16]
 
 What a trained network reaches, and the last bit of a sum, differ between processors (`ATEN_CPU_CAPABILITY`), numbers
-of threads, seeds and versions of
-torch. Six arrangements cover each pair of two values of different kinds, but for four pairs of a processor and a
-seed: of three by three, all would take nine
-arrangements. The lowest torch is that of `make test-lowest`; where it is not installed, its arrangements run
-with the newest, and the table says so."""
+of threads, seeds and versions of torch. Six arrangements cover each pair of two values of different kinds, but for four
+pairs of a processor and a seed: of three by three, all would take nine arrangements. The lowest torch is that of
+`make test-lowest`; where it is not installed, its arrangements run with the newest, and the table says so."""
 
 import argparse, itertools, os, re, subprocess, sys
 from pathlib import Path
@@ -85,21 +83,21 @@ def main():
         '--lowest', default=str(ROOT / '.venv-lowest' / 'bin' / 'python'), help='Python that has the lowest torch'
     )
     args, extra = p.parse_known_args()
-    good = True
-    for i in args.only or range(1, len(ARRANGEMENTS) + 1):
-        arrangement = ARRANGEMENTS[i - 1]
-        lowest = arrangement['torch'] == 'lowest' and Path(args.lowest).exists()
-        out = run(arrangement, args.lowest if lowest else sys.executable, extra)
-        result = counts(out)
-        told = ', '.join(f'{k} {v}' for k, v in (arrangement | dict(torch='lowest' if lowest else 'newest')).items())
-        print(f"{i}  {told}: {result or out[-2000:]}", flush=True)
-        print(
-            '\n'.join(f'     {line[:300]}' for line in out.splitlines() if line.startswith(('FAILED', 'ERROR'))),
-            end='\n',
-            flush=True,
-        )
-        good &= result.get('passed', 0) > 0 and not result.get('failed') and not result.get('error')
-    sys.exit(not good)
+    passed = [has_passed(i, args.lowest, extra) for i in args.only or range(1, len(ARRANGEMENTS) + 1)]
+    sys.exit(not all(passed))
+
+
+def has_passed(i, lowest, extra):
+    "Run the arrangement of number `i`, print how it went, and tell whether all tests have passed"
+    arrangement = ARRANGEMENTS[i - 1]
+    is_lowest = arrangement['torch'] == 'lowest' and Path(lowest).exists()
+    out = run(arrangement, lowest if is_lowest else sys.executable, extra)
+    result, arrangement = counts(out), arrangement | dict(torch='lowest' if is_lowest else 'newest')
+    told = ', '.join(f'{kind} {value}' for kind, value in arrangement.items())
+    print(f"{i}  {told}: {result or out[-2000:]}")
+    failed = [f'     {line[:300]}' for line in out.splitlines() if line.startswith(('FAILED', 'ERROR'))]
+    print('\n'.join(failed), flush=True)
+    return result.get('passed', 0) > 0 and not result.get('failed') and not result.get('error')
 
 
 if __name__ == '__main__':

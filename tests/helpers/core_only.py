@@ -5,14 +5,13 @@ python tests/helpers/core_only.py minute FOLDER   goes through the README's exam
 python tests/helpers/core_only.py extras FOLDER   calls whatever needs an extra; prints what each was missing
 """
 
-import importlib
+import importlib.util
 import json
 import os
 import re
 import sys
 import warnings
 from configparser import ConfigParser
-import importlib.util
 from importlib import metadata
 from pathlib import Path
 
@@ -204,17 +203,11 @@ def main(task, folder=None):
     warnings.filterwarnings('ignore')
     hidden = beyond_core()
     sys.meta_path[:] = [Without(f, hidden) for f in sys.meta_path]
-    there = [
-        n
-        for n in sorted(hidden & {'accelerate', 'onnx', 'safetensors', 'timm', 'transformers', 'wandb'})
-        if importlib.util.find_spec(n)
-    ]
+    looked_for = hidden & {'accelerate', 'onnx', 'safetensors', 'timm', 'transformers', 'wandb'}
+    there = [name for name in sorted(looked_for) if importlib.util.find_spec(name)]
     assert not there, there
-    if task == 'import':
-        res = import_all()
-    else:
-        res = dict(minute=minute, extras=needs_extras)[task](Path(folder))
-    print('\n' + json.dumps(res))
+    tasks = {'import': import_all, 'minute': minute, 'extras': needs_extras}
+    print('\n' + json.dumps(tasks[task](*[] if folder is None else [Path(folder)])))
 
 
 if __name__ == '__main__':

@@ -93,9 +93,8 @@ def logits(bound, n=40, scale=3.0, seed=0):
 
 
 def simulate_devices(monkeypatch, n=2):
-    """`DataParallel` on `n` devices without any: torch's own replicas, whose parameters and buffers are copies with
-    a graph back to the network's, each
-    in a thread of its own. Returns a list that fills with what is gathered."""
+    """`DataParallel` on `n` devices without any: torch's own replicas, whose parameters and buffers are copies with a
+    graph back to the network's, each in a thread of its own. Returns a list that fills with what is gathered"""
     from concurrent.futures import ThreadPoolExecutor
     from torch.nn import DataParallel
 
@@ -105,22 +104,14 @@ def simulate_devices(monkeypatch, n=2):
 
     def started(self, module, device_ids=None, output_device=None, dim=0):
         init(self, module, None)
-        self.module, self.device_ids, self.dim, self.output_device, self.src_device_obj = (
-            module,
-            list(range(n)),
-            dim,
-            None,
-            next(module.parameters()).device,
-        )
+        self.module, self.device_ids, self.dim, self.output_device = module, list(range(n)), dim, None
+        self.src_device_obj = next(module.parameters()).device
+
+    def copied(x, detach):
+        return x * 1.0 if x.requires_grad and x.is_floating_point() and not detach else x.detach().clone()
 
     def copies(tensors, devices, detach=False):
-        return [
-            [
-                t.detach().clone() if detach or not t.is_floating_point() or not t.requires_grad else t * 1.0
-                for t in tensors
-            ]
-            for _ in devices
-        ]
+        return [[copied(x, detach) for x in tensors] for _ in devices]
 
     def scatter(self, inputs, kwargs, ids):
         parts = list(zip(*[x.chunk(len(ids)) for x in inputs]))

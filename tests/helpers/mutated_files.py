@@ -41,8 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS, MEMORY = 5, 2**30
 
 
-# ---- what a reader may not do
-# --------------------------------------------------------------------------------------------------------------
+# ---- what a reader may not do --------------------------------------------------------------------------------------
 PROGRAMS = ('os.exec', 'os.fork', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'os.system', 'pty.', 'subprocess.')
 NETWORK = ('ftplib.', 'http.', 'smtplib.', 'socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname', 'urllib.')
 CHANGES = ('os.chmod', 'os.chown', 'os.link', 'os.mkdir', 'os.remove', 'os.rename', 'os.rmdir', 'os.symlink', 'shutil.')
@@ -124,8 +123,7 @@ def lacked_memory(error):
     return False
 
 
-# ---- mutations
-# -----------------------------------------------------------------------------------------------------------------
+# ---- mutations -----------------------------------------------------------------------------------------------------
 def changed_bytes(content, rng, head=None):
     "Bytes flipped, cut, doubled, put elsewhere; `head`: every other time within so many of the first"
     content = bytearray(content)
@@ -275,8 +273,7 @@ def as_text(tree, rng):
     return text.replace(rng.choice(keys), rng.choice(keys), 1) if keys else text
 
 
-# ---- files that are as they should be
-# --------------------------------------------------------------------------------------------------------------
+# ---- files that are as they should be ------------------------------------------------------------------------------
 def flows():
     "Small flows, which together have all that a file can say of one"
     gate, kind = BinaryBlock('gate', threshold=0.4, vocab=('no', 'yes')), SingleLabelBlock('kind', vocab=['a', 'b', 3])
@@ -633,8 +630,7 @@ KINDS = dict(
 )
 
 
-# ---- one after the other
-# --------------------------------------------------------------------------------------------------------------
+# ---- one after the other -------------------------------------------------------------------------------------------
 def prepared(name, folder):
     "A kind of file with all that it takes to read one loaded, beside a bait that none may touch"
     folder = Path(folder)

@@ -54,9 +54,8 @@ def random_task(rng, kind, name, col, losses=True, unsure=False):
     elif kind == 'single':
         t['vocab'], t['vocab_given'] = rng.sample(v := rng.choice(VOCABS), len(v)), rng.random() < 0.5
         if losses:
-            kw |= rng.choice([{}, dict(label_smoothing=0.2)]) | rng.choice(
-                [{}, dict(class_weights=[0.5 + i for i in range(len(v))])]
-            )
+            weights = [0.5 + i for i in range(len(v))]
+            kw |= rng.choice([{}, dict(label_smoothing=0.2)]) | rng.choice([{}, dict(class_weights=weights)])
     elif kind == 'ordinal':
         v = rng.choice(VOCABS)
         given = rng.random() < 0.5 or isinstance(v[0], str)  # words have no order of their own
@@ -85,18 +84,16 @@ def random_task(rng, kind, name, col, losses=True, unsure=False):
 def op_of(rng, task, forcing=False):
     """A random operator and argument that `task` has; `forcing`: one that a label can be inferred from, or a
     regression's."""
-    kind, vocab = (
-        task['kind'],
-        vocab_of(task) if task['kind'] not in ('binary', 'bounded', 'unbounded', 'count') else None,
-    )
+    kind = task['kind']
+    vocab = None if kind in ('binary', 'bounded', 'unbounded', 'count') else vocab_of(task)
     if kind == 'binary':
         return 'is', None
     some = lambda least: tuple(rng.sample(vocab, rng.randint(min(least, len(vocab)), len(vocab))))
     if kind == 'single':
         op = rng.choice(['eq', 'eq', 'ne', 'isin']) if not forcing or len(vocab) == 2 else 'eq'
-        return op, some(1) if op == 'isin' and not forcing else rng.choice(vocab) if op != 'isin' else (
-            rng.choice(vocab),
-        )
+        if op != 'isin':
+            return op, rng.choice(vocab)
+        return op, (rng.choice(vocab),) if forcing else some(1)
     if kind == 'ordinal' and (rng.random() < 0.4 or forcing):
         op = rng.choice(['eq', 'ne', 'isin'])
         return op, some(1) if op == 'isin' else rng.choice(vocab)
@@ -154,8 +151,7 @@ def random_cond(rng, targets, entries, prefixes, forcing=False, inside='', depth
     return any_cond(depth) if targets else None
 
 
-# ---- classes that nest
-# -----------------------------------------------------------------------------------------------------------
+# ---- classes that nest ---------------------------------------------------------------------------------------------
 CLASSES = [['b', 'c', 'a'], [3, 1, 2], ['x'], ['yes', 'no'], [False, True], [7, -3, 12, 5], ['1', '2', '10']]
 
 
@@ -296,10 +292,8 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
     if infer:
         root['infer_labels'] = rng.choice([True, 'train'])
     entries = {p: t for p, t, *_ in walk(root)}
-    rank = {
-        p: i for i, p in enumerate(rng.sample(list(entries), len(entries)))
-    }  # conditions name tasks of a lower rank: no cycle
-
+    # conditions name tasks of a lower rank: no cycle
+    rank = {path: i for i, path in enumerate(rng.sample(list(entries), len(entries)))}
     at = {id(t): p for p, t in entries.items()}
     for p, t, prefixes, _ in walk(root):
         if t.get('over'):
@@ -324,8 +318,7 @@ def random_spec(rng, max_tasks=10, infer=False, losses=False, kinds=KINDS, na=Fa
     return root
 
 
-# ---- mirrors
-# -----------------------------------------------------------------------------------------------------------
+# ---- mirrors -------------------------------------------------------------------------------------------------------
 def random_mirror(rng, task):
     "What a mirror may do to a task; None where nothing changes"
     kind, vocab = task['kind'], task.get('vocab')
@@ -382,8 +375,7 @@ def twin_of(task):
     return twin
 
 
-# ---- tables
-# -----------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------------------------
 def random_answer(rng, task):
     "Yes or no; a share, or now and then an uncertain value, where the task has them."
     if task.get('soft'):
@@ -423,13 +415,9 @@ def random_value(rng, task):
 
 def blank(rng, task, value, p):
     "The value, or a gap with probability `p` (in `cols`: label by label)."
-    return (
-        [None if rng.random() < p else v for v in value]
-        if task['kind'] == 'cols'
-        else None
-        if rng.random() < p
-        else value
-    )
+    if task['kind'] == 'cols':
+        return [None if rng.random() < p else v for v in value]
+    return None if rng.random() < p else value
 
 
 def not_asked(rng, task, value, na):
@@ -444,6 +432,16 @@ def not_asked(rng, task, value, na):
     return f' {value} ' if isinstance(value, str) and rng.random() < 0.3 else value
 
 
+def to_be_inferred(task):
+    "Labels without which the vocabulary or the range of a task would be another."
+    kind = task['kind']
+    if kind == 'bounded':
+        return [] if task.get('y_range') else [-8, 8]
+    if kind not in ('single', 'ordinal', 'multi') or task['vocab_given']:
+        return []
+    return [task['vocab']] if kind == 'multi' else vocab_of(task)
+
+
 def random_table(rng, spec, n=None, whole=True):
     """path -> values, with labels also where a condition is false; `whole`: each label of a vocabulary or range
     that is to be inferred occurs."""
@@ -453,17 +451,7 @@ def random_table(rng, spec, n=None, whole=True):
         vs = table[path] = [blank(rng, t, random_value(rng, t), p) for _ in range(n)]
         if na[path]:
             vs[:] = [not_asked(rng, t, v, na[path]) for v in vs]
-        must = (
-            []
-            if not whole
-            else vocab_of(t)
-            if t['kind'] in ('single', 'ordinal') and not t['vocab_given']
-            else [t['vocab']]
-            if t['kind'] == 'multi' and not t['vocab_given']
-            else [-8, 8]
-            if t['kind'] == 'bounded' and not t.get('y_range')
-            else []
-        )
+        must = to_be_inferred(t) if whole else []
         if t.get('over') or any(x.get('over') is t for _, x, *_ in walk(spec)):
             continue
         for i, v in zip(rng.sample(range(n), len(must)), must):
