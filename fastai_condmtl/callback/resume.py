@@ -123,9 +123,10 @@ def pass_by(self: Checkpoint):
 
 @patch
 def say(self: Checkpoint, what):
-    "Print a line about the file, in the first process"
+    "Print a line about the file, in the first process; a file in the learner's folder is called as it is there"
     if self.verbose and not rank_distrib():
-        print(f'{self.file}: {what}')
+        file, folder = self.file.absolute(), Path(self.learn.path).absolute()
+        print(f'{file.relative_to(folder) if file.is_relative_to(folder) else self.file}: {what}')
 
 # %% ../../nbs/callback/resume.ipynb #0379ab9e
 @wraps_stock(Learner)
