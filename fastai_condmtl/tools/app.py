@@ -14,7 +14,8 @@ from ..core.extras import import_extra
 from ..core.files import IMAGES
 from ..core.geometry import Frame
 from ..learn.state import loss_of
-from .cli_common import errors_as_lines, load_exported, make_parser, register, register_option
+from .cli_common import errors_as_lines, make_parser, register, register_option
+from .cli_open import load_exported
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
 from .viewer import Viewer, read_picture
 

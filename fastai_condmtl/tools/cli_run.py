@@ -10,6 +10,7 @@ from ..core.errors import FlowError, near
 from ..core.files import IMAGES, write_csv, write_text
 from ..deploy.batches import columns_read
 from . import cli_common as common
+from .cli_open import load_exported, open_run
 
 # %% auto #0
 __all__ = ['condmtl_evaluate', 'evaluate_parser', 'evaluate', 'load_thresholds', 'audit_text', 'load_run', 'rows_of',
@@ -94,8 +95,8 @@ def audit_text(flow, df) -> str:
 # %% ../../nbs/tools/cli_run.ipynb #5feeafdd
 def load_run(options):
     "The learner of a run folder, on the GPU if there is one, and the options that it was trained with"
-    run, trained = common.open_run(options)
-    return common.load_exported(run / 'learner.pkl', cpu=not torch.cuda.is_available()), trained
+    run, trained = open_run(options)
+    return load_exported(run / 'learner.pkl', cpu=not torch.cuda.is_available()), trained
 
 # %% ../../nbs/tools/cli_run.ipynb #f85f184d
 def rows_of(options, trained, learn):
