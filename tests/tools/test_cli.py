@@ -7,7 +7,7 @@ from urllib.error import URLError
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from sklearn.metrics import accuracy_score
-from fastai.vision.all import load_learner
+from fastai.vision.all import Learner, load_learner
 from fastai_condmtl.all import *
 from fastai_condmtl.tools import cli, cli_common
 from fastai_condmtl.tools.cli import condmtl_train
@@ -164,6 +164,22 @@ def test_explain(run, scenes, call, tmp_path):
             assert np.asarray(im.convert('L')).std() > 5
     code, out, _ = call(condmtl_explain, '--run', run, '--max-n', 2, '--workers', 0)
     assert code == 0 and out.count('── camera_blocked') == 2 and 'more (--max-n)' in out
+
+
+@pytest.mark.parametrize('taken, why', [('0_3.png', 'holds 0_3.png already'), ('trees.txt', 'holds trees.txt already')])
+def test_explain_tells_a_taken_folder_before_its_work(run, scenes, call, tmp_path, monkeypatch, taken, why):
+    args = ['--run', run, scenes / '3.png', '--workers', 0, '--out', tmp_path]
+    (tmp_path / taken).write_text('mine')
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, 'explain', lambda *args, **kwargs: pytest.fail('work that is lost'))
+        code, out, err = call(condmtl_explain, *args)
+    fix = 'name another folder with --out, or write over it with --force'
+    assert (code, out, err) == (2, '', f"condmtl_explain: error: '{tmp_path}' {why}: {fix}\n")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(taken, 'mine')]
+    code, out, err = call(condmtl_explain, *args, '--force')
+    assert (code, err) == (0, '') and {file.name for file in tmp_path.iterdir()} == {'0_3.png', 'trees.txt'}
+    code, out, err = call(condmtl_explain, *args[:-1], scenes / 'labels.csv')
+    assert code == 2 and out == '' and "labels.csv' is a file. Name another folder with --out" in err
 
 
 def test_split_column_suffix_and_timm(scenes, call, tmp_path):
