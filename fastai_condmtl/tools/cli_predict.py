@@ -12,7 +12,7 @@ from ..core.errors import FlowError
 from ..core.extras import import_extra
 from ..core.files import write_csv, write_text
 from ..deploy.drift import sums_of
-from ..deploy.scorer import Scorer
+from ..deploy.scorer import Scorer, loaded
 from ..deploy.shards import score_shards
 from . import cli_common as common
 from .cli_open import errors_of_learner, open_run, read_options
@@ -72,6 +72,7 @@ def predict(options):
     common.check_free(out, True, ())
     with errors_of_learner(run / 'learner.pkl'):
         scorer = Scorer(run / 'learner.pkl', column, keep, folder=folder)
+        loaded(scorer.file)  # which keeps it
     tell = (lambda line: None) if options.quiet else (lambda line: print(line, flush=True))
     done = score_shards(scorer, files, out, options.rows, options.workers, options.ray, tell)
     drift = done.drift(training_sums(run, trained))
