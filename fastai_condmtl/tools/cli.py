@@ -16,7 +16,7 @@ from ..data.sampling import table_of
 from . import cli_common as common
 from .cli_auto import settle
 from .cli_guess import write_guess
-from .cli_inputs import Tables, kind_for
+from .cli_inputs import Tables, inputs_of
 from .cli_options import train_parser
 import fastai_condmtl.core.flow_json  # noqa: F401  Flow.from_json
 
@@ -96,7 +96,7 @@ def given(options) -> tuple:  # `(table, flow, inputs)`
     flow = Flow.from_json(Path(options.flow))
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
     common.check_columns(df, '--ignore', options.ignore, options.csv)
-    return df, flow, kind_for(options)(options, df)
+    return df, flow, inputs_of(options, df)
 
 
 def check_enough_rows(dls):
@@ -192,7 +192,7 @@ def boosting() -> dict:
 # %% ../../nbs/tools/cli.ipynb #ae75eb05
 def options_to_keep(options, inputs, dls) -> dict:
     "What `run.json` holds"
-    not_kept = ('auto', 'guess', 'tasks', 'na', 'force', 'quiet')
+    not_kept = ('auto', 'guess', 'tasks', 'na', 'force', 'quiet', 'named')
     kept = {key: value for key, value in vars(options).items() if key not in not_kept}
     return kept | inputs.written(dls) | dict(version=__version__)
 

@@ -15,7 +15,7 @@ from ..data.split import ColumnSplitter
 from ..tasks.binary import BinaryBlock
 from . import cli_common as common
 from .cli_guess import picture_files, values_in_words
-from .cli_inputs import Pictures, Tables, kind_for
+from .cli_inputs import Pictures, Tables, inputs_of
 
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
@@ -28,7 +28,7 @@ def settle(options) -> tuple:  # `(table, flow, inputs)`
     options.csv = options.auto
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
     common.check_columns(df, '--ignore', options.ignore, options.csv)
-    inputs = kind_for(options)(options, df)
+    inputs = inputs_of(options, df)
     say = [*settle_split(options, df), *settle_groups(options, df, inputs)]
     columns, of_tasks = settle_tasks(options, df, inputs)
     guess = guess_columns_of(options, df, inputs, columns)

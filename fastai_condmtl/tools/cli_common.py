@@ -24,8 +24,8 @@ import fastai_condmtl.vision.all  # noqa: F401  methods of flows and of learners
 # %% auto #0
 __all__ = ['errors_as_lines', 'in_options', 'status', 'read_table', 'why_not_head', 'check_columns', 'numbers_where_meant',
            'reads_numbers', 'file_column', 'why_not_file_column', 'image_files', 'out_folder', 'check_free',
-           'why_not_written', 'Help', 'make_parser', 'at_least', 'common_options', 'register_option', 'register',
-           'report', 'first_scores', 'quietly', 'save_figure']
+           'why_not_written', 'Help', 'Parser', 'make_parser', 'at_least', 'common_options', 'register_option',
+           'register', 'report', 'first_scores', 'quietly', 'save_figure']
 
 # %% ../../nbs/tools/cli_common.ipynb #a8d3ca81
 @contextlib.contextmanager
@@ -210,9 +210,19 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=120)
 
 
+class Parser(argparse.ArgumentParser):
+    "Keeps in `named` which options were given, whatever their values"
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override] # argparse tells apart what it gives back
+        options = super().parse_args(args, namespace)
+        words = {word.partition('=')[0] for word in (sys.argv[1:] if args is None else args)}
+        options.named = [option for option in self._option_string_actions if option in words]
+        return options
+
+
 def make_parser(prog, what, examples):
     "A parser with `--help`, that shows examples, and `--version`"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=textwrap.fill(what, 110),
         epilog='examples:\n' + examples,

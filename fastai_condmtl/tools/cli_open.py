@@ -9,13 +9,15 @@ from pathlib import Path
 from fastai.learner import Learner, load_learner
 from ..core.errors import FlowError
 from .cli_common import register
+from .cli_options import INPUTS, check_kind
 
 # %% auto #0
 __all__ = ['open_run', 'read_options', 'errors_of_learner', 'load_exported', 'why_not_loaded']
 
 # %% ../../nbs/tools/cli_open.ipynb #67631be2
 def open_run(options) -> tuple:  # `(folder, options of the training)`
-    "The folder of `--run`, and what its learner was trained with; the modules that both name are imported"
+    """The folder of `--run`, and what its learner was trained with; the modules that both name are imported. An option
+    that is for other inputs than those of the run is an error"""
     run = Path(options.run)
     if not (run / 'learner.pkl').is_file() or not (run / 'run.json').is_file():
         raise FlowError(
@@ -24,6 +26,8 @@ def open_run(options) -> tuple:  # `(folder, options of the training)`
     trained = dict(kind='pictures', words=[]) | read_options(run / 'run.json')  # older ones hold pictures alone
     if 'register' not in trained:
         raise FlowError(f"'{run / 'run.json'}' holds no options of condmtl_train: train again")
+    kind = trained['kind']
+    check_kind(options.named, kind, f"'{run}' reads {INPUTS[kind]}")
     register(trained['register'] + options.register)
     return run, trained
 
@@ -81,4 +85,6 @@ def why_not_loaded(path, error=None) -> str:
     is_missing = any(part in str(error) for part in ('not available in namespace', "Can't get attribute"))
     if is_missing or isinstance(error, ModuleNotFoundError):
         return f'{needs} ({error})'
-    return no_learner if error is None else f'{no_learner} ({type(error).__name__}: {error})'
+    if error is None:
+        return no_learner
+    return f"{no_learner} ({type(error).__name__}: {str(error).partition('. ')[0]})"  # torch adds advice of its own

@@ -329,6 +329,9 @@ def wrong(d):  # name → (arguments, what is said)
         'nothing': ([], '--csv, --flow missing'),
         'a forgotten folder': ([x for x in w() if x not in ('--images', d)], "column 'img' .*--images"),
         'two kinds of inputs': (w(text='scene'), 'two kinds of inputs'),
+        'an option for texts': (w(encoder='e'), '--encoder is for texts, and --images says .*: leave it out$'),
+        'an option for tables': (w(cont='scene'), '--cont is for columns of a table, and --images says .*in Python'),
+        'frozen, and nothing learnt before': (w(freeze_epochs=1), '--freeze-epochs is for networks with pretrained'),
         'two jobs': (w(auto=d / 'labels.csv'), '--auto and --csv'),
         'a flow beside a guess': (['--auto', 'l.csv', '--flow', 'f.json'], 'leave --flow out'),
     }
