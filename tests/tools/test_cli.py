@@ -360,6 +360,7 @@ def test_wrong_input(name, scenes, run, call):
     code, out, err = call(condmtl_train, *args)
     assert code == 2 and 'Traceback' not in out + err and re.search(says, err, re.S), err
     assert err.strip().splitlines()[-1].startswith('condmtl_train: error: ')
+    assert not (scenes / 'other').exists()  # no folder for what was not trained
 
 
 def test_skipped_images_are_told(scenes, call, tmp_path):

@@ -166,6 +166,8 @@ def test_questions_can_be_named(tmp_path):
         (rows(sold=None), ['--tasks', 'sold'], 'the labels are all blank'),
         (rows(sold='yes'), ['--tasks', 'sold'], "'sold': it is 'yes' wherever.*two different answers"),
         (rows(), ['--tasks', 'sodl'], "--tasks 'sodl' is no column"),
+        (rows(), ['--ignore', 'sizes'], "--ignore 'sizes' is no column of '.*t.csv': did you mean 'size'"),
+        (rows(), ['--size', 32], '--size is for pictures, and without --images and --text'),
         (rows()[['size']], ['--text', 'size'], 'the labels are missing'),
         (rows(img='a.png'), [], "column 'img' .*names image files.*--images"),
         (rows(img='a.png'), ['--images', '.'], '60 of 60 images are missing.*--images'),
@@ -183,6 +185,7 @@ def test_wrong_input_is_a_sentence(tmp_path, table, args, says):
     code, said = auto(tmp_path / 't.csv', *args, '--out', tmp_path / 'run')
     assert code == 2 and 'Traceback' not in said, said
     assert re.search(says, said.splitlines()[-1]), said
+    assert [file.name for file in tmp_path.iterdir()] == ['t.csv']  # no folder for what was not trained
 
 
 def test_an_input_that_gives_away(tmp_path):
