@@ -21,7 +21,7 @@ from fastai_condmtl.callback.training_state import (
     training_identity,
     training_state,
 )
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.files import atomic_write
 from ..core.stock import wraps_stock
 from ..learn.state import is_lr_find
@@ -102,7 +102,7 @@ def begin(self: Checkpoint) -> bool:
     if self.fits < self.found['fit'] or self.found['done']:
         self.pass_by()
     epoch, batch, fit = (self.found[key] for key in ('epoch', 'batch', 'fit'))
-    after = f' after {batch} batches' if batch else ''
+    after = f' after {counted(batch, "batch")}' if batch else ''
     self.say(f'going on in epoch {epoch}{after}' + (f' of fit {fit}' if fit else ''))
     return True
 

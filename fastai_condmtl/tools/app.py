@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.extras import import_extra
 from ..core.files import IMAGES
 from ..core.geometry import Frame
@@ -206,8 +206,8 @@ class Parts:
         self.gr, self.page = gr, page
         self.kept = gr.State(None, time_to_live=3600)
         gr.HTML(
-            f'<h1>{escaped(page.flow.flow.name)}</h1><p class="cm-note">{len(page.flow.paths)} tasks. Bars are '
-            'probabilities, ticks on them thresholds; '
+            f'<h1>{escaped(page.flow.flow.name)}</h1><p class="cm-note">'
+            f'{counted(len(page.flow.paths), "task")}. Bars are probabilities, ticks on them thresholds; '
             'P(reached) is how likely a task has meaning at all, whatever the thresholds.</p>'
         )
         with gr.Row(elem_classes='cm-page'):

@@ -8,7 +8,7 @@ import argparse, contextlib, csv, importlib, io, os, re, sys, textwrap, warnings
 from pathlib import Path
 import pandas as pd
 from .. import __version__
-from ..core.errors import FlowError, FlowWarning, near
+from ..core.errors import FlowError, FlowWarning, counted, near
 from ..core.files import file_of, write_csv
 from ..data.guess import guess_fn_col
 from ..data.factories import read_labels
@@ -148,8 +148,8 @@ def why_not_file_column(df, fn_col, csv) -> str | None:
     gaps = df[fn_col].isna()
     if gaps.any():
         return (
-            f"column '{fn_col}' of '{csv}' is blank in {gaps.sum()} rows, the first in line "
-            f"{int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take these rows out"
+            f"column '{fn_col}' of '{csv}' is blank in {counted(gaps.sum(), 'row')}, the first in line "
+            f"{int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take such rows out"
         )
     return None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.extras import import_extra
 from ..data.guess import guess_fn_col
 from ..data.target_block import FlowTransform
@@ -282,9 +282,9 @@ def written(self: Tables, dls) -> dict:
 def inputs_in_words(cat_names, cont_names, n=12) -> str:
     "Which columns are read, in a line"
     parts = []
-    for what, names in (('categories', cat_names), ('numbers', cont_names)):
+    for what, names in (('category', cat_names), ('number', cont_names)):
         more = f' and {len(names) - n} more' if len(names) > n else ''
-        parts += [f"{len(names)} {what} ({', '.join(map(str, names[:n]))}{more})"] * bool(names)
+        parts += [f"{counted(len(names), what)} ({', '.join(map(str, names[:n]))}{more})"] * bool(names)
     return f"Inputs: {', '.join(parts)}"
 
 # %% ../../nbs/tools/cli_inputs.ipynb #3be181bf
@@ -301,8 +301,8 @@ class Texts(RowInputs):
         blank = self.df[self.text].isna().all(axis=1)
         if blank.any():
             raise FlowError(
-                f"'{self.options.csv}' has no text in {blank.sum()} rows, the first in line "
-                f"{int(blank.to_numpy().argmax()) + 2}: write one in each, or take these rows out"
+                f"'{self.options.csv}' has no text in {counted(blank.sum(), 'row')}, the first in line "
+                f"{int(blank.to_numpy().argmax()) + 2}: write one in each, or take such rows out"
             )
 
     @property

@@ -8,7 +8,7 @@ from glob import glob
 import json
 from pathlib import Path
 import pandas as pd
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.extras import import_extra
 from ..core.files import write_csv, write_text
 from ..deploy.drift import sums_of
@@ -64,7 +64,9 @@ def predict(options):
     (run, trained), out = open_run(options), Path(options.out)
     files, column = parquet_files(options.files), options.column or trained.get('fn_col')
     if n_others := n_other_files(options.files):
-        print(f'{n_others} other files of the folders are not read: only those called *.parquet are', flush=True)
+        are = 'is' if n_others == 1 else 'are'
+        others = counted(n_others, 'other file')
+        print(f'{others} of the folders {are} not read: only those called *.parquet are', flush=True)
     keep = options.keep
     if keep is None:
         keep = [] if column is None else names_in(files[0], column)
@@ -78,7 +80,8 @@ def predict(options):
     drift = done.drift(training_sums(run, trained))
     write_csv(drift, out / '_drift.csv', index=False)  # engines that read the folder pass over names with _
     found = f', {done.found} of them finished before' if done.found else ''
-    print(f'{done.files} files{found}: {done.rows:,} rows, {done.errors:,} of them not scored (column error)')
+    rows = f"{counted(done.rows, 'row', ',')}, {done.errors:,} of them not scored (column error)"
+    print(f"{counted(done.files, 'file')}{found}: {rows}")
     print(drift_lines(drift))
 
 

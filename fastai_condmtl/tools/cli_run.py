@@ -6,7 +6,7 @@
 from __future__ import annotations
 from pathlib import Path
 import torch
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.files import IMAGES, write_csv, write_text
 from ..deploy.batches import columns_read
 from . import cli_common as common
@@ -74,7 +74,8 @@ def evaluate(options):
     write_csv(predictions, out / 'predictions.csv', index=False)
     pictures = 'results.png, ' * has_pictures
     print(
-        f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}report.html, audit.txt'
+        f"\n{counted(len(df), 'row')}; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}report.html, "
+        'audit.txt'
     )
 
 
@@ -203,7 +204,8 @@ def write_trees(learn, files, text, options):
     with common.quietly(learn):
         for file, name in zip(files, names[1:]):
             save_picture(learn, file, out / name, options.top_k)
-    print(f"\n{out}/ holds trees.txt{f' and {len(files)} pictures' if files else ''}")
+    pictures = f" and {counted(len(files), 'picture')}" if files else ''
+    print(f'\n{out}/ holds trees.txt{pictures}')
 
 
 def save_picture(learn, file, path, top_k):

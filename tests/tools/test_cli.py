@@ -313,7 +313,7 @@ def wrong(d):  # name → (arguments, what is said)
         ),
         'no such file column': (w(fn_col='imgg'), "did you mean 'img'"),
         'no file column': (w(csv=d / 'nofiles.csv'), 'say which one it is with --fn-col'),
-        'blank file names': (w(csv=d / 'blank.csv'), 'blank in 1 rows, the first in line 4'),
+        'blank file names': (w(csv=d / 'blank.csv'), 'blank in 1 row, the first in line 4'),
         'an architecture': (w(arch='resnt18'), "did you mean 'resnet18' or 'resnet1"),
         'the folder is full': (w(out=d / 'run'), 'write over it with --force'),
         'no folder to write': (w(out=d / 'labels.csv'), 'cannot write'),

@@ -56,7 +56,7 @@ def test_pictures(tmp_path):
     code, said = auto(*args)
     assert code == 0, said
     page, valid, test = check_run(tmp_path / 'run', said)
-    assert "1 files of column 'img' have copies, 2 rows" in said
+    assert "copies of 1 file of column 'img', 2 rows" in said
     assert 'boosting' not in page and 'data:image/jpeg' in page
     assert 'door_open = BinaryBlock' in said and '| ~camera_blocked' in said
     assert f'{len(test)} that neither train nor choose' in said
@@ -87,7 +87,7 @@ def test_a_table_beside_boosting(tmp_path):
     assert 'Machine failure' in asked and asked - {'RNF'} <= {'Machine failure', *MODES}
     assert "Input 'Product ID' is left out: it names the rows" in said
     assert "Input 'again' is left out: each of its values stands with one answer to 'OSF'" in said
-    assert '1 categories (Type), 5 numbers' in said
+    assert '1 category (Type), 5 numbers' in said
     assert '>boosting<' in page and 'boosting' in pd.read_csv(tmp_path / 'run/test/evaluation.csv')
     assert 'boosting' not in pd.read_csv(tmp_path / 'run/evaluation.csv')
 

@@ -65,7 +65,7 @@ def text_run(tmp_path_factory):
 
 def test_the_inputs_of_a_table_are_told_and_its_scores_are_those_by_hand(table_run):
     d, said = table_run
-    assert 'Inputs: 1 categories (code), 1 numbers (age)' in said and 'name' not in said.partition('\n')[0]
+    assert 'Inputs: 1 category (code), 1 number (age)' in said and 'name' not in said.partition('\n')[0]
     learn, valid = load_learner(d / 'run/learner.pkl'), pd.read_csv(d / 'run/valid.csv', dtype={'code': str})
     by_hand = accuracy_score(valid.works, learn.predict_df(valid).works)
     table = pd.read_csv(d / 'run/evaluation.csv').set_index(['task_path', 'metric_name'])

@@ -59,7 +59,11 @@ def test_other_files_of_a_folder_are_told(run, tmp_path):
     for name in ('a.csv', 'b.txt', '.hidden', '_SUCCESS'):
         (tmp_path / name).write_text('img')
     code, said = give(*args)
-    assert code == 0 and '2 other files of the folders are not read' in said and '1 files' in said
+    assert (
+        code == 0
+        and '2 other files of the folders are not read' in said
+        and '\n1 file, 1 of them finished before: 4 rows, ' in said
+    )
 
 
 def test_bytes_and_torn_pictures(run, tmp_path):
