@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['FlowError', 'FlowWarning', 'counted', 'row_name', 'rows_in_words', 'RowsOf', 'check_name', 'check_features',
-           'check_normalise', 'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number', 'check_column',
-           'near']
+__all__ = ['FlowError', 'NeverTrue', 'FlowWarning', 'counted', 'row_name', 'rows_in_words', 'RowsOf', 'check_name',
+           'check_features', 'check_normalise', 'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number',
+           'check_column', 'near']
 
 # %% ../../nbs/core/errors.ipynb #1de259dd
 class FlowError(ValueError):
@@ -22,10 +22,14 @@ class FlowError(ValueError):
     cell: Any = None  # of a label that does not fit: the `BadCell`
 
 
+class NeverTrue(FlowError):
+    "A question that no label can make true"
+
+
 class FlowWarning(UserWarning):
     "What is worth knowing of a flow or its labels, and stops nothing"
 
-# %% ../../nbs/core/errors.ipynb #5737f3d5
+# %% ../../nbs/core/errors.ipynb #7892b470
 def counted(
     n,  # How many
     noun: str,  # Of what, in the singular

@@ -103,8 +103,8 @@ def note_on_gaps(flow, df):
         return []
     n_rows = len({row for gap in gaps for row in gap.rows})
     return [
-        f"In {counted(n_rows, 'row')} some label does not count, since a label that its condition asks is missing there. "
-        "If a label implies that its condition held, write \"infer_labels\": true beside \"flow\"."
+        f"In {counted(n_rows, 'row')} some label does not count, since a label that its condition asks is missing "
+        "there. If a label implies that its condition held, write \"infer_labels\": true beside \"flow\"."
     ]
 
 # %% ../../nbs/data/guess.ipynb #4ca2c17f

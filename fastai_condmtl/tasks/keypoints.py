@@ -105,7 +105,8 @@ def check_n_points(block, n_points):
         )
     if n_points not in (None, n_cols // 2):
         raise FlowError(
-            f"task '{block.name}': n_points={n_points}, but cols names {counted(n_cols // 2, 'point')}: leave n_points out"
+            f"task '{block.name}': n_points={n_points}, but cols names {counted(n_cols // 2, 'point')}: leave n_points "
+            "out"
         )
     return n_points
 

@@ -74,8 +74,8 @@ def evaluate(options):
     write_csv(predictions, out / 'predictions.csv', index=False)
     pictures = 'results.png, ' * has_pictures
     print(
-        f"\n{counted(len(df), 'row')}; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}report.html, "
-        'audit.txt'
+        f"\n{counted(len(df), 'row')}; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}"
+        'report.html, audit.txt'
     )
 
 
