@@ -29,7 +29,7 @@ class NeverTrue(FlowError):
 class FlowWarning(UserWarning):
     "What is worth knowing of a flow or its labels, and stops nothing"
 
-# %% ../../nbs/core/errors.ipynb #7892b470
+# %% ../../nbs/core/errors.ipynb #c9b36419
 def counted(
     n,  # How many
     noun: str,  # Of what, in the singular
