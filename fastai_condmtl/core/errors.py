@@ -29,7 +29,7 @@ class NeverTrue(FlowError):
 class FlowWarning(UserWarning):
     "What is worth knowing of a flow or its labels, and stops nothing"
 
-# %% ../../nbs/core/errors.ipynb #c9b36419
+# %% ../../nbs/core/errors.ipynb #ddb3fca5
 def counted(
     n,  # How many
     noun: str,  # Of what, in the singular
