@@ -14,6 +14,7 @@ from fastai.imports import noop
 from fastai.torch_core import get_model
 from .validation_rows import ValidationRows
 from ..core.arguments import check_number, check_whole
+from ..core.errors import counted
 from ..core.plot import short_names
 from ..evaluate.metrics import check_metrics
 from ..evaluate.skill import skill_of_tasks
@@ -131,7 +132,7 @@ def summary(self: EarlyStoppingTasks) -> str:
     for name, path in zip(short_names(list(self.best_at)), self.best_at):
         by_epoch.setdefault(self.best_at[path], []).append(name)
     parts = [f'{epoch}: {_some(names)}' for epoch, names in sorted(by_epoch.items())]
-    reason = f'no task got better for {self.patience} epochs; ' if self.stopped else ''
+    reason = f'no task got better for {counted(self.patience, "epoch")}; ' if self.stopped else ''
     kept = f'weights of epoch {self.best_epoch} (mean skill {self.best_mean:.2f})'
     return f'{reason}{kept}; last gains in epoch {", ".join(parts)}'
 

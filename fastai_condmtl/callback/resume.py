@@ -21,7 +21,7 @@ from fastai_condmtl.callback.training_state import (
     training_identity,
     training_state,
 )
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.files import atomic_write
 from ..core.stock import wraps_stock
 from ..learn.state import is_lr_find
@@ -102,7 +102,7 @@ def begin(self: Checkpoint) -> bool:
     if self.fits < self.found['fit'] or self.found['done']:
         self.pass_by()
     epoch, batch, fit = (self.found[key] for key in ('epoch', 'batch', 'fit'))
-    after = f' after {batch} batches' if batch else ''
+    after = f' after {counted(batch, "batch")}' if batch else ''
     self.say(f'going on in epoch {epoch}{after}' + (f' of fit {fit}' if fit else ''))
     return True
 
@@ -123,9 +123,10 @@ def pass_by(self: Checkpoint):
 
 @patch
 def say(self: Checkpoint, what):
-    "Print a line about the file, in the first process"
+    "Print a line about the file, in the first process; a file in the learner's folder is called as it is there"
     if self.verbose and not rank_distrib():
-        print(f'{self.file}: {what}')
+        file, folder = self.file.absolute(), Path(self.learn.path).absolute()
+        print(f'{file.relative_to(folder) if file.is_relative_to(folder) else self.file}: {what}')
 
 # %% ../../nbs/callback/resume.ipynb #0379ab9e
 @wraps_stock(Learner)

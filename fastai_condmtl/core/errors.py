@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['FlowError', 'NeverTrue', 'FlowWarning', 'row_name', 'rows_in_words', 'RowsOf', 'check_name', 'check_features',
-           'check_normalise', 'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number', 'check_column',
-           'near']
+__all__ = ['FlowError', 'NeverTrue', 'FlowWarning', 'counted', 'row_name', 'rows_in_words', 'RowsOf', 'check_name',
+           'check_features', 'check_normalise', 'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number',
+           'check_column', 'near']
 
 # %% ../../nbs/core/errors.ipynb #1de259dd
 class FlowError(ValueError):
@@ -28,6 +28,17 @@ class NeverTrue(FlowError):
 
 class FlowWarning(UserWarning):
     "What is worth knowing of a flow or its labels, and stops nothing"
+
+# %% ../../nbs/core/errors.ipynb #ddb3fca5
+def counted(
+    n,  # How many
+    noun: str,  # Of what, in the singular
+    spec='',  # Format of the number, such as ','
+) -> str:
+    "A number with its noun: `1 row`, `2 rows`, `3 classes`, `4 categories`"
+    ending = 'es' if noun.endswith(('s', 'x', 'tch')) else 's'
+    plural = f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}{ending}'
+    return f'{n:{spec}} {noun if n == 1 else plural}'
 
 # %% ../../nbs/core/errors.ipynb #819016f8
 def row_name(df, i):
@@ -47,7 +58,7 @@ def rows_in_words(
 ) -> str:
     "How many rows these are, and the names of the first: `4 rows, row 1, row 5, row 6 …`"
     names = ', '.join(row_name(df, int(row)) for row in rows[:most])
-    return f"{len(rows)} row{'s' * (len(rows) > 1)}, {names}{' …' if len(rows) > most else ''}"
+    return f"{counted(len(rows), 'row')}, {names}{' …' if len(rows) > most else ''}"
 
 # %% ../../nbs/core/errors.ipynb #51d0f664
 class RowsOf(dict):

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np, pandas as pd
 from .alike import are_letters, how_alike, is_tidy, plain_word, rename_line
 from .block import ConditionalBlock
-from .errors import FlowWarning, plain_number, row_name, shortly
+from .errors import FlowWarning, counted, plain_number, row_name, shortly
 from .plan import Plan
 from .sentinels import is_nines, may_stand_for_blank, sentinels_of_classes, sentinels_of_numbers
 
@@ -74,7 +74,7 @@ class TaskCells:
     def odd(self, kind, text, fix, rows, serious=True, col=None):
         "`OddCells` of this task; `text` goes on after the column, and the rows are told behind it"
         col, at = self.block.cols[0] if col is None else col, np.flatnonzero(rows)
-        where = f"{len(at)} row{'s' * (len(at) > 1)}, first {row_name(self.df, int(at[0]))}"
+        where = f"{counted(len(at), 'row')}, first {row_name(self.df, int(at[0]))}"
         return OddCells(self.path, kind, f"column {col!r}: {text} ({where})", fix, at.astype(np.int32), serious)
 
 # %% ../../nbs/core/odd_cells.ipynb #e54a25ac

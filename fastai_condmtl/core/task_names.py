@@ -6,6 +6,7 @@
 from __future__ import annotations
 from fastcore.basics import patch
 from .conditions import all_of
+from .errors import counted
 
 # %% auto #0
 __all__ = ['TaskNames']
@@ -44,7 +45,8 @@ class TaskNames:
             rows = [(*row[:3], row[4]) for row in rows]
         widths = [*(max(map(len, column)) for column in list(zip(*rows))[:-1]), 0]
         lines = ['  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
-        head = f"{self.flow.name}: {len(rows)} tasks, {self.n_targets} target columns, {self.c} logits"
+        counts = [(len(rows), 'task'), (self.n_targets, 'target column'), (self.c, 'logit')]
+        head = f"{self.flow.name}: {', '.join(counted(*count) for count in counts)}"
         return '\n'.join([head, *lines])
 
 # %% ../../nbs/core/task_names.ipynb #b9b32e4b

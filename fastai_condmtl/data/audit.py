@@ -11,7 +11,7 @@ from fastprogress.fastprogress import progress_bar
 from fastcore.basics import patch
 from ..core.matching import names_of
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.flow import Flow
 from ..core.nesting import differs, with_implied
 from ..core.implied import infer
@@ -61,7 +61,8 @@ class Audit:
         "How many findings there are, in one line"
         serious = sum(finding.serious for finding in self.findings)
         return (
-            f"{self.flow.flow.name}: {self.n} rows, {len(self.table)} tasks; {serious} findings to mend, "
+            f"{self.flow.flow.name}: {counted(self.n, 'row')}, {counted(len(self.table), 'task')}; "
+            f"{counted(serious, 'finding')} to mend, "
             f"{len(self.findings) - serious} to know"
         )
 
@@ -212,7 +213,7 @@ def show(
 
 
 def _without_number(text):
-    return re.sub(r'^\d+', '', text)
+    return re.sub(r'^\d+( rows?)?', '', text)
 
 
 def _line_of_alike(findings):
@@ -225,5 +226,6 @@ def _line_of_alike(findings):
     numbers = {int(begin[0]) for finding in findings if (begin := re.match(r'\d+', finding.text))}
     text = first.text
     if len(numbers) > 1:
-        text = f'{min(numbers)} to {max(numbers)}{_without_number(text)}'
+        what = ' rows' * bool(re.match(r'\d+ rows?', text))
+        text = f'{min(numbers)} to {max(numbers)}{what}{_without_number(text)}'
     return f"{first.mark} {', '.join(names[:4])}{more}: {text}"

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from ..core.matching import names_of
 from ..core.bound import BoundFlow
+from ..core.errors import counted
 from ..core.conditions import Atom, conjuncts, forced
 from ..core.not_asked import Blanks, where_blank
 from ..core.odd_cells import ODD_KINDS, TaskCells, find_odd_cells
@@ -110,8 +111,8 @@ def find_clash(task):
         return None
     return task.finding(
         'contradiction',
-        f"{task.clash.sum()} rows where other labels imply an answer that this one denies, or each other's: they are "
-        "left as they stand; correct them",
+        f"{counted(task.clash.sum(), 'row')} where other labels imply an answer that this one denies, or each other's: "
+        "they are left as they stand; correct them",
         task.clash,
         serious=bool(task.clash.mean() < 0.2),
     )

@@ -11,7 +11,7 @@ import pandas as pd
 from fastcore.basics import patch
 from ..core.condition_text import write_condition
 from ..core.conditions import Atom, conjuncts
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
@@ -89,7 +89,7 @@ def check_guessable(df, ignore):
 def notes(flow, df, fn_col, left_out):
     "What the flow's file says of the guess, line by line"
     return [
-        f"Guessed from {len(df)} rows: read every line, and change what is wrong.",
+        f"Guessed from {counted(len(df), 'row')}: read every line, and change what is wrong.",
         *([] if fn_col is None else [f"Image files: column '{fn_col}'."]),
         *(f"Left out column '{column}': {why}." for column, why in left_out.items()),
         *note_on_gaps(flow, df),
@@ -103,8 +103,8 @@ def note_on_gaps(flow, df):
         return []
     n_rows = len({row for gap in gaps for row in gap.rows})
     return [
-        f"In {n_rows} rows some label does not count, since a label that its condition asks is missing there. If a "
-        "label implies that its condition held, write \"infer_labels\": true beside \"flow\"."
+        f"In {counted(n_rows, 'row')} some label does not count, since a label that its condition asks is missing "
+        "there. If a label implies that its condition held, write \"infer_labels\": true beside \"flow\"."
     ]
 
 # %% ../../nbs/data/guess.ipynb #4ca2c17f

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, os
 import numpy as np
-from ..core.errors import FlowError, plain_number, row_name, shortly
+from ..core.errors import FlowError, counted, plain_number, row_name, shortly
 from ..core.files import check_fn_col, file_names, file_of, files_folder
 from .findings import Finding
 from .groups import groups_of, torn_groups
@@ -104,12 +104,11 @@ def find_same_files(df, fn_col, folder='.', suff='', sides=None, valid_col=None)
     of_first = np.flatnonzero(same == found[0])
     two = (of_first[0], of_first[-1]) if sides is None else _two_sides(of_first, sides)
     such_as = ' and '.join(f'{row_name(df, int(row))} {shortly(plain_number(names.iloc[row]))}' for row in two)
-    begin = f"{len(found)} files of column {names.name!r}"
+    begin = f"copies of {counted(len(found), 'file')} of column {names.name!r}"
     if sides is None:
-        begin += " have copies"
         fix = "keep one row of each, or give copies one name in a column for group_col="
     else:
-        begin += f" stand, with their copies, on several sides of {valid_col!r}"
+        begin += f" stand on several sides of {valid_col!r}"
         fix = "move copies to one side, or give them one name in a column for group_col="
     text = f"{begin}, {rows.sum()} rows, such as {such_as}; {fix}"
     return Finding('', 'same_file', text, np.flatnonzero(rows).astype(np.int32), sides is not None, fix)

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.files import atomic_write
 from ..core.flow import Flow
 from .keys import Keys, KeyWriter, check_same_keys
@@ -72,7 +72,7 @@ class Shards:
         return type(self), (self.files, self.index)
 
     def __repr__(self):
-        return f'Shards: {len(self):,} samples in {len(self.files):,} files'
+        return f"Shards: {counted(len(self), 'sample', ',')} in {counted(len(self.files), 'file', ',')}"
 
 # %% ../../nbs/data/shards.ipynb #022dde6e
 @patch

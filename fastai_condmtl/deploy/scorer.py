@@ -85,7 +85,9 @@ class ModelFile:
             warnings.filterwarnings('ignore', message='load_learner')
             try:
                 return load_learner(file, cpu=not torch.cuda.is_available())
-            except (pickle.UnpicklingError, EOFError) as e:
+            except (pickle.UnpicklingError, EOFError, RuntimeError) as e:
+                if isinstance(e, RuntimeError) and 'PytorchStreamReader' not in str(e):  # of a file that is cut off
+                    raise
                 raise FlowError(
                     f"'{self.path}' is no file of learn.export ({type(e).__name__}): write it anew; files of "
                     "learn.save_safe end with .safetensors"

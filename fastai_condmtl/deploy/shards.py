@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.extras import import_extra
 from ..core.files import atomic_write
 from ..data.pieces import files_of
@@ -180,7 +180,7 @@ def score_shards(
             changed.append(said)
             continue
         done[path] = said
-        tell(f'{len(done)} of {len(targets)} files, {_in_words(done.values())}')
+        tell(f'{len(done)} of {counted(len(targets), "file")}, {_in_words(done.values())}')
     if changed:
         raise FlowError(f"{'; '.join(changed)} ({len(done)} of {len(targets)} files are finished)")
     total = {name: sum(said[name] for said in done.values()) for name in ('rows', 'errors')}
@@ -189,7 +189,7 @@ def score_shards(
 
 def _in_words(said):
     rows, errors = (sum(one[name] for one in said) for name in ('rows', 'errors'))
-    return f'{rows:,} rows' + (f', {errors:,} of them not scored' if errors else '')
+    return counted(rows, 'row', ',') + (f', {errors:,} of them not scored' if errors else '')
 
 
 def _one(scorer, path, target, n_rows):

@@ -9,7 +9,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.matching import names_of
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from .confusions import TrueAndDecided, confused_pairs, most_confused_classes
 from .cascade import blame
 from .evaluation import judge
@@ -251,7 +251,7 @@ def plot_confusion_matrix(
     )
     for text in ax.get_xticklabels() + ax.get_yticklabels():
         text.set_parse_math(False)
-    title = f"{_leaf(classes.path)}{'' if label is None else f': {label}'}, {len(classes.true)} rows"
+    title = f"{_leaf(classes.path)}{'' if label is None else f': {label}'}, {counted(len(classes.true), 'row')}"
     among = f" between {len(names)} of {n_all} classes" if n_all > len(names) else ''
     ax.set_title(title + among, parse_math=False)
     return ax
@@ -361,7 +361,7 @@ def plot_residuals(
     look = dict(scatter_kwargs=dict(alpha=min(1.0, 30 / len(cells) ** 0.5), s=12))
     draw = PredictionErrorDisplay.from_predictions
     draw(cells.truth, cells.predicted, kind=kind, ax=ax, **{**look, **kwargs})
-    ax.set_title(f"{_leaf(path)}, {len(cells)} rows", parse_math=False)
+    ax.set_title(f"{_leaf(path)}, {counted(len(cells), 'row')}", parse_math=False)
     return ax
 
 # %% ../../nbs/evaluate/interpret.ipynb #88a704ce

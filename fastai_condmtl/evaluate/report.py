@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from .. import __version__
 from ..core.arguments import check_whole
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.files import write_text
 from ..core.plot import draw_flow, short_names
 from ..core.target import doubles
@@ -239,7 +239,7 @@ def of_flow(told) -> Section:
     notes = {}
     for path, n_false in zip(flow.paths, false):
         n_closed = f', {n_false} where it is not asked' if n_false else ''
-        notes[path] = f'{kind_of(flow.tasks[path])}: {told.counts[path]} rows{n_closed}'
+        notes[path] = f'{kind_of(flow.tasks[path])}: {counted(told.counts[path], "row")}{n_closed}'
     shares = {path: told.counts[path] / max(told.n_rows, 1) for path in flow.paths}
     with page_style():
         import matplotlib.pyplot as plt

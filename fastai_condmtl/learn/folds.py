@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..data.target_block import as_flow
 from ..data.sampling import labels_of, table_of
 from ..data.split import stratified_folds
@@ -68,7 +68,8 @@ class Folds:
         return len(self.learners)
 
     def __repr__(self):
-        return f'Folds({len(self)} learners of {len(self.learners[0].dls.flow.paths)} tasks, {len(self.df)} rows)'
+        learners, n_tasks = counted(len(self), 'learner'), len(self.learners[0].dls.flow.paths)
+        return f"Folds({learners} of {counted(n_tasks, 'task')}, {counted(len(self.df), 'row')})"
 
     def rows(self):
         "Each learner with the rows that it has not seen"

@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from fastai.layers import AdaptiveConcatPool2d, Flatten, LinBnDrop, apply_init
 from fastai.torch_core import find_bs
 from fastcore.basics import patch
-from ..core.errors import FlowError, FlowWarning, near
+from ..core.errors import FlowError, FlowWarning, counted, near
 from ..core.order import tasks_above
 from ..loss.conditional import ConditionalLoss
 from ..core.patched import PatchedModule
@@ -119,7 +119,7 @@ class ConditionalHead(PatchedModule):
 
     def extra_repr(self):
         where_needed = ', '.join(str(self.names[k]) for k in self.waits)
-        return f'{len(self.flow.paths)} tasks' + (f'; only where needed: {where_needed}' if self.waits else '')
+        return counted(len(self.flow.paths), 'task') + (f'; only where needed: {where_needed}' if self.waits else '')
 
 # %% ../../nbs/learn/heads.ipynb #c17eb8d2
 @patch

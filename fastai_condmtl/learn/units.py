@@ -6,6 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import nn
+from ..core.errors import counted
 
 # %% auto #0
 __all__ = ['Unit', 'DeepHeads', 'n_head_logits', 'Uses']
@@ -69,7 +70,7 @@ class DeepHeads(nn.Module):
         return (torch.einsum('bth,toh->bto', hidden, self.weight) + self.bias).flatten(1)
 
     def extra_repr(self):
-        return f'{self.shape[0]} tasks of {self.weight.shape[1]} logits'
+        return f"{counted(self.shape[0], 'task')} of {counted(self.weight.shape[1], 'logit')}"
 
 
 def n_head_logits(head) -> int:

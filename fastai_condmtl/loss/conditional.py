@@ -11,6 +11,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.bound import BoundFlow
+from ..core.errors import counted
 from ..core.patched import PatchedModule
 from .decisions import Decisions
 from .inputs import TaskSums, as_plain_pair, mean_answer, several_targets
@@ -48,8 +49,8 @@ class ConditionalLoss(PatchedModule):
 
     def __repr__(self):
         return (
-            f"ConditionalLoss({self.flow.flow.name}: {len(self.flow.paths)} tasks in {len(self.layout.blocks)} "
-            f"families, reduction={self.reduction!r})"
+            f"ConditionalLoss({self.flow.flow.name}: {counted(len(self.flow.paths), 'task')} in "
+            f"{counted(len(self.layout.blocks), 'family')}, reduction={self.reduction!r})"
         )
 
 # %% ../../nbs/loss/conditional.ipynb #5ecb2dda

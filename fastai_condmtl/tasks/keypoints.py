@@ -9,7 +9,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror
 from ..core.arguments import check_number
-from ..core.errors import near, FlowError
+from ..core.errors import counted, near, FlowError
 from .coordinates import check_pixels, Coordinates
 
 # %% auto #0
@@ -105,7 +105,8 @@ def check_n_points(block, n_points):
         )
     if n_points not in (None, n_cols // 2):
         raise FlowError(
-            f"task '{block.name}': n_points={n_points}, but cols names {n_cols // 2} points: leave n_points out"
+            f"task '{block.name}': n_points={n_points}, but cols names {counted(n_cols // 2, 'point')}: leave n_points "
+            "out"
         )
     return n_points
 
@@ -223,7 +224,7 @@ def shapes(self: KeypointsBlock, vals, known):
 
 @patch
 def describe(self: KeypointsBlock):
-    return f"{self.n_points} points: {', '.join(self.labels[:4])}{' …' if self.n_points > 4 else ''}"
+    return f"{counted(self.n_points, 'point')}: {', '.join(self.labels[:4])}{' …' if self.n_points > 4 else ''}"
 
 # %% ../../nbs/tasks/keypoints.ipynb #b07b59ee
 @patch

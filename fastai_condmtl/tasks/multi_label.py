@@ -9,7 +9,7 @@ from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.cell_text import one_hot_width, read_list, split_words
 from ..core.columns import all_true, any_true, distinct, no_picture_files, sort_labels, take
-from ..core.errors import check_vocab, near, shortly, FlowError
+from ..core.errors import check_vocab, counted, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from fastai_condmtl.tasks.multi_label_errors import (
     check_a_column_each,
@@ -264,7 +264,7 @@ def _needs_a_list(self: MultiLabelBlock, label):
 @patch
 def describe(self: MultiLabelBlock):
     shares = ', shares of yes' if self.soft else ''
-    return f'{len(self.vocab)} labels{shares}' + (self.learnt_weights and f', {self.learnt_weights}')
+    return counted(len(self.vocab), 'label') + shares + (self.learnt_weights and f', {self.learnt_weights}')
 
 # %% ../../nbs/tasks/multi_label.ipynb #2283ecae
 @patch

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.extras import import_extra
 from ..core.files import IMAGES
 from ..core.geometry import Frame
 from ..learn.state import loss_of
-from .cli_common import errors_as_lines, load_exported, make_parser, register, register_option
+from .cli_common import errors_as_lines, make_parser, register, register_option
+from .cli_open import load_exported
 from .page import PAGE_CSS, cuts, decide, encode_picture, escaped, picture_html, tree_html
 from .viewer import Viewer, read_picture
 
@@ -205,8 +206,8 @@ class Parts:
         self.gr, self.page = gr, page
         self.kept = gr.State(None, time_to_live=3600)
         gr.HTML(
-            f'<h1>{escaped(page.flow.flow.name)}</h1><p class="cm-note">{len(page.flow.paths)} tasks. Bars are '
-            'probabilities, ticks on them thresholds; '
+            f'<h1>{escaped(page.flow.flow.name)}</h1><p class="cm-note">'
+            f'{counted(len(page.flow.paths), "task")}. Bars are probabilities, ticks on them thresholds; '
             'P(reached) is how likely a task has meaning at all, whatever the thresholds.</p>'
         )
         with gr.Row(elem_classes='cm-page'):

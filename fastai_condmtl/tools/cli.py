@@ -9,14 +9,14 @@ from pathlib import Path
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from .. import __version__
 from ..callback.early_stopping import EarlyStoppingTasks
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.files import write_csv, write_text
 from ..core.flow import Flow, leaves
 from ..data.sampling import table_of
 from . import cli_common as common
 from .cli_auto import settle
 from .cli_guess import write_guess
-from .cli_inputs import Tables, kind_for
+from .cli_inputs import Tables, inputs_of
 from .cli_options import train_parser
 import fastai_condmtl.core.flow_json  # noqa: F401  Flow.from_json
 
@@ -96,14 +96,14 @@ def given(options) -> tuple:  # `(table, flow, inputs)`
     flow = Flow.from_json(Path(options.flow))
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
     common.check_columns(df, '--ignore', options.ignore, options.csv)
-    return df, flow, kind_for(options)(options, df)
+    return df, flow, inputs_of(options, df)
 
 
 def check_enough_rows(dls):
     "Raise where there are too few rows for a batch, or none to judge by"
     if len(dls.train_ds) < 2 or not len(dls.valid):
         raise FlowError(
-            f"{len(dls.train_ds)} rows to learn from and {len(dls.valid_ds)} to judge by are too few: add "
+            f"{counted(len(dls.train_ds), 'row')} to learn from and {len(dls.valid_ds)} to judge by are too few: add "
             "rows, or change --valid-pct"
         )
 
@@ -118,9 +118,9 @@ def begin_run(learn, flow, audit, out, aloud=False):
     learn.path = out
     third = f', {len(dls.loaders[2].dataset)} that neither train nor choose' if len(dls.loaders) > 2 else ''
     print(
-        f"{flow.name}: {len(dls.train_ds)} rows to learn from, {len(dls.valid_ds)} to judge by{third}, "
-        f"{len(dls.flow.paths)} tasks; {n_serious} findings to mend, {len(audit.findings) - n_serious} to know, in "
-        f"{out / 'audit.txt'}",
+        f"{flow.name}: {counted(len(dls.train_ds), 'row')} to learn from, {len(dls.valid_ds)} to judge by{third}, "
+        f"{counted(len(dls.flow.paths), 'task')}; {counted(n_serious, 'finding')} to mend, "
+        f"{len(audit.findings) - n_serious} to know, in {out / 'audit.txt'}",
         flush=True,
     )
     if aloud and audit.findings:
@@ -168,7 +168,7 @@ def end_run(learn, options, inputs):
     if has_third:
         test, dl = common.out_folder(out / 'test', True, ()), learn.dls.loaders[2]
         write_csv(rows_of_part(dl, inputs.df), test / 'test.csv', index=False)
-        print(f'\n{len(dl.dataset)} rows that neither trained nor tuned, in {test}:')
+        print(f"\n{counted(len(dl.dataset), 'row')} that neither trained nor tuned, in {test}:")
         common.report(learn, test, ds_idx=2, page=out / 'report.html', baselines=baselines, **judge)
     if options.auto:
         learn.remove_cb(learn.early_stopping_tasks)
@@ -192,7 +192,7 @@ def boosting() -> dict:
 # %% ../../nbs/tools/cli.ipynb #ae75eb05
 def options_to_keep(options, inputs, dls) -> dict:
     "What `run.json` holds"
-    not_kept = ('auto', 'guess', 'tasks', 'na', 'force', 'quiet')
+    not_kept = ('auto', 'guess', 'tasks', 'na', 'force', 'quiet', 'named')
     kept = {key: value for key, value in vars(options).items() if key not in not_kept}
     return kept | inputs.written(dls) | dict(version=__version__)
 

@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.conditions import atoms
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..data.groups import groups_of, torn_groups
 from ..data.guess import guess_flow, is_split, task_name
 from ..data.split import ColumnSplitter
 from ..tasks.binary import BinaryBlock
 from . import cli_common as common
 from .cli_guess import picture_files, values_in_words
-from .cli_inputs import Pictures, Tables, kind_for
+from .cli_inputs import Pictures, Tables, inputs_of
 
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
@@ -28,7 +28,7 @@ def settle(options) -> tuple:  # `(table, flow, inputs)`
     options.csv = options.auto
     df = common.read_table(options.csv, options.only_blank_missing, options.text or ())
     common.check_columns(df, '--ignore', options.ignore, options.csv)
-    inputs = kind_for(options)(options, df)
+    inputs = inputs_of(options, df)
     say = [*settle_split(options, df), *settle_groups(options, df, inputs)]
     columns, of_tasks = settle_tasks(options, df, inputs)
     guess = guess_columns_of(options, df, inputs, columns)
@@ -36,7 +36,7 @@ def settle(options) -> tuple:  # `(table, flow, inputs)`
     say += [f"Column '{column}' is left out: {why}." for column, why in guess.left_out.items()]
     options.ignore = [*options.ignore, *guess.left_out]
     say += settle_training(options, inputs)
-    print(f'{options.csv}: {len(df)} rows')
+    print(f"{options.csv}: {counted(len(df), 'row')}")
     print('\n'.join(f'- {line}' for line in say))
     print(f'\nThe flow as it was guessed, with the reason for each task:\n\n{guess.code()}\n', flush=True)
     return df, guess.flow, inputs
@@ -256,7 +256,7 @@ def settle_training(options, inputs) -> list:
     "Epochs and draws for intervals, and a line that tells how long the training may take"
     options.n_boot = options.n_boot or 200
     if options.epochs is not None:
-        return [f"At most {options.epochs} epochs, fewer if no task gets better for five."]
+        return [f"At most {counted(options.epochs, 'epoch')}, fewer if no task gets better for five."]
     options.epochs = int(min(60, max(5, inputs.n_shown // max(1, len(inputs.df)))))
     return [
         f"At most {options.epochs} epochs, so that the network sees some {inputs.n_shown:,} rows, and fewer if no task "

@@ -4,12 +4,11 @@
 
 # %% ../../nbs/tools/cli_common.ipynb #13f09567
 from __future__ import annotations
-import argparse, contextlib, csv, importlib, io, json, os, re, sys, textwrap, warnings
+import argparse, contextlib, csv, importlib, io, os, re, sys, textwrap, warnings
 from pathlib import Path
 import pandas as pd
-from fastai.learner import Learner, load_learner
 from .. import __version__
-from ..core.errors import FlowError, FlowWarning, near
+from ..core.errors import FlowError, FlowWarning, counted, near
 from ..core.files import file_of, write_csv
 from ..data.guess import guess_fn_col
 from ..data.factories import read_labels
@@ -25,9 +24,8 @@ import fastai_condmtl.vision.all  # noqa: F401  methods of flows and of learners
 # %% auto #0
 __all__ = ['errors_as_lines', 'in_options', 'status', 'read_table', 'why_not_head', 'check_columns', 'numbers_where_meant',
            'reads_numbers', 'file_column', 'why_not_file_column', 'image_files', 'out_folder', 'check_free',
-           'why_not_written', 'Help', 'make_parser', 'at_least', 'common_options', 'register_option', 'register',
-           'open_run', 'read_options', 'errors_of_learner', 'load_exported', 'why_not_loaded', 'report', 'first_scores',
-           'quietly', 'save_figure']
+           'why_not_written', 'Help', 'Parser', 'make_parser', 'at_least', 'common_options', 'register_option',
+           'register', 'report', 'first_scores', 'quietly', 'save_figure']
 
 # %% ../../nbs/tools/cli_common.ipynb #a8d3ca81
 @contextlib.contextmanager
@@ -150,8 +148,8 @@ def why_not_file_column(df, fn_col, csv) -> str | None:
     gaps = df[fn_col].isna()
     if gaps.any():
         return (
-            f"column '{fn_col}' of '{csv}' is blank in {gaps.sum()} rows, the first in line "
-            f"{int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take these rows out"
+            f"column '{fn_col}' of '{csv}' is blank in {counted(gaps.sum(), 'row')}, the first in line "
+            f"{int(gaps.to_numpy().argmax()) + 2}: name an image in each, or take such rows out"
         )
     return None
 
@@ -212,9 +210,19 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=120)
 
 
+class Parser(argparse.ArgumentParser):
+    "Keeps in `named` which options were given, whatever their values"
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override] # argparse tells apart what it gives back
+        options = super().parse_args(args, namespace)
+        words = {word.partition('=')[0] for word in (sys.argv[1:] if args is None else args)}
+        options.named = [option for option in self._option_string_actions if option in words]
+        return options
+
+
 def make_parser(prog, what, examples):
     "A parser with `--help`, that shows examples, and `--version`"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=textwrap.fill(what, 110),
         epilog='examples:\n' + examples,
@@ -276,76 +284,6 @@ def register(modules):
                 f"--register {module}: there is no such module; it is looked for in this folder and where Python's "
                 "packages are"
             ) from None
-
-# %% ../../nbs/tools/cli_common.ipynb #67631be2
-def open_run(options) -> tuple:  # `(folder, options of the training)`
-    "The folder of `--run`, and what its learner was trained with; the modules that both name are imported"
-    run = Path(options.run)
-    if not (run / 'learner.pkl').is_file() or not (run / 'run.json').is_file():
-        raise FlowError(
-            f"'{run}' is no run folder: it must hold learner.pkl and run.json, as condmtl_train --out {run} writes them"
-        )
-    trained = dict(kind='pictures', words=[]) | read_options(run / 'run.json')  # older ones hold pictures alone
-    if 'register' not in trained:
-        raise FlowError(f"'{run / 'run.json'}' holds no options of condmtl_train: train again")
-    register(trained['register'] + options.register)
-    return run, trained
-
-
-def read_options(file) -> dict:
-    "The options that `condmtl_train` wrote down"
-    try:
-        options = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e:
-        raise FlowError(f"'{file}' is no JSON: {e}. Train again") from None
-    if not isinstance(options, dict):
-        raise FlowError(f"'{file}' holds no options of condmtl_train: train again")
-    return options
-
-# %% ../../nbs/tools/cli_common.ipynb #acae54e37e7d407bbb7b55eff062a284
-@contextlib.contextmanager
-def errors_of_learner(
-    path,  # File of `learn.export`
-):
-    "An error that is raised while the file is read becomes a `FlowError` that says what to do"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'load_learner')  # its advice about pickles is in --help
-            yield
-    except FlowError:
-        raise
-    except Exception as e:
-        raise FlowError(why_not_loaded(path, e)) from e
-
-
-def load_exported(
-    path,  # File of `learn.export`
-    cpu=True,  # As of `load_learner`
-) -> Learner:
-    "`load_learner`, with errors that say what to do"
-    if not Path(path).is_file():
-        raise FlowError(f"there is no file {str(path)!r}: export a learner with learn.export('model.pkl')")
-    with errors_of_learner(path):
-        learn = load_learner(path, cpu=cpu)
-    if not isinstance(learn, Learner):
-        raise FlowError(why_not_loaded(path))
-    return learn
-
-
-def why_not_loaded(path, error=None) -> str:
-    "Why a file gives no learner"
-    no_learner = f"{str(path)!r} is not an exported learner: export one with learn.export('model.pkl')"
-    needs = (
-        f"{str(path)!r} needs code that is not here: install what it was trained with, name your own module with "
-        "--register, or keep functions of your own in a module that can be imported (not in a notebook or script), "
-        "and export again"
-    )
-    if isinstance(error, UnboundLocalError):  # what becomes of an ImportError in fastai 2.8
-        return needs
-    is_missing = any(part in str(error) for part in ('not available in namespace', "Can't get attribute"))
-    if is_missing or isinstance(error, ModuleNotFoundError):
-        return f'{needs} ({error})'
-    return no_learner if error is None else f'{no_learner} ({type(error).__name__}: {error})'
 
 # %% ../../nbs/tools/cli_common.ipynb #c9b98dc3
 def report(

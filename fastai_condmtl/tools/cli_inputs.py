@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.extras import import_extra
 from ..data.guess import guess_fn_col
 from ..data.target_block import FlowTransform
 from . import cli_common as common
+from .cli_options import check_kind
 
 # %% auto #0
-__all__ = ['RowInputs', 'split_of', 'kind_for', 'Pictures', 'find_arch', 'in_short', 'Tables', 'inputs_in_words', 'Texts']
+__all__ = ['RowInputs', 'split_of', 'inputs_of', 'kind_for', 'Pictures', 'find_arch', 'in_short', 'Tables', 'inputs_in_words',
+           'Texts']
 
 # %% ../../nbs/tools/cli_inputs.ipynb #f34e74c4
 @dataclass
@@ -65,6 +67,31 @@ def split_of(options) -> dict:
     return dict(seed=options.seed, **parts, **(dict(valid_col=options.valid_col) if options.valid_col else drawn))
 
 
+_names_kind = dict(
+    pictures='--images says that pictures are read',
+    text='--text says that texts are read',
+    table='without --images and --text the columns of the table are read',
+)
+_if_meant = dict(
+    pictures=', or name the folder of pictures with --images',
+    text=', or name the column of texts with --text',
+    table=', or write the training in Python, where a network may read both',
+)
+
+
+def inputs_of(options, df) -> RowInputs:
+    "What the network reads of each row; an option that it does not read is an error"
+    inputs = kind_for(options)(options, df)
+    fixes = {kind: fix for kind, fix in _if_meant.items() if 'table' in (kind, inputs.kind)}
+    check_kind(options.named, inputs.kind, _names_kind[inputs.kind], fixes)
+    if '--freeze-epochs' in options.named and not inputs.fine_tunes:
+        raise FlowError(
+            "--freeze-epochs is for networks with pretrained weights, and this one starts from random ones: leave it "
+            "out"
+        )
+    return inputs
+
+
 def kind_for(options) -> type:
     "The kind of inputs that the options speak of"
     if options.images and options.text:
@@ -72,16 +99,9 @@ def kind_for(options) -> type:
             "--images and --text name two kinds of inputs: leave one of them out, or write the training in Python, "
             "where a network may read both"
         )
-    if options.encoder and not options.text:
-        raise FlowError("--encoder reads texts: name their column with --text, or leave it out")
-    if not options.images and not options.text:
-        return Tables
-    if options.cat or options.cont:
-        raise FlowError(
-            "--cat and --cont name inputs of a table: leave them out where --images or --text are the inputs, or write "
-            "the training in Python, where a network may read both"
-        )
-    return Pictures if options.images else Texts
+    if options.images:
+        return Pictures
+    return Texts if options.text else Tables
 
 # %% ../../nbs/tools/cli_inputs.ipynb #9e38e80b
 class Pictures(RowInputs):
@@ -262,9 +282,9 @@ def written(self: Tables, dls) -> dict:
 def inputs_in_words(cat_names, cont_names, n=12) -> str:
     "Which columns are read, in a line"
     parts = []
-    for what, names in (('categories', cat_names), ('numbers', cont_names)):
+    for what, names in (('category', cat_names), ('number', cont_names)):
         more = f' and {len(names) - n} more' if len(names) > n else ''
-        parts += [f"{len(names)} {what} ({', '.join(map(str, names[:n]))}{more})"] * bool(names)
+        parts += [f"{counted(len(names), what)} ({', '.join(map(str, names[:n]))}{more})"] * bool(names)
     return f"Inputs: {', '.join(parts)}"
 
 # %% ../../nbs/tools/cli_inputs.ipynb #3be181bf
@@ -281,8 +301,8 @@ class Texts(RowInputs):
         blank = self.df[self.text].isna().all(axis=1)
         if blank.any():
             raise FlowError(
-                f"'{self.options.csv}' has no text in {blank.sum()} rows, the first in line "
-                f"{int(blank.to_numpy().argmax()) + 2}: write one in each, or take these rows out"
+                f"'{self.options.csv}' has no text in {counted(blank.sum(), 'row')}, the first in line "
+                f"{int(blank.to_numpy().argmax()) + 2}: write one in each, or take such rows out"
             )
 
     @property

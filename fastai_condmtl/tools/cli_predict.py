@@ -8,13 +8,14 @@ from glob import glob
 import json
 from pathlib import Path
 import pandas as pd
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.extras import import_extra
 from ..core.files import write_csv, write_text
 from ..deploy.drift import sums_of
-from ..deploy.scorer import Scorer
+from ..deploy.scorer import Scorer, loaded
 from ..deploy.shards import score_shards
 from . import cli_common as common
+from .cli_open import errors_of_learner, open_run, read_options
 
 # %% auto #0
 __all__ = ['condmtl_predict', 'predict_parser', 'predict', 'parquet_files', 'n_other_files', 'names_in', 'training_sums',
@@ -60,23 +61,27 @@ def predict_parser():
 # %% ../../nbs/tools/cli_predict.ipynb #5a932426
 def predict(options):
     "`condmtl_predict`"
-    (run, trained), out = common.open_run(options), Path(options.out)
+    (run, trained), out = open_run(options), Path(options.out)
     files, column = parquet_files(options.files), options.column or trained.get('fn_col')
     if n_others := n_other_files(options.files):
-        print(f'{n_others} other files of the folders are not read: only those called *.parquet are', flush=True)
+        are = 'is' if n_others == 1 else 'are'
+        others = counted(n_others, 'other file')
+        print(f'{others} of the folders {are} not read: only those called *.parquet are', flush=True)
     keep = options.keep
     if keep is None:
         keep = [] if column is None else names_in(files[0], column)
     folder = options.images and Path(options.images).absolute()
     common.check_free(out, True, ())
-    with common.errors_of_learner(run / 'learner.pkl'):
+    with errors_of_learner(run / 'learner.pkl'):
         scorer = Scorer(run / 'learner.pkl', column, keep, folder=folder)
+        loaded(scorer.file)  # which keeps it
     tell = (lambda line: None) if options.quiet else (lambda line: print(line, flush=True))
     done = score_shards(scorer, files, out, options.rows, options.workers, options.ray, tell)
     drift = done.drift(training_sums(run, trained))
     write_csv(drift, out / '_drift.csv', index=False)  # engines that read the folder pass over names with _
     found = f', {done.found} of them finished before' if done.found else ''
-    print(f'{done.files} files{found}: {done.rows:,} rows, {done.errors:,} of them not scored (column error)')
+    rows = f"{counted(done.rows, 'row', ',')}, {done.errors:,} of them not scored (column error)"
+    print(f"{counted(done.files, 'file')}{found}: {rows}")
     print(drift_lines(drift))
 
 
@@ -114,7 +119,7 @@ def training_sums(run, trained) -> dict | None:
     fn_col = trained.get('fn_col')
     scorer, file = Scorer(run / 'learner.pkl', fn_col), run / 'scored_sums.json'
     if file.is_file():
-        kept = common.read_options(file)
+        kept = read_options(file)
         if kept.get('model') == scorer.file.digest:
             return kept['sums']
     valid, words = run / 'valid.csv', [*trained['words'], *([] if fn_col is None else [fn_col])]

@@ -6,14 +6,15 @@
 from __future__ import annotations
 from pathlib import Path
 import torch
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.files import IMAGES, write_csv, write_text
 from ..deploy.batches import columns_read
 from . import cli_common as common
+from .cli_open import load_exported, open_run
 
 # %% auto #0
 __all__ = ['condmtl_evaluate', 'evaluate_parser', 'evaluate', 'load_thresholds', 'audit_text', 'load_run', 'rows_of',
-           'check_inputs', 'word_columns', 'condmtl_explain', 'explain_parser', 'explain', 'write_trees',
+           'check_inputs', 'word_columns', 'condmtl_explain', 'explain_parser', 'explain', 'tree_files', 'write_trees',
            'save_picture', 'listed', 'files_at', 'images_in']
 
 # %% ../../nbs/tools/cli_run.ipynb #b3d74816
@@ -73,7 +74,8 @@ def evaluate(options):
     write_csv(predictions, out / 'predictions.csv', index=False)
     pictures = 'results.png, ' * has_pictures
     print(
-        f'\n{len(df)} rows; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}report.html, audit.txt'
+        f"\n{counted(len(df), 'row')}; {out}/ holds evaluation.csv, cascade.csv, predictions.csv, {pictures}"
+        'report.html, audit.txt'
     )
 
 
@@ -94,8 +96,8 @@ def audit_text(flow, df) -> str:
 # %% ../../nbs/tools/cli_run.ipynb #5feeafdd
 def load_run(options):
     "The learner of a run folder, on the GPU if there is one, and the options that it was trained with"
-    run, trained = common.open_run(options)
-    return common.load_exported(run / 'learner.pkl', cpu=not torch.cuda.is_available()), trained
+    run, trained = open_run(options)
+    return load_exported(run / 'learner.pkl', cpu=not torch.cuda.is_available()), trained
 
 # %% ../../nbs/tools/cli_run.ipynb #f85f184d
 def rows_of(options, trained, learn):
@@ -176,6 +178,9 @@ def explain(options):
         df, _ = rows_of(options, trained, learn)
         items = [*items, *(Path(path + trained['suff']) for path in df[trained['fn_col']])] if has_pictures else df
     first = items[: options.max_n]
+    files = first if has_pictures else []
+    if options.out:
+        common.check_free(options.out, options.force, tree_files(files))
     trees = learn.explain(
         first, logits=options.logits, top_k=options.top_k, max_n=len(first), num_workers=options.workers
     )
@@ -183,18 +188,24 @@ def explain(options):
     text = f'{trees}\n… and {n_more} more (--max-n)' if n_more else f'{trees}'
     print(text)
     if options.out:
-        write_trees(learn, first if has_pictures else [], text, options)
+        write_trees(learn, files, text, options)
+
+
+def tree_files(files) -> list:
+    "Names of what `--out` holds in the end: the trees as text, and a picture of each image beside its tree"
+    return ['trees.txt', *(f'{i}_{file.stem}.png' for i, file in enumerate(files))]
 
 
 def write_trees(learn, files, text, options):
     "Write the trees as text, and each image beside its tree"
-    names = [f'{i}_{file.stem}.png' for i, file in enumerate(files)]
-    out = common.out_folder(options.out, options.force, ['trees.txt', *names])
-    write_text(out / 'trees.txt', text + '\n')
+    names = tree_files(files)
+    out = common.out_folder(options.out, options.force, names)
+    write_text(out / names[0], text + '\n')
     with common.quietly(learn):
-        for file, name in zip(files, names):
+        for file, name in zip(files, names[1:]):
             save_picture(learn, file, out / name, options.top_k)
-    print(f"\n{out}/ holds trees.txt{f' and {len(files)} pictures' if files else ''}")
+    pictures = f" and {counted(len(files), 'picture')}" if files else ''
+    print(f'\n{out}/ holds trees.txt{pictures}')
 
 
 def save_picture(learn, file, path, top_k):

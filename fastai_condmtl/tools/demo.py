@@ -20,6 +20,7 @@ from fastai.vision.all import (
 )
 from fastcore.basics import patch
 from torch import nn
+from ..core.errors import counted
 from ..datasets.synthetic import digits_flow, digits_table, save_pictures, security_flow, security_scenes
 from ..vision.all import ConditionalDataLoaders, conditional_vision_learner
 
@@ -198,8 +199,8 @@ def run(
     "Train, print a row a task beside the trivial predictor, write a picture of results and the exported learner"
     train, valid = learn.dls.loaders
     print(
-        f'\n{name}: {len(train.dataset)} pictures to learn from, {len(valid.dataset)} to judge by, '
-        f'{len(learn.dls.flow.paths)} tasks, {epochs} epochs',
+        f"\n{name}: {counted(len(train.dataset), 'picture')} to learn from, {len(valid.dataset)} to judge by, "
+        f"{counted(len(learn.dls.flow.paths), 'task')}, {counted(epochs, 'epoch')}",
         flush=True,
     )
     with learn.no_bar(), learn.no_logging():

@@ -173,6 +173,29 @@ def test_trackers_keep_the_best(tmp_path):
     assert broken.save_model.best == whole.save_model.best
 
 
+@pytest.mark.parametrize(
+    'folder, file, said',
+    [
+        ('', 'models/last.pth', 'models/last.pth'),
+        ('other', 'last.pth', '{tmp}/last.pth'),
+        (None, 'last.pth', 'last.pth'),  # the folder where one stands, and a file as it is called from there
+    ],
+)
+def test_a_file_in_the_folder_of_the_learner_is_called_as_it_is_there(
+    tmp_path, capsys, monkeypatch, folder, file, said
+):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        learn = make()
+        learn.path = Path('.') if folder is None else tmp_path / folder
+        fine_tune(learn, Checkpoint(file if folder is None else tmp_path / file))
+    printed = capsys.readouterr().out
+    assert [line.split(': ')[0] for line in printed.splitlines()] == [said.format(tmp=tmp_path)] * (
+        printed.count('going on') + printed.count('was finished')
+    )
+    assert 'this training was finished' in printed
+
+
 @pytest.mark.parametrize('event', ['before_validate', 'after_epoch'])
 def test_interrupted_between_training_and_checkpoint(tmp_path, event):
     weights = fine_tune(make())

@@ -7,6 +7,8 @@ from PIL import Image
 from fastai.vision.all import Resize
 from hypothesis import given
 from fastai_condmtl.vision.all import *
+from fastai_condmtl.data.audit import Audit
+from fastai_condmtl.data.findings import Finding
 from oracle import Oracle, build, frame, k_and, n_rows, raw_row, told
 from random_flows import checks, random_spec, random_table, rngs
 
@@ -673,6 +675,19 @@ def test_findings_are_merged_only_where_they_are_alike():
         '! b, b2, c: 2 to 3 rows say yes where the condition `a` is false: they do not count; correct them, or change '
         'the condition'
     ]
+
+
+def test_findings_on_one_row_and_on_several_are_alike():
+    "The number they begin with may be 1: the line is that of several"
+    text = 'where other labels imply an answer'
+    found = [Finding('a', 'contradiction', f'1 row {text}'), Finding('b', 'contradiction', f'3 rows {text}')]
+    flow = Flow('f', BinaryBlock('a'), BinaryBlock('b')).bind(pd.DataFrame(dict(a=[0, 1], b=[0, 1])))
+    audit = Audit(flow, pd.DataFrame(dict(task_path=['a', 'b'])), found, 5)
+    assert audit.lines() == [f'! a, b: 1 to 3 rows {text}']
+    audit = Audit(flow, audit.table[:1], found[:1], 1)
+    assert (
+        audit.lines() == [f'! a: 1 row {text}'] and audit.headline() == 'f: 1 row, 1 task; 1 finding to mend, 0 to know'
+    )
 
 
 def test_rows_of_weight_0_do_not_count_in_an_audit():

@@ -240,6 +240,13 @@ def test_what_is_no_file_of_a_learner(tmp_path, content):
         Scorer(tmp_path / 'model.pkl', columns='img')(dict(img=['a.png']))
 
 
+def test_a_file_of_a_learner_that_is_cut_off(tmp_path):
+    torch.save(torch.zeros(1000), tmp_path / 'model.pkl')
+    (tmp_path / 'model.pkl').write_bytes((tmp_path / 'model.pkl').read_bytes()[:2000])
+    with pytest.raises(FlowError, match=r"model.pkl' is no file of learn.export \(RuntimeError\): write it anew"):
+        Scorer(tmp_path / 'model.pkl', columns='img')(dict(img=['a.png']))
+
+
 @pytest.mark.parametrize('n_workers', [0, -1, True, 1.5])
 def test_how_many_processes(pictures, n_workers):
     with pytest.raises(FlowError, match='n_workers=.* must be a positive whole number'):

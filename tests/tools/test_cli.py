@@ -7,7 +7,7 @@ from urllib.error import URLError
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from sklearn.metrics import accuracy_score
-from fastai.vision.all import load_learner
+from fastai.vision.all import Learner, load_learner
 from fastai_condmtl.all import *
 from fastai_condmtl.tools import cli, cli_common
 from fastai_condmtl.tools.cli import condmtl_train
@@ -166,6 +166,22 @@ def test_explain(run, scenes, call, tmp_path):
     assert code == 0 and out.count('── camera_blocked') == 2 and 'more (--max-n)' in out
 
 
+@pytest.mark.parametrize('taken, why', [('0_3.png', 'holds 0_3.png already'), ('trees.txt', 'holds trees.txt already')])
+def test_explain_tells_a_taken_folder_before_its_work(run, scenes, call, tmp_path, monkeypatch, taken, why):
+    args = ['--run', run, scenes / '3.png', '--workers', 0, '--out', tmp_path]
+    (tmp_path / taken).write_text('mine')
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, 'explain', lambda *args, **kwargs: pytest.fail('work that is lost'))
+        code, out, err = call(condmtl_explain, *args)
+    fix = 'name another folder with --out, or write over it with --force'
+    assert (code, out, err) == (2, '', f"condmtl_explain: error: '{tmp_path}' {why}: {fix}\n")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(taken, 'mine')]
+    code, out, err = call(condmtl_explain, *args, '--force')
+    assert (code, err) == (0, '') and {file.name for file in tmp_path.iterdir()} == {'0_3.png', 'trees.txt'}
+    code, out, err = call(condmtl_explain, *args[:-1], scenes / 'labels.csv')
+    assert code == 2 and out == '' and "labels.csv' is a file. Name another folder with --out" in err
+
+
 def test_split_column_suffix_and_timm(scenes, call, tmp_path):
     pytest.importorskip('timm')
     df = pd.read_csv(scenes / 'labels.csv').assign(
@@ -297,7 +313,7 @@ def wrong(d):  # name → (arguments, what is said)
         ),
         'no such file column': (w(fn_col='imgg'), "did you mean 'img'"),
         'no file column': (w(csv=d / 'nofiles.csv'), 'say which one it is with --fn-col'),
-        'blank file names': (w(csv=d / 'blank.csv'), 'blank in 1 rows, the first in line 4'),
+        'blank file names': (w(csv=d / 'blank.csv'), 'blank in 1 row, the first in line 4'),
         'an architecture': (w(arch='resnt18'), "did you mean 'resnet18' or 'resnet1"),
         'the folder is full': (w(out=d / 'run'), 'write over it with --force'),
         'no folder to write': (w(out=d / 'labels.csv'), 'cannot write'),
@@ -313,6 +329,9 @@ def wrong(d):  # name → (arguments, what is said)
         'nothing': ([], '--csv, --flow missing'),
         'a forgotten folder': ([x for x in w() if x not in ('--images', d)], "column 'img' .*--images"),
         'two kinds of inputs': (w(text='scene'), 'two kinds of inputs'),
+        'an option for texts': (w(encoder='e'), '--encoder is for texts, and --images says .*: leave it out$'),
+        'an option for tables': (w(cont='scene'), '--cont is for columns of a table, and --images says .*in Python'),
+        'frozen, and nothing learnt before': (w(freeze_epochs=1), '--freeze-epochs is for networks with pretrained'),
         'two jobs': (w(auto=d / 'labels.csv'), '--auto and --csv'),
         'a flow beside a guess': (['--auto', 'l.csv', '--flow', 'f.json'], 'leave --flow out'),
     }
@@ -341,6 +360,7 @@ def test_wrong_input(name, scenes, run, call):
     code, out, err = call(condmtl_train, *args)
     assert code == 2 and 'Traceback' not in out + err and re.search(says, err, re.S), err
     assert err.strip().splitlines()[-1].startswith('condmtl_train: error: ')
+    assert not (scenes / 'other').exists()  # no folder for what was not trained
 
 
 def test_skipped_images_are_told(scenes, call, tmp_path):

@@ -56,7 +56,7 @@ def test_pictures(tmp_path):
     code, said = auto(*args)
     assert code == 0, said
     page, valid, test = check_run(tmp_path / 'run', said)
-    assert "1 files of column 'img' have copies, 2 rows" in said
+    assert "copies of 1 file of column 'img', 2 rows" in said
     assert 'boosting' not in page and 'data:image/jpeg' in page
     assert 'door_open = BinaryBlock' in said and '| ~camera_blocked' in said
     assert f'{len(test)} that neither train nor choose' in said
@@ -87,7 +87,7 @@ def test_a_table_beside_boosting(tmp_path):
     assert 'Machine failure' in asked and asked - {'RNF'} <= {'Machine failure', *MODES}
     assert "Input 'Product ID' is left out: it names the rows" in said
     assert "Input 'again' is left out: each of its values stands with one answer to 'OSF'" in said
-    assert '1 categories (Type), 5 numbers' in said
+    assert '1 category (Type), 5 numbers' in said
     assert '>boosting<' in page and 'boosting' in pd.read_csv(tmp_path / 'run/test/evaluation.csv')
     assert 'boosting' not in pd.read_csv(tmp_path / 'run/evaluation.csv')
 
@@ -166,6 +166,8 @@ def test_questions_can_be_named(tmp_path):
         (rows(sold=None), ['--tasks', 'sold'], 'the labels are all blank'),
         (rows(sold='yes'), ['--tasks', 'sold'], "'sold': it is 'yes' wherever.*two different answers"),
         (rows(), ['--tasks', 'sodl'], "--tasks 'sodl' is no column"),
+        (rows(), ['--ignore', 'sizes'], "--ignore 'sizes' is no column of '.*t.csv': did you mean 'size'"),
+        (rows(), ['--size', 32], '--size is for pictures, and without --images and --text'),
         (rows()[['size']], ['--text', 'size'], 'the labels are missing'),
         (rows(img='a.png'), [], "column 'img' .*names image files.*--images"),
         (rows(img='a.png'), ['--images', '.'], '60 of 60 images are missing.*--images'),
@@ -183,6 +185,7 @@ def test_wrong_input_is_a_sentence(tmp_path, table, args, says):
     code, said = auto(tmp_path / 't.csv', *args, '--out', tmp_path / 'run')
     assert code == 2 and 'Traceback' not in said, said
     assert re.search(says, said.splitlines()[-1]), said
+    assert [file.name for file in tmp_path.iterdir()] == ['t.csv']  # no folder for what was not trained
 
 
 def test_an_input_that_gives_away(tmp_path):

@@ -37,8 +37,10 @@ def test_of_texts_and_tables(tmp_path, table, args, tasks, goes_on):
     code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'flow.json', *args)
     assert code == 0 and said.endswith(goes_on)
     assert [task.name for task in Flow.from_json(tmp_path / 'flow.json').tasks] == tasks
-    code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'other.json', '--tasks', 'stras')
-    assert code == 2 and "--tasks 'stras' is no column" in said
+    for option in ('--tasks', '--ignore'):
+        code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'other.json', option, 'stras')
+        assert code == 2 and f"condmtl_train: error: {option} 'stras' is no column of" in said
+        assert sorted(file.name for file in tmp_path.iterdir()) == ['flow.json', 't.csv']
 
 
 def test_values_in_words_are_what_a_table_may_hold():

@@ -65,7 +65,7 @@ def text_run(tmp_path_factory):
 
 def test_the_inputs_of_a_table_are_told_and_its_scores_are_those_by_hand(table_run):
     d, said = table_run
-    assert 'Inputs: 1 categories (code), 1 numbers (age)' in said and 'name' not in said.partition('\n')[0]
+    assert 'Inputs: 1 category (code), 1 number (age)' in said and 'name' not in said.partition('\n')[0]
     learn, valid = load_learner(d / 'run/learner.pkl'), pd.read_csv(d / 'run/valid.csv', dtype={'code': str})
     by_hand = accuracy_score(valid.works, learn.predict_df(valid).works)
     table = pd.read_csv(d / 'run/evaluation.csv').set_index(['task_path', 'metric_name'])
@@ -164,7 +164,26 @@ def test_an_encoder_of_transformers(tmp_path):
         (dict(), ['--ignore', 'name', 'age', 'code'], 'has no column beside'),
         (dict(), ['--text', 'cod'], "--text 'cod' is not a column"),
         (dict(code=None), ['--text', 'code'], 'has no text in 160 rows, the first in line 2'),
-        (dict(), ['--encoder', 'e'], 'reads texts: name their column with --text'),
+        (
+            dict(),
+            ['--encoder', 'e'],
+            '--encoder is for texts, .*: leave it out, or name the column of texts with --text$',
+        ),
+        (
+            dict(),
+            ['--size', 224, '--arch=resnet18'],
+            '--arch, --size are for pictures, .*: leave them out, or name the folder of pictures with --images$',
+        ),
+        (dict(), ['--fn-col', 'code'], '--fn-col is for pictures'),
+        (dict(), ['--freeze-epochs', 1], '--freeze-epochs is for networks with pretrained weights'),
+        (dict(), ['--text', 'code', '--freeze-epochs', 1], '--freeze-epochs is for networks with pretrained weights'),
+        (dict(), ['--text', 'code', '--size', 32], '--size is for pictures, and --text says .*: leave it out$'),
+        (dict(), ['--text', 'code', '--cat', 'age'], '--cat is for columns of a table, and --text says .*in Python'),
+        (dict(), ['--text', 'code', '--images', '.'], 'two kinds of inputs'),
+        (dict(), ['--ignore', 'nmae'], "--ignore 'nmae' is no column of '.*p.csv': did you mean 'name'"),
+        (dict(works='perhaps'), [], "task 'works', row 0, column 'works', value 'perhaps': not a binary label"),
+        (dict(works='perhaps'), ['--text', 'code'], "task 'works', row 0, column 'works', value 'perhaps'"),
+        (dict(income='much'), [], "task 'income', row 0, column 'income', value 'much'"),
     ],
 )
 def test_wrong_inputs(table_run, tmp_path, change, args, says):
@@ -173,7 +192,9 @@ def test_wrong_inputs(table_run, tmp_path, change, args, says):
     code, said = give(
         condmtl_train, '--csv', tmp_path / 'p.csv', '--flow', d / 'flow.json', '--out', tmp_path / 'run', *args
     )
-    assert code == 2 and 'Traceback' not in said and re.search(says, said), said
+    last = said.splitlines()[-1]
+    assert code == 2 and 'Traceback' not in said and re.search(f'^condmtl_train: error: .*{says}', last), said
+    assert [file.name for file in tmp_path.iterdir()] == ['p.csv']  # no folder for what was not trained
 
 
 def test_a_table_that_lacks_an_input(table_run, tmp_path):

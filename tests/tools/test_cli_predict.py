@@ -1,5 +1,6 @@
 "`condmtl_predict` on a run folder: the numbers of the learner, resumed, with what has moved since training"
 
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import load_learner
 from fastai_condmtl.all import *
@@ -58,7 +59,11 @@ def test_other_files_of_a_folder_are_told(run, tmp_path):
     for name in ('a.csv', 'b.txt', '.hidden', '_SUCCESS'):
         (tmp_path / name).write_text('img')
     code, said = give(*args)
-    assert code == 0 and '2 other files of the folders are not read' in said and '1 files' in said
+    assert (
+        code == 0
+        and '2 other files of the folders are not read' in said
+        and '\n1 file, 1 of them finished before: 4 rows, ' in said
+    )
 
 
 def test_bytes_and_torn_pictures(run, tmp_path):
@@ -79,9 +84,20 @@ def test_bytes_and_torn_pictures(run, tmp_path):
         (['--run', 'run', '--in', 'none/*.parquet', '--out', 'o'], 'names no file'),
         (['--run', 'run', '--in', 'in', '--out', 'o', '--column', 'img2'], "has no column 'img2'"),
         (['--run', 'run', '--in', 'run/valid.csv', '--out', 'o'], 'cannot be read as Parquet'),
+        (
+            ['--run', 'run', '--in', 'in', '--out', 'labels.csv'],
+            "cannot write to 'labels.csv': 'labels.csv' is a file.",
+        ),
+        (
+            ['--run', 'run', '--in', 'in', '--out', 'labels.csv/o'],
+            "labels.csv' is a file. Name another folder with --out",
+        ),
     ],
 )
 def test_errors_are_sentences(run, monkeypatch, args, why):
     monkeypatch.chdir(run[0])
+    labels, names = Path('labels.csv').read_bytes(), set(Path('.').iterdir())
     code, said = give(*args)
     assert code == 2 and why in said and 'Traceback' not in said
+    assert said.startswith('condmtl_predict: error: ') and len(said.splitlines()) == 1
+    assert Path('labels.csv').read_bytes() == labels and set(Path('.').iterdir()) == names

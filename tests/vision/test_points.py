@@ -687,7 +687,7 @@ BAD = {
     ),
     'loss': (lambda: KeypointsBlock('p', ['x', 'y'], loss='ce'), "loss='ce' is not known"),
     'names': (lambda: KeypointsBlock('p', ['x', 'y'], points=['a', 'b']), "points=.* must be 1 different names"),
-    'n_points': (lambda: KeypointsBlock('p', ['x', 'y'], n_points=2), 'cols names 1 points: leave n_points out'),
+    'n_points': (lambda: KeypointsBlock('p', ['x', 'y'], n_points=2), 'cols names 1 point: leave n_points out'),
     'n_points is no number': (lambda: KeypointsBlock('p', n_points=0), 'must be a positive integer'),
     'pair of three': (
         lambda: KeypointsBlock('p', ['a_x', 'a_y', 'b_x', 'b_y'], flip_pairs=[('a', 'b', 'c')]),
