@@ -191,7 +191,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         check_tokens(tokens, df, get_x)
         masked = masks_words(flow)
         vocab = text_vocabulary(tokens, text_vocab, min_freq, max_vocab, masked)
-        flow = with_words(flow, vocab, get_x.cols[0]) if masked else flow
+        flow = with_words(flow, vocab, get_x.cols) if masked else flow
         splitter = as_splitter(
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
