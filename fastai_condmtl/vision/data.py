@@ -15,7 +15,7 @@ from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
 from ..core.errors import FlowError, FlowWarning, RowsOf, near, row_name
 from ..core.files import file_names, file_of, files_folder
-from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
+from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter, splitter_groups
 from ..core.flow import leaves
@@ -193,6 +193,7 @@ class ConditionalDataLoaders(DataLoaders):
     ):
         "From a DataFrame"
         _check_arguments(cls, kwargs, cls.from_df)
+        check_rows(df)
         flow = as_flow(flow)
         if isinstance(fn_col, str) and fn_col not in df.columns:
             raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
@@ -235,8 +236,7 @@ def _build(
     **kwargs,
 ):
     "Loaders of the rows whose image can be read"
-    if len(df) == 0:
-        raise FlowError("the table is empty: hand over at least one row")
+    check_rows(df)
     if bad_images not in ('raise', 'skip'):
         raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
     df, splitter = rows_with_image(df, get_x, splitter, img_cls, bad_images)
