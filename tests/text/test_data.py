@@ -1,4 +1,4 @@
-"Tables of texts that are odd: cells that are no text, columns that are not clear, arguments that nothing can be made of"
+"Texts that are odd: cells that are no text, columns that are not clear, arguments that nothing can be made of"
 
 import numpy as np, pandas as pd, pytest, torch
 from decimal import Decimal
