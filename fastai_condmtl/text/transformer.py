@@ -212,7 +212,7 @@ def tokens_of(dls) -> TokenizeTexts:
 
 def check_module(encoder) -> nn.Module:
     "`encoder`. Raises for what is no module of `transformers`"
-    if not isinstance(encoder, nn.Module) or not hasattr(encoder, 'config'):
+    if not isinstance(encoder, nn.Module) or 'config' not in dir(encoder):
         raise FlowError(
             f"encoder={shortly(encoder, 60)} is no module of transformers: a folder or a name is said where the data "
             "are built, ConditionalTransformerDataLoaders.from_df(df, flow, encoder)"
