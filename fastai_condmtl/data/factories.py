@@ -17,7 +17,7 @@ from ..core.arguments import check_arguments
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['read_labels', 'add_from_csv', 'check_loader_arguments', 'has_one_label']
+__all__ = ['read_labels', 'add_from_csv', 'check_rows', 'check_loader_arguments', 'has_one_label']
 
 # %% ../../nbs/data/factories.ipynb #71a7231a
 def read_labels(
@@ -85,6 +85,14 @@ def _with_required(from_csv, names):
     return method
 
 # %% ../../nbs/data/factories.ipynb #46b97d4a
+def check_rows(df):
+    "Raise for what is no table, and for one without rows"
+    if not isinstance(df, pd.DataFrame):
+        raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
+    if len(df) == 0:
+        raise FlowError("the table is empty: hand over at least one row")
+
+
 def check_loader_arguments(
     what: str,  # The method that was called, as users write it
     given: dict,  # Its keyword arguments

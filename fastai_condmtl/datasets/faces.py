@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw
+from ..core.arguments import check_share, check_whole
 
 # %% auto #0
-__all__ = ['POSES', 'POINTS', 'XY', 'TONES', 'faces', 'mtfl_line', 'utkface_name', 'save_faces']
+__all__ = ['POSES', 'POINTS', 'XY', 'TONES', 'faces', 'check_drawing', 'mtfl_line', 'utkface_name', 'save_faces']
 
 # %% ../../nbs/datasets/faces.ipynb #a06d3dbb
 # where the face looks, as seen in the picture; MTFL's codes 1 to 5
@@ -36,11 +37,20 @@ def faces(
     # `pose`, `age`, `race`
 ):
     "Cartoon faces and what is known about them"
+    check_drawing(n, seed, missing, size)
     images, rows = np.empty((n, size, size, 3), np.uint8), []
     for i in range(n):
         (images[i],), labels, hidden = _shot(seed, i, size)
         rows.append(dict(_with_gaps(_gap_rng(seed, i), labels, hidden, size, missing), img=f'{i}.jpg'))
     return images, _table(rows)
+
+
+def check_drawing(n, seed, missing, size):
+    "Raise for a number of pictures, a seed, a share or a size by which nothing can be drawn"
+    check_whole('n', n, 'a whole number, 0 or more', low=0)
+    check_whole('seed', seed, 'a whole number, 0 or more', low=0)
+    check_share('missing', missing)
+    check_whole('size', size, 'a whole number of pixels, 1 or more')
 
 
 def _table(rows):
@@ -317,7 +327,8 @@ def mtfl_line(
 ):
     "An annotation line as MTFL writes it"
     xy = ' '.join(f'{row[f"{point}_{a}"]:.6f}' for a in 'xy' for point in POINTS)
-    codes = 1 + (row['gender'] == 'female'), 2 - row['smile'], 2 - row['glasses'], 1 + POSES.index(row['pose'])
+    yes_or_no = 1 + _code_of_gender(row), 2 - row['smile'], 2 - row['glasses']
+    codes = *map(int, yes_or_no), 1 + POSES.index(row['pose'])
     return f" {file} {xy} {' '.join(map(str, codes))}\r\n"
 
 
@@ -328,8 +339,12 @@ def utkface_name(
 ):
     "A file name as UTKFace has it"
     time = datetime(2017, 1, 9, 14) + timedelta(seconds=int(i), milliseconds=int(i) * 7919 % 1000)
-    codes = [row['age'], int(row['gender'] == 'female')] + [row['race']] * race
+    codes = [int(row['age']), _code_of_gender(row)] + [int(row['race'])] * bool(race)
     return '_'.join(map(str, codes)) + f"_{time:%Y%m%d%H%M%S}{time.microsecond // 1000:03d}.jpg.chip.jpg"
+
+
+def _code_of_gender(row):
+    return ('male', 'female').index(row['gender'])
 
 # %% ../../nbs/datasets/faces.ipynb #6858eaed
 def save_faces(
@@ -344,6 +359,8 @@ def save_faces(
 ):  # The table with gaps, as in `labels.csv`
     """Draw `faces` and write them as `MTFL/`, `UTKFace/` and `labels.csv` under `path`: JPEG pictures in the
     published formats"""
+    check_drawing(n, seed, missing, size)
+    check_share('test', test)
     path, lists, rows = Path(path), dict(training=[], testing=[]), []
     for folder in ('MTFL/drawn_a', 'MTFL/drawn_b', 'MTFL/drawn_test', 'UTKFace'):
         (path / folder).mkdir(parents=True, exist_ok=True)

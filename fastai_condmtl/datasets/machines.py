@@ -5,6 +5,7 @@
 # %% ../../nbs/datasets/machines.ipynb #2abbbfec
 from __future__ import annotations
 import numpy as np, pandas as pd
+from ..core.arguments import check_share, check_whole
 from ..tasks.binary import BinaryBlock
 from ..core.flow import Flow
 
@@ -30,6 +31,8 @@ def machines(
     missing: float = 0.0,  # Share of the labels to blank at random
 ) -> pd.DataFrame:
     "A row a product: quality, what the sensors said, whether the machine failed and how"
+    check_whole('n', n, 'a whole number, 0 or more', low=0)
+    check_share('missing', missing)
     rng = np.random.default_rng(seed)
     kind = rng.choice(['L', 'M', 'H'], n, p=[0.6, 0.3, 0.1])
     air = (300 + _walk(rng, n, 2)).round(1)

@@ -12,15 +12,17 @@ from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.single_label import SingleLabelBlock
+from ..core.arguments import check_number
 from ..core.errors import FlowError, FlowWarning, near
+from ..data.factories import read_labels
 from .faces import POINTS, POSES, XY
 from ..core.files import IMAGES
 from ..core.flow import Flow
 from ..tasks.keypoints import KeypointsBlock
 
 # %% auto #0
-__all__ = ['RACES', 'folder_at', 'size_of', 'warn_of', 'point', 'read_mtfl', 'mtfl_flow', 'read_utkface', 'utkface_flow',
-           'read_pascal', 'pascal_flow', 'read_biwi', 'head_angles', 'biwi_flow']
+__all__ = ['RACES', 'folder_at', 'size_of', 'warn_of', 'check_size', 'point', 'read_mtfl', 'mtfl_flow', 'read_utkface',
+           'check_races', 'utkface_flow', 'read_pascal', 'pascal_flow', 'read_biwi', 'head_angles', 'biwi_flow']
 
 # %% ../../nbs/datasets/readers.ipynb #63d8d636
 def folder_at(path, file=None) -> Path:
@@ -58,9 +60,14 @@ def warn_of(what, items, n=5):
         warnings.warn(f"{what}: {', '.join(map(repr, list(items)[:n]))}{more}", FlowWarning, stacklevel=3)
 
 
+def check_size(size):
+    "`size`, which None is, too. Raises for what is no width and height"
+    return None if size is None else check_number('size', size, 'a number of pixels above 0, or None', above=0)
+
+
 def point(name, size, **kwargs):
     "A point in pixels of its own picture; or, with `size`, of pictures squashed to that size"
-    if size is None:
+    if check_size(size) is None:
         return KeypointsBlock(name, [f'{name}_x', f'{name}_y'], **kwargs)
     return Flow(name, *[BoundedRegressionBlock(a, f'{name}_{a}', y_range=(0, size), draws=a, **kwargs) for a in 'xy'])
 
@@ -77,10 +84,10 @@ def read_mtfl(
     "The lists of MTFL. Landmarks outside their picture are left blank, with a warning"
     if split not in (None, *_lists):
         raise FlowError(f"split={split!r} must be 'train', 'test' or None for both")
-    path, rows = Path(path), []
+    size, path, rows = check_size(size), Path(path), []
     for side in [split] if split else _lists:
         file = folder_at(path, _lists[side]) / _lists[side]
-        for i, line in enumerate(file.read_text(encoding='utf-8').splitlines(), 1):
+        for i, line in enumerate(_lines(file), 1):
             if line.strip():
                 rows.append((*_mtfl_row(line.split(), f'line {i} of {file.name}'), side == 'test'))
     landmarks = [f'{point}_{a}' for a in 'xy' for point in POINTS]  # as in the lists: all x, then all y
@@ -91,6 +98,14 @@ def read_mtfl(
     outside = _squash_landmarks(df, np.array([size_of(path / file) for file in df.img]), size)
     warn_of(f"{len(outside)} landmarks lie outside their picture and are left blank", outside)
     return df
+
+
+def _lines(file):
+    "The lines of a list"
+    try:
+        return file.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as e:
+        raise FlowError(f"'{file}' is no text in UTF-8 ({e}): unpack it from the download again") from e
 
 
 def _squash_landmarks(df, sizes, size):
@@ -111,7 +126,9 @@ def _mtfl_row(parts, where):
         file = parts[0].replace('\\', '/')
         numbers = [float(v) for v in parts[1:11]]
         gender, smile, glasses, pose = [int(v) for v in parts[11:]]
-        if len(numbers) < 10 or not ({gender, smile, glasses} <= {1, 2} and 1 <= pose <= 5):
+        if len(numbers) < 10 or not np.isfinite(numbers).all():
+            raise ValueError
+        if not ({gender, smile, glasses} <= {1, 2} and 1 <= pose <= 5):
             raise ValueError
     except (ValueError, IndexError):
         raise FlowError(
@@ -147,7 +164,7 @@ def read_utkface(
     races=RACES,  # What to call the codes of race
 ) -> pd.DataFrame:  # `img`, `age`, `gender`, `race`
     "The names of UTKFace's pictures; what a name does not say is a gap, with a warning"
-    path = folder_at(path)
+    path, races = folder_at(path), check_races(races)
     files = sorted(f.relative_to(path).as_posix() for f in path.rglob('*') if f.suffix.lower() in IMAGES)
     if not files:
         raise FlowError(f"there is no picture in '{path}': name the folder that the download was unpacked to")
@@ -156,6 +173,13 @@ def read_utkface(
     warn_of(f"{len(odd)} names do not say all of age, gender and race, which are left blank there", odd)
     rows = [(name.file, name.age, name.gender, name.race) for name in names]
     return pd.DataFrame(rows, columns=['img', 'age', 'gender', 'race']).astype(dict(age=float))
+
+
+def check_races(races) -> list:
+    "Names of the codes of race, as a list"
+    if isinstance(races, str) or not hasattr(races, '__len__') or not len(races):
+        raise FlowError(f"races={races!r} must be a list of names, of the codes 0, 1 and so on")
+    return list(races)
 
 
 class _UTKFaceName:
@@ -181,7 +205,7 @@ def utkface_flow(
         'utkface',
         UnboundedRegressionBlock('age'),
         BinaryBlock('gender', vocab=('male', 'female')),
-        SingleLabelBlock('race', vocab=list(races)),
+        SingleLabelBlock('race', vocab=check_races(races)),
     )
 
 # %% ../../nbs/datasets/readers.ipynb #3278a235
@@ -195,10 +219,12 @@ def read_pascal(
     csv = folder_at(csv, 'train.csv') / 'train.csv' if Path(csv).is_dir() else Path(csv)
     if not csv.is_file():
         raise FlowError(f"there is no file '{csv}': name the csv, or the folder with train.csv")
-    df = pd.read_csv(csv, dtype=dict(fname=str, labels=str), keep_default_na=False)
+    df = _cells_of_csv(csv)
     if missing := [col for col in ('fname', 'labels') if col not in df]:
         hint = near(missing[0], df.columns)
         raise FlowError(f"'{csv}' has no column '{missing[0]}': {hint} The first line must name fname and labels")
+    if (blank := df.fname.str.strip().eq('').to_numpy()).any():
+        raise FlowError(f"'{csv}', line {int(blank.argmax()) + 2}: fname is blank: name the picture, or leave it out")
     stripped = lambda labels: [label.strip() for label in labels.split(label_delim)]
     df['labels'] = df.labels.map(lambda labels: label_delim.join(filter(None, stripped(labels))))
     if folder:
@@ -206,6 +232,20 @@ def read_pascal(
     if 'is_valid' in df:
         df['is_valid'] = _true_or_false(df.is_valid, csv)
     return df[[col for col in ('fname', 'labels', 'is_valid') if col in df]]
+
+
+def _cells_of_csv(csv):
+    "All cells of a csv as text, `''` where blank"
+    try:
+        return read_labels(csv, keep_default_na=False, dtype=str).fillna('')
+    except FlowError:
+        raise
+    except ValueError as e:
+        why = (str(e).splitlines() or [''])[0]
+        raise FlowError(
+            f"'{csv}' cannot be read ({type(e).__name__}: {why}): it must be a csv in UTF-8 whose first line names "
+            "fname and labels"
+        ) from e
 
 
 def _true_or_false(cells, csv):
@@ -233,7 +273,7 @@ def read_biwi(
 ) -> pd.DataFrame:  # `img`, `person`, `head_x`, `head_y`, `depth`, `yaw`, `pitch`, `roll`, `is_valid`
     """Centre of the head in pixels, its distance in millimetres and where it looks. Frames whose pose cannot be
     read, or whose centre lies outside the picture, are left blank there, with a warning"""
-    path, valid = folder_at(path), {valid} if isinstance(valid, str) else set(valid)
+    path, valid = folder_at(path), _recordings(valid)
     rows, unreadable, outside = [], [], []
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
         frames = sorted(folder.glob('frame_*_rgb.*'))
@@ -249,9 +289,18 @@ def read_biwi(
             rows.append(dict(img=img, person=folder.name, **labels, is_valid=folder.name in valid))
     if not rows:
         raise FlowError(f"there is no frame_*_rgb.jpg in the folders of '{path}': name the folder that holds 01 to 24")
+    warn_of("no frame is of these recordings, which `valid` names", sorted(valid - {row['person'] for row in rows}))
     warn_of(f"the pose of {len(unreadable)} frames cannot be read and is left blank", unreadable)
     warn_of(f"the head's centre lies outside the picture in {len(outside)} frames and is left blank", outside)
     return pd.DataFrame(rows).astype(dict.fromkeys(_biwi_labels, float))
+
+
+def _recordings(valid):
+    "Names of recordings as a set"
+    names = [valid] if isinstance(valid, str) else valid
+    if not isinstance(names, (list, tuple, set)) or not all(isinstance(name, str) for name in names):
+        raise FlowError(f"valid={valid!r} must be the name of a recording, such as '13', or a list of names")
+    return set(names)
 
 
 def _camera(folder):
@@ -280,11 +329,12 @@ def _head_labels(frame, camera, size):
 
 
 def _numbers(file, shape):
-    "The first numbers of a file, as an array of this shape"
+    "The first numbers of a file, as an array of this shape; None where they are not there, or not all finite"
     try:
-        return np.array(Path(file).read_text().split()[: int(np.prod(shape))], dtype=float).reshape(shape)
+        numbers = np.array(Path(file).read_text().split()[: int(np.prod(shape))], dtype=float).reshape(shape)
     except (OSError, ValueError):
         return None
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def head_angles(

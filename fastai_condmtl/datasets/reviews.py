@@ -5,6 +5,7 @@
 # %% ../../nbs/datasets/reviews.ipynb #6ee77033
 from __future__ import annotations
 import numpy as np, pandas as pd
+from ..core.arguments import check_share, check_whole
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock
 from ..tasks.single_label import SingleLabelBlock
@@ -24,6 +25,8 @@ def reviews(
 ) -> pd.DataFrame:
     """A table of reviews: `text`, `complaint`, `cause`, `refund`, `stars`, `language`; `cause` and `refund` are
     told of complaints only"""
+    check_whole('n', n, 'a whole number, 0 or more', low=0)
+    check_share('missing', missing)
     rng = np.random.default_rng(seed)
     rows = [_review(rng) for _ in range(n)]
     df = pd.DataFrame(rows, columns=['text', 'complaint', 'cause', 'refund', 'stars', 'language'])

@@ -9,7 +9,9 @@ import numpy as np, pandas as pd
 from fastcore.basics import noop
 from fastcore.meta import delegates
 from PIL import Image, ImageDraw
-from .faces import faces, save_faces
+from ..core.arguments import check_share, check_whole
+from ..core.errors import FlowError
+from .faces import check_drawing, faces, save_faces
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from ..tasks.multi_label import MultiLabelBlock
@@ -246,6 +248,7 @@ def security_scenes(
     bar=noop,
 ):  # uint8 `(n, size, size, 3)` and a table of `LABELS`, `img` (file name) and `scene` (one of `SCENES`)
     "Pictures of a security camera, with labels that only have a meaning given others"
+    check_drawing(n, seed, missing, size)
     ims, rows = np.empty((n, size, size, 3), np.uint8), []
     for i in bar(range(n)):
         rng = np.random.default_rng([seed, i])
@@ -270,6 +273,8 @@ def save_pictures(
     df,  # a row a picture, file names in `img`
 ):  # `df`
     "Write `images` and `labels.csv` under `path`"
+    if 'img' not in df or len(df) != len(images):
+        raise FlowError(f"{len(images)} pictures need a table of as many rows, with their file names in 'img'")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     for im, name in zip(images, df.img):
@@ -318,6 +323,8 @@ def digits_table(
     "scikit-learn's handwritten digits, with questions about their shape"
     from sklearn.datasets import load_digits
 
+    check_share('missing', missing)
+    check_whole('size', size, 'a whole number of pixels, 1 or more')
     inks, digits = load_digits(return_X_y=True)
     inks, images, rows = inks.reshape(-1, 8, 8), np.empty((len(inks), size, size, 3), np.uint8), []
     for i, (ink, digit) in enumerate(zip(inks, digits)):

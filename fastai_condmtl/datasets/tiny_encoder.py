@@ -6,23 +6,35 @@
 from __future__ import annotations
 from pathlib import Path
 import torch
+from ..core.arguments import check_whole
+from ..core.errors import FlowError, shortly
 from ..core.extras import import_extra
 
 # %% auto #0
 __all__ = ['save_tiny_encoder', 'word_pieces']
 
 # %% ../../nbs/datasets/tiny_encoder.ipynb #758283ab
+_N_HEADS = 4  # of the attention
+
+
 def save_tiny_encoder(
     folder,  # Where to write it
     texts,  # What its tokenizer learns words from
-    n_words: int = 2000,  # Words and parts of words at most
-    d_model: int = 32,  # Features of a token
+    n_words: int = 2000,  # Words and parts of words at most; the letters are there in any case
+    d_model: int = 32,  # Features of a token, a multiple of 4
     n_layers: int = 2,
     max_len: int = 64,  # Tokens of a text at most
     seed: int = 0,
 ) -> Path:  # `folder`
     "Write a BERT with random weights, and a tokenizer for it, as `save_pretrained` of `transformers` does"
     transformers = import_extra('transformers', 'save_tiny_encoder', 'transformers')
+    check_whole('n_words', n_words)
+    check_whole('n_layers', n_layers)
+    check_whole('max_len', max_len, 'a whole number, 3 or more', low=3)
+    if check_whole('d_model', d_model) % _N_HEADS:
+        raise FlowError(f"d_model={d_model} must be a multiple of {_N_HEADS}, the number of attention heads")
+    if isinstance(texts, str):
+        raise FlowError(f"texts={shortly(texts, 40)} must be a list of texts: write [text]")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = word_pieces(texts, n_words)
@@ -31,7 +43,7 @@ def save_tiny_encoder(
         sep_token='[SEP]', mask_token='[MASK]',
     )  # fmt: skip
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=d_model, num_hidden_layers=n_layers, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=d_model, num_hidden_layers=n_layers, num_attention_heads=_N_HEADS,
         intermediate_size=4 * d_model, max_position_embeddings=max_len,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

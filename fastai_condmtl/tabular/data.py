@@ -13,7 +13,7 @@ from fastai.tabular.data import TabularDataLoaders
 from fasttransform import Pipeline
 from ..core.errors import near, plain_number, row_name
 from ..core.errors import FlowError, FlowWarning
-from ..data.factories import check_loader_arguments, read_labels
+from ..data.factories import check_loader_arguments, check_rows, read_labels
 from ..data.target_block import FlowTransform, as_flow
 from ..data.split import as_splitter, splitter_groups
 from ..learn.reading import as_own
@@ -234,10 +234,7 @@ def _fills_all_gaps(proc):
 
 def check_table(df):
     "Raise for what is no table with rows and distinct columns"
-    if not isinstance(df, pd.DataFrame):
-        raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
-    if len(df) == 0:
-        raise FlowError("the table is empty: hand over at least one row")
+    check_rows(df)
     if not df.columns.is_unique:
         raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
 

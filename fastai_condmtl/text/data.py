@@ -12,9 +12,9 @@ from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader
 from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defaults
 from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
-from ..core.errors import near, row_name
-from ..core.errors import FlowError
-from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
+from ..core.arguments import check_whole
+from ..core.errors import FlowError, check_column, halved, near, plain_number, row_name, shortly
+from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter
 from ..core.flow import leaves
@@ -23,8 +23,8 @@ from .masks import MASK, TOKENS, MaskTokens, MaskedLMBlock, count_words, with_wo
 import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
-__all__ = ['TextColumns', 'text_columns', 'text_vocabulary', 'check_special_words', 'check_not_empty', 'check_tokens',
-           'as_tokenizer', 'ConditionalTextDataLoaders', 'masks_words', 'check_text_arguments']
+__all__ = ['TextColumns', 'check_characters', 'text_columns', 'text_vocabulary', 'check_text_vocab', 'check_tokens',
+           'as_tokenizer', 'check_rules', 'ConditionalTextDataLoaders', 'masks_words', 'check_text_arguments']
 
 # %% ../../nbs/text/data.ipynb #8ac4f2c7
 class TextColumns(ColReader):
@@ -34,28 +34,34 @@ class TextColumns(ColReader):
     def __call__(self, o, **kwargs):
         if TOKENS in getattr(o, 'index', ()):
             return o[TOKENS]
-        row = f'row {getattr(o, "name", "")!r}'
         if isinstance(o, (pd.Series, dict)) and (gone := [c for c in self.cols if c not in o]):
             raise FlowError(f"the row has no column {gone[0]!r} with the text: {near(gone[0], [*o.keys()])}")
-        return self.join(self.parts([o[c] for c in self.cols], row))
+        name = getattr(o, 'name', None)
+        row = 'the row' if name is None else f'row {name!r}'
+        return self.join(self.parts([o[c] for c in self.cols], lambda: row))
 
     def texts(self, df):
         "All texts of a table; a missing one is an error that names its row"
+        self.check_columns(df)
         is_missing = np.all([df[column].isna() for column in self.cols], axis=0)
         if is_missing.any():
             row = row_name(df, int(is_missing.argmax()))
             raise FlowError(_no_text(self.cols, f"{row} (and {is_missing.sum() - 1} more)"))
-        texts = []
-        for i, cells in enumerate(zip(*(df[c] for c in self.cols))):
-            row = '' if all(isinstance(cell, str) for cell in cells) else row_name(df, i)
-            texts.append(self.join(self.parts(cells, row)))
-        return texts
+        rows = enumerate(zip(*(df[column] for column in self.cols)))
+        return [self.join(self.parts(cells, lambda i=i: row_name(df, i))) for i, cells in rows]
+
+    def check_columns(self, df):
+        "Raise where a table lacks a column with text, or has it several times"
+        for column in self.cols:
+            if column not in df.columns:
+                raise FlowError(f"the table has no column {column!r} with the text: {near(column, df.columns)}")
+            check_column(df, column, 'the text stands in')
 
     def parts(self, cells, row):
-        "The cells of a row as texts; `row` begins the error where none holds any"
+        "The cells of a row as texts; what `row()` says begins the error where none holds any"
         parts = [_as_text(cell, column, row) for cell, column in zip(cells, self.cols)]
         if all(part is None for part in parts):
-            raise FlowError(_no_text(self.cols, row))
+            raise FlowError(_no_text(self.cols, row()))
         return [part or '' for part in parts]
 
     def join(self, parts):
@@ -64,17 +70,28 @@ class TextColumns(ColReader):
 
 
 def _as_text(cell, column, row):
-    "A cell as text, None where it is blank; `row` begins the error"
+    "A cell as text, None where it is blank; what `row()` says begins the error"
     if isinstance(cell, str):
+        if halved(cell):
+            check_characters(cell, f"{row()}, column '{column}'")
         return cell
-    if cell is None or cell is pd.NA or cell != cell:
+    if pd.api.types.is_scalar(cell) and pd.isna(cell):
         return None
-    if isinstance(cell, (int, float, np.number)):
+    if isinstance(cell, (int, float, np.number, np.bool_)):
         return str(cell)
     raise FlowError(
-        f"{row}, column '{column}', value {cell!r}: a {type(cell).__name__} is no text: convert the column with "
-        ".astype(str)"
+        f"{row()}, column '{column}', value {shortly(cell)}: a {type(cell).__name__} is no text: convert the column "
+        "with .astype(str)"
     )
+
+
+def check_characters(text, where):
+    "Raise for a text with half of a character, which no tokenizer takes; `where` begins the error"
+    if halved(text):
+        raise FlowError(
+            f"{where}: the text {shortly(text, 40)} holds half of a character (a surrogate): read it again with its "
+            "right encoding, or drop such halves with text.encode(errors='ignore').decode()"
+        )
 
 
 def _no_text(columns, row):
@@ -88,36 +105,49 @@ def _no_text(columns, row):
 # %% ../../nbs/text/data.ipynb #38d9b5a3
 def text_columns(df, text_col) -> list:
     "Names of the columns with text, given by name or position"
-    names = [_column_name(df, column) for column in (text_col if is_listy(text_col) else [text_col])]
+    is_list = is_listy(text_col) or isinstance(text_col, (pd.Index, np.ndarray))
+    names = [_column_name(df, column) for column in (text_col if is_list else [text_col])]
     if not names:
         raise FlowError("text_col is empty: name the column with the text")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise FlowError(f"text_col names column {twice[0]!r} twice: name each column once")
     return names
 
 
 def _column_name(df, column):
     "The name of one column that is given by name or position"
-    if isinstance(column, int) and column not in df.columns:
-        if not -len(df.columns) <= column < len(df.columns):
-            raise FlowError(f"text_col={column}: the table has {len(df.columns)} columns, count from 0")
-        return df.columns[column]
-    if column not in df.columns:
-        raise FlowError(f"text_col={column!r} is not a column of the table: {near(column, df.columns)}")
+    column, names = plain_number(column), list(df.columns)
+    if isinstance(column, int) and not isinstance(column, bool) and column not in names:
+        if not -len(names) <= column < len(names):
+            raise FlowError(f"text_col={column}: the table has {len(names)} columns, count from 0")
+        column = names[column]
+    if column not in names:
+        raise FlowError(f"text_col={column!r} is not a column of the table: {near(column, names)}")
+    check_column(df, column, 'text_col names')
     return column
 
 # %% ../../nbs/text/data.ipynb #263830fe
 def text_vocabulary(tokens, vocab, min_freq, max_vocab, masked):
     "The words, special ones first, as fastai counts them; with the mask's own where words will be masked"
     if vocab is not None:
-        vocab = list(vocab)
-        check_special_words(vocab, masked)
-        return vocab
-    counts = Counter(token for text in tokens for token in text)
+        return check_text_vocab(vocab, masked)
     special = defaults.text_spec_tok + [MASK] * masked
+    least = len(special) + 1
+    min_freq = check_whole('min_freq', min_freq, 'a whole number, 0 or more', low=0)
+    if max_vocab is not None:
+        what = f'a whole number, {least} or more, since the {len(special)} special tokens count, or None for all words'
+        max_vocab = check_whole('max_vocab', max_vocab, what, low=least)
+    counts = Counter(token for text in tokens for token in text)
     return make_vocab(counts, min_freq=min_freq, max_vocab=max_vocab, special_toks=special)
 
 
-def check_special_words(vocab, masked):
-    "Raise where a vocabulary does not have the special words in their places"
+def check_text_vocab(vocab, masked) -> list:
+    "A vocabulary as a list. Raises where special words are not in their places, and for what is no list of words"
+    if isinstance(vocab, str) or not hasattr(vocab, '__iter__'):
+        raise FlowError(f"text_vocab={vocab!r} must be a list of words, as `dls.vocab` of fastai is")
+    vocab = list(vocab)
+    if odd := [word for word in vocab if not isinstance(word, str)]:
+        raise FlowError(f"text_vocab holds {odd[0]!r}, which is no word: convert it with str")
     if vocab[:2] != defaults.text_spec_tok[:2]:
         raise FlowError(
             f"text_vocab begins with {vocab[:2]}: its first two words must be {defaults.text_spec_tok[:2]} (unknown, "
@@ -127,12 +157,9 @@ def check_special_words(vocab, masked):
         raise FlowError(
             f"text_vocab lacks {MASK!r}, which stands for a masked word: add it, text_vocab=[*vocab, {MASK!r}]"
         )
-
-
-def check_not_empty(df):
-    "Raise for a table without rows"
-    if len(df) == 0:
-        raise FlowError("the table is empty: hand over at least one row")
+    if twice := [word for word, n in Counter(vocab).items() if n > 1 and word not in MaskedLMBlock.fillers]:
+        raise FlowError(f"{twice[0]!r} stands twice in text_vocab: name each word once")
+    return vocab
 
 
 def check_tokens(tokens, df, get_x):
@@ -148,7 +175,22 @@ def as_tokenizer(tok_tfm):
     "A tokenizer that is given as a class, as an object or not at all"
     if tok_tfm is None:
         return WordTokenizer()
-    return tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
+    tokenizer = tok_tfm() if isinstance(tok_tfm, type) else tok_tfm
+    if not callable(tokenizer):
+        raise FlowError(
+            f"tok_tfm={tok_tfm!r} is no tokenizer: hand over one of fastai's, such as WordTokenizer, or an object that "
+            "takes texts and gives the tokens of each"
+        )
+    return tokenizer
+
+
+def check_rules(rules):
+    "Raise for rules that cannot be applied to a text"
+    if rules is not None and not (is_listy(rules) and all(map(callable, rules))):
+        raise FlowError(
+            f"rules={rules!r} must be a list of functions from text to text, such as fastai's "
+            "defaults.text_proc_rules, or None for these"
+        )
 
 # %% ../../nbs/text/data.ipynb #e4324472
 class ConditionalTextDataLoaders(DataLoaders):
@@ -174,7 +216,7 @@ class ConditionalTextDataLoaders(DataLoaders):
         # Words the model knows, such as `dls.vocab` of other data; by default those of this table
         text_vocab: list = None,
         min_freq: int = 3,  # Words that are rarer are unknown
-        max_vocab: int = 60000,  # Words at most
+        max_vocab: int = 60000,  # Words at most, special ones included; None: all
         tok_tfm=None,  # Tokenizer; by default fastai's `WordTokenizer` (spaCy)
         rules=None,  # What is done to a text before it is tokenized; by default fastai's rules
         tok_workers: int = 0,  # Processes to tokenize with
@@ -185,13 +227,16 @@ class ConditionalTextDataLoaders(DataLoaders):
     ):
         "From a DataFrame"
         check_text_arguments(cls, kwargs, cls.from_df)
-        check_not_empty(df)
+        check_rows(df)
+        check_rules(rules)
+        seq_len = check_whole('seq_len', seq_len)
+        tok_workers = check_whole('tok_workers', tok_workers, 'a whole number, 0 or more', low=0)
         flow, get_x, tok = as_flow(flow), TextColumns(text_columns(df, text_col)), as_tokenizer(tok_tfm)
         tokens = tokenize_texts(get_x.texts(df), n_workers=tok_workers, rules=rules, tok=tok)
         check_tokens(tokens, df, get_x)
         masked = masks_words(flow)
         vocab = text_vocabulary(tokens, text_vocab, min_freq, max_vocab, masked)
-        flow = with_words(flow, vocab, get_x.cols[0]) if masked else flow
+        flow = with_words(flow, vocab, get_x.cols) if masked else flow
         splitter = as_splitter(
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )

@@ -12,7 +12,7 @@ from fastai.text.models.awdlstm import AWD_LSTM
 from fastai.text.models.core import PoolingLinearClassifier, SentenceEncoder, _pad_tensor
 from ..core.errors import FlowError
 from ..core.stock import wraps_stock
-from ..core.arguments import check_arguments
+from ..core.arguments import check_arguments, check_whole
 from ..equip import equip, fit_for
 from ..learn.last_layers import last_layers
 from ..learn.saving import load
@@ -20,7 +20,7 @@ from ..learn.start import check_start, start_learner
 from .masks import masked_task
 
 # %% auto #0
-__all__ = ['AnyOrder', 'conditional_text_learner']
+__all__ = ['AnyOrder', 'conditional_text_learner', 'check_pieces']
 
 # %% ../../nbs/text/learner.ipynb #f41a97dd
 class AnyOrder(SentenceEncoder):
@@ -63,6 +63,7 @@ def conditional_text_learner(
     "`text_classifier_learner` for a flow"
     check_arguments('conditional_text_learner', kwargs, conditional_text_learner, text_classifier_learner, TextLearner)
     check_start(start)
+    check_pieces(**{name: kwargs[name] for name in ('seq_len', 'max_len') if name in kwargs})
     fit_for(dls, kwargs)
     if (found := masked_task(dls.flow)) is not None:
         raise FlowError(
@@ -74,6 +75,16 @@ def conditional_text_learner(
     if type(encoder) is SentenceEncoder:
         encoder.__class__ = AnyOrder
     return equip(start_learner(learn, start), metrics, tune, balance)
+
+
+def check_pieces(
+    seq_len=72,  # Tokens of a piece
+    max_len=72 * 20,  # Tokens at the end of a text that are remembered; None: all
+):
+    "Raise where texts are read in pieces of which none is remembered"
+    check_whole('seq_len', seq_len)
+    if max_len is not None:
+        check_whole('max_len', max_len, f'a whole number, seq_len={seq_len} or more, or None for all', low=seq_len)
 
 
 @last_layers.register

@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastai.text.learner import TextLearner
 from fastai.torch_core import params
 from ..core.errors import FlowError
-from ..core.arguments import check_arguments
+from ..core.arguments import check_arguments, check_share, check_whole
 from ..equip import equip, fit_for
 from ..learn.last_layers import LastLayer, last_layers
 from ..learn.start import check_start, start_learner
@@ -37,6 +37,9 @@ class TextEncoder(nn.Module):
         pad_idx: int = 1,
     ):
         super().__init__()
+        d_model, n_words = check_whole('d_model', d_model), check_whole('n_words', n_words)
+        n_layers, n_heads = check_whole('n_layers', n_layers), check_whole('n_heads', n_heads)
+        check_share('dropout', dropout)
         if d_model % n_heads or d_model % 2:
             raise FlowError(f"d_model={d_model} must be even and a multiple of n_heads={n_heads}")
         self.d_model, self.pad_idx = d_model, pad_idx

@@ -12,13 +12,14 @@ from fasttransform import Transform
 from fastai.text.core import defaults
 from fastai.torch_core import TensorBase
 from ..tasks.single_label import SingleLabelBlock
+from ..core.arguments import check_number, check_whole
 from ..core.errors import FlowError
 from ..core.flow import Flow
 from ..tasks.scores import class_score
 
 # %% auto #0
-__all__ = ['MASK', 'TOKENS', 'MaskedLMBlock', 'check_masks', 'check_words', 'with_words', 'masked_task', 'count_words', 'unpack',
-           'positions', 'text_random', 'MaskTokens', 'check_same_words']
+__all__ = ['MASK', 'TOKENS', 'MaskedLMBlock', 'check_text_columns', 'check_words', 'with_words', 'masked_task', 'count_words',
+           'unpack', 'positions', 'text_random', 'MaskTokens', 'check_same_words']
 
 # %% ../../nbs/text/masks.ipynb #952d70e4
 MASK = 'xxmask'  # stands for a word that was taken out
@@ -32,6 +33,7 @@ class MaskedLMBlock(SingleLabelBlock):
     fillers = ('xxfake',)  # fastai fills a vocabulary up with it, to a multiple of eight
     nll = None  # type: ignore[assignment] # masked words are not calibrated
     metrics, lower_is_better = ('accuracy', 'accuracy_3', 'accuracy_5', 'perplexity'), ('perplexity',)
+    kept_as = dict(cols='text_cols')
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class MaskedLMBlock(SingleLabelBlock):
         col=None,
         *,
         vocab: list = None,  # The words; by default those of the data
+        cols: list = None,  # Instead of one column: several, for a text that stands in any of them
         mask_prob: float = 0.15,  # Probability of each word to be masked; at least one and at most `n_masks` are
         n_masks: int = 10,  # Words asked of one text at most; with the vocabulary it sets the size of the output
         seed: int = 0,  # Of the masks of validation rows, which stay the same
@@ -47,8 +50,17 @@ class MaskedLMBlock(SingleLabelBlock):
         if wrong := set(kwargs) - {'given', 'weight'}:
             raise FlowError(f"task '{name}': masked words take no {wrong.pop()}: leave it out")
         super().__init__(name, col, vocab=vocab, **kwargs)
-        check_masks(name, mask_prob, n_masks)
-        self.mask_prob, self.n_masks, self.seed = mask_prob, n_masks, seed
+        check_text_columns(name, col, cols)
+        self.text_cols, who = None if cols is None else list(cols), f"task '{name}'"
+        self.mask_prob = check_number(
+            'mask_prob', mask_prob, 'a probability above 0, such as .15', who=who, above=0, high=1
+        )
+        self.n_masks = check_whole('n_masks', n_masks, 'a whole number, 1 or more', who=who)
+        self.seed = check_whole('seed', seed, 'a whole number, 0 or more', who=who, low=0)
+
+    @property
+    def cols(self):
+        return super().cols if self.text_cols is None else self.text_cols
 
     @property
     def n_targets(self):
@@ -65,12 +77,14 @@ class MaskedLMBlock(SingleLabelBlock):
 _special = {*defaults.text_spec_tok, MASK, *MaskedLMBlock.fillers}
 
 # %% ../../nbs/text/masks.ipynb #0052a38a
-def check_masks(name, mask_prob, n_masks):
-    "Raise for a share of words that is no probability, and for a number of masks that is none"
-    if isinstance(mask_prob, bool) or not isinstance(mask_prob, (int, float)) or not 0 < mask_prob <= 1:
-        raise FlowError(f"task '{name}': mask_prob={mask_prob!r} must be a probability above 0, such as .15")
-    if isinstance(n_masks, bool) or not isinstance(n_masks, int) or n_masks < 1:
-        raise FlowError(f"task '{name}': n_masks={n_masks!r} must be a whole number, 1 or more")
+def check_text_columns(name, col, cols):
+    "Raise where `cols` is no list of columns, or stands beside `col`"
+    if cols is None:
+        return
+    if isinstance(cols, str) or not hasattr(cols, '__len__') or not len(cols):
+        raise FlowError(f"task '{name}': cols={cols!r} must be a list of the columns that hold the text")
+    if col is not None:
+        raise FlowError(f"task '{name}' has a column {col!r} and columns {list(cols)!r}: leave out col= or cols=")
 
 # %% ../../nbs/text/masks.ipynb #0b280c21
 @patch
@@ -96,8 +110,8 @@ def check_words(path, vocab):
 
 @patch
 def encode(self: MaskedLMBlock, df):
-    "Which rows have a text; the words themselves are chosen batch by batch"
-    has_text = df[self.cols[0]].notna().to_numpy()
+    "Which rows have a text, in any of its columns; the words themselves are chosen batch by batch"
+    has_text = df[self.cols].notna().to_numpy().any(1)
     return np.zeros((len(df), self.n_masks)), np.repeat(has_text[:, None], self.n_masks, 1)
 
 
@@ -160,18 +174,24 @@ def baseline(self: MaskedLMBlock, name, constant, vals):
     return np.concatenate([ranked, nll[vals.astype(int)][..., None]], -1)
 
 # %% ../../nbs/text/masks.ipynb #f06ca87a
-def with_words(flow, vocab, col):
-    "A copy of `flow` whose masked words are those of `vocab`, in the text of column `col`"
+def with_words(
+    flow,  # A `Flow`, or a task
+    vocab,  # The words of the data
+    cols,  # Columns that hold the text
+):
+    "A copy of `flow` whose masked words are those of `vocab`, in the text of `cols` where the task names no column"
     flow = copy(flow)
     if isinstance(flow, Flow):
-        flow.tasks = tuple(with_words(task, vocab, col) for task in flow.tasks)
+        flow.tasks = tuple(with_words(task, vocab, cols) for task in flow.tasks)
     elif isinstance(flow, MaskedLMBlock):
         if flow.vocab is not None and list(flow.vocab) != list(vocab):
             raise FlowError(
                 f"task '{flow.name}' has a vocabulary of its own, which is not that of the texts: leave vocab out "
                 "there, and hand it over as text_vocab="
             )
-        flow.vocab, flow.col = list(vocab), flow.col or col
+        flow.vocab = list(vocab)
+        if flow.col is None and flow.text_cols is None:
+            flow.col, flow.text_cols = (cols[0], None) if len(cols) == 1 else (None, list(cols))
     return flow
 
 
@@ -236,7 +256,7 @@ def text_random(
     at = (~pad).cumsum(1)
     text = (_mixed(_mixed(ids + 1) + at * 7919) * ~pad).sum(1, keepdim=True) & 0xFFFFFFFF
     return (
-        _mixed(_mixed(text + salt * 104729) + at * 15485863) >> 8
+        _mixed(_mixed(text + (salt * 104729 & 0xFFFFFFFF)) + at * 15485863) >> 8
     ).float() / 2**24  # as many bits as single precision holds, on any device
 
 # %% ../../nbs/text/masks.ipynb #e5b28e20

@@ -4,25 +4,27 @@
 
 # %% ../../nbs/text/transformer.ipynb #da19d6fe
 from __future__ import annotations
-import json
+import json, warnings
 from inspect import signature
+from pathlib import Path
 import torch
 from torch import nn
 from fastcore.all import L, delegates
 from fastai.learner import Learner
 from fastai.text.data import TensorText
 from fastai.torch_core import params
-from ..core.arguments import check_arguments, check_choice
-from ..core.errors import FlowError
+from ..core.arguments import check_arguments, check_choice, check_share
+from ..core.errors import FlowError, FlowWarning, shortly
 from ..core.extras import import_extra
 from ..equip import equip, fit_for
 from ..learn.heads import RunNeeded, as_branches, conditional_head, needs_heads, stock_logits
 from ..learn.start import check_start, start_learner
-from .transformer_data import TokenizeTexts, check_encoder
+from .transformer_data import TokenizeTexts, check_encoder, not_loaded
 
 # %% auto #0
 __all__ = ['pooling_of', 'load_encoder', 'without_pooler', 'TransformerFeatures', 'transformer_groups', 'layers_of',
-           'transformer_head', 'head_for', 'conditional_transformer_learner', 'tokens_of', 'check_tokens_fit']
+           'transformer_head', 'head_for', 'conditional_transformer_learner', 'tokens_of', 'check_module',
+           'check_tokens_fit']
 
 # %% ../../nbs/text/transformer.ipynb #7c524745
 def pooling_of(
@@ -34,10 +36,30 @@ def pooling_of(
     file = hub.cached_file(str(encoder), '1_Pooling/config.json', **missing_ok)
     if file is None:
         return 'mean'
-    with open(file, encoding='utf-8') as opened:
-        config = json.load(opened)
-    takes_first = config.get('pooling_mode') == 'cls' or config.get('pooling_mode_cls_token') is True
-    return 'first' if takes_first else 'mean'
+    modes = _pooling_modes(file)
+    if modes and not {'cls', 'mean'} & set(modes):
+        warnings.warn(
+            f"encoder {str(encoder)!r} was trained with the pooling {modes[0]!r}, which is not known here: the mean of "
+            "the tokens is taken; pool='first' takes the first",
+            FlowWarning,
+            stacklevel=2,
+        )
+    return 'first' if 'cls' in modes else 'mean'
+
+
+def _pooling_modes(file) -> list:
+    "Names of the ways of pooling that a file of sentence-transformers asks for"
+    try:
+        config = json.loads(Path(file).read_text(encoding='utf-8'))
+        told = config.get('pooling_mode')
+    except (ValueError, AttributeError) as e:
+        raise FlowError(
+            f"'{file}' cannot be read ({type(e).__name__}: {e}), so how the encoder was trained is not known: say "
+            "pool='mean' or pool='first'"
+        ) from e
+    flags = [key for key, is_on in config.items() if key.startswith('pooling_mode_') and is_on is True]
+    old = [flag.removeprefix('pooling_mode_').removesuffix('_tokens').removesuffix('_token') for flag in flags]
+    return [told] if isinstance(told, str) else old
 
 # %% ../../nbs/text/transformer.ipynb #7abf7a1f
 def load_encoder(
@@ -52,11 +74,8 @@ def load_encoder(
             model = transformers.AutoModel.from_pretrained(str(encoder), dtype=torch.float32)
         else:
             model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(str(encoder)))
-    except (OSError, ValueError) as e:
-        raise FlowError(
-            f"encoder {str(encoder)!r} cannot be loaded ({type(e).__name__}: {str(e).splitlines()[0]}): name a folder "
-            "that holds it, or an encoder of the hub while there is a network"
-        ) from e
+    except Exception as e:  # whatever is wrong with a file, or with what was downloaded
+        raise FlowError(not_loaded(encoder, e)) from e
     return without_pooler(model.get_encoder() if model.config.is_encoder_decoder else model)
 
 
@@ -146,7 +165,7 @@ def conditional_transformer_learner(
     metrics=None,  # By default one headline metric a task; names for `flow.metrics`; or any fastai metrics
     # What thresholds are searched for after each fit: a metric, a dict task → metric, a `ThresholdSearch`; None leaves
     # .5
-    tune='f1_score',
+    tune='headline',
     # dict: name in `features=` of tasks and flows → a module from the features of a text, an int (width of a default
     # neck), or a `Branch`
     branches=None,
@@ -162,10 +181,11 @@ def conditional_transformer_learner(
     "An encoder of `transformers` with a head for a flow"
     check_arguments('conditional_transformer_learner', kwargs, conditional_transformer_learner, Learner)
     check_start(start)
+    check_share('ps', ps)
     fit_for(dls, kwargs)
     tokens, flow = tokens_of(dls), dls.flow
     pool = pooling_of(tokens.encoder) if pool is None else pool
-    encoder = load_encoder(tokens.encoder, pretrained) if encoder is None else encoder
+    encoder = load_encoder(tokens.encoder, pretrained) if encoder is None else check_module(encoder)
     features = TransformerFeatures(encoder, tokens.pad_idx, pool)
     check_tokens_fit(features, tokens)
     model = nn.Sequential(features, head_for(flow, features.n_features, branches, ps))
@@ -188,6 +208,16 @@ def tokens_of(dls) -> TokenizeTexts:
             "ConditionalTransformerDataLoaders.from_df(df, flow, encoder), or with a TransformerTextBlock(encoder)"
         )
     return found
+
+
+def check_module(encoder) -> nn.Module:
+    "`encoder`. Raises for what is no module of `transformers`"
+    if not isinstance(encoder, nn.Module) or 'config' not in dir(encoder):
+        raise FlowError(
+            f"encoder={shortly(encoder, 60)} is no module of transformers: a folder or a name is said where the data "
+            "are built, ConditionalTransformerDataLoaders.from_df(df, flow, encoder)"
+        )
+    return encoder
 
 
 def check_tokens_fit(features, tokens):

@@ -14,19 +14,19 @@ from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, TfmdLists
 from fastai.text.data import Pad_Chunk, SortedDL, TensorText
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, FlowWarning, near, row_name
+from ..core.errors import FlowError, FlowWarning, row_name, shortly
 from ..core.extras import import_extra
-from ..data.factories import add_from_csv, has_one_label
+from ..data.factories import add_from_csv, check_rows, has_one_label
 from ..data.split import as_splitter
 from ..data.target_block import as_flow
 from ..deploy.batches import columns_of_reader
 from ..learn.reading import reads_input
-from .data import TextColumns, check_not_empty, check_text_arguments, masks_words, text_columns
+from .data import TextColumns, check_characters, check_text_arguments, masks_words, text_columns
 import fastai_condmtl.text.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
-__all__ = ['load_tokenizer', 'check_encoder', 'TokenRows', 'TokenizeTexts', 'TokenLists', 'TransformerTextBlock', 'TextParts',
-           'ConditionalTransformerDataLoaders', 'check_no_masked_words']
+__all__ = ['load_tokenizer', 'check_tokenizer', 'check_encoder', 'not_loaded', 'TokenRows', 'TokenizeTexts', 'TokenLists',
+           'TransformerTextBlock', 'TextParts', 'ConditionalTransformerDataLoaders', 'check_no_masked_words']
 
 # %% ../../nbs/text/transformer_data.ipynb #7ee15f09
 def load_tokenizer(
@@ -37,12 +37,19 @@ def load_tokenizer(
     auto = import_extra('transformers', f'the encoder {str(encoder)!r}', 'transformers').AutoTokenizer
     try:
         tokenizer = auto.from_pretrained(str(encoder))
-    except (OSError, ValueError) as e:
-        raise FlowError(_not_loaded(encoder, 'tokenizer', e)) from e
+    except Exception as e:  # whatever is wrong with a file, or with what was downloaded
+        raise FlowError(f"the tokenizer of {not_loaded(encoder, e)}") from e
+    return check_tokenizer(tokenizer, f'the tokenizer of encoder {str(encoder)!r}')
+
+
+def check_tokenizer(tokenizer, which):
+    "`tokenizer`. Raises for what is none of `transformers`, and for one without a token for padding"
+    if not callable(tokenizer) or not hasattr(tokenizer, 'model_max_length'):
+        raise FlowError(f"{which} is none of transformers: hand over AutoTokenizer.from_pretrained(folder)")
     if tokenizer.pad_token_id is None:
         raise FlowError(
-            f"the tokenizer of encoder {str(encoder)!r} has no token for padding: load it yourself, set its "
-            "pad_token, such as tokenizer.pad_token = tokenizer.eos_token, and hand it over as tokenizer="
+            f"{which} has no token for padding: load it yourself, set its pad_token, such as "
+            "tokenizer.pad_token = tokenizer.eos_token, and hand it over as tokenizer="
         )
     return tokenizer
 
@@ -59,10 +66,12 @@ def check_encoder(encoder):
         )
 
 
-def _not_loaded(encoder, what, error):
+def not_loaded(encoder, error) -> str:
+    "What an error says of an encoder that cannot be loaded"
+    first_line = (str(error).splitlines() or [''])[0]
     return (
-        f"the {what} of encoder {str(encoder)!r} cannot be loaded ({type(error).__name__}: "
-        f"{str(error).splitlines()[0]}): name a folder that holds it, or an encoder of the hub while there is a network"
+        f"encoder {str(encoder)!r} cannot be loaded ({type(error).__name__}: {first_line}): name a folder that holds "
+        "it, or an encoder of the hub while there is a network"
     )
 
 # %% ../../nbs/text/transformer_data.ipynb #c3165e03
@@ -183,7 +192,6 @@ def texts(self: TokenizeTexts, rows) -> list:
     "The texts of raw rows, as the getters read them"
     reads_columns = len(self.getters) == 1 and isinstance(self.getters[0], TextColumns)
     if isinstance(rows, pd.DataFrame) and reads_columns:
-        self.getters[0].check_columns(rows)
         return self.getters[0].texts(rows)
     if isinstance(rows, pd.DataFrame):
         rows = [rows.iloc[i] for i in range(len(rows))]
@@ -197,6 +205,7 @@ def _text(self: TokenizeTexts, row):
         row = getter(row)
     if not isinstance(row, str):
         raise FlowError(f"value {row!r}: a {type(row).__name__} is no text: hand over texts, or rows that hold them")
+    check_characters(row, 'an item')
     return row
 
 # %% ../../nbs/text/transformer_data.ipynb #8d18c4b3
@@ -240,7 +249,10 @@ class TransformerTextBlock:
         tokenizer=None,  # Its tokenizer; by default as the folder or the hub has it
     ):
         check_whole('max_len', max_len, 'a whole number, 3 or more', low=3)
-        tokenizer = load_tokenizer(encoder) if tokenizer is None else tokenizer
+        if tokenizer is None:
+            tokenizer = load_tokenizer(encoder)
+        else:
+            check_tokenizer(tokenizer, f'tokenizer={shortly(tokenizer, 60)}')
         self.encoder, self.tokenizer, self.max_len = encoder, tokenizer, min(max_len, int(tokenizer.model_max_length))
         pad = Pad_Chunk(pad_idx=tokenizer.pad_token_id, pad_first=False, seq_len=1)
         self.dl_type, self.dls_kwargs = SortedDL, dict(before_batch=pad)
@@ -261,11 +273,6 @@ class TextParts(TextColumns):
     def join(self, parts):
         "The parts of a row's text as one"
         return f' {self.sep} '.join(parts)
-
-    def check_columns(self, df):
-        "Raise where a table lacks a column with text"
-        if missing := [col for col in self.cols if col not in df.columns]:
-            raise FlowError(f"the table has no column {missing[0]!r} with the text: {near(missing[0], df.columns)}")
 
 # %% ../../nbs/text/transformer_data.ipynb #d42ad158
 class ConditionalTransformerDataLoaders(DataLoaders):
@@ -295,7 +302,7 @@ class ConditionalTransformerDataLoaders(DataLoaders):
     ):
         "From a DataFrame"
         check_text_arguments(cls, kwargs, cls.from_df)
-        check_not_empty(df)
+        check_rows(df)
         flow, columns = as_flow(flow), text_columns(df, text_col)
         check_no_masked_words(flow)
         block = TransformerTextBlock(encoder, max_len, tokenizer)

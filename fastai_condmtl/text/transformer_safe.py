@@ -12,7 +12,7 @@ from ..deploy.inputs import SafeInputs, register_inputs
 from ..deploy.named_network import branch_config, is_branch, is_width
 from ..deploy.predictor import Predictor
 from ..learn.heads import Branch
-from .data import TextColumns
+from .data import TextColumns, check_characters
 from .transformer import TransformerFeatures, head_for, tokens_of, without_pooler
 from .transformer_data import TextParts
 
@@ -146,14 +146,13 @@ class TextPredictor(Predictor):
     def texts(self, items) -> list:
         "The texts of rows, or of a list of texts and rows"
         if isinstance(items, pd.DataFrame):
-            parts = self.parts_of_rows()
-            parts.check_columns(items)
-            return parts.texts(items)
+            return self.parts_of_rows().texts(items)
         return [self.text(item) for item in items]
 
     def text(self, item) -> str:
         "The text of one item"
         if isinstance(item, str):
+            check_characters(item, 'an item')
             return item
         if not isinstance(item, (pd.Series, dict)):
             raise FlowError(f"{item!r} is no text: hand over texts, or rows of a table")

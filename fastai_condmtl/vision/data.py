@@ -17,7 +17,7 @@ from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
 from ..core.errors import FlowError, FlowWarning, RowsOf, row_name
 from ..core.files import check_fn_col, file_of, files_folder
-from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
+from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter, splitter_groups
 from ..core.flow import leaves
@@ -264,8 +264,7 @@ def _build(
     **kwargs,  # For the loaders
 ):
     "Loaders of the rows whose image can be read"
-    if len(df) == 0:
-        raise FlowError("the table is empty: hand over at least one row")
+    check_rows(df)
     if told.bad_images not in ('raise', 'skip'):
         raise FlowError(f"bad_images={told.bad_images!r}: use 'raise' or 'skip'")
     df, splitter = rows_with_image(df, get_x, splitter, told.img_cls, told.bad_images)

