@@ -15,7 +15,7 @@ from ..core.errors import FlowError, near
 from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
-from ..core.flow_json import arguments, block_config, from_jsonable
+from ..core.block_json import arguments, block_config, from_jsonable
 from ..core.question_text import is_comparison
 from ..core.resolve import with_atoms
 from ..tasks.binary import BinaryBlock
