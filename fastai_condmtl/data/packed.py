@@ -19,12 +19,12 @@ from ..core.target import TensorConditional
 from .keys import Keys, KeyWriter, check_once, key_texts
 from .pieces import SIDES, ParquetPieces, Sides, TablePieces, bind_pieces
 from .target_block import EncodedRows
+from .task_counts import TaskCounts
 import fastai_condmtl.loss.unit  # noqa: F401  units of a bound flow
 
 # %% auto #0
 __all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'write_facts', 'why_not_packed', 'are_places',
-           'PackedRows', 'TaskCounts', 'counts_of', 'values_counted', 'has_classes', 'encode_pieces', 'tell_killed',
-           'PackedWriter']
+           'PackedRows', 'encode_pieces', 'tell_killed', 'PackedWriter']
 
 # %% ../../nbs/data/packed.ipynb #ce0fa680
 MAGIC = b'condmtl packed 1'
@@ -209,52 +209,6 @@ def rows(
 ) -> PackedRows:
     "The rows of a side"
     return PackedRows(self, self.positions(side), side, self.flow.follows)
-
-# %% ../../nbs/data/packed.ipynb #959c01cd
-class TaskCounts:
-    "Counts of training rows, task by task, summed over pieces"
-
-    def __init__(self, bound):
-        self.bound, self.sums = bound, {}
-
-    def add(self, y):
-        "Count packed rows `(N, 2, D)`"
-        vals, mask = y.astype(np.float64).transpose(1, 0, 2)
-        for path, block in self.bound.tasks.items():
-            columns = self.bound.slices[path].targets
-            sums = counts_of(block, vals[:, columns], mask[:, columns])
-            self.sums[path] = sums + self.sums.get(path, 0)
-
-    def cells(self, weighted=False):
-        "Path → values on the loss scale and how often they count, two arrays: as few rows as tell the counts"
-        res = {}
-        for path, block in self.bound.tasks.items():
-            n = self.sums[path][int(weighted)].astype(np.float32)
-            res[path] = values_counted(block).astype(np.float32), n
-        return res
-
-
-def counts_of(block, vals, mask):
-    "Rows that count, and their weight, of each of `values_counted`: `(2, K, W)`"
-    both = np.stack([mask > 0, mask])
-    if block.thresholded:
-        return np.stack([(both * vals).sum(1), (both * (1 - vals)).sum(1)], 1)
-    if has_classes(block):
-        codes = vals[:, 0].astype(int)
-        return np.stack([np.bincount(codes, of[:, 0], block.n_out)[:, None] for of in both])
-    return both.sum(1)[:, None]
-
-
-def values_counted(block):
-    "The values whose rows are counted `(K, W)`: yes and no; each class; else all alike"
-    if block.thresholded:
-        return np.stack([np.ones(block.n_targets), np.zeros(block.n_targets)])
-    return np.arange(block.n_out)[:, None] if has_classes(block) else np.zeros((1, block.n_targets))
-
-
-def has_classes(block):
-    "True if a label is one of `n_out` classes"
-    return block.exact and block.per_cell and block.n_targets == 1 and block.n_out > 1
 
 # %% ../../nbs/data/packed.ipynb #e54ce2e9
 SAMPLE = 100_000  # training rows from which constants and units are learnt

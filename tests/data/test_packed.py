@@ -200,18 +200,6 @@ def test_counts_beyond_the_sample(tmp_path, monkeypatch):
     assert packed.flow.loss_units['size'] == pytest.approx(bound.loss_units['size'], rel=0.2)
 
 
-def test_no_row_says_so(tmp_path):
-    "What no training row tells is found over all pieces, and not in each"
-    df = pd.DataFrame(dict(kind=['a', 'b', 'c', 'a'] * 5, tag_x=[None] * 20, tag_y=[0, 1] * 10))
-    flow = Flow('f', SingleLabelBlock('kind'), MultiLabelBlock('tags', cols=['tag_x', 'tag_y']))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always')
-        packed = encode_pieces(flow, [df[i : i + 1] for i in range(20)], tmp_path / 'p')
-    assert packed.flow.untold == {'tags': ('tag_x',)}
-    assert len([w for w in told if 'tag_x' in str(w.message)]) == 1
-    assert not [w for w in told if "'kind'" in str(w.message)]
-
-
 @pytest.mark.parametrize(
     'change, text',
     [
