@@ -11,7 +11,7 @@ import torch
 
 from .checked import Checked
 from ..core.conditions import Atom
-from ..core.errors import FlowError
+from ..core.errors import FlowError, NeverTrue
 
 # %% auto #0
 __all__ = ['MEANINGS', 'atoms', 'first_known_row', 'share_limits', 'shares_of', 'operand', 'parsed_atoms', 'parsed',
@@ -77,9 +77,9 @@ def parsed(checked, atom):
     with checked.blaming('parse_question', passes=FlowError):
         try:
             return checked.bound.parse_question(atom.op, atom.value)
+        except NeverTrue:
+            return None
         except FlowError as error:
-            if 'never' in str(error):
-                return None
             raise FlowError(
                 f"{type(checked.block).__name__}.parse_question refuses '{atom.op}' with {atom.value!r}, which stands "
                 f"in the table: {error}"

@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['FlowError', 'FlowWarning', 'row_name', 'rows_in_words', 'RowsOf', 'check_name', 'check_features', 'check_normalise',
-           'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number', 'check_column', 'near']
+__all__ = ['FlowError', 'NeverTrue', 'FlowWarning', 'row_name', 'rows_in_words', 'RowsOf', 'check_name', 'check_features',
+           'check_normalise', 'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number', 'check_column',
+           'near']
 
 # %% ../../nbs/core/errors.ipynb #1de259dd
 class FlowError(ValueError):
     "A flow that is wrong, or labels that do not fit it; the message names the task and ends with the fix"
 
     cell: Any = None  # of a label that does not fit: the `BadCell`
+
+
+class NeverTrue(FlowError):
+    "A question that no label can make true"
 
 
 class FlowWarning(UserWarning):

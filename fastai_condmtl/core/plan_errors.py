@@ -61,7 +61,7 @@ def errors_say_condition(cond, path):
     try:
         yield
     except FlowError as error:
-        raise FlowError(f"the condition `{cond}` of '{path}': {error}") from None
+        raise type(error)(f"the condition `{cond}` of '{path}': {error}") from None
 
 # %% ../../nbs/core/plan_errors.ipynb #ba07d035
 def check_blocks(

@@ -5,7 +5,7 @@
 # %% ../../nbs/core/question_text.ipynb #26eee255
 from __future__ import annotations
 import keyword, unicodedata
-from .errors import FlowError
+from .errors import NeverTrue
 
 # %% auto #0
 __all__ = ['written_question', 'is_comparison', 'never_true', 'check_interval', 'why_no_truth', 'why_no_or', 'why_not_given',
@@ -54,7 +54,7 @@ def _is_name(text):
 # %% ../../nbs/core/question_text.ipynb #157432ec
 def never_true(name, op, value, why):
     "The error for a question that no label can make true"
-    return FlowError(f"{written_question(name, op, value)} is never true: {why}")
+    return NeverTrue(f"{written_question(name, op, value)} is never true: {why}")
 
 
 def check_interval(lo, hi, name):

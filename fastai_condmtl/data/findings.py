@@ -194,16 +194,21 @@ def find_in_answers(task):
         return []  # what is asked is not in the table
     if block.thresholded:
         names = [f" '{label}'" for label in block.vocab] if block.labels else ['']
-        return [find_in_label(task, j, name) for j, name in enumerate(names)]
+        scored = task.mask & block.certain(task.values)
+        counts = zip(scored.sum(0).tolist(), (scored & (task.values > 0.5)).sum(0).tolist())
+        return [find_in_label(task, name, *of_label) for name, of_label in zip(names, counts)]
     if block.exact and block.per_cell:
         return [find_in_classes(task)]
     return [find_in_numbers(task)]
 
 
-def find_in_label(task, j, name):
+def find_in_label(
+    task,  # `TaskRows`
+    name,  # Of the label, after a blank; empty for a task without labels
+    n_rows,  # That count and tell yes or no
+    n_yes,
+):
     "A yes or no that is never told, always the same or rare"
-    scored = task.mask[:, j] & task.block.certain(task.values)[:, j]
-    n_rows, n_yes = int(scored.sum()), int((scored & (task.values[:, j] > 0.5)).sum())
     rarer = min(n_yes, n_rows - n_yes)
     if not n_rows:
         text = f"label{name} is told by no row that counts: fill in its column, or leave it out"

@@ -6,13 +6,14 @@
 from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
+import torch
 from fastai.learner import Learner, join_path_file, save_model
 from fastai.torch_core import rank_distrib
 from ..core.stock import wraps_stock
 from ..core.files import atomic_write
 
 # %% auto #0
-__all__ = ['travels', 'travelling', 'atomic_save', 'save']
+__all__ = ['travels', 'travelling', 'atomic_save', 'save', 'dropping_calibration', 'load']
 
 # %% ../../nbs/learn/saving.ipynb #9b9e9e53
 _travellers: list[type] = []
@@ -58,3 +59,25 @@ def save(stock, self, file, **kwargs):
     with atomic_save(file) as tmp:
         save_model(tmp, self.model, getattr(self, 'opt', None), **kwargs)
     return file
+
+
+@contextmanager
+def dropping_calibration(learn):
+    "Temperatures and limits of sets that hold for the weights before the body are dropped where it loads others"
+    decisions = getattr(learn.loss_func, 'decisions', None)
+    if decisions is None or decisions.temperature is None and not decisions.limits:
+        yield
+        return
+    before = {name: x.clone() for name, x in learn.model.state_dict().items()}
+    yield
+    after = learn.model.state_dict()
+    if before.keys() != after.keys() or not all(torch.equal(x, after[name]) for name, x in before.items()):
+        decisions.drop_calibration()
+
+
+@wraps_stock(Learner)
+def load(stock, self, file, *args, **kwargs):
+    """Load model and optimizer state (if `with_opt`) from `self.path/self.model_dir/file`; other weights drop
+    temperatures and limits of sets"""
+    with dropping_calibration(self):
+        return stock(self, file, *args, **kwargs)

@@ -65,7 +65,7 @@ def forward(
         return self.of_sums(pred)
     if others:
         raise several_targets(y, *others)
-    self._drop_temperatures(pred)
+    self._drop_calibration(pred)
     batch = self._prepare(pred, y)
     # `_modules['mean']` is `self.mean`, found without `nn.Module.__getattr__`, which costs a microsecond
     weights = self._modules['mean'].cell_weights(batch.mask)
@@ -99,13 +99,10 @@ def _prepare(self: ConditionalLoss, pred, y):
 
 
 @patch
-def _drop_temperatures(self: ConditionalLoss, pred):
-    "Drop temperatures and limits of sets when a training goes on: they were found for other weights"
-    decisions = self._modules['decisions']
-    if decisions._buffers['temperature'] is not None and pred.requires_grad:
-        decisions.reset_temperatures()
-    if decisions.limits and pred.requires_grad:
-        decisions.drop_limits()
+def _drop_calibration(self: ConditionalLoss, pred):
+    "Drop temperatures and limits of sets when a training goes on"
+    if pred.requires_grad:
+        self._modules['decisions'].drop_calibration()
 
 # %% ../../nbs/loss/conditional.ipynb #33d3a3c8
 @patch

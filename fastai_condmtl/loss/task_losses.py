@@ -119,7 +119,7 @@ def of_sums(
     parts,  # `sums` of each part of a batch, `TaskSums`
 ):
     "The total, as `forward` gives it for all rows at once"
-    self._drop_temperatures(parts)
+    self._drop_calibration(parts)
     losses, _ = _means(parts)
     return (self.task_weights().to(losses.device, losses.dtype) * losses).sum()
 

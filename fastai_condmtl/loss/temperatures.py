@@ -60,11 +60,20 @@ def reset_temperatures(self: Decisions):
             self.thresholds[path] = move_threshold(self.thresholds[path], temperature)
     self.temperatures, self.tuned = {}, {}
     warnings.warn(
-        "the model is trained again: temperatures of the last calibration are dropped, call learn.calibrate() "
-        "once more when it is done",
+        "the model has other weights: temperatures of the last calibration are dropped, call learn.calibrate() "
+        "once more when its training is done",
         FlowWarning,
         stacklevel=2,
     )
+
+
+@patch
+def drop_calibration(self: Decisions):
+    "Drop temperatures and limits of sets, which were found for other weights"
+    if self._buffers['temperature'] is not None:
+        self.reset_temperatures()
+    if self.limits:
+        self.drop_limits()
 
 
 def move_threshold(

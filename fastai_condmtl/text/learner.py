@@ -11,9 +11,11 @@ from fastai.text.learner import TextLearner, text_classifier_learner
 from fastai.text.models.awdlstm import AWD_LSTM
 from fastai.text.models.core import PoolingLinearClassifier, SentenceEncoder, _pad_tensor
 from ..core.errors import FlowError
+from ..core.stock import wraps_stock
 from ..core.arguments import check_arguments
 from ..equip import equip, fit_for
 from ..learn.last_layers import last_layers
+from ..learn.saving import load
 from ..learn.start import check_start, start_learner
 from .masks import masked_task
 
@@ -39,6 +41,9 @@ class AnyOrder(SentenceEncoder):
         return torch.cat(outs, 1)[back], torch.cat(masks, 1)
 
 # %% ../../nbs/text/learner.ipynb #32076418
+wraps_stock(TextLearner)(load)  # fastai's text learners load by a method of their own
+
+
 @delegates(text_classifier_learner)
 def conditional_text_learner(
     dls,  # `DataLoaders` of texts whose target is a flow

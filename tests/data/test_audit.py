@@ -756,3 +756,23 @@ def test_a_value_of_na_that_no_cell_holds():
             'or leave it out',
         ),
     }
+
+
+def test_many_labels_are_looked_at_once(monkeypatch):
+    "A hundred times the labels ask no more often which cells are certain"
+    calls, certain = [], MultiLabelBlock.certain
+
+    def counted(self, vals):
+        calls.append(vals.shape)
+        return certain(self, vals)
+
+    monkeypatch.setattr(MultiLabelBlock, 'certain', counted)
+    counts = []
+    for n in (10, 1000):
+        labels = [f'l{i}' for i in range(n)]
+        df = pd.DataFrame(dict(x=[labels[:1], labels[1:3], labels, []] * 5))
+        calls.clear()
+        found = Flow('f', MultiLabelBlock('x')).audit(df)
+        counts.append(len(calls))
+        assert len(found.findings) == n
+    assert counts[0] == counts[1]

@@ -452,7 +452,12 @@ def test_sets_travel_and_are_dropped(learn, tmp_path):
     with pytest.warns(FlowWarning, match='learn.conformal'):
         quiet(learn, 'fit', 1)
     assert learn.loss_func.decisions.limits == {}
+    learn.save('trained')
     quiet(learn, 'conformal')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', FlowWarning)
+        learn.load('trained')  # the weights they were found for
+    assert learn.loss_func.decisions.limits.keys() == limits.keys()
     with pytest.warns(FlowWarning, match='learn.conformal'):
         quiet(learn, 'calibrate')
     assert learn.loss_func.decisions.limits == {}
@@ -460,6 +465,26 @@ def test_sets_travel_and_are_dropped(learn, tmp_path):
         quiet(learn, 'predict', item, abstain=True)
     with pytest.raises(FlowError, match='learn.conformal'):
         quiet(learn, 'predict_sets', learn.df)
+
+
+def test_other_weights_from_a_file_drop_what_was_found_for_these(tmp_path):
+    learn = learner()
+    learn.path = tmp_path
+    learn.save('before')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        quiet(learn, 'fit', 1)
+        learn.loss_func.temperatures = {
+            path: 2.0 for path, block in learn.dls.flow.tasks.items() if block.nll is not None
+        }
+        quiet(learn, 'conformal')
+    decisions, acts = learn.loss_func.decisions, torch.linspace(-3, 3, learn.dls.flow.c)[None]
+    before = decisions.decodes(decisions.activation(acts))
+    assert decisions.temperature is not None and decisions.limits
+    with pytest.warns(FlowWarning, match='other weights'), pytest.warns(FlowWarning, match='learn.conformal'):
+        learn.load('before')
+    assert decisions.temperature is None and decisions.limits == {}
+    assert torch.equal(decisions.decodes(decisions.activation(acts)), before)
 
 
 def test_rows_that_tuned_thresholds_are_told():

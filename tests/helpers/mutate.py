@@ -42,9 +42,9 @@ FILES = {  # tests that are about the module: folder/module
     ),
     'loss.conditional': (
         'loss/conditional whole/oracle whole/training callback/balance tasks/kinds learn/heads loss/whole_space '
-        'data/mask_facts evaluate/calibrate evaluate/calibrate_interpret'
+        'data/mask_facts evaluate/calibrate evaluate/calibrate_interpret loss/unit whole/peer_behaviours'
     ),
-    'loss.masked_mean': 'loss/conditional whole/oracle loss/whole_space',
+    'loss.masked_mean': 'loss/conditional loss/unit whole/oracle loss/whole_space',
     'tasks.thresholds': 'tasks/thresholds',
     'tasks.votes': 'tasks/votes',
     'data.target_block': (

@@ -679,7 +679,7 @@ def test_training_drops_temperatures_and_keeps_decisions():
     loss.thresholds |= dict(b=0.3, m=[0.2, 0.5, 0.6], a=0.4)
     before = loss.decodes(loss.activation(z))
     with pytest.warns(
-        UserWarning, match='^the model is trained again: temperatures of the last calibration are dropped'
+        UserWarning, match='^the model has other weights: temperatures of the last calibration are dropped'
     ):
         loss(z.clone().requires_grad_(), y)
     assert (

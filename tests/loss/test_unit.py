@@ -22,6 +22,7 @@ from fastai_condmtl.all import *
 from fastai_condmtl.callback.training_state import loss_state, set_loss
 from fastai_condmtl.deploy.safe import load_safe
 from fastai_condmtl.loss.inputs import TaskSums
+from fastai_condmtl.loss.masked_mean import MaskedMean
 from fastai_condmtl.loss.unit import SEARCH_ROWS
 from fastai_condmtl.equip import equip
 from fastai_condmtl.tabular.all import *
@@ -67,6 +68,16 @@ def test_by_hand():
     assert units['a'] == pytest.approx(0.5 / 4, rel=1e-6)
     assert units['s'] == pytest.approx(1, rel=1e-6)  # standardised
     assert units['c'] == pytest.approx((1 + 1 - 2 * math.log(1) + 2 * math.log(2) - 2 + 2 * 0) / 2, rel=1e-6)
+
+
+def test_a_mean_without_units_divides_by_the_rows_that_count_alone():
+    "Three rows of `a` count with weight 2, two of `b` with weight 3"
+    df = pd.DataFrame(dict(a=[1, 0, 1, None], b=[0, None, None, 1]))
+    bound = Flow('f', BinaryBlock('a'), BinaryBlock('b')).bind(df)
+    layout = bound.loss_func.layout
+    mask = layout.targets_of(bound.encode(df).as_subclass(torch.Tensor))[1]
+    weights = layout.to_flow_order(MaskedMean(layout, [2.0, 3.0]).cell_weights(mask))
+    assert weights.numpy() == pytest.approx(np.array([[2 / 3, 1.5], [2 / 3, 0], [2 / 3, 0], [0, 1.5]]))
 
 
 @pytest.mark.parametrize('weighted', [False, True])

@@ -30,6 +30,7 @@ from fastai_condmtl.text.all import (
     Flow,
     FlowError,
     FlowPrediction,
+    FlowWarning,
     MaskedLMBlock,
     MaskTokens,
     SingleLabelBlock,
@@ -248,6 +249,18 @@ def test_what_is_shown(trained, df):
 
 
 @pytest.mark.trains
+def test_other_weights_from_a_file_drop_temperatures(df, tmp_path):
+    dls = texts_dls(df, review_flow())
+    learn = conditional_text_learner(dls, AWD_LSTM, pretrained=False, path=tmp_path)
+    learn.save('before')
+    for p in learn.model.parameters():
+        p.data.add_(0.01)
+    learn.loss_func.temperatures = {path: 2.0 for path, b in dls.flow.tasks.items() if b.nll is not None}
+    with pytest.warns(FlowWarning, match='other weights'):
+        learn.load('before')
+    assert not learn.loss_func.temperatures
+
+
 def test_a_fresh_process(trained, df, tmp_path):
     """The core does without texts; fastai imported after ours breaks nothing; what was exported predicts and
     shows the same."""

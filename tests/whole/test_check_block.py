@@ -10,6 +10,7 @@ from kinds_of_task import KINDS, table
 
 from fastai_condmtl.all import *
 from fastai_condmtl.core.columns import numbers
+from fastai_condmtl.core.question_text import never_true
 
 # They train the product with the conditions above, so alone they refuse to bind; that they pass in a flow is tested
 # in loss/test_whole_space.py
@@ -277,6 +278,14 @@ class RefusesItsOps(Number):
     def parse_question(self, op, value):
         if op == 'le':
             raise FlowError('not asked here')
+        return super().parse_question(op, value)
+
+
+@fault('parse_question')
+class RefusesInOtherWords(Number):
+    def parse_question(self, op, value):
+        if op == 'le':
+            raise FlowError('this is never asked')
         return super().parse_question(op, value)
 
 
@@ -556,3 +565,14 @@ class CertainOfOne(VotesBlock):
 def test_votes_with_a_broken_hook_fail_by_its_name(broken, told, df):
     with pytest.raises(FlowError, match=told):
         check_block(broken('t', cols=['v0', 'v1', 'v2']), df)
+
+
+class NothingIsAbove(Number):
+    def parse_question(self, op, value):
+        if op == 'gt':
+            raise never_true(self.path, op, value, 'numbers are negative')
+        return super().parse_question(op, value)
+
+
+def test_a_question_that_no_label_answers_with_yes_is_left_out(df):
+    check_block(NothingIsAbove('z'), df)
