@@ -8,9 +8,12 @@ import os, socket
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
+import numpy as np
+from .errors import FlowError, check_column
 
 # %% auto #0
-__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind', 'file_names', 'files_folder', 'file_of']
+__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind', 'file_names', 'check_fn_col', 'files_folder',
+           'file_of']
 
 # %% ../../nbs/core/files.ipynb #1050fcec
 @contextmanager
@@ -118,6 +121,16 @@ def file_names(
     return df[fn_col] if fn_col in df.columns else df.iloc[:, fn_col]
 
 
+def check_fn_col(df, fn_col):
+    "Raise where `fn_col` is neither the name nor the position of one column"
+    if not isinstance(fn_col, (str, int)) or isinstance(fn_col, bool):
+        raise FlowError(f"fn_col={fn_col!r} must be the name or the position of the column with the file names")
+    n_columns = df.shape[1]
+    is_position = isinstance(fn_col, int) and -n_columns <= fn_col < n_columns
+    if fn_col in df.columns or not is_position:
+        check_column(df, fn_col, f"fn_col={fn_col!r} reads")
+
+
 def files_folder(
     path='.',  # Folder of the files
     folder=None,  # Folder in `path` with the files
@@ -132,4 +145,16 @@ def file_of(
     suff='',  # What to append
 ) -> Path:
     "The file that a cell names; an absolute name stays"
-    return Path(folder) / f'{name}{suff}'
+    return Path(folder) / f'{_whole(name)}{suff}'
+
+
+def _whole(cell):
+    "7 for a cell that is 7.0: a row of numbers alone, and a column with gaps, make floats of whole numbers"
+    if not isinstance(cell, (float, np.floating)) or not float(cell).is_integer():
+        return cell
+    if abs(cell) >= 2**53:
+        raise FlowError(
+            f"the file name {cell:.0f} is a number of more digits than rows of numbers keep: make the column text, "
+            "before it has gaps, with df[col].astype(str)"
+        )
+    return int(cell)

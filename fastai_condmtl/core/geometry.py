@@ -20,7 +20,7 @@ class Geometry:
     boxes: tuple = ()  # Columns of boxes, four a box: left, top, right, bottom
     mirror: MirrorRule | None = None  # What a mirror does to all columns of the target; None: all stay
     clamped: tuple = ()  # Columns of points that are moved to the edge when they leave the picture; others are masked
-    names: tuple = ()  # Paths of the tasks, for errors
+    names: tuple = ()  # Paths of the tasks of `cols`, one a column
     keep: bool = False  # Let points outside be
 
     @property
@@ -46,7 +46,7 @@ class Geometry:
             boxes=_joined(boxes),
             mirror=mirror,
             clamped=_joined([(block, own) for block, own in points if block.outside == 'clamp']),
-            names=tuple(block.path for block, _ in points + boxes),
+            names=tuple(block.path for block, own in points + boxes for _ in own),
         )
 
 # %% ../../nbs/core/geometry.ipynb #5697c922

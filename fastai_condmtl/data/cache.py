@@ -31,7 +31,7 @@ from fastai_condmtl.data.cache_format import (
     shrunk_size,
     unmarked,
 )
-from .pictures import OpenImage
+from .pictures import OpenImage, opens_as_fastai
 
 # %% auto #0
 __all__ = ['PictureCache', 'OpenCached']
@@ -102,7 +102,7 @@ def _maker(cls):
     "What a class makes of a file, as text: its name and mode, and the code of a `create` of its own"
     create = getattr(cls.create, '__func__', cls.create)
     text = f"{cls.__module__}.{cls.__qualname__} {getattr(cls, '_open_args', None)}"
-    if create is PILBase.create.__func__ or not hasattr(create, '__code__'):
+    if opens_as_fastai(cls) or not hasattr(create, '__code__'):
         return text
     code = create.__code__
     constants = [c for c in code.co_consts if not hasattr(c, 'co_code')]

@@ -6,8 +6,8 @@
 from __future__ import annotations
 import hashlib, os
 import numpy as np
-from ..core.errors import FlowError, check_column, plain_number, row_name, shortly
-from ..core.files import file_names, file_of, files_folder
+from ..core.errors import FlowError, plain_number, row_name, shortly
+from ..core.files import check_fn_col, file_names, file_of, files_folder
 from .findings import Finding
 from .groups import groups_of, torn_groups
 from .split import ColumnSplitter
@@ -117,9 +117,7 @@ def find_same_files(df, fn_col, folder='.', suff='', sides=None, valid_col=None)
 
 def files_in_column(df, fn_col, folder='.', suff='') -> list:
     "The files that a column names; one that is not there is an error"
-    is_position = type(fn_col) is int and fn_col in range(df.shape[1])
-    if fn_col in df.columns or not is_position:
-        check_column(df, fn_col, f"fn_col={fn_col!r} reads")
+    check_fn_col(df, fn_col)
     files = [file_of(folder, name, suff) for name in file_names(df, fn_col)]
     lost = next((i for i, file in enumerate(files) if not file.is_file()), None)
     if lost is not None:

@@ -14,7 +14,7 @@ from fastai.vision.core import PILBase, PILImage, load_image
 from ..core.errors import FlowError
 
 # %% auto #0
-__all__ = ['OpenImage', 'open_image', 'picture_of', 'check_is_file', 'eight_bits']
+__all__ = ['OpenImage', 'open_image', 'opens_as_fastai', 'picture_of', 'check_is_file', 'eight_bits']
 
 # %% ../../nbs/data/pictures.ipynb #1d8a81c3
 class OpenImage(Transform):
@@ -72,8 +72,7 @@ def open_image(cls, fn):
     "What a file, its bytes, an array or a picture holds, as a `cls`; gray values of 16 bits with 8"
     check_is_file(fn)
     mode = getattr(cls, '_open_args', {}).get('mode')
-    opens_as_fastai = getattr(cls.create, '__func__', None) is PILBase.create.__func__
-    is_ours = opens_as_fastai and mode in ('RGB', 'L')
+    is_ours = opens_as_fastai(cls) and mode in ('RGB', 'L')
     if is_ours and isinstance(fn, np.ndarray):
         fn = picture_of(fn)
     if isinstance(fn, PIL.Image.Image):
@@ -81,6 +80,11 @@ def open_image(cls, fn):
     if not is_ours or not isinstance(fn, (str, Path, bytes)):
         return cls.create(fn)
     return cls(eight_bits(load_image(io.BytesIO(fn) if isinstance(fn, bytes) else fn)).convert(mode))
+
+
+def opens_as_fastai(cls) -> bool:
+    "True if a class of pictures has no `create` of its own, which might turn or shrink them"
+    return getattr(cls.create, '__func__', None) is PILBase.create.__func__
 
 
 def picture_of(array):

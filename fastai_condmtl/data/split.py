@@ -109,6 +109,8 @@ class RowsSplitter:
         self.check_positions(valid_idx, n_rows)
         valid = np.zeros(n_rows, dtype=bool)
         valid[valid_idx] = True
+        if n_rows and valid.all():
+            raise FlowError(f"valid_idx names all {n_rows} rows of the table: leave some out of it, to train on")
         in_order = valid_idx[np.sort(np.unique(valid_idx, return_index=True)[1])]  # as they were given, each once
         return both_sides(valid)[0], L(in_order.tolist())
 

@@ -84,14 +84,14 @@ def _warn_of(px, need):
             f"cache={px}: {need.tfm} asks for {need.px} px and enlarges the pictures again; write cache=True or "
             f"cache={need.px}",
             FlowWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if need.px is None and need.tfm:
         warnings.warn(
             f"cache={px}: {need.tfm} sees pictures that are shrunk to {px} px, and may count pixels; write cache=True "
             "to cache them at full size",
             FlowWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 # %% ../../nbs/vision/cached.ipynb #fe43c1fc

@@ -5,16 +5,18 @@
 # %% ../../nbs/vision/data.ipynb #a111cfee
 from __future__ import annotations
 import warnings
+from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
+from typing import Any
 import numpy as np, pandas as pd
-from fastcore.all import L, delegates, parallel, patch
+from fastcore.all import L, delegates, patch
 from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
-from ..core.errors import FlowError, FlowWarning, RowsOf, near, row_name
-from ..core.files import file_names, file_of, files_folder
+from ..core.errors import FlowError, FlowWarning, RowsOf, row_name
+from ..core.files import check_fn_col, file_of, files_folder
 from ..data.factories import add_from_csv, check_loader_arguments, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter, splitter_groups
@@ -31,20 +33,29 @@ import fastai_condmtl.vision.views  # noqa: F401  what `learn.tta` moves back
 import fastai_condmtl.vision.show  # noqa: F401  a learner that is loaded in a new process can show its results
 
 # %% auto #0
-__all__ = ['ImageFile', 'FileRows', 'Readable', 'readable', 'rows_with_image', 'FixedSplits', 'keep_rows',
+__all__ = ['ImageFile', 'FileRows', 'readable', 'rows_with_image', 'check_parts', 'FixedSplits', 'keep_rows', 'PictureArguments',
            'ConditionalDataLoaders', 'as_files']
 
 # %% ../../nbs/vision/data.ipynb #27884f82
 @reads_one_cell
 class ImageFile(ColReader):
-    "Row → image file: a column with file names, relative to `folder` or absolute"
+    "Row → image file, as a string: a column with file names, relative to `folder` or absolute"
 
-    def __init__(self, col, folder='.', suff=''):
+    def __init__(
+        self,
+        col,  # Column by its name; a whole number is a position, as for fastai's `ColReader`
+        folder='.',  # Where relative names begin
+        suff='',  # What to append to the names
+    ):
         super().__init__(col)
         self.folder, self.file_suff = Path(folder), suff
 
     def __call__(self, o, **kwargs):
-        return self.path(self._do_one(o, self.cols[0]))
+        name = self._do_one(o, self.cols[0])
+        if pd.isna(name):
+            row = f"row {o.name!r} (by its index), " if isinstance(o, pd.Series) else ''
+            raise FlowError(f"{row}column {self.cols[0]!r}: there is no file name. Take such rows out")
+        return self.path(name)
 
     def path(self, name):
         "The file that a cell names, as a string"
@@ -52,7 +63,8 @@ class ImageFile(ColReader):
 
     def files(self, df):
         "The file names as they stand in a table"
-        return file_names(df, self.cols[0])
+        col = self.cols[0]
+        return df.iloc[:, col] if isinstance(col, int) else df[col]
 
     def check(self, df):
         "Raise for a blank file name, and name its row"
@@ -70,7 +82,11 @@ class ImageFile(ColReader):
 class FileRows:
     "In which row of the table a file stands. What is exported knows no rows"
 
-    def __init__(self, names, get_x):
+    def __init__(
+        self,
+        names,  # Column with the file names; None: no table is known
+        get_x,  # `ImageFile`
+    ):
         self.names, self.get_x = names, get_x
 
     def files(self):
@@ -91,39 +107,40 @@ class FileRows:
         return self.__dict__ if going_to_worker else dict(names=None, get_x=None)
 
 # %% ../../nbs/vision/data.ipynb #b475f67d
-class Readable:
-    "Row → True if its image can be read"
-
-    def __init__(self, get_x, img_cls):
-        self.get_x, self.img_cls = get_x, img_cls
-
-    def __call__(self, row):
-        try:
-            OpenImage(self.img_cls)(self.get_x(row))
-        except FlowError:
-            return False  # whatever is wrong with it, the row is named in a warning
-        return True
-
-
 def readable(
     df,  # Table with a row an image
     get_x,  # Row → file
-    img_cls=PILImage,  # How images are opened
-    n_workers: int = 0,  # Processes to read with
+    img_cls=PILImage,  # Class that opens the images
+    stacklevel=2,  # Of the warning; 2: the line that calls this function
 ):
     "Boolean (N,): rows whose image can be read; a warning names the others"
-    rows = [df.iloc[i] for i in range(len(df))]
-    answers = parallel(Readable(get_x, img_cls), rows, n_workers=n_workers, progress=False)
-    is_readable = np.array(list(answers), dtype=bool)
-    if not is_readable.all():
-        broken = [str(get_x(df.iloc[i])) for i in np.flatnonzero(~is_readable)]
+    open_image = OpenImage(img_cls)
+    is_readable = np.array([_can_be_read(df.iloc[i], get_x, open_image) for i in range(len(df))], dtype=bool)
+    broken = np.flatnonzero(~is_readable)
+    if len(broken):
+        names = ', '.join(_row_and_file(df, i, get_x) for i in broken[:5].tolist())
         warnings.warn(
             f"left out {len(broken)} of {len(df)} rows whose image cannot be read: "
-            f"{', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}",
+            f"{names}{' …' if len(broken) > 5 else ''}",
             FlowWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     return is_readable
+
+
+def _can_be_read(row, get_x, open_image):
+    try:
+        open_image(get_x(row))
+    except FlowError:
+        return False  # whatever is wrong with it, the row is named in a warning
+    return True
+
+
+def _row_and_file(df, i, get_x):
+    try:
+        return f"{row_name(df, i)} '{get_x(df.iloc[i])}'"
+    except FlowError:
+        return f'{row_name(df, i)} without a file name'
 
 # %% ../../nbs/vision/data.ipynb #ef7af674
 def rows_with_image(df, get_x, splitter, img_cls, bad_images):
@@ -131,13 +148,30 @@ def rows_with_image(df, get_x, splitter, img_cls, bad_images):
     if bad_images == 'raise':
         get_x.check(df)
         return df, splitter
-    is_readable = readable(df, get_x, img_cls)
+    is_readable = readable(df, get_x, img_cls, stacklevel=5)
     if is_readable.all():
         return df, splitter
     if not is_readable.any():
         raise FlowError("no image of the table can be read: check path=, folder=, suff= and fn_col=")
+    splits = splitter(df)
+    kept = keep_rows(splits, is_readable)
+    check_parts(splits, kept)
     rest = RowsOf.mark(df[is_readable], df, np.flatnonzero(is_readable))
-    return rest, FixedSplits(keep_rows(splitter(df), is_readable), splitter_groups(splitter))
+    return rest, FixedSplits(kept, splitter_groups(splitter))
+
+
+def check_parts(splits, kept):
+    "Raise where training has lost all of its rows; warn where another part has"
+    for name, part, rest in zip(('training', 'validation', 'test'), splits, kept):
+        if len(rest) or not len(part):
+            continue
+        text = (
+            f"no image of the {name} rows, {len(part)} in all, can be read: check their files, or divide the rows "
+            "otherwise"
+        )
+        if name == 'training':
+            raise FlowError(text)
+        warnings.warn(text, FlowWarning, stacklevel=5)
 
 
 class FixedSplits:
@@ -156,6 +190,20 @@ def keep_rows(splits, kept):
     return tuple(L([int(position[i]) for i in split if kept[i]]) for split in splits)
 
 # %% ../../nbs/vision/data.ipynb #eadebc0e
+@dataclass(frozen=True)
+class PictureArguments:
+    "What all `from_*` of `ConditionalDataLoaders` are told of pictures; its names are those of their arguments"
+
+    path: Any
+    seed: int | None
+    item_tfms: Any
+    batch_tfms: Any
+    img_cls: type
+    bad_images: str
+    balance_by: Any
+    cache: Any
+
+
 class ConditionalDataLoaders(DataLoaders):
     "`DataLoaders` of images whose target is a flow"
 
@@ -194,60 +242,46 @@ class ConditionalDataLoaders(DataLoaders):
         "From a DataFrame"
         _check_arguments(cls, kwargs, cls.from_df)
         flow = as_flow(flow)
-        if isinstance(fn_col, str) and fn_col not in df.columns:
-            raise FlowError(f"fn_col={fn_col!r} is not a column of the table: {near(fn_col, df.columns)}")
-        get_x = ImageFile(fn_col, files_folder(path, folder), suff)
+        check_fn_col(df, fn_col)
+        is_number = isinstance(fn_col, int) and fn_col in df.columns  # a column's name, where others are positions
+        position_or_name = df.columns.get_loc(fn_col) if is_number else fn_col
+        get_x = ImageFile(position_or_name, files_folder(path, folder), suff)
         splitter = as_splitter(
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
-        return cls._build(
-            df,
-            flow,
-            get_x,
-            path,
-            splitter,
-            seed,
-            item_tfms,
-            batch_tfms,
-            img_cls,
-            bad_images,
-            balance_by,
-            cache,
-            **kwargs,
-        )
+        told = PictureArguments(path, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, cache)
+        return cls._build(df, flow, get_x, splitter, told, **kwargs)
 
 # %% ../../nbs/vision/data.ipynb #2671ba9d
 @patch(cls_method=True)
 def _build(
     cls: ConditionalDataLoaders,
-    df,
-    flow,
-    get_x,
-    path,
-    splitter,
-    seed,
-    item_tfms,
-    batch_tfms,
-    img_cls,
-    bad_images,
-    balance_by,
-    cache,
-    **kwargs,
+    df,  # Table: a row an image
+    flow,  # A `Flow`, or a single task
+    get_x,  # `ImageFile`
+    splitter,  # Divides the rows
+    told,  # `PictureArguments`
+    **kwargs,  # For the loaders
 ):
     "Loaders of the rows whose image can be read"
     if len(df) == 0:
         raise FlowError("the table is empty: hand over at least one row")
-    if bad_images not in ('raise', 'skip'):
-        raise FlowError(f"bad_images={bad_images!r}: use 'raise' or 'skip'")
-    df, splitter = rows_with_image(df, get_x, splitter, img_cls, bad_images)
-    cache, rows = as_cache(cache, path, img_cls, item_tfms), FileRows(get_x.files(df), get_x)
-    open_image = OpenImage(img_cls, rows) if cache is None else OpenCached(cache, rows)
+    if told.bad_images not in ('raise', 'skip'):
+        raise FlowError(f"bad_images={told.bad_images!r}: use 'raise' or 'skip'")
+    df, splitter = rows_with_image(df, get_x, splitter, told.img_cls, told.bad_images)
+    cache = as_cache(told.cache, told.path, told.img_cls, told.item_tfms)
+    rows = FileRows(get_x.files(df), get_x)
+    open_image = OpenImage(told.img_cls, rows) if cache is None else OpenCached(cache, rows)
     image = TransformBlock(type_tfms=open_image, batch_tfms=IntToFloatTensor)
     dblock = DataBlock(
-        blocks=(image, as_flow(flow)), get_x=get_x, splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms
+        blocks=(image, as_flow(flow)),
+        get_x=get_x,
+        splitter=splitter,
+        item_tfms=told.item_tfms,
+        batch_tfms=told.batch_tfms,
     )
-    dls = cls.from_dblock(dblock, df, path=path, **kwargs)
-    return dls if balance_by is None else dls.balanced(balance_by, seed=seed)
+    dls = cls.from_dblock(dblock, df, path=told.path, **kwargs)
+    return dls if told.balance_by is None else dls.balanced(told.balance_by, seed=told.seed)
 
 
 def _check_arguments(cls, kwargs, method, *takers):
@@ -290,9 +324,8 @@ def _from_files(
     splitter = as_splitter(
         flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
     )
-    return cls._build(
-        df, flow, get_x, path, splitter, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, cache, **kwargs
-    )
+    told = PictureArguments(path, seed, item_tfms, batch_tfms, img_cls, bad_images, balance_by, cache)
+    return cls._build(df, flow, get_x, splitter, told, **kwargs)
 
 # %% ../../nbs/vision/data.ipynb #24f4f2c9
 @patch(cls_method=True)

@@ -4,15 +4,11 @@
 
 # %% ../../nbs/vision/points.ipynb #b245bde1
 from __future__ import annotations
-import os, struct, warnings
+import warnings
 from functools import lru_cache
-from pathlib import Path
 import numpy as np, torch
-from PIL import Image
 from fastcore.basics import patch
-from fasttransform import Transform, Pipeline
-from fastai.data.core import Datasets
-from fastai.torch_core import TensorImageBase, to_device
+from fasttransform import Transform
 from fastai.vision.core import TensorPoint
 from fastai.vision.augment import (
     AffineCoordTfm,
@@ -24,18 +20,15 @@ from fastai.vision.augment import (
     RandomResizedCropGPU,
 )
 from ..core.errors import FlowError, FlowWarning
-from ..core.geometry import Frame, Geometry
+from ..core.geometry import Frame
 from ..core.mirror_rule import mirrored
 from ..core.target import TensorConditional
 from ..core.applications import provides
-from ..data.cache_format import file_size
-from ..data.pictures import OpenImage
-from ..data.steps import part_reader
+from .frames import file_size_of, first_picture, first_size, picture_size, why_no_picture
 
 # %% auto #0
 __all__ = ['TensorConditionalPoints', 'as_points', 'points_of', 'coordinates_of', 'column_numbers', 'encodes', 'ScalePoints',
-           'picture_size', 'first_picture', 'first_size', 'file_size_of', 'check_near', 'KeepInside', 'inside',
-           'flow_tfms', 'first_geometric', 'moves_pictures', 'original_frames', 'corners_of', 'frame_of']
+           'check_near', 'KeepInside', 'inside', 'flow_tfms', 'first_geometric', 'moves_pictures']
 
 # %% ../../nbs/vision/points.ipynb #a758679e
 class TensorConditionalPoints(TensorConditional, TensorPoint):
@@ -173,7 +166,10 @@ class ScalePoints(Transform):
         geo, picture = y.geo, first_picture(b)
         if not geo.cols:
             return y if picture is None else as_points(y, geo, picture_size(picture))  # no picture, no mirror
-        size, columns = _size_for(y, b, picture), column_numbers(geo.cols)
+        size, columns = file_size_of((picture,)), column_numbers(geo.cols)
+        if size is None:
+            inputs = [x for x in b if x is not y]
+            raise FlowError(f"task '{geo.names[0]}' tells coordinates, but {why_no_picture(inputs)}")
         # of a row so short, operations of numpy cost a third of those of torch
         packed = torch.as_subclass(y, torch.Tensor).numpy().copy()
         values, mask = packed
@@ -181,7 +177,7 @@ class ScalePoints(Transform):
         scaled *= _per_pixel(size, len(columns), values.dtype)
         scaled -= 1
         if not geo.keep:
-            scaled *= mask[columns]
+            scaled[mask[columns] == 0] = 0  # the mask holds weights of rows, by which a coordinate is not multiplied
             check_near(y, scaled, size)
         values[columns] = scaled
         return as_points(torch.from_numpy(packed), geo, picture_size(picture))
@@ -197,57 +193,18 @@ class ScalePoints(Transform):
         return b
 
 # %% ../../nbs/vision/points.ipynb #4220c3d9
-@provides
-def picture_size(x):
-    "Width and height of an image, None for anything else"
-    if isinstance(x, Image.Image):
-        return x.size
-    return (x.shape[-1], x.shape[-2]) if isinstance(x, TensorImageBase) else None
-
-
-def first_picture(items):
-    "The first picture among `items`, None without"
-    return next((x for x in items if picture_size(x) is not None), None)
-
-
-def first_size(items):
-    "Width and height of the first picture among `items`, None without"
-    return picture_size(first_picture(items))
-
-
-def file_size_of(items):
-    "Width and height of the file of the first picture among `items`, which a cache may have shrunk; None without"
-    return _file_size(first_picture(items))
-
-
-def _file_size(picture):
-    return file_size(picture) if isinstance(picture, Image.Image) else picture_size(picture)
-
-
-def _size_for(y, b, picture):
-    "Size of the file that the coordinates `y` of an item belong to"
-    size = _file_size(picture)
-    if size is None:
-        raise FlowError(
-            f"task '{y.geo.names[0]}' tells coordinates, but there is no picture among the inputs "
-            f"({', '.join(type(x).__name__ for x in b if x is not y)}): use them with an ImageBlock, or take "
-            "numbers without a picture as BoundedRegressionBlocks"
-        )
-    return size
-
-
 def check_near(y, scaled, size):
-    "Raise for coordinates ten times as far out as the picture is large: they are pixels of another file"
+    "Raise for coordinates `scaled` ten times as far out as the picture is large: they are pixels of another file"
     if scaled.dot(scaled) <= 20**2:  # one quick operation tells it of nearly all rows
         return
     distance = np.abs(scaled)
     if distance.max() <= 20:
         return
-    column = y.geo.cols[int(distance.argmax())]
+    i = int(distance.argmax())
     raise FlowError(
-        f"coordinate {float(y.as_subclass(torch.Tensor)[0, column]):g} of '{', '.join(y.geo.names)}' lies far outside "
-        f"its picture of {size[0]} x {size[1]} pixels: correct the label, and see that coordinates are pixels of "
-        "the file that is read"
+        f"task '{y.geo.names[i]}': coordinate {float(y.as_subclass(torch.Tensor)[0, y.geo.cols[i]]):g} lies far "
+        f"outside its picture of {size[0]} x {size[1]} pixels: correct the label, and see that coordinates are pixels "
+        "of the file that is read"
     )
 
 # %% ../../nbs/vision/points.ipynb #83f9f711
@@ -284,7 +241,7 @@ class KeepInside(Transform):
 
 # %% ../../nbs/vision/points.ipynb #d1fa4d29
 def inside(y: TensorConditionalPoints) -> TensorConditional:
-    "Plain packed labels `(..., 2, D)`, with coordinates within the picture"
+    "Plain packed labels `(..., 2, D)`, with coordinates within the picture; those that do not count are 0"
     geo, packed = y.geo, y.as_subclass(torch.Tensor)
     if geo.keep or not geo.cols:
         return packed.clone().as_subclass(TensorConditional)
@@ -296,7 +253,8 @@ def inside(y: TensorConditionalPoints) -> TensorConditional:
     boxes = coordinates[..., len(geo.points) :]
     areas = (boxes[..., 2::4] - boxes[..., 0::4]) * (boxes[..., 3::4] - boxes[..., 1::4])
     counts = mask.index_select(-1, columns) * torch.cat([is_inside, (areas > 0).repeat_interleave(4, -1)], -1)
-    values, mask = values.index_copy(-1, columns, coordinates * counts), mask.index_copy(-1, columns, counts)
+    coordinates = coordinates.masked_fill(counts == 0, 0)
+    values, mask = values.index_copy(-1, columns, coordinates), mask.index_copy(-1, columns, counts)
     return torch.stack([values, mask], -2).as_subclass(TensorConditional)
 
 
@@ -339,96 +297,3 @@ def moves_pictures(tfm):
 
 
 _MOVING = (FlipItem, DihedralItem, CropPad, RandomCrop, RandomResizedCrop, RandomResizedCropGPU)
-
-# %% ../../nbs/vision/points.ipynb #20bbdca6
-@provides
-def original_frames(
-    dl,  # `DataLoader`; its transforms act as on a validation set
-) -> list:
-    "For each of its items, in the order of the data set, the `Frame` to pixels of the picture as it was read"
-    known, frames, read_size = {}, [], _size_reader(dl.dataset)
-    for i in sorted(dl.get_idxs()):
-        size, item = read_size(i), None
-        shown = size
-        if size is None:
-            item = dl.dataset[i]
-            pictures = item if isinstance(item, tuple) else (item,)
-            size, shown = file_size_of(pictures), first_size(pictures)
-        if size is None:
-            raise FlowError("there is no picture among the inputs to tell coordinates of")
-        sizes = tuple(size), tuple(shown)
-        if sizes not in known:
-            known[sizes] = _probe(dl, dl.dataset[i] if item is None else item)
-        frames.append(known[sizes])
-    return frames
-
-
-_TELL_SIZE_FIRST = ('PNG', 'JPEG', 'BMP')  # formats whose first bytes tell the size that is read in the end
-
-
-def _size_reader(ds):
-    "A function position → width and height by the first bytes of a file; None where the picture must be read"
-    tfms = ds.tls[0].tfms.fs if type(ds) is Datasets else []
-    if not len(tfms) or type(tfms[-1]) is not OpenImage:
-        return lambda i: None
-    read = part_reader(ds.tls[0], {}, len(tfms) - 1)
-
-    def size(i):
-        file = read(i)
-        if not isinstance(file, (str, Path)) or not os.path.isfile(file):
-            return picture_size(file)
-        return _png_size(file) or _size_in_file(file)
-
-    return size
-
-
-def _png_size(file):
-    "Width and height as the first bytes of a PNG tell them, in a fifth of the time that PIL takes; None of others"
-    with open(file, 'rb') as stream:
-        head = stream.read(24)
-    is_png = head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and len(head) == 24
-    return struct.unpack('>II', head[16:]) if is_png else None
-
-
-def _size_in_file(file):
-    with Image.open(file) as picture:
-        return tuple(picture.size) if picture.format in _TELL_SIZE_FIRST else None
-
-
-def _probe(dl, item):
-    "The `Frame` of pictures of the size of this one: their corners go through all transforms"
-    inputs = (item if isinstance(item, tuple) else (item,))[: dl.n_inp]
-    after_item, after_batch = (Pipeline(p, split_idx=1) for p in (dl.after_item, dl.after_batch))
-    after_item.split_idx = after_batch.split_idx = 1
-    item = after_item((*inputs, corners_of(inputs)))
-    batch = after_batch(to_device(dl.do_batch([item]), dl.device))
-    return frame_of(inputs, batch[-1])
-
-# %% ../../nbs/vision/points.ipynb #c0a4e5f1
-@provides
-def corners_of(
-    inputs,  # Inputs of an item, before the item transforms
-) -> TensorConditional:
-    "Packed labels that hold the corners of the first picture, in pixels of its file, to go through the transforms"
-    size = file_size_of(inputs)
-    if size is None:
-        raise FlowError("there is no picture among the inputs to tell coordinates of")
-    width, height = size
-    corners = torch.tensor([0.0, 0, width, 0, 0, height, width, height])
-    y = torch.stack([corners, torch.ones(8)]).as_subclass(TensorConditional)
-    y.geo = Geometry(points=tuple(range(8)), keep=True)
-    return y
-
-
-@provides
-def frame_of(
-    inputs,  # Inputs of an item, before the item transforms
-    moved,  # A batch of its `corners_of`, after all transforms
-) -> Frame:
-    "The `Frame` from coordinates that the network tells to pixels of the picture as it was read"
-    size = file_size_of(inputs)
-    width, height = size
-    corners = np.array([[0.0, 0], [width, 0], [0, height], [width, height]])
-    places = moved.as_subclass(torch.Tensor)[0, 0].cpu().double().numpy().reshape(4, 2)
-    affine = np.linalg.lstsq(np.c_[places, np.ones(4)], corners, rcond=None)[0].T
-    return Frame(affine, size)

@@ -36,7 +36,8 @@ def receptive_field(
     thin: int = 64,  # Width of the strips
 ) -> ReceptiveField:
     """What one position of the features can see, as [Araujo et al.
-    2019](https://distill.pub/2019/computing-receptive-fields/) define it, for any graph of layers"""
+    2019](https://distill.pub/2019/computing-receptive-fields/) define it, for any graph of layers; the statistics of
+    norms are left out"""
     body = _open(body)
     height, step_y = _field(body, n_in, 2, most, thin)
     width, step_x = _field(body, n_in, 3, most, thin)
@@ -65,12 +66,17 @@ def _span(model, n_in, length, axis, thin):
     shape = [1, n_in, thin, thin]
     shape[axis] = length
     x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
-    feats = model(x)
+    feats = _features(model, x)
     check_positions(feats)
 
     def read(position):
         grad = torch.autograd.grad(feats.select(axis, position).sum(), x, retain_graph=True)[0]
         pixels = grad.abs().sum([a for a in range(4) if a != axis]).nonzero()
+        if not len(pixels):
+            raise FlowError(
+                "a position of the features reads no pixel of a picture whose values are all 1: leave out the layers "
+                "that cut such values off"
+            )
         return int(pixels[0]), int(pixels[-1])
 
     n_positions = feats.shape[axis]
@@ -80,18 +86,46 @@ def _span(model, n_in, length, axis, thin):
     return first, last, step or round(length / n_positions)  # 0 also where both see everything
 
 # %% ../../nbs/vision/receptive.ipynb #3c9e321f
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
 def _open(model):
     "A copy through which every pixel that can count does"
-    model = deepcopy(model).cpu().double().eval()
+    model = nn.Sequential(deepcopy(model).cpu().double()).eval()
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.MaxPool2d):
-                setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
-            elif isinstance(child, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)):
+                setattr(module, name, _mean_pool(child))
+            elif isinstance(child, _NORMS):
                 setattr(module, name, nn.Identity())
-        for p in module.parameters(recurse=False):
-            p.data.fill_(1 / max(1, p[0].numel()) if p.ndim > 1 else 0.0)  # a mean over what a unit reads
+        for name, p in module.named_parameters(recurse=False):
+            if p.ndim > 1:
+                p.data.fill_(1 / max(1, p[0].numel()))  # a mean over what a unit reads
+            else:
+                p.data.fill_(0.0 if name == 'bias' else 1.0)  # a scale of each channel
     return model
+
+
+def _mean_pool(pool):
+    "A mean over all pixels from the first to the last that a maximum is taken of"
+    kernel, stride, padding, dilation = (
+        value if isinstance(value, tuple) else (value, value)
+        for value in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    )
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation))
+    return nn.AvgPool2d(reach, stride, padding, pool.ceil_mode)
+
+
+def _features(model, x):
+    "The features of a strip; an error that says what to change where the network does not take it"
+    try:
+        return model(x)
+    except (RuntimeError, ValueError) as e:
+        height, width = x.shape[2:]
+        raise FlowError(
+            f"the network does not take a picture of n_in={x.shape[1]} channels and {height} x {width} pixels "
+            f"(thin={min(height, width)}): {e}. Name other channels with n_in=, or wider strips with thin="
+        ) from e
 
 
 def check_positions(feats):

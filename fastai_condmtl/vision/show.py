@@ -103,8 +103,8 @@ def draw_pairs(
     trees = trees[:max_n]
     if ctxs is None:
         ctxs = _axes_in_pairs(len(trees), nrows, ncols, figsize, bool(titles or notes))
-    for i, (im, tree, drawn) in enumerate(zip(images, trees, shapes)):
-        beside = ctxs[2 * i], ctxs[2 * i + 1]
+    pairs = zip(ctxs[::2], ctxs[1::2])  # fewer than images where rows and columns are given: as for fastai's grids
+    for i, (im, tree, drawn, beside) in enumerate(zip(images, trees, shapes, pairs)):
         im.show(ctx=beside[0], **kwargs)
         for pred, color, style in drawn:
             draw_shapes(beside[0], pred, im.shape[:-3:-1], color, style)

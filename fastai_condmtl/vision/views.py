@@ -10,11 +10,10 @@ from fastai.learner import _before_epoch
 from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from ..core.applications import provides
-from ..core.geometry import Geometry
 from ..core.mirror_rule import mirrored_values
-from ..core.target import TensorConditional
 from ..learn.reading import with_dataset
-from .points import coordinates_of, file_size_of, first_size, flow_tfms, points_of
+from .frames import corners_of, first_size
+from .points import coordinates_of, flow_tfms, points_of
 
 # %% auto #0
 __all__ = ['AddProbe', 'TakeProbe', 'probed_loader', 'maps_between', 'moved_by', 'turn_of', 'moved_back', 'tta_of_views',
@@ -27,11 +26,7 @@ class AddProbe(Transform):
     order = -200  # before coordinates are scaled
 
     def __call__(self, b, split_idx=None, **kwargs):
-        width, height = file_size_of(b)
-        corners = torch.tensor([0.0, 0, width, 0, width, height, 0, height])
-        probe = torch.stack([corners, torch.ones(8)]).as_subclass(TensorConditional)
-        probe.geo = Geometry(points=tuple(range(8)), keep=True)
-        return (*b, probe)
+        return (*b, corners_of(b))
 
     def decode(self, b, **kwargs):
         return b
@@ -126,7 +121,7 @@ def moved_back(
 
 def _act_columns(flow):
     "Where activations hold the coordinates of `flow.geometry`, in its order"
-    slices = [flow.slices[path] for path in flow.geometry.names]
+    slices = [flow.slices[path] for path in dict.fromkeys(flow.geometry.names)]
     return [column for s in slices for column in range(s.acts.start, s.acts.stop)]
 
 # %% ../../nbs/vision/views.ipynb #96bbe18a

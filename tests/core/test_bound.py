@@ -370,3 +370,10 @@ def test_columns_that_are_not_there_or_twice():
     ):
         with pytest.raises(FlowError, match=why):
             make()
+
+
+def test_rows_without_names_are_read_in_the_order_of_the_tasks():
+    flow, rows = Flow('f', BinaryBlock('a'), SingleLabelBlock('k') | task('a')), [(1, 'u'), (0, None), (1, 'v')]
+    by_rows, by_table = flow.bind(rows), flow.bind(pd.DataFrame(rows, columns=['a', 'k']))
+    assert by_rows.tasks['k'].vocab == by_table.tasks['k'].vocab == ['u', 'v']
+    assert torch.equal(by_rows.encode(rows), by_table.encode(rows))

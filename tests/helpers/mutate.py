@@ -38,7 +38,8 @@ FILES = {  # tests that are about the module: folder/module
     'core.questions': 'core/conditions core/flow_json whole/errors tasks/votes',
     'core.bound': (
         'core/conditions core/bound core/target core/prediction core/plan whole/oracle data/target_block '
-        'whole/errors data/mask_facts vision/points vision/mirror tasks/kinds tasks/nested tasks/votes core/not_asked'
+        'whole/errors data/mask_facts vision/points vision/mirror tasks/kinds tasks/nested tasks/votes core/not_asked '
+        'data/packed tasks/unsure evaluate/conformal data/sampling'
     ),
     'loss.conditional': (
         'loss/conditional whole/oracle whole/training callback/balance tasks/kinds learn/heads loss/whole_space '

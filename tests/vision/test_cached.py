@@ -39,7 +39,7 @@ from fastai_condmtl.data.pictures import OpenImage
 from fastai_condmtl.deploy.predictor import opener_of
 from fastai_condmtl.vision.cached import needed
 from fastai_condmtl.vision.data import readable
-from fastai_condmtl.vision.points import original_frames
+from fastai_condmtl.vision.frames import original_frames
 
 SIZES = [(160, 120), (100, 165), (130, 90), (128, 128), (97, 141), (256, 128)]
 PTS, BOX = [f'{p}_{a}' for p in 'abc' for a in 'xy'], ['bx', 'by', 'bw', 'bh']

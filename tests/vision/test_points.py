@@ -3,6 +3,7 @@ seen in the picture, and against hand-made maps back to the original."""
 
 import random, warnings
 import numpy as np, pandas as pd, pytest, torch
+from PIL import ImageOps
 from fastai.vision.all import (
     CropPad,
     DataBlock,
@@ -13,6 +14,7 @@ from fastai.vision.all import (
     ImageBlock,
     Learner,
     Normalize,
+    PILImage,
     PointScaler,
     RandomCrop,
     RandomResizedCrop,
@@ -44,7 +46,8 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.tasks.box import BoxBlock
 from fastai_condmtl.tasks.keypoints import KeypointsBlock
-from fastai_condmtl.vision.points import TensorConditionalPoints, _png_size, original_frames
+from fastai_condmtl.vision.frames import _png_size, original_frames
+from fastai_condmtl.vision.points import TensorConditionalPoints
 from fastai_condmtl.datasets.faces import POINTS, XY, faces
 
 SIZES = [(64, 48), (50, 80), (90, 40), (64, 64), (33, 57), (120, 121)]
@@ -285,6 +288,21 @@ def test_outside(pics):
     assert y[1, 1, 1:3].tolist() == [0, 0] and not y.isnan().any()  # a label that is missing is not clamped into being
 
 
+@pytest.mark.parametrize('name', ['squish', 'crop'])
+def test_weights_of_rows_move_no_point(pics, name):
+    "A packed mask holds the weights of rows, which are no part of the coordinates"
+    tmp, df = pics
+    weights = torch.tensor([0.5, 2, 0, 1, 3, 0.25])
+    df = df.assign(w=weights.numpy())
+    flow = Flow('f', KeypointsBlock('pts', PTS, weight_col='w', outside='clamp'), BoxBlock('box', BOX, weight_col='w'))
+    plain = Flow('f', KeypointsBlock('pts', PTS, outside='clamp'), BoxBlock('box', BOX))
+    for batch_tfms in (None, aug_transforms(max_rotate=30, p_affine=1)):
+        how = dict(item_tfms=ITEM[name](), batch_tfms=batch_tfms)
+        (_, got), (_, want) = (rolled(loaders((tmp, df), f, None, **how)) for f in (flow, plain))
+        assert torch.equal(got[:, 1], want[:, 1] * weights[:, None])
+        assert want[:, 1].mean() > 0.9 and torch.equal(got[:, 0], want[:, 0] * (weights[:, None] > 0))
+
+
 def test_gates_and_points(pics):
     "A point counts where its task has meaning and the point is known and inside"
     tmp, df = pics
@@ -421,6 +439,8 @@ def test_shown_pixels(pics):
     dls.show_batch(max_n=2)
     ax = plt.gcf().axes[0]
     assert len(ax.lines) == 3 and len(ax.patches) == 1
+    dls.show_batch(max_n=2, nrows=1, ncols=1)  # fewer places than pictures, as fastai's own grids have
+    assert len(plt.gcf().axes) == 2
 
 
 # --- the rest of the library ----------------------------------------------------------------------------------------
@@ -744,9 +764,11 @@ def test_bad_pictures(pics):
     tmp, df = pics
     with pytest.raises(
         FlowError,
-        match="coordinate 4000 of 'pts, box' lies far outside its picture of 64 x 48 pixels: correct the label",
+        match="task 'pts': coordinate 4000 lies far outside its picture of 64 x 48 pixels: correct the label",
     ):
         rolled(loaders((tmp, df.assign(a_x=4000.0)), both(), None, item_tfms=Resize(48)))
+    with pytest.raises(FlowError, match="task 'box': coordinate 40.* lies far outside its picture"):
+        rolled(loaders((tmp, df.assign(by=4000.0)), both(), None, item_tfms=Resize(48)))
     d = DataBlock(
         blocks=(TransformBlock, Flow('f', KeypointsBlock('p', ['a_x', 'a_y']))), get_x=lambda r: torch.tensor([r.a_x])
     )
@@ -816,6 +838,40 @@ def test_points_come_back_in_pixels_of_files_of_any_format(name, tmp_path):
     (frame, *others) = original_frames(dls.test_dl(df))
     with Image.open(tmp_path / name) as read:
         assert frame.size == read.size == (83, 37) and all(other is frame for other in others)
+
+
+class Turned(PILImage):
+    "Pictures that are turned as their EXIF data say, which fastai does not do"
+
+    @classmethod
+    def create(cls, fn, **kwargs):
+        return cls(ImageOps.exif_transpose(Image.open(fn)).convert('RGB'))
+
+
+@pytest.mark.parametrize('img_cls', [PILImage, Turned])
+def test_points_come_back_in_pixels_of_the_picture_that_a_class_opens(img_cls, tmp_path):
+    "Every second file says that it is to be turned: files of one size are pictures of two"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for i in range(4):
+        Image.new('RGB', (83, 37)).save(tmp_path / f'{i}.jpg', **(dict(exif=turned) if i % 2 else {}))
+    df = pd.DataFrame(dict(img=[f'{i}.jpg' for i in range(4)], x=[10.0, 20, 30, 35], y=[5.0, 36, 20, 1]))
+    dls = ConditionalDataLoaders.from_df(
+        df,
+        Flow('f', KeypointsBlock('p', ['x', 'y'])),
+        path=tmp_path,
+        fn_col='img',
+        img_cls=img_cls,
+        item_tfms=Resize(24, method='squish'),
+        bs=2,
+        num_workers=0,
+    )
+    dl = dls.test_dl(df, with_labels=True)
+    frames = original_frames(dl)
+    assert [frame.size for frame in frames] == [img_cls.create(tmp_path / name).size for name in df.img]
+    labels = torch.cat([batch[1].as_subclass(torch.Tensor) for batch in dl])
+    back = dls.flow.to_frame(labels, frames)
+    assert np.allclose(back[['x', 'y']], df[['x', 'y']], atol=1e-3)
 
 
 def test_a_file_that_ends_within_its_first_bytes_has_no_size(tmp_path):
