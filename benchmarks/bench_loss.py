@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 import fastai_condmtl.all  # noqa: F401  bind, loss_func
 from fastai_condmtl.tasks.binary import BinaryBlock
-from fastai_condmtl.tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock, regression_losses
+from fastai_condmtl.tasks.numeric import regression_losses
+from fastai_condmtl.tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from fastai_condmtl.tasks.single_label import SingleLabelBlock
 from fastai_condmtl.core.flow import Flow
 from fastai_condmtl.tasks.count import CountBlock

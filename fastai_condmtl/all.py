@@ -49,7 +49,7 @@ from .evaluate.evaluation import Evaluation
 from .evaluate.interpret import ConditionalInterpretation
 from .evaluate.label_cleaning import Cleaner
 from .callback.tracking import ConditionalTensorBoard, ConditionalWandb
-from .core.flow_json import register_block
+from .core.block_json import register_block
 from .data.guess import guess_flow
 from .data.label_studio import read_label_studio
 from .deploy.onnx import Deployed

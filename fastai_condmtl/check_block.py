@@ -21,7 +21,7 @@ from .block_checks.sets import check_sets
 from .core.block import ConditionalBlock
 from .core.errors import FlowError, NeverTrue
 from .core.flow import Flow
-from .core.flow_json import registered
+from .core.block_json import registered
 from .loss.conditional import ConditionalLoss
 from .tasks.binary import BinaryBlock
 

@@ -6,194 +6,20 @@
 from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
-import datetime as dt, inspect, json, re
+import json, re
 from pathlib import Path
-import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .block import ConditionalBlock
+from .block_json import arguments, block_class, block_config, block_name, from_jsonable, left_out
+from .block_json import to_jsonable
 from .errors import FlowError, near, shortly
-from .condition_text import plain, read_condition, write_condition
+from .condition_text import read_condition, write_condition
 from .files import write_text
 from .flow import Flow
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['DEEPEST', 'FORMAT', 'VERSION', 'register_block', 'block_name', 'registered', 'block_class', 'arguments', 'left_out',
-           'is_kept', 'block_config', 'to_jsonable', 'from_jsonable']
-
-# %% ../../nbs/core/flow_json.ipynb #9b5dccd6
-_registered = {}
-_ours = ConditionalBlock.__module__.partition('.')[0] + '.'
-
-
-def register_block(
-    cls=None,  # A class of blocks
-    name: str = None,  # What files call it; by default its import path
-):
-    "Allow files to name a kind of block of your own; also a decorator"
-    if cls is None:
-        return lambda cls: register_block(cls, name)
-    if not (isinstance(cls, type) and issubclass(cls, ConditionalBlock)):
-        raise FlowError(f"register_block({cls!r}): hand over a class that inherits from ConditionalBlock")
-    _registered[name or block_name(cls)] = cls
-    return cls
-
-
-def block_name(cls) -> str:
-    "What files call a class of blocks: the name of one of ours, the import path of yours, or what it was registered as"
-    return next((k for k, c in _registered.items() if c is cls), None) or (
-        cls.__name__ if cls.__module__.startswith(_ours) else f'{cls.__module__}.{cls.__qualname__}'
-    )
-
-
-@contextmanager
-def registered(cls):
-    "Within, files may name a class of blocks"
-    name = block_name(cls)
-    known = name in _registered
-    _registered.setdefault(name, cls)
-    try:
-        yield
-    finally:
-        if not known:
-            del _registered[name]
-
-# %% ../../nbs/core/flow_json.ipynb #5709a812
-def _subclasses(cls):
-    for c in cls.__subclasses__():
-        yield c
-        yield from _subclasses(c)
-
-
-def block_class(name: str):
-    "The class that files call `name`"
-    ours = {
-        c.__name__: c
-        for c in _subclasses(ConditionalBlock)
-        if c.__module__.startswith(_ours) and c.__name__.endswith('Block')
-    }  # `Classes` and their like are parts of kinds
-    known = {**ours, **_registered}
-    if isinstance(name, str) and name in known:
-        return known[name]
-    if isinstance(name, str) and '.' in name:
-        raise FlowError(
-            f"block {name!r} is not registered: a file may come from anyone, so nothing is imported by name. If you "
-            f"trust it, import the class and call register_block({name.rpartition('.')[2]}) first"
-        )
-    raise FlowError(
-        f"block {name!r} is not known: "
-        f"{near(name, known) if known else 'no kind has been loaded: write import fastai_condmtl.tasks.all first'}"
-    )
-
-
-def _takers(cls) -> dict:
-    "Name of each argument of a class of blocks → the class whose `__init__` takes it, and its default there"
-    res: dict = {}
-    for c in cls.__mro__:
-        if '__init__' not in c.__dict__:
-            continue
-        ps = inspect.signature(c.__init__).parameters.values()
-        for p in ps:
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ('self', 'name', 'given'):
-                res.setdefault(p.name, (c, p.default))
-        if not any(p.kind == p.VAR_KEYWORD for p in ps):
-            break
-    return res
-
-
-def arguments(cls) -> dict:
-    "Name of each argument of a class of blocks → its default, without name and condition"
-    return {name: default for name, (_, default) in _takers(cls).items()}
-
-
-def left_out(cls) -> dict:
-    """Arguments whose absence from a file means another value than their default: those in `left_out` of the class
-    that takes them; not of a class below it that writes its arguments by a `config` of its own"""
-    writer = next(c for c in cls.__mro__ if 'config' in vars(c))
-    takers = {name: taker for name, (taker, _) in _takers(cls).items() if writer in (taker, ConditionalBlock)}
-    meant = {name: vars(taker).get('left_out', {}) for name, taker in takers.items()}
-    return {name: values[name] for name, values in meant.items() if name in values}
-
-# %% ../../nbs/core/flow_json.ipynb #def3e134
-def is_kept(block: ConditionalBlock, name: str) -> bool:
-    "True if the block, or its class below the base, has set an attribute; what the base declares does not count"
-    classes = [c for c in type(block).__mro__ if not issubclass(ConditionalBlock, c)]
-    return name in vars(block) or any(name in vars(c) for c in classes)
-
-
-def block_config(block: ConditionalBlock) -> dict:
-    "Arguments that make `block` again, but for name and condition, as JSON values"
-    defaults, where = arguments(type(block)) | left_out(type(block)), f"task '{block.name}'"
-    own = block.config()
-    if own is not None:
-        vals = {k: getattr(block, k) for k in arguments(ConditionalBlock) if k in defaults} | own
-    else:
-        kept = {k: a for c in reversed(type(block).__mro__) for k, a in vars(c).get('kept_as', {}).items()}
-        if lost := [k for k in defaults if not is_kept(block, kept.get(k, k))]:
-            raise FlowError(
-                f"{where} ({type(block).__name__}) does not keep its argument {lost[0]!r}: set self.{lost[0]} in "
-                "__init__, or return the arguments from a method `config`"
-            )
-        vals = {k: getattr(block, kept.get(k, k)) for k in defaults}
-        if vals.get('cols') is not None and vals.get('vocab') == vals['cols']:
-            del vals['vocab']  # its default there
-    res = {}
-    for k, v in vals.items():
-        try:
-            v = to_jsonable(v, top=k != 'col')  # of columns with several levels a tuple is the name
-        except TypeError as e:
-            raise FlowError(f"{where}: {k}={e}") from None
-        default = defaults.get(k, inspect.Parameter.empty)
-        if (
-            default is inspect.Parameter.empty
-            or v != to_jsonable(default)
-            or isinstance(v, bool) != isinstance(default, bool)
-        ):
-            res[k] = v
-    return res
-
-# %% ../../nbs/core/flow_json.ipynb #9566198e
-_marks = dict(
-    tuple=lambda v: tuple(map(from_jsonable, v)), timestamp=pd.Timestamp, date=dt.date.fromisoformat, float=float
-)
-
-
-def to_jsonable(v, top=True):
-    "An argument as JSON values"
-    if hasattr(v, 'tolist') and not isinstance(v, np.generic):
-        v = v.tolist()  # arrays and tensors
-    if isinstance(v, list) or top and isinstance(v, (tuple, range)):
-        return [to_jsonable(x, False) for x in v]
-    if isinstance(v, dict):
-        if bad := [k for k in v if not isinstance(k, str)] + [k for k in v if k in _marks and len(v) == 1]:
-            raise TypeError(f"{v!r}: {bad[0]!r} cannot be a key in a file")
-        return {k: to_jsonable(x) for k, x in v.items()}
-    v = plain(v)
-    if isinstance(v, tuple):
-        return dict(tuple=[to_jsonable(x, False) for x in v])
-    if isinstance(v, pd.Timestamp):
-        return dict(timestamp=v.isoformat())
-    if isinstance(v, dt.date):
-        return dict(date=v.isoformat())
-    return dict(float=repr(v)) if isinstance(v, float) and not np.isfinite(v) else v
-
-
-DEEPEST = 20  # lists in lists
-
-
-def from_jsonable(v, depth=0):
-    "`to_jsonable` undone"
-    if depth > DEEPEST:
-        raise ValueError(f"a value is nested more than {DEEPEST} deep")
-    if isinstance(v, list):
-        return [from_jsonable(x, depth + 1) for x in v]
-    if not isinstance(v, dict):
-        return v
-    if v.keys() == {'tuple'}:
-        return tuple(from_jsonable(x, depth + 1) for x in v['tuple'])
-    if len(v) == 1 and (k := next(iter(v))) in _marks:
-        return _marks[k](v[k])
-    return {k: from_jsonable(x, depth + 1) for k, x in v.items()}
+__all__ = ['FORMAT', 'VERSION']
 
 # %% ../../nbs/core/flow_json.ipynb #be16ffe4
 FORMAT, VERSION = 'fastai_condmtl.flow', 1

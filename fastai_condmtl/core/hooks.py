@@ -11,12 +11,12 @@ from .errors import FlowError
 from .block_errors import label_error, required
 from .block_fields import BlockFields, NestFields
 from .matching import MatchHooks
-from .mirror import TaskMirror
 from .question_values import check_op
+from .special_hooks import LabelScoreHooks, PictureHooks, SetHooks
 
 # %% auto #0
 __all__ = ['LabelHooks', 'CellHooks', 'ScaleHooks', 'NetworkHooks', 'ParamHooks', 'QuestionHooks', 'ProbabilityHooks',
-           'ScoreHooks', 'LabelScoreHooks', 'SetHooks', 'PictureHooks', 'BlockHooks', 'missing_hooks']
+           'ScoreHooks', 'BlockHooks', 'missing_hooks']
 
 # %% ../../nbs/core/hooks.ipynb #d60ecefe
 class LabelHooks(BlockFields):
@@ -285,119 +285,6 @@ class ScoreHooks(BlockFields):
 
     def baseline(self, name, constant, vals):
         "The trivial predictor's summary `(N, W, n_summary)` for metric `name`; None where there is none"
-        return None
-
-# %% ../../nbs/core/hooks.ipynb #f940c2df
-class LabelScoreHooks(BlockFields):
-    "How good predictions are of one label, class or point alone: label `j` is the one at place `j` of `label_names`"
-
-    labels: Any  # declared by other families
-    threshold: Any
-    metrics: Any
-    columns_of: Any
-    label_scores: Any
-    baseline: Any
-
-    @property
-    def label_names(self):
-        "Names of the labels, classes or points that are also scored one by one; by default `labels`"
-        return list(self.labels or ())
-
-    @property
-    def label_metrics(self):
-        "Names of the scores that one of `label_names` has, the headline first"
-        return self.metrics if self.label_names else ()
-
-    def says_label(self, j, vals):
-        "Where values `(N, W)` on the loss scale contain label `j`, `(N,)`; None: labels are no answers"
-        return None
-
-    def label_rows(self, j, true, mask):
-        "Where label `j` is known, and where it is also true, each `(N,)`; the same where labels are no answers"
-        known = mask[:, self.columns_of(self.label_names[j])].any(1)
-        return known, known
-
-    def score_label(self, name, j, summary, true, mask, threshold=None, acts=None):
-        """Metric `name` of label `j`, from all rows of the task; kinds with several logits a column also get `acts`
-        `(N, W*n_out)`. By default `label_scores` of the label's own columns"""
-        columns = self.columns_of(self.label_names[j])
-        own = self.threshold if threshold is None else threshold
-        if np.ndim(own) == 1 and len(own) > 1:
-            own = own[columns[0]]
-        own = own[:, columns] if np.ndim(own) == 2 else own
-        return float(self.label_scores(name, summary[:, columns], true[:, columns], mask[:, columns], own)[0])
-
-    def label_baseline(self, name, j, constant, true, mask):
-        "What the trivial predictor scores on label `j`; NaN where there is none"
-        trivial = self.baseline(name, constant, true)
-        return float('nan') if trivial is None else self.score_label(name, j, trivial, true, mask, 0.5)
-
-# %% ../../nbs/core/hooks.ipynb #5ae6c4bb
-class SetHooks(BlockFields):
-    "How little a value fits the activations, and the set of those that fit well enough"
-
-    # `answers`: a set is some of a list of answers, `interval`: all numbers between two; None: sets are not offered
-    set_kind: str | None = None
-    n_sets = 1  # sets of a row: one, or one a label
-    n_answers = 1  # answers of which each set is made; 1: numbers
-
-    def nonconformity(self, acts, vals):
-        """How little values `(N, W)` on the loss scale fit activations `(N, W*n_out)`, more is stranger
-        `(N, n_sets)`"""
-        raise FlowError(f"task '{self.path}' ({type(self).__name__}) says no nonconformity: leave set_kind None")
-
-    def answer_of(self, vals):
-        "Number of the answer that values `(N, W)` give `(N, n_sets)`"
-        return vals[:, : self.n_sets].long() * 0
-
-    def answer_sets(self, acts, limits, decided, beside=None):
-        """Which answers are in the sets `(N, n_sets, n_answers)`, by limits `(n_sets, n_answers)`; the decided one
-        always is. `beside`: values, and only answers count that are possible beside them; None: the decided"""
-        raise FlowError(f"task '{self.path}' ({type(self).__name__}) has no sets of answers: leave set_kind None")
-
-    def interval(self, acts, limits):
-        "The lowest and the highest number `(N, n_sets, 2)` on the loss scale, by limits `(n_sets, n_answers)`"
-        raise FlowError(f"task '{self.path}' ({type(self).__name__}) has no intervals: leave set_kind None")
-
-    def one_answer(self, bounds):
-        "Where each question of conditions has one answer for all numbers of an interval `(N, n_sets, 2)`: `(N,)`"
-        return bounds[:, 0, 0] == bounds[:, 0, 1]
-
-    def told_set(self, own):
-        "The set of one row in the table's terms: answers `(n_sets, n_answers)`, or an interval `(n_sets, 2)`"
-        return tuple(float(self.unscale(bound)) for bound in own[0])
-
-# %% ../../nbs/core/hooks.ipynb #8cf5c204
-class PictureHooks(BlockFields):
-    "What follows the transforms of a picture, and what is drawn on it"
-
-    draws: str | None = None  # what to draw of it
-    geometry: str | None = None  # `points` or `boxes`, where the target columns are x, y, x, y, ...
-    coordinates: tuple | list = ()  # names of the target columns
-    per_column = False  # True if each coordinate has a column of the table
-    outside = 'clip'  # what becomes of a coordinate that leaves the picture
-    flip_pairs: tuple | list = ()  # names of points that change places in a mirror
-    mirrors: tuple = ()  # what `mirror` may be, of `pairs` (of labels), `reverse`, `negate`
-
-    def swaps(self):
-        "Pairs of numbers of points that change places in a mirror"
-        return []
-
-    def mirror_columns(self):
-        "What a mirror does to the target columns, a `TaskMirror`; called on a bound block"
-        return TaskMirror(tuple(range(self.n_targets)))
-
-    def question_key(self, op, value, in_mirror=False):
-        """An atom with its natural value as something that can be compared: equal for questions that are the same;
-        `in_mirror`: the question whose answer in the mirror is that of this one in the picture"""
-        return op, repr(value)
-
-    def shapes(self, vals, known):
-        "What is drawn of one row `(W,)`, shares of the picture: `{name: (x, y) or (x, y, width, height)}`"
-        return {}
-
-    def shape_constant(self, vals, mask):
-        "What the trivial predictor learns of training rows as the network sees them `(N, W)`"
         return None
 
 # %% ../../nbs/core/hooks.ipynb #12791b6e

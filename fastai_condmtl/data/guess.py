@@ -15,15 +15,16 @@ from ..core.errors import FlowError, counted, near
 from ..core.plan import Plan
 from ..core.files import IMAGES
 from ..core.flow import Flow
-from ..core.flow_json import arguments, block_config, from_jsonable
+from ..core.block_json import arguments, block_config, from_jsonable
 from ..core.question_text import is_comparison
 from ..core.resolve import with_atoms
 from ..tasks.binary import BinaryBlock
 from ..tasks.regression import BoundedRegressionBlock
 from ..core.not_asked import Blanks, check_na, where_blank, without_blanks
+from .guess_column import KindGuess
 from .guess_conditions import ConditionGuess, TaskLabels, guess_conditions, with_ancestors
 from .guess_not_asked import guess_not_asked, guess_silent_no, why_silent_no
-from .guess_kinds import KindGuess, guess_kind
+from .guess_kinds import guess_kind
 from .guess_shapes import guess_shapes, shared_size
 import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json  # noqa: F401  flow.audit, flow.to_json
 

@@ -6,14 +6,11 @@
 from __future__ import annotations
 import re
 from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 import numpy as np, pandas as pd
-from ..core.block import ConditionalBlock
 from ..core.cell_text import LIKELY_NO_YES, is_list_of_words, no_yes, one_hot_width, read_list
-from ..core.columns import factorise, sort_labels
+from ..core.columns import sort_labels
 from ..core.condition_text import plain
+from .guess_column import KindGuess, kind_rule, kind_rules, read_column
 from ..tasks.binary import BinaryBlock
 from ..tasks.count import CountBlock
 from ..tasks.keypoints import KeypointsBlock
@@ -23,19 +20,12 @@ from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from ..tasks.single_label import SingleLabelBlock
 
 # %% auto #0
-__all__ = ['kind_rules', 'NUMBERS', 'KindGuess', 'guess_kind', 'kind_rule', 'Column', 'read_column', 'nothing_labelled',
-           'ordered_categories', 'points', 'not_comparable', 'cells_with_lists', 'not_plain', 'one_value', 'dates',
-           'not_finite', 'zero_or_one', 'row_names', 'counts', 'few_whole_numbers', 'shares', 'other_numbers',
-           'no_or_yes', 'written_lists', 'words_in_order', 'combinations', 'free_text', 'words', 'mixed']
+__all__ = ['NUMBERS', 'guess_kind', 'nothing_labelled', 'ordered_categories', 'points', 'not_comparable', 'cells_with_lists',
+           'not_plain', 'one_value', 'dates', 'not_finite', 'zero_or_one', 'row_names', 'counts', 'few_whole_numbers',
+           'shares', 'other_numbers', 'no_or_yes', 'written_lists', 'words_in_order', 'combinations', 'free_text',
+           'words', 'mixed']
 
 # %% ../../nbs/data/guess_kinds.ipynb #37517596
-class KindGuess(NamedTuple):
-    "What a column seems to be"
-
-    block: ConditionalBlock | None  # None: the column is left out
-    why: str  # for the person who reads the guess
-
-
 def guess_kind(
     s: pd.Series,  # Column of labels
     name: str,  # What to call the task
@@ -45,65 +35,6 @@ def guess_kind(
     column = read_column(s, name, kwargs)
     guesses = (rule(column) for types, rule in kind_rules if column.holds(types))
     return next(guess for guess in guesses if guess is not None)
-
-
-kind_rules: list[tuple] = []  # (types of values, rule), in the order in which they are tried
-
-
-def kind_rule(
-    *types,  # The rule is tried on columns all of whose values are of these types; by default on all columns
-):
-    "Add a rule behind those that are there: `Column` → `KindGuess`, or None where the rule does not recognise it"
-
-    def add(rule):
-        kind_rules.append((types, rule))
-        return rule
-
-    return add
-
-# %% ../../nbs/data/guess_kinds.ipynb #32721be1
-@dataclass
-class Column:
-    "A column of labels as rules see it"
-
-    name: str  # of the task
-    cells: pd.Series  # those that are labelled
-    distinct: list | None  # the values as they stand in the cells, lists as tuples; None: they cannot be told apart
-    codes: np.ndarray  # for each cell, which of `distinct` it is
-    block_args: dict  # what every block of this column is given
-
-    def guess(self, kind, why, **block_args):
-        "The guess that the column needs a block of class `kind`"
-        return KindGuess(kind(self.name, **block_args, **self.block_args), why)
-
-    def holds(self, types):
-        "True if all values are of these types; without types of any column"
-        return not types or all(isinstance(v, types) for v in self.values)
-
-    @cached_property
-    def values(self):
-        "The distinct values as a file can hold them; raises `TypeError` where it cannot"
-        return [plain(v) for v in self.distinct]
-
-    @property
-    def counts(self):
-        "How many cells hold each of the values"
-        return np.bincount(self.codes)
-
-    @property
-    def variety(self):
-        "How many values there are, for sentences"
-        return f"{len(self.values)} different values in {len(self.cells)} labelled rows"
-
-
-def read_column(s, name, block_args):
-    "A `Column` of the cells that are not blank"
-    cells = s.dropna()
-    try:
-        codes, distinct = factorise(cells, lists=True)
-    except Exception:  # `==` and `hash` of what stands in a cell may raise anything
-        return Column(name, cells, None, np.zeros(0, int), block_args)
-    return Column(name, cells[codes >= 0], distinct, codes[codes >= 0], block_args)
 
 # %% ../../nbs/data/guess_kinds.ipynb #c4337ec9
 @kind_rule()

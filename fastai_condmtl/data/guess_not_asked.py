@@ -20,7 +20,7 @@ from fastai_condmtl.data.guess_conditions import (
 )
 from ..tasks.binary import BinaryBlock
 from ..tasks.multi_label import MultiLabelBlock
-from ..tasks.regression import Regression
+from ..tasks.numeric import Regression
 from ..tasks.vocabulary import Classes
 
 # %% auto #0

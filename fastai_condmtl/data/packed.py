@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/packed.ipynb #f8751509
 from __future__ import annotations
-import json, pickle, warnings
+import pickle, warnings
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
@@ -16,14 +16,15 @@ from ..core.flow import Flow
 from ..core.odd_cells import warn_of_odd_cells
 from ..core.table import label_cols
 from ..core.target import TensorConditional
+from .file_facts import are_places, read_facts, write_facts
 from .keys import Keys, KeyWriter, check_once, key_texts
 from .pieces import SIDES, ParquetPieces, Sides, TablePieces, bind_pieces
 from .target_block import EncodedRows
+from .task_counts import TaskCounts
 import fastai_condmtl.loss.unit  # noqa: F401  units of a bound flow
 
 # %% auto #0
-__all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'read_facts', 'write_facts', 'why_not_packed', 'are_places',
-           'PackedRows', 'TaskCounts', 'counts_of', 'values_counted', 'has_classes', 'encode_pieces', 'tell_killed',
+__all__ = ['MAGIC', 'SAMPLE', 'PackedLabels', 'row_dtype', 'why_not_packed', 'PackedRows', 'encode_pieces', 'tell_killed',
            'PackedWriter']
 
 # %% ../../nbs/data/packed.ipynb #ce0fa680
@@ -101,43 +102,6 @@ def positions(
     start, dtype = self.facts['positions'][SIDES.index(side)], self.facts['position']
     return np.memmap(self.path, dtype=dtype, mode='r', offset=start, shape=(n,))
 
-# %% ../../nbs/data/packed.ipynb #1a1f20ce
-def read_facts(
-    path,  # File that ends as `write_facts` says
-    magic: bytes,  # The last bytes of files of its kind
-    written_by: str,  # What writes it, for errors
-    fix: str = 'write it again',  # What to do where it is none, for errors
-) -> dict:
-    "The line of JSON at the end of a file"
-    if not path.is_file():
-        raise FlowError(f"there is no file '{path}': write it with {written_by}")
-    with open(path, 'rb') as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - len(magic) - 8, 0))
-        end = file.read()
-        length = int.from_bytes(end[:8], 'little')
-        file.seek(max(size - len(magic) - 8 - length, 0))
-        try:
-            facts = json.loads(file.read(min(length, size))) if end[8:] == magic else None
-        except (ValueError, RecursionError):
-            facts = None
-    if not isinstance(facts, dict) or type(facts.get('size')) is not int:
-        raise FlowError(f"'{path}' is no file that {written_by} has written, or lacks a part: {fix}")
-    if facts['size'] != size:
-        raise FlowError(f"'{path}' has {size:,} bytes in place of {facts['size']:,}: copy it again")
-    return facts
-
-
-def write_facts(
-    file,  # File that is being written
-    facts: dict,  # What to say of it; its size is added
-    magic: bytes,  # What says which kind of file this is
-):
-    "Append a line of JSON, its length, and the kind of file"
-    length = len(json.dumps(facts | dict(size=10**18)))
-    facts = facts | dict(size=file.tell() + length + 8 + len(magic))
-    file.write(json.dumps(facts).ljust(length).encode() + length.to_bytes(8, 'little') + magic)
-
 # %% ../../nbs/data/packed.ipynb #d0c5c6b8
 def why_not_packed(facts: dict) -> str | None:
     "Why facts are not those of packed labels, all of whose parts lie within the file; None where they are"
@@ -158,11 +122,6 @@ def why_not_packed(facts: dict) -> str | None:
     ends += [start + width * n for start, n in zip(starts, sides) if n not in (0, n_rows)]
     ends += [] if keys is None else [keys['start'] + 8 * keys['n'] + keys['size']]
     return 'tells of parts beyond its end' if max(ends) > facts['size'] else None
-
-
-def are_places(facts, *numbers) -> bool:
-    "True for numbers that may be places in a file, or counts of what it holds"
-    return all(type(x) is int and 0 <= x <= facts['size'] for x in numbers)
 
 # %% ../../nbs/data/packed.ipynb #9ef20d00
 class PackedRows(EncodedRows):
@@ -209,52 +168,6 @@ def rows(
 ) -> PackedRows:
     "The rows of a side"
     return PackedRows(self, self.positions(side), side, self.flow.follows)
-
-# %% ../../nbs/data/packed.ipynb #959c01cd
-class TaskCounts:
-    "Counts of training rows, task by task, summed over pieces"
-
-    def __init__(self, bound):
-        self.bound, self.sums = bound, {}
-
-    def add(self, y):
-        "Count packed rows `(N, 2, D)`"
-        vals, mask = y.astype(np.float64).transpose(1, 0, 2)
-        for path, block in self.bound.tasks.items():
-            columns = self.bound.slices[path].targets
-            sums = counts_of(block, vals[:, columns], mask[:, columns])
-            self.sums[path] = sums + self.sums.get(path, 0)
-
-    def cells(self, weighted=False):
-        "Path → values on the loss scale and how often they count, two arrays: as few rows as tell the counts"
-        res = {}
-        for path, block in self.bound.tasks.items():
-            n = self.sums[path][int(weighted)].astype(np.float32)
-            res[path] = values_counted(block).astype(np.float32), n
-        return res
-
-
-def counts_of(block, vals, mask):
-    "Rows that count, and their weight, of each of `values_counted`: `(2, K, W)`"
-    both = np.stack([mask > 0, mask])
-    if block.thresholded:
-        return np.stack([(both * vals).sum(1), (both * (1 - vals)).sum(1)], 1)
-    if has_classes(block):
-        codes = vals[:, 0].astype(int)
-        return np.stack([np.bincount(codes, of[:, 0], block.n_out)[:, None] for of in both])
-    return both.sum(1)[:, None]
-
-
-def values_counted(block):
-    "The values whose rows are counted `(K, W)`: yes and no; each class; else all alike"
-    if block.thresholded:
-        return np.stack([np.ones(block.n_targets), np.zeros(block.n_targets)])
-    return np.arange(block.n_out)[:, None] if has_classes(block) else np.zeros((1, block.n_targets))
-
-
-def has_classes(block):
-    "True if a label is one of `n_out` classes"
-    return block.exact and block.per_cell and block.n_targets == 1 and block.n_out > 1
 
 # %% ../../nbs/data/packed.ipynb #e54ce2e9
 SAMPLE = 100_000  # training rows from which constants and units are learnt

@@ -13,8 +13,9 @@ from ..core.bound import BoundFlow
 from ..core.errors import FlowError, counted, near
 from ..core.files import atomic_write
 from ..core.flow import Flow
+from .file_facts import read_facts, write_facts
 from .keys import Keys, KeyWriter, check_same_keys
-from .packed import PackedLabels, encode_pieces, read_facts, write_facts
+from .packed import PackedLabels, encode_pieces
 from ..core.target import TensorConditional
 from .pieces import PIECE, SIDES, files_of, placed
 from .target_block import ConditionalLists, FlowTransform

@@ -12,7 +12,7 @@ from ..core.arguments import is_number_of
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError
 from ..core.flow import Flow
-from ..core.flow_json import from_jsonable, to_jsonable
+from ..core.block_json import from_jsonable, to_jsonable
 from ..core.plan import Plan
 import fastai_condmtl.core.flow_json  # noqa: F401  Flow.to_json
 import fastai_condmtl.tasks.all  # noqa: F401  kinds that files name

@@ -22,7 +22,7 @@ from ..learn.start import start_logits
 from .data import ConditionalTabularDataLoaders
 from ..tasks.count import CountBlock
 from ..tasks.ordinal import OrdinalBlock
-from ..tasks.regression import Regression
+from ..tasks.numeric import Regression
 from ..tasks.sigmoid import Sigmoid
 from ..tasks.vocabulary import Classes
 

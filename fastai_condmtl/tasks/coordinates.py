@@ -11,7 +11,7 @@ from ..core.block import ConditionalBlock
 from ..core.columns import numbers
 from ..core.inverse import log_odds_of
 from ..core.not_asked import Blanks, table_with_blanks
-from .regression import Regression, best_numbers, inner_logits, regression_loss
+from .numeric import Regression, best_numbers, inner_logits, regression_loss
 from ..core.errors import FlowError
 
 # %% auto #0

@@ -13,7 +13,7 @@ from ..core.inverse import log_of
 from ..core.question_text import never_true
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
-from .regression import Regression
+from .numeric import Regression
 
 # %% auto #0
 __all__ = ['CountBlock', 'poisson_median']

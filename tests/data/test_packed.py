@@ -17,7 +17,8 @@ from fastai_condmtl.all import (
     UnboundedRegressionBlock,
 )
 from fastai_condmtl.data import packed as packed_module, pieces as pieces_module
-from fastai_condmtl.data.packed import MAGIC, encode_pieces, write_facts
+from fastai_condmtl.data.file_facts import write_facts
+from fastai_condmtl.data.packed import MAGIC, encode_pieces
 from fastai_condmtl.data.pieces import LEAF, Numbers, mean_and_std
 from oracle import build, frame
 from random_flows import ALL_KINDS, random_spec, random_table, rows_for_trees
@@ -198,18 +199,6 @@ def test_counts_beyond_the_sample(tmp_path, monkeypatch):
     assert packed.flow.constants['size'] == pytest.approx(bound.constants['size'], abs=0.15)
     assert packed.flow.constants['size'] != bound.constants['size']
     assert packed.flow.loss_units['size'] == pytest.approx(bound.loss_units['size'], rel=0.2)
-
-
-def test_no_row_says_so(tmp_path):
-    "What no training row tells is found over all pieces, and not in each"
-    df = pd.DataFrame(dict(kind=['a', 'b', 'c', 'a'] * 5, tag_x=[None] * 20, tag_y=[0, 1] * 10))
-    flow = Flow('f', SingleLabelBlock('kind'), MultiLabelBlock('tags', cols=['tag_x', 'tag_y']))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always')
-        packed = encode_pieces(flow, [df[i : i + 1] for i in range(20)], tmp_path / 'p')
-    assert packed.flow.untold == {'tags': ('tag_x',)}
-    assert len([w for w in told if 'tag_x' in str(w.message)]) == 1
-    assert not [w for w in told if "'kind'" in str(w.message)]
 
 
 @pytest.mark.parametrize(
@@ -406,13 +395,6 @@ def test_a_file_that_tells_of_what_it_does_not_hold(tmp_path, change):
         write_facts(other, {k: v for k, v in (packed.facts | change).items() if k != 'size'}, MAGIC)
     with pytest.raises(FlowError, match="other' (does not tell|tells of parts).*copy it again, or encode it anew"):
         PackedLabels(tmp_path / 'other')
-
-
-@pytest.mark.parametrize('end', [b'[' * 10**5, b'{"size": "x"}', b'{"size": null}', b'{"size": [1]}'])
-def test_a_last_line_that_says_nothing(tmp_path, end):
-    (tmp_path / 'p').write_bytes(end + len(end).to_bytes(8, 'little') + MAGIC)
-    with pytest.raises(FlowError, match='is no file that'):
-        PackedLabels(tmp_path / 'p')
 
 
 @pytest.mark.parametrize('kind', [str, int, float])

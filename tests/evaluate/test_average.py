@@ -8,7 +8,7 @@ from torch import nn
 from fastai_condmtl.all import *
 from fastai_condmtl.evaluate.average import AveragedNetwork
 from fastai_condmtl.evaluate.task_threshold import as_aim, tune_task
-from fastai_condmtl.tasks.regression import Regression
+from fastai_condmtl.tasks.numeric import Regression
 
 N = 60
 

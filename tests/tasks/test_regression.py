@@ -1,103 +1,57 @@
-"Tests of tasks/regression"
+"A range that was given: which labels fit it, and which comparisons none of its numbers can make true"
 
-import numpy as np
-import pandas as pd
-import pytest
-from fastai_condmtl.all import (
-    BinaryBlock,
-    BoundedRegressionBlock,
-    Flow,
-    FlowError,
-    FlowPrediction,
-    UnboundedRegressionBlock,
-)
+import itertools
+import operator
+import numpy as np, pandas as pd, pytest
+from fastai_condmtl.all import BoundedRegressionBlock, Flow, FlowError, UnboundedRegressionBlock
+
+LOW, HIGH = -1.0, 3.0
+AT = [-2.0, LOW, 0.5, HIGH, 4.0]
+INSIDE = np.linspace(LOW, HIGH, 401)
 
 
-@pytest.mark.parametrize('v', [0.1, 0.2, 0.3, 0.7])
-def test_bounds_of_single_precision_columns(v):
-    "A column of float32 holds .2 as .20000000298: whatever is said of it, the table and packed labels say the same"
-    for dtype in ('f4', 'f8'):
-        age, df = (
-            BoundedRegressionBlock('age', y_range=(0, 1)),
-            pd.DataFrame(dict(age=np.array([0.05, v, 0.9], dtype=dtype), c=[1, 0, 1])),
-        )
-        for block in (age, BoundedRegressionBlock('age'), UnboundedRegressionBlock('age')):
-            for cond, above in (
-                (block > v, [False, False, True]),
-                (block <= v, [True, True, False]),
-                (~(block >= v), [True, False, False]),
-                (block.between(v, 1), [False, True, True]),
-            ):
-                bound = Flow('f', block, BinaryBlock('c') | cond).bind(df)
-                y = bound.encode(df)
-                got = y[:, 1, 1].tolist()
-                assert (
-                    bound.false_conditions(y)[:, 1].tolist() == [not a for a in got]
-                    and bound.reached(y)[:, 1].tolist() == got
-                    and got[::2] == above[::2]
-                )
-                if dtype == 'f8' or block is age:
-                    assert got == above  # on a scale that is that of the column, equal is equal
+@pytest.mark.parametrize('op', ['gt', 'ge', 'lt', 'le'])
+@pytest.mark.parametrize('bound', AT)
+def test_a_comparison_is_an_error_where_no_number_of_the_range_makes_it_true(op, bound):
+    x = BoundedRegressionBlock('x', y_range=(LOW, HIGH)).bind(pd.DataFrame(dict(x=[0.0])))
+    if getattr(operator, op)(INSIDE, bound).any():
+        assert x.parse_question(op, bound) == [bound]
+    else:
+        with pytest.raises(FlowError, match=r"x .* is never true: y_range=\(-1.0, 3.0\)"):
+            x.parse_question(op, bound)
 
 
-def test_bounds_beside_large_numbers():
-    t, df = (
-        UnboundedRegressionBlock('t'),
-        pd.DataFrame(dict(t=[0, 1.7e9 + 1, 1.7e9 + 6000, 1.7e9 - 6000], c=[1, 0, 1, 1])),
-    )
-    bound = Flow('f', t, BinaryBlock('c') | (t > 1.7e9)).bind(df)
-    y = bound.encode(df)
-    assert y[:, 1, 1].tolist() == [0, 0, 1, 0] and bound.false_conditions(y)[:, 1].tolist() == [
-        True,
-        True,
-        False,
-        True,
-    ]  # a second is less than float32 tells apart there
+@pytest.mark.parametrize('bounds', [*itertools.combinations_with_replacement(AT, 2)])
+def test_an_interval_beside_the_range_is_an_error(bounds):
+    x = BoundedRegressionBlock('x', y_range=(LOW, HIGH)).bind(pd.DataFrame(dict(x=[0.0])))
+    if ((INSIDE >= bounds[0]) & (INSIDE <= bounds[1])).any():
+        assert x.parse_question('between', bounds) == list(bounds)
+    else:
+        with pytest.raises(FlowError, match='never true'):
+            x.parse_question('between', bounds)
 
 
-@pytest.mark.parametrize(
-    'x',
-    [
-        [37.0, 12, 100],
-        [1000.0, 37, 5, 0.5],
-        [36.6, 41.25, 39.9, -0.1],
-        [0.0, 0, 0],
-        [120000.0, 37000, 5000],
-        [1e-3, 2e-3, 3.5e-3],
-    ],
-)
-@pytest.mark.parametrize(
-    'make',
-    [
-        lambda x: BoundedRegressionBlock('x'),
-        lambda x: BoundedRegressionBlock('x', y_range=(-2 * max(x) - 1, 2 * max(x))),
-        lambda x: UnboundedRegressionBlock('x'),
-    ],
-)
-def test_numbers_read_back_as_they_stood(make, x):
-    "Labels of few digits are told without the noise of single precision, and no more than that is lost of others"
-    df = pd.DataFrame(dict(x=x))
-    bound = Flow('f', make(x)).bind(df)
-    y, b = bound.encode(df), bound.find('x')
-    if max(x) > 0.01 or b.span < 0.01:
-        assert [FlowPrediction(bound, r)['x'] for r in y] == x and bound.to_frame(y).x.tolist() == x
-    odd = np.random.default_rng(0).uniform(min(x), max(x) + 1e-9, 500)
-    assert np.abs(b.digits(odd) - odd).max() <= 5 * b.span * 2.0**-23 and np.isnan(b.digits(np.array([np.nan]))).all()
+def test_a_range_that_was_learnt_refuses_no_comparison():
+    x = BoundedRegressionBlock('x').bind(pd.DataFrame(dict(x=[LOW, HIGH])))
+    assert (x.y_range, x.parse_question('gt', 9)) == ((LOW, HIGH), [9.0])
 
 
-def test_an_outlier_that_hides_a_bound_is_an_error():
-    """Standardised beside 2**64, -3.75 and 6.5 are one number in single precision: which side of a bound they are
-    on must not be guessed."""
-    a = UnboundedRegressionBlock('a')
-    flow = Flow('f', a, BinaryBlock('b') | (a < 0.5))
-    df = pd.DataFrame(dict(a=[-3.75, 6.5, 2.0**64], b=[0, 1, 0]))
-    with pytest.raises(
-        FlowError,
-        match=(
-            r"task 'a': a condition compares it with 0.5, from which the label .* cannot be told in single "
-            r"precision.*outliers"
-        ),
-    ):
+@pytest.mark.parametrize('dtype', ['f4', 'f8'])
+def test_ends_of_the_range_are_labels(dtype):
+    "A column of float32 holds .1 as .10000000149; what is further off is an error that names its row"
+    df = pd.DataFrame(dict(x=np.array([0.1, 0.7, np.nan], dtype=dtype)))
+    flow = Flow('f', BoundedRegressionBlock('x', y_range=(0.1, 0.7)))
+    y = flow.bind(df).encode(df)
+    assert y[:, 1, 0].tolist() == [1, 1, 0]
+    np.testing.assert_allclose(y[:2, 0, 0], [0, 1], atol=1e-6)
+    df.loc[2, 'x'] = 0.7001
+    with pytest.raises(FlowError, match=r"task 'x', row 2, column 'x'.*outside y_range=\(0.1, 0.7\)"):
         flow.bind(df).encode(df)
-    df.loc[2, 'a'] = 100.0
-    assert flow.bind(df).encode(df)[:, 1, 1].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize('value', [0.0, 0.1, -1e9])
+def test_a_constant_column_is_standardised_by_one(value):
+    df = pd.DataFrame(dict(x=[value] * 7))
+    bound = Flow('f', UnboundedRegressionBlock('x')).bind(df)
+    assert bound.find('x').std == 1.0
+    np.testing.assert_allclose(bound.encode(df)[:, 0, 0], 0, atol=1e-6)

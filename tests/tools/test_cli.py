@@ -253,7 +253,7 @@ def test_fine_tuning_and_narrow_lines(scenes, tmp_path, capsys):
 
 BLOCK = '''
 from fastai_condmtl.tasks.binary import BinaryBlock
-from fastai_condmtl.core.flow_json import register_block
+from fastai_condmtl.core.block_json import register_block
 @register_block
 class Mine(BinaryBlock): "Of my own"
 '''
