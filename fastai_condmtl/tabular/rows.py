@@ -24,7 +24,8 @@ from ..learn.start import check_start, start_learner
 from ..core.target import as_table
 from .core import FillGaps, table_inputs
 from ..learn.reading import reads_input, with_transform
-from .data import check_in_one_list, clean_inputs, learnt_procs
+from .data import learnt_procs
+from .inputs import check_in_one_list, clean_inputs
 from plum import dispatch
 import fastai_condmtl.tabular.show  # noqa: F401
 
