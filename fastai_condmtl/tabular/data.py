@@ -5,7 +5,7 @@
 # %% ../../nbs/tabular/data.ipynb #cd15ebd4
 from __future__ import annotations
 import pandas as pd
-from fastcore.all import delegates, patch
+from fastcore.all import L, delegates, patch
 from fastai.data.block import TransformBlock
 from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas
 from fastai.tabular.data import TabularDataLoaders
@@ -20,16 +20,23 @@ from ..core.target import as_table
 from fastai_condmtl.tabular.core import (
     ConditionalTabDL,
     ConditionalTabular,
-    FillGaps,
     TableTransform,
     added_columns,
+    fills_all_gaps,
     label_columns,
 )
-from .inputs import clean_inputs, input_columns, warn_of_unseen, with_known_booleans
+from fastai_condmtl.tabular.inputs import (
+    check_prepared,
+    check_sortable,
+    clean_inputs,
+    input_columns,
+    warn_of_unseen,
+    with_known_booleans,
+)
 import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
-__all__ = ['ConditionalTabularDataLoaders', 'check_table', 'check_has_input', 'check_filled', 'check_not_processed',
+__all__ = ['ConditionalTabularDataLoaders', 'check_table', 'check_has_input', 'check_some_train', 'check_not_processed',
            'check_fillable', 'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #7f33886b
@@ -70,13 +77,15 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
         parts = [list(rows) for rows in splitter(df)]
+        check_some_train(parts[0])
         splits, inputs = parts[:2], clean_inputs(df, cat_names, cont_names)
+        check_sortable(inputs, cat_names)
         target = TableTransform(flow, inputs, sum(splits, []))
         target.group_col = splitter_groups(splitter)
         y_block = TransformBlock(type_tfms=[target])
-        procs = [_fills_all_gaps(proc) for proc in procs or ()]
+        procs = [fills_all_gaps(proc) for proc in L(procs)]
         to = TabularPandas(inputs, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
-        check_filled(to)
+        check_prepared(to)
         dls = to.dataloaders(path=path, **kwargs)
         dls.loaders += [dls.test_dl(df.iloc[rows], with_labels=True) for rows in parts[2:]]
         return dls
@@ -85,19 +94,14 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders
 
 # %% ../../nbs/tabular/data.ipynb #6c4e3028
-def _fills_all_gaps(proc):
-    "`FillGaps` instead of `FillMissing`; other processors stay"
-    if proc is FillMissing:
-        return FillGaps
-    return FillGaps(proc.fill_strategy, proc.add_col, proc.fill_vals) if type(proc) is FillMissing else proc
-
-
 def check_table(df):
     "Raise for what is no table with rows and distinct columns"
     if not isinstance(df, pd.DataFrame):
         raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
     if len(df) == 0:
         raise FlowError("the table is empty: hand over at least one row")
+    if df.columns.nlevels > 1:
+        raise FlowError("the names of the columns have several levels: df.columns = df.columns.map('_'.join)")
     if not df.columns.is_unique:
         raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
 
@@ -111,17 +115,10 @@ def check_has_input(cat_names, cont_names):
         )
 
 
-def check_filled(to):
-    "Raise for blanks that no processor fills"
-    has_blanks = to.conts.isna().any()
-    if not has_blanks.any():
-        return
-    name = has_blanks.idxmax()
-    if to.conts[name].notna().any():
-        what = "has blanks that nothing fills: add FillMissing to procs=, or leave it out of cont_names="
-    else:
-        what = "holds no number in the training rows: leave it out of cont_names="
-    raise FlowError(f"column {name!r} {what}")
+def check_some_train(rows):
+    "Raise where the split leaves nothing to train on"
+    if not rows:
+        raise FlowError("no row is left for training: leave some out of valid_idx=, valid_col= or test_col=")
 
 
 def _check_arguments(cls, kwargs, method, *takers):

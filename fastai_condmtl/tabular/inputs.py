@@ -10,9 +10,9 @@ from fastai.tabular.core import cont_cat_split
 from ..core.errors import FlowError, FlowWarning, near, plain_number, row_name
 
 # %% auto #0
-__all__ = ['input_columns', 'is_number', 'count_categories', 'check_given', 'check_in_one_list', 'check_no_dates', 'clean_inputs',
-           'check_are_values', 'finite_numbers', 'check_has_columns', 'with_known_booleans', 'known_categories',
-           'warn_of_unseen']
+__all__ = ['input_columns', 'is_number', 'count_categories', 'as_names', 'check_given', 'check_in_one_list', 'check_no_dates',
+           'clean_inputs', 'check_are_values', 'finite_numbers', 'check_has_columns', 'check_sortable',
+           'check_prepared', 'with_known_booleans', 'known_categories', 'warn_of_unseen']
 
 # %% ../../nbs/tabular/inputs.ipynb #d6f5dac2
 def input_columns(
@@ -23,9 +23,10 @@ def input_columns(
 ) -> tuple:  # `(cat_names, cont_names)`
     """Which columns are categories and which are numbers; what is given stays, what is left out is found among
     the other columns"""
+    cat_names, cont_names = as_names('cat_names', cat_names), as_names('cont_names', cont_names)
     check_given(df, taken, cat_names=cat_names, cont_names=cont_names)
     if cat_names is not None and cont_names is not None:
-        return list(cat_names), list(cont_names)
+        return cat_names, cont_names
     not_left = {*taken, *(cat_names or ()), *(cont_names or ())}
     others = df[[name for name in df.columns if name not in not_left]]
     for name, column in others.items():
@@ -40,8 +41,8 @@ def input_columns(
             )
     numbers, categories = cont_cat_split(others)
     if cat_names is not None:
-        return list(cat_names), [name for name, column in others.items() if is_number(column)]
-    return categories, numbers if cont_names is None else list(cont_names)
+        return cat_names, [name for name, column in others.items() if is_number(column)]
+    return categories, numbers if cont_names is None else cont_names
 
 
 def is_number(column):
@@ -62,11 +63,16 @@ def count_categories(column, name):
         ) from None
 
 # %% ../../nbs/tabular/inputs.ipynb #aab12528
+def as_names(what, names):
+    "A new list of the columns that `names` holds, whatever holds them; None stays; a text is an error"
+    if isinstance(names, str):
+        raise FlowError(f"{what}={names!r} must be a list of columns: write [{names!r}]")
+    return None if names is None else list(names)
+
+
 def check_given(df, taken, **given):
-    "Raise for names of input columns that are no list, are not in the table, give an answer away, or stand twice"
+    "Raise for names of input columns that are not in the table, give an answer away, or stand twice"
     for what, names in given.items():
-        if isinstance(names, str):
-            raise FlowError(f"{what}={names!r} must be a list of columns: write [{names!r}]")
         if gone := [n for n in names or () if n not in df.columns]:
             raise FlowError(f"{what} has {gone[0]!r}, which is not a column of the table: {near(gone[0], df.columns)}")
         if both := [n for n in names or () if n in taken]:
@@ -78,7 +84,10 @@ def check_given(df, taken, **given):
 
 
 def check_in_one_list(cat_names, cont_names):
-    "Raise for a column that is named as a category and as a number"
+    "Raise for a column that is named as a category and as a number, or twice as one of them"
+    for what, names in dict(cat_names=cat_names, cont_names=cont_names).items():
+        if again := [name for i, name in enumerate(names or ()) if name in names[:i]]:
+            raise FlowError(f"{what} has {again[0]!r} twice: keep it once")
     if twice := set(cat_names or ()) & set(cont_names or ()):
         raise FlowError(f"{sorted(twice, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
 
@@ -104,10 +113,14 @@ def clean_inputs(
     check_has_columns(df, [*cat_names, *cont_names])
     clean = df.copy()
     for name in cat_names:
-        values = df[name].astype(object) if isinstance(df[name].dtype, pd.CategoricalDtype) else df[name]
+        dtype = df[name].dtype
+        is_boxed = isinstance(dtype, pd.CategoricalDtype) or getattr(dtype, 'na_value', None) is pd.NA
+        values = df[name].astype(object) if is_boxed else df[name]
         if values.dtype == object:
             check_are_values(values, df, name)
-            clean[name] = values.where(values.notna(), np.nan)  # fastai sorts the values, and nothing sorts with None
+            clean[name] = values.where(
+                values.notna(), np.nan
+            )  # fastai sorts the values, and nothing sorts with None or NA
     for name in cont_names:
         check_no_dates(df[name], name)
         numbers = finite_numbers(df, name)
@@ -145,11 +158,60 @@ def finite_numbers(df, name):
 
 
 def check_has_columns(df, names):
-    "Raise where an input of the model is missing"
+    "Raise where an input of the model is missing, or stands twice"
     if gone := [name for name in names if name not in df.columns]:
         raise FlowError(
             f"the rows have no column {gone[0]!r}, which the model takes as input: {near(gone[0], df.columns)}"
         )
+    if not df.columns.is_unique and (twice := [name for name in names if (df.columns == name).sum() > 1]):
+        raise FlowError(f"column {twice[0]!r} stands twice in the rows: keep one")
+
+# %% ../../nbs/tabular/inputs.ipynb #7c1d0e51
+def check_sortable(
+    df,  # Cleaned rows
+    cat_names,  # Columns of categories
+):
+    "Raise for a column whose categories have no order among them, such as texts and numbers: `Categorify` sorts them"
+    for name in cat_names:
+        if df[name].dtype != object:
+            continue
+        values = df[name].dropna().unique()
+        try:
+            sorted(values)
+        except TypeError:
+            other = next((value for value in values if not _has_order(value, values[0])), values[-1])
+            i = next(i for i, value in enumerate(df[name]) if value is other or value == other)
+            raise FlowError(
+                f"input {name!r}, {row_name(df, i)}, value {other!r}: not to be sorted among others such as "
+                f"{values[0]!r}; write all of them as texts, or all as numbers"
+            ) from None
+
+
+def _has_order(value, other):
+    try:
+        return isinstance(value < other, (bool, np.bool_))
+    except TypeError:
+        return False
+
+
+def check_prepared(
+    to,  # `TabularPandas` of training rows, processed
+):
+    "Raise for blanks that no processor fills, and for categories that none turns into codes"
+    if raw := [name for name in to.cat_names if not pd.api.types.is_numeric_dtype(to.items[name])]:
+        raise FlowError(
+            f"column {raw[0]!r} holds categories that nothing turns into codes: add Categorify to procs=, or leave it "
+            "out of cat_names="
+        )
+    has_blanks = to.conts.isna().any()
+    if not has_blanks.any():
+        return
+    name = has_blanks.idxmax()
+    if to.conts[name].notna().any():
+        what = "has blanks that nothing fills: add FillMissing to procs=, or leave it out of cont_names="
+    else:
+        what = "holds no number in the training rows: leave it out of cont_names="
+    raise FlowError(f"column {name!r} {what}")
 
 # %% ../../nbs/tabular/inputs.ipynb #5e25a002
 def with_known_booleans(df, cat_names, ds):
@@ -180,7 +242,7 @@ def warn_of_unseen(df, cat_names, ds):
     for name in cat_names:
         known, cells = known_categories(ds, name), df[name].dropna()
         more = ' …' if len(known) > 4 else ''
-        if len(cells) < 2 or not known or (pd.Categorical(cells, categories=known).codes >= 0).any():
+        if len(cells) < 2 or not known or (pd.Index(known).get_indexer(cells) >= 0).any():
             continue
         warnings.warn(
             f"input {name!r}: none of its {len(cells)} values was there in training, so that all count as missing: "
