@@ -21,7 +21,8 @@ from ..core.applications import provides
 
 # %% auto #0
 __all__ = ['ConditionalTabular', 'ConditionalTabDL', 'table_inputs', 'added_columns', 'label_columns', 'TableTransform',
-           'check_names', 'check_type', 'check_rounded', 'FillGaps']
+           'check_names', 'check_no_answers', 'check_type', 'check_rounded', 'FillGaps', 'check_no_flags',
+           'fills_all_gaps']
 
 # %% ../../nbs/tabular/core.ipynb #3fc86a2f
 class ConditionalTabular(TabularPandas):
@@ -174,15 +175,23 @@ def check_names(
     label_names,  # Columns that the flow reads
 ):
     "Raise for an input that is a label, and for a target that is none"
-    if both := [name for name in to.x_names if name in label_names]:
-        raise FlowError(
-            f"column {both[0]!r} is read by a task and is an input as well, so that the answer would be given "
-            "away: take it out of cat_names and cont_names, or out of the flow"
-        )
+    check_no_answers(to.x_names, label_names)
     if odd := [name for name in to.y_names if name not in label_names]:
         raise FlowError(
             f"y_names has {odd[0]!r}, which no task reads: leave y_names= out, a flow knows its columns "
             f"({near(odd[0], label_names)})"
+        )
+
+
+def check_no_answers(
+    names,  # Inputs
+    label_names,  # Columns that the flow reads
+):
+    "Raise for an input that is a label"
+    if both := [name for name in names if name in label_names]:
+        raise FlowError(
+            f"column {both[0]!r} is read by a task and is an input as well, so that the answer would be given "
+            "away: take it out of cat_names and cont_names, or out of the flow"
         )
 
 
@@ -224,6 +233,8 @@ class FillGaps(FillMissing):
         fills = {name: fill(to[name], self.fill_vals[name]) for name in to.cont_names}
         self.na_dict = {name: value for name, value in fills.items() if has_gaps[name]}
         self.rest = {name: value for name, value in fills.items() if not has_gaps[name]}
+        if self.add_col:
+            check_no_flags(to, self.na_dict)
 
     def encodes(self, to):
         missing = pd.isnull(to.conts)
@@ -232,6 +243,22 @@ class FillGaps(FillMissing):
         if not self.add_col:
             return
         for name in self.na_dict:
-            to.loc[:, name + '_na'] = missing[name]
+            to[name + '_na'] = missing[name]
             if name + '_na' not in to.cat_names:
                 to.cat_names.append(name + '_na')
+
+
+def check_no_flags(to, names):
+    "Raise for a column of the table that has the name of the one which tells where a number was missing"
+    if there := [name for name in names if f'{name}_na' in to.items.columns]:
+        raise FlowError(
+            f"column {there[0]!r} has blanks, and the column that tells of them would be '{there[0]}_na', which is "
+            "one of the table: rename it, or take procs=[Categorify, FillMissing(add_col=False), Normalize]"
+        )
+
+
+def fills_all_gaps(proc):
+    "`FillGaps` instead of `FillMissing`; other processors stay"
+    if proc is FillMissing:
+        return FillGaps
+    return FillGaps(proc.fill_strategy, proc.add_col, proc.fill_vals) if type(proc) is FillMissing else proc

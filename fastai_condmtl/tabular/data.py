@@ -4,15 +4,13 @@
 
 # %% ../../nbs/tabular/data.ipynb #cd15ebd4
 from __future__ import annotations
-import warnings
-import numpy as np, pandas as pd
-from fastcore.all import delegates, patch
+import pandas as pd
+from fastcore.all import L, delegates, patch
 from fastai.data.block import TransformBlock
-from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas, cont_cat_split
+from fastai.tabular.core import Categorify, FillMissing, Normalize, Tabular, TabularPandas
 from fastai.tabular.data import TabularDataLoaders
 from fasttransform import Pipeline
-from ..core.errors import near, plain_number, row_name
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError
 from ..data.factories import check_loader_arguments, check_rows, read_labels
 from ..data.target_block import FlowTransform, as_flow
 from ..data.split import as_splitter, splitter_groups
@@ -22,155 +20,24 @@ from ..core.target import as_table
 from fastai_condmtl.tabular.core import (
     ConditionalTabDL,
     ConditionalTabular,
-    FillGaps,
     TableTransform,
     added_columns,
+    fills_all_gaps,
     label_columns,
+)
+from fastai_condmtl.tabular.inputs import (
+    check_prepared,
+    check_sortable,
+    clean_inputs,
+    input_columns,
+    warn_of_unseen,
+    with_known_booleans,
 )
 import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
-__all__ = ['input_columns', 'is_number', 'count_categories', 'check_given', 'check_in_one_list', 'check_no_dates', 'clean_inputs',
-           'check_are_values', 'finite_numbers', 'check_has_columns', 'ConditionalTabularDataLoaders', 'check_table',
-           'check_has_input', 'check_filled', 'with_known_booleans', 'known_categories', 'warn_of_unseen',
-           'check_not_processed', 'check_fillable', 'learnt_procs']
-
-# %% ../../nbs/tabular/data.ipynb #d6f5dac2
-def input_columns(
-    df,  # The table
-    taken,  # Columns that are no inputs: labels, the split
-    cat_names=None,  # Columns of categories
-    cont_names=None,  # Columns of numbers
-) -> tuple:  # `(cat_names, cont_names)`
-    """Which columns are categories and which are numbers; what is given stays, what is left out is found among
-    the other columns"""
-    check_given(df, taken, cat_names=cat_names, cont_names=cont_names)
-    if cat_names is not None and cont_names is not None:
-        return list(cat_names), list(cont_names)
-    not_left = {*taken, *(cat_names or ()), *(cont_names or ())}
-    others = df[[name for name in df.columns if name not in not_left]]
-    for name, column in others.items():
-        check_no_dates(column, name)
-        n_categories = count_categories(column, name)
-        if cat_names is None and len(df) > 40 and n_categories > len(df) / 2:
-            warnings.warn(
-                f"column {name!r} has {n_categories} different values in {len(df)} rows: if it names the rows, leave "
-                "it out with cat_names=",
-                FlowWarning,
-                stacklevel=4,
-            )
-    numbers, categories = cont_cat_split(others)
-    if cat_names is not None:
-        return list(cat_names), [name for name, column in others.items() if is_number(column)]
-    return categories, numbers if cont_names is None else list(cont_names)
-
-
-def is_number(column):
-    "True if the cells of a column are numbers, and not booleans"
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def count_categories(column, name):
-    "How many different values a column has; 0 of numbers"
-    if pd.api.types.is_numeric_dtype(column):
-        return 0
-    try:
-        return column.nunique()
-    except TypeError:
-        raise FlowError(
-            f"column {name!r} holds lists or other things that are neither numbers nor categories: take it out, or "
-            "say which columns are inputs with cat_names= and cont_names="
-        ) from None
-
-# %% ../../nbs/tabular/data.ipynb #aab12528
-def check_given(df, taken, **given):
-    "Raise for names of input columns that are no list, are not in the table, give an answer away, or stand twice"
-    for what, names in given.items():
-        if isinstance(names, str):
-            raise FlowError(f"{what}={names!r} must be a list of columns: write [{names!r}]")
-        if gone := [n for n in names or () if n not in df.columns]:
-            raise FlowError(f"{what} has {gone[0]!r}, which is not a column of the table: {near(gone[0], df.columns)}")
-        if both := [n for n in names or () if n in taken]:
-            raise FlowError(
-                f"{what} has {both[0]!r}, which a task reads (or the split), so that the answer would be given away: "
-                f"take it out of {what}"
-            )
-    check_in_one_list(given['cat_names'], given['cont_names'])
-
-
-def check_in_one_list(cat_names, cont_names):
-    "Raise for a column that is named as a category and as a number"
-    if twice := set(cat_names or ()) & set(cont_names or ()):
-        raise FlowError(f"{sorted(twice, key=str)[0]!r} stands in cat_names and in cont_names: keep it in one of them")
-
-
-def check_no_dates(column, name):
-    "Raise for a column of dates or durations, which would count as nanoseconds, a gap as the year 1677"
-    dates = ('datetime64', 'datetime', 'date', 'timedelta64', 'timedelta', 'time', 'period')
-    kind = column.dtype.kind
-    if kind in 'mM' or kind == 'O' and pd.api.types.infer_dtype(column) in dates:
-        raise FlowError(
-            f"input {name!r} holds dates or durations: df = add_datepart(df, {name!r}) first, turn it into a number "
-            "of a known unit, or leave it out with cat_names= and cont_names="
-        )
-
-# %% ../../nbs/tabular/data.ipynb #96170917
-def clean_inputs(
-    df,  # Rows
-    cat_names,  # Columns of categories
-    cont_names,  # Columns of numbers
-) -> pd.DataFrame:
-    """`df` with inputs that processors can read: numbers as numbers, categories as values. What is no number is
-    an error that names row and value"""
-    check_has_columns(df, [*cat_names, *cont_names])
-    clean = df.copy()
-    for name in cat_names:
-        values = df[name].astype(object) if isinstance(df[name].dtype, pd.CategoricalDtype) else df[name]
-        if values.dtype == object:
-            check_are_values(values, df, name)
-            clean[name] = values.where(values.notna(), np.nan)  # fastai sorts the values, and nothing sorts with None
-    for name in cont_names:
-        check_no_dates(df[name], name)
-        numbers = finite_numbers(df, name)
-        dtype = df[name].dtype
-        if not isinstance(dtype, np.dtype) or dtype.kind not in 'iuf':  # nullable, Arrow, object, bool
-            clean[name] = pd.Series(numbers, index=df.index)
-    return clean
-
-
-def check_are_values(column, df, name):
-    "Raise for a list, a dict or an array in a column of categories, and name its row"
-    try:
-        column.unique()
-    except TypeError:
-        i = next(i for i, value in enumerate(column) if isinstance(value, (list, dict, set, np.ndarray)))
-        raise FlowError(
-            f"input {name!r}, {row_name(df, i)}, value {column.iloc[i]!r}: not a category; write the value as one "
-            "text or number, or leave the cell blank"
-        ) from None
-
-
-def finite_numbers(df, name):
-    "A column as numbers, float (N,), nan where it is blank; an error names the row of anything else"
-    column = df[name]
-    numbers = column if pd.api.types.is_numeric_dtype(column) else pd.to_numeric(column, errors='coerce')
-    numbers = numbers.to_numpy(dtype=float, na_value=np.nan)
-    bad = np.isinf(numbers) | (np.isnan(numbers) & column.notna().to_numpy())
-    if bad.any():
-        i = int(bad.argmax())
-        raise FlowError(
-            f"input {name!r}, {row_name(df, i)}, value {column.iloc[i]!r}: not a finite number; "
-            "correct the cell or leave it blank, or name the column in cat_names="
-        )
-    return numbers
-
-
-def check_has_columns(df, names):
-    "Raise where an input of the model is missing"
-    if gone := [name for name in names if name not in df.columns]:
-        raise FlowError(
-            f"the rows have no column {gone[0]!r}, which the model takes as input: {near(gone[0], df.columns)}"
-        )
+__all__ = ['ConditionalTabularDataLoaders', 'check_table', 'check_has_input', 'check_some_train', 'check_not_processed',
+           'check_fillable', 'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #7f33886b
 class ConditionalTabularDataLoaders(TabularDataLoaders):
@@ -210,13 +77,15 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
         parts = [list(rows) for rows in splitter(df)]
+        check_some_train(parts[0])
         splits, inputs = parts[:2], clean_inputs(df, cat_names, cont_names)
+        check_sortable(inputs, splits[0], cat_names)
         target = TableTransform(flow, inputs, sum(splits, []))
         target.group_col = splitter_groups(splitter)
         y_block = TransformBlock(type_tfms=[target])
-        procs = [_fills_all_gaps(proc) for proc in procs or ()]
+        procs = [fills_all_gaps(proc) for proc in L(procs)]
         to = TabularPandas(inputs, procs, cat_names, cont_names, y_block=y_block, splits=splits, reduce_memory=False)
-        check_filled(to)
+        check_prepared(to)
         dls = to.dataloaders(path=path, **kwargs)
         dls.loaders += [dls.test_dl(df.iloc[rows], with_labels=True) for rows in parts[2:]]
         return dls
@@ -225,16 +94,11 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
 ConditionalTabular._dbunch_type = ConditionalTabularDataLoaders
 
 # %% ../../nbs/tabular/data.ipynb #6c4e3028
-def _fills_all_gaps(proc):
-    "`FillGaps` instead of `FillMissing`; other processors stay"
-    if proc is FillMissing:
-        return FillGaps
-    return FillGaps(proc.fill_strategy, proc.add_col, proc.fill_vals) if type(proc) is FillMissing else proc
-
-
 def check_table(df):
     "Raise for what is no table with rows and distinct columns"
     check_rows(df)
+    if df.columns.nlevels > 1:
+        raise FlowError("the names of the columns have several levels: df.columns = df.columns.map('_'.join)")
     if not df.columns.is_unique:
         raise FlowError(f"column {df.columns[df.columns.duplicated()][0]!r} stands twice in the table: keep one")
 
@@ -248,17 +112,10 @@ def check_has_input(cat_names, cont_names):
         )
 
 
-def check_filled(to):
-    "Raise for blanks that no processor fills"
-    has_blanks = to.conts.isna().any()
-    if not has_blanks.any():
-        return
-    name = has_blanks.idxmax()
-    if to.conts[name].notna().any():
-        what = "has blanks that nothing fills: add FillMissing to procs=, or leave it out of cont_names="
-    else:
-        what = "holds no number in the training rows: leave it out of cont_names="
-    raise FlowError(f"column {name!r} {what}")
+def check_some_train(rows):
+    "Raise where the split leaves nothing to train on"
+    if not rows:
+        raise FlowError("no row is left for training: leave some out of valid_idx=, valid_col= or test_col=")
 
 
 def _check_arguments(cls, kwargs, method, *takers):
@@ -282,45 +139,6 @@ def from_csv(
     _check_arguments(cls, kwargs, cls.from_csv, cls.from_df)
     df = read_labels(csv, keep_default_na, skipinitialspace=skipinitialspace)
     return cls.from_df(df, flow, path=path, **kwargs)
-
-# %% ../../nbs/tabular/data.ipynb #5e25a002
-def with_known_booleans(df, cat_names, ds):
-    "`df` with booleans where all that a category was in training are booleans, and a cell says one in another way"
-    for name in cat_names:
-        known = known_categories(ds, name)
-        if known and all(isinstance(value, bool) for value in known):
-            if not pd.api.types.is_bool_dtype(df[name]):
-                codes, values = pd.factorize(df[name])
-                cells = np.array([*map(_as_boolean, values), np.nan], dtype=object)[codes]  # the code of a gap is -1
-                df[name] = pd.Series(cells, index=df.index, dtype=object)
-    return df
-
-
-def known_categories(ds, name):
-    "The categories that a column had in training; none where no `Categorify` has read it"
-    return [plain_number(value) for value in getattr(ds, 'classes', {}).get(name, ())][1:]
-
-
-def _as_boolean(cell):
-    "True or False for 1, 0, and their texts; all else stays"
-    text = str(cell).strip().lower() if isinstance(cell, (str, int, float, np.number, np.bool_)) else ''
-    return {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False}.get(text, cell)
-
-
-def warn_of_unseen(df, cat_names, ds):
-    "Warn of a category of which no value of two rows or more has been seen in training: its type may be another"
-    for name in cat_names:
-        known, cells = known_categories(ds, name), df[name].dropna()
-        more = ' …' if len(known) > 4 else ''
-        if len(cells) < 2 or not known or (pd.Categorical(cells, categories=known).codes >= 0).any():
-            continue
-        warnings.warn(
-            f"input {name!r}: none of its {len(cells)} values was there in training, so that all count as missing: "
-            f"{plain_number(cells.iloc[0])!r} is not one of {', '.join(map(repr, known[:4]))}{more}; "
-            "write them as in the table that trained",
-            FlowWarning,
-            stacklevel=3,
-        )
 
 # %% ../../nbs/tabular/data.ipynb #5e25a003
 def check_not_processed(df, dls):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from copy import copy, deepcopy
 import numpy as np, pandas as pd, torch
 from torch import nn
-from fastcore.basics import patch
+from fastcore.all import L, patch
 from fastai.data.core import TfmdLists
 from fastai.learner import Learner
 from fastai.tabular.core import Categorify, Normalize, TabularPandas
@@ -22,9 +22,11 @@ from ..equip import equip, fit_for
 from ..learn.last_layers import last_layers
 from ..learn.start import check_start, start_learner
 from ..core.target import as_table
-from .core import FillGaps, table_inputs
+from ..core.bound import BoundFlow
+from .core import FillGaps, check_no_answers, fills_all_gaps, label_columns, table_inputs
 from ..learn.reading import reads_input, with_transform
-from .data import check_in_one_list, clean_inputs, learnt_procs
+from .data import learnt_procs
+from .inputs import as_names, check_in_one_list, check_prepared, check_sortable, clean_inputs
 from plum import dispatch
 import fastai_condmtl.tabular.show  # noqa: F401
 
@@ -42,6 +44,7 @@ class TabularRowBlock:
         cont_names=(),  # Columns of numbers
         procs=(Categorify, FillGaps, Normalize),  # fastai's processors, as classes
     ):
+        cat_names, cont_names = as_names('cat_names', cat_names) or [], as_names('cont_names', cont_names) or []
         check_column_names(cat_names, cont_names)
         self.cat_names, self.cont_names, self.procs = cat_names, cont_names, procs
 
@@ -52,11 +55,8 @@ class TabularRowBlock:
 
 
 def check_column_names(cat_names, cont_names):
-    "Raise for names that are no list, for none at all, and for a column that is named twice"
-    for names in (cat_names, cont_names):
-        if isinstance(names, str):
-            raise FlowError(f"{names!r} must be a list of columns: write [{names!r}]")
-    if not len(cat_names) and not len(cont_names):
+    "Raise where no column is named, and for one that is named twice"
+    if not cat_names and not cont_names:
         raise FlowError("TabularRowBlock has no column: name some with cat_names= and cont_names=")
     check_in_one_list(cat_names, cont_names)
 
@@ -93,10 +93,13 @@ class RowTransform(Transform):
     def setup(self, items=None, train_setup=False):
         self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop']
         items.tfms.fs.clear()
-        train = self.table(items.items).iloc[list(items.splits[0])]
-        procs = [p() if isinstance(p, type) else deepcopy(p) for p in self.procs]
+        table, rows = self.table(items.items), list(items.splits[0])
+        check_sortable(table, rows, self.names[0])
+        train = table.iloc[rows]
+        procs = [p() if isinstance(p, type) else deepcopy(p) for p in map(fills_all_gaps, L(self.procs))]
         cat_names, cont_names = map(list, self.names)
         to = TabularPandas(train, procs, cat_names, cont_names, reduce_memory=False)
+        check_prepared(to)
         self.emb_szs = get_emb_sz(to) if len(to.cat_names) else []
         self.n_cont, self.to = len(to.cont_names), to.new_empty()
         items.items, items.__class__ = InputRows(self.prepare(items.items)), InputLists
@@ -196,6 +199,8 @@ class RowModel(nn.Module):
     ):
         super().__init__()
         rows = _row_transform(dls)
+        if isinstance(flow := getattr(dls, 'flow', None), BoundFlow):
+            check_no_answers([*rows.names[0], *rows.names[1]], label_columns(flow.flow))
         self.n_cat = len(rows.emb_szs)
         self.model = TabularModel(rows.emb_szs, rows.n_cont, n_out, list(layers), **kwargs)
 

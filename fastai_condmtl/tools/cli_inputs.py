@@ -256,7 +256,7 @@ class Tables(RowInputs):
 def names(self: Tables, flow) -> tuple:
     "Columns of categories and columns of numbers: those of `--cat` and `--cont`, and otherwise all that are left"
     from fastai_condmtl.tabular.core import label_columns
-    from fastai_condmtl.tabular.data import input_columns
+    from fastai_condmtl.tabular.inputs import input_columns
 
     options = self.options
     taken = label_columns(flow) + FlowTransform(flow).weight_cols()
