@@ -20,8 +20,8 @@ from .scores import regression_score
 
 # %% auto #0
 __all__ = ['regression_losses', 'MARGINS', 'Regression', 'regression_loss', 'check_resolved', 'BoundedRegressionBlock',
-           'check_range', 'check_draws', 'range_of', 'out_of_reach', 'UnboundedRegressionBlock', 'best_numbers',
-           'inner_logits']
+           'check_range', 'check_draws', 'mean_and_std', 'range_of', 'out_of_reach', 'UnboundedRegressionBlock',
+           'best_numbers', 'inner_logits']
 
 # %% ../../nbs/tasks/regression.ipynb #9b1d23f4
 class Regression(ConditionalBlock):
@@ -225,6 +225,11 @@ class BoundedRegressionBlock(Regression):
         if self.y_range is None:
             self.y_range = range_of(numbers(self, df, self.cols[0]))
         self.lo, self.span = self.y_range[0], self.y_range[1] - self.y_range[0]
+        if not np.isfinite(self.span):
+            raise FlowError(
+                f"task '{self.path}': the range of column '{self.cols[0]}', {self.y_range}, is wider than a number can "
+                "be: use another unit"
+            )
 
     def describe(self):
         return f'{self.y_range[0]:g} to {self.y_range[1]:g}'
@@ -252,12 +257,18 @@ def check_draws(block, draws, y_range):
     return draws
 
 
+def mean_and_std(labels):
+    "Mean and standard deviation of numbers; infinite where they are too large"
+    with np.errstate(over='ignore', invalid='ignore'):
+        return (float(labels.mean()), float(labels.std())) if len(labels) else (0.0, 1.0)
+
+
 def range_of(column):
     "The lowest and the highest number of a column, NaN where missing; an interval of some length in any case"
     if np.isnan(column).all():
         return 0.0, 1.0
     lowest, highest = float(np.nanmin(column)), float(np.nanmax(column))
-    return lowest, (highest if highest > lowest else lowest + 1)
+    return lowest, (highest if highest > lowest else lowest + max(1.0, float(np.spacing(abs(lowest)))))
 
 # %% ../../nbs/tasks/regression.ipynb #126d832c
 @patch
@@ -323,7 +334,7 @@ class UnboundedRegressionBlock(Regression):
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+        self.set_scale(len(labels), *mean_and_std(labels))
 
     def set_scale(self, n, mean, std):
         self.mean, self.std = float(mean), float(std)

@@ -1,11 +1,13 @@
 "Tests of tasks/regression"
 
+import warnings
 import numpy as np
 import pandas as pd
 import pytest
 from fastai_condmtl.all import (
     BinaryBlock,
     BoundedRegressionBlock,
+    CountBlock,
     Flow,
     FlowError,
     FlowPrediction,
@@ -101,3 +103,36 @@ def test_an_outlier_that_hides_a_bound_is_an_error():
         flow.bind(df).encode(df)
     df.loc[2, 'a'] = 100.0
     assert flow.bind(df).encode(df)[:, 1, 1].tolist() == [1, 0, 0]
+
+
+# ---- numbers beyond those that people write
+def bound_to(block, *cells):
+    "The task bound to a column, and the labels that come back from what is packed"
+    df = pd.DataFrame(dict(x=cells))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', RuntimeWarning)
+        flow = Flow('f', block).bind(df)
+        return flow.tasks['x'], flow.to_frame(flow.encode(df))['x'].tolist()
+
+
+@pytest.mark.parametrize('number', [0.0, 5.0, 2.0**53, 1.6e18, 1e300, -1e20])
+def test_a_range_of_one_number_has_some_length(number):
+    "Beyond 2**53 a number and one more are the same"
+    block, back = bound_to(BoundedRegressionBlock('x'), number, number)
+    assert block.span > 0 and back == pytest.approx([number] * 2, rel=1e-12)
+    flow = Flow('f', x := BoundedRegressionBlock('x'), BinaryBlock('y') | (x <= number))
+    df = pd.DataFrame(dict(x=[number], y=[1]))
+    assert flow.bind(df).encode(df)[0, 1].tolist() == [1, 1]
+
+
+def test_a_range_that_is_wider_than_any_number_is_one_error():
+    with pytest.raises(FlowError, match="task 'x'.*column 'x'.*use another unit"):
+        bound_to(BoundedRegressionBlock('x'), 0.0, 1e308, -1e308)
+
+
+@pytest.mark.parametrize('cells', [(1e300, 2e300), (1e308, 1.7e308)])
+def test_a_scale_beyond_all_numbers_is_one_error_without_a_warning(cells):
+    with pytest.raises(FlowError, match='too large to be standardised'):
+        bound_to(UnboundedRegressionBlock('x'), *cells)
+    with pytest.raises(FlowError, match='a count is 0, 1, 2'):
+        bound_to(CountBlock('x'), *cells)
