@@ -7,7 +7,7 @@ from __future__ import annotations
 import operator
 from functools import reduce
 import numpy as np, pandas as pd
-from .errors import FlowError, halved
+from .errors import FlowError, halved, plain_number
 from .mask_labels import is_mask, is_picture_file
 
 # %% auto #0
@@ -48,28 +48,35 @@ def factorise(column: pd.Series, lists=False):
         column = column.astype(object)  # Arrow cannot tell lists apart, and counts NaN as a value
     if lists and column.dtype == object:
         column = column.map(as_tuple)
-    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True).startswith('mixed'):
-        # tensors hash by where they are: equal ones would count as one label, or as two, as it happens
-        column = column.map(_item)
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True).startswith(_odd_kinds):
+        # tensors hash by where they are, dates of NumPy by their unit: equal ones would count as one label, or as
+        # two, as it happens; whole numbers of NumPy cannot be compared with `Decimal`
+        column = column.map(plain_number)
     codes, values = pd.factorize(column)
-    return codes, list(values)
+    return codes, [plain_number(value) if isinstance(value, np.generic) else value for value in values]
+
+
+_odd_kinds = ('mixed', 'datetime', 'timedelta', 'unknown')  # as pandas infers them
 
 
 def as_tuple(cell):
     "A list, set, array or tensor of one dimension as a tuple of plain values; all else stays"
     if isinstance(cell, str):
         return cell
-    if isinstance(cell, (list, set, frozenset)):
-        return tuple(cell)
+    if isinstance(cell, (list, tuple, set, frozenset)):
+        return _of_plain_values(tuple(cell))
     if isinstance(cell, np.ndarray) and cell.ndim and not (cell.ndim == 1 and cell.dtype.kind in 'biufUO'):
-        return tuple(cell)
+        return _of_plain_values(tuple(cell))
     one_dimension = getattr(cell, 'ndim', None) == 1 and hasattr(cell, 'tolist')
-    return tuple(cell.tolist()) if one_dimension else cell
+    return _of_plain_values(tuple(cell.tolist())) if one_dimension else cell
 
 
-def _item(cell):
-    "A tensor or array of one value as that value"
-    return cell.item() if getattr(cell, 'ndim', None) == 0 and not isinstance(cell, np.generic) else cell
+def _of_plain_values(values):
+    "A tuple with what tensors, arrays of one value and scalars of NumPy hold: `list(tensor)` is made of such tensors"
+    return values if _plain_types.issuperset(map(type, values)) else tuple(map(plain_number, values))
+
+
+_plain_types = {str, int, float, bool}
 
 # %% ../../nbs/core/columns.ipynb #9e0c18e8
 def distinct(block, df, col, lists=False):
@@ -117,7 +124,7 @@ def _not_comparable(block, df, col, lists, error) -> FlowError:
 def _hashable(cell, lists):
     "True if a cell can be hashed, as a tuple where `lists` are read"
     try:
-        hash(as_tuple(cell) if lists else cell)
+        hash(plain_number(as_tuple(cell) if lists else cell))
     except Exception:
         return False
     return True
@@ -212,7 +219,10 @@ def check_unit(block, column, col):
 # %% ../../nbs/core/columns.ipynb #db1a97e3
 def _objects_as_floats(block, df, col):
     "A column of Python objects as floats, NaN where missing; the first cell that is no number is an error"
-    objects, known = df[col].astype(object), df[col].notna().to_numpy()
+    objects = df[col].astype(object)
+    if pd.api.types.infer_dtype(objects, skipna=True).startswith('mixed'):
+        objects = objects.map(_held)
+    known = objects.notna().to_numpy()
     for is_wrong, why in _no_numbers:
         wrong = objects.map(is_wrong, na_action='ignore').eq(True).to_numpy() & known
         if wrong.any():
@@ -235,6 +245,11 @@ _no_numbers = [
     ),
     (is_mask, "not a number: use one value a row"),
 ]
+
+
+def _held(cell):
+    "What an array or a tensor of one value holds; all else stays"
+    return cell if isinstance(cell, np.generic) else plain_number(cell)
 
 
 def _not_floats(block, df, col, known) -> FlowError:

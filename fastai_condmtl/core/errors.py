@@ -148,7 +148,7 @@ def check_vocab(block, vocab):
         return None
     if isinstance(vocab, str) or not hasattr(vocab, '__iter__'):
         raise FlowError(f"task '{block.name}': vocab={vocab!r} must be a list of values")
-    vocab = list(vocab)
+    vocab = [plain_number(v) for v in vocab]
     if bad := [v for v in vocab if halved(v)]:
         raise FlowError(
             f"task '{block.name}': {bad[0]!r} in vocab holds half of a character (a surrogate), which no file can "
@@ -185,8 +185,19 @@ def shortly(v, n=200):
 
 
 def plain_number(x):
-    "What a NumPy scalar or a tensor without dimensions holds; all else stays"
-    return x.item() if getattr(x, 'ndim', None) == 0 and hasattr(x, 'item') else x
+    """What a NumPy scalar, or an array or a tensor of one value without dimensions, holds; a date or a duration as
+    pandas has it. All else stays"""
+    if getattr(x, 'ndim', None) != 0 or not hasattr(x, 'item'):
+        return x
+    return _moment(x[()]) if isinstance(x, (np.generic, np.ndarray)) and x.dtype.kind in 'mM' else x.item()
+
+
+def _moment(x):
+    "A date or duration of NumPy as that of pandas; one that pandas cannot hold stays"
+    try:
+        return pd.Timestamp(x) if x.dtype.kind == 'M' else pd.Timedelta(x)
+    except (ValueError, OverflowError):
+        return x
 
 
 def check_column(df, col, who, fix=''):

@@ -5,7 +5,7 @@
 # %% ../../nbs/core/question_values.ipynb #2a5d824f
 from __future__ import annotations
 import numbers
-from .errors import FlowError
+from .errors import FlowError, plain_number
 
 # %% auto #0
 __all__ = ['one_value', 'several_values', 'is_number', 'as_number', 'Share', 'check_op']
@@ -17,6 +17,7 @@ def one_value(
     for_several: str,  # The question that takes several values: `kind.isin`
 ):
     "`value`, after a check that it can be one class or label"
+    value = plain_number(value)
     try:
         hash(value)
     except TypeError:
@@ -32,7 +33,7 @@ def several_values(
     "`values` as a tuple of one class or label and more"
     if isinstance(values, str) or not hasattr(values, '__iter__'):
         raise FlowError(f"{question}({values!r}) wants several values: write {question}([{values!r}])")
-    if not (values := tuple(values)):
+    if not (values := tuple(map(plain_number, values))):
         raise FlowError(f"{question}([]) asks about nothing: hand it at least one value")
     written = f'{question}({list(values)!r})'
     try:

@@ -12,7 +12,7 @@ from ..core.columns import numbers
 from ..core.inverse import log_odds_of
 from ..core.not_asked import Blanks, table_with_blanks
 from .numeric import Regression, best_numbers, inner_logits, regression_loss
-from ..core.errors import FlowError
+from ..core.errors import FlowError, plain_number
 
 # %% auto #0
 __all__ = ['Coordinates', 'check_coordinate_columns', 'check_pixels', 'is_missing']
@@ -73,7 +73,8 @@ def read(self: Coordinates, df, width=None):
     if self.per_column:
         return np.stack([numbers(self, df, col) for col in self.cols], 1)
     col = self.cols[0]
-    rows = [None if is_missing(cell) else self._read_cell(df, col, i, cell) for i, cell in enumerate(df[col])]
+    cells = map(plain_number, df[col])
+    rows = [None if is_missing(cell) else self._read_cell(df, col, i, cell) for i, cell in enumerate(cells)]
     if width is None:
         width = next((len(row) for row in rows if row is not None), 0)
     for i, row in enumerate(rows):
@@ -143,11 +144,11 @@ def _coordinate(x):
 
 def _flat(cell):
     "Numbers of a list, nested or not; in a nested one, a point that is missing as a whole is two numbers"
-    items = list(cell)
+    items = list(map(plain_number, cell))  # `list(tensor)` holds tensors of one value
     nested = any(hasattr(item, '__len__') for item in items)
     for item in items:
         if hasattr(item, '__len__'):
-            yield from item
+            yield from map(plain_number, item)
         elif not nested:
             yield item
         elif is_missing(item):

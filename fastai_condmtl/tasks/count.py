@@ -13,7 +13,7 @@ from ..core.inverse import log_of
 from ..core.question_text import never_true
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
-from .numeric import Regression
+from .numeric import Regression, scale_of
 
 # %% auto #0
 __all__ = ['CountBlock', 'poisson_median']
@@ -30,7 +30,7 @@ class CountBlock(Regression):
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+        self.set_scale(len(labels), *scale_of(labels))
 
     def set_scale(self, n, mean, std):
         self.span = float(mean) if n and mean > 0 else 1.0

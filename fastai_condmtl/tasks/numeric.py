@@ -18,7 +18,8 @@ from ..core.question_values import as_number
 from .scores import regression_score
 
 # %% auto #0
-__all__ = ['regression_losses', 'MARGINS', 'Regression', 'regression_loss', 'check_resolved', 'best_numbers', 'inner_logits']
+__all__ = ['regression_losses', 'MARGINS', 'Regression', 'scale_of', 'regression_loss', 'check_resolved', 'best_numbers',
+           'inner_logits']
 
 # %% ../../nbs/tasks/numeric.ipynb #9b1d23f4
 class Regression(ConditionalBlock):
@@ -45,6 +46,14 @@ class Regression(ConditionalBlock):
 
     def unscale(self, x):
         return x * self.span + self.lo
+
+# %% ../../nbs/tasks/numeric.ipynb #d32c4c8c
+def scale_of(
+    labels,  # An array of numbers
+) -> tuple:
+    "Mean and standard deviation of numbers; infinite where they are too large"
+    with np.errstate(over='ignore', invalid='ignore'):
+        return (float(labels.mean()), float(labels.std())) if len(labels) else (0.0, 1.0)
 
 # %% ../../nbs/tasks/numeric.ipynb #fe12486f
 @patch

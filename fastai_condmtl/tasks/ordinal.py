@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
+from ..core.columns import distinct
 from ..core.errors import check_vocab, near, FlowError
 from ..core.inverse import log_odds_of
 from ..core.question_text import never_true
@@ -63,12 +64,13 @@ def found(self: OrdinalBlock, df):
     classes = found_classes(self, df)
     if all(map(is_number, classes)):
         return classes
-    row = next(i for i, (cell, known) in enumerate(zip(column, column.notna())) if known and not is_number(cell))
+    codes, values = distinct(self, df, self.cols[0])
+    no_number = next(code for code, value in enumerate(values) if not is_number(value))
     why = (
         "only numbers have an order of their own: name the classes, lowest first: vocab=['low', 'medium', 'high'], "
         "or make the column an ordered categorical"
     )
-    raise self.bad(df, self.cols[0], row, why)
+    raise self.bad(df, self.cols[0], int((codes == no_number).argmax()), why)
 
 # %% ../../nbs/tasks/ordinal.ipynb #049151fc
 def logits_above(logits):

@@ -11,7 +11,7 @@ from ..core.arguments import is_number_of
 from ..core.columns import numbers
 from ..core.errors import FlowError
 from ..core.question_text import never_true
-from .numeric import Regression, regression_loss
+from .numeric import Regression, regression_loss, scale_of
 
 # %% auto #0
 __all__ = ['BoundedRegressionBlock', 'check_range', 'check_draws', 'range_of', 'out_of_reach', 'UnboundedRegressionBlock']
@@ -48,6 +48,11 @@ class BoundedRegressionBlock(Regression):
         if self.y_range is None:
             self.y_range = range_of(numbers(self, df, self.cols[0]))
         self.lo, self.span = self.y_range[0], self.y_range[1] - self.y_range[0]
+        if not np.isfinite(self.span):
+            raise FlowError(
+                f"task '{self.path}': the range of column '{self.cols[0]}', {self.y_range}, is wider than a number can "
+                "be: use another unit"
+            )
 
     def describe(self):
         return f'{self.y_range[0]:g} to {self.y_range[1]:g}'
@@ -80,7 +85,7 @@ def range_of(column):
     if np.isnan(column).all():
         return 0.0, 1.0
     lowest, highest = float(np.nanmin(column)), float(np.nanmax(column))
-    return lowest, (highest if highest > lowest else lowest + 1)
+    return lowest, (highest if highest > lowest else lowest + max(1.0, float(np.spacing(abs(lowest)))))
 
 # %% ../../nbs/tasks/regression.ipynb #126d832c
 @patch
@@ -146,7 +151,7 @@ class UnboundedRegressionBlock(Regression):
     def setup(self, df, train):
         labels = numbers(self, train, self.cols[0])
         labels = labels[~np.isnan(labels)]
-        self.set_scale(len(labels), *((labels.mean(), labels.std()) if len(labels) else (0.0, 1.0)))
+        self.set_scale(len(labels), *scale_of(labels))
 
     def set_scale(self, n, mean, std):
         self.mean, self.std = float(mean), float(std)

@@ -58,8 +58,7 @@ class Classes(OneVsRest):
 # %% ../../nbs/tasks/vocabulary.ipynb #78b1cb67
 def found_classes(block, df) -> list:
     "The distinct values of a block's column, sorted; numbers with gaps, which arrive as floats, as integers again"
-    values = distinct(block, df, block.cols[0])[1]
-    classes = [value.item() if isinstance(value, np.generic) else value for value in values]
+    classes = distinct(block, df, block.cols[0])[1]
     if classes and all(isinstance(value, float) and value.is_integer() for value in classes):
         classes = [int(value) for value in classes]
     no_picture_files(block, df, classes)
@@ -69,16 +68,15 @@ def found_classes(block, df) -> list:
 
 def check_no_lists(block, df, classes):
     "Raise where one of the classes is a list that was written as text"
-    a_list = next((value for value in classes if is_list_of_words(value)), None)
-    if a_list is None:
+    if not any(map(is_list_of_words, classes)):
         return
-    col = block.cols[0]
-    row = int(df[col].eq(a_list).to_numpy(dtype=bool, na_value=False).argmax())
+    codes, values = distinct(block, df, block.cols[0])
+    a_list = next(code for code, value in enumerate(values) if is_list_of_words(value))
     why = (
         "a list that was written as text is no class: for several labels a row use MultiLabelBlock. If it is a "
         "class of its own, name all classes with vocab="
     )
-    raise block.bad(df, col, row, why)
+    raise block.bad(df, block.cols[0], int((codes == a_list).argmax()), why)
 
 # %% ../../nbs/tasks/vocabulary.ipynb #b30803c8
 @patch

@@ -211,11 +211,24 @@ def k_or(xs):
 
 
 def equal(a, b):
-    "Numbers of NumPy refuse to be compared with whole numbers that no float holds: these are others"
+    """Are two labels one? What refuses to be compared (a number of NumPy with one that no float holds or with a
+    `Decimal`), and what compares item by item with `()`, is another one"""
     try:
-        return a is b or bool(a == b)
-    except OverflowError:
+        return a is b or type(a == b).__name__ in ('bool', 'bool_') and bool(a == b)
+    except Exception:
         return False
+
+
+def place_in(vocab):
+    "A function label -> its place in the order of classes; `ValueError` where it is none of them"
+
+    def place(label):
+        found = [i for i, v in enumerate(vocab) if equal(v, label)]
+        if not found:
+            raise ValueError(f'{label!r} is not in list')
+        return found[0]
+
+    return place
 
 
 def holds(op, value, arg):
@@ -336,7 +349,7 @@ class Oracle:
             if value is None:
                 return None
         if task['kind'] == 'ordinal':  # compared by place in the order
-            place = vocab_of(task).index
+            place = place_in(vocab_of(task))
             value, arg = place(value), tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
         return holds(op, value, arg)
 
@@ -363,7 +376,7 @@ class Oracle:
                 if len(left) == 1:
                     yield path, None, left[0]
             elif task['kind'] == 'ordinal':
-                place = vocab_of(task).index
+                place = place_in(vocab_of(task))
                 at = tuple(map(place, arg)) if op in ('isin', 'between') else place(arg)
                 left = [v for v in task['vocab'] if holds(op, place(v), at) == sign]
                 if len(left) == 1:

@@ -77,7 +77,7 @@ def test_types_that_cannot_be_sorted_are_told_with_their_row(df):
     for build in (make, make_rows):
         with pytest.raises(FlowError, match="value (1|'a'): not to be sorted among others such as (1|'a')") as error:
             build(mixed)
-        row, value = re.search(r"input 'kind', row (\d+), value (.*?):", str(error.value)).groups()
+        row, value = re.search(r"input 'kind', row (\d+)(?: \(index .*?\))?, value (.*?):", str(error.value)).groups()
         assert repr(mixed.kind[int(row)]) == value
     only_valid = df.assign(kind=['a'] * (N - 1) + [1])  # what is not learnt from need not be sorted
     assert len(make(only_valid, valid_idx=[N - 1, N - 2]).train_ds.classes['kind']) == 2

@@ -2,8 +2,16 @@
 
 import itertools
 import operator
+import warnings
 import numpy as np, pandas as pd, pytest
-from fastai_condmtl.all import BoundedRegressionBlock, Flow, FlowError, UnboundedRegressionBlock
+from fastai_condmtl.all import (
+    BinaryBlock,
+    BoundedRegressionBlock,
+    CountBlock,
+    Flow,
+    FlowError,
+    UnboundedRegressionBlock,
+)
 
 LOW, HIGH = -1.0, 3.0
 AT = [-2.0, LOW, 0.5, HIGH, 4.0]
@@ -55,3 +63,36 @@ def test_a_constant_column_is_standardised_by_one(value):
     bound = Flow('f', UnboundedRegressionBlock('x')).bind(df)
     assert bound.find('x').std == 1.0
     np.testing.assert_allclose(bound.encode(df)[:, 0, 0], 0, atol=1e-6)
+
+
+# ---- numbers beyond those that people write
+def bound_to(block, *cells):
+    "The task bound to a column, and the labels that come back from what is packed"
+    df = pd.DataFrame(dict(x=cells))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', RuntimeWarning)
+        flow = Flow('f', block).bind(df)
+        return flow.tasks['x'], flow.to_frame(flow.encode(df))['x'].tolist()
+
+
+@pytest.mark.parametrize('number', [0.0, 5.0, 2.0**53, 1.6e18, 1e300, -1e20])
+def test_a_range_of_one_number_has_some_length(number):
+    "Beyond 2**53 a number and one more are the same"
+    block, back = bound_to(BoundedRegressionBlock('x'), number, number)
+    assert block.span > 0 and back == pytest.approx([number] * 2, rel=1e-12)
+    flow = Flow('f', x := BoundedRegressionBlock('x'), BinaryBlock('y') | (x <= number))
+    df = pd.DataFrame(dict(x=[number], y=[1]))
+    assert flow.bind(df).encode(df)[0, 1].tolist() == [1, 1]
+
+
+def test_a_range_that_is_wider_than_any_number_is_one_error():
+    with pytest.raises(FlowError, match="task 'x'.*column 'x'.*use another unit"):
+        bound_to(BoundedRegressionBlock('x'), 0.0, 1e308, -1e308)
+
+
+@pytest.mark.parametrize('cells', [(1e300, 2e300), (1e308, 1.7e308)])
+def test_a_scale_beyond_all_numbers_is_one_error_without_a_warning(cells):
+    with pytest.raises(FlowError, match='too large to be standardised'):
+        bound_to(UnboundedRegressionBlock('x'), *cells)
+    with pytest.raises(FlowError, match='a count is 0, 1, 2'):
+        bound_to(CountBlock('x'), *cells)
