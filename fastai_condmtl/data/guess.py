@@ -5,6 +5,7 @@
 # %% ../../nbs/data/guess.ipynb #94f5718c
 from __future__ import annotations
 import keyword, re, textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 import pandas as pd
@@ -30,8 +31,8 @@ import fastai_condmtl.data.audit, fastai_condmtl.core.flow_json  # noqa: F401  f
 
 # %% auto #0
 __all__ = ['Guess', 'guess_flow', 'check_guessable', 'notes', 'note_on_gaps', 'is_split', 'guess_fn_col', 'guess_columns',
-           'guess_column', 'task_name', 'values_that_occur', 'guess_tasks', 'asks_yes_no', 'with_silent_no', 'facts_of',
-           'facts_of_task', 'renamed', 'variable_names']
+           'guess_column', 'task_name', 'values_that_occur', 'amid_numbers', 'guess_tasks', 'asks_yes_no',
+           'with_silent_no', 'facts_of', 'facts_of_task', 'renamed', 'variable_names']
 
 # %% ../../nbs/data/guess.ipynb #806249cc
 class Guess:
@@ -55,7 +56,9 @@ def guess_flow(
     fn_col=None,  # Column with the image files; by default the one that looks so
     ignore=(),  # Columns that are no tasks
     files=(),  # Image files, to see how large they are
-    na=(),  # Values that stand where a question was not asked; others that seem to do so are found
+    # Values that stand where a question was not asked: of all columns, or a dict column → values. Others that seem to
+    # do so are found
+    na=(),
 ) -> Guess:
     """A first flow for a table: the kind of each column, the values that mean that nobody was asked, and conditions
     from which labels are missing when. Each guess is explained, also in the notes of the flow"""
@@ -63,7 +66,8 @@ def guess_flow(
     fn_col = guess_fn_col(df) if fn_col is None else fn_col
     columns = [c for c in df.columns if c != fn_col and c not in ignore]
     size = shared_size(files) if len(files) else None
-    blocks, why, left_out, guesses = guess_tasks(df, columns, size, values_that_occur(df, columns, na))
+    nas, answers = values_that_occur(df, columns, na)
+    blocks, why, left_out, guesses = guess_tasks(df, columns, size, nas)
     tasks = []
     for i, guess in guesses.items():
         block = blocks[i]
@@ -71,7 +75,7 @@ def guess_flow(
         tasks.append(block if guess.cond is None else block | guess.cond)
         tasks[-1].note = why[block.name]
     flow = Flow(name, *tasks)
-    flow.note = notes(flow, df, fn_col, left_out)
+    flow.note = notes(flow, df, fn_col, left_out, answers)
     return Guess(flow, fn_col, left_out, why)
 
 # %% ../../nbs/data/guess.ipynb #7db72c3b
@@ -87,12 +91,17 @@ def check_guessable(df, ignore):
         raise FlowError(f"column {twice[0]!r} stands twice in the table: keep one")
 
 
-def notes(flow, df, fn_col, left_out):
+def notes(flow, df, fn_col, left_out, answers):
     "What the flow's file says of the guess, line by line"
     return [
         f"Guessed from {counted(len(df), 'row')}: read every line, and change what is wrong.",
         *([] if fn_col is None else [f"Image files: column '{fn_col}'."]),
         *(f"Left out column '{column}': {why}." for column, why in left_out.items()),
+        *(
+            f"Column '{column}' has numbers below and above {', '.join(map(repr, own))}, which count as answers there; "
+            f"if nobody was asked: na={{{column!r}: {own}}}."
+            for column, own in answers.items()
+        ),
         *note_on_gaps(flow, df),
     ]
 
@@ -179,11 +188,32 @@ def task_name(
     return name, {} if name == column else dict(col=column)
 
 # %% ../../nbs/data/guess.ipynb #52735855
-def values_that_occur(df, columns, na) -> dict:
-    "Column → the values of `na` that it holds"
-    values = check_na('guess_flow', na) or ()
-    found = {c: tuple(v for v in values if where_blank(df[c], Blanks.of((v,)), lists=True).any()) for c in columns}
-    return {column: own for column, own in found.items() if own}
+def values_that_occur(df, columns, na) -> tuple:
+    """Column → the values of `na` that it holds; and column → those that are answers there, since they lie amid other
+    numbers"""
+    by_column = isinstance(na, Mapping)
+    if unknown := [column for column in na if column not in columns] if by_column else []:
+        raise FlowError(f"na=: {unknown[0]!r} is no column with a task: {near(unknown[0], columns)}")
+    codes = {c: check_na('guess_flow', na.get(c, ()) if by_column else na) or () for c in columns}
+    held = {
+        c: tuple(v for v in own if where_blank(df[c], Blanks.of((v,)), lists=True).any()) for c, own in codes.items()
+    }
+    answers = {c: () if by_column else amid_numbers(df[c], own) for c, own in held.items()}
+    nas = {c: tuple(value for value in own if value not in answers[c]) for c, own in held.items()}
+    return tuple({column: own for column, own in found.items() if own} for found in (nas, answers))
+
+
+def amid_numbers(
+    column,
+    codes,  # Values that it holds
+) -> tuple:
+    "Those of `codes` that have other numbers below and above them: 7 for 'refused' ends a scale from 1 to 5"
+    codes = tuple(code for code in codes if isinstance(code, (int, float)) and not isinstance(code, bool))
+    if not codes:
+        return ()
+    numbers = pd.to_numeric(column, errors='coerce')
+    others = numbers[~numbers.isin(codes)].dropna()
+    return tuple(code for code in codes if len(others) and others.min() < code < others.max())
 
 
 def guess_tasks(df, columns, size, nas) -> tuple:  # `(blocks, why, left_out, position → ConditionGuess)`

@@ -5,12 +5,15 @@
 # %% ../../nbs/evaluate/cascade.ipynb #324fd675
 from __future__ import annotations
 
+import warnings
+
 import numpy as np, pandas as pd
 
 from ..core.conditions import atoms
+from ..core.errors import FlowWarning
 
 # %% auto #0
-__all__ = ['blame']
+__all__ = ['FEW_ROWS', 'blame', 'warn_of_unreached']
 
 # %% ../../nbs/evaluate/cascade.ipynb #751d68e2
 def blame(acc) -> pd.DataFrame:
@@ -31,6 +34,30 @@ def blame(acc) -> pd.DataFrame:
         records += [dict(parent=parent, **rows, **size) for parent, rows in _charge(lost, at_fault)]
     res = pd.DataFrame(records, columns=['parent', 'task_path', 'missed', 'spurious', 'num_samples', 'reached'])
     return res.iloc[np.argsort(-(res.missed + res.spurious), kind='stable')].reset_index(drop=True)
+
+
+FEW_ROWS = 5  # a task that counts on fewer says nothing
+
+
+def warn_of_unreached(
+    acc,  # Predictions
+    reached,  # Where their decisions reach each task `(N, T)`
+):
+    "Warn where no row reaches a task whose labels count, and name the task above it that loses most of them"
+    if reached.any(0).all():
+        return
+    lost = blame(acc)
+    lost = lost[(lost.reached == 0) & (lost.num_samples >= FEW_ROWS) & lost.parent.notna()]
+    lost = lost.sort_values('missed', ascending=False, kind='stable').drop_duplicates('task_path')
+    for parent, rows in lost.groupby('parent', sort=False):
+        paths, n_rows = ', '.join(map(repr, rows.task_path[:3])), rows.num_samples.max()
+        warnings.warn(
+            f"no row reaches {paths}{' …' if len(rows) > 3 else ''} (up to {n_rows} rows count): '{parent}' is never "
+            "decided so. If such an answer is rare, tune its threshold for another score: "
+            "learn.search_thresholds(gates='balanced_accuracy')",
+            FlowWarning,
+            stacklevel=3,
+        )
 
 # %% ../../nbs/evaluate/cascade.ipynb #e171179b
 def _asked_on_the_way(plan):

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.columns import sort_labels
 from ..core.errors import FlowError
 from ..data.sampling import labels_of_rows
-from .cascade import blame
+from .cascade import blame, warn_of_unreached
 from .coverage import SET_SCORES, JudgedSets, are_those_rows, judge_sets, set_scores
 from .estimators import FeatureRows, as_estimators, beside, features_kept
 from .metrics import check_metrics, needs_acts, wanted_label_metrics, wanted_metrics
@@ -98,6 +98,7 @@ def evaluate(
     sets = judge_sets(loss, acc) if loss.decisions.limits else {}
     drawn = acc.groups if n_boot else None
     reached, false = acc.reached(), acc.false_conditions()
+    warn_of_unreached(acc, reached)
     records = []
     for i, path in progress(self if n_boot else None, enumerate(flow.paths), 'bootstrap'):
         rows = _JudgedRows(acc.task(path), reached[:, i], false[:, i], acc.acts(path), drawn, sets.get(path))

@@ -30,6 +30,7 @@ from fastai_condmtl.tabular.inputs import (
     check_sortable,
     clean_inputs,
     input_columns,
+    warn_of_telling_blanks,
     warn_of_unseen,
     with_known_booleans,
 )
@@ -73,6 +74,7 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
         taken += [name for name in (valid_col, group_col, test_col) if name is not None]
         cat_names, cont_names = input_columns(df, taken, cat_names, cont_names)
         check_has_input(cat_names, cont_names)
+        warn_of_telling_blanks(df, flow, [*cat_names, *cont_names])
         splitter = as_splitter(
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )

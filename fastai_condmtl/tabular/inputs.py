@@ -8,9 +8,11 @@ import warnings
 import numpy as np, pandas as pd
 from fastai.tabular.core import cont_cat_split
 from ..core.errors import FlowError, FlowWarning, near, plain_number, row_name
+from ..core.flow import leaves
 
 # %% auto #0
-__all__ = ['input_columns', 'is_number', 'count_categories', 'as_names', 'check_given', 'check_in_one_list', 'check_no_dates',
+__all__ = ['ALWAYS_BLANK', 'OFTEN_FILLED', 'FEW_ROWS', 'input_columns', 'is_number', 'count_categories', 'as_names',
+           'check_given', 'check_in_one_list', 'check_no_dates', 'warn_of_telling_blanks', 'answers_of_blanks',
            'clean_inputs', 'check_are_values', 'finite_numbers', 'check_has_columns', 'check_sortable',
            'check_prepared', 'with_known_booleans', 'known_categories', 'warn_of_unseen']
 
@@ -103,6 +105,46 @@ def check_no_dates(column, name):
         )
 
 # %% ../../nbs/tabular/inputs.ipynb #96170917
+# An input tells an answer that so many of its rows leave it blank, if another answer fills it in for that share
+ALWAYS_BLANK, OFTEN_FILLED, FEW_ROWS = 0.98, 0.2, 20
+
+
+def warn_of_telling_blanks(
+    df,  # The table
+    flow,  # The tasks
+    names,  # Columns of inputs
+):
+    "Warn where an input is blank for some answers to a task and filled in for the others"
+    blanks = {name: df[name].isna().to_numpy() for name in names}
+    for block in leaves(flow):
+        if len(block.cols) > 1 or block.takes_lists or block.cols[0] not in df:
+            continue
+        for name, blank in blanks.items():
+            if told := answers_of_blanks(df[block.cols[0]], blank):
+                warnings.warn(
+                    f"input {name!r} is blank where '{block.name}' is {', '.join(told[:3])}, and often filled in "
+                    "elsewhere: it tells the answer; leave it out with cat_names= and cont_names=, or make it a task",
+                    FlowWarning,
+                    stacklevel=4,
+                )
+
+
+def answers_of_blanks(
+    labels,  # Column of a task
+    blank,  # Where an input is blank `(N,)`
+) -> list:
+    "The answers that leave an input blank always, where another often fills it in"
+    if not 0 < blank.sum() < len(blank):
+        return []
+    codes, answers = pd.factorize(labels.astype(str).where(labels.notna()))
+    n_rows = np.bincount(codes[codes >= 0], minlength=len(answers))
+    n_blank = np.bincount(codes[(codes >= 0) & blank], minlength=len(answers))
+    many = n_rows >= FEW_ROWS
+    share = n_blank[many] / n_rows[many]
+    is_often_filled = (share <= 1 - OFTEN_FILLED).any()
+    return [str(answer) for answer in answers[many][share >= ALWAYS_BLANK]] if is_often_filled else []
+
+
 def clean_inputs(
     df,  # Rows
     cat_names,  # Columns of categories

@@ -47,7 +47,7 @@ class Regression(ConditionalBlock):
     def unscale(self, x):
         return x * self.span + self.lo
 
-# %% ../../nbs/tasks/numeric.ipynb #d32c4c8c
+# %% ../../nbs/tasks/numeric.ipynb #13525c40
 def scale_of(
     labels,  # An array of numbers
 ) -> tuple:

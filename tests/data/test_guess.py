@@ -422,3 +422,16 @@ def test_the_code_of_a_guess_makes_its_flow():
     assert sum(task.given is not None for task in guess.flow.tasks) >= 3
     comments = ' '.join(line[2:] for line in guess.code().splitlines() if line.startswith('# '))
     assert all(' '.join(why.split()) in comments for why in guess.why.values())
+
+
+def test_codes_of_all_columns_are_answers_amid_other_numbers():
+    "7 and 9 refuse a scale from 1 to 5, and are cigarettes a day; a dict says it column by column"
+    rng, n = np.random.default_rng(0), 400
+    df = pd.DataFrame(dict(job=rng.choice([1, 2, 3, 4, 5, 7, 9], n), cigarettes=rng.choice([*range(1, 25), 77, 99], n)))
+    tasks = {block.name: block for block in guess_flow(df, na=(7, 9, 77, 99)).flow.tasks}
+    assert set(tasks['job'].na) == {7, 9} and set(tasks['cigarettes'].na) == {77, 99}
+    assert "'cigarettes' has numbers below and above 7, 9" in ' '.join(guess_flow(df, na=(7, 9, 77, 99)).flow.note)
+    tasks = {block.name: block for block in guess_flow(df, na=dict(cigarettes=(7, 99))).flow.tasks}
+    assert set(tasks['cigarettes'].na) == {7, 99} and not tasks['job'].na
+    with pytest.raises(FlowError, match="na=: 'jop' is no column with a task: did you mean 'job'"):
+        guess_flow(df, na=dict(jop=9))

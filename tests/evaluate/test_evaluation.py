@@ -211,3 +211,15 @@ def test_unknown_metric_in_evaluate():
         learn.evaluate(metrics='acuracy')
     with pytest.raises(FlowError, match=r'\[item\]'):
         learn.predict_df('1.png')
+
+
+def test_tasks_that_no_row_reaches_are_told_with_what_stands_before_them(learn):
+    "All logits of `a` say no; with its threshold at 0 all rows reach `kind`"
+    table = learn.df.assign(z0=-3.0)
+    with pytest.warns(
+        FlowWarning, match=r"no row reaches 'kind', 'r' \(up to \d+ rows count\): 'a' is never decided so"
+    ):
+        quietly(learn, dl=table)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', FlowWarning)
+        quietly(learn)

@@ -171,3 +171,25 @@ def test_looking_for_unseen_categories_warns_of_nothing_else(df):
         warnings.simplefilter('always')
         warn_of_unseen(clean_inputs(rows, CATS, CONTS), CATS, known)
     assert not told, [str(warning.message) for warning in told]
+
+
+def test_an_input_whose_blanks_tell_an_answer_is_told():
+    "A follow-up that is no task is asked of smokers only: its blanks say who smokes. Blanks at random say nothing"
+    rng, n = np.random.default_rng(0), 400
+    smoke = rng.random(n) < 0.3
+    df = pd.DataFrame(dict(smoke=smoke, a_day=np.where(smoke, rng.poisson(9, n), np.nan), age=rng.normal(size=n)))
+    df.loc[rng.random(n) < 0.1, 'age'] = np.nan
+
+    def told(df, **kwargs):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter('always')
+            ConditionalTabularDataLoaders.from_df(df, BinaryBlock('smoke'), seed=0, bs=64, **kwargs)
+        return [(str(w.message), w.filename) for w in found if 'tells the answer' in str(w.message)]
+
+    ((message, file),) = told(df)
+    assert message.startswith("input 'a_day' is blank where 'smoke' is False") and file == __file__
+    assert not told(df, cat_names=[], cont_names=['age'])
+    df.loc[smoke & (rng.random(n) < 0.5), 'a_day'] = np.nan  # half of the smokers do not say
+    assert len(told(df)) == 1
+    df.loc[~smoke & (rng.random(n) < 0.1), 'a_day'] = 1.0  # some of the others do
+    assert not told(df)
