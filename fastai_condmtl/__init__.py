@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Modules of version 0.1.0 that stand in rooms now: pickles of that version name them
 _MOVED = (

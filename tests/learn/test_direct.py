@@ -38,7 +38,7 @@ from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders, conditiona
 from fastai_condmtl.text.all import ConditionalTextDataLoaders, conditional_text_learner
 from fastai_condmtl.tasks.all import BoxBlock, KeypointsBlock
 from fastai_condmtl.core.target import TensorConditional
-from fastai_condmtl.vision import points
+from fastai_condmtl.vision import frames as frames_module
 from fastai_condmtl.learn import direct, learner as learner_module
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -425,9 +425,9 @@ def test_frames_of_many_are_those_of_each(table, with_points, tmp_path, monkeypa
         Image.open(table[0] / f'{i}.png').save(tmp_path / f'{i}.{suffix}')
     files = [tmp_path / f'{i}.{suffix}' for i in (3, 0, 2, 1, 7)]
     dl, flow = with_points.dls.test_dl(files, num_workers=0), with_points.dls.flow
-    opened, stock = [], points.OpenImage.__call__
+    opened, stock = [], frames_module.OpenImage.__call__
     with monkeypatch.context() as patched:
-        patched.setattr(points.OpenImage, '__call__', lambda *a, **k: opened.append(a) or stock(*a, **k))
+        patched.setattr(frames_module.OpenImage, '__call__', lambda *a, **k: opened.append(a) or stock(*a, **k))
         frames = learner_module.frames_of(flow, dl)
     assert len(opened) == (len(files) if suffix == 'gif' else len(SIZES))  # one of each size goes through all
     for file, frame in zip(files, frames):
