@@ -11,8 +11,8 @@ from .errors import FlowError, halved, plain_number
 from .mask_labels import is_mask, is_picture_file
 
 # %% auto #0
-__all__ = ['no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'as_tuple', 'distinct', 'fix_of_no_label',
-           'share_lines', 'take', 'look_up', 'numbers', 'check_unit', 'blank_line', 'replace_line']
+__all__ = ['no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'mapped', 'as_tuple', 'distinct',
+           'fix_of_no_label', 'share_lines', 'take', 'look_up', 'numbers', 'check_unit', 'blank_line', 'replace_line']
 
 # %% ../../nbs/core/columns.ipynb #f61515e2
 def no_picture_files(block, df, labels):
@@ -44,16 +44,22 @@ def all_true(masks):
 def factorise(column: pd.Series, lists=False):
     """`(codes (N,), distinct values)` of a column of anything hashable, -1 where missing; with `lists`, lists,
     sets and arrays count as tuples"""
-    if isinstance(column.dtype, pd.ArrowDtype) and (lists or column.dtype.kind == 'f'):
-        column = column.astype(object)  # Arrow cannot tell lists apart, and counts NaN as a value
+    is_arrow, is_float = isinstance(column.dtype, pd.ArrowDtype), pd.api.types.is_float_dtype(column.dtype)
+    if is_arrow and lists or is_float and pd.api.types.is_extension_array_dtype(column.dtype):
+        column = column.astype(object)  # Arrow cannot tell lists apart, and a column with NA counts NaN as a value
     if lists and column.dtype == object:
         column = column.map(as_tuple)
     if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True).startswith(_odd_kinds):
         # tensors hash by where they are, dates of NumPy by their unit: equal ones would count as one label, or as
         # two, as it happens; whole numbers of NumPy cannot be compared with `Decimal`
-        column = column.map(plain_number)
+        column = mapped(column, plain_number)
     codes, values = pd.factorize(column)
     return codes, [plain_number(value) if isinstance(value, np.generic) else value for value in values]
+
+
+def mapped(column, f) -> pd.Series:
+    "`column.map(f)` as objects; `map` makes complex numbers of all numbers beside one, and floats of integers"
+    return pd.Series(list(map(f, column)), column.index, dtype=object)
 
 
 _odd_kinds = ('mixed', 'datetime', 'timedelta', 'unknown')  # as pandas infers them
@@ -221,7 +227,7 @@ def _objects_as_floats(block, df, col):
     "A column of Python objects as floats, NaN where missing; the first cell that is no number is an error"
     objects = df[col].astype(object)
     if pd.api.types.infer_dtype(objects, skipna=True).startswith('mixed'):
-        objects = objects.map(_held)
+        objects = mapped(objects, _held)
     known = objects.notna().to_numpy()
     for is_wrong, why in _no_numbers:
         wrong = objects.map(is_wrong, na_action='ignore').eq(True).to_numpy() & known

@@ -48,8 +48,8 @@ FILES = {  # tests that are about the module: folder/module
     'loss.masked_mean': 'loss/conditional loss/unit whole/oracle loss/whole_space',
     'tasks.thresholds': 'tasks/thresholds evaluate/tune',
     'tasks.votes': (
-        'tasks/votes tasks/kinds tasks/answer_sets tasks/unsure whole/oracle whole/check_block loss/unit evaluate/by_label '
-        'evaluate/metrics core/marginals learn/start'
+        'tasks/votes tasks/kinds tasks/answer_sets tasks/unsure whole/oracle whole/check_block loss/unit '
+        'evaluate/by_label evaluate/metrics core/marginals learn/start'
     ),
     'data.target_block': (
         'data/target_block data/packed vision/points vision/mirror vision/steps tabular/rows learn/sides'

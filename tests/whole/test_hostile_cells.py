@@ -233,3 +233,24 @@ def test_classes_of_a_numpy_array_are_plain():
 def test_a_list_written_as_text_beside_what_cannot_be_compared():
     with pytest.raises(FlowError, match="task 'x', row 1.*a list that was written as text"):
         read(SingleLabelBlock('x'), fuzz.OddEq(), np.array("['a', 'b']"))
+
+
+def test_nan_in_a_nullable_column_of_classes_is_a_gap():
+    for dtype in ('Float64', 'Float32'):
+        share = pd.Series([0.0, 1.0, 2.0, None], dtype=dtype) / pd.Series(
+            [0.0, 1.0, 1.0, 1.0], dtype=dtype
+        )  # nan, 1, 2, NA
+        df = pd.DataFrame(dict(k=share))
+        assert Flow('f', SingleLabelBlock('k')).bind(df).encode(df)[:, 1, 0].tolist() == [0, 1, 1, 0]
+
+
+def test_the_complex_number_is_blamed_and_not_what_stands_beside_it():
+    df = pd.DataFrame(dict(x=pd.Series([1.25, 2j, np.nan], dtype=object)))
+    with pytest.raises(FlowError, match="row 1, column 'x', value 2j"):
+        Flow('f', UnboundedRegressionBlock('x')).bind(df)
+
+
+def test_large_whole_numbers_beside_others_stay_classes_of_their_own():
+    large = 2**53
+    df = pd.DataFrame(dict(k=pd.Series([large, large + 1, 0.5, np.int64(7)], dtype=object)))
+    assert len(Flow('f', SingleLabelBlock('k')).bind(df).tasks['k'].vocab) == 4
