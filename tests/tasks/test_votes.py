@@ -349,3 +349,55 @@ class TestGalaxyZoo:
         by_hand = share['t01'][:, 1] * share['disk.t02'][:, 1] * share['disk.face_on.t04'][:, 0]
         assert np.allclose(reached['disk.face_on.arms.t11'], by_hand, atol=1e-6)
         assert np.allclose(reached['t06'], share['t01'][:, :2].sum(1), atol=1e-6)
+
+
+# ---- what the mean of folds and the labels of a table give
+@pytest.mark.parametrize('loss', ['multinomial', 'dirichlet'])
+def test_logits_of_shares_give_these_shares_row_by_row(loss):
+    df, rng = votes(), np.random.default_rng(3)
+    block = Flow('g', shape(loss=loss)).bind(df).tasks['shape']
+    shares = torch.from_numpy(rng.dirichlet([2, 3, 4], 6)).float()
+    logits = block.logits_at(shares)
+    assert torch.allclose(block.activate(logits), shares, atol=1e-5)
+    for row, own in zip(shares, logits):
+        assert torch.allclose(block.logits_at(row[None])[0], own, atol=1e-5)
+
+
+def test_labels_that_are_certain_are_the_shares_of_each_row():
+    block = Flow('g', shape()).bind(votes()).tasks['shape']
+    counts = torch.tensor([[6.0, 2, 0], [1, 1, 2], [0, 0, 0]])
+    decided = torch.tensor([[0.75, -0.25, -0.0], [-0.25, -0.25, 0.5], [0, 0, 0]])  # a minus: another answer has more
+    expected = [[0.75, 0.25, 0], [0.25, 0.25, 0.5], [0, 0, 0]]
+    for vals in (counts, decided):
+        assert block.certain_acts(vals).tolist() == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_scores_of_an_answer_are_those_of_a_loop():
+    "`mae` of the share of votes; and average precision of the plurality by scikit-learn"
+    from sklearn.metrics import average_precision_score
+
+    rng, block = np.random.default_rng(1), Flow('g', shape()).bind(votes()).tasks['shape']
+    true, acts = rng.multinomial(10, [0.5, 0.3, 0.2], 40).astype(np.float32), rng.dirichlet([2, 2, 2], 40)
+    mask = np.repeat(rng.random((40, 1)) < 0.7, 3, 1)
+    counts = np.flatnonzero(mask[:, 0])
+    for j in range(3):
+        by_hand = np.mean([abs(acts[i, j] - true[i, j] / true[i].sum()) for i in counts])
+        assert block.score_label('mae', j, acts[..., None], true, mask) == pytest.approx(by_hand)
+        ranked = block.score_label('average_precision', j, acts[..., None], true, mask, None, acts)
+        is_first = true[counts].argmax(1) == j
+        assert ranked == pytest.approx(average_precision_score(is_first, acts[counts, j]))
+    assert {*block.label_metrics} >= {'mae', 'average_precision'}
+
+
+def test_questions_in_a_mirror_have_the_key_of_those_that_ask_the_other_side():
+    sides = VotesBlock('s', cols=dict(left='n_l', right='n_r', none='n_n'), mirror=[('left', 'right')])
+    df = pd.DataFrame(dict(n_l=[3, 0], n_r=[1, 4], n_n=[0, 1]))
+    block = Flow('g', sides).bind(df).tasks['s']
+    asked = lambda op, value: block.parse_question(op, value)
+    for op, of_left, of_right in [('eq', 'left', 'right'), ('share', ('left', 'gt', 0.5), ('right', 'gt', 0.5))]:
+        left, right = asked(op, of_left), asked(op, of_right)
+        assert block.question_key(op, left, True) == block.question_key(op, right)
+        assert block.question_key(op, left) != block.question_key(op, right)
+    assert block.question_key('share', asked('share', ('left', 'gt', 0.5))) != block.question_key(
+        'share', asked('share', ('left', 'gt', 0.25))
+    )
