@@ -274,8 +274,8 @@ def _as_visible_when(condition: Condition, flow, names) -> dict | None:
     "A condition as attributes of a `View`; None where it cannot be said"
     negated = isinstance(condition, Not)
     atom = condition.arg if negated else condition
-    if isinstance(atom, Not) or not isinstance(atom, Atom) and not negated:
-        return _any_choice(condition, names)
+    if isinstance(atom, AnyOf):
+        return _any_choice(atom, names, negated)
     if not isinstance(atom, Atom) or atom.op not in ('true', 'eq', 'ne', 'isin', 'has', 'has_any'):
         return None
     words = _choices_of(flow.find(atom.task))
@@ -289,14 +289,12 @@ def _as_visible_when(condition: Condition, flow, names) -> dict | None:
     return _view(names[atom.task], map(str, values), negated)
 
 
-def _any_choice(condition, names):
-    "`any_of` of choices of one question"
-    atoms = getattr(condition, 'args', ())
-    if not isinstance(condition, AnyOf) or not all(isinstance(a, Atom) and a.op in ('eq', 'has') for a in atoms):
+def _any_choice(condition, names, negated):
+    "`any_of` of choices of one question; None where it asks something else"
+    atoms = condition.args
+    if not all(isinstance(a, Atom) and a.op in ('eq', 'has') for a in atoms) or len({a.task for a in atoms}) > 1:
         return None
-    if len({a.task for a in atoms}) > 1:
-        return None
-    return _view(names[atoms[0].task], [str(a.value) for a in atoms], False)
+    return _view(names[atoms[0].task], [str(a.value) for a in atoms], negated)
 
 # %% ../../nbs/data/label_studio.ipynb #76c75b5c
 def question_names(
