@@ -274,3 +274,67 @@ def test_answers_of_a_nested_flow_come_back_from_label_studio():
     ]
     back = read_label_studio(export, flow)
     assert torch.equal(bound.encode(back), bound.encode(told))
+
+
+FULL = [['fog', 'rain', 'snow'], ['fog'], ['rain'], ['fog', 'snow'], []]
+
+
+@pytest.mark.parametrize(
+    'text, means',
+    [
+        ("${door} != ''", lambda r: True),  # all is answered
+        ("${locked} != ''", lambda r: True),
+        ("${age} != ''", lambda r: True),
+        ("${stars} != ''", lambda r: True),
+        ("${view} != ''", lambda r: bool(r['view'])),
+        ("${view} = 'fog'", lambda r: r['view'] == ['fog']),
+        ("${view} != 'fog'", lambda r: r['view'] != ['fog']),
+        ("count-selected(${view}) > 0", lambda r: len(r['view']) > 0),
+        ("count-selected(${view}) = 0", lambda r: not r['view']),
+        ("count-selected(${view}) = 3", lambda r: len(r['view']) == 3),
+        ("2 < count-selected(${view})", lambda r: len(r['view']) > 2),
+        ("count-selected(${view}) < 3", lambda r: len(r['view']) < 3),
+        ("count-selected(${view}) >= 0", lambda r: True),
+        ("selected(${door}, 'open')", lambda r: r['door'] == 'open'),
+        ("'open' = ${door}", lambda r: r['door'] == 'open'),
+        ("${door} != 'open'", lambda r: r['door'] != 'open'),
+        ("${locked} = 'no'", lambda r: r['locked'] == 'no'),
+        ("(${age} > 5) = true()", lambda r: r['age'] > 5),
+        ("(${age} > 5) = false()", lambda r: not r['age'] > 5),
+        ("(${age} > 5) != true()", lambda r: not r['age'] > 5),
+        ("boolean(${age} > 5)", lambda r: r['age'] > 5),
+        ("true() and ${age} > 5", lambda r: r['age'] > 5),
+        ("false() or ${age} > 5", lambda r: r['age'] > 5),
+        ("true() or ${age} > 5", lambda r: True),
+        ("1 = 1 and ${stars} <= 2", lambda r: int(r['stars']) <= 2),
+        ("2 > 10 or ${stars} <= 2", lambda r: int(r['stars']) <= 2),
+        ("'b' = 'a' or ${stars} < 4", lambda r: int(r['stars']) < 4),
+        ("${age} = 18", lambda r: r['age'] == 18),
+        ("not(${age} = 18) and ${age} <= 30.5", lambda r: r['age'] != 18 and r['age'] <= 30.5),
+    ],
+)
+def test_each_way_to_ask_means_what_the_form_shows(text, means):
+    rng = random.Random(text)
+    rows = [random_row(rng) | dict(view=FULL[i % len(FULL)]) for i in range(60)]
+    df = pd.DataFrame(rows).assign(view=[' '.join(r['view']) for r in rows], stars=[int(r['stars']) for r in rows])
+    flow = Flow.from_xlsform(xlsform(text))
+    assert applicable(flow, df.assign(child=['no', 'yes'] * 30)) == [means(r) for r in rows], flow
+
+
+@pytest.mark.parametrize(
+    'text, why',
+    [
+        ("${door} = ''", "a blank is unknown to a flow"),
+        ("${age} = 'old'", "compares the number 'age' with the text 'old'"),
+        ("count-selected(${door}) > 1", "has not several answers to count"),
+        ("count-selected(${view}) = 1", "'child'"),
+        ("${view} > 'fog'", "have no order"),
+        ("${age} + 1", "'child'"),
+        ("${door} = ${locked}", "compares something else than one answer with one value"),
+        ("string-length(${door}) > 3", "'child'"),
+        ("${age}", "stands where a comparison is expected"),
+    ],
+)
+def test_what_a_flow_cannot_ask_is_told(text, why):
+    with pytest.warns(FlowWarning, match=why):
+        Flow.from_xlsform(xlsform(text))
