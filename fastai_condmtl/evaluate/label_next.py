@@ -99,6 +99,9 @@ def given_answers(
     df: pd.DataFrame,
 ):  # `(N, 2, D)`
     "The labels of a table, packed; the mask is where there is one, whether its condition is known to be true or not"
+    columns = [col for block in flow.plan.blocks for col in block.cols]
+    if not any(col in df for col in columns):  # nobody was asked yet, and no column is missing by mistake
+        df = df.reindex(columns=[*df.columns, *dict.fromkeys(columns)])
     labels = flow.encode(df, missing_ok=True, inferred=True, weighted=False).as_subclass(torch.Tensor)
     for block, columns in zip(flow.plan.blocks, flow.target_slices):
         if not block.self_supervised and all(col in df for col in block.cols):

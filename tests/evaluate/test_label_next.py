@@ -397,3 +397,14 @@ def test_texts_which_loaders_sort_by_length_keep_their_rows():
         for row in found.index[:5]:
             p = learn.predict(pool.text[row])[0].marginals['food'].values
             assert found.gain[row] == pytest.approx(entropy([p, 1 - p], base=2), abs=1e-4)
+
+
+def test_a_pool_without_any_label_is_no_surprise(learn):
+    "All columns absent: nobody was asked yet. One absent among others may be a mistake, and is told"
+    table, cols = rows(6), [col for block in learn.dls.flow.tasks.values() for col in block.cols]
+    blank = asked(learn, table.assign(**dict.fromkeys(cols, np.nan)), n=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', FlowWarning)
+        assert asked(learn, table.drop(columns=cols, errors='ignore'), n=3).equals(blank)
+    with pytest.warns(FlowWarning, match=f"no column '{cols[0]}'"):
+        asked(learn, table.assign(**dict.fromkeys(cols[1:], np.nan)).drop(columns=cols[0], errors='ignore'), n=3)
