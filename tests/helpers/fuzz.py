@@ -800,7 +800,12 @@ def case_table(rng):
     if err:
         if bad:
             m = re.search(r'row (\d+)', err)
-            if m and not any(int(m[1]) == i for _, _, i in bad) and not either and 'the condition' not in err:
+            if (
+                m
+                and not any(int(m[1]) == i for _, _, i in bad)
+                and not either
+                and not re.search('the condition|text in brackets', err)
+            ):
                 raise Wrong(f"blames row {m[1]}, bad are {bad[:5]}: {err[:300]}")
             return 'one clear error'
         if either or may_refuse(err, spec, raw, df):
@@ -844,11 +849,19 @@ def case_table(rng):
     return 'right'
 
 
+def same_after_pickling(values):
+    "True if all that `values` hold equals its copy; some classes equal nothing but themselves, or cannot be compared"
+    try:
+        return pickle.loads(pickle.dumps(values)) == values
+    except RuntimeError:
+        return False
+
+
 def around(flow, bound, df, y, spec):
     "Round trips: table, JSON, pickle; what prints and what looks at the table"
     for o in (flow, bound, list(flow.tasks), bound.plan.conds):
         repr(o), str(o)
-    if pickle.loads(pickle.dumps(v := [getattr(b, 'vocab', None) for b in bound.tasks.values()])) == v:
+    if same_after_pickling([getattr(b, 'vocab', None) for b in bound.tasks.values()]):
         equal(pickle.loads(pickle.dumps(bound)).encode(df), y, 'pickled')  # some classes equal nothing but themselves
     if not spec.get('infer_labels') and not any(
         t['kind'] in ('bounded', 'unbounded') for _, t, *_ in walk(spec)
