@@ -193,7 +193,12 @@ def take(values, codes):
 def look_up(block, df, col, number_of, why):
     "Encode a column by `number_of` its distinct values; `why(value)` explains a value for which that gives None"
     codes, values = distinct(block, df, col)
-    encoded = [number_of(value) for value in values]
+    try:
+        encoded = [number_of(value) for value in values]
+    except FlowError:
+        raise
+    except Exception as error:  # `==` with a class may raise anything
+        raise _not_comparable(block, df, col, False, error) from None
     unknown = next((code for code, number in enumerate(encoded) if number is None), None)
     if unknown is not None:
         raise block.bad(df, col, int((codes == unknown).argmax()), why(values[unknown]))

@@ -140,7 +140,10 @@ def test_sums_are_those_of_numpy(tmp_path, n, k):
     for part, of_part in zip(parts, np.array_split(labels, k)):
         for some in np.array_split(of_part, 4):
             part.add(some)
-    assert mean_and_std(parts) == (n, labels.mean(), labels.std())
+    # before version 2, NumPy added in another order
+    exact = int(np.__version__[0]) > 1
+    expected = (n, labels.mean(), labels.std())
+    assert mean_and_std(parts) == (expected if exact else pytest.approx(expected, rel=1e-15))
 
 
 def test_mirror_partners_have_one_scale(tmp_path):
