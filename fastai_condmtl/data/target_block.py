@@ -89,7 +89,7 @@ class ConditionalLists(TfmdLists):
 
     def __init__(self, items, tfms, **kwargs):
         if not isinstance(items, EncodedRows):
-            tfm = next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, FlowTransform))
+            tfm = next(t for t in tfms if isinstance(t, FlowTransform))
             items = EncodedRows(tfm.encode_rows(items), geo=tfm.bound.follows)
         super().__init__(items, tfms, **kwargs)
 

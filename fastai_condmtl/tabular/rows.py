@@ -172,7 +172,7 @@ class InputLists(ConditionalLists):
 
     @staticmethod
     def _prepare(rows, tfms):
-        return next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, RowTransform)).prepare(rows)
+        return next(t for t in tfms if isinstance(t, RowTransform)).prepare(rows)
 
 # %% ../../nbs/tabular/rows.ipynb #e6d9e480
 @reads_input(RowTransform)

@@ -18,6 +18,7 @@ from fastai.vision.all import (
     IndexSplitter,
     RandomSplitter,
     Resize,
+    Transform,
     TransformBlock,
     get_image_files,
     aug_transforms,
@@ -1063,6 +1064,48 @@ def test_rows_of_no_position():
     rows = EncodedRows(torch.arange(12.0).reshape(3, 2, 2))
     assert len(rows[[]]) == 0 and rows[[]].packed().shape == (0, 2, 2)
     assert rows[[2, 0]].packed()[:, 0, 0].tolist() == [8, 0]
+
+
+@pytest.mark.parametrize('idx', [None, range(1, 4), [3, 0, 2], np.array([2, 2]), (1, 3)])
+def test_rows_by_position_are_those_of_the_tensor(idx):
+    "Rows, parts of them and what a pickle holds: all with the geometry that travels with a row"
+    y, geo = torch.arange(16.0).reshape(4, 2, 2), object()
+    rows = EncodedRows(y, idx, geo)
+    picked = y[list(range(4) if idx is None else idx)]
+    assert len(rows) == len(picked) and torch.equal(torch.Tensor(rows.packed()), picked)
+    for i in range(len(picked)):
+        assert type(rows[i]) is TensorConditional and rows[i].tolist() == picked[i].tolist() and rows[i].geo is geo
+    for part in (slice(1, None), [1, 0], np.array([1])):
+        assert rows[part].packed().tolist() == picked[part].tolist() and rows[part][0].geo is geo
+    state = rows.__getstate__()
+    assert state['y'].tolist() == picked.tolist() and list(state['idx']) == list(range(len(picked)))
+    assert state['geo'] is geo
+
+
+def test_a_worker_is_handed_the_table_and_a_file_its_own_rows(monkeypatch):
+    "torch puts a whole tensor into shared memory once; a slice would be copied for each worker"
+    rows = EncodedRows(torch.arange(16.0).reshape(4, 2, 2))[[3, 1]]
+    assert rows.__getstate__()['y'].shape == (2, 2, 2)
+    monkeypatch.setattr('fastai_condmtl.data.target_block.get_spawning_popen', lambda: 'a process that begins')
+    state = rows.__getstate__()
+    assert state['y'].data_ptr() == rows.y.data_ptr() and state['idx'].tolist() == [3, 1]
+
+
+class Shifted(Transform):
+    "A transform that stands behind a flow: one more on each value"
+
+    order = 2
+
+    def encodes(self, y: TensorConditional):
+        return y + 1
+
+
+def test_a_transform_behind_the_flow_is_applied_to_each_row():
+    df = pd.DataFrame(dict(a=[0, 1, 1, 0]))
+    target = TransformBlock(type_tfms=[FlowTransform(Flow('f', BinaryBlock('a'))), Shifted()])
+    ds = DataBlock((TransformBlock, target), get_x=ColReader('a'), get_y=ColReader('a')).datasets(df)
+    targets = [ds[i][1] for i in range(4)]
+    assert sorted(t[0].item() for t in targets) == [1, 1, 2, 2] and all(t[1].item() == 2 for t in targets)
 
 
 def test_weights_that_get_y_does_not_name(folder):
