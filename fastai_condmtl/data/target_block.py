@@ -104,7 +104,7 @@ class ConditionalLists(TfmdLists):
 class FlowTransform(Transform):
     "Sets a flow up with the data of a `Datasets`, whose target it then is; decodes packed rows to `FlowPrediction`"
 
-    order, train_setup, input_types = 1, False, (object,)
+    order, input_types = 1, (object,)
     group_col = None  # column that says which rows belong together, where a splitter was given one
 
     def __init__(self, flow):
@@ -116,7 +116,7 @@ class FlowTransform(Transform):
             self.__class__ = provided('TableTransform', 'tabular')
             return self.setup(items)
         # getters read raw rows; from now on rows are encoded
-        self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop']
+        self.getters = [f for f in items.tfms.fs if f.name != 'noop']
         items.tfms.fs.clear()
         table = self.table(items.items)
         train = np.asarray(items.splits[0], dtype=int)

@@ -83,7 +83,7 @@ class TableRow(dict):
 class RowTransform(Transform):
     "Prepares columns with fastai's tabular processors, fitted to the training rows"
 
-    order, train_setup, input_types = 1, False, (object,)
+    order, input_types = 1, (object,)
 
     def __init__(self, cat_names, cont_names, procs):
         super().__init__()
