@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
+from fastai.tabular.all import TabularPandas
 from fastai.vision.all import (
     CategoryBlock,
     ColReader,
@@ -40,9 +41,10 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.core import applications
 from fastai_condmtl.data.stratify import stratify
-from fastai_condmtl.data.target_block import EncodedRows, FlowTransform
+from fastai_condmtl.data.target_block import EncodedRows, FlowTransform, flow_transform
 from random_flows import checks
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
+import fastai_condmtl.tabular.all  # noqa: F401  what a table's target is
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*(no row of|no training row|no column).*')
 N, KW = 48, dict(bs=8, num_workers=0)
@@ -1122,6 +1124,34 @@ def test_columns_of_other_names_are_those_of_the_tasks_in_order(folder):
     flow = Flow('f', BinaryBlock('a'), BinaryBlock('b'), weight_col='w')
     y = stock(df, folder, flow, IndexSplitter([7]), get_y=ColReader(['p', 'q'])).train_ds.tls[1].items.packed()
     assert y[:, 0].tolist() == df[['p', 'q']][:7].to_numpy().tolist() and (y[:, 1] == 3).all()
+
+
+def test_a_column_of_weights_that_get_y_names_is_read_once(folder):
+    df = pd.DataFrame(dict(img=[f'{i}.png' for i in range(8)], a=[0, 1] * 4, w=[0.0, 2.0] + [1.0] * 6))
+    flow = Flow('f', BinaryBlock('a'), weight_col='w')
+    y = stock(df, folder, flow, IndexSplitter([7]), get_y=ColReader(['a', 'w'])).train_ds.tls[1].items.packed()
+    assert y[:, 0, 0].tolist() == df.a[:7].tolist() and y[:, 1, 0].tolist() == df.w[:7].tolist()
+
+
+@pytest.mark.parametrize('reader', [dict(pref='big '), dict(suff=' ball'), dict(pref='a ', suff=' ball')])
+def test_what_a_reader_puts_around_a_cell_is_part_of_the_label(reader):
+    df, around = pd.DataFrame(dict(kind=['red', 'blue', 'red'])), (reader.get('pref', ''), reader.get('suff', ''))
+    block = SingleLabelBlock('kind', vocab=[f'{around[0]}{v}{around[1]}' for v in ('blue', 'red')])
+    ds = DataBlock(
+        (TransformBlock, block), get_x=ColReader('kind'), get_y=ColReader('kind', **reader), splitter=IndexSplitter([2])
+    ).datasets(df)
+    assert [ds[i][1][0].item() for i in range(3)] == [1, 0, 1] and all(ds[i][1][1].item() == 1 for i in range(3))
+
+
+def test_the_transform_of_a_target_is_found_wherever_it_stands():
+    df = pd.DataFrame(dict(a=[0, 1, 1, 0], x=[1.0, 2.0, 3.0, 4.0]))
+    of_block = lambda block: DataBlock((TransformBlock, block), get_x=ColReader('x'), get_y=ColReader('a'))
+    flow = Flow('f', BinaryBlock('a'))
+    assert flow_transform(of_block(flow).datasets(df)).unbound is flow
+    table = TabularPandas(df, cont_names=['x'], y_block=TransformBlock(type_tfms=[target := FlowTransform(flow)]))
+    assert flow_transform(table) is target
+    for other in (of_block(CategoryBlock).datasets(df), TabularPandas(df, cont_names=['x'], y_names='a'), [], None):
+        assert flow_transform(other) is None
 
 
 def test_what_is_asked_before_the_set_up_is_named():
