@@ -291,7 +291,7 @@ def keep_only_batch(
     dl,  # `DataLoader` of training rows
 ):
     "Have `dl` keep an incomplete batch where it is the only one"
-    if dl.drop_last and dl.n and dl.bs is not None and dl.n < dl.bs:
+    if dl.drop_last and dl.n and dl.n < dl.bs:
         dl.drop_last = False
     return dl
 

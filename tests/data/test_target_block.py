@@ -13,6 +13,7 @@ from fastai.vision.all import (
     CategoryBlock,
     ColReader,
     DataBlock,
+    DataLoader,
     DataLoaders,
     ImageBlock,
     ImageDataLoaders,
@@ -41,7 +42,7 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.core import applications
 from fastai_condmtl.data.stratify import stratify
-from fastai_condmtl.data.target_block import EncodedRows, FlowTransform, flow_transform
+from fastai_condmtl.data.target_block import EncodedRows, FlowTransform, flow_transform, keep_only_batch
 from random_flows import checks
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
 import fastai_condmtl.tabular.all  # noqa: F401  what a table's target is
@@ -1152,6 +1153,20 @@ def test_the_transform_of_a_target_is_found_wherever_it_stands():
     assert flow_transform(table) is target
     for other in (of_block(CategoryBlock).datasets(df), TabularPandas(df, cont_names=['x'], y_names='a'), [], None):
         assert flow_transform(other) is None
+
+
+@pytest.mark.parametrize('n, bs, batches', [(5, 8, 1), (8, 8, 1), (12, 8, 1), (16, 8, 2), (1, 8, 1)])
+def test_an_incomplete_batch_is_kept_where_it_is_the_only_one(n, bs, batches):
+    df = pd.DataFrame(dict(a=[i % 2 for i in range(n + 1)]))
+    dblock = DataBlock((TransformBlock, BinaryBlock('a')), get_x=ColReader('a'), splitter=IndexSplitter([n]))
+    dls = dblock.dataloaders(df, bs=bs, num_workers=0)
+    assert [len(y) for _, y in dls.train] == [min(n, bs)] * batches and dls.train.drop_last == (n >= bs)
+
+
+def test_what_keeps_batches_otherwise_is_left_alone():
+    rows = list(range(5))
+    assert not keep_only_batch(DataLoader(rows, bs=8, drop_last=False)).drop_last
+    assert keep_only_batch(DataLoader(iter(rows), bs=8, drop_last=True)).drop_last  # nobody knows how many
 
 
 def test_what_is_asked_before_the_set_up_is_named():
