@@ -123,7 +123,7 @@ def _write(df, new, gaps):
     for column in new:
         use = new[column].notna().to_numpy() & gaps.get(column, True)
         if column not in table:
-            table[column] = pd.Series(None, index=df.index, dtype=object)
+            table[column] = pd.Series(None, index=df.index, dtype=new[column].dtype)
         if use.any():
             table[column] = put(table[column], use, new[column])
         filled[column] = use

@@ -81,9 +81,8 @@ def predict_df(
     the answers, and None where the task is not reached"""
     items = as_list_of_items(items)
     flow, index = flow_of(self), index_of_items(items, 'predict_df')
-    cols = list(dict.fromkeys(col for block in flow.tasks.values() for col in block.cols))
     if not len(index):
-        return pd.DataFrame(columns=cols, index=index)
+        return flow.to_frame(torch.zeros(0, 2, flow.n_targets)).set_axis(index)
     dl = self.dls.test_dl(items, **kwargs)
     with self.no_bar(), self.no_logging():
         acts, _, decided = self.get_preds(dl=dl, with_decoded=True)
