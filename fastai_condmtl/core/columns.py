@@ -281,7 +281,7 @@ def _is_float(cell):
         return False
     return True
 
-# %% ../../nbs/core/columns.ipynb #ce3a7f08
+# %% ../../nbs/core/columns.ipynb #c01a0001
 def as_column(
     cells,  # List, None where blank
     values=None,  # What the column can hold; by default what it holds
