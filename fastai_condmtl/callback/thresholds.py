@@ -17,6 +17,7 @@ from ..learn.direct import leaves_predictions
 from ..learn.accumulate import collect
 from ..learn.state import flow_of, follows_flow, own_loss
 from ..evaluate.tune import aims, search
+from ..tasks.resample import check_n_boot
 
 # %% auto #0
 __all__ = ['ThresholdSearch', 'weight_sums', 'versions']
@@ -43,7 +44,7 @@ class ThresholdSearch(ValidationRows):
         if every not in ('fit', 'epoch'):
             raise FlowError(f"ThresholdSearch(every={every!r}) must be 'fit' or 'epoch'")
         self.metric, self.gates, self.constraint, self.tasks = metric, gates, constraint, tasks
-        self.every, self.verbose, self.n_boot, self.min_support = every, verbose, n_boot, min_support
+        self.every, self.verbose, self.n_boot, self.min_support = every, verbose, check_n_boot(n_boot), min_support
         self.result: Any = None  # table of the last search
         self.start: Any = None  # sums of the weights before a fit
         self.validated: Any = None  # versions of the weights at the last validation

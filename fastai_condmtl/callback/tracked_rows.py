@@ -216,7 +216,9 @@ def trees(self: Tracked) -> list:
     acts = loss.activation(logits)
     rows = zip(loss.decodes(acts), acts, loss.layout.raw_acts(logits))
     return [
-        FlowPrediction(self.flow, *row).tree(self.truth(i), logits=True, condition=True, top_k=3)
+        FlowPrediction(self.flow, *row, thresholds=loss.thresholds).tree(
+            self.truth(i), logits=True, condition=True, top_k=3
+        )
         for i, row in enumerate(rows)
     ]
 

@@ -12,7 +12,8 @@ from .mask_labels import is_mask, is_picture_file
 
 # %% auto #0
 __all__ = ['no_picture_files', 'sort_labels', 'any_true', 'all_true', 'factorise', 'mapped', 'as_tuple', 'distinct',
-           'fix_of_no_label', 'share_lines', 'take', 'look_up', 'numbers', 'check_unit', 'blank_line', 'replace_line']
+           'fix_of_no_label', 'share_lines', 'take', 'look_up', 'numbers', 'check_unit', 'as_column', 'blank_line',
+           'replace_line']
 
 # %% ../../nbs/core/columns.ipynb #f61515e2
 def no_picture_files(block, df, labels):
@@ -279,6 +280,42 @@ def _is_float(cell):
     except (TypeError, ValueError, OverflowError):
         return False
     return True
+
+# %% ../../nbs/core/columns.ipynb #c01a0001
+def as_column(
+    cells,  # List, None where blank
+    values=None,  # What the column can hold; by default what it holds
+):
+    """Cells as the array of a column: whole numbers as `Int64`, other numbers as `float64`, yes and no as `boolean`,
+    texts as pandas has them, and all else as objects with None for blank"""
+    values = [cell for cell in cells if cell is not None] if values is None else list(values)
+    kinds = {_kind_of_value(value) for value in values}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind in ('boolean', 'Int64'):
+        return pd.array(cells, dtype=kind)
+    if kind == 'float64':
+        return np.array([np.nan if cell is None else cell for cell in cells], dtype=float)
+    objects = np.array([*cells, None], dtype=object)[:-1]  # also where all cells are lists
+    return objects if kind is None else _as_texts(objects)
+
+
+def _kind_of_value(value):
+    "The dtype that holds a value; None for those that stay objects"
+    if isinstance(value, (bool, np.bool_)):
+        return 'boolean'
+    if isinstance(value, (int, np.integer)):
+        return 'Int64' if abs(int(value)) < 2**63 else None
+    if isinstance(value, (float, np.floating)):
+        return 'float64'
+    return 'text' if isinstance(value, str) else None
+
+
+def _as_texts(cells):
+    "Texts and None as pandas has them, also where all are None"
+    try:
+        return pd.Series(cells, dtype=pd.Series(['']).dtype).array
+    except UnicodeEncodeError:
+        return cells  # halves of surrogate pairs, which Arrow's strings cannot hold
 
 # %% ../../nbs/core/columns.ipynb #6726b696
 def _of_table(cols):

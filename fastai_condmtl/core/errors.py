@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['FlowError', 'NeverTrue', 'FlowWarning', 'counted', 'row_name', 'rows_in_words', 'RowsOf', 'check_name',
+__all__ = ['FlowError', 'NeverTrue', 'FlowWarning', 'counted', 'called', 'row_name', 'rows_in_words', 'RowsOf', 'check_name',
            'check_features', 'check_normalise', 'check_weight_col', 'check_vocab', 'halved', 'shortly', 'plain_number',
            'check_column', 'near']
 
@@ -39,6 +39,12 @@ def counted(
     ending = 'es' if noun.endswith(('s', 'x', 'tch')) else 's'
     plural = f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}{ending}'
     return f'{n:{spec}} {noun if n == 1 else plural}'
+
+
+def called(value) -> str:
+    "What errors call a value of a wrong kind: `an int`, `a list`, `None`"
+    name = type(value).__name__
+    return 'None' if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 # %% ../../nbs/core/errors.ipynb #819016f8
 def row_name(df, i):

@@ -10,6 +10,7 @@ from .best_constant import search_logits
 from .errors import FlowError
 from .block_errors import label_error, required
 from .block_fields import BlockFields, NestFields
+from .columns import as_column
 from .matching import MatchHooks
 from .question_values import check_op
 from .special_hooks import LabelScoreHooks, PictureHooks, SetHooks
@@ -61,7 +62,7 @@ class CellHooks(BlockFields):
     def to_columns(self, vals, known):
         "Natural values `(N, W)` as the table's columns `{column: values (N,)}`, blank where not `known` `(N, W)`"
         cells = [self.to_cell(row) if is_known.any() else None for row, is_known in zip(vals, known)]
-        return {self.cols[0]: np.array([*cells, None], dtype=object)[:-1]}  # also where all cells are lists
+        return {self.cols[0]: as_column(cells)}
 
     def join(self, labels):
         "A list of labels as the cell that the table writes for it"

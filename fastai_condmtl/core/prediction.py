@@ -23,6 +23,8 @@ class FlowPrediction(Mapping):
 
     - `flow`, `decoded`, `activations` and `logits` as they were handed over; `frame`: where coordinates lead
     - `sets`: path → the answers that it may have, or `(lowest, highest)` of a number; of labels a dict, label → answers
+    - `thresholds`: path → the probability above which the answer is yes, one or one a label; those that are not named
+      are .5
     - `natural` `(D,)`: values in original units, coordinates in pixels; `known` `(D,)`: where there is one"""
 
     def __init__(
@@ -35,9 +37,10 @@ class FlowPrediction(Mapping):
         # `activations`) are told as shares of the picture, labels as they stand
         frame=None,
         sets=None,  # Path → set in the table's terms, of reached tasks; None: there are none
+        thresholds=None,  # Path → threshold, or one a label, by which it was decided; None: trees tell none
     ):
         self.flow, self.decoded, self.activations, self.logits = flow, decoded, activations, logits
-        self.sets = dict(sets or {})
+        self.sets, self.thresholds = dict(sets or {}), dict(thresholds or {})
         self.frame = _frame_of(flow, frame, is_decision=activations is not None)
         natural = flow.to_units(doubles(decoded))  # float64: labels read back as they stood in the table
         self.natural, self.known = natural[0].numpy(), natural[1].numpy() > 0

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/core/prediction_tree.ipynb #2ab90ce8
 from __future__ import annotations
+import torch
 from treelib import Tree
 from fastcore.basics import patch
 from .flow import Flow
@@ -57,20 +58,34 @@ def tell(value):
     return shortened(value) if isinstance(value, float) else str(value)
 
 # %% ../../nbs/core/prediction_tree.ipynb #f397b185
-def tell_task(block, value, probability, logits, top_k):
-    "What a node says of a task: `blue (0.93; red 0.05)`; any of `value`, `probability` and `logits` may be None"
-    text, notes = _text_and_notes(block, value, probability, top_k)
+def tell_task(block, value, probability, logits, top_k, threshold=None):
+    """What a node says of a task: `blue (0.93; red 0.05)`, or `yes (0.25, yes above 0.20)` where the `threshold` (one,
+    or one a label) is not .5; any of `value`, `probability`, `logits` and `threshold` may be None"""
+    text, notes = _text_and_notes(block, value, probability, top_k, _thresholds(block, threshold))
     if logits is not None and not isinstance(probability, list):  # those of many words would fill the page
         notes.append(_tell_logits(logits))
     return ' '.join(filter(None, [text, f"({', '.join(notes)})" if notes else '']))
 
 
-def _text_and_notes(block, value, probability, top_k):
+def _thresholds(block, threshold):
+    "Label (None: the task as such) → its threshold, of those that are not .5"
+    if threshold is None or not block.thresholded:
+        return {}
+    labels = block.labels or [None]
+    each = torch.as_tensor(threshold).detach().cpu().float().reshape(-1).expand(len(labels)).tolist()
+    return {label: value for label, value in zip(labels, each) if value != 0.5}
+
+
+def _text_and_notes(block, value, probability, top_k, thresholds):
     "What is decided, in words, and a list of what stands in brackets behind"
     if isinstance(probability, list):  # several answers, each with words to choose from
         return ', '.join(_tell_word(of_word, top_k) for of_word in probability) or 'none', []
     if isinstance(probability, dict) and isinstance(value, list):  # several labels: each with its own probability
-        return _with_probabilities(value, probability, ', ') or 'none', []
+        told = [
+            f'{label} {probability[label]:.2f}' + (f' (above {thresholds[label]:.2f})' if label in thresholds else '')
+            for label in value
+        ]
+        return ', '.join(told) or 'none', []
     if isinstance(probability, dict):
         return _text_and_notes_of_classes(value, probability, top_k)
     if probability is None:
@@ -78,7 +93,8 @@ def _text_and_notes(block, value, probability, top_k):
     if value is None:
         return '', [f'P(yes) {probability:.2f}']
     yes = (block.vocab or (False, True))[1]
-    return tell(value), [f'{probability if value == yes else 1 - probability:.2f}']  # of the answer that is told
+    notes = [f'{probability if value == yes else 1 - probability:.2f}']  # of the answer that is told
+    return tell(value), notes + [f'{tell(yes)} above {threshold:.2f}' for threshold in thresholds.values()]
 
 # %% ../../nbs/core/prediction_tree.ipynb #8a420279
 def _text_and_notes_of_classes(value, probability, top_k):
@@ -137,7 +153,8 @@ def add_nodes(
         if data['value'] is None and data['truth'] is None and data['answers'] is None:
             continue
         raw_here = None if raw is None else raw[pred.flow.slices[path].acts]
-        said = tell_task(block, data['value'] if decoded else None, probabilities.get(path), raw_here, top_k)
+        value, threshold = data['value'] if decoded else None, pred.thresholds.get(path)
+        said = tell_task(block, value, probabilities.get(path), raw_here, top_k, threshold)
         said = _with_set(said, pred, path, data['answers']) if decoded else said
         _add_task(tree, parent, data, _beside_truth(said, data, block), given)
     return tree

@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 import numpy as np, pandas as pd
-from fastprogress.fastprogress import progress_bar
 from fastcore.basics import patch
 from ..core.matching import names_of
+from ..core.bars import under_bar
 from ..core.bound import BoundFlow
 from ..core.errors import FlowError, counted, near
 from ..core.flow import Flow
@@ -109,7 +109,7 @@ def _audit(bound, df, few, cells, **of_leaks) -> Audit:
     labels = read_flow_labels(bound, df, cells)
     counts, findings = [], []
     positions = range(len(bound.paths))
-    for i in progress_bar(positions, leave=False) if len(df) * len(positions) > 2e7 else positions:
+    for i in under_bar(positions) if len(df) * len(positions) > 2e7 else positions:
         task = read_task(bound, labels, i, df, few)
         counts.append(count_rows(task))
         findings += find_in_task(task) + find_odd(task, written[i], df)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from fastcore.basics import num_cpus, patch
-from fastprogress.fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from fastai.vision.core import BILINEAR, PILBase, PILImage
+from ..core.bars import under_bar
 from ..core.errors import FlowError
 from fastai_condmtl.data.cache_format import (
     ENTRY,
@@ -311,7 +311,7 @@ def _write(self: PictureCache, files, open_file, at_once=32e6, seconds=0.5):
     try:
         with self._cut().open('ab') as index, (self.folder / 'pixels').open('ab') as pixels:
             try:
-                for decoded in progress_bar(self._decoded(files, open_file), total=len(files), leave=False):
+                for decoded in under_bar(self._decoded(files, open_file), total=len(files)):
                     waiting.append(decoded)
                     n_bytes += len(decoded.pixels)
                     if n_bytes >= at_once or time.monotonic() - since >= seconds:

@@ -10,7 +10,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastcore.foundation import L
 from ..core.arguments import check_whole
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called
 from .onnx import input_steps, only_follows
 from ..learn.items import as_list_of_items, is_array_of_items, why_not_several
 from ..learn.state import flow_of
@@ -166,7 +166,8 @@ def predict(self: Predictor, item, abstain: bool = False):
     acts, _, frames = self.preds_and_frames([item])
     decoded, sets = self.loss.decisions.with_sets(acts, abstain)
     frame = None if frames is None else frames[0]
-    prediction = FlowPrediction(self.flow, decoded[0], acts[0], frame=frame, sets=sets.told(0))
+    told = dict(frame=frame, sets=sets.told(0), thresholds=self.loss.thresholds)
+    prediction = FlowPrediction(self.flow, decoded[0], acts[0], **told)
     return prediction, decoded[0], acts[0]
 
 
@@ -243,8 +244,9 @@ def as_several(self: Predictor, items):
         raise FlowError(
             "hand over a list of pictures or texts, not one array: write [array], or list(array) where it holds several"
         )
-    if why := why_not_several(items):
-        raise FlowError(f"hand over a list of pictures or texts, not one {why}")
+    if why := why_not_several(items, only_rows=not (own is None or len(own) == 1)):
+        wanted = 'a list of pictures or texts' if own is None else 'a table, or a list of its rows'
+        raise FlowError(f"hand over {wanted}, not one {why}")
     return items
 
 
@@ -253,7 +255,7 @@ def check_is_one(item):
     collections = (list, tuple, L, set, frozenset, pd.DataFrame, pd.Index)
     several = isinstance(item, collections) or hasattr(item, '__next__')
     if several or isinstance(item, np.ndarray) and is_array_of_items(item):
-        raise FlowError(f"predict takes one item, not a {type(item).__name__}: for several write predict_df(items)")
+        raise FlowError(f"predict takes one item, not {called(item)}: for several write predict_df(items)")
 
 # %% ../../nbs/deploy/predictor.ipynb #358edfd2
 @patch

@@ -5,7 +5,6 @@
 # %% ../../nbs/evaluate/classification_report.ipynb #8e686ef0
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np, pandas as pd
@@ -13,7 +12,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.errors import FlowError
-from .evaluation import judge, judged, remarks
+from .evaluation import judge, judged, remarks, styled
 from .interpret import ConditionalInterpretation
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader
@@ -158,8 +157,7 @@ def show(
     digits: int = 2,  # Decimals
 ):
     "A pandas `Styler`"
-    style = self.style.set_uuid(hashlib.md5(self.to_csv().encode()).hexdigest()[:8])
-    style = style.format({column: f'{{:.{digits}f}}' for column in COLUMNS[:3] if column in self}, na_rep='–')
+    style = styled(self).format({column: f'{{:.{digits}f}}' for column in COLUMNS[:3] if column in self}, na_rep='–')
     names = self.index.get_level_values(-1)
     line = np.where(names.isin(['accuracy', 'micro avg']), 'border-top: 1px solid gray', '')
     blank = np.where(names == 'accuracy', 'color: transparent', '')  # an accuracy is one number

@@ -7,13 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd
-from ..core.arguments import check_whole
 from ..core.errors import FlowError
 from .evaluation import judged
 from .metrics import check_metrics, wanted_metrics
 from ..learn.accumulate import TaskRows
 from ..learn.state import flow_of
-from ..tasks.resample import drawn_rows
+from ..tasks.resample import check_n_boot, drawn_rows
 
 # %% auto #0
 __all__ = ['COLUMNS', 'compare']
@@ -35,7 +34,7 @@ def compare(
     its 95 % interval, `better` (`'a'`, `'b'`, or `''` where the interval holds 0), and the rows that count for both
 
     Raises `FlowError` if the two were not given the same rows, or share no task."""
-    check_whole('n_boot', n_boot, 'a positive number of draws')
+    n_boot = check_n_boot(n_boot, low=1)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow_of(learn_a), metrics)
     shared = _shared_tasks(flow_of(learn_a), flow_of(learn_b))
@@ -115,11 +114,12 @@ class _Pair:
         gains = np.array([self.take(draw).gain(metric) for draw in drawn_rows(n_rows, n_boot, groups=groups)])
         gains = gains[np.isfinite(gains)]
         low, high = np.quantile(gains, [0.025, 0.975]) if len(gains) else (np.nan, np.nan)
-        better = dict(a=high < 0, b=low > 0)
+        gain = self.gain(metric)
+        better = dict(a=gain < 0 and high < 0, b=gain > 0 and low > 0)
         return dict(
             a=score_a,
             b=score_b,
-            gain=self.gain(metric),
+            gain=gain,
             ci_low=low,
             ci_high=high,
             better=''.join(name for name, is_better in better.items() if is_better),

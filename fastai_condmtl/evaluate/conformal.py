@@ -19,7 +19,7 @@ from ..core.target import doubles
 from .fingerprint import label_hashes
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, check_predicted, collect, every_row, progress, raw_preds
-from ..learn.items import as_list_of_items, index_of_items
+from ..learn.items import several_items
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.sets import SetLimits
 
@@ -231,8 +231,8 @@ def predict_sets(
 ) -> pd.DataFrame:
     """A column a task with the set of each row, None where the task is not reached: a list of answers, of a number
     `(lowest, highest)`, of labels a dict of lists. Needs `learn.conformal` before"""
-    loss, items = loss_of(self), as_list_of_items(items)
-    decisions, index = loss.decisions, index_of_items(items, 'predict_sets')
+    loss = loss_of(self)
+    decisions, (items, index) = loss.decisions, several_items(self.dls.train_ds, items, 'predict_sets')
     if not decisions.limits:
         raise FlowError("predict_sets: there are no prediction sets yet: call learn.conformal(coverage=.9) first")
     columns = list(decisions.limits)

@@ -29,7 +29,7 @@ from ..learn.state import flow_of, loss_of
 from ..tasks.resample import check_n_boot, drawn_rows
 
 # %% auto #0
-__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'remarks']
+__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'styled', 'remarks']
 
 # %% ../../nbs/evaluate/evaluation.ipynb #971b1f65
 class Evaluation(pd.DataFrame):
@@ -331,7 +331,7 @@ def show(
         table['label'] = table['label'].map(lambda label: '' if label is None else str(label))
     counts = ('num_samples', 'support', 'cascade_samples')
     numbers = [c for c in table if c in (*SCORES, *SET_SCORES, *self.beside, 'ci_low', 'ci_high') and c not in counts]
-    style = table.style.set_uuid(hashlib.md5(table.to_csv().encode()).hexdigest()[:8]).hide(axis='index')
+    style = styled(table).hide(axis='index')
     style = style.format({column: f'{{:.{digits}f}}' for column in numbers}, na_rep='–')
     if {'metric_name', 'metric_res', 'baseline'} <= set(table):
         style = style.apply(_verdict, axis=1, lower=self.lower)
@@ -357,6 +357,11 @@ def _absent(table):
     return list(dict.fromkeys(zip(rows['task_path'], rows['label'])))
 
 # %% ../../nbs/evaluate/evaluation.ipynb #97f0ceb6
+def styled(table):
+    "`table.style`, whose HTML is the same for the same table"
+    return table.style.set_uuid(hashlib.md5(table.to_csv().encode()).hexdigest()[:8])
+
+
 def remarks(
     cross_fit,  # Paths of tasks whose thresholds these rows had tuned
     absent=(),  # Pairs of task and label that no row has

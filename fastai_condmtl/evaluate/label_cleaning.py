@@ -34,7 +34,9 @@ def fill_labels(
     self: Learner,
     df: pd.DataFrame,  # Table with the inputs and the labels' columns
     min_confidence: float = 0.9,  # Fill only what is at least that sure; 0: everything that is reached
-    tasks=None,  # Paths or leaf names; by default all
+    # Paths or leaf names; by default all. Nobody knows how sure a number, a point or a box is: unless `min_confidence`
+    # is 0 they are filled only where they are named here, and then `min_confidence` is of P(reached)
+    tasks=None,
     **kwargs,  # For `dls.test_dl`, e.g. `bs`
 ) -> tuple:  # `(table, filled, report)`
     """A copy of `df` with blank labels filled by predictions; a boolean table of the cells that were; and a row a
@@ -61,6 +63,8 @@ def fill_labels(
             _confidence(block, whole[:, own.acts], values[:, own.targets]),
         )
         sure = confidence * p_reached[:, i : i + 1] >= min_confidence
+        if block.nll is None and tasks is None and min_confidence > 0:
+            sure = torch.zeros_like(sure)
         cells = blank & reached[:, i : i + 1] & sure
         fill[:, own.targets] = cells.expand(-1, block.n_targets)
         rows = blank.any(1)
@@ -123,7 +127,7 @@ def _write(df, new, gaps):
     for column in new:
         use = new[column].notna().to_numpy() & gaps.get(column, True)
         if column not in table:
-            table[column] = pd.Series(None, index=df.index, dtype=object)
+            table[column] = pd.Series(None, index=df.index, dtype=new[column].dtype)
         if use.any():
             table[column] = put(table[column], use, new[column])
         filled[column] = use

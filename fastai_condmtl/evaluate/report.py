@@ -171,9 +171,10 @@ def first_scores(told) -> list:
 
 
 def verdict(row, lower) -> str:
-    "`better` or `worse` than the trivial predictor, with the whole interval where there is one; '' where it is open"
+    """`better` or `worse` than the trivial predictor, the score and the whole interval where there is one; '' where it
+    is open"""
     ends = [end for end in (getattr(row, 'ci_low', None), getattr(row, 'ci_high', None)) if end is not None]
-    gains = np.array(ends or [row.metric_res], dtype=float) - row.baseline
+    gains = np.array([row.metric_res, *ends], dtype=float) - row.baseline
     if row.metric_name in lower:
         gains = -gains
     if (gains > 0).all():

@@ -194,7 +194,8 @@ def cards_of(told, positions, titles) -> list:
     cards = []
     for k, title in enumerate(titles):
         frame = inputs[k].frame if told.flow.geometry is not None else None
-        pred = FlowPrediction(told.flow, decided[k].cpu(), acts[k].cpu(), frame=frame, sets=sets.told(k))
+        own = dict(frame=frame, sets=sets.told(k), thresholds=loss.thresholds)
+        pred = FlowPrediction(told.flow, decided[k].cpu(), acts[k].cpu(), **own)
         truth = FlowPrediction(told.flow, labels[k], frame=frame)
         picture = None if inputs[k].image is None else draw_picture(inputs[k].image, pred, truth, title)
         cards.append(Card(title, pred.tree(truth).marked(), picture, inputs[k].text, inputs[k].facts))

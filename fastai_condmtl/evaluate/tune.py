@@ -37,7 +37,9 @@ def search_thresholds(
     gates=None,
     # Task (path or leaf name) → metric of its own (or dict of `metric` and `constraint`); None leaves it alone
     tasks: dict = None,
-    n_boot: int = 0,  # Bootstrap draws for `ci_low` and `ci_high` of the threshold; 0: none
+    # Bootstrap draws for `ci_low` and `ci_high` of the best threshold, in which one that stays in force need not lie;
+    # 0: none
+    n_boot: int = 0,
     min_support: int = 5,  # Labels with fewer positive or negative rows keep the threshold that is in force
     dl=None,
     ds_idx: int = 1,  # Labelled data; by default that of `ds_idx`

@@ -13,7 +13,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
 from fastai.learner import Recorder
 from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
+from ..core.bars import under_bar
 from ..core.bound import BoundFlow
 from ..loss.conditional import ConditionalLoss
 from ..loss.inputs import as_plain
@@ -25,8 +25,8 @@ from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
 
 # %% auto #0
-__all__ = ['Accumulator', 'TaskRows', 'progress', 'Picked', 'every_row', 'collect', 'Collect', 'check_labelled',
-           'check_predicted', 'check_some_count', 'raw_preds']
+__all__ = ['Accumulator', 'TaskRows', 'progress', 'Picked', 'with_rows_drawn_once', 'every_row', 'collect', 'Collect',
+           'check_labelled', 'check_predicted', 'check_some_count', 'raw_preds']
 
 # %% ../../nbs/learn/accumulate.ipynb #87ad35a5
 class Accumulator:
@@ -197,9 +197,7 @@ def progress(learn, items, comment=''):
     if not hasattr(learn, 'progress') or len(items) < 2:
         yield from items
         return
-    bar = progress_bar(items, leave=False)
-    bar.comment = comment
-    yield from bar
+    yield from under_bar(items, comment=comment)
 
 
 class Picked:
@@ -210,6 +208,19 @@ class Picked:
 
     def __call__(self):
         return self.idxs
+
+
+def with_rows_drawn_once(
+    dl,  # `DataLoader`
+):
+    """`dl`, or where it reads rows of its own choice (weights, another `get_idxs`) a copy that reads the same in every
+    pass, in the order of the data, which is that of predictions"""
+    if getattr(dl, 'n', None) is None or not getattr(dl, 'indexed', False) or hasattr(dl, 'world_size'):
+        return dl
+    rows = sorted(dl.get_idxs())
+    if 'get_idxs' not in vars(dl) and rows == list(range(dl.n)):
+        return dl
+    return dl.new(shuffle=False, drop_last=False, get_idxs=Picked(rows))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..loss.conditional import ConditionalLoss
 
 # %% auto #0
 __all__ = ['leaves_predictions', 'meets_predictions', 'why_not_direct', 'predict_directly', 'prepared', 'with_sets_of',
-           'inputs_of', 'batch_of']
+           'own_thresholds', 'inputs_of', 'batch_of']
 
 # %% ../../nbs/learn/direct.ipynb #85600c26
 _EVENTS = (
@@ -141,7 +141,8 @@ def predict_directly(
     decided = learn.loss_func.decodes(activations)[0]
     decided, sets = with_sets_of(learn, decided, activations[0], abstain)
     frame = None if corners is None else provided('frame_of', 'vision')(inputs, batch[-1])
-    return FlowPrediction(flow, decided, activations[0], frame=frame, sets=sets), decided, activations[0]
+    told = dict(frame=frame, sets=sets, thresholds=own_thresholds(learn))
+    return FlowPrediction(flow, decided, activations[0], **told), decided, activations[0]
 
 
 def prepared(learn, item) -> tuple:
@@ -159,6 +160,11 @@ def with_sets_of(learn, decided, activations, abstain):
         packed, sets = loss_of(learn).decisions.with_sets(activations[None], abstain)
         return packed[0], sets.told(0)
     return decided, {}
+
+
+def own_thresholds(learn) -> dict:
+    "Path → threshold, or one a label, by which a learner decides; empty with a loss that is not the flow's"
+    return learn.loss_func.thresholds if isinstance(learn.loss_func, ConditionalLoss) else {}
 
 
 def inputs_of(dl, item) -> tuple:

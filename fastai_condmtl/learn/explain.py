@@ -14,7 +14,7 @@ from ..core.prediction import FlowPrediction
 from ..core.prediction_tree import FlowTree, add_nodes
 from .state import flow_of, loss_of
 from .accumulate import Picked, raw_preds
-from .items import as_list_of_items, index_of_items
+from .items import several_items
 from .learner import frames_of
 
 # %% auto #0
@@ -48,7 +48,8 @@ def explain(
     tree = FlowTree()
     tree.create_node(flow.flow.name, '')
     for i, values in enumerate(zip(decided, acts, raw)):
-        prediction = FlowPrediction(flow, *values, read.frames and read.frames[i], sets.told(i))
+        told = dict(frame=read.frames and read.frames[i], sets=sets.told(i), thresholds=loss.thresholds)
+        prediction = FlowPrediction(flow, *values, **told)
         tree.create_node(str(read.names[i]), i, parent='')  # type: ignore[arg-type] # any hashable name will do
         add_nodes(tree, i, prediction, **shown)
     return tree
@@ -75,8 +76,9 @@ def _validation_items(learn, max_n):
 
 def _given_items(learn, items, max_n, **kwargs):
     "The first of the items that were handed over"
-    flow, items = flow_of(learn), as_list_of_items(items)
-    index = index_of_items(items, 'explain')[:max_n]
+    flow = flow_of(learn)
+    items, index = several_items(learn.dls.train_ds, items, 'explain')
+    index = index[:max_n]
     if isinstance(items, pd.DataFrame):
         items, names = items.iloc[:max_n], [f'row {i}' for i in index]
     else:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import numpy as np, pandas as pd, torch
 from fastcore.foundation import L
 from fastai.data.transforms import ColReader
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called, near
 
 # %% auto #0
-__all__ = ['as_one_item', 'is_array_of_items', 'as_list_of_items', 'index_of_items', 'why_not_several']
+__all__ = ['ONE_ITEM', 'as_one_item', 'is_array_of_items', 'check_columns_read', 'as_list_of_items', 'several_items',
+           'why_not_several']
 
 # %% ../../nbs/learn/items.ipynb #69a9d047
 def as_one_item(
@@ -24,20 +25,29 @@ def as_one_item(
     if not _are_several(ds, item):
         if _is_item(ds, item):
             return item
-        if isinstance(item, dict) and _fits(ds, row := pd.Series(item)):
+        if (row := _as_row(ds, item)) is not None:
             return row
     raise FlowError(
-        f"predict takes one item such as the data was built from, not a {type(item).__name__}: a row of the table "
-        "(df.iloc[0], or a dict where rows were the items), a file, a text. For several there is "
+        f"predict takes one item such as the data was built from, not {called(item)}: {ONE_ITEM}. For several there is "
         "learn.predict_df(items)"
     )
 
 
+ONE_ITEM = "a row of the table (df.iloc[0], or a dict where rows were the items), a file, a text"
+
+
 def _is_item(ds, item):
-    "True if `ds` reads `item` as it is; the type decides for a dict and a tuple only"
-    if isinstance(item, tuple):
-        return _fits(ds, item, first=1)  # later transforms take each part of a tuple by itself
-    return not isinstance(item, dict) or _fits(ds, item)
+    "True if `ds` reads `item` as it is"
+    # later transforms take each part of a tuple by itself
+    return _fits(ds, item, first=1 if isinstance(item, tuple) else None)
+
+
+def _as_row(ds, item):
+    "A dict as a row, where rows were the items; None where they were not. A row without the columns is an error"
+    if not isinstance(item, dict) or not _fits(ds, row := pd.Series(item)):
+        return None
+    check_columns_read(ds, row.index)
+    return row
 
 # %% ../../nbs/learn/items.ipynb #a9d175a5
 def _are_several(ds, items):
@@ -58,9 +68,22 @@ def is_array_of_items(array) -> bool:
 
 def _is_column(ds, series):
     "True if a Series has none of the columns that `ds` is read from: it is no row, but a column of items"
+    columns = _columns_read(ds)
+    return bool(columns) and all(isinstance(col, str) and col not in series.index for col in columns)
+
+
+def _columns_read(ds, first=None) -> list:
+    """The columns, by name or position, that a `ColReader` reads the first input of `ds` from; empty where none is
+    among the `first` transforms"""
     inputs = list(getattr(ds, 'tls', ()))
-    readers = [f for f in inputs[0].tfms.fs if isinstance(f, ColReader)] if inputs else []
-    return bool(readers) and all(isinstance(col, str) and col not in series.index for col in readers[0].cols)
+    readers = [f for f in inputs[0].tfms.fs[:first] if isinstance(f, ColReader)] if inputs else []
+    return list(readers[0].cols) if readers else []
+
+
+def check_columns_read(ds, names):
+    "Raise where rows have not the columns that `ds` is read from; `names`: what they have"
+    if gone := [col for col in _columns_read(ds, 1) if isinstance(col, str) and col not in names]:
+        raise FlowError(f"the rows have no column {gone[0]!r}, from which the data is read: {near(gone[0], names)}")
 
 
 def _fits(ds, item, first=None):
@@ -85,22 +108,57 @@ def as_list_of_items(
     return list(items) if several else items
 
 
-def index_of_items(
-    items,  # DataFrame, or list of items
+def several_items(
+    ds,  # Data set that the learner was trained on
+    items,  # DataFrame, or several items in any collection
     method: str,  # The method that takes them, for errors
-) -> pd.Index:
-    "The index of a table, or the numbers of the items in a list"
+) -> tuple:  # `(items, index)`
+    """A table, or a list of items as the transforms of `ds` take them; and the index of the table, or the numbers of
+    the items. What is no item is an error"""
+    items = as_list_of_items(items)
     if isinstance(items, pd.DataFrame):
-        return items.index
-    if why := why_not_several(items):
+        check_columns_read(ds, items.columns)
+        return items, items.index
+    if why := why_not_several(items, only_rows=not _takes_cells(ds)):
         raise FlowError(f"{method} takes a DataFrame or a list of items, not one {why}")
-    return pd.RangeIndex(len(items))
+    if isinstance(items, list):
+        items = [_one_of_several(ds, item, i, method) for i, item in enumerate(items)]
+    return items, pd.RangeIndex(len(items))
 
 
-def why_not_several(items) -> str:
+def _one_of_several(ds, item, i, method):
+    "Item `i` of a list as the transforms of `ds` take it"
+    if isinstance(item, (pd.Series, Mapping)) if _is_table(ds) else _is_item(ds, item):
+        return item
+    if (row := _as_row(ds, item)) is not None:
+        return row
+    each = "a row of the table (df.iloc[0], or a dict of the inputs)" if _is_table(ds) else ONE_ITEM
+    raise FlowError(
+        f"{method} takes items such as the data was built from, and item {i} is {called(item)}: each is {each}"
+    )
+
+
+def _is_table(ds) -> bool:
+    "True if `ds` is a `TabularPandas`, whose items are rows"
+    return hasattr(ds, 'cont_names')
+
+
+def _takes_cells(ds) -> bool:
+    "True if an item may be a cell of a column, such as a text or the name of a file, and not only a row"
+    return not _is_table(ds) and _fits(ds, '')
+
+
+def why_not_several(
+    items,
+    only_rows=False,  # True: an item is a row of a table, never a cell by itself
+) -> str:
     "What `items` are instead of several, and the fix; empty where they are several"
+    if isinstance(items, pd.Series) and only_rows:
+        return "row or column: write df.loc[[i]] for a row, or hand over the table"
     if isinstance(items, pd.Series):
         return "row: write df.loc[[i]], or list(df['column']) where items stand in a column"
+    if isinstance(items, (str, bytes)) and only_rows:
+        return f"{type(items).__name__}: hand over a DataFrame, or a list of rows"
     if isinstance(items, (str, bytes)) or not hasattr(items, '__len__'):
         return f"{type(items).__name__}: write [item], or predict(item)"
     if isinstance(items, Mapping):

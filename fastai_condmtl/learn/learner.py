@@ -17,13 +17,13 @@ from ..core.target import packed
 from .ranks import without_ranks
 from .reading import as_loader
 from ..core.stock import wraps_stock
-from .direct import predict_directly, why_not_direct, with_sets_of
-from .items import as_list_of_items, as_one_item, index_of_items
+from .direct import own_thresholds, predict_directly, why_not_direct, with_sets_of
+from .items import as_one_item, several_items
 from .show import lacks_labels, show_predictions
 from .sides import check_views
 from ..core.applications import provided
 from .state import flow_of, loss_of
-from .accumulate import Picked, every_row
+from .accumulate import Picked, every_row, with_rows_drawn_once
 import fastai_condmtl.data.target_block, fastai_condmtl.core.marginals  # noqa: F401  what an exported learner may ask for
 
 # %% auto #0
@@ -45,13 +45,14 @@ def predict(stock, self, item, rm_type_tfms=None, with_input=False, abstain=Fals
     prediction, decided, activations = results[-3:]
     if not isinstance(prediction, FlowPrediction):
         return results
-    prediction.activations = activations
+    prediction.activations, prediction.thresholds = activations, dict(own_thresholds(self))
     decided, sets = with_sets_of(self, decided, activations, abstain)
     frames = frames_of(prediction.flow, self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0))
     if frames is None and not sets:
         return results
     frame = None if frames is None else frames[0]
-    framed = FlowPrediction(prediction.flow, decided, activations, frame=frame, sets=sets)
+    told = dict(frame=frame, sets=sets, thresholds=prediction.thresholds)
+    framed = FlowPrediction(prediction.flow, decided, activations, **told)
     return (*results[:-3], framed, decided, activations)
 
 
@@ -79,11 +80,10 @@ def predict_df(
 
     With `abstain=True` an undecided task is blank, too: of such a cell `learn.predict_sets(items, abstain=True)` holds
     the answers, and None where the task is not reached"""
-    items = as_list_of_items(items)
-    flow, index = flow_of(self), index_of_items(items, 'predict_df')
-    cols = list(dict.fromkeys(col for block in flow.tasks.values() for col in block.cols))
+    flow = flow_of(self)
+    items, index = several_items(self.dls.train_ds, items, 'predict_df')
     if not len(index):
-        return pd.DataFrame(columns=cols, index=index)
+        return flow.to_frame(torch.zeros(0, 2, flow.n_targets)).set_axis(index)
     dl = self.dls.test_dl(items, **kwargs)
     with self.no_bar(), self.no_logging():
         acts, _, decided = self.get_preds(dl=dl, with_decoded=True)
@@ -115,9 +115,12 @@ def show_results(stock, self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs
 @wraps_stock(Learner)
 def tta(stock, self, ds_idx=1, dl=None, *args, **kwargs):
     """Branches run on every row, since a task need not be reached in every view of an item; `dl` may be a DataFrame.
-    What follows the picture (coordinates, `mirror=`) is moved back from each view"""
+    What follows the picture (coordinates, `mirror=`) is moved back from each view. All views are of the same rows, also
+    where the loader draws its rows anew in each pass; predictions come in the order of the data"""
     check_views(self, ds_idx, dl, *args, **kwargs)
     dl, flow = as_loader(self, dl), getattr(self.dls, 'flow', None)
+    if flow is not None and dl is not None:
+        dl = with_rows_drawn_once(dl)
     with every_row(self):
         if 'fastai.vision.augment' in sys.modules and getattr(flow, 'follows', None) is not None:
             own = self.dls[ds_idx].new(drop_last=False) if dl is None else dl

@@ -9,7 +9,7 @@ from fastcore.all import patch
 from fastai.learner import Learner
 from .state import flow_of, loss_of
 from .accumulate import every_row, raw_preds
-from .items import as_list_of_items, index_of_items
+from .items import several_items
 
 # %% auto #0
 __all__ = []
@@ -26,8 +26,9 @@ def get_marginals(
     """Columns `(task_path, value)`: `'P(reached)'`, then P(value and reached) of each class or label (of binary tasks
     both answers)"""
     flow, loss = flow_of(self), loss_of(self)
-    items = as_list_of_items(items)
-    index = None if items is None else index_of_items(items, 'get_marginals')
+    index = None
+    if items is not None:
+        items, index = several_items(self.dls.train_ds, items, 'get_marginals')
     if index is None or len(index):
         with every_row(self):
             acts = loss.activation(raw_preds(self, items, dl, ds_idx, **kwargs)[0])

@@ -122,7 +122,7 @@ def with_dataset(
     )
     tfms = getattr(dl.after_batch, 'fs', ())
     if any(isinstance(t, ReadTabBatch) for t in tfms):
-        res.after_batch = _pipeline(dl, [ReadTabBatch(ds) if isinstance(t, ReadTabBatch) else t for t in tfms])
+        res.after_batch = _pipeline(dl, [type(t)(ds) if isinstance(t, ReadTabBatch) else t for t in tfms])
     return res
 
 

@@ -5,8 +5,9 @@
 # %% ../../nbs/tabular/core.ipynb #91770587
 from __future__ import annotations
 import numpy as np, pandas as pd, torch
-from fastcore.all import L, patch
-from fastai.tabular.core import FillMissing, FillStrategy, TabularPandas, TabWeightedDL
+from fastcore.all import L, delegates, patch
+from fastai.tabular.core import FillMissing, FillStrategy, ReadTabBatch, TabularPandas, TabWeightedDL
+from fastai.torch_core import tensor, to_device
 from ..core.errors import RowsOf, near
 from ..tasks.vocabulary import Classes
 from ..core.errors import FlowError
@@ -20,9 +21,9 @@ from ..core.target import TensorConditional
 from ..core.applications import provides
 
 # %% auto #0
-__all__ = ['ConditionalTabular', 'ConditionalTabDL', 'table_inputs', 'added_columns', 'label_columns', 'TableTransform',
-           'check_names', 'check_no_answers', 'check_type', 'check_rounded', 'FillGaps', 'check_no_flags',
-           'fills_all_gaps']
+__all__ = ['ConditionalTabular', 'ReadRows', 'ConditionalTabDL', 'table_inputs', 'added_columns', 'label_columns',
+           'TableTransform', 'check_names', 'check_no_answers', 'check_type', 'check_rounded', 'FillGaps',
+           'check_no_flags', 'fills_all_gaps']
 
 # %% ../../nbs/tabular/core.ipynb #3fc86a2f
 class ConditionalTabular(TabularPandas):
@@ -50,7 +51,7 @@ class ConditionalTabular(TabularPandas):
         "The labels of all rows `(N, 2, D)`, a `TensorConditional`; None without"
         if not self.labelled:
             return None
-        columns = torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32))
+        columns = torch.from_numpy(self.items[list(self.y_names)].to_numpy(np.float32, copy=True))
         return columns.reshape(len(self), 2, -1).as_subclass(TensorConditional)
 
     def inputs(self, max_n: int = None) -> pd.DataFrame:
@@ -58,8 +59,25 @@ class ConditionalTabular(TabularPandas):
         return table_inputs(self.new(self.items[list(self.x_names)].iloc[:max_n]))
 
 # %% ../../nbs/tabular/core.ipynb #e2b6923f
+class ReadRows(ReadTabBatch):
+    "`ReadTabBatch` whose tensors have memory of their own: that of a table is read-only in pandas 3"
+
+    def encodes(self, to):
+        parts = [torch.from_numpy(to.cats.to_numpy(np.int64, copy=True))]
+        if to.with_cont:
+            parts.append(torch.from_numpy(to.conts.to_numpy(np.float32, copy=True)))
+        if set(to.y_names) <= set(to.items.columns):
+            parts.append(tensor(to.targ.to_numpy(copy=True)))
+        return tuple(parts) if to.device is None else to_device(tuple(parts), to.device)
+
+
+@delegates()
 class ConditionalTabDL(TabWeightedDL):
     "The loader of a `ConditionalTabular`: predictions may be packed `(bs, 2, D)`, or flat as batches are"
+
+    def __init__(self, dataset, bs=16, wgts=None, shuffle=False, after_batch=None, num_workers=0, **kwargs):
+        after_batch = [ReadRows(dataset)] if after_batch is None else after_batch
+        super().__init__(dataset, bs, wgts, shuffle, after_batch, num_workers, **kwargs)
 
     def decode(self, b):
         return super().decode(type(b)(o.reshape(len(o), -1) if o.ndim == 3 else o for o in b))

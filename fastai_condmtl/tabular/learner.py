@@ -9,13 +9,13 @@ from fastcore.all import delegates
 from fastai.learner import Learner
 from fastai.tabular.model import TabularModel, get_emb_sz
 from fastai.tabular.learner import TabularLearner, tabular_learner
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called
 from ..core.arguments import check_arguments, check_choice, check_whole
 from ..equip import equip, fit_for
 from ..core.stock import wraps_stock
 from ..core.bound import BoundFlow
 from ..learn.last_layers import last_layers
-from ..learn.learner import with_sets_of
+from ..learn.direct import own_thresholds, with_sets_of
 from ..learn.start import check_start, start_learner
 from ..learn.state import flow_of
 from ..core.prediction import FlowPrediction
@@ -103,7 +103,7 @@ def predict(
         return stock(self, row)
     is_one_row = isinstance(row, (pd.Series, dict)) or isinstance(row, pd.DataFrame) and len(row) == 1
     if not is_one_row:
-        what = len(row) if isinstance(row, pd.DataFrame) else f"a {type(row).__name__}"
+        what = len(row) if isinstance(row, pd.DataFrame) else called(row)
         raise FlowError(
             f"predict takes one row, not {what}: df.iloc[0], or a dict of the inputs. For several there is "
             "learn.predict_df(df)"
@@ -111,5 +111,6 @@ def predict(
     dl = self.dls.test_dl(row)
     acts, _, decided = self.get_preds(dl=dl, with_decoded=True)
     decided, sets = with_sets_of(self, decided[0], acts[0], abstain)
-    triple = FlowPrediction(flow, decided, acts[0], sets=sets), decided, acts[0]
+    prediction = FlowPrediction(flow, decided, acts[0], sets=sets, thresholds=own_thresholds(self))
+    triple = prediction, decided, acts[0]
     return (dl.dataset.inputs().iloc[0], *triple) if with_input else triple

@@ -130,7 +130,7 @@ def prepare(self: RowTransform, rows):
     "Raw rows as a tensor `(N, n)`"
     to = self.to.new(self.table(rows))
     to.process()
-    prepared = torch.from_numpy(to.items[[*self.to.cat_names, *self.to.cont_names]].to_numpy(dtype=np.float32))
+    prepared = torch.from_numpy(to.items[[*self.to.cat_names, *self.to.cont_names]].to_numpy(np.float32, copy=True))
     is_blank = torch.isnan(prepared).any(0)
     if is_blank.any():
         raise FlowError(

@@ -4,12 +4,13 @@
 
 # %% ../../nbs/tabular/show.ipynb #9084c9ee
 from __future__ import annotations
-import hashlib, textwrap
+import textwrap
 import pandas as pd
 import fastai.tabular.learner  # noqa: F401  its show_results must be there first: plum prefers what was registered last among what fits
 from ..core.prediction_tree import tell
 from ..core.prediction import FlowPrediction
 from ..core.target import TensorConditional
+from ..evaluate.evaluation import styled
 from .core import ConditionalTabular
 from plum import dispatch
 
@@ -102,9 +103,8 @@ def display_table(table, styles):
     if type(get_ipython()).__name__ in ('NoneType', 'TerminalInteractiveShell'):
         print(table.to_string(index=False))
         return
-    styled = table.style.hide(axis='index').apply(lambda _: styles, axis=None)
-    uuid = hashlib.md5(table.to_csv().encode()).hexdigest()[:8]  # the same table, the same text
-    display(HTML(styled.set_uuid(uuid).to_html()))
+    style = styled(table).hide(axis='index').apply(lambda _: styles, axis=None)
+    display(HTML(style.to_html()))
 
 # %% ../../nbs/tabular/show.ipynb #18f0bcc6
 @dispatch

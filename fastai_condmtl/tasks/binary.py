@@ -11,7 +11,7 @@ from ..core.alike import fix_of_twin
 from ..core.matching import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
 from ..core.cell_text import LIKELY_NO_YES, NO_YES, no_yes
-from ..core.columns import distinct, look_up, sort_labels, blank_line, replace_line
+from ..core.columns import as_column, distinct, look_up, sort_labels, blank_line, replace_line
 from ..core.question_values import is_number
 from .sigmoid import check_pos_weight, check_tune, Sigmoid
 from .unsure import as_shares, check_no_answer, encode_shares, unsure_word, with_unsure
@@ -112,9 +112,8 @@ def write_yes_no(yes, known, words):
     "Answers `(N,)` in the table's terms, blank where not `known` `(N,)`"
     if words is None:
         return pd.arrays.BooleanArray(yes, ~known)
-    cells = np.empty(len(yes), dtype=object)
-    cells[:] = [words[int(answer)] if labelled else None for answer, labelled in zip(yes, known)]
-    return cells
+    cells = [words[int(answer)] if labelled else None for answer, labelled in zip(yes, known)]
+    return as_column(cells, words)
 
 # %% ../../nbs/tasks/binary.ipynb #37e6edf8
 def words_of_columns(

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/tasks/multi_label.ipynb #1e9bf7c7
 from __future__ import annotations
-import numpy as np, pandas as pd
+import numpy as np
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.cell_text import one_hot_width, read_list, split_words
-from ..core.columns import all_true, any_true, distinct, no_picture_files, sort_labels, take
+from ..core.columns import all_true, any_true, as_column, distinct, no_picture_files, sort_labels, take
 from ..core.errors import check_vocab, counted, near, shortly, FlowError
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from fastai_condmtl.tasks.multi_label_errors import (
@@ -234,7 +234,7 @@ def to_columns(self: MultiLabelBlock, vals, known):
     if self.label_cols is not None:
         return {col: self.to_column(col, vals[:, j], known[:, j]) for j, col in enumerate(self.label_cols)}
     cells = [self.join(self.to_cell(row)) if some.any() else None for row, some in zip(vals, known)]
-    return {self.cols[0]: pd.Series(cells, dtype=object).to_numpy()}
+    return {self.cols[0]: as_column(cells, [self.join([])])}
 
 
 @patch

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 from ..core.arguments import check_whole
+from ..core.errors import FlowError
 
 # %% auto #0
 __all__ = ['Groups', 'check_n_folds', 'deal', 'check_n_boot', 'drawn_rows', 'drawn_cells', 'mean_error']
@@ -60,9 +61,21 @@ def deal(
     return fold[groups.number]
 
 # %% ../../nbs/tasks/resample.ipynb #a73a4c9a
-def check_n_boot(n_boot) -> int:
-    "`n_boot` as a whole number, 0 or more. Raises `FlowError` otherwise"
-    return check_whole('n_boot', n_boot, 'how many draws of the rows, or 0', low=0)
+def check_n_boot(
+    n_boot,
+    level: float = 0.95,  # Share of the draws inside the interval
+    low: int = 0,  # 1: there must be draws
+) -> int:
+    """`n_boot` as a whole number: 0, or so many draws that one of them may lie beyond each end of the interval. Raises
+    `FlowError` otherwise"""
+    wanted = 'how many draws of the rows' + ', or 0' * (low == 0)
+    n_boot, least = check_whole('n_boot', n_boot, wanted, low=low), round(2 / (1 - level))
+    if 0 < n_boot < least:
+        raise FlowError(
+            f"n_boot={n_boot} draws are too few for the ends of a {level:.0%} interval, which may then leave out the "
+            f"estimate itself: write n_boot={max(least, 200)}" + " (0: no interval)" * (low == 0)
+        )
+    return n_boot
 
 
 def drawn_rows(

@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from ..core.arguments import is_number_of
 from ..core.errors import near, FlowError
 from .scores import div0, aliases, count_scores
-from .resample import check_n_folds, deal, drawn_cells
+from .resample import check_n_boot, check_n_folds, deal, drawn_cells
 
 # %% auto #0
 __all__ = ['threshold_scores', 'FBeta', 'Cost', 'youden', 'score_of_counts', 'as_constraint', 'best_threshold', 'check_scores',
@@ -377,6 +377,7 @@ def threshold_interval(
     groups=None,  # As for `gain`
 ) -> tuple:  # `(low, high)`, NaN where no draw meets the constraint
     "Bootstrap interval of the best threshold"
+    n_boot = check_n_boot(n_boot, level, low=1)
     cuts, _, draws = _bins(scores, targets, 2048, n_boot, seed, groups)
     counts, limit = _counts_at(draws), as_constraint(constraint)
     values = score_of_counts(metric)(*counts)

@@ -9,7 +9,7 @@ from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.alike import fix_of_twin
 from ..core.cell_text import is_list_of_words
-from ..core.columns import any_true, distinct, look_up, no_picture_files, sort_labels
+from ..core.columns import any_true, as_column, distinct, look_up, no_picture_files, sort_labels
 from ..core.errors import near, FlowError
 from .one_vs_rest import OneVsRest
 
@@ -37,6 +37,10 @@ class Classes(OneVsRest):
 
     def to_cell(self, vals):
         return self.vocab[int(vals[0])] if self.vocab else None
+
+    def to_columns(self, vals, known):
+        cells = [self.to_cell(row) if is_known else None for row, is_known in zip(vals, known[:, 0])]
+        return {self.cols[0]: as_column(cells, self.vocab or ())}
 
     @property
     def n_out(self):

@@ -13,6 +13,7 @@ from fastai.text.core import defaults
 from fastai.torch_core import TensorBase
 from ..tasks.single_label import SingleLabelBlock
 from ..core.arguments import check_number, check_whole
+from ..core.columns import as_column
 from ..core.errors import FlowError
 from ..core.flow import Flow
 from ..tasks.scores import class_score
@@ -128,10 +129,8 @@ def to_cell(self: MaskedLMBlock, vals):
 
 @patch
 def to_columns(self: MaskedLMBlock, vals, known):
-    texts = np.empty(len(vals), dtype=object)
-    for i, (words, is_known) in enumerate(zip(vals, known)):
-        texts[i] = ' '.join(self.to_cell(words)) or None if is_known.any() else None
-    return {self.name: texts}
+    texts = [' '.join(self.to_cell(words)) or None if is_known.any() else None for words, is_known in zip(vals, known)]
+    return {self.name: as_column(texts, [''])}
 
 
 @patch

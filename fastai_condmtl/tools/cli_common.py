@@ -19,13 +19,14 @@ from ..tasks.binary import BinaryBlock
 from ..tasks.count import CountBlock
 from ..tasks.ordinal import OrdinalBlock
 from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
+from ..tasks.resample import check_n_boot
 import fastai_condmtl.vision.all  # noqa: F401  methods of flows and of learners
 
 # %% auto #0
 __all__ = ['errors_as_lines', 'in_options', 'status', 'read_table', 'why_not_head', 'check_columns', 'numbers_where_meant',
            'reads_numbers', 'file_column', 'why_not_file_column', 'image_files', 'out_folder', 'check_free',
-           'why_not_written', 'Help', 'Parser', 'make_parser', 'at_least', 'common_options', 'register_option',
-           'register', 'report', 'first_scores', 'quietly', 'save_figure']
+           'why_not_written', 'Help', 'Parser', 'make_parser', 'at_least', 'n_draws', 'common_options',
+           'register_option', 'register', 'report', 'first_scores', 'quietly', 'save_figure']
 
 # %% ../../nbs/tools/cli_common.ipynb #a8d3ca81
 @contextlib.contextmanager
@@ -243,6 +244,14 @@ def at_least(least, kind=int):
         return value
 
     return number
+
+
+def n_draws(text) -> int:
+    "Reads how many draws an interval is made of"
+    try:
+        return check_n_boot(int(text))
+    except FlowError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 # %% ../../nbs/tools/cli_common.ipynb #48a6b7b0
 def common_options(parser):

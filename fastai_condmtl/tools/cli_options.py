@@ -131,7 +131,7 @@ def row_options(parser):
     add('--seed', type=common.at_least(0), default=42, help='of split and weights (default: 42)')
     add('--suff', default='', help='what to append to the names of image files, such as .jpg')
     add('--skip-bad-images', action='store_true', help='leave out rows whose image is missing or unreadable')
-    add('--n-boot', type=common.at_least(0), default=0, help='bootstrap draws for intervals in evaluation.csv')
+    add('--n-boot', type=common.n_draws, default=0, help='bootstrap draws for intervals in evaluation.csv')
 
 # %% ../../nbs/tools/cli_options.ipynb #f2ff9e57
 INPUTS = dict(pictures='pictures', text='texts', table='columns of a table')  # kind of inputs → how it is called

@@ -45,7 +45,7 @@ def evaluate_parser():
     add('--images', metavar='FOLDER', help='folder of its images (default: as in training)')
     add('--out', metavar='FOLDER', help='folder to write to (default: evaluate, in the run folder)')
     add('--thresholds', metavar='JSON', help='thresholds to decide by (default: those found in training)')
-    add('--n-boot', type=common.at_least(0), default=0, help='bootstrap draws for intervals')
+    add('--n-boot', type=common.n_draws, default=0, help='bootstrap draws for intervals')
     add('--bs', type=common.at_least(1), help='rows a batch (default: as in training)')
     common.common_options(parser)
     return parser

@@ -46,7 +46,8 @@ def decide(
     decisions.thresholds = {**loss.thresholds, **others}
     acts = decisions.activation(logits[None])
     decided, sets = decisions.with_sets(acts, abstain)
-    return FlowPrediction(loss.flow, decided[0], acts[0], loss.layout.raw_acts(logits), frame, sets.told(0))
+    raw, own = loss.layout.raw_acts(logits), sets.told(0)
+    return FlowPrediction(loss.flow, decided[0], acts[0], raw, frame, own, decisions.thresholds)
 
 # %% ../../nbs/tools/page.ipynb #f9c45602
 def tree_html(

@@ -4,6 +4,8 @@
 
 # %% ../../nbs/vision/show.ipynb #ff054ffe
 from __future__ import annotations
+import re
+import textwrap
 import matplotlib.pyplot as plt
 from matplotlib import patheffects as PathEffects
 from matplotlib.patches import Rectangle
@@ -16,7 +18,7 @@ from plum import dispatch
 from ..core.applications import provides
 
 # %% auto #0
-__all__ = ['draw_tree', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'draw_images', 'show_batch', 'show_results',
+__all__ = ['draw_tree', 'wrapped', 'draw_shapes', 'trees_and_shapes', 'draw_pairs', 'draw_images', 'show_batch', 'show_results',
            'plot_top_losses', 'tensorboard_log']
 
 # %% ../../nbs/vision/show.ipynb #f47e818f
@@ -24,16 +26,21 @@ def draw_tree(
     ax,  # Matplotlib axes
     tree,  # `FlowTree`; nodes whose data says `wrong` are marked, those not `known` are gray
 ):
-    "Write a tree on `ax`, at a size that fits"
+    "Write a tree on `ax`, at a size that fits; what is long goes on in the lines below, as far as there is room"
     ax.axis('off')
     lines = tree.marked()
     figure, box = ax.get_figure(), ax.get_position()
     width, height = box.width * figure.get_figwidth() * 72, box.height * figure.get_figheight() * 72  # points
     texts = [text[4:] if len(lines) > 1 or text[:1] in '├└' else text for _, text, _ in lines]
-    size = max(3.0, min(9.0, height / (1.35 * max(len(texts), 1)), max(6.5, width / (0.62 * max(map(len, texts))))))
-    fits = max(20, int(width / (0.62 * size)) - 2)
-    texts = [text if len(text) <= fits else text[: fits - 1] + '…' for text in texts]  # many points in a row
-    for i, (text, (sign, _, color)) in enumerate(zip(texts, lines)):
+    of_width = min(9.0, max(6.5, width / (0.62 * (2 + max(map(len, texts))))))
+    parts = wrapped(texts, max(20, int(width / (0.62 * of_width)) - 2), int(height / (1.35 * 6.5)))
+    size = max(3.0, min(of_width, height / (1.35 * sum(map(len, parts)))))
+    written = [
+        (part, '  ' if k else sign, color)
+        for of_node, (sign, _, color) in zip(parts, lines)
+        for k, part in enumerate(of_node)
+    ]
+    for i, (text, sign, color) in enumerate(written):
         ax.text(
             0,
             1 - (i + 0.5) * 1.35 * size / height,
@@ -46,6 +53,31 @@ def draw_tree(
             parse_math=False,
         )
     return ax
+
+
+def wrapped(
+    texts,  # Lines of a tree
+    width: int,  # Characters in a line
+    most: int,  # Lines in all, as long as each text has one
+) -> list:  # The lines of each text
+    "Texts in lines that are not too long; where there are too many, the longest texts end in …"
+    parts = [_wrapped_text(text, width) for text in texts]
+    kept = max(map(len, parts))
+    while kept > 1 and sum(min(kept, len(own)) for own in parts) > most:
+        kept -= 1
+    return [own if len(own) <= kept else [*own[: kept - 1], own[kept - 1][: width - 1] + '…'] for own in parts]
+
+
+def _wrapped_text(text, width):
+    """One line of a tree in lines that are not too long, if possible between the parts of a list; those below stand
+    under its text, beside the branches"""
+    branches = re.match('[│├└─ ]*', text)[0]
+    below = branches.replace('├', '│').replace('└', ' ').replace('─', ' ') + '  '
+    room = max(10, width - len(below))
+    parts = text[len(branches) :].split(', ')
+    glued = ', '.join(part.replace(' ', '\0') if len(part) < room else part for part in parts)
+    first, *others = textwrap.wrap(glued, room, break_on_hyphens=False) or ['']
+    return [line.replace('\0', ' ') for line in (branches + first, *(below + part for part in others))]
 
 # %% ../../nbs/vision/show.ipynb #637f8f98
 @provides

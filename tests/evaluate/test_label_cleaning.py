@@ -287,6 +287,27 @@ def test_k_is_a_number_of_rows(learn, k):
         Cleaner(learn, learn.dls.train_ds.items, k=k)
 
 
+def test_numbers_are_filled_where_they_are_asked_for(learn):
+    "Nobody knows how sure a number is: it is no label unless it was named, or all that is reached is to be filled"
+    blank = learn.df['size'].isna()
+    assert blank.any()
+    with learn.no_bar():
+        table, filled, report = learn.fill_labels(learn.df, 0.6)
+        assert not filled['size'].any() and table['size'].isna().equals(blank)
+        assert filled.a.any() and filled.tags.any()  # what has probabilities is filled as ever
+        of_size = report.set_index('task_path').loc['size']
+        assert of_size.tolist() == [blank.sum(), blank.sum(), 0]
+        for options in (dict(tasks='size'), dict(tasks=['a', 'size']), dict(min_confidence=0)):
+            filled = learn.fill_labels(learn.df, **options)[1]
+            assert filled['size'].equals(blank)
+
+
+def test_a_column_that_was_not_there_has_the_dtype_of_its_answers(learn):
+    with learn.no_bar():
+        table = learn.fill_labels(learn.df.drop(columns=['a', 'size', 'p', 'q']), 0)[0]
+    assert [str(table[column].dtype) for column in ('a', 'size', 'p', 'q')] == ['boolean', 'float64'] + ['boolean'] * 2
+
+
 @pytest.mark.parametrize('method', ['fill_labels', 'Cleaner'])
 def test_a_model_that_gives_no_numbers_is_told(learn, method):
     df = learn.df.assign(z4=np.nan)

@@ -238,7 +238,7 @@ def test_a_browser_shows_it_on_a_phone_in_the_dark_and_on_paper(tmp_path, width)
     from playwright.sync_api import sync_playwright
 
     df = table().assign(kind=np.array([EVIL, 'a_very_long_name_without_any_blank_' * 3])[np.arange(600) % 2])
-    path = evil_learner(BinaryBlock('a'), SingleLabelBlock('kind'), df=df).report(tmp_path / 'r.html', n_boot=10)
+    path = evil_learner(BinaryBlock('a'), SingleLabelBlock('kind'), df=df).report(tmp_path / 'r.html', n_boot=40)
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
         page = browser.new_page(viewport=dict(width=width, height=800), color_scheme='dark')
@@ -317,7 +317,7 @@ def test_every_kind_of_task_has_a_place_on_the_page(tmp_path):
     votes = {'all.votes', 'all.dispersed'}
     assert confused | set(alts['Numbers']) | votes == set(told.flow.paths) and not confused & set(alts['Numbers'])
     assert len(sections['Labels'].tables[0].rows) == len(told.flow.paths)
-    page = page_of(learn, tmp_path, n_boot=5, n_items=2)
+    page = page_of(learn, tmp_path, n_boot=40, n_items=2)
     assert len(page.pictures) >= len(told.flow.paths)
     photos = [address for address in page.addresses if address.startswith('data:image/jpeg;base64,')]
     assert len(photos) == 4
@@ -395,3 +395,23 @@ def test_ten_tasks_stay_small(tmp_path):
 
 def test_a_section_without_anything_is_a_title():
     assert Page(page_html('t', 'about', [], [Section('empty')])).texts == ['t', 't', 'about', 'empty', 'empty']
+
+
+@pytest.mark.parametrize(
+    'score, low, high, lower, said',
+    [
+        (0.8, 0.7, 0.9, (), 'better'),
+        (0.5, 0.7, 0.9, (), ''),  # the score itself is not beyond the trivial one, whatever the interval says
+        (0.8, 0.55, 0.9, (), ''),
+        (0.3, 0.2, 0.4, (), 'worse'),
+        (0.3, 0.2, 0.4, ('mae',), 'better'),
+        (0.8, None, None, (), 'better'),
+    ],
+)
+def test_a_sign_needs_the_score_and_its_whole_interval(score, low, high, lower, said):
+    from types import SimpleNamespace
+
+    from fastai_condmtl.evaluate.report import verdict
+
+    ends = {} if low is None else dict(ci_low=low, ci_high=high)
+    assert verdict(SimpleNamespace(metric_name='mae', metric_res=score, baseline=0.6, **ends), lower) == said

@@ -630,7 +630,7 @@ def test_searches_after_a_fit_only():
         dict(metric='mcc', gates=None),
         dict(constraint=('precision', 0.8)),
         dict(tasks=dict(leaf=None, free='youden')),
-        dict(n_boot=5),
+        dict(n_boot=40),
         dict(min_support=60),
     ],
 )
@@ -753,7 +753,7 @@ def test_bad_block_tune():
 
 
 def test_plot(learn):
-    ax = quiet(learn, 'plot_threshold', 'leaf', 'f1', n_boot=10)
+    ax = quiet(learn, 'plot_threshold', 'leaf', 'f1', n_boot=40)
     p, t = support(learn, 'leaf')
     lines = [l for l in ax.lines if len(l.get_xdata()) > 5]
     x, y = map(np.asarray, lines[0].get_data())

@@ -164,7 +164,7 @@ def judged(learn, inside):
     "All that asks for predictions, in or out of the context"
     res, df = {}, table()
     with learn.no_bar(), learn.no_logging(), together(learn) if inside else nullcontext():
-        res['evaluate'] = pd.DataFrame(learn.evaluate(n_boot=20))
+        res['evaluate'] = pd.DataFrame(learn.evaluate(n_boot=40))
         res['by'] = pd.DataFrame(learn.evaluate(metrics=None, by='kind'))
         res['train'] = pd.DataFrame(learn.evaluate(ds_idx=0))
         res['cascade'] = learn.cascade_report()

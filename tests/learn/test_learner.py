@@ -825,7 +825,8 @@ def test_predict_df(new, learn):
     assert 0 < out['heat'].notna().sum() <= out['hue'].notna().sum() < 60
     paths = learn.predict_df([new.folder / f'{i}.png' for i in range(5)])
     pd.testing.assert_frame_equal(paths, out.iloc[:5].reset_index(drop=True), check_dtype=False, rtol=1e-3)
-    assert list(learn.predict_df(rows.iloc[:0]).columns) == list(out.columns) and len(learn.predict_df([])) == 0
+    pd.testing.assert_frame_equal(learn.predict_df(rows.iloc[:0]), out.iloc[:0])
+    assert len(learn.predict_df([])) == 0
     pd.testing.assert_frame_equal(learn.predict_df(rows[['img']], bs=7), out, rtol=1e-3)
 
 

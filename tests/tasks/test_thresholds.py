@@ -475,7 +475,7 @@ def test_interval_is_a_plain_bootstrap():
         assert (low, high) == pytest.approx(tuple(np.nanquantile(own, [0.025, 0.975])), abs=0.06)
         low2, high2 = threshold_interval(s, y, name, constraint, n_boot=400, level=0.5)
         assert low <= low2 <= high2 <= high
-    assert np.isnan(threshold_interval(s, y * 0, 'f1', ('precision', 0.9), n_boot=20)).all()
+    assert np.isnan(threshold_interval(s, y * 0, 'f1', ('precision', 0.9), n_boot=40)).all()
 
 
 def test_gain():

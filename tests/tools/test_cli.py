@@ -113,7 +113,7 @@ def test_evaluate_again_and_on_other_rows(run, scenes, call, tmp_path):
         '--out',
         tmp_path / 'b',
         '--n-boot',
-        20,
+        40,
     )
     assert code == 0 and "note: no column 'shirt_type'" in err
     table = pd.read_csv(tmp_path / 'b/evaluation.csv')

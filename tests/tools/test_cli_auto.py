@@ -13,7 +13,7 @@ from fastai_condmtl.tools.cli_auto import gives_away, may_name_owners, names_gro
 from fastai_condmtl.tools.cli_common import status
 from fastai_condmtl.tools.cli_options import train_parser
 
-QUICK = ['--quiet', '--n-boot', 5, '--bs', 32]
+QUICK = ['--quiet', '--n-boot', 40, '--bs', 32]
 
 
 def auto(*args):

@@ -113,15 +113,15 @@ def skm_f1(true, decided):
 
 def test_the_curve_and_the_interval_are_those_of_a_loop_over_draws():
     p, true, groups = scored(80, 12)
-    x, _, draws = threshold_curve(p, true, 'f1_score', n_boot=20, groups=groups)
-    brute = list(brute_draws(groups, 20))
+    x, _, draws = threshold_curve(p, true, 'f1_score', n_boot=40, groups=groups)
+    brute = list(brute_draws(groups, 40))
     loop = [[skm_f1(true[r], p[r].astype(float) > t) for t in x] for r in brute]
     assert np.allclose(draws, loop)
     best = []
     for values in np.array(loop):
         top = np.flatnonzero(values >= values.max() - 1e-12)
         best.append(x[(top[0] + top[-1]) // 2])
-    interval = threshold_interval(p, true, 'f1_score', n_boot=20, groups=groups)
+    interval = threshold_interval(p, true, 'f1_score', n_boot=40, groups=groups)
     assert interval == pytest.approx(tuple(np.quantile(best, [0.025, 0.975])))
 
 
@@ -226,13 +226,13 @@ def test_intervals_without_groups_are_narrower():
 def test_groups_hold_within_the_groups_of_by():
     learn = learner(patients().assign(site=lambda df: np.where(df.index % 2, 'a', 'b')))
     with learn.no_bar(), learn.no_logging():
-        res = learn.evaluate(metrics='roc_auc', n_boot=20, by='site')
+        res = learn.evaluate(metrics='roc_auc', n_boot=40, by='site')
         acc = judged(learn)
     table, task = learn.dls.valid.dataset.items, acc.task('ill')
     of_site = (table.site == 'a').to_numpy()
     part, names = [x[of_site] for x in task[:3]], pd.factorize(table.patient)[0][of_site]
     block = learn.dls.flow.tasks['ill']
-    loop = [block.score('roc_auc', *(x[r] for x in part), 0.5) for r in brute_draws(names, 20)]
+    loop = [block.score('roc_auc', *(x[r] for x in part), 0.5) for r in brute_draws(names, 40)]
     row = res[(res.task_path == 'ill') & (res.site == 'a')].iloc[0]
     assert np.allclose([row.ci_low, row.ci_high], np.nanquantile(loop, [0.025, 0.975]))
 
@@ -243,8 +243,8 @@ def test_an_exported_learner_knows_its_groups(tmp_path):
     learn.export(tmp_path / 'a.pkl')
     loaded = load_learner(tmp_path / 'a.pkl')
     with learn.no_bar(), loaded.no_bar():
-        expected, found = (each.evaluate(df, metrics='roc_auc', n_boot=20) for each in (learn, loaded))
-        other = loaded.evaluate(df.rename(columns=dict(patient='who')), metrics='roc_auc', n_boot=20, group_col='who')
+        expected, found = (each.evaluate(df, metrics='roc_auc', n_boot=40) for each in (learn, loaded))
+        other = loaded.evaluate(df.rename(columns=dict(patient='who')), metrics='roc_auc', n_boot=40, group_col='who')
     pd.testing.assert_frame_equal(found, expected)
     pd.testing.assert_frame_equal(other, expected)
 
@@ -252,12 +252,12 @@ def test_an_exported_learner_knows_its_groups(tmp_path):
 def test_a_table_without_the_groups_is_said():
     learn = learner()
     with learn.no_bar(), pytest.warns(FlowWarning, match="no column 'patient'.*group_col="):
-        learn.evaluate(patients().drop(columns='patient'), metrics='roc_auc', n_boot=5)
+        learn.evaluate(patients().drop(columns='patient'), metrics='roc_auc', n_boot=40)
     with learn.no_bar(), pytest.raises(FlowError, match="group_col='patent' reads column 'patent'"):
-        learn.evaluate(patients(), n_boot=5, group_col='patent')
+        learn.evaluate(patients(), n_boot=40, group_col='patent')
     blank = patients().assign(patient=lambda df: df.patient.where(df.index != 4))
     with learn.no_bar(), pytest.raises(FlowError, match="group_col='patient' is blank in row 4"):
-        learn.evaluate(blank, n_boot=5)
+        learn.evaluate(blank, n_boot=40)
 
 
 def block_learner(splitter):
