@@ -280,9 +280,9 @@ def interval(
     return tuple(np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../../nbs/evaluate/evaluation.ipynb #c38b0deb
-def judged(learn, dl=None, ds_idx=1, acc=None, group_col=None):
+def judged(learn, dl=None, ds_idx=1, acc=None, group_col=None, in_order=False):
     "`collect`, with thresholds to judge by"
-    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc, group_col))
+    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc, group_col, in_order))
 
 
 def judge(
