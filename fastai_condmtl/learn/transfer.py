@@ -17,6 +17,7 @@ from ..core.block import ConditionalBlock
 from .transfer_weights import copy_tasks, kept_tasks, needs_bias
 from ..core.errors import FlowError
 from ..data.groups import check_torn
+from ..data.sampling import loader_like
 from ..data.target_block import FlowTransform, as_flow, flow_transform
 from ..core.flow import Flow
 from fastai_condmtl.learn.heads import (
@@ -233,7 +234,7 @@ def _new_data(learn, new, df, splitter):
 
 def regrown_data(dls, flow, df=None, splitter=None):
     "`DataLoaders` as `dls`, with another flow, and another table where one is given"
-    flow, ds = as_flow(flow), dls.train_ds
+    flow, ds, same_rows = as_flow(flow), dls.train_ds, df is None and splitter is None
     check_read_again(ds)
     parts = [dl.dataset.tls[0].items for dl in dls.loaders]  # a third part neither trains nor validates
     if df is None:
@@ -251,7 +252,8 @@ def regrown_data(dls, flow, df=None, splitter=None):
     target = FlowTransform(flow)
     target.group_col = group_col
     new = Datasets(tls=[*inputs, TfmdLists(df, [target], splits=splits)], n_inp=ds.n_inp)
-    loaders = [dls.loaders[min(i, len(dls.loaders) - 1)].new(new.subset(i)) for i in range(len(splits))]
+    like = [dls.loaders[min(i, len(dls.loaders) - 1)] for i in range(len(splits))]
+    loaders = [loader_like(dl, new.subset(i), same_rows) for i, dl in enumerate(like)]
     return type(dls)(*loaders, path=dls.path, device=dls.device)
 
 

@@ -685,3 +685,17 @@ def test_classes_in_another_order_start_anew():
         told = learner(Flow('f', OrdinalBlock('stars', vocab=[1, 2, 3, 4])), df)
         told = told.change_flow(Flow('f', OrdinalBlock('stars', vocab=vocab)))
         assert told.note[0].startswith(note), (vocab, told.note[0])
+
+
+def test_weighted_draws_stay_with_their_rows():
+    "`dls.balanced` holds for the learner's own rows in another flow; other rows have no weights, which is said"
+    df = table().assign(rare=[1.0] + [0.0] * 11 + [1.0] + [0.0] * 35)
+    learn = learner(flow_a(), df)
+    learn.dls = learn.dls.balanced('rare', seed=0)
+    grown = Flow('g', BinaryBlock('new'), *flow_a().tasks)
+    learn.change_flow(grown)
+    drawn = np.concatenate([learn.dls.train.get_idxs() for _ in range(50)])
+    assert len(drawn) == 50 * 36 and np.isin(drawn, [0, 12]).mean() == pytest.approx(0.5, abs=0.05)
+    with pytest.warns(FlowWarning, match='drawn by weights'):
+        learn.change_flow(grown, pd.concat([df, table(6, 2).set_axis(range(100, 106)).assign(rare=0.0)]))
+    assert sorted(learn.dls.train.get_idxs()) == list(range(42))
