@@ -260,7 +260,7 @@ def balanced(
     )
     return type(self)(train, *self.loaders[1:], path=self.path, device=self.device)
 
-# %% ../../nbs/data/sampling.ipynb #9859e8b1
+# %% ../../nbs/data/sampling.ipynb #9eb49076
 def loader_like(
     dl,  # `DataLoader`
     ds,  # Another data set
