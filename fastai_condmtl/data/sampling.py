@@ -167,10 +167,23 @@ def labels_of_rows(
             "with a label a row instead"
         )
     check_column(df, by, 'rows are told apart by')
+    if by in getattr(ds, 'cont_names', ()) and _are_changed(ds.procs, by):
+        raise FlowError(
+            f"column {by!r} is an input of numbers, which tabular data keeps scaled and with its gaps filled: hand "
+            f"over the numbers of the rows, such as df[{by!r}].loc[dls.valid.items.index], or leave it out of the "
+            "inputs"
+        )
     labels = df[by].astype(object).to_numpy()
     if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}):
-        labels = np.array([*ds.classes[by]], dtype=object)[labels.astype(int)]  # tabular data keeps codes
+        classes = np.array([*ds.classes[by]], dtype=object)[labels.astype(int)]  # tabular data keeps codes
+        return np.where(classes == '#na#', None, classes)
     return labels
+
+
+def _are_changed(procs, col):
+    "True if a transform of tabular data has scaled the numbers of a column, or filled its gaps"
+    learnt = [getattr(proc, name, {}) for proc in procs.fs for name in ('means', 'na_dict', 'rest')]
+    return any(col in of_columns for of_columns in learnt)
 
 
 def _labels_of_array(ds, labels):
@@ -260,7 +273,7 @@ def balanced(
     )
     return type(self)(train, *self.loaders[1:], path=self.path, device=self.device)
 
-# %% ../../nbs/data/sampling.ipynb #9eb49076
+# %% ../../nbs/data/sampling.ipynb #9fc792db
 def loader_like(
     dl,  # `DataLoader`
     ds,  # Another data set
