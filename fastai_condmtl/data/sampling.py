@@ -273,7 +273,7 @@ def balanced(
     )
     return type(self)(train, *self.loaders[1:], path=self.path, device=self.device)
 
-# %% ../../nbs/data/sampling.ipynb #9fc792db
+# %% ../../nbs/data/sampling.ipynb #e0bc7fca
 def loader_like(
     dl,  # `DataLoader`
     ds,  # Another data set
