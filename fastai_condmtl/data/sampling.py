@@ -175,8 +175,8 @@ def labels_of_rows(
         )
     labels = df[by].astype(object).to_numpy()
     if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}):
-        classes = np.array([*ds.classes[by]], dtype=object)[labels.astype(int)]  # tabular data keeps codes
-        return np.where(classes == '#na#', None, classes)
+        labels = np.array([*ds.classes[by]], dtype=object)[labels.astype(int)]  # tabular data keeps codes
+        labels[labels == '#na#'] = None
     return labels
 
 
