@@ -197,7 +197,7 @@ def encode_pieces(
     with atomic_write(path) as unfinished, open(unfinished, 'wb') as file:
         writer = PackedWriter(file, bound, n_rows)
         writer.keys = None if key_col is None else KeyWriter(path.absolute().parent)
-        writer.keys_repeat = getattr(pieces, 'keys_repeat', False)
+        writer.keys_repeat, writer.group_col = getattr(pieces, 'keys_repeat', False), group_col
         for df in pieces:
             labels = df[cols]
             changed = {} if dtypes is None else {c: t for c, t in dtypes.items() if labels.dtypes[c] != t}
@@ -279,6 +279,8 @@ def finish(self: PackedWriter):
         tasks=list(self.bound.paths),
     )
     self.file.write(flow)
+    if self.group_col is not None:
+        facts['group_col'] = self.group_col
     if self.keys is not None:
         facts['keys'] = self.keys.write(self.file)
         self.file.flush()

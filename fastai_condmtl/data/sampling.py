@@ -4,13 +4,14 @@
 
 # %% ../../nbs/data/sampling.ipynb #f8a7ab94
 from __future__ import annotations
+import warnings
 from functools import lru_cache
 from typing import Any
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
 from ..core.block import ConditionalBlock
-from ..core.errors import FlowError, check_column, near
+from ..core.errors import FlowError, FlowWarning, check_column, near
 from ..core.conditions import Comparable, Condition, as_condition, kleene
 from .target_block import EncodedRows, as_flow
 from ..core.bound import BoundFlow
@@ -18,7 +19,8 @@ from ..core.target import packed
 
 # %% auto #0
 __all__ = ['balanced_weights', 'rows_of', 'group_rows', 'packed_rows', 'path_of', 'rows_of_tasks', 'rows_of_condition',
-           'rows_of_answers', 'positions', 'labels_of_rows', 'labels_of', 'table_of', 'encoded_rows', 'Drawn', 'drawn']
+           'rows_of_answers', 'positions', 'labels_of_rows', 'labels_of', 'table_of', 'encoded_rows', 'Drawn', 'drawn',
+           'loader_like']
 
 # %% ../../nbs/data/sampling.ipynb #b2f719f8
 def balanced_weights(
@@ -165,10 +167,23 @@ def labels_of_rows(
             "with a label a row instead"
         )
     check_column(df, by, 'rows are told apart by')
+    if by in getattr(ds, 'cont_names', ()) and _are_changed(ds.procs, by):
+        raise FlowError(
+            f"column {by!r} is an input of numbers, which tabular data keeps scaled and with its gaps filled: hand "
+            f"over the numbers of the rows, such as df[{by!r}].loc[dls.valid.items.index], or leave it out of the "
+            "inputs"
+        )
     labels = df[by].astype(object).to_numpy()
     if by in getattr(ds, 'cat_names', ()) and by in getattr(ds, 'classes', {}):
         labels = np.array([*ds.classes[by]], dtype=object)[labels.astype(int)]  # tabular data keeps codes
+        labels[labels == '#na#'] = None
     return labels
+
+
+def _are_changed(procs, col):
+    "True if a transform of tabular data has scaled the numbers of a column, or filled its gaps"
+    learnt = [getattr(proc, name, {}) for proc in procs.fs for name in ('means', 'na_dict', 'rest')]
+    return any(col in of_columns for of_columns in learnt)
 
 
 def _labels_of_array(ds, labels):
@@ -257,3 +272,24 @@ def balanced(
         shuffle=True,
     )
     return type(self)(train, *self.loaders[1:], path=self.path, device=self.device)
+
+# %% ../../nbs/data/sampling.ipynb #e0bc7fca
+def loader_like(
+    dl,  # `DataLoader`
+    ds,  # Another data set
+    same_rows: bool = False,  # True: it holds the rows of that of `dl`, in their order
+):
+    "A loader of `ds` as `dl` is. Weighted draws stay where the rows are the same, and are told where they are not"
+    if not isinstance(dl, Drawn):
+        return dl.new(ds)
+    if same_rows:
+        res = dl.new(ds, cls=type(dl), wgts=dl.wgts, n=dl.n)
+        res.draws = dl.draws
+        return res
+    warnings.warn(
+        "the training rows were drawn by weights (dls.balanced), and other rows have none: they are drawn alike; for "
+        "weights write learn.dls = learn.dls.balanced(...) once more",
+        FlowWarning,
+        stacklevel=2,
+    )
+    return dl.new(ds)

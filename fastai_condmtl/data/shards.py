@@ -319,7 +319,7 @@ def shard_data(
 ) -> ShardData:
     "The data set of one side"
     target = FlowTransform(packed.flow.flow)
-    target.bound = packed.flow
+    target.bound, target.group_col = packed.flow, packed.facts.get('group_col')
     split_idx = min(SIDES.index(side), 1)
     pictures = TfmdLists(ShardPictures(shards, packed, side), tfms, do_setup=False, split_idx=split_idx)
     labels = ConditionalLists(packed.rows(side), [target], do_setup=False, split_idx=split_idx)

@@ -193,7 +193,9 @@ def out_of_fold(learn, folds) -> Accumulator:
                     acc.keep_acts(path)
                 res.with_acts = acc.with_acts
                 with learn.no_bar():
-                    res.parts.extend(collect(learn, learn.dls.test_dl(rows, with_labels=True), acc=acc).parts)
+                    res.parts.extend(
+                        collect(learn, learn.dls.test_dl(rows, with_labels=True), acc=acc, in_order=True).parts
+                    )
                 res.thresholds = acc.thresholds
     finally:
         model.asked = everybody

@@ -38,7 +38,7 @@ def compare(
     metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow_of(learn_a), metrics)
     shared = _shared_tasks(flow_of(learn_a), flow_of(learn_b))
-    acc_a, acc_b = (judged(learn, dl, ds_idx, group_col=group_col) for learn in (learn_a, learn_b))
+    acc_a, acc_b = (judged(learn, dl, ds_idx, group_col=group_col, in_order=True) for learn in (learn_a, learn_b))
     groups = acc_a.groups if acc_a.groups is not None else acc_b.groups
     records = []
     for path in shared:

@@ -78,7 +78,7 @@ def evaluate(
     `boosting` after `baseline`, NaN for tasks without an estimator"""
     flow, metrics = flow_of(self), [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(flow, metrics, by_label)
-    n_boot = check_n_boot(n_boot)
+    n_boot, by = check_n_boot(n_boot), _as_in_table(dl, by)
     dl = as_loader(self, dl, labels=True)
     by, groups = groups_by(part_of(self, ds_idx) if dl is None else dl, by)
     loss = loss_of(self)
@@ -280,9 +280,9 @@ def interval(
     return tuple(np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../../nbs/evaluate/evaluation.ipynb #c38b0deb
-def judged(learn, dl=None, ds_idx=1, acc=None, group_col=None):
+def judged(learn, dl=None, ds_idx=1, acc=None, group_col=None, in_order=False):
     "`collect`, with thresholds to judge by"
-    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc, group_col))
+    return judge(loss_of(learn), collect(learn, dl, ds_idx, acc, group_col, in_order))
 
 
 def judge(
@@ -297,6 +297,12 @@ def judge(
     return res
 
 # %% ../../nbs/evaluate/evaluation.ipynb #9549b4f3
+def _as_in_table(dl, by):
+    "The cells of a column where `dl` is a table that has it: inputs of tabular data are other numbers in its loader"
+    is_column = isinstance(dl, pd.DataFrame) and isinstance(by, str) and list(dl.columns).count(by) == 1
+    return dl[by] if is_column else by
+
+
 def groups_by(dl, by):
     """What `by` is called, and the groups of a `DataLoader`'s rows as `[(label, positions)]`, in the order in
     which `collect` meets them; rows without a label come last, as None. Without `by` (None) all rows are one group"""

@@ -47,7 +47,7 @@ def fill_labels(
     dl = self.dls.test_dl(df, **kwargs) if len(df) else None
     with every_row(self):
         acts = loss.activation(raw_preds(self, dl=dl)[0]).cpu() if len(df) else torch.zeros(0, flow.c)
-    labels = flow.encode(df, missing_ok=True, inferred=True).as_subclass(torch.Tensor)
+    labels = flow.encode(df, missing_ok=True, inferred=True, weighted=False).as_subclass(torch.Tensor)
     acts, values = with_labels(flow, acts, loss.decide(acts), labels)
     for path, own in flow.slices.items():
         check_predicted(path, acts[:, own.acts].numpy(), 'cannot fill labels')

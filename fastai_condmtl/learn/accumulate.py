@@ -240,12 +240,15 @@ def collect(
     ds_idx: int = 1,  # 0: training set, 1: validation set
     acc=None,  # What to fill; by default a new `Accumulator`
     group_col=None,  # Column that says which rows belong together; None: that of the loaders
+    in_order: bool = False,  # True: rows as they stand in the table, also where texts are sorted by length
 ) -> Accumulator:
     "Predictions and labels of a `DataLoader` in the compact form that scores need"
     acc = acc or Accumulator(flow_of(learn))
     loss_of(learn)
     dl = part_of(learn, ds_idx) if dl is None else as_loader(learn, dl, labels=True)
-    dl = whole(dl).new(shuffle=False, drop_last=False)
+    dl = whole(dl)
+    order = dict(get_idxs=Picked(range(len(dl.dataset)))) if in_order else {}
+    dl = dl.new(shuffle=False, drop_last=False, **order)
     if not len(dl.dataset):
         raise FlowError("there is nothing to evaluate, the data set is empty: hand over at least one row")
     with _recording_nothing(learn), learn.validation_context(cbs=[Collect(acc)]), every_row(learn):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import singledispatch
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
 from fastai.data.core import Datasets, DataLoaders, TfmdLists
@@ -16,6 +16,8 @@ from fastai.learner import Learner
 from ..core.block import ConditionalBlock
 from .transfer_weights import copy_tasks, kept_tasks, needs_bias
 from ..core.errors import FlowError
+from ..data.groups import check_torn
+from ..data.sampling import loader_like
 from ..data.target_block import FlowTransform, as_flow, flow_transform
 from ..core.flow import Flow
 from fastai_condmtl.learn.heads import (
@@ -232,22 +234,27 @@ def _new_data(learn, new, df, splitter):
 
 def regrown_data(dls, flow, df=None, splitter=None):
     "`DataLoaders` as `dls`, with another flow, and another table where one is given"
-    flow, ds = as_flow(flow), dls.train_ds
+    flow, ds, same_rows = as_flow(flow), dls.train_ds, df is None and splitter is None
     check_read_again(ds)
-    parts = [dl.dataset.tls[0].items for dl in dls.loaders[:2]]
+    parts = [dl.dataset.tls[0].items for dl in dls.loaders]  # a third part neither trains nor validates
     if df is None:
         check_own_rows(parts)
-        df, n_train = pd.concat(parts), len(parts[0])
-        splits = list(range(n_train)), list(range(n_train, len(df)))
+        df, ends = pd.concat(parts), np.cumsum([0, *map(len, parts)]).tolist()
+        splits = [list(range(start, end)) for start, end in zip(ends, ends[1:])]
     elif splitter is None:
         splits = _splits_by_index(df, parts)
     if splitter is not None:
         splits = splitter(df)
+    group_col = flow_transform(ds).group_col
+    if group_col in df:
+        check_torn(df, group_col, splits)
     inputs = [TfmdLists(df, tl.tfms, splits=splits, do_setup=False, types=tl.types) for tl in ds.tls[: ds.n_inp]]
     target = FlowTransform(flow)
-    target.group_col = flow_transform(ds).group_col
+    target.group_col = group_col
     new = Datasets(tls=[*inputs, TfmdLists(df, [target], splits=splits)], n_inp=ds.n_inp)
-    return type(dls)(*[dl.new(new.subset(i)) for i, dl in enumerate(dls.loaders[:2])], path=dls.path, device=dls.device)
+    like = [dls.loaders[min(i, len(dls.loaders) - 1)] for i in range(len(splits))]
+    loaders = [loader_like(dl, new.subset(i), same_rows) for i, dl in enumerate(like)]
+    return type(dls)(*loaders, path=dls.path, device=dls.device)
 
 
 def _same_norm(old, new):
@@ -267,7 +274,7 @@ def check_read_again(ds):
 
 
 def check_own_rows(parts):
-    "Raise where a learner has no table of rows: `parts` are its training and validation items"
+    "Raise where a learner has no table of rows: `parts` are the items of its loaders"
     if not sum(map(len, parts)):
         raise FlowError("a loaded learner has no rows: hand over df= and splitter=")
     if not all(isinstance(part, pd.DataFrame) for part in parts):
@@ -275,19 +282,19 @@ def check_own_rows(parts):
 
 
 def _splits_by_index(df, parts):
-    "Positions of the rows of `df` on the side where they were; new rows are for training"
+    "Positions of the rows of `df` in the part where they were; new rows are for training"
     if not _holds_all_rows(df, parts):
         raise FlowError(
             "the table has not all rows of the old one (by index label), so which rows are for validation is not "
             "known: hand over splitter=, such as RandomSplitter()"
         )
-    train, valid = (df.index.get_indexer(part.index).tolist() for part in parts)
-    old = {*train, *valid}
-    return train + [i for i in range(len(df)) if i not in old], valid
+    train, *others = (df.index.get_indexer(part.index).tolist() for part in parts)
+    old = {*train}.union(*others)
+    return train + [i for i in range(len(df)) if i not in old], *others
 
 
 def _holds_all_rows(df, parts):
-    "True if each row of two tables with rows stands in `df` once, by its index label"
+    "True if each row of some tables with rows stands in `df` once, by its index label"
     if not all(isinstance(part, pd.DataFrame) and len(part) for part in parts):
         return False
     return df.index.is_unique and set().union(*(part.index for part in parts)) <= set(df.index)

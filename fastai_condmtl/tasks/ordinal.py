@@ -147,7 +147,10 @@ def answer_sets(self: OrdinalBlock, acts, limits, decided, beside=None):
 # %% ../../nbs/tasks/ordinal.ipynb #174c05bf
 @patch
 def matching_logits(self: OrdinalBlock, new):
-    "The first logit moves all classes, logit k + 1 is the edge above class k"
+    "The first logit moves all classes, logit k + 1 is the edge above class k; in another order edges mean nothing"
+    shared = [label for label in self.vocab if label in new.vocab]
+    if shared != [label for label in new.vocab if label in self.vocab]:
+        return []
     edges = [(i + 1, new.vocab.index(label) + 1) for i, label in enumerate(self.vocab[:-1]) if label in new.vocab[:-1]]
     return [(0, 0), *edges] if edges or self.vocab == new.vocab else []
 

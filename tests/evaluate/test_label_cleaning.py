@@ -313,3 +313,18 @@ def test_a_model_that_gives_no_numbers_is_told(learn, method):
     df = learn.df.assign(z4=np.nan)
     with learn.no_bar(), pytest.raises(FlowError, match="the predictions of task 'a' hold NaN"):
         Cleaner(learn, df) if method == 'Cleaner' else learn.fill_labels(df)
+
+
+def test_what_a_label_rules_out_is_not_filled_whatever_its_row_weighs():
+    "A row of weight 0 trains nothing; what stands in it is still so"
+    asked = BinaryBlock('a')
+    flow = Flow('f', asked, BinaryBlock('b') | asked, BinaryBlock('c') | ~asked, weight_col='w')
+    df = pd.DataFrame(dict(a=[1, 0] * 20, b=[1, None, 0, None] * 10, c=[None, 0, None, 1] * 10, w=1.0))
+    dls = DataBlock(
+        blocks=(TransformBlock, flow), get_x=lambda r: torch.zeros(1), splitter=IndexSplitter(range(8))
+    ).dataloaders(df, bs=8, num_workers=0)
+    learn = equip(Learner(dls, nn.Linear(1, dls.c)), tune=None)
+    new = pd.DataFrame(dict(a=[0.0, 1.0, 0.0, 1.0], b=None, c=None, w=[0.0, 0.0, 1.0, 1.0]))
+    table, filled, _ = learn.fill_labels(new, 0)
+    assert filled.b.tolist() == [False, True, False, True] and filled.c.tolist() == [True, False, True, False]
+    assert table.a.tolist() == new.a.tolist()

@@ -635,3 +635,67 @@ def test_what_is_read_of_tasks_is_rescaled_too():
     } | {'part': t.set_index('task_path').note['part']}
     for p in ('on', 'level', 'heat', 'new', 'k', 'k2'):
         torch.testing.assert_close(after[p], before[p], rtol=1e-4, atol=1e-3, msg=lambda m: f'{p}: {m}')
+
+
+def test_the_third_part_stays_apart_in_another_flow():
+    "Rows that neither train nor validate do neither afterwards: with the learner's own rows, and with a larger table"
+    parts = ['train'] * 24 + ['valid'] * 12 + ['test'] * 12
+    more = pd.concat([table().assign(part=parts), table(6, 2).set_axis(range(100, 106)).assign(part='train')])
+    for df in (None, more):
+        learn = learner_of_parts(parts)
+        learn.change_flow(Flow('g', BinaryBlock('new'), *flow_a().tasks), df)
+        train, valid, test = (list(part.dataset.items.index) for part in learn.dls.loaders)
+        assert train == [*range(24), *(range(100, 106) if df is not None else ())]
+        assert valid == list(range(24, 36)) and test == list(range(36, 48))
+        heat = learn.dls.flow.tasks['heat']
+        assert heat.mean == pytest.approx((table() if df is None else df).loc[train].heat.mean())
+        with learn.no_bar():
+            scores = learn.evaluate(ds_idx=2, metrics='accuracy').set_index('task_path')
+        assert scores.num_samples['new'] == 12
+
+
+def learner_of_parts(parts):
+    "A learner whose data has three parts"
+    where = lambda part: [i for i, name in enumerate(parts) if name == part]
+    splitter = lambda df: tuple(where(part) for part in ('train', 'valid', 'test'))
+    block = DataBlock(blocks=(None_block(), flow_a()), get_x=Vec(), splitter=splitter)
+    dls = block.dataloaders(table().assign(part=parts), bs=8, num_workers=0)
+    return equip(Learner(dls, nn.Sequential(nn.Sequential(nn.Linear(3, 6), nn.ReLU()), nn.Linear(6, dls.c))))
+
+
+def test_a_new_row_of_a_group_that_validates_is_told():
+    df = table().assign(who=np.arange(N) // 4)
+    splitter = GroupSplitter('who', seed=0)
+    dls = DataBlock(blocks=(None_block(), flow_a()), get_x=Vec(), splitter=splitter).dataloaders(
+        df, bs=8, num_workers=0
+    )
+    learn = equip(Learner(dls, nn.Sequential(nn.Sequential(nn.Linear(3, 6), nn.ReLU()), nn.Linear(6, dls.c))))
+    of_valid, of_train = (part.items.who.iloc[0] for part in (dls.valid_ds, dls.train_ds))
+    more = lambda who: pd.concat([df, table(2, 3).set_axis([100, 101]).assign(who=who)])
+    with pytest.raises(FlowError, match="group_col='who': group .* stands on both sides of the split"):
+        learn.change_flow(flow_a(), more(of_valid))
+    learn.change_flow(flow_a(), more(of_train))
+    assert len(learn.dls.train_ds) == len(dls.train_ds) + 2
+
+
+def test_classes_in_another_order_start_anew():
+    "P(above a class) means something else where other classes stand above it"
+    df = stars_table()
+    for vocab, note in (([4, 3, 2, 1], 'starts anew'), ([2, 1, 3, 4], 'starts anew'), ([1, 2, 3, 4, 5], '4 of 5 rows')):
+        told = learner(Flow('f', OrdinalBlock('stars', vocab=[1, 2, 3, 4])), df)
+        told = told.change_flow(Flow('f', OrdinalBlock('stars', vocab=vocab)))
+        assert told.note[0].startswith(note), (vocab, told.note[0])
+
+
+def test_weighted_draws_stay_with_their_rows():
+    "`dls.balanced` holds for the learner's own rows in another flow; other rows have no weights, which is said"
+    df = table().assign(rare=[1.0] + [0.0] * 11 + [1.0] + [0.0] * 35)
+    learn = learner(flow_a(), df)
+    learn.dls = learn.dls.balanced('rare', seed=0)
+    grown = Flow('g', BinaryBlock('new'), *flow_a().tasks)
+    learn.change_flow(grown)
+    drawn = np.concatenate([learn.dls.train.get_idxs() for _ in range(50)])
+    assert len(drawn) == 50 * 36 and np.isin(drawn, [0, 12]).mean() == pytest.approx(0.5, abs=0.05)
+    with pytest.warns(FlowWarning, match='drawn by weights'):
+        learn.change_flow(grown, pd.concat([df, table(6, 2).set_axis(range(100, 106)).assign(rare=0.0)]))
+    assert sorted(learn.dls.train.get_idxs()) == list(range(42))

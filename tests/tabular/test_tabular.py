@@ -865,3 +865,36 @@ def test_data_of_another_table_stay_as_they_are():
         assert before.equals(other.valid_ds.items)
         for a, b in zip(first, learn.get_preds(dl=other.valid)):
             assert torch.equal(a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor))
+
+
+def test_rows_are_told_apart_by_inputs_as_the_table_has_them():
+    "A loader has inputs scaled, filled and numbered: its groups are those of the table, or an error"
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(age=rng.choice([20.0, 30.0, np.nan], 80), city=rng.choice(['x', 'y', None], 80)))
+    df['a'] = rng.integers(0, 2, 80)
+    dls = ConditionalTabularDataLoaders.from_df(
+        df, BinaryBlock('a'), cont_names=['age'], cat_names=['city'], valid_idx=range(30), bs=16
+    )
+    learn = conditional_tabular_learner(dls, [4])
+    new = df.assign(city=df.city.where(np.arange(80) % 4 > 0, 'new'))
+
+    def told(rows, by):
+        name = by if isinstance(by, str) else by.name
+        return learn.evaluate(rows, by=by, metrics='accuracy').set_index(name).num_samples.to_dict()
+
+    plain = lambda groups: {None if pd.isna(group) else group: n for group, n in groups.items()}
+    with learn.no_bar():
+        for rows in (df, new):
+            for by in ('age', 'city'):
+                assert plain(told(rows, by)) == plain(rows[by].value_counts(dropna=False))
+        assert plain(told(None, 'city')) == plain(df.city[:30].value_counts(dropna=False))
+        assert plain(told(None, df.age[:30])) == plain(df.age[:30].value_counts(dropna=False))
+        with pytest.raises(FlowError, match="column 'age' is an input of numbers, which tabular data keeps scaled"):
+            learn.evaluate(by='age')
+    with pytest.raises(FlowError, match="column 'age' is an input of numbers"):
+        dls.balanced('age')
+    drawn = dls.balanced('city', seed=0).train
+    cities = df.city[30:].iloc[np.concatenate([drawn.get_idxs() for _ in range(40)])].value_counts(dropna=False)
+    assert cities['x'] / cities['y'] == pytest.approx(1, abs=0.15)
+    blank = cities[cities.index.isna()].sum() / cities.sum()  # rows without a city come as often as before
+    assert blank == pytest.approx(df.city[30:].isna().mean(), abs=0.05)

@@ -36,9 +36,12 @@ from fastai_condmtl.text.all import (
     SingleLabelBlock,
     TensorConditional,
     UnboundedRegressionBlock,
+    average_folds,
+    compare,
     conditional_lm_learner,
     conditional_text_learner,
     equip,
+    fit_folds,
 )
 from fastai_condmtl.datasets.reviews import review_flow, reviews
 from fastai_condmtl.text.masks import MASK, unpack
@@ -721,3 +724,33 @@ def test_csv_lines_that_end_in_a_comma(tmp_path):
         and torch.equal(a.valid.one_batch()[0], b.valid.one_batch()[0])
         and torch.equal(a.valid.one_batch()[1], b.valid.one_batch()[1])
     )
+
+
+class ShortForLong:
+    "A tokenizer that makes short texts of long ones, and the other way round"
+
+    def __call__(self, items):
+        return (['word'] * (41 - len(words := text.split())) + words[-1:] for text in items)
+
+
+def test_learners_that_sort_texts_otherwise_are_compared_row_by_row(numbered):
+    learn_a = reading(numbered)
+    learn_b = reading(numbered, tok_tfm=ShortForLong)
+    orders = [list(learn.dls.valid.get_idxs()) for learn in (learn_a, learn_b)]
+    assert orders[0] != orders[1]
+    with learn_a.no_bar(), learn_b.no_bar():
+        for df in (None, numbered):
+            found = compare(learn_a, learn_b, df, metrics='mae', n_boot=20)
+            assert found.num_samples[0] == (60 if df is None else 120) and max(found.a[0], found.b[0]) < 1e-3
+
+
+def test_groups_of_folds_are_those_of_their_rows(numbered):
+    "Out of fold, texts stand as in the table, where their groups are looked up"
+    df = numbered.assign(who=np.arange(120) // 3)
+    words = list(reading(df).dls.vocab)
+    fit = lambda valid: reading(df, valid_idx=valid, text_vocab=words)
+    folds = fit_folds(fit, UnboundedRegressionBlock('num'), df, 3, seed=0, group_col='who')
+    rows = average_folds(folds, tune=None).out_of_fold
+    labels = rows.flow.to_units(rows.packed()[0])[:, 0, 0].numpy().round().astype(int)
+    assert labels.tolist() == np.concatenate(folds.parts).tolist()
+    assert rows.groups.tolist() == (labels // 3).tolist()

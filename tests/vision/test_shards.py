@@ -202,3 +202,14 @@ def test_an_index_that_is_none_says_what_to_do(folder, tmp_path, content):
     )
     (tmp_path / 'i').unlink()
     assert len(Shards(folder / '*.tar', tmp_path / 'i')) == N
+
+
+def test_rows_whose_groups_are_in_no_table_are_told(folder):
+    "Shards keep which side a group stands on, not which rows belong together: intervals say that they do not know"
+    from fastai_condmtl.vision.all import FlowWarning, equip
+
+    packed = flow().encode_shards(folder / '*.tar', folder / 'of_groups.packed', valid_pct=0.3, group_col='row')
+    dls = ConditionalDataLoaders.from_shards(folder / '*.tar', packed, path=folder, bs=8, num_workers=0)
+    learn = equip(Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(48, dls.c))), tune=None)
+    with pytest.warns(FlowWarning, match="no column 'row', which says of the training data which rows belong together"):
+        learn.evaluate(metrics='accuracy', n_boot=10)
