@@ -101,3 +101,11 @@ def test_the_readme_tells_what_the_page_tells(root, results):
     assert not set(re.findall(r'(?<!\d)\.\d{3}', table)) - known
     ratio = re.search(rf'of 14 tasks take {NUMBER} times', readme)[1]
     assert is_one_of(ratio, printed(results, 'heads, loss and backward, 14 tasks'))
+
+
+def test_the_tutorial_tells_what_the_ablation_printed(root, results):
+    "Row by row: accuracy and error, each with its spread"
+    figures = rf'{NUMBER} ± {NUMBER}'
+    page = source(root, 'tutorials/13_branches_and_balance').partition('## What it brought, more carefully')[2]
+    printed_rows = re.findall(figures, results.partition('## bench_ablation')[2].partition('\n## ')[0])
+    assert len(printed_rows) == 2 * (10 + 5) and re.findall(figures, page) == printed_rows
