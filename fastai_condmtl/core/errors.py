@@ -20,6 +20,7 @@ class FlowError(ValueError):
     "A flow that is wrong, or labels that do not fit it; the message names the task and ends with the fix"
 
     cell: Any = None  # of a label that does not fit: the `BadCell`
+    absent: Any = None  # of a condition that asks for what no cell holds: the `AbsentLabel`
 
 
 class NeverTrue(FlowError):

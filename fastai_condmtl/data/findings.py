@@ -10,22 +10,35 @@ from functools import cached_property
 import numpy as np
 from ..core.matching import names_of
 from ..core.bound import BoundFlow
-from ..core.errors import counted
+from ..core.errors import counted, shortly
 from ..core.conditions import Atom, conjuncts, forced
 from ..core.not_asked import Blanks, where_blank
 from ..core.odd_cells import ODD_KINDS, TaskCells, find_odd_cells
 from .guess_conditions import TOLERANCE, hardly_any
 from .guess_not_asked import says_not_asked
+from .unreadable import wider_vocab
 from ..core.nesting import implied_twice, why_implied_twice
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_unreadable', 'find_clash', 'find_other_class',
            'find_labels_if_false', 'find_no_rows', 'find_gap', 'find_idle', 'find_in_answers', 'find_in_label',
-           'find_in_classes', 'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of',
-           'binary_children', 'none_of', 'find_implied_twice']
+           'find_in_classes', 'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_absent',
+           'find_none_of', 'binary_children', 'none_of', 'find_implied_twice']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-_label_kinds = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
+_label_kinds = (
+    'absent',
+    'contradiction',
+    'none_of',
+    'no_rows',
+    'untold',
+    'one_class',
+    'numbers',
+    'few',
+    'gap',
+    'idle',
+    'na',
+)
 KINDS = ('unreadable', *_label_kinds, *ODD_KINDS, 'torn', 'same_file')
 
 
@@ -313,6 +326,16 @@ def find_odd(task: TaskRows, written, df) -> list:
         Finding(odd.task_path, odd.kind, f'{odd.text}: {odd.fix}', odd.rows, odd.serious, odd.fix)
         for odd in find_odd_cells(cells)
     ]
+
+# %% ../../nbs/data/findings.ipynb #7fb27b941602401d91542211134fc71a
+def find_absent(flow, error):
+    "A condition that asks for a class or label which no cell holds: a training stops at this `error`"
+    absent, end = error.absent, '' if str(error).endswith('?') else '.'
+    fix = f'vocab={shortly(wider_vocab(absent))}'
+    text = (
+        f"{error}{end} Training stops here: correct the condition or the cells; if rows of it are to come, name all in"
+    )
+    return Finding(absent.asked_by, 'absent', f"{text} '{absent.path}', {fix}", fix=fix)
 
 # %% ../../nbs/data/findings.ipynb #cde6f2eb
 def find_none_of(flow, labels):
