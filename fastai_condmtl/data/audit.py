@@ -215,7 +215,7 @@ def show(
 
 
 def _without_number(text):
-    return re.sub(r'^\d+( rows?)?', '', text)
+    return re.sub(r'^\d+( labelled)?( rows?)?( (is|are|says?|holds?|do|does)\b)?', '', text)
 
 
 def _line_of_alike(findings):
@@ -227,7 +227,7 @@ def _line_of_alike(findings):
     more = f' and {len(names) - 4} more' if len(names) > 4 else ''
     numbers = {int(begin[0]) for finding in findings if (begin := re.match(r'\d+', finding.text))}
     text = first.text
-    if len(numbers) > 1:
-        what = ' rows' * bool(re.match(r'\d+ rows?', text))
-        text = f'{min(numbers)} to {max(numbers)}{what}{_without_number(text)}'
+    if len(numbers) > 1:  # the text of the largest number is in the plural
+        text = next(finding.text for finding in findings if finding.text.startswith(str(max(numbers))))
+        text = re.sub(r'^\d+', f'{min(numbers)} to {max(numbers)}', text)
     return f"{first.mark} {', '.join(names[:4])}{more}: {text}"

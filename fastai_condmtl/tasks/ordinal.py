@@ -9,7 +9,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import distinct
-from ..core.errors import check_vocab, near, FlowError
+from ..core.errors import check_vocab, counted, near, FlowError
 from ..core.inverse import log_odds_of
 from ..core.question_text import absent_error, never_true
 from ..core.question_values import is_number
@@ -48,7 +48,7 @@ class OrdinalBlock(Classes):
 
     def describe(self):
         ends = f', {self.vocab[0]} to {self.vocab[-1]}' if len(self.vocab) > 1 else ''
-        return f'{len(self.vocab)} classes{ends}'
+        return f'{counted(len(self.vocab), "class")}{ends}'
 
     @property
     def family(self):

@@ -98,8 +98,8 @@ def settle_groups(options, df, inputs, least=20) -> list:
             options.group_col = name
             check_whole_groups(df, name, options.valid_col or options.test_col)
             return [
-                f"'{name}' names {n_groups} groups of rows: none stands on two sides of the split (--ignore '{name}' "
-                "if it names none)."
+                f"'{name}' names {counted(n_groups, 'group')} of rows: none stands on two sides of the split (--ignore "
+                f"'{name}' if it names none)."
             ]
     return []
 
@@ -259,7 +259,7 @@ def settle_training(options, inputs) -> list:
         return [f"At most {counted(options.epochs, 'epoch')}, fewer if no task gets better for five."]
     options.epochs = int(min(60, max(5, inputs.n_shown // max(1, len(inputs.df)))))
     return [
-        f"At most {options.epochs} epochs, so that the network sees some {inputs.n_shown:,} rows, and fewer if no task "
-        "gets better for five; the best weights are kept, and thresholds searched for them (--epochs says another "
-        "number)."
+        f"At most {counted(options.epochs, 'epoch')}, so that the network sees some {inputs.n_shown:,} rows, and fewer "
+        "if no task gets better for five; the best weights are kept, and thresholds searched for them (--epochs says "
+        "another number)."
     ]

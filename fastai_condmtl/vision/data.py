@@ -15,7 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
-from ..core.errors import FlowError, FlowWarning, RowsOf, row_name
+from ..core.errors import FlowError, FlowWarning, RowsOf, counted, row_name
 from ..core.files import check_fn_col, file_of, files_folder
 from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
@@ -120,7 +120,7 @@ def readable(
     if len(broken):
         names = ', '.join(_row_and_file(df, i, get_x) for i in broken[:5].tolist())
         warnings.warn(
-            f"left out {len(broken)} of {len(df)} rows whose image cannot be read: "
+            f"left out {len(broken)} of {counted(len(df), 'row')} whose image cannot be read: "
             f"{names}{' …' if len(broken) > 5 else ''}",
             FlowWarning,
             stacklevel=stacklevel,
