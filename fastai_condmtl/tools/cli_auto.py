@@ -19,8 +19,9 @@ from .cli_inputs import Pictures, Tables, inputs_of
 
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
-           'check_whole_groups', 'settle_tasks', 'check_labels', 'find_questions', 'questions_in', 'inputs_left_out',
-           'may_name_owners', 'is_row_name', 'numbers_rows', 'gives_away', 'guess_columns_of', 'settle_training']
+           'check_whole_groups', 'settle_tasks', 'holds_codes', 'check_labels', 'find_questions', 'questions_in',
+           'inputs_left_out', 'may_name_owners', 'is_row_name', 'numbers_rows', 'gives_away', 'guess_columns_of',
+           'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -132,15 +133,26 @@ def settle_tasks(options, df, inputs) -> tuple:  # `(columns that are questions,
         lines = [
             f'Questions are the columns of yes and no, and what is asked after them: {names} (--tasks names others).'
         ]
+        if coded := holds_codes(df, [name for name in candidates if name not in columns]):
+            lines.append(f"{coded} and count as inputs; if 1 and 2 say yes and no, name them in --tasks.")
     if not columns:
+        coded = holds_codes(df, candidates)
+        hint = f". {coded}, which may say yes and no" if coded else ''
         raise FlowError(
             f"no column of '{options.csv}' holds yes and no, so that nothing tells questions from inputs: name the "
-            "questions with --tasks, or the inputs' kind with --images or --text"
+            f"questions with --tasks, or the inputs' kind with --images or --text{hint}"
         )
     named = [*(options.cat or ()), *(options.cont or ())]
     unfit = inputs_left_out(df, [name for name in candidates if name not in columns], columns, named)
     options.ignore = [*options.ignore, *unfit]
     return columns, lines + [f"Input '{name}' is left out: {why}." for name, why in unfit.items()]
+
+
+def holds_codes(df, names) -> str:
+    "Which columns hold the numbers 1 and 2, as forms code yes and no; empty where none does"
+    coded = [name for name in names if pd.api.types.is_numeric_dtype(df[name]) and set(df[name].dropna()) == {1, 2}]
+    shown = ', '.join(map(repr, coded[:5])) + (' …' if len(coded) > 5 else '')
+    return f"{shown} {'holds' if len(coded) == 1 else 'hold'} 1 and 2" if coded else ''
 
 
 def check_labels(options, df, candidates):

@@ -498,7 +498,8 @@ def test_a_condition_with_more_exceptions_than_mistakes_is_told_and_not_guessed(
     assert [task.given for task in guess.flow.tasks] == [None, None]
     assert guess.why['b'].endswith(
         f'. No condition: labelled in {n_labelled + labelled_true} of 1000 rows. Almost: labelled in {labelled_true} '
-        f'of 560 rows where {cond}, in {n_labelled} of 440 where not; up to 2% may be mistakes, correct them if they are.'
+        f'of 560 rows where {cond}, in {n_labelled} of 440 where not; up to 2% may be mistakes, correct them if they '
+        'are.'
     )
 
 
