@@ -38,6 +38,15 @@ def table(sym):
     return re.sub(r'\| (NoneType|inspect\._empty) \|', '|  |', parameters._repr_markdown_())
 
 
+def first_paragraph(doc):
+    "What fastcore wrote of a docstring, with all lines of its first paragraph in italics and not the first alone"
+    first, *below = doc.split('\n\n')
+    lines = first.split('\n')
+    if len(lines) > 1 and lines[0].startswith('*') and lines[0].endswith('*'):
+        first = f"*{' '.join([lines[0][1:-1], *map(str.strip, lines[1:])])}*"
+    return '\n\n'.join([first, *below])
+
+
 def told_methods(cls):
     """`(name, method)` of the public methods that stand in the body of a class and have documented parameters. What is
     patched has a cell, and an entry, of its own"""
@@ -65,7 +74,7 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
     def entry(self):
         "Heading, signature, what it does, and the table of its parameters"
         full = MarkdownRenderer._repr_markdown_(self)
-        doc = re.sub(r'^```python\n.*?\n```\n*', '', full, flags=re.S).strip()
+        doc = first_paragraph(re.sub(r'^```python\n.*?\n```\n*', '', full, flags=re.S).strip())
         src = showdoc.NbdevLookup().code(self.fn)
         link = showdoc._ext_link(src, 'source', 'style="float:right; font-size:smaller"') if src else ''
         parts = ['---', link, f"{'#' * self.title_level} {self.nm}"]

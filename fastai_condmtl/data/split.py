@@ -37,7 +37,7 @@ from .target_block import as_flow, flow_transform
 
 # %% auto #0
 __all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'RowsSplitter', 'ColumnSplitter', 'values_of',
-           'StratifiedSplitter', 'stratified_folds', 'TestPart', 'UntornSplitter', 'splitter_groups', 'datasets']
+           'StratifiedSplitter', 'stratified_folds', 'TestPart', 'CheckedSplitter', 'splitter_groups', 'datasets']
 
 # %% ../../nbs/data/split.ipynb #a831ad8b
 def as_splitter(
@@ -63,7 +63,7 @@ def as_splitter(
         splitter = _splitter(flow, share, seed, valid_col, stratify, valid_idx, group_col)
     if has_test:
         splitter = TestPart(splitter, test_col, test_pct, group_col, seed, flow if stratify else None)
-    return UntornSplitter(splitter, group_col) if group_col is not None and (own or has_test) else splitter
+    return CheckedSplitter(splitter, group_col) if own or has_test else splitter
 
 
 def _splitter(flow, valid_pct, seed, valid_col, stratify, valid_idx, group_col):
@@ -334,19 +334,25 @@ def drawn(self: TestPart, df):
     return test
 
 # %% ../../nbs/data/split.ipynb #122c222d
-class UntornSplitter:
-    "A splitter whose parts are checked: no group stands in two of them"
+class CheckedSplitter:
+    "A splitter whose parts are checked: some rows train, and no group stands in two parts"
 
     def __init__(
         self,
         splitter,  # Any splitter
-        group_col,  # Column that says which rows belong together
+        group_col=None,  # Column that says which rows belong together
     ):
         self.splitter, self.group_col = splitter, group_col
 
     def __call__(self, df):
         parts = self.splitter(df)
-        check_torn(df, self.group_col, parts)
+        if not len(parts[0]):
+            raise FlowError(
+                "the split leaves no row to train on: the first list that splitter= gives must hold the positions of "
+                "some rows"
+            )
+        if self.group_col is not None:
+            check_torn(df, self.group_col, parts)
         return parts
 
 # %% ../../nbs/data/split.ipynb #2f14766b

@@ -89,7 +89,7 @@ class ConditionalLists(TfmdLists):
 
     def __init__(self, items, tfms, **kwargs):
         if not isinstance(items, EncodedRows):
-            tfm = next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, FlowTransform))
+            tfm = next(t for t in tfms if isinstance(t, FlowTransform))
             items = EncodedRows(tfm.encode_rows(items), geo=tfm.bound.follows)
         super().__init__(items, tfms, **kwargs)
 
@@ -104,7 +104,7 @@ class ConditionalLists(TfmdLists):
 class FlowTransform(Transform):
     "Sets a flow up with the data of a `Datasets`, whose target it then is; decodes packed rows to `FlowPrediction`"
 
-    order, train_setup, input_types = 1, False, (object,)
+    order, input_types = 1, (object,)
     group_col = None  # column that says which rows belong together, where a splitter was given one
 
     def __init__(self, flow):
@@ -116,7 +116,7 @@ class FlowTransform(Transform):
             self.__class__ = provided('TableTransform', 'tabular')
             return self.setup(items)
         # getters read raw rows; from now on rows are encoded
-        self.getters = [f for f in items.tfms.fs if getattr(f, 'name', '') != 'noop']
+        self.getters = [f for f in items.tfms.fs if f.name != 'noop']
         items.tfms.fs.clear()
         table = self.table(items.items)
         train = np.asarray(items.splits[0], dtype=int)
@@ -291,7 +291,7 @@ def keep_only_batch(
     dl,  # `DataLoader` of training rows
 ):
     "Have `dl` keep an incomplete batch where it is the only one"
-    if dl.drop_last and dl.n and dl.bs is not None and dl.n < dl.bs:
+    if dl.drop_last and dl.n and dl.n < dl.bs:
         dl.drop_last = False
     return dl
 

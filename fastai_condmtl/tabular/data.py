@@ -37,8 +37,8 @@ from fastai_condmtl.tabular.inputs import (
 import fastai_condmtl.tabular.show, fastai_condmtl.tabular.learner  # noqa: F401  a learner that is loaded in a new process predicts and shows
 
 # %% auto #0
-__all__ = ['ConditionalTabularDataLoaders', 'check_table', 'check_has_input', 'check_some_train', 'check_not_processed',
-           'check_fillable', 'learnt_procs']
+__all__ = ['ConditionalTabularDataLoaders', 'check_table', 'check_has_input', 'check_not_processed', 'check_fillable',
+           'learnt_procs']
 
 # %% ../../nbs/tabular/data.ipynb #7f33886b
 class ConditionalTabularDataLoaders(TabularDataLoaders):
@@ -79,7 +79,6 @@ class ConditionalTabularDataLoaders(TabularDataLoaders):
             flow, valid_pct, seed, valid_col, stratify, splitter, valid_idx, group_col, test_col, test_pct
         )
         parts = [list(rows) for rows in splitter(df)]
-        check_some_train(parts[0])
         splits, inputs = parts[:2], clean_inputs(df, cat_names, cont_names)
         check_sortable(inputs, splits[0], cat_names)
         target = TableTransform(flow, inputs, sum(splits, []))
@@ -112,12 +111,6 @@ def check_has_input(cat_names, cont_names):
             "there is no input: every column of the table is read by a task; add columns to learn from, or name "
             "some with cat_names= and cont_names="
         )
-
-
-def check_some_train(rows):
-    "Raise where the split leaves nothing to train on"
-    if not rows:
-        raise FlowError("no row is left for training: leave some out of valid_idx=, valid_col= or test_col=")
 
 
 def _check_arguments(cls, kwargs, method, *takers):

@@ -83,7 +83,7 @@ class TableRow(dict):
 class RowTransform(Transform):
     "Prepares columns with fastai's tabular processors, fitted to the training rows"
 
-    order, train_setup, input_types = 1, False, (object,)
+    order, input_types = 1, (object,)
 
     def __init__(self, cat_names, cont_names, procs):
         super().__init__()
@@ -172,7 +172,7 @@ class InputLists(ConditionalLists):
 
     @staticmethod
     def _prepare(rows, tfms):
-        return next(t for t in getattr(tfms, 'fs', tfms) if isinstance(t, RowTransform)).prepare(rows)
+        return next(t for t in tfms if isinstance(t, RowTransform)).prepare(rows)
 
 # %% ../../nbs/tabular/rows.ipynb #e6d9e480
 @reads_input(RowTransform)

@@ -124,7 +124,7 @@ class TokenRows:
 class TokenizeTexts(Transform):
     "Texts to the tokens of an encoder"
 
-    order, train_setup, input_types = 1, False, (object,)
+    order, input_types = 1, (object,)
 
     def __init__(self, encoder, tokenizer, max_len):
         super().__init__()

@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
+from fastai.tabular.all import TabularPandas
 from fastai.vision.all import (
     CategoryBlock,
     ColReader,
     DataBlock,
+    DataLoader,
     DataLoaders,
     ImageBlock,
     ImageDataLoaders,
     IndexSplitter,
     RandomSplitter,
     Resize,
+    Transform,
     TransformBlock,
     get_image_files,
     aug_transforms,
@@ -39,9 +42,10 @@ from fastai_condmtl.vision.all import (
 )
 from fastai_condmtl.core import applications
 from fastai_condmtl.data.stratify import stratify
-from fastai_condmtl.data.target_block import EncodedRows, FlowTransform
+from fastai_condmtl.data.target_block import EncodedRows, FlowTransform, flow_transform, keep_only_batch
 from random_flows import checks
 import fastai_condmtl.all  # noqa: F401  methods of flows and learners
+import fastai_condmtl.tabular.all  # noqa: F401  what a table's target is
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*(no row of|no training row|no column).*')
 N, KW = 48, dict(bs=8, num_workers=0)
@@ -1065,6 +1069,48 @@ def test_rows_of_no_position():
     assert rows[[2, 0]].packed()[:, 0, 0].tolist() == [8, 0]
 
 
+@pytest.mark.parametrize('idx', [None, range(1, 4), [3, 0, 2], np.array([2, 2]), (1, 3)])
+def test_rows_by_position_are_those_of_the_tensor(idx):
+    "Rows, parts of them and what a pickle holds: all with the geometry that travels with a row"
+    y, geo = torch.arange(16.0).reshape(4, 2, 2), object()
+    rows = EncodedRows(y, idx, geo)
+    picked = y[list(range(4) if idx is None else idx)]
+    assert len(rows) == len(picked) and torch.equal(torch.Tensor(rows.packed()), picked)
+    for i in range(len(picked)):
+        assert type(rows[i]) is TensorConditional and rows[i].tolist() == picked[i].tolist() and rows[i].geo is geo
+    for part in (slice(1, None), [1, 0], np.array([1])):
+        assert rows[part].packed().tolist() == picked[part].tolist() and rows[part][0].geo is geo
+    state = rows.__getstate__()
+    assert state['y'].tolist() == picked.tolist() and list(state['idx']) == list(range(len(picked)))
+    assert state['geo'] is geo
+
+
+def test_a_worker_is_handed_the_table_and_a_file_its_own_rows(monkeypatch):
+    "torch puts a whole tensor into shared memory once; a slice would be copied for each worker"
+    rows = EncodedRows(torch.arange(16.0).reshape(4, 2, 2))[[3, 1]]
+    assert rows.__getstate__()['y'].shape == (2, 2, 2)
+    monkeypatch.setattr('fastai_condmtl.data.target_block.get_spawning_popen', lambda: 'a process that begins')
+    state = rows.__getstate__()
+    assert state['y'].data_ptr() == rows.y.data_ptr() and state['idx'].tolist() == [3, 1]
+
+
+class Shifted(Transform):
+    "A transform that stands behind a flow: one more on each value"
+
+    order = 2
+
+    def encodes(self, y: TensorConditional):
+        return y + 1
+
+
+def test_a_transform_behind_the_flow_is_applied_to_each_row():
+    df = pd.DataFrame(dict(a=[0, 1, 1, 0]))
+    target = TransformBlock(type_tfms=[FlowTransform(Flow('f', BinaryBlock('a'))), Shifted()])
+    ds = DataBlock((TransformBlock, target), get_x=ColReader('a'), get_y=ColReader('a')).datasets(df)
+    targets = [ds[i][1] for i in range(4)]
+    assert sorted(t[0].item() for t in targets) == [1, 1, 2, 2] and all(t[1].item() == 2 for t in targets)
+
+
 def test_weights_that_get_y_does_not_name(folder):
     "Rows of weight 0 do not count; the column of weights is read though `get_y` names the labels only"
     df = pd.DataFrame(dict(img=[f'{i}.png' for i in range(8)], a=[0, 1] * 4, w=[0.0, 2.0] + [1.0] * 6))
@@ -1079,6 +1125,48 @@ def test_columns_of_other_names_are_those_of_the_tasks_in_order(folder):
     flow = Flow('f', BinaryBlock('a'), BinaryBlock('b'), weight_col='w')
     y = stock(df, folder, flow, IndexSplitter([7]), get_y=ColReader(['p', 'q'])).train_ds.tls[1].items.packed()
     assert y[:, 0].tolist() == df[['p', 'q']][:7].to_numpy().tolist() and (y[:, 1] == 3).all()
+
+
+def test_a_column_of_weights_that_get_y_names_is_read_once(folder):
+    df = pd.DataFrame(dict(img=[f'{i}.png' for i in range(8)], a=[0, 1] * 4, w=[0.0, 2.0] + [1.0] * 6))
+    flow = Flow('f', BinaryBlock('a'), weight_col='w')
+    y = stock(df, folder, flow, IndexSplitter([7]), get_y=ColReader(['a', 'w'])).train_ds.tls[1].items.packed()
+    assert y[:, 0, 0].tolist() == df.a[:7].tolist() and y[:, 1, 0].tolist() == df.w[:7].tolist()
+
+
+@pytest.mark.parametrize('reader', [dict(pref='big '), dict(suff=' ball'), dict(pref='a ', suff=' ball')])
+def test_what_a_reader_puts_around_a_cell_is_part_of_the_label(reader):
+    df, around = pd.DataFrame(dict(kind=['red', 'blue', 'red'])), (reader.get('pref', ''), reader.get('suff', ''))
+    block = SingleLabelBlock('kind', vocab=[f'{around[0]}{v}{around[1]}' for v in ('blue', 'red')])
+    ds = DataBlock(
+        (TransformBlock, block), get_x=ColReader('kind'), get_y=ColReader('kind', **reader), splitter=IndexSplitter([2])
+    ).datasets(df)
+    assert [ds[i][1][0].item() for i in range(3)] == [1, 0, 1] and all(ds[i][1][1].item() == 1 for i in range(3))
+
+
+def test_the_transform_of_a_target_is_found_wherever_it_stands():
+    df = pd.DataFrame(dict(a=[0, 1, 1, 0], x=[1.0, 2.0, 3.0, 4.0]))
+    of_block = lambda block: DataBlock((TransformBlock, block), get_x=ColReader('x'), get_y=ColReader('a'))
+    flow = Flow('f', BinaryBlock('a'))
+    assert flow_transform(of_block(flow).datasets(df)).unbound is flow
+    table = TabularPandas(df, cont_names=['x'], y_block=TransformBlock(type_tfms=[target := FlowTransform(flow)]))
+    assert flow_transform(table) is target
+    for other in (of_block(CategoryBlock).datasets(df), TabularPandas(df, cont_names=['x'], y_names='a'), [], None):
+        assert flow_transform(other) is None
+
+
+@pytest.mark.parametrize('n, bs, batches', [(5, 8, 1), (8, 8, 1), (12, 8, 1), (16, 8, 2), (1, 8, 1)])
+def test_an_incomplete_batch_is_kept_where_it_is_the_only_one(n, bs, batches):
+    df = pd.DataFrame(dict(a=[i % 2 for i in range(n + 1)]))
+    dblock = DataBlock((TransformBlock, BinaryBlock('a')), get_x=ColReader('a'), splitter=IndexSplitter([n]))
+    dls = dblock.dataloaders(df, bs=bs, num_workers=0)
+    assert [len(y) for _, y in dls.train] == [min(n, bs)] * batches and dls.train.drop_last == (n >= bs)
+
+
+def test_what_keeps_batches_otherwise_is_left_alone():
+    rows = list(range(5))
+    assert not keep_only_batch(DataLoader(rows, bs=8, drop_last=False)).drop_last
+    assert keep_only_batch(DataLoader(iter(rows), bs=8, drop_last=True)).drop_last  # nobody knows how many
 
 
 def test_what_is_asked_before_the_set_up_is_named():

@@ -117,6 +117,13 @@ def test_the_score_at_another_threshold():
         assert found == pytest.approx(skm.f1_score(true[:, 0], p[:, 0] > at))
 
 
+@pytest.mark.parametrize('n_classes, told', [(2, []), (3, []), (4, ['accuracy_3']), (6, ['accuracy_3', 'accuracy_5'])])
+def test_the_first_k_of_k_classes_say_nothing(n_classes, told):
+    "Of all metrics those of the first k are there where a wrong answer is left"
+    k = Flow('f', SingleLabelBlock('k', vocab=list('abcdef')[:n_classes])).bind(table(k=['a']))
+    assert [m.metric for m in k.metrics('all') if m.metric.startswith('accuracy_')] == told
+
+
 def test_a_metric_that_no_task_has():
     bound = Flow('f', BinaryBlock('a')).bind(pd.DataFrame(dict(a=[0, 1])))
     with pytest.raises(FlowError, match='f2x'):

@@ -52,7 +52,8 @@ FILES = {  # tests that are about the module: folder/module
         'evaluate/by_label evaluate/metrics core/marginals learn/start'
     ),
     'data.target_block': (
-        'data/target_block data/packed vision/points vision/mirror vision/steps tabular/rows learn/sides'
+        'data/target_block data/packed vision/points vision/mirror vision/steps tabular/rows learn/sides '
+        'tabular/tabular data/odd_cells whole/one_target'
     ),
     'evaluate.metrics': 'evaluate/metrics evaluate/evaluation evaluate/by_label tasks/kinds learn/transfer',
 }

@@ -19,6 +19,13 @@ def gives(
     "What it does"
 
 
+def in_two_lines(a):
+    """What it does, told in a sentence that is longer than a line of code may be, so that
+    it goes on here
+
+    And more of it"""
+
+
 @pytest.fixture(scope='module')
 def renderer(root):
     return module_of_docs(root, 'renderer')
@@ -31,3 +38,12 @@ def test_a_comment_stands_beside_its_parameter(renderer, f, told):
     assert rows['kwargs'] == 'For `dls.test_dl`' and rows['Returns'] == told
     if f is what:
         assert (rows['a'], rows['args'], rows['b']) == ('The first', 'More of them', 'How many')
+
+
+def test_a_sentence_is_in_italics_to_its_end(renderer):
+    entry = renderer.TableRenderer(in_two_lines).entry()
+    assert (
+        '*What it does, told in a sentence that is longer than a line of code may be, so that it goes on here*' in entry
+    )
+    assert entry.endswith('\n\nAnd more of it')
+    assert '*What it does*' in renderer.TableRenderer(what).entry()

@@ -6,9 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastai.data.transforms import IndexSplitter
+from fastai.vision.all import Resize
+from PIL import Image
 
 from fastai_condmtl.all import *
 from fastai_condmtl.data.split import ColumnSplitter, RowsSplitter, as_splitter
+from fastai_condmtl.tabular.all import ConditionalTabularDataLoaders
+from fastai_condmtl.text.all import ConditionalTextDataLoaders
+from fastai_condmtl.vision.all import ConditionalDataLoaders
 
 
 def split(cells, dtype=None):
@@ -158,4 +163,31 @@ def test_what_contradicts_itself(given):
 
 
 def test_a_seed_goes_with_all():
-    assert isinstance(as_splitter(BinaryBlock('a'), seed=0, valid_idx=[1]), RowsSplitter)
+    assert as_splitter(BinaryBlock('a'), seed=0, valid_idx=[1])(range(3))[1] == [1]
+
+
+def no_rows(items):
+    return [], list(range(len(items)))
+
+
+def loaders_of_pictures(df, folder, **kwargs):
+    return ConditionalDataLoaders.from_df(df, BinaryBlock('a'), folder, item_tfms=Resize(8), **kwargs)
+
+
+def loaders_of_tables(df, folder, **kwargs):
+    return ConditionalTabularDataLoaders.from_df(df, BinaryBlock('a'), folder, cont_names=['x'], **kwargs)
+
+
+def loaders_of_texts(df, folder, **kwargs):
+    return ConditionalTextDataLoaders.from_df(df, BinaryBlock('a'), folder, text_col='text', **kwargs)
+
+
+@pytest.mark.parametrize('loaders', [loaders_of_pictures, loaders_of_tables, loaders_of_texts])
+def test_a_splitter_that_leaves_nothing_to_train_on(loaders, tmp_path):
+    names = [f'{i}.png' for i in range(6)]
+    for name in names:
+        Image.new('RGB', (8, 8)).save(tmp_path / name)
+    df = pd.DataFrame(dict(image=names, x=range(6), text=['a word'] * 6, a=[0, 1] * 3))
+    for given in (dict(splitter=no_rows), dict(splitter=IndexSplitter(range(6))), dict(valid_idx=range(6))):
+        with pytest.raises(FlowError, match='to train on'):
+            loaders(df, tmp_path, **given)
