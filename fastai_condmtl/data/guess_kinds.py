@@ -160,7 +160,7 @@ _dates = (
     rf'(?P<a>\d{{1,2}})\.?[ -]{_month}\.?[ -](?P<year>\d{{4}})',
     rf'{_month}\.? (?P<a>\d{{1,2}}),? (?P<year>\d{{4}})',
 )
-_dates = [re.compile(date + _time, re.I) for date in _dates]
+_written_dates = [re.compile(form + _time, re.I) for form in _dates]
 
 
 def is_written_date(value) -> bool:
@@ -170,7 +170,7 @@ def is_written_date(value) -> bool:
     if not isinstance(value, str):
         value = str(int(value)) if abs(value) < 1e9 and value == int(value) else ''
     text = value.strip()
-    found = next((found for pattern in _dates if (found := pattern.fullmatch(text))), None)
+    found = next((found for pattern in _written_dates if (found := pattern.fullmatch(text))), None)
     if found is None:
         return False
     year, a, b = (int(found.groupdict().get(part) or 1) for part in ('year', 'a', 'b'))
