@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from ..core.arguments import check_whole
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..loss.weighting import balancer
 from .gradients import SharedFeatures, grad_scale, task_losses
 from ..learn.heads import head_of
@@ -167,8 +167,8 @@ def before_train(self: TaskBalance):
     if lost := [parameter for parameter in self.learned if not self.is_in_opt(parameter)]:
         raise FlowError(
             "the splitter of this learner leaves parameters of the model's last module "
-            f"({type(self.host).__name__}) to no group, so the {len(lost[0])} weights of balance= would never "
-            "move: let it return all parameters"
+            f"({type(self.host).__name__}) to no group, so the {counted(len(lost[0]), 'weight')} of balance= would "
+            "never move: let it return all parameters"
         )
     self.spare_learned()
     self.stop_listening()  # the last fit was interrupted

@@ -19,7 +19,7 @@ from fastai.metrics import AccumMetric, LossMetric
 from torch import nn
 
 from .balance import TaskBalance
-from ..core.errors import FlowError, FlowWarning, near
+from ..core.errors import FlowError, FlowWarning, counted, near
 from ..data.target_block import keep_only_batch
 from ..data.sampling import labels_of
 from ..learn.guard import before_fit_check
@@ -340,7 +340,7 @@ def check_batches(
     if n_rows % bs == 1 and not train.drop_last and has_batch_norm:
         fix = "hand over more rows" if n_rows == 1 else "change bs=, or write drop_last=True"
         warnings.warn(
-            f"of {n_rows} training rows in batches of bs={bs} the last batch has one row, "
+            f"of {counted(n_rows, 'training row')} in batches of bs={bs} the last batch has one row, "
             f"from which batch norm learns nothing (PyTorch refuses it): {fix}",
             FlowWarning,
             stacklevel=2,
@@ -373,7 +373,7 @@ def why_not_accumulated(learn, n_rows) -> str | None:
         first += ' …' if len(shares) > 5 else ''
         return (
             "each small batch is averaged over its own labels, and not all training rows count alike "
-            f"({first}), so that the gradients of these tasks are not those of one batch of {n_rows} rows"
+            f"({first}), so that the gradients of these tasks are not those of one batch of {counted(n_rows, 'row')}"
         )
     if any(isinstance(cb, TaskBalance) and cb.method.gradients for cb in learn.cbs):
         return "balance= weighs the tasks anew in each small batch, by the gradients of that batch alone"

@@ -241,8 +241,8 @@ def check_same_training(self: Checkpoint, state):
         )
     if self.fits == state['fit'] and state['n_epoch'] != self.n_epoch:
         raise FlowError(
-            f"'{self.file}' is of a fit of {state['n_epoch']} epochs, and this one has {self.n_epoch}, with another "
-            f"schedule: ask for {state['n_epoch']}{anew}"
+            f"'{self.file}' is of a fit of {counted(state['n_epoch'], 'epoch')}, and this one has {self.n_epoch}, with "
+            f"another schedule: ask for {state['n_epoch']}{anew}"
         )
 
 # %% ../../nbs/callback/resume.ipynb #6a1fdb86

@@ -20,6 +20,7 @@ class FlowError(ValueError):
     "A flow that is wrong, or labels that do not fit it; the message names the task and ends with the fix"
 
     cell: Any = None  # of a label that does not fit: the `BadCell`
+    absent: Any = None  # of a condition that asks for what no cell holds: the `AbsentLabel`
 
 
 class NeverTrue(FlowError):
@@ -34,11 +35,13 @@ def counted(
     n,  # How many
     noun: str,  # Of what, in the singular
     spec='',  # Format of the number, such as ','
+    verb='',  # What they do, in the plural: `are`, `say`, `that count`
 ) -> str:
-    "A number with its noun: `1 row`, `2 rows`, `3 classes`, `4 categories`"
+    "A number with its noun: `1 row`, `2 rows`, `3 classes`, `4 categories`; and verb: `1 row says`, `2 rows say`"
     ending = 'es' if noun.endswith(('s', 'x', 'tch')) else 's'
     plural = f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}{ending}'
-    return f'{n:{spec}} {noun if n == 1 else plural}'
+    does = dict(are='is', have='has', do='does').get(verb, f'{verb}s') if verb and n == 1 else verb
+    return f'{n:{spec}} {noun if n == 1 else plural} {does}'.rstrip()
 
 
 def called(value) -> str:

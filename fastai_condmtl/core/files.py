@@ -12,8 +12,8 @@ import numpy as np
 from .errors import FlowError, check_column
 
 # %% auto #0
-__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind', 'file_names', 'check_fn_col', 'files_folder',
-           'file_of']
+__all__ = ['IMAGES', 'atomic_write', 'write_text', 'write_csv', 'left_behind', 'file_names', 'check_fn_col', 'check_path',
+           'files_folder', 'file_of']
 
 # %% ../../nbs/core/files.ipynb #1050fcec
 @contextmanager
@@ -131,11 +131,19 @@ def check_fn_col(df, fn_col):
         check_column(df, fn_col, f"fn_col={fn_col!r} reads")
 
 
+def check_path(name, value, what='folder'):
+    "Raise where the argument `name` is no path"
+    if not isinstance(value, (str, os.PathLike)):
+        raise FlowError(f"{name}={value!r} must be a {what}, a string or a Path")
+
+
 def files_folder(
     path='.',  # Folder of the files
     folder=None,  # Folder in `path` with the files
 ) -> Path:
     "The folder to which file names are relative"
+    check_path('path', path)
+    check_path('folder', '' if folder is None else folder)
     return Path(path) if folder is None else Path(path) / folder
 
 

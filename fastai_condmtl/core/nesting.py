@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 import numpy as np, pandas as pd, torch
 from .conditions import Atom, kleene
-from .errors import FlowError, FlowWarning, near, row_name, rows_in_words, shortly
+from .errors import FlowError, FlowWarning, counted, near, row_name, rows_in_words, shortly
 
 # %% auto #0
 __all__ = ['nests_of', 'check_class_task', 'add_nests', 'nest_atom', 'bind_nests', 'known_atom', 'check_parents', 'learn_nests',
@@ -157,7 +157,7 @@ def warn_of_other_class(block, over, df, rows, parents):
     row = int(rows[0])
     label, found = (task.vocab[int(task.read_labels(df.iloc[[row]])[0][0, 0])] for task in (block, over))
     told = over.vocab[parents[block.vocab.index(label)]]
-    more = f' (and {len(rows) - 1} more such rows)' if len(rows) > 1 else ''
+    more = f" (and {counted(len(rows) - 1, 'more such row')})" if len(rows) > 1 else ''
     warnings.warn(
         f"task '{block.path}', {row_name(df, row)}, column {block.cols[0]!r}, value {label!r}: of '{over.path}' this "
         f"row says {found!r}, and the training rows put {label!r} into {told!r}: the row does not count for "

@@ -94,7 +94,7 @@ def find_twins(cells: TaskCells) -> list:
     if not twins:
         return []
     (name, other), what = next(iter(new.items())), 'labels' if cells.block.takes_lists else 'classes'
-    more = f", and {len(twins) - 1} more names have a twin" if len(twins) > 1 else ''
+    more = f", and {counted(len(twins) - 1, 'more name', verb='have')} a twin" if len(twins) > 1 else ''
     text = f"{shortly(name, 60)} and {shortly(other, 60)} are two {what}, and {how_alike(name, other)}{more}"
     line = rename_line(cells.block.cols[0], new, cells.block.label_delim)
     return [cells.odd('twins', text, f"{line}. If they are two, name all with vocab=", cells.rows(twins))]

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/plan_errors.ipynb #77930e0d
 from __future__ import annotations
 from contextlib import contextmanager
+from dataclasses import replace
 from .errors import FlowError
 from .conditions import Condition, Not, And, AnyOf, conjuncts, atoms
 from .block import ConditionalBlock
@@ -61,7 +62,10 @@ def errors_say_condition(cond, path):
     try:
         yield
     except FlowError as error:
-        raise type(error)(f"the condition `{cond}` of '{path}': {error}") from None
+        told = type(error)(f"the condition `{cond}` of '{path}': {error}")
+        if error.absent is not None:
+            told.absent = replace(error.absent, asked_by=path)
+        raise told from None
 
 # %% ../../nbs/core/plan_errors.ipynb #ba07d035
 def check_blocks(

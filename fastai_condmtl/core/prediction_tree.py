@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from treelib import Tree
 from fastcore.basics import patch
+from .errors import counted
 from .flow import Flow
 from .prediction import FlowPrediction, shortened
 
@@ -237,7 +238,7 @@ def tell_answers(own):
     if isinstance(own, dict):
         return ', '.join(f'{label} {tell_answers(answers)}' for label, answers in own.items() if len(answers) > 1)
     told = [tell(answer) for answer in own]
-    return ' or '.join(told) if len(told) <= 5 else f"{' or '.join(told[:5])} or {len(told) - 5} others"
+    return ' or '.join(told) if len(told) <= 5 else f"{' or '.join(told[:5])} or {counted(len(told) - 5, 'other')}"
 
 # %% ../../nbs/core/prediction_tree.ipynb #db115747
 @patch

@@ -5,11 +5,13 @@
 # %% ../../nbs/core/question_text.ipynb #26eee255
 from __future__ import annotations
 import keyword, unicodedata
+from dataclasses import dataclass
+from typing import Any
 from .errors import NeverTrue
 
 # %% auto #0
-__all__ = ['written_question', 'is_comparison', 'never_true', 'check_interval', 'why_no_truth', 'why_no_or', 'why_not_given',
-           'why_no_condition']
+__all__ = ['written_question', 'is_comparison', 'never_true', 'AbsentLabel', 'absent_error', 'check_interval', 'why_no_truth',
+           'why_no_or', 'why_not_given', 'why_no_condition']
 
 # %% ../../nbs/core/question_text.ipynb #d8e28393
 _infix = dict(gt='>', ge='>=', lt='<', le='<=')
@@ -55,6 +57,22 @@ def _is_name(text):
 def never_true(name, op, value, why):
     "The error for a question that no label can make true"
     return NeverTrue(f"{written_question(name, op, value)} is never true: {why}")
+
+
+@dataclass(frozen=True)
+class AbsentLabel:
+    "What a condition asks for, and the vocabulary of the task that is asked does not hold"
+
+    path: str  # the task that is asked
+    label: Any
+    vocab: tuple  # what there is
+    asked_by: str = ''  # the task that has the condition
+
+
+def absent_error(error, block, label):
+    "`error`, which also says that a condition asks `block` for a class or label that its vocabulary lacks"
+    error.absent = AbsentLabel(block.path, label, tuple(block.vocab or ()))
+    return error
 
 
 def check_interval(lo, hi, name):

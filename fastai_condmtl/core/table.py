@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/table.ipynb #8a4d87b2
 from __future__ import annotations
-from .errors import FlowError, RowsOf, check_column
+from .errors import FlowError, RowsOf, check_column, counted
 
 # %% auto #0
 __all__ = ['check_task_columns', 'check_cols', 'check_weights', 'check_lacks', 'label_columns', 'label_cols', 'training_rows']
@@ -77,5 +77,6 @@ def training_rows(df, train_idx, name):
         return RowsOf.mark(df.iloc[train_idx], df, train_idx)
     except IndexError:
         raise FlowError(
-            f"flow '{name}': train_idx goes beyond the {len(df)} rows of the table: hand over positions of its rows"
+            f"flow '{name}': train_idx goes beyond the {counted(len(df), 'row')} of the table: hand over positions of "
+            "its rows"
         ) from None

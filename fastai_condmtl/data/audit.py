@@ -21,6 +21,7 @@ from ..core.table import check_cols, check_weights
 from ..core.target import as_table, weights_in_column
 from fastai_condmtl.data.findings import (
     KINDS,
+    find_absent,
     FlowLabels,
     TaskRows,
     find_in_task,
@@ -30,7 +31,7 @@ from fastai_condmtl.data.findings import (
     find_unused_na,
 )
 from .leaks import find_leaks
-from .unreadable import bind_readable, ReadableCells
+from .unreadable import bind_with_absent, ReadableCells
 
 # %% auto #0
 __all__ = ['Audit', 'read_flow_labels', 'read_task', 'count_rows', 'balance']
@@ -87,9 +88,9 @@ def audit(
     suff='',  # What to append to the file names
 ) -> Audit:
     "Count what each task of this flow can learn from `df`, and what contradicts it"
-    bound, cells = bind_readable(self, df)
+    bound, cells, absent = bind_with_absent(self, df)
     leaks = dict(group_col=group_col, valid_col=valid_col, fn_col=fn_col, path=path, folder=folder, suff=suff)
-    return _audit(bound, df, few, cells, **leaks)
+    return _audit(bound, df, few, cells, absent, **leaks)
 
 
 @patch
@@ -98,16 +99,17 @@ def audit(
 ) -> Audit:
     "`Flow.audit` with the vocabularies and scales of this bound flow"
     leaks = dict(group_col=group_col, valid_col=valid_col, fn_col=fn_col, path=path, folder=folder, suff=suff)
-    return _audit(self, df, few, {}, **leaks)
+    return _audit(self, df, few, {}, [], **leaks)
 
 
-def _audit(bound, df, few, cells, **of_leaks) -> Audit:
-    "The audit of a bound flow; `cells` (path → `ReadableCells`) is what its tasks could not read when it was bound"
+def _audit(bound, df, few, cells, absent, **of_leaks) -> Audit:
+    """The audit of a bound flow; `cells` (path → `ReadableCells`) is what its tasks could not read when it was bound,
+    `absent` the errors of conditions that ask for what no cell holds"""
     df = as_table(df, bound.plan.blocks)
     leaks = find_leaks(df, **of_leaks)
     written = Plan(bound.flow).blocks
     labels = read_flow_labels(bound, df, cells)
-    counts, findings = [], []
+    counts, findings = [], [find_absent(bound, error) for error in absent]
     positions = range(len(bound.paths))
     for i in under_bar(positions) if len(df) * len(positions) > 2e7 else positions:
         task = read_task(bound, labels, i, df, few)
@@ -213,7 +215,7 @@ def show(
 
 
 def _without_number(text):
-    return re.sub(r'^\d+( rows?)?', '', text)
+    return re.sub(r'^\d+( labelled)?( rows?)?( (is|are|says?|holds?|do|does)\b)?', '', text)
 
 
 def _line_of_alike(findings):
@@ -225,7 +227,7 @@ def _line_of_alike(findings):
     more = f' and {len(names) - 4} more' if len(names) > 4 else ''
     numbers = {int(begin[0]) for finding in findings if (begin := re.match(r'\d+', finding.text))}
     text = first.text
-    if len(numbers) > 1:
-        what = ' rows' * bool(re.match(r'\d+ rows?', text))
-        text = f'{min(numbers)} to {max(numbers)}{what}{_without_number(text)}'
+    if len(numbers) > 1:  # the text of the largest number is in the plural
+        text = next(finding.text for finding in findings if finding.text.startswith(str(max(numbers))))
+        text = re.sub(r'^\d+', f'{min(numbers)} to {max(numbers)}', text)
     return f"{first.mark} {', '.join(names[:4])}{more}: {text}"

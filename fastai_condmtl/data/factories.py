@@ -14,6 +14,7 @@ from fastai.data.block import DataBlock
 from fastai.data.core import FilteredBase, TfmdDL
 from fastcore.meta import delegates
 from ..core.arguments import check_arguments
+from ..core.files import check_path
 from ..core.errors import FlowError
 
 # %% auto #0
@@ -63,6 +64,8 @@ def add_from_csv(
     ):
         "From a csv file in `path`. An empty cell of a csv is a missing label; see `nan_is_empty` of `MultiLabelBlock`"
         check(cls, kwargs, cls.from_csv, cls.from_df)
+        check_path('path', path)
+        check_path('csv_fname', csv_fname, 'file')
         df = read_labels(Path(path) / csv_fname, keep_default_na, header=header, sep=delimiter or ',', quoting=quoting)
         return cls.from_df(df, flow, path=path, **kwargs)
 

@@ -10,22 +10,35 @@ from functools import cached_property
 import numpy as np
 from ..core.matching import names_of
 from ..core.bound import BoundFlow
-from ..core.errors import counted
+from ..core.errors import counted, shortly
 from ..core.conditions import Atom, conjuncts, forced
 from ..core.not_asked import Blanks, where_blank
 from ..core.odd_cells import ODD_KINDS, TaskCells, find_odd_cells
 from .guess_conditions import TOLERANCE, hardly_any
 from .guess_not_asked import says_not_asked
+from .unreadable import wider_vocab
 from ..core.nesting import implied_twice, why_implied_twice
 
 # %% auto #0
 __all__ = ['KINDS', 'Finding', 'FlowLabels', 'TaskRows', 'find_in_task', 'find_unreadable', 'find_clash', 'find_other_class',
            'find_labels_if_false', 'find_no_rows', 'find_gap', 'find_idle', 'find_in_answers', 'find_in_label',
-           'find_in_classes', 'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_none_of',
-           'binary_children', 'none_of', 'find_implied_twice']
+           'find_in_classes', 'find_in_numbers', 'find_not_asked', 'find_unused_na', 'find_odd', 'find_absent',
+           'find_none_of', 'binary_children', 'none_of', 'find_implied_twice']
 
 # %% ../../nbs/data/findings.ipynb #44a9c6af
-_label_kinds = ('contradiction', 'none_of', 'no_rows', 'untold', 'one_class', 'numbers', 'few', 'gap', 'idle', 'na')
+_label_kinds = (
+    'absent',
+    'contradiction',
+    'none_of',
+    'no_rows',
+    'untold',
+    'one_class',
+    'numbers',
+    'few',
+    'gap',
+    'idle',
+    'na',
+)
 KINDS = ('unreadable', *_label_kinds, *ODD_KINDS, 'torn', 'same_file')
 
 
@@ -124,8 +137,8 @@ def find_other_class(task):
         return None
     name = task.block.to_cell(task.values[task.otherwise][0])
     text = (
-        f"{task.otherwise.sum()} rows hold a sub-class of another class than '{task.block.within}' says of them (the "
-        f"first: {name!r}): they do not count; correct one of the two labels"
+        f"{counted(task.otherwise.sum(), 'row', verb='hold')} a sub-class of another class than '{task.block.within}' "
+        f"says of them (the first: {name!r}): they do not count; correct one of the two labels"
     )
     return task.finding('contradiction', text, task.otherwise)
 
@@ -137,12 +150,13 @@ def find_labels_if_false(task):
         bad = bad & ~task.otherwise
     if not bad.any():
         return None
-    begin, where = f"{bad.sum()} rows", f"where the condition `{task.conds}` is false: they do not count"
+    n_bad, where = bad.sum(), f"where the condition `{task.conds}` is false: they do not count"
     if not block.thresholded and bad.sum() >= 0.5 * task.false.sum():
-        text = f"{begin} are labelled {where} (a column filled throughout?)"
+        text = f"{counted(n_bad, 'row', verb='are')} labelled {where} (a column filled throughout?)"
         return task.finding('idle', text, bad, serious=False)
-    what = 'say yes' if block.thresholded and block.labels is None else 'are labelled'
-    return task.finding('contradiction', f"{begin} {what} {where}; correct them, or change the condition", bad)
+    is_yes = block.thresholded and block.labels is None
+    begin = counted(n_bad, 'row', verb='say' if is_yes else 'are') + (' yes' if is_yes else ' labelled')
+    return task.finding('contradiction', f"{begin} {where}; correct them, or change the condition", bad)
 
 # %% ../../nbs/data/findings.ipynb #9b152d94
 def find_no_rows(task):
@@ -166,7 +180,8 @@ def find_gap(task):
     fix = "label what it asks"
     if not task.flow.flow.infer_labels and _can_be_implied(task):
         fix = "label what it asks, or let labels imply it: Flow(..., infer_labels=True)"
-    text = f"{lost.sum()} labelled rows do not count, since it is not known whether `{task.conds}`: {fix}"
+    begin = counted(lost.sum(), 'labelled row', verb='do')
+    text = f"{begin} not count, since it is not known whether `{task.conds}`: {fix}"
     return task.finding('gap', text, lost, serious=False)
 
 
@@ -216,7 +231,7 @@ def find_in_label(
         return task.finding('untold', text)
     if rarer == 0:
         always = 'always yes' if n_yes else 'never yes'
-        text = f"label{name} is {always} in the {n_rows} rows that count: there is nothing to learn"
+        text = f"label{name} is {always} in the {counted(n_rows, 'row', verb='that count')}: there is nothing to learn"
         return task.finding('one_class', text)
     if rarer < task.few:
         text = f"label{name} has {n_yes} yes and {n_rows - n_yes} no in the rows that count: scores will be noisy"
@@ -235,14 +250,16 @@ def find_in_classes(task):
     counts = np.bincount(task.values[task.mask[:, 0], 0].astype(int), minlength=task.block.n_out)
     if (counts > 0).sum() == 1:
         only = classes[int(counts.argmax())]
-        text = f"all {counts.sum()} rows that count are {only!r}: there is nothing to learn"
+        are = 'the one row that counts is' if counts.sum() == 1 else f'all {counts.sum()} rows that count are'
+        text = f"{are} {only!r}: there is nothing to learn"
         return task.finding('one_class', text)
     rarest_first = sorted(zip(counts.tolist(), classes), key=lambda pair: pair[0])
     rare = [name for count, name in rarest_first if count < task.few]
     if rare:
         text = (
-            f"{len(rare)} of {task.block.n_out} classes have fewer than {task.few} rows that count: "
-            f"{', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: merge or label more"
+            f"{len(rare)} of {task.block.n_out} classes {'has' if len(rare) == 1 else 'have'} fewer than "
+            f"{counted(task.few, 'row')} that count: {', '.join(map(repr, rare[:5]))}{' …' if len(rare) > 5 else ''}: "
+            "merge or label more"
         )
         return task.finding('few', text, serious=False)
 
@@ -251,7 +268,9 @@ def find_in_numbers(task):
     "Numbers that are all the same"
     numbers = task.values[task.mask]
     if np.ptp(numbers) == 0:
-        text = f"all {task.mask.any(1).sum()} rows that count have the value {numbers[0]:g}: there is nothing to learn"
+        n_rows = task.mask.any(1).sum()
+        have = 'the one row that counts has' if n_rows == 1 else f'all {n_rows} rows that count have'
+        text = f"{have} the value {numbers[0]:g}: there is nothing to learn"
         return task.finding('one_class', text)
 
 # %% ../../nbs/data/findings.ipynb #2ba27281
@@ -289,9 +308,10 @@ def find_unused_na(flow, df):
         for value in na:
             if any(_holds(block, value, df) for block in blocks):
                 continue
-            more = (
-                f", nor one of the {len(paths) - 1} other tasks that take it from their flow" if len(paths) > 1 else ''
-            )
+            n_more = len(paths) - 1
+            more = f", nor one of the {n_more} other tasks that take it from their flow" if n_more else ''
+            if n_more == 1:
+                more = ", nor the other task that takes it from its flow"
             text = f"no cell holds {value!r}, a value of na={more}: correct it, or leave it out"
             found.append(Finding(paths[0], 'na', text, serious=False))
     return found
@@ -313,6 +333,16 @@ def find_odd(task: TaskRows, written, df) -> list:
         Finding(odd.task_path, odd.kind, f'{odd.text}: {odd.fix}', odd.rows, odd.serious, odd.fix)
         for odd in find_odd_cells(cells)
     ]
+
+# %% ../../nbs/data/findings.ipynb #7fb27b941602401d91542211134fc71a
+def find_absent(flow, error):
+    "A condition that asks for a class or label which no cell holds: a training stops at this `error`"
+    absent, end = error.absent, '' if str(error).endswith('?') else '.'
+    fix = f'vocab={shortly(wider_vocab(absent))}'
+    text = (
+        f"{error}{end} Training stops here: correct the condition or the cells; if rows of it are to come, name all in"
+    )
+    return Finding(absent.asked_by, 'absent', f"{text} '{absent.path}', {fix}", fix=fix)
 
 # %% ../../nbs/data/findings.ipynb #cde6f2eb
 def find_none_of(flow, labels):
@@ -345,8 +375,9 @@ def none_of(flow, labels, parent, under):
     if not none.any() or none.sum() >= 0.2 * told.sum():
         return None
     text = (
-        f"{none.sum()} rows say yes while all of {_last_names([flow.paths[i] for i in under])} say no, as "
-        f"{1 - none.sum() / told.sum():.0%} of such rows do not: is one of these labels missing, or one more task?"
+        f"{counted(none.sum(), 'row', verb='say')} yes while all of {_last_names([flow.paths[i] for i in under])} say "
+        f"no, as {1 - none.sum() / told.sum():.0%} of such rows do not: is one of these labels missing, or one more "
+        "task?"
     )
     return Finding(flow.paths[parent], 'none_of', text, np.flatnonzero(none).astype(np.int32))
 

@@ -9,7 +9,7 @@ import numpy as np, pandas as pd
 from fastcore.all import L
 from sklearn.model_selection import StratifiedGroupKFold
 from ..core.columns import factorise
-from ..core.errors import FlowError, FlowWarning, check_column, plain_number, row_name, shortly
+from ..core.errors import FlowError, FlowWarning, check_column, counted, plain_number, row_name, shortly
 from .sampling import labels_of_rows, table_of
 from .stratify import label_groups
 from ..loss.ranks import whole
@@ -69,8 +69,9 @@ def check_torn(
     ]
     raise FlowError(
         f"group_col={group_col!r}: group {shortly(plain_number(df[group_col].iloc[rows[0]]))} stands on both sides of "
-        f"the split ({row_name(df, rows[0])} and {row_name(df, rows[1])}), and {len(torn) - 1} more groups do: correct "
-        "the split, or leave it out, so that group_col= makes one"
+        f"the split ({row_name(df, rows[0])} and {row_name(df, rows[1])}), and "
+        f"{counted(len(torn) - 1, 'more group', verb='do')}: correct the split, or leave it out, so that group_col= "
+        "makes one"
     )
 
 # %% ../../nbs/data/groups.ipynb #a1174d88
@@ -136,8 +137,8 @@ def _nearest(parts, wanted, n_rows):
             chosen |= part
     if not chosen.any():  # every group is larger than twice what is wanted
         raise FlowError(
-            f"no group is small enough for {wanted:.0f} of {n_rows} rows: ask for another share, or leave group_col= "
-            "out"
+            f"no group is small enough for {wanted:.0f} of {counted(n_rows, 'row')}: ask for another share, or leave "
+            "group_col= out"
         )
     return chosen
 
@@ -195,7 +196,7 @@ def group_folds(
     groups = groups_of(df, group_col)
     n_groups = len(np.unique(groups))
     if not 2 <= n <= n_groups:
-        raise FlowError(f"n={n!r} folds of {n_groups} groups: use from 2 to as many as there are groups")
+        raise FlowError(f"n={n!r} folds of {counted(n_groups, 'group')}: use from 2 to as many as there are groups")
     fold = np.zeros(len(df), dtype=int)
     parts = StratifiedGroupKFold(n, shuffle=True, random_state=_state(seed))
     for number, rows in enumerate(_without_complaints_of_rare_labels(parts, strata_of(flow, df), groups)):

@@ -11,6 +11,7 @@ import numpy as np, pandas as pd
 from ..core.block import ConditionalBlock
 from ..core.columns import factorise
 from ..core.condition_text import plain
+from ..core.errors import counted
 
 # %% auto #0
 __all__ = ['kind_rules', 'KindGuess', 'Column', 'read_column', 'kind_rule']
@@ -54,7 +55,7 @@ class Column:
     @property
     def variety(self):
         "How many values there are, for sentences"
-        return f"{len(self.values)} different values in {len(self.cells)} labelled rows"
+        return f"{counted(len(self.values), 'different value')} in {counted(len(self.cells), 'labelled row')}"
 
 
 def read_column(s, name, block_args):

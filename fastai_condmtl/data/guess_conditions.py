@@ -12,15 +12,16 @@ from fastcore.basics import patch
 from scipy.stats import binom
 from ..core.condition_text import write_condition
 from ..core.conditions import Condition, any_of, as_condition, atoms, both, kleene, task
+from ..core.errors import counted
 from ..tasks.binary import BinaryBlock
 from ..tasks.coordinates import Coordinates
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.vocabulary import Classes
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'COSTS', 'TaskLabels', 'ConditionGuess', 'guess_conditions', 'descendants', 'with_ancestors',
-           'find_candidates', 'why_condition', 'hardly_any', 'Candidate', 'best_candidate', 'standing', 'is_beaten',
-           'questions_about', 'pairs_about', 'fixed_questions']
+__all__ = ['TOLERANCE', 'NEARLY', 'COSTS', 'TaskLabels', 'ConditionGuess', 'guess_conditions', 'descendants', 'with_ancestors',
+           'find_candidates', 'near_miss', 'why_condition', 'hardly_any', 'Candidate', 'best_candidate', 'standing',
+           'is_beaten', 'questions_about', 'pairs_about', 'fixed_questions']
 
 # %% ../../nbs/data/guess_conditions.ipynb #9754244a
 class TaskLabels:
@@ -66,7 +67,8 @@ def guess_conditions(labels: TaskLabels) -> dict:
         conds = [candidate.cond for candidate in found]
         conds.sort(key=lambda cond: min(labels.tasks_of(cond)))
         parents[i] = set().union(*map(labels.tasks_of, conds))
-        guesses[i] = ConditionGuess(reduce(both, conds, None), why_condition(found, labels.labelled[i]))
+        near = None if found else near_miss(labels, i, barred=descendants(i, parents))
+        guesses[i] = ConditionGuess(reduce(both, conds, None), why_condition(found, labels.labelled[i], near))
     return {i: guesses[i] for child in parents for i in with_ancestors(child, parents)}
 
 
@@ -96,22 +98,39 @@ def find_candidates(labels, i, barred, most=3):
     return found
 
 
-def why_condition(found, labelled):
-    "The sentence about the candidates of a task that is `labelled` (N,)"
+def near_miss(labels, i, barred):
+    """The `Candidate` that would tell when task `i` is labelled, were it not for more labels where its condition is
+    false than `TOLERANCE` allows; None where there is none"""
+    labelled, rows = labels.labelled[i], np.ones(len(labels.labelled[i]), dtype=bool)
+    others = [j for j in range(len(labels)) if j not in barred]
+    questions = [question for j in others for question in questions_about(labels, j, labelled, rows, NEARLY)]
+    found = [near for near in standing(labels, questions, labelled, rows, NEARLY) if near.cost != COSTS['number']]
+    found = [near for near in found if near.labelled_false <= NEARLY * labelled.sum()]
+    return min(found, key=lambda near: (near.labelled_false / near.n_false, near.cost), default=None)
+
+
+def why_condition(found, labelled, near=None):
+    "The sentence about the candidates of a task that is `labelled` (N,), or about the one that nearly is one"
     if found:
         return '; '.join(
             [found[0].why('labelled'), *(candidate.why('and of these') for candidate in found[1:])],
         )
+    text = f"no condition: labelled in {int(labelled.sum())} of {counted(len(labelled), 'row')}"
+    if near is not None:
+        return (
+            f"{text}. Almost: {near.why('labelled')}; up to {TOLERANCE:.0%} may be mistakes, correct them if they are"
+        )
     blank = ", and no answer to another task tells when" if not labelled.all() else ''
-    return f"no condition: labelled in {int(labelled.sum())} of {len(labelled)} rows{blank}"
+    return f"{text}{blank}"
 
 # %% ../../nbs/data/guess_conditions.ipynb #2970918b
 TOLERANCE = 0.02  # of the rows where a condition is false, how many may be labelled all the same: mistakes
+NEARLY = 0.1  # with up to so many, a condition is not guessed, and told
 
 
-def hardly_any(n_labelled, n_rows):
+def hardly_any(n_labelled, n_rows, tolerance=TOLERANCE):
     "True if so few rows are labelled that mistakes explain them; numbers or arrays"
-    return n_labelled <= TOLERANCE * n_rows
+    return n_labelled <= tolerance * n_rows
 
 
 class Candidate:
@@ -142,6 +161,7 @@ class Candidate:
 def stands(
     self: Candidate,
     n_tried,  # How many candidates are looked at: of many, some fit by chance
+    tolerance=TOLERANCE,  # Share of the rows where the condition is false that may be labelled
 ):
     "True if the task is labelled where the condition is true, hardly where it is false, and hardly by chance"
     n_rows = self.n_true + self.n_false
@@ -149,7 +169,7 @@ def stands(
     least = max(20, 0.05 * n_rows) if self.cost == COSTS['number'] else 5
     if self.n_false < least or self.labelled_true < 5 or self.rate < 0.05:
         return False
-    if not hardly_any(self.labelled_false, self.n_false):
+    if not hardly_any(self.labelled_false, self.n_false, tolerance):
         return False
     rate_by_chance = (self.labelled_true + self.labelled_false) / n_rows
     return binom.cdf(self.labelled_false, self.n_false, rate_by_chance) < 1e-4 / n_tried
@@ -169,7 +189,7 @@ def beats(self: Candidate, other):
 def why(self: Candidate, begin):
     "The sentence with the counts"
     text = (
-        f"{begin} in {self.labelled_true} of {self.n_true} rows where {write_condition(self.cond)}, in "
+        f"{begin} in {self.labelled_true} of {counted(self.n_true, 'row')} where {write_condition(self.cond)}, in "
         f"{self.labelled_false} of {self.n_false} where not"
     )
     unknown = self.rows & ~self.true & ~self.false
@@ -199,10 +219,10 @@ def best_candidate(labels, others, labelled, rows):
     return best
 
 
-def standing(labels, questions, labelled, rows):
+def standing(labels, questions, labelled, rows, tolerance=TOLERANCE):
     "The `Candidate`s that stand, of pairs `(condition, cost)`"
     candidates = [Candidate(cond, cost, labels.truth(cond), labelled, rows) for cond, cost in questions]
-    return [candidate for candidate in candidates if candidate.stands(len(questions))]
+    return [candidate for candidate in candidates if candidate.stands(len(questions), tolerance)]
 
 
 def is_beaten(candidate, found):
@@ -211,7 +231,7 @@ def is_beaten(candidate, found):
     return any(other.beats(candidate) and not candidate.beats(other) for other in others)
 
 # %% ../../nbs/data/guess_conditions.ipynb #b0973cf7
-def questions_about(labels, i, labelled, rows):
+def questions_about(labels, i, labelled, rows, tolerance=TOLERANCE):
     "Conditions on task `i`, `(condition, cost)`, for a task that is `labelled` (N,) within `rows` (N,)"
     block, asked = labels.blocks[i], task(labels.names[i])
     if block.thresholded:
@@ -222,7 +242,7 @@ def questions_about(labels, i, labelled, rows):
         return []
     values, labelled = labels.values[i][known, 0], labelled[known]
     if isinstance(block, Classes):
-        return _questions_about_classes(block.vocab, asked, values.astype(int), labelled)
+        return _questions_about_classes(block.vocab, asked, values.astype(int), labelled, tolerance)
     if not labelled.any() or isinstance(block, Coordinates):
         return []
     low, high = _plain(values[labelled].min()), _plain(values[labelled].max())
@@ -233,11 +253,11 @@ def _plain(number):
     return int(number) if float(number).is_integer() else float(number)
 
 # %% ../../nbs/data/guess_conditions.ipynb #72e4a261
-def _questions_about_classes(vocab, asked, codes, labelled):
+def _questions_about_classes(vocab, asked, codes, labelled, tolerance=TOLERANCE):
     "The classes under which a task is labelled, in the shortest words"
     n_rows = np.bincount(codes, minlength=len(vocab))
     n_labelled = np.bincount(codes, labelled, minlength=len(vocab))
-    blank = (n_rows > 0) & hardly_any(n_labelled, n_rows)
+    blank = (n_rows > 0) & hardly_any(n_labelled, n_rows, tolerance)
     inside = [vocab[j] for j in np.flatnonzero((n_rows > 0) & ~blank)]
     outside = [vocab[j] for j in np.flatnonzero(blank)]
     if not inside or not outside or len(vocab) > 100:

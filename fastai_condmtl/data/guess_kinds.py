@@ -6,6 +6,7 @@
 from __future__ import annotations
 import re
 from collections import Counter
+from datetime import date
 import numpy as np, pandas as pd
 from ..core.cell_text import LIKELY_NO_YES, is_list_of_words, no_yes, one_hot_width, read_list
 from ..core.columns import sort_labels
@@ -21,9 +22,9 @@ from ..tasks.single_label import SingleLabelBlock
 
 # %% auto #0
 __all__ = ['NUMBERS', 'guess_kind', 'nothing_labelled', 'ordered_categories', 'points', 'not_comparable', 'cells_with_lists',
-           'not_plain', 'one_value', 'dates', 'not_finite', 'zero_or_one', 'row_names', 'counts', 'few_whole_numbers',
-           'shares', 'other_numbers', 'no_or_yes', 'written_lists', 'words_in_order', 'combinations', 'free_text',
-           'words', 'mixed']
+           'not_plain', 'one_value', 'dates', 'is_written_date', 'not_finite', 'zero_or_one', 'row_names', 'counts',
+           'few_whole_numbers', 'shares', 'other_numbers', 'no_or_yes', 'written_lists', 'words_in_order',
+           'combinations', 'free_text', 'words', 'mixed']
 
 # %% ../../nbs/data/guess_kinds.ipynb #37517596
 def guess_kind(
@@ -137,9 +138,43 @@ def one_value(column):
 
 @kind_rule()
 def dates(column):
-    "Dates have no unit"
-    if pd.api.types.is_datetime64_any_dtype(column.cells):
+    "Dates have no unit, as text and as numbers such as 20240301, too"
+    if pd.api.types.is_datetime64_any_dtype(column.cells) or all(isinstance(v, date) for v in column.values):
         return KindGuess(None, "it holds dates: turn them into numbers of a known unit")
+    are_dates = np.array([is_written_date(v) for v in column.values])
+    n_dates = column.counts[are_dates].sum()
+    if n_dates > 0.9 * len(column.cells):
+        first = column.values[int(are_dates.argmax())]
+        written = 'text' if isinstance(first, str) else 'numbers'
+        return KindGuess(
+            None, f"it holds dates, written as {written} such as {first!r}: turn them into numbers of a known unit"
+        )
+
+
+_month = '(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*'
+_time = r'(?:[ T]\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?: ?(?:[AaPp][Mm]|Z|UTC|[+-]\d{2}:?\d{2}))?)?'
+_dates = (
+    r'(?P<year>\d{4})([-/.])(?P<a>\d{1,2})\2(?P<b>\d{1,2})',
+    r'(?P<a>\d{1,2})([-/.])(?P<b>\d{1,2})\2(?P<year>\d{4})',
+    r'(?P<year>\d{4})(?P<a>\d{2})(?P<b>\d{2})',
+    rf'(?P<a>\d{{1,2}})\.?[ -]{_month}\.?[ -](?P<year>\d{{4}})',
+    rf'{_month}\.? (?P<a>\d{{1,2}}),? (?P<year>\d{{4}})',
+)
+_written_dates = [re.compile(form + _time, re.I) for form in _dates]
+
+
+def is_written_date(value) -> bool:
+    "True of text that is a day of a year, with the time or without, and of a number such as 20240301"
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return False
+    if not isinstance(value, str):
+        value = str(int(value)) if abs(value) < 1e9 and value == int(value) else ''
+    text = value.strip()
+    found = next((found for pattern in _written_dates if (found := pattern.fullmatch(text))), None)
+    if found is None:
+        return False
+    year, a, b = (int(found.groupdict().get(part) or 1) for part in ('year', 'a', 'b'))
+    return 1800 <= year < 2200 and 1 <= min(a, b) <= 12 and 1 <= max(a, b) <= 31
 
 # %% ../../nbs/data/guess_kinds.ipynb #4f2c33b1
 NUMBERS = (bool, int, float)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ..core.condition_text import write_condition
 from ..core.conditions import Condition, both
+from ..core.errors import counted
 from fastai_condmtl.data.guess_conditions import (
     Candidate,
     TOLERANCE,
@@ -178,7 +179,7 @@ def is_silent_no(candidate):
 def why_silent_no(candidate):
     "The sentence with the counts"
     return (
-        f"yes in {candidate.labelled_true} of {candidate.n_true} rows where {write_condition(candidate.cond)}, in "
-        f"{candidate.labelled_false} of {candidate.n_false} where not, and another task is not asked there; a no there "
-        "does not count"
+        f"yes in {candidate.labelled_true} of {counted(candidate.n_true, 'row')} where "
+        f"{write_condition(candidate.cond)}, in {candidate.labelled_false} of {candidate.n_false} where not, and "
+        "another task is not asked there; a no there does not count"
     )

@@ -7,13 +7,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import NamedTuple
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['SideGuess', 'guess_shapes', 'shape_columns', 'guess_side', 'shared_size']
+__all__ = ['SideGuess', 'guess_shapes', 'shape_columns', 'are_sides', 'guess_side', 'shared_size']
 
 # %% ../../nbs/data/guess_shapes.ipynb #f15c12ac
 _shapes = (('x1', 'y1', 'w', 'h'), ('x1', 'y1', 'x2', 'y2'), ('x', 'y', 'w', 'h'), ('x', 'y'))
+_words = dict(
+    x1='x1|x_?min|left',
+    y1='y1|y_?min|top',
+    x2='x2|x_?max|right',
+    y2='y2|y_?max|bottom',
+    w='w|width',
+    h='h|height',
+    x='x',
+    y='y',
+)
+_side = re.compile(
+    '(?P<stem>.*?)_?(?:' + '|'.join(f'(?P<{side}>{words})' for side, words in _words.items()) + ')', re.I
+)
 
 
 class SideGuess(NamedTuple):
@@ -28,28 +41,45 @@ def guess_shapes(
     size=None,  # Width and height of all pictures
 ) -> dict:
     "Column → `SideGuess`, for columns that together are a box or a point"
-    guesses = {}
-    for stem, columns in shape_columns(df).items():
-        sides = next((sides for sides in _shapes if set(sides) <= set(columns)), ())
-        kind = 'box' if len(sides) == 4 else 'point'
-        what = f"part of the {kind} '{stem}' ({', '.join(columns[side] for side in sides)})"
-        for side in sides:
-            shown = f'{side}1' if kind == 'box' and side in 'xy' else side
-            column = columns[side]
-            guesses[column] = guess_side(df[column], what, f'{stem}.{shown}', size)
+    guesses, by_stem = {}, shape_columns(df)
+    for stem, columns in by_stem.items():
+        sides = next((sides for sides in _shapes if are_sides(df, columns, sides)), ())
+        names = [columns[side] for side in sides]
+        is_box = len(sides) == 4
+        if not stem and (not is_box or 'box' in by_stem):
+            continue  # x and y alone may be anything
+        what = f"part of the {'box' if is_box else 'point'} '{stem or 'box'}' ({', '.join(names)})"
+        for side, column in zip(sides, names):
+            shown = f'{side}1' if is_box and side in 'xy' else side
+            guesses[column] = guess_side(df[column], what, f'{stem or "box"}.{shown}', size)
+        if is_box:
+            first = guesses[names[0]]
+            fmt = 'xyxy' if 'x2' in sides else 'xywh'
+            one = f"BoxBlock({stem or 'box'!r}, cols={names!r}, fmt={fmt!r})"
+            guesses[names[0]] = first._replace(why=f'{first.why}. Of pictures, {one} takes the box as one task')
     return guesses
 
 
 def shape_columns(df):
-    "Stem → `{side: column}` of columns of numbers that are called `<stem>_<side>`"
+    "Stem → `{side: column}` of columns of numbers that are called `<stem>_<side>`, or by a side alone"
     by_stem = {}
     for column in df.columns:
-        parts = re.fullmatch(r'(.*?)_?(x1|y1|x2|y2|x|y|w|h)', column) if isinstance(column, str) else None
-        if parts is None or not parts[1]:
-            continue
-        if pd.api.types.is_numeric_dtype(df[column]) and df[column].nunique() > 1:
-            by_stem.setdefault(parts[1], {})[parts[2]] = column
+        parts = _side.fullmatch(column) if isinstance(column, str) else None
+        if parts is not None and pd.api.types.is_numeric_dtype(df[column]) and df[column].nunique() > 1:
+            by_stem.setdefault(parts['stem'], {}).setdefault(parts.lastgroup, column)
     return by_stem
+
+
+def are_sides(df, columns, sides) -> bool:
+    "True if columns (side → column) have these sides, none of which is negative"
+    if not set(sides) <= set(columns):
+        return False
+    low, high = (
+        df[[columns[side] for side in some]].to_numpy(float, na_value=np.nan) for some in (sides[:2], sides[2:])
+    )
+    if 'x2' in sides:
+        return not (high < low).any()
+    return not (high < 0).any()
 
 # %% ../../nbs/data/guess_shapes.ipynb #5498b5d0
 def guess_side(

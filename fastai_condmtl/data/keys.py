@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, shutil, tempfile
 import numpy as np, pandas as pd
-from ..core.errors import FlowError, row_name
+from ..core.errors import FlowError, counted, row_name
 
 # %% auto #0
 __all__ = ['SOME', 'PART', 'KeyWriter', 'key_texts', 'Keys', 'check_once', 'check_same_keys', 'first_difference']
@@ -147,7 +147,7 @@ def check_same_keys(
         why = f"row {i:,}, {row!r}, has no sample: put its picture into the shards, or take the row out"
     else:
         why = f"row {i:,} is {row!r} and sample {i:,} is {sample!r}: bring the table into the order of the shards"
-    n = f"{len(rows):,} rows of '{path}' and of {len(samples):,} samples in shards"
+    n = f"{counted(len(rows), 'row', ',')} of '{path}' and of {counted(len(samples), 'sample', ',')} in shards"
     raise FlowError(f"the keys of {n} differ: {why}")
 
 

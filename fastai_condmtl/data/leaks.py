@@ -48,9 +48,10 @@ def find_torn(df, group_col, sides, valid_col) -> Finding | None:
     first, other = _two_sides(np.flatnonzero(groups == torn[0]), sides)
     fix = f"leave valid_col= out, so that group_col={group_col!r} makes a split that tears none"
     text = (
-        f"{len(torn)} of {len(np.unique(groups))} groups of column {group_col!r} stand on several sides of "
-        f"{valid_col!r}, {rows.sum()} rows, such as {shortly(plain_number(df[group_col].iloc[first]))} "
-        f"({row_name(df, first)}: {sides[first]}, {row_name(df, other)}: {sides[other]}); {fix}"
+        f"{len(torn)} of {counted(len(np.unique(groups)), 'group')} of column {group_col!r} "
+        f"{'stands' if len(torn) == 1 else 'stand'} on several sides of {valid_col!r}, {counted(rows.sum(), 'row')}, "
+        f"such as {shortly(plain_number(df[group_col].iloc[first]))} ({row_name(df, first)}: {sides[first]}, "
+        f"{row_name(df, other)}: {sides[other]}); {fix}"
     )
     return Finding('', 'torn', text, np.flatnonzero(rows).astype(np.int32), fix=fix)
 
@@ -110,7 +111,7 @@ def find_same_files(df, fn_col, folder='.', suff='', sides=None, valid_col=None)
     else:
         begin += f" stand on several sides of {valid_col!r}"
         fix = "move copies to one side, or give them one name in a column for group_col="
-    text = f"{begin}, {rows.sum()} rows, such as {such_as}; {fix}"
+    text = f"{begin}, {counted(rows.sum(), 'row')}, such as {such_as}; {fix}"
     return Finding('', 'same_file', text, np.flatnonzero(rows).astype(np.int32), sides is not None, fix)
 
 

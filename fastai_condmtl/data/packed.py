@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, counted
 from ..core.files import atomic_write, left_behind
 from ..core.flow import Flow
 from ..core.odd_cells import warn_of_odd_cells
@@ -63,7 +63,8 @@ class PackedLabels:
 
     def __repr__(self):
         sides = ', '.join(f'{n:,} {side}' for side, n in zip(SIDES, self.facts['sides']) if n)
-        return f"PackedLabels({self.path.name!r}): {sides}; {self.n_targets} columns, {self.cells.itemsize} bytes a row"
+        size = f"{counted(self.n_targets, 'column')}, {counted(self.cells.itemsize, 'byte')} a row"
+        return f"PackedLabels({self.path.name!r}): {sides}; {size}"
 
 
 def row_dtype(n_targets, mask):
@@ -261,8 +262,8 @@ def finish(self: PackedWriter):
     if self.learns:
         if n_rows != self.expected:
             raise FlowError(
-                f"the table had {self.expected:,} rows when it was read first and has {n_rows:,} now: encode it again "
-                "when nobody writes to it"
+                f"the table had {counted(self.expected, 'row', ',')} when it was read first and has {n_rows:,} now: "
+                "encode it again when nobody writes to it"
             )
         self.learn_from_rows()
     position = '<u4' if n_rows < 2**32 else '<u8'

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.bound import BoundFlow
 from ..core.columns import factorise, numbers
-from ..core.errors import FlowError, RowsOf, check_column, row_name
+from ..core.errors import FlowError, RowsOf, check_column, counted, row_name
 from ..core.extras import import_extra
 from ..core.plan import Plan
 from ..core.table import label_cols
@@ -326,7 +326,9 @@ def bind_pieces(
             labels = numbers(block, block.with_blanks(train), block.cols[0])
             numbers_of_task.add(labels[~np.isnan(labels)])
     if not n_rows[0]:
-        raise FlowError(f"flow '{flow.name}' met {n_rows.sum()} rows, of which none trains: hand over some that do")
+        raise FlowError(
+            f"flow '{flow.name}' met {counted(n_rows.sum(), 'row')}, of which none trains: hand over some that do"
+        )
     df, on = table_of_witness(witness)
     partners = {i: sorted({i, plan.partners[i]}) for i in kept}
     scales = {i: mean_and_std([kept[k] for k in both if k in kept]) for i, both in partners.items()}

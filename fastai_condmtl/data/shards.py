@@ -336,6 +336,7 @@ def check_same_rows(shards, packed):
         check_same_keys(packed.keys, shards.keys, packed.path)
     if len(shards) != len(packed):
         raise FlowError(
-            f"{len(shards):,} samples in {len(shards.files):,} shards, and {len(packed):,} rows in '{packed.path}': "
-            "row i must be sample i; encode the labels of these shards, in their order"
+            f"{counted(len(shards), 'sample', ',')} in {counted(len(shards.files), 'shard', ',')}, and "
+            f"{counted(len(packed), 'row', ',')} in '{packed.path}': row i must be sample i; encode the labels of "
+            "these shards, in their order"
         )

@@ -12,7 +12,16 @@ from fastai.data.transforms import RandomSplitter
 from ..core.arguments import check_share
 from ..core.cell_text import side_of
 from ..core.columns import factorise
-from ..core.errors import check_column, plain_number, row_name, shortly, FlowError, FlowWarning, RowsOf
+from fastai_condmtl.core.errors import (
+    check_column,
+    counted,
+    plain_number,
+    row_name,
+    shortly,
+    FlowError,
+    FlowWarning,
+    RowsOf,
+)
 from ..core.stock import wraps_stock
 from fastai_condmtl.data.groups import (
     GroupSplitter,
@@ -110,7 +119,9 @@ class RowsSplitter:
         valid = np.zeros(n_rows, dtype=bool)
         valid[valid_idx] = True
         if n_rows and valid.all():
-            raise FlowError(f"valid_idx names all {n_rows} rows of the table: leave some out of it, to train on")
+            raise FlowError(
+                f"valid_idx names all {counted(n_rows, 'row')} of the table: leave some out of it, to train on"
+            )
         in_order = valid_idx[np.sort(np.unique(valid_idx, return_index=True)[1])]  # as they were given, each once
         return both_sides(valid)[0], L(in_order.tolist())
 
@@ -238,7 +249,7 @@ def stratified_folds(
         return [both_sides(fold == k) for k in range(n)]
     bound = as_flow(flow).bind(df)
     if not 2 <= n <= len(df):
-        raise FlowError(f"n={n!r} folds of {len(df)} rows: use from 2 to as many as there are rows")
+        raise FlowError(f"n={n!r} folds of {counted(len(df), 'row')}: use from 2 to as many as there are rows")
     groups, rng = label_groups(bound, bound.encode(df)), np.random.default_rng(seed)
     fold, left = np.zeros(len(df), dtype=int), np.arange(len(df))
     for k in range(1, n):

@@ -4,16 +4,19 @@
 
 # %% ../../nbs/data/unreadable.ipynb #f8796997
 from __future__ import annotations
+from copy import copy
 from functools import partial
-import numpy as np
-from ..core.columns import factorise
+import numpy as np, pandas as pd
+from ..core.columns import factorise, sort_labels
 from ..core.errors import FlowError, rows_in_words
+from ..core.flow import Flow
 from ..core.not_asked import with_gaps
 from ..core.plan import Plan
 from ..core.target import as_table
 
 # %% auto #0
-__all__ = ['MOST', 'ReadableCells', 'rows_alike', 'bind_readable', 'is_shared', 'is_empty']
+__all__ = ['MOST', 'ReadableCells', 'rows_alike', 'bind_readable', 'is_shared', 'is_empty', 'bind_with_absent', 'vocab_is_found',
+           'with_label', 'wider_vocab']
 
 # %% ../../nbs/data/unreadable.ipynb #0f678376
 MOST = 100  # different values; with more, a column is hardly what its task takes
@@ -113,8 +116,8 @@ def bind_readable(flow, df) -> tuple:  # `(bound flow, path → ReadableCells)`
             table[col] = of_task.table[col]
     try:
         return flow.bind(table), cells
-    except FlowError:
-        raise first from None
+    except FlowError as error:
+        raise (first if error.absent is None else error) from None
 
 
 def _bind_and_read(block, path, na, table):
@@ -130,3 +133,50 @@ def is_shared(cells: ReadableCells, plan) -> bool:
 def is_empty(cells: ReadableCells) -> bool:
     "True if no cell is left"
     return bool(cells.table[cells.block.cols].isna().all(axis=None))
+
+# %% ../../nbs/data/unreadable.ipynb #acae54e37e7d407bbb7b55eff062a284
+def bind_with_absent(flow, df) -> tuple:  # `(bound flow, path → ReadableCells, errors)`
+    """`bind_readable`, where a condition may also ask for a class or label that no cell holds: the bound vocabulary has
+    it, too, and the error that a training stops at is among `errors`"""
+    df, wider, errors, asked = as_table(df, Plan(flow).blocks), flow, [], []
+    while True:
+        try:
+            bound, cells = bind_readable(wider, df)
+            break
+        except FlowError as error:
+            absent = error.absent
+            if absent is None or (absent.path, absent.label) in asked or not vocab_is_found(flow, absent.path):
+                raise
+            errors.append(error)
+            asked.append((absent.path, absent.label))
+            wider = with_label(wider, absent, df)
+    bound.flow = flow
+    return bound, cells, errors
+
+
+def vocab_is_found(flow, path) -> bool:
+    "True if a task leaves its vocabulary to the table"
+    plan = Plan(flow)
+    return plan.blocks[plan.index[path]].vocab is None
+
+
+def with_label(flow, absent, df):
+    "A copy of a flow in which the task that an `AbsentLabel` names has the found vocabulary, and the label"
+    plan = Plan(flow)
+    old = plan.blocks[plan.index[absent.path]]
+    new = copy(old)
+    new.vocab = wider_vocab(absent, df[old.cols[0]].dtype)
+    return _with_block(flow, old, new)
+
+
+def wider_vocab(absent, dtype=None) -> list:
+    "The vocabulary that was found, and the label that an `AbsentLabel` lacks; categories keep their order"
+    vocab = [*absent.vocab, absent.label]
+    return vocab if isinstance(dtype, pd.CategoricalDtype) else sort_labels(vocab)
+
+
+def _with_block(flow, old, new):
+    res = copy(flow)
+    parts = [_with_block(part, old, new) if isinstance(part, Flow) else part for part in flow.tasks]
+    res.tasks = tuple(new if part is old else part for part in parts)
+    return res

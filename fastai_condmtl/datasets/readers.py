@@ -13,7 +13,7 @@ from ..tasks.regression import BoundedRegressionBlock, UnboundedRegressionBlock
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.single_label import SingleLabelBlock
 from ..core.arguments import check_number
-from ..core.errors import FlowError, FlowWarning, near
+from ..core.errors import FlowError, FlowWarning, counted, near
 from ..data.factories import read_labels
 from .faces import POINTS, POSES, XY
 from ..core.files import IMAGES
@@ -96,7 +96,7 @@ def read_mtfl(
     if size is None or not len(df):
         return df
     outside = _squash_landmarks(df, np.array([size_of(path / file) for file in df.img]), size)
-    warn_of(f"{len(outside)} landmarks lie outside their picture and are left blank", outside)
+    warn_of(f"{counted(len(outside), 'landmark')} outside the picture left blank", outside)
     return df
 
 
@@ -170,7 +170,9 @@ def read_utkface(
         raise FlowError(f"there is no picture in '{path}': name the folder that the download was unpacked to")
     names = [_UTKFaceName(file, races) for file in files]
     odd = [name.file for name in names if not name.says_all]
-    warn_of(f"{len(odd)} names do not say all of age, gender and race, which are left blank there", odd)
+    warn_of(
+        f"{counted(len(odd), 'name', verb='do')} not say all of age, gender and race, which are left blank there", odd
+    )
     rows = [(name.file, name.age, name.gender, name.race) for name in names]
     return pd.DataFrame(rows, columns=['img', 'age', 'gender', 'race']).astype(dict(age=float))
 
@@ -290,8 +292,10 @@ def read_biwi(
     if not rows:
         raise FlowError(f"there is no frame_*_rgb.jpg in the folders of '{path}': name the folder that holds 01 to 24")
     warn_of("no frame is of these recordings, which `valid` names", sorted(valid - {row['person'] for row in rows}))
-    warn_of(f"the pose of {len(unreadable)} frames cannot be read and is left blank", unreadable)
-    warn_of(f"the head's centre lies outside the picture in {len(outside)} frames and is left blank", outside)
+    warn_of(f"the pose of {counted(len(unreadable), 'frame')} cannot be read and is left blank", unreadable)
+    warn_of(
+        f"the head's centre lies outside the picture in {counted(len(outside), 'frame')} and is left blank", outside
+    )
     return pd.DataFrame(rows).astype(dict.fromkeys(_biwi_labels, float))
 
 

@@ -10,7 +10,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core.arguments import is_number_of
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.flow import Flow
 from ..core.block_json import from_jsonable, to_jsonable
 from ..core.plan import Plan
@@ -126,8 +126,8 @@ def check_states(plan, states, flow):
     fits = isinstance(states, dict) and list(states) == plan.paths
     if not fits or not all(isinstance(state, dict) for state in states.values()):
         raise FlowError(
-            f"the file does not tell what each of the {len(plan.paths)} tasks of flow '{flow.name}' has learnt: write "
-            "it with learn.save_safe"
+            f"the file does not tell what each of the {counted(len(plan.paths), 'task')} of flow '{flow.name}' has "
+            "learnt: write it with learn.save_safe"
         )
 
 # %% ../../nbs/deploy/bound_dict.ipynb #31354d94

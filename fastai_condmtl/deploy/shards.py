@@ -182,7 +182,7 @@ def score_shards(
         done[path] = said
         tell(f'{len(done)} of {counted(len(targets), "file")}, {_in_words(done.values())}')
     if changed:
-        raise FlowError(f"{'; '.join(changed)} ({len(done)} of {len(targets)} files are finished)")
+        raise FlowError(f"{'; '.join(changed)} ({len(done)} of {counted(len(targets), 'file')} are finished)")
     total = {name: sum(said[name] for said in done.values()) for name in ('rows', 'errors')}
     return ScoredShards(**total, files=len(targets), found=found, sums=added(said['sums'] for said in done.values()))
 

@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.arguments import check_whole
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.target import doubles, packed
 from ..data.groups import row_groups
 from ..learn.accumulate import check_labelled, check_predicted, check_some_count, progress, raw_preds
@@ -147,7 +147,7 @@ def _temperature(block, logits, targets, min_support, folds, now, groups=None):
     "The temperature to put in force, and a note: why none was sought or found, or that it is at the limit"
     n_cells = len(targets)
     if n_cells < max(min_support, 2):  # one row has no other that could choose
-        return now, f'kept {now:.3g}: {n_cells} rows are too few'
+        return now, f"kept {now:.3g}: {counted(n_cells, 'row', verb='are')} too few"
     if groups is not None and len(np.unique(groups)) < 2:
         return now, f'kept {now:.3g}: all rows belong to one group, and no other can judge'
     gain = _cross_fit_gain(block, logits, targets, folds, groups)

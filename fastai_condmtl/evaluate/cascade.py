@@ -10,7 +10,7 @@ import warnings
 import numpy as np, pandas as pd
 
 from ..core.conditions import atoms
-from ..core.errors import FlowWarning
+from ..core.errors import FlowWarning, counted
 
 # %% auto #0
 __all__ = ['FEW_ROWS', 'blame', 'warn_of_unreached']
@@ -52,8 +52,8 @@ def warn_of_unreached(
     for parent, rows in lost.groupby('parent', sort=False):
         paths, n_rows = ', '.join(map(repr, rows.task_path[:3])), rows.num_samples.max()
         warnings.warn(
-            f"no row reaches {paths}{' …' if len(rows) > 3 else ''} (up to {n_rows} rows count): '{parent}' is never "
-            "decided so. If such an answer is rare, tune its threshold for another score: "
+            f"no row reaches {paths}{' …' if len(rows) > 3 else ''} (up to {counted(n_rows, 'row', verb='count')}): "
+            f"'{parent}' is never decided so. If such an answer is rare, tune its threshold for another score: "
             "learn.search_thresholds(gates='balanced_accuracy')",
             FlowWarning,
             stacklevel=3,

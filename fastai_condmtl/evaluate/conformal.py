@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.arguments import check_number
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, counted
 from ..core.extras import import_extra
 from ..core.target import doubles
 from .fingerprint import label_hashes
@@ -56,8 +56,8 @@ def conformal(
     if not limits:
         most = max((record['num_samples'] for record in records), default=0)
         raise FlowError(
-            f"coverage={coverage:g} takes at least {least_rows(coverage)} rows of a task, and no task has more than "
-            f"{most} here: hand over more rows, or promise less"
+            f"coverage={coverage:g} takes at least {counted(least_rows(coverage), 'row')} of a task, and no task has "
+            f"more than {most} here: hand over more rows, or promise less"
         )
     loss.decisions.limits = limits
     res = pd.DataFrame(records, columns=COLUMNS)
@@ -187,7 +187,7 @@ def limits(self: ScoredLabels, coverage):
     if self.scores is None:
         return None, [record(n_rows, note=f'no sets: {type(block).__name__} has none')]
     if n_rows < least:
-        return None, [record(n_rows, note=f'no sets: {n_rows} rows, {least} are needed')]
+        return None, [record(n_rows, note=f'no sets: {counted(n_rows, "row")}, {least} are needed')]
     res, records = [], []
     for j in range(block.n_sets):
         of_set, answers = self.scores[self.known[:, j], j], self.answers[self.known[:, j], j]
@@ -200,7 +200,7 @@ def limits(self: ScoredLabels, coverage):
             own = of_set[answers == k]
             enough = len(own) >= least
             limit = limit_of(own, coverage) if enough else shared
-            note = '' if enough else f'{why}: {len(own)} rows, {least} are needed'
+            note = '' if enough else f'{why}: {counted(len(own), "row")}, {least} are needed'
             own_limits.append(limit)
             records.append(record(len(own), label, answer_name(block, k), limit, note))
         res.append(tuple(own_limits))

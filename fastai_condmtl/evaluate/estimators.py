@@ -16,7 +16,7 @@ from fastai.tabular.core import Tabular
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, counted
 from ..learn.accumulate import Accumulator, TaskRows, collect
 from ..learn.heads import head_of, reader_of_features
 from ..loss.ranks import Rows, gather_rows, in_order, whole
@@ -228,7 +228,7 @@ class Fitter:
             return clone(estimator).fit(self.train[rows], y, **(dict(sample_weight=weights) if weighs else {}))
         except Exception as e:
             raise FlowError(
-                f"{self.estimators.who}: {name} cannot be fitted for task '{path}' on {len(y)} rows "
+                f"{self.estimators.who}: {name} cannot be fitted for task '{path}' on {counted(len(y), 'row')} "
                 f"({type(e).__name__}: {e}): choose another, or put a step before it with make_pipeline"
             ) from e
 

@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.columns import sort_labels
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..data.sampling import labels_of_rows
 from .cascade import blame, warn_of_unreached
 from .coverage import SET_SCORES, JudgedSets, are_those_rows, judge_sets, set_scores
@@ -376,7 +376,7 @@ def remarks(
     "What is to be said below a table of scores"
     res = [f"thresholds of {', '.join(cross_fit)}: cross-fit, since these rows tuned them"] if cross_fit else []
     if absent := [f'{label} of {path}' for path, label in absent]:
-        more = f' and {len(absent) - 5} others' if len(absent) > 5 else ''
+        more = f' and {counted(len(absent) - 5, "other")}' if len(absent) > 5 else ''
         res.append(f"–: no row that counts here has {', '.join(absent[:5])}{more}")
     if own_sets:
         res.append('prediction sets were found on these rows: their coverage here is no test of the promise')

@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.arguments import check_share, check_whole
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.nesting import with_implied
 from ..core.prediction import FlowPrediction
 from ..core.not_asked import Blanks, where_blank
@@ -204,8 +204,8 @@ def _table_of(learn, df):
         return df
     if df is not None and df is not learn.df:
         raise FlowError(
-            f"Cleaner(folds, df): the folds know their table, of {len(learn.df)} rows: leave df out, or look at other "
-            "rows with one learner, Cleaner(learn, df)"
+            f"Cleaner(folds, df): the folds know their table, of {counted(len(learn.df), 'row')}: leave df out, or "
+            "look at other rows with one learner, Cleaner(learn, df)"
         )
     return learn.df
 

@@ -269,7 +269,7 @@ def of_audit(told) -> Section | None:
         cells = [Cell(str(n), 'number') for n in numbers]
         rows.append([Cell(told.names[row.task_path], 'path'), *cells, Cell(row.balance, 'path')])
     columns = ['task', 'labelled', 'has meaning', 'both', 'labelled without meaning', 'labels']
-    lead = f'What {len(table)} rows of training say, before any network. ' + audit.headline() + '.'
+    lead = f'What {counted(len(table), "row")} of training can tell, before any network. ' + audit.headline() + '.'
     return Section('Labels', lead, tables=[Table(columns, rows)], notes=audit.lines())
 
 # %% ../../nbs/evaluate/report.ipynb #deec648f
@@ -286,7 +286,8 @@ def of_training_labels(told) -> Section | None:
         said = balance(block, _as_in_table(block, values[:, own.targets], mask), mask)
         n_rows = str(mask.any(1).sum())
         rows.append([Cell(told.names[path], 'path'), Cell(n_rows, 'number'), Cell(said, 'path')])
-    lead = f'What counts of {len(packed)} rows of training. flow.audit(df) looks for contradictions in their table.'
+    rows_of_training = counted(len(packed), 'row')
+    lead = f'What counts of {rows_of_training} of training. flow.audit(df) looks for contradictions in their table.'
     return Section('Labels', lead, tables=[Table(['task', 'rows that count', 'labels'], rows)])
 
 

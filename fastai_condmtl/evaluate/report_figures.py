@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import TensorImageBase
 from ..core.applications import provided
+from ..core.errors import counted
 from ..core.geometry import Frame
 from ..core.matching import names_of
 from ..core.prediction import FlowPrediction
@@ -43,7 +44,10 @@ def of_cascade(told) -> Section | None:
     notes = []
     for row in table.head(5).itertuples():
         at_fault = 'a parent without a label' if pd.isna(row.parent) else told.names[row.parent]
-        notes.append(f'{at_fault}: {row.missed} rows of {told.names[row.task_path]} lost, {row.spurious} asked in vain')
+        notes.append(
+            f"{at_fault}: {counted(row.missed, 'row')} of {told.names[row.task_path]} lost, "
+            f"{row.spurious} asked in vain"
+        )
     return Section('Where rows get lost', lead, [figure], notes=notes or ['No row is lost.'])
 
 # %% ../../nbs/evaluate/report_figures.ipynb #4f37cdf2

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..tasks.scores import aliases, counts
 from fastai_condmtl.tasks.thresholds import (
     as_constraint,
@@ -181,7 +181,7 @@ def _too_few(n_pos, n_rows, min_support):
 
 
 def _why_few(start, n_pos, n_rows):
-    return f'kept {start:g}: {n_pos} positive and {n_rows - n_pos} negative rows are too few'
+    return f"kept {start:g}: {n_pos} positive and {counted(n_rows - n_pos, 'negative row', verb='are')} too few"
 
 
 def _why_none(start, aim):

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, near, shortly
+from ..core.errors import FlowError, counted, near, shortly
 from ..core.files import write_text
 from ..learn.accumulate import Accumulator, check_predicted, collect, progress
 from ..learn.state import flow_of, loss_of, own_loss
@@ -192,7 +192,7 @@ def plot_threshold(
 def _plot_curve(ax, name, probs, truth, metric, n_boot, threshold, groups):
     "The metric of one label over the threshold, with its band and the threshold in force"
     x, score, draws = threshold_curve(probs, truth, metric, n_boot=n_boot, groups=groups)
-    (line,) = ax.plot(x, score, label=f'{name}, {len(truth)} rows', drawstyle='steps-mid', lw=1.5)
+    (line,) = ax.plot(x, score, label=f'{name}, {counted(len(truth), "row")}', drawstyle='steps-mid', lw=1.5)
     if n_boot:
         band = np.quantile(draws, [0.025, 0.975], axis=0)
         ax.fill_between(x, *band, step='mid', alpha=0.15, color=line.get_color(), lw=0)

@@ -117,13 +117,16 @@ def check_parts(parts, learners, df):
     parts = list(parts)
     if len(parts) != len(learners):
         raise FlowError(
-            f"{len(parts)} folds and {len(learners)} learners: hand over a learner a fold, in the same order"
+            f"{counted(len(parts), 'fold')} and {counted(len(learners), 'learner')}: hand over a learner a fold, in "
+            "the same order"
         )
     if any(len(part) != 2 for part in parts):
         raise FlowError("a fold is a pair (training positions, validation positions), as stratified_folds gives them")
     each, counts = np.unique(np.concatenate([np.asarray(valid, dtype=int) for _, valid in parts]), return_counts=True)
     if not len(each) or each[0] < 0 or each[-1] >= len(df):
-        raise FlowError(f"the folds are not those of this table of {len(df)} rows: hand over the table that was split")
+        raise FlowError(
+            f"the folds are not those of this table of {counted(len(df), 'row')}: hand over the table that was split"
+        )
     if counts.max() > 1:
         twice = int(each[counts.argmax()])
         raise FlowError(
@@ -138,8 +141,9 @@ def check_valid_rows(k, learn, rows):
     y = labels_of(ds) if len(ds) else None
     if y is not None and not _are_of_fold(learn, y, rows):
         raise FlowError(
-            f"fold {k}: the validation rows of the learner are not the {len(rows)} rows of the fold, so that it may "
-            "have been trained on rows that it is to judge: pass valid_idx=valid_idx to the loaders' factory"
+            f"fold {k}: the validation rows of the learner are not the {counted(len(rows), 'row')} of the fold, so "
+            "that it may have been trained on rows that it is to judge: pass valid_idx=valid_idx to the loaders' "
+            "factory"
         )
 
 

@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from fastai.tabular.core import ReadTabBatch
 from fasttransform import Pipeline
 
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..data.target_block import EncodedRows, FlowTransform
 from ..loss.conditional import ConditionalLoss
 from ..loss.ranks import scattered, whole
@@ -275,7 +275,7 @@ def part_of(
     "The loader of a part of a learner's data; an error where there is none"
     loaders = learn.dls.loaders
     if isinstance(ds_idx, int) and not -len(loaders) <= ds_idx < len(loaders):
-        parts = 'no third part' if ds_idx == 2 else f'{len(loaders)} parts, counted from 0'
+        parts = 'no third part' if ds_idx == 2 else f'{counted(len(loaders), "part")}, counted from 0'
         raise FlowError(
             f"ds_idx={ds_idx}: these data have {parts}: make one of the rows with test_pct= or test_col= of the "
             "loaders, or hand over rows, dl=df"

@@ -10,7 +10,7 @@ from fastai.interpret import ClassificationInterpretation, SegmentationInterpret
 from fastai.tabular.core import Tabular
 
 from ..core.block import ConditionalBlock
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..data.target_block import FlowTransform
 from ..core.flow import Flow
 from ..core.mask_labels import MASKS
@@ -30,8 +30,8 @@ def why_not_one_target(dataset) -> str:
     fix = "put all tasks into one flow, Flow(name, *tasks), and hand it over as the last block"
     if any(map(_has_flow, lists[:n_inp])):
         return (
-            f"a flow (or a task) stands among the {n_inp} inputs of the data, so that the answers would be given "
-            f"away: {fix}"
+            f"a flow (or a task) stands among the {counted(n_inp, 'input')} of the data, so that the answers would be "
+            f"given away: {fix}"
         )
     if len(lists) > n_inp + 1:
         masks = f". {MASKS}" if any(map(_has_mask, lists)) else ''
@@ -83,7 +83,7 @@ def check_y_block(y_block):
     is_list = isinstance(y_block, (list, tuple)) or hasattr(y_block, 'attrgot')
     if is_list and any(isinstance(block, (Flow, ConditionalBlock)) for block in y_block):
         raise FlowError(
-            f"y_block= holds {len(y_block)} blocks: put all tasks into one flow, y_block=Flow(name, *tasks)"
+            f"y_block= holds {counted(len(y_block), 'block')}: put all tasks into one flow, y_block=Flow(name, *tasks)"
         )
 
 # %% ../../nbs/learn/targets.ipynb #ce6df1b8

@@ -10,7 +10,7 @@ from itertools import product
 from typing import NamedTuple
 import torch
 from torch import nn
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from .heads import ConditionalHead
 from .units import n_head_logits
 from ..tasks.count import CountBlock
@@ -166,7 +166,7 @@ def _copy_task(old_layer, old, was, new_layer, new, path):
     if n_old == n_rows == len(pairs):
         return note
     more = f', {n_rows - len(pairs)} start anew' if n_rows > len(pairs) else ''
-    return f'{len(pairs)} of {n_rows} rows kept{more}'
+    return f'{len(pairs)} of {counted(n_rows, "row")} kept{more}'
 
 # %% ../../nbs/learn/transfer_weights.ipynb #5f7b7edb
 def needs_bias(old, new):

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from fastcore.basics import patch
 
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from ..core.patched import PatchedModule
 import fastai_condmtl.core.leaves  # noqa: F401  adds `flow.leaves`
 from ..core.target import TensorConditional
@@ -121,8 +121,8 @@ def thresholds_of(self: Decisions, k, device=None, dtype=None):
         threshold = threshold.detach().float().reshape(-1)
         if len(threshold) not in (1, block.n_targets):
             raise FlowError(
-                f"thresholds[{path!r}] has {len(threshold)} values for {block.n_targets} labels: give one value, or "
-                "one a label"
+                f"thresholds[{path!r}] has {counted(len(threshold), 'value')} for {counted(block.n_targets, 'label')}: "
+                "give one value, or one a label"
             )
         res.append(threshold.expand(block.n_targets))
     return torch.cat(res).to(device=device, dtype=dtype)

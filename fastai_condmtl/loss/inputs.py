@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from fastai.torch_core import TensorBase
 
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..core.mask_labels import MASKS
 
 # %% auto #0
@@ -64,6 +64,6 @@ def several_targets(*targets):
 def wrong_width(n_outputs, n_logits):
     "The error about a network whose last layer does not fit the flow"
     return FlowError(
-        f"the network puts out {n_outputs} numbers a row, and the flow needs {n_logits} logits: give its last layer "
-        "dls.c outputs"
+        f"the network puts out {counted(n_outputs, 'number')} a row, and the flow needs {counted(n_logits, 'logit')}: "
+        "give its last layer dls.c outputs"
     )

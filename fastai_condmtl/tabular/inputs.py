@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 import numpy as np, pandas as pd
 from fastai.tabular.core import cont_cat_split
-from ..core.errors import FlowError, FlowWarning, near, plain_number, row_name
+from ..core.errors import FlowError, FlowWarning, counted, near, plain_number, row_name
 from ..core.flow import leaves
 
 # %% auto #0
@@ -289,8 +289,8 @@ def warn_of_unseen(df, cat_names, ds):
         if len(cells) < 2 or not known or (pd.Index(known).get_indexer(cells) >= 0).any():
             continue
         warnings.warn(
-            f"input {name!r}: none of its {len(cells)} values was there in training, so that all count as missing: "
-            f"{plain_number(cells.iloc[0])!r} is not one of {', '.join(map(repr, known[:4]))}{more}; "
+            f"input {name!r}: none of its {counted(len(cells), 'value')} was there in training, so that all count as "
+            f"missing: {plain_number(cells.iloc[0])!r} is not one of {', '.join(map(repr, known[:4]))}{more}; "
             "write them as in the table that trained",
             FlowWarning,
             stacklevel=3,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.mirror import TaskMirror, positions_of_pairs
-from ..core.alike import fix_of_twin
+from ..core.alike import fix_of_twin, rename_line
 from ..core.matching import names_of
 from ..core.errors import check_vocab, plain_number, FlowError
 from ..core.cell_text import LIKELY_NO_YES, NO_YES, no_yes
@@ -174,9 +174,11 @@ def fix_of_cell(block, df, col, value, words):
     value = plain_number(value)
     if not _is_plain(value) or len(repr(value)) > 60:
         return "leave the cell blank where it is unknown"
-    if fix := fix_of_twin(col, value, words or (0, 1)):
-        return fix
     values = plain_values(block, df, col)
+    if fix := _fix_of_known_word(block, col, value, values, words) or fix_of_twin(col, value, words or (0, 1)):
+        return fix
+    if words is None and (fix := fix_of_twin(col, value, [v for v in filter(_is_plain, values) if v != value])):
+        return fix
     may_be_share = is_number(value) and 0 < value < 1
     are_plain = all(map(_is_plain, values))
     if words is None and len(values) == 2 and are_plain and -1 not in values and not may_be_share:
@@ -193,6 +195,26 @@ def fix_of_cell(block, df, col, value, words):
 def _is_plain(value):
     "True for text and numbers, which compare with anything"
     return isinstance(value, (str, bool, int, float))
+
+
+_says = {word: answer for pair in NO_YES for answer, word in enumerate(pair) if word != '-1'}
+
+
+def _answer_of(value):
+    "What a word says, whatever its letters: 0 for no, 1 for yes; None of other words and of numbers"
+    return _says.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def _fix_of_known_word(block, col, value, values, words):
+    "The line that brings the words for no and yes of a column into one spelling; empty where `value` is none of them"
+    if _answer_of(value) is None or value.strip() in '01' or fix_of_twin(col, value, words or ()):
+        return ''
+    if words is None:
+        new = {v: _answer_of(v) for v in values if _answer_of(v) is not None and v not in (block.uncertain or ())}
+        return f"its words say no and yes in several ways, write {rename_line(col, new)}"
+    if [_answer_of(word) for word in words] != [0, 1]:
+        return ''
+    return f"if it is {words[_answer_of(value)]!r}, write {rename_line(col, {value: words[_answer_of(value)]})}"
 
 
 def _fix_of_words(block, col, likely, values):

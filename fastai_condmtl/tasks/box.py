@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from fastcore.basics import patch
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from .coordinates import check_pixels, Coordinates
 
 # %% auto #0
@@ -56,7 +56,8 @@ def check_format(block, fmt):
         raise FlowError(f"task '{block.name}': fmt={fmt!r} is not known: use 'xywh' or 'xyxy'")
     if block.per_column and len(block.cols) != 4:
         raise FlowError(
-            f"task '{block.name}': cols names {len(block.cols)} columns: a box has four, {', '.join(_formats[fmt])}"
+            f"task '{block.name}': cols names {counted(len(block.cols), 'column')}: a box has four, "
+            f"{', '.join(_formats[fmt])}"
         )
     return fmt
 

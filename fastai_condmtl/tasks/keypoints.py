@@ -100,8 +100,8 @@ def check_n_points(block, n_points):
     n_cols = len(block.cols)
     if n_cols % 2 or not n_cols:
         raise FlowError(
-            f"task '{block.name}': cols names {n_cols} columns: points need an x and a y each, in the order x, y, x, "
-            "y, ..."
+            f"task '{block.name}': cols names {counted(n_cols, 'column')}: points need an x and a y each, in the order "
+            "x, y, x, y, ..."
         )
     if n_points not in (None, n_cols // 2):
         raise FlowError(

@@ -10,6 +10,7 @@ from ..core.mirror import TaskMirror, positions_of_pairs
 from ..core.cell_text import one_hot_width, read_list, split_words
 from ..core.columns import all_true, any_true, as_column, distinct, no_picture_files, sort_labels, take
 from ..core.errors import check_vocab, counted, near, shortly, FlowError
+from ..core.question_text import absent_error
 from .binary import encode_yes_no, words_of_columns, write_yes_no
 from fastai_condmtl.tasks.multi_label_errors import (
     check_a_column_each,
@@ -272,7 +273,8 @@ def parse_question(self: MultiLabelBlock, op, value):
     super(MultiLabelBlock, self).parse_question(op, value)
     labels = value if isinstance(value, tuple) and op != 'has' else (value,)
     if bad := [label for label in labels if label not in self.index]:
-        raise FlowError(f"a condition asks task '{self.path}' for the label {bad[0]!r}: {near(bad[0], self.vocab)}")
+        why = f"a condition asks task '{self.path}' for the label {bad[0]!r}: {near(bad[0], self.vocab)}"
+        raise absent_error(FlowError(why), self, bad[0])
     return [self.index[label] for label in labels]
 
 

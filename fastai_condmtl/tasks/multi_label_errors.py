@@ -9,7 +9,7 @@ import numpy as np, pandas as pd
 
 from ..core.alike import fix_of_twin
 from ..core.columns import share_lines
-from ..core.errors import FlowError, halved, near
+from ..core.errors import FlowError, counted, halved, near
 
 # %% auto #0
 __all__ = ['check_label_columns', 'check_a_column_each', 'check_label_delim', 'check_one_a_label', 'why_no_labels',
@@ -29,8 +29,8 @@ def check_label_columns(block, cols, vocab, nan_is_empty):
         )
     if vocab is not None and len(vocab) != len(cols):
         raise FlowError(
-            f"task '{block.name}': {len(vocab)} names in vocab for {len(cols)} columns in cols: give one a column, or "
-            "leave vocab out"
+            f"task '{block.name}': {counted(len(vocab), 'name')} in vocab for {counted(len(cols), 'column')} in cols: "
+            "give one a column, or leave vocab out"
         )
 
 
@@ -59,13 +59,13 @@ def check_one_a_label(block):
     n_labels = len(block.vocab)
     if np.ndim(block.threshold) and len(block.threshold) != n_labels:
         raise FlowError(
-            f"task '{block.path}': {len(block.threshold)} thresholds for {n_labels} labels: give one value, "
-            "or one a label"
+            f"task '{block.path}': {counted(len(block.threshold), 'threshold')} for {counted(n_labels, 'label')}: give "
+            "one value, or one a label"
         )
     if isinstance(block.pos_weight, list) and len(block.pos_weight) != n_labels:
         raise FlowError(
-            f"task '{block.path}': {len(block.pos_weight)} values in pos_weight for {n_labels} labels: give "
-            "one value, or one a label"
+            f"task '{block.path}': {counted(len(block.pos_weight), 'value')} in pos_weight for "
+            f"{counted(n_labels, 'label')}: give one value, or one a label"
         )
 
 # %% ../../nbs/tasks/multi_label_errors.ipynb #44d37868
@@ -103,8 +103,8 @@ def why_no_one_hot(width, vocab):
         return f"all cells are one-hot, rows of 0 and 1: name the {width} labels in their order, vocab={names}{own}"
     if width != len(vocab):
         return (
-            f"one-hot, a row of {width} numbers 0 and 1, and vocab= names {len(vocab)} labels: give each number "
-            f"a label{own}"
+            f"one-hot, a row of {width} numbers 0 and 1, and vocab= names {counted(len(vocab), 'label')}: give each "
+            f"number a label{own}"
         )
     return ''
 

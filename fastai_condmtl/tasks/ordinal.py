@@ -9,9 +9,9 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row
 from ..core.columns import distinct
-from ..core.errors import check_vocab, near, FlowError
+from ..core.errors import check_vocab, counted, near, FlowError
 from ..core.inverse import log_odds_of
-from ..core.question_text import never_true
+from ..core.question_text import absent_error, never_true
 from ..core.question_values import is_number
 from .interval import closed_interval, interval_answer
 from .scores import regression_score
@@ -19,7 +19,7 @@ from .sigmoid import log_odds
 from .vocabulary import Classes, found_classes
 
 # %% auto #0
-__all__ = ['OrdinalBlock', 'logits_above', 'is_above', 'are_rising_numbers', 'why_no_class', 'ordinal_score']
+__all__ = ['OrdinalBlock', 'logits_above', 'is_above', 'are_rising_numbers', 'class_beyond', 'why_no_class', 'ordinal_score']
 
 # %% ../../nbs/tasks/ordinal.ipynb #1453ae2b
 class OrdinalBlock(Classes):
@@ -48,7 +48,7 @@ class OrdinalBlock(Classes):
 
     def describe(self):
         ends = f', {self.vocab[0]} to {self.vocab[-1]}' if len(self.vocab) > 1 else ''
-        return f'{len(self.vocab)} classes{ends}'
+        return f'{counted(len(self.vocab), "class")}{ends}'
 
     @property
     def family(self):
@@ -164,7 +164,9 @@ def parse_question(self: OrdinalBlock, op, value):
         op, value, self._n_below, lambda label: self._n_below(label, bisect_right), self.n_out - 1
     )
     if first > last:
-        raise never_true(self.path, op, value, why_no_class(op, self.vocab))
+        error = never_true(self.path, op, value, why_no_class(op, self.vocab))
+        label = class_beyond(op, value, self.vocab)
+        raise error if label is None else absent_error(error, self, label)
     return [first, last]
 
 
@@ -188,6 +190,13 @@ def _n_below(self: OrdinalBlock, label, side=bisect_left):
 def are_rising_numbers(vocab):
     "True if classes are numbers and each is above the one before"
     return all(map(is_number, vocab)) and all(a < b for a, b in zip(vocab, vocab[1:]))
+
+
+def class_beyond(op, value, vocab):
+    "A class outside a vocabulary of rising numbers for which a comparison is true; None where there is none"
+    if op == 'between' or not are_rising_numbers(vocab):
+        return None
+    return dict(gt=value + 1, ge=value, lt=value - 1, le=value)[op]
 
 
 def why_no_class(op, vocab):

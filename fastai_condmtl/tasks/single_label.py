@@ -8,7 +8,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.best_constant import half_a_row, search_logits
 from ..core.arguments import check_number, is_number_of
-from ..core.errors import check_vocab, plain_number, FlowError
+from ..core.errors import check_vocab, counted, plain_number, FlowError
 from ..core.inverse import log_of
 from fastai_condmtl.tasks.nested import (
     HIERARCHICAL,
@@ -120,7 +120,7 @@ def setup(self: SingleLabelBlock, df, train):
     self.set_vocab(self.vocab)
     if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(self.vocab):
         raise FlowError(
-            f"task '{self.path}': {len(self.class_weights)} class_weights for {len(self.vocab)} classes "
+            f"task '{self.path}': {len(self.class_weights)} class_weights for {counted(len(self.vocab), 'class')} "
             f"{self.vocab[:10]}: give one a class"
         )
 
@@ -128,7 +128,7 @@ def setup(self: SingleLabelBlock, df, train):
 @patch
 def describe(self: SingleLabelBlock):
     within = '' if self.parents is None else f' within {len(set(self.parents))}'
-    return f'{len(self.vocab)} classes{within}' + (self.learnt_weights and f', {self.learnt_weights}')
+    return f'{counted(len(self.vocab), "class")}{within}' + (self.learnt_weights and f', {self.learnt_weights}')
 
 # %% ../../nbs/tasks/single_label.ipynb #ce474c7d
 @patch(as_prop=True)

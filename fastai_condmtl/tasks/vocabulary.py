@@ -11,6 +11,7 @@ from ..core.alike import fix_of_twin
 from ..core.cell_text import is_list_of_words
 from ..core.columns import any_true, as_column, distinct, look_up, no_picture_files, sort_labels
 from ..core.errors import near, FlowError
+from ..core.question_text import absent_error
 from .one_vs_rest import OneVsRest
 
 # %% auto #0
@@ -86,13 +87,13 @@ def check_no_lists(block, df, classes):
 @patch
 def parse_question(self: Classes, op, value):
     super(Classes, self).parse_question(op, value)
+    classes = value if op in ('isin', 'between') else (value,)
     if not self.vocab:
-        raise FlowError(
-            f"a condition compares task '{self.path}', of which the table has no label: name its classes with vocab="
-        )
-    classes = value if op == 'isin' else (value,)
+        why = f"a condition compares task '{self.path}', of which the table has no label: name its classes with vocab="
+        raise absent_error(FlowError(why), self, classes[0])
     if bad := [label for label in classes if label not in self.index]:
-        raise FlowError(f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}")
+        why = f"a condition asks task '{self.path}' for the class {bad[0]!r}: {near(bad[0], self.vocab)}"
+        raise absent_error(FlowError(why), self, bad[0])
     return [self.index[label] for label in classes]
 
 

@@ -11,7 +11,7 @@ from ..core.best_constant import search_logits
 from ..core.columns import any_true, numbers
 from ..core.inverse import log_of, log_odds_of
 from ..core.question_text import never_true
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, counted, near
 from .one_vs_rest import OneVsRest
 from .scores import LABEL_SCORES
 
@@ -65,7 +65,7 @@ class VotesBlock(OneVsRest):
         return len(self.vocab)
 
     def describe(self):
-        return f"{len(self.vocab)} answers" + (', over-dispersed' if self.loss_name == 'dirichlet' else '')
+        return f"{counted(len(self.vocab), 'answer')}" + (', over-dispersed' if self.loss_name == 'dirichlet' else '')
 
 # %% ../../nbs/tasks/votes.ipynb #a590c46c
 def check_answers(block, cols) -> dict:

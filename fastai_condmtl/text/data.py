@@ -13,7 +13,7 @@ from fastai.data.transforms import ColReader
 from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defaults
 from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, check_column, halved, near, plain_number, row_name, shortly
+from ..core.errors import FlowError, check_column, counted, halved, near, plain_number, row_name, shortly
 from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter
@@ -119,7 +119,7 @@ def _column_name(df, column):
     column, names = plain_number(column), list(df.columns)
     if isinstance(column, int) and not isinstance(column, bool) and column not in names:
         if not -len(names) <= column < len(names):
-            raise FlowError(f"text_col={column}: the table has {len(names)} columns, count from 0")
+            raise FlowError(f"text_col={column}: the table has {counted(len(names), 'column')}, count from 0")
         column = names[column]
     if column not in names:
         raise FlowError(f"text_col={column!r} is not a column of the table: {near(column, names)}")

@@ -19,8 +19,9 @@ from .cli_inputs import Pictures, Tables, inputs_of
 
 # %% auto #0
 __all__ = ['TEST_PCT', 'GROUP_WORDS', 'settle', 'settle_split', 'says_parts', 'names_groups', 'settle_groups',
-           'check_whole_groups', 'settle_tasks', 'check_labels', 'find_questions', 'questions_in', 'inputs_left_out',
-           'may_name_owners', 'is_row_name', 'numbers_rows', 'gives_away', 'guess_columns_of', 'settle_training']
+           'check_whole_groups', 'settle_tasks', 'holds_codes', 'check_labels', 'find_questions', 'questions_in',
+           'inputs_left_out', 'may_name_owners', 'is_row_name', 'numbers_rows', 'gives_away', 'guess_columns_of',
+           'settle_training']
 
 # %% ../../nbs/tools/cli_auto.ipynb #6d576258
 def settle(options) -> tuple:  # `(table, flow, inputs)`
@@ -98,8 +99,8 @@ def settle_groups(options, df, inputs, least=20) -> list:
             options.group_col = name
             check_whole_groups(df, name, options.valid_col or options.test_col)
             return [
-                f"'{name}' names {n_groups} groups of rows: none stands on two sides of the split (--ignore '{name}' "
-                "if it names none)."
+                f"'{name}' names {counted(n_groups, 'group')} of rows: none stands on two sides of the split (--ignore "
+                f"'{name}' if it names none)."
             ]
     return []
 
@@ -132,15 +133,26 @@ def settle_tasks(options, df, inputs) -> tuple:  # `(columns that are questions,
         lines = [
             f'Questions are the columns of yes and no, and what is asked after them: {names} (--tasks names others).'
         ]
+        if coded := holds_codes(df, [name for name in candidates if name not in columns]):
+            lines.append(f"{coded} and count as inputs; if 1 and 2 say yes and no, name them in --tasks.")
     if not columns:
+        coded = holds_codes(df, candidates)
+        hint = f". {coded}, which may say yes and no" if coded else ''
         raise FlowError(
             f"no column of '{options.csv}' holds yes and no, so that nothing tells questions from inputs: name the "
-            "questions with --tasks, or the inputs' kind with --images or --text"
+            f"questions with --tasks, or the inputs' kind with --images or --text{hint}"
         )
     named = [*(options.cat or ()), *(options.cont or ())]
     unfit = inputs_left_out(df, [name for name in candidates if name not in columns], columns, named)
     options.ignore = [*options.ignore, *unfit]
     return columns, lines + [f"Input '{name}' is left out: {why}." for name, why in unfit.items()]
+
+
+def holds_codes(df, names) -> str:
+    "Which columns hold the numbers 1 and 2, as forms code yes and no; empty where none does"
+    coded = [name for name in names if pd.api.types.is_numeric_dtype(df[name]) and set(df[name].dropna()) == {1, 2}]
+    shown = ', '.join(map(repr, coded[:5])) + (' …' if len(coded) > 5 else '')
+    return f"{shown} {'holds' if len(coded) == 1 else 'hold'} 1 and 2" if coded else ''
 
 
 def check_labels(options, df, candidates):
@@ -259,7 +271,7 @@ def settle_training(options, inputs) -> list:
         return [f"At most {counted(options.epochs, 'epoch')}, fewer if no task gets better for five."]
     options.epochs = int(min(60, max(5, inputs.n_shown // max(1, len(inputs.df)))))
     return [
-        f"At most {options.epochs} epochs, so that the network sees some {inputs.n_shown:,} rows, and fewer if no task "
-        "gets better for five; the best weights are kept, and thresholds searched for them (--epochs says another "
-        "number)."
+        f"At most {counted(options.epochs, 'epoch')}, so that the network sees some {inputs.n_shown:,} rows, and fewer "
+        "if no task gets better for five; the best weights are kept, and thresholds searched for them (--epochs says "
+        "another number)."
     ]

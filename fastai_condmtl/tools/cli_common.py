@@ -166,7 +166,7 @@ def image_files(df, fn_col, images, suff='', skip=False, can_skip=True):
         first = ', '.join(repr(str(file)) for file in gone[:3])
         leave_out = can_skip and len(gone) < len(files)
         raise FlowError(
-            f"{len(gone)} of {len(files)} images are missing, such as {first}: check --images"
+            f"{len(gone)} of {counted(len(files), 'image')} are missing, such as {first}: check --images"
             f"{', --suff' if can_skip else ''} and --fn-col (now '{fn_col}')"
             f"{', or leave such rows out with --skip-bad-images' if leave_out else ''}"
         )

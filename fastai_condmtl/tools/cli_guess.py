@@ -12,11 +12,13 @@ from ..data.guess import guess_flow, task_name
 from . import cli_common as common
 
 # %% auto #0
-__all__ = ['write_guess', 'no_tasks', 'inputs_named', 'picture_files', 'values_in_words']
+__all__ = ['READ_BY_GUESS', 'write_guess', 'check_guess_options', 'no_tasks', 'inputs_named', 'picture_files', 'values_in_words']
 
 # %% ../../nbs/tools/cli_guess.ipynb #9d9d0baf
 def write_guess(options):
     "`condmtl_train --guess`"
+    check_guess_options(options.named)
+    common.register(options.register)
     df = common.read_table(options.guess, options.only_blank_missing, options.text or ())
     out = Path(options.flow or 'flow.json')
     if out.exists() and not options.force:
@@ -35,6 +37,25 @@ def write_guess(options):
     print(guess)
     command = shlex.join(['condmtl_train', '--csv', options.guess, '--flow', str(out), *inputs_named(options)])
     print(f"\nWritten to {out}, with these reasons as notes. Read it, change what is wrong, then:\n  {command}")
+
+
+READ_BY_GUESS = (
+    '--guess --flow --force --quiet --register --only-blank-missing --ignore --tasks --na --text --images --fn-col '
+    '--suff'
+).split()
+
+
+def check_guess_options(named):
+    "Raise where options are given that only a training reads"
+    unread = [option for option in named if option not in READ_BY_GUESS]
+    if not unread:
+        return
+    are, them = ('is', 'it') if len(unread) == 1 else ('are', 'them')
+    file = '; --flow names the file that it writes' if '--out' in unread else ''
+    raise FlowError(
+        f"{', '.join(unread)} {are} for a training, and --guess trains nothing: leave {them} out here, and add {them} "
+        f"to the command that --guess prints{file}"
+    )
 
 
 def no_tasks(options, df, fn_col) -> list:

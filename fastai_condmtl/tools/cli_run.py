@@ -53,15 +53,14 @@ def evaluate_parser():
 # %% ../../nbs/tools/cli_run.ipynb #2ab2446f
 def evaluate(options):
     "`condmtl_evaluate`"
-    learn, trained = load_run(options)
+    where = (options.out or Path(options.run) / 'evaluate', options.force, ('evaluation.csv',))
+    learn, trained = load_run(options, *where)
     flow = learn.dls.flow
     df, names = rows_of(options, trained, learn)
     df = common.numbers_where_meant(df, flow.tasks.values())
     if options.thresholds:
         load_thresholds(learn, options.thresholds)
     bs = options.bs or trained['bs']
-    where = (options.out or Path(options.run) / 'evaluate', options.force, ('evaluation.csv',))
-    common.check_free(*where)
     dl = learn.dls.test_dl(df, with_labels=True, bs=bs, num_workers=options.workers)
     out = common.out_folder(*where)
     write_text(out / 'audit.txt', audit_text(flow, df))
@@ -94,9 +93,12 @@ def audit_text(flow, df) -> str:
     return f'{flow.audit(df)}\n' if cols <= set(df.columns) else 'Some columns of labels are missing.\n'
 
 # %% ../../nbs/tools/cli_run.ipynb #5feeafdd
-def load_run(options):
-    "The learner of a run folder, on the GPU if there is one, and the options that it was trained with"
+def load_run(options, *where):
+    """The learner of a run folder, on the GPU if there is one, and the options that it was trained with; `where` to
+    write, as of `check_free`, is checked before anything is loaded"""
     run, trained = open_run(options)
+    if where:
+        common.check_free(*where)
     return load_exported(run / 'learner.pkl', cpu=not torch.cuda.is_available()), trained
 
 # %% ../../nbs/tools/cli_run.ipynb #f85f184d
@@ -169,7 +171,8 @@ def explain_parser():
 # %% ../../nbs/tools/cli_run.ipynb #ad533e72
 def explain(options):
     "`condmtl_explain`"
-    learn, trained = load_run(options)
+    where = (options.out, options.force, tree_files([])) if options.out else ()
+    learn, trained = load_run(options, *where)
     has_pictures = trained['kind'] == 'pictures'
     if options.image and not has_pictures:
         raise FlowError(f"'{options.run}' reads no images: name a table with --csv, without {options.image[0]!r}")

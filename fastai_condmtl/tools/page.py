@@ -9,6 +9,7 @@ from copy import copy
 from html import escape
 import numpy as np, torch
 from fastcore.basics import patch
+from ..core.errors import counted
 from ..core.flow import Flow
 from ..core.prediction import FlowPrediction
 from ..core.prediction_tree import givens, tell, tell_answers
@@ -58,7 +59,7 @@ def tree_html(
     "A prediction as nested lists: decisions, probabilities, conditions; what was not reached is folded away"
     tree = TreeParts(pred, thresholds or {}, top_k)
     not_reached = [path for path, value in pred.items() if value is None and path not in pred.undecided]
-    asked = f'{len(pred) - len(not_reached)} of {len(pred)} tasks asked'
+    asked = f'{len(pred) - len(not_reached)} of {counted(len(pred), "task")} asked'
     return (
         f'<section class="cm-tree" aria-label="Decisions"><h2>{escaped(pred.flow.flow.name)}: '
         f'{asked}</h2><ul>{tree.grow(pred.flow.flow)}</ul>{tree.folded(not_reached)}</section>'

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/vision/data.ipynb #a111cfee
 from __future__ import annotations
-import warnings
+import os, warnings
 from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
-from ..core.errors import FlowError, FlowWarning, RowsOf, row_name
+from ..core.errors import FlowError, FlowWarning, RowsOf, counted, row_name, shortly
 from ..core.files import check_fn_col, file_of, files_folder
 from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
@@ -120,7 +120,7 @@ def readable(
     if len(broken):
         names = ', '.join(_row_and_file(df, i, get_x) for i in broken[:5].tolist())
         warnings.warn(
-            f"left out {len(broken)} of {len(df)} rows whose image cannot be read: "
+            f"left out {len(broken)} of {counted(len(df), 'row')} whose image cannot be read: "
             f"{names}{' …' if len(broken) > 5 else ''}",
             FlowWarning,
             stacklevel=stacklevel,
@@ -242,6 +242,7 @@ class ConditionalDataLoaders(DataLoaders):
         "From a DataFrame"
         _check_arguments(cls, kwargs, cls.from_df)
         flow = as_flow(flow)
+        check_rows(df)
         check_fn_col(df, fn_col)
         is_number = isinstance(fn_col, int) and fn_col in df.columns  # a column's name, where others are positions
         position_or_name = df.columns.get_loc(fn_col) if is_number else fn_col
@@ -342,6 +343,12 @@ def from_path_func(
     "From files and one function that tells the labels of a file"
     _check_arguments(cls, kwargs, cls.from_path_func, cls._from_files)
     fnames = as_files(fnames)
+    if not callable(label_func):
+        several = ', or from_path_funcs for a dict of functions' if hasattr(label_func, 'items') else ''
+        raise FlowError(
+            f"label_func is a {type(label_func).__name__}: hand over a function from a file (a Path) to its "
+            f"labels{several}"
+        )
     df = as_table([label_func(f) for f in fnames], list(leaves(as_flow(flow))))
     return cls._from_files(df, fnames, flow, path, **kwargs)
 
@@ -365,6 +372,11 @@ def from_path_funcs(
             "label_funcs must be a dict, column → function of a file; for one function that tells all labels use "
             "from_path_func"
         )
+    if wrong := [column for column, func in label_funcs.items() if not callable(func)]:
+        raise FlowError(
+            f"label_funcs[{wrong[0]!r}] is a {type(label_funcs[wrong[0]]).__name__}: hand over a function from a file "
+            "(a Path) to the label"
+        )
     fnames = as_files(fnames)
     columns = {}
     for column, func in label_funcs.items():
@@ -374,11 +386,14 @@ def from_path_funcs(
 
 def as_files(fnames) -> list:
     "Files as paths. One name, or a table, is an error: its characters or the names of its columns are no files"
-    if isinstance(fnames, (str, Path, dict, pd.DataFrame)):
+    if isinstance(fnames, (str, Path, dict, pd.DataFrame)) or not hasattr(fnames, '__iter__'):
         raise FlowError(
             f"fnames= takes a list of files, not a {type(fnames).__name__}: write [file], or from_df for a table with "
             "file names and labels"
         )
+    fnames = list(fnames)
+    if wrong := [file for file in fnames if not isinstance(file, (str, os.PathLike))]:
+        raise FlowError(f"fnames= holds {shortly(wrong[0], 60)}: it takes names of files, as strings or Paths")
     return [Path(file) for file in fnames]
 
 # %% ../../nbs/vision/data.ipynb #32ba0619

@@ -690,6 +690,31 @@ def test_findings_on_one_row_and_on_several_are_alike():
     )
 
 
+def test_verbs_follow_the_number_they_begin_with():
+    "By hand: of `a` two rows are no; b says yes in one of them, c in both, k is labelled in one, m in one"
+    a = BinaryBlock('a')
+    df = pd.DataFrame(
+        dict(
+            a=[0] * 2 + [1] * 50,
+            b=[1, 0] + [0, 1] * 25,
+            c=[1, 1] + [0, 1] * 25,
+            k=['u', None] + ['u', 'v'] * 25,
+            m=[None, None, 3] + [None] * 49,
+        ),
+        dtype=object,
+    )
+    kinds = (BinaryBlock('b'), BinaryBlock('c'), SingleLabelBlock('k'), UnboundedRegressionBlock('m'))
+    flow = lambda *blocks: Flow('f', a, *[block | a for block in blocks])
+    where = 'where the condition `a` is false: they do not count'
+    (b,) = flow(kinds[0]).audit(df, few=1).findings
+    assert b.text.startswith(f'1 row says yes {where}')
+    both = flow(*kinds[:2]).audit(df, few=1)
+    assert both.lines() == [f'! b, c: 1 to 2 rows say yes {where}; correct them, or change the condition']
+    lines = flow(*kinds[2:]).audit(df, few=1).lines()
+    assert lines[0] == '! m: the one row that counts has the value 3: there is nothing to learn'
+    assert lines[1] == f'· k: 1 row is labelled {where} (a column filled throughout?)'
+
+
 def test_rows_of_weight_0_do_not_count_in_an_audit():
     df = pd.DataFrame(dict(a=[1, 0] * 20 + [1] * 60, b=[1.0] * 99 + [5.0], w=[0.0] * 40 + [1.0] * 59 + [0.0]))
     flow = Flow('f', BinaryBlock('a', weight_col='w'), UnboundedRegressionBlock('b', weight_col='w'))
@@ -767,7 +792,7 @@ def test_a_value_of_na_that_no_cell_holds():
         ('g.kind', "no cell holds 'nnone', a value of na=: correct it, or leave it out"),
         (
             'g.age',
-            'no cell holds -9, a value of na=, nor one of the 1 other tasks that take it from their flow: correct it, '
+            'no cell holds -9, a value of na=, nor the other task that takes it from its flow: correct it, '
             'or leave it out',
         ),
     }

@@ -435,3 +435,83 @@ def test_codes_of_all_columns_are_answers_amid_other_numbers():
     assert set(tasks['cigarettes'].na) == {7, 99} and not tasks['job'].na
     with pytest.raises(FlowError, match="na=: 'jop' is no column with a task: did you mean 'job'"):
         guess_flow(df, na=dict(jop=9))
+
+
+CORNERS = (
+    'x1 y1 x2 y2|box_x1 box_y1 box_x2 box_y2|xmin ymin xmax ymax|left top right bottom|x_min y_min x_max y_max|'
+    'XMin YMin XMax YMax|hat_left hat_top hat_right hat_bottom'
+)
+
+
+def box_table(names, n=60):
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 50, (n, 2))
+    numbers = np.concatenate([low, low + rng.integers(0, 50, (n, 2))], 1)
+    return pd.DataFrame(numbers, columns=names.split()).astype('Int64').assign(ok=[0, 1] * (n // 2))
+
+
+@pytest.mark.parametrize('names', CORNERS.split('|'))
+def test_columns_that_are_a_box_are_told_by_their_names(names):
+    df = box_table(names).sample(frac=1, axis=1, random_state=0)
+    df.loc[3, names.split()] = pd.NA
+    guess, first = guess_flow(df), names.split()[0]
+    assert [block.name for block in guess.flow.tasks] == list(df.columns)
+    assert all(
+        f"part of the box '{first.split('_')[0] if first[0] in 'bh' else 'box'}'" in guess.why[c] for c in names.split()
+    )
+    line = guess.why[first].partition('Of pictures, ')[2].partition(' takes the box')[0]
+    block = eval(line)
+    assert isinstance(block, BoxBlock) and block.cols == names.split()
+    values, known = Flow('f', block).bind(df).tasks[block.name].read_labels(df)
+    np.testing.assert_array_equal(values[known.all(1)], df[names.split()].dropna().to_numpy(float))
+
+
+def test_width_and_height_are_a_box_and_other_columns_none():
+    df = box_table('x y width height')
+    line = guess_flow(df).why['x'].partition('Of pictures, ')[2].partition(' takes the box')[0]
+    assert eval(line).fmt == 'xywh'
+    told = lambda df: ' '.join(guess_flow(df).why.values())
+    assert 'part of' not in told(df.rename(columns=dict(width='z')))  # x and y may be anything
+    assert 'part of' not in told(box_table('x2 y2 x1 y1').assign(x2=lambda df: df.x2 - 1))  # right before left
+    assert 'part of' not in told(df.assign(width=-df.width))
+    both = pd.concat(
+        [box_table('x1 y1 x2 y2'), box_table('box_x1 box_y1 box_x2 box_y2')[CORNERS.split('|')[1].split()]],
+        axis=1,
+    )
+    assert told(both).count('Of pictures') == 1
+
+
+def nearly(n_labelled, n_false=440, n_true=560, labelled_true=560):
+    "`b` is labelled in so many rows where `a` is no, and in so many where it is yes"
+    a = [0] * n_false + [1] * n_true
+    known = [True] * n_labelled + [False] * (n_false - n_labelled) + [True] * labelled_true
+    known += [False] * (n_true - labelled_true)
+    kind = np.where(np.array(a) == 1, 'car', 'van')
+    return pd.DataFrame(dict(a=a, kind=kind, b=[i % 2 if k else None for i, k in enumerate(known)]), dtype=object)
+
+
+@pytest.mark.parametrize('n_labelled, labelled_true', [(9, 560), (12, 560), (12, 300), (44, 560)])
+@pytest.mark.parametrize('col', ['a', 'kind'])
+def test_a_condition_with_more_exceptions_than_mistakes_is_told_and_not_guessed(n_labelled, labelled_true, col):
+    guess = guess_flow(nearly(n_labelled, labelled_true=labelled_true)[[col, 'b']])
+    cond = dict(a='a', kind="kind.eq('car')")[col]
+    assert [task.given for task in guess.flow.tasks] == [None, None]
+    assert guess.why['b'].endswith(
+        f'. No condition: labelled in {n_labelled + labelled_true} of 1000 rows. Almost: labelled in {labelled_true} '
+        f'of 560 rows where {cond}, in {n_labelled} of 440 where not; up to 2% may be mistakes, correct them if they '
+        'are.'
+    )
+
+
+@pytest.mark.parametrize(
+    'n_labelled, labelled_true, guessed',
+    [
+        (8, 560, True),  # within the tolerance
+        (45, 560, False),  # more than a tenth of the rows
+        (40, 120, False),  # more than a tenth of the labels
+    ],
+)
+def test_what_is_no_near_miss(n_labelled, labelled_true, guessed):
+    guess = guess_flow(nearly(n_labelled, labelled_true=labelled_true)[['a', 'b']])
+    assert 'Almost' not in guess.why['b']
+    assert (guess.flow.tasks[1].given is not None) == guessed

@@ -56,3 +56,43 @@ def test_pairs_that_are_no_points():
     assert ragged.block is None and '1 to 2 (x, y) pairs' in ragged.why
     words = guess_kind(pd.Series([[('a', 'b')], [('a', 'b'), ('c', 'd')]]), 'x')
     assert isinstance(words.block, MultiLabelBlock)
+
+
+DAYS = pd.date_range('2023-12-20 09:30:15', periods=40, freq='D')
+FORMS = '%Y-%m-%d|%d.%m.%Y|%m/%d/%Y|%Y/%m/%d|%d %b %Y|%d-%b-%Y|%B %d, %Y|%Y%m%d|%Y-%m-%dT%H:%M:%SZ|%d.%m.%Y %H:%M'
+
+
+@pytest.mark.parametrize('form', FORMS.split('|'))
+@pytest.mark.parametrize('n_days', [2, 40])
+def test_dates_as_text_are_left_out_however_often_they_come(form, n_days):
+    cells = [day.strftime(form) for day in DAYS[:n_days]] * (200 // n_days)
+    for s in (pd.Series(cells), pd.Series(pd.Categorical(cells)), pd.Series([*cells, 'unknown', None])):
+        block, why = guess_kind(s, 'x')
+        assert block is None and why.startswith(f'it holds dates, written as text such as {cells[0]!r}: turn them')
+
+
+@pytest.mark.parametrize(
+    'cells', [DAYS, list(DAYS.date), DAYS.astype(object), [int(day.strftime('%Y%m%d')) for day in DAYS]]
+)
+def test_dates_of_other_types_are_left_out(cells):
+    block, why = guess_kind(pd.Series(list(cells) * 5), 'x')
+    assert (
+        block is None and why.startswith('it holds dates') and why.endswith(': turn them into numbers of a known unit')
+    )
+
+
+@pytest.mark.parametrize(
+    'cells',
+    [
+        ['1.2.3', '1.10.0', '2.0.1'],
+        ['2024-13-01', '2024-14-02', '2024-01-99'],
+        ['2023/24', '2024/25', '2025/26'],
+        ['12-16', '16-24', '24-30'],
+        ['may', 'june', 'july'],
+        [20249901, 20240001, 99990101],
+        ['2024-03-01', 'soon', 'never'],
+        [1e300, 2e8, 10**400],
+    ],
+)
+def test_what_only_looks_like_dates_is_none(cells):
+    assert 'date' not in guess_kind(pd.Series(cells * 20, dtype=object), 'x').why

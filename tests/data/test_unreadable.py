@@ -147,3 +147,78 @@ def test_errors_keep_their_parts_in_pickles():
         Flow('f', UnboundedRegressionBlock('m')).bind(pd.DataFrame(dict(m=[1, 'x'])))
     again = pickle.loads(pickle.dumps(told.value))
     assert str(again) == str(told.value) and (again.cell.col, again.cell.row, again.cell.shown) == ('m', 1, "'x'")
+
+
+PETS = pd.DataFrame(dict(kind=['cat', 'dog', 'cat', None] * 10, legs=[4, 3, 4, 4] * 10, wild=[0, 1, 0, None] * 10))
+NAMED = SingleLabelBlock('kind', vocab=['cat', 'cow', 'dog'])
+
+
+@pytest.mark.parametrize(
+    'block, named, cond, n_true',
+    [
+        (SingleLabelBlock('kind'), NAMED, lambda t: t.eq('cow'), 0),
+        (SingleLabelBlock('kind'), NAMED, lambda t: t.ne('cow'), 30),
+        (SingleLabelBlock('kind'), NAMED, lambda t: t.isin(['cow', 'dog']), 10),
+        (SingleLabelBlock('kind'), NAMED, lambda t: ~t.eq('cow') & t.eq('cat'), 20),
+        (MultiLabelBlock('kind'), MultiLabelBlock('kind', vocab=['cat', 'cow', 'dog']), lambda t: t.has('cow'), 0),
+        (
+            MultiLabelBlock('kind'),
+            MultiLabelBlock('kind', vocab=['cat', 'cow', 'dog']),
+            lambda t: t.has_any(['cow', 'dog']),
+            10,
+        ),
+        (OrdinalBlock('legs'), OrdinalBlock('legs', vocab=[3, 4, 5]), lambda t: t.eq(5), 0),
+        (OrdinalBlock('legs'), OrdinalBlock('legs', vocab=[3, 4, 5]), lambda t: t > 4, 0),
+        (OrdinalBlock('legs'), OrdinalBlock('legs', vocab=[2, 3, 4]), lambda t: t <= 2, 0),
+        (OrdinalBlock('legs'), OrdinalBlock('legs', vocab=[2, 3, 4]), lambda t: t < 3, 0),
+    ],
+)
+def test_a_condition_on_a_class_that_no_row_has_is_told(block, named, cond, n_true):
+    "All else as in an audit of the flow whose vocabulary names the class"
+    flow_of = lambda block: Flow('f', block, Flow('g', BinaryBlock('wild')) | cond(block))
+    flow = flow_of(block)
+    with pytest.raises(FlowError) as told:
+        flow.bind(PETS)
+    for table in (PETS, PETS.to_dict('records')):
+        report, expected = flow.audit(table), flow_of(named).audit(table)
+        (found,) = [f for f in report.findings if f.kind == 'absent']
+        assert found.task_path == 'g.wild' and found.serious and str(told.value) in found.text
+        assert found.fix == f'vocab={named.vocab!r}' and found.text.endswith(f"name all in '{block.name}', {found.fix}")
+        pd.testing.assert_frame_equal(report.table, expected.table)
+        assert [f for f in report.findings if f.kind != 'absent'] == expected.findings
+        assert report.table.set_index('task_path').applicable['g.wild'] == n_true
+    assert report.flow.flow is flow and block.vocab is None
+
+
+def test_an_audit_goes_on_after_its_own_fix():
+    "Two spellings are made one, and the condition asks for the one that is gone"
+    df = pd.DataFrame(dict(kind=['cat', 'Cat', 'dog', 'cat'] * 10, age=[1.0, 2, None, 3] * 10))
+    kind = SingleLabelBlock('kind')
+    flow = Flow('f', kind, UnboundedRegressionBlock('age') | kind.isin(['cat', 'Cat']))
+    (twins,) = [f for f in flow.audit(df).findings if f.kind == 'twins']
+    exec(twins.fix.partition('. If')[0], dict(df=df))
+    (found,) = [f for f in flow.audit(df).findings if f.kind == 'absent']
+    assert "'Cat': did you mean 'cat'? Training stops here" in found.text
+    assert flow.audit(df).table.applicable.tolist() == [40, 30]
+
+
+def test_conditions_on_several_absent_classes_and_on_no_label_at_all():
+    df = pd.DataFrame(dict(kind=pd.Categorical(['b', 'a'] * 10, ['b', 'a']), empty=None, c=[1, 0] * 10))
+    kind, empty = SingleLabelBlock('kind'), MultiLabelBlock('empty')
+    tasks = BinaryBlock('c') | kind.eq('x'), BinaryBlock('d', 'c') | kind.isin(['y', 'a']) & empty.has('z')
+    report = Flow('f', kind, empty, *tasks).audit(df)
+    assert [f.task_path for f in report.findings if f.kind == 'absent'] == ['c', 'd', 'd']
+    assert report.flow.tasks['kind'].vocab == ['b', 'a', 'x', 'y'] and report.table.unknown.tolist() == [0, 0, 0, 10]
+
+
+@pytest.mark.parametrize(
+    'block, cond',
+    [
+        (NAMED, task('kind').eq('bird')),
+        (MultiLabelBlock('kind', cols=['wild']), task('kind').has('x')),
+        (OrdinalBlock('legs'), task('legs') > np.inf),
+    ],
+)
+def test_a_condition_that_a_flow_contradicts_itself_is_an_error(block, cond):
+    with pytest.raises(FlowError, match='the condition'):
+        Flow('f', block, BinaryBlock('b', 'wild') | cond).audit(PETS)

@@ -145,9 +145,7 @@ def test_mtfl_what_does_not_fit(mtfl):
 
 def test_landmarks_outside_are_blank(mtfl):
     (mtfl / 'testing.txt').write_bytes(b' AFLW/1.jpg 10 41 20 11 29 12 12 20 30 31 2 1 2 3\r\n')
-    with pytest.warns(
-        UserWarning, match='1 landmarks lie outside their picture and are left blank: .AFLW/1.jpg: right_eye'
-    ):
+    with pytest.warns(UserWarning, match='1 landmark outside the picture left blank: .AFLW/1.jpg: right_eye'):
         df = read_mtfl(mtfl, 'test')
     assert df[['right_eye_x', 'right_eye_y']].isna().all(axis=None) and df.drop(
         columns=['right_eye_x', 'right_eye_y']
@@ -344,7 +342,7 @@ def test_biwi_what_cannot_be_read(biwi):
     assert (
         "the pose of 2 frames cannot be read and is left blank: '01/frame_00003_rgb.jpg', '01/frame_00012_rgb.jpg'"
         in str(told[0].message)
-        and "outside the picture in 1 frames and is left blank: '13/frame_00004_rgb.jpg'" in str(told[1].message)
+        and "outside the picture in 1 frame and is left blank: '13/frame_00004_rgb.jpg'" in str(told[1].message)
     )
     assert (
         df.iloc[:2, 2:8].isna().all(axis=None)
@@ -418,7 +416,7 @@ def test_biwi_recordings_that_are_not_there(biwi):
 def test_biwi_numbers_that_are_none(biwi):
     "A pose that is not all there is one that cannot be read"
     (biwi / '01/frame_00003_pose.txt').write_text(pose_text((20.0, -10.0, 5.0), (84.64, float('nan'), 962.3)))
-    with pytest.warns(FlowWarning, match='the pose of 1 frames cannot be read .*01/frame_00003'):
+    with pytest.warns(FlowWarning, match='the pose of 1 frame cannot be read .*01/frame_00003'):
         df = read_biwi(biwi)
     assert df.iloc[0][['head_x', 'head_y', 'depth', 'yaw', 'pitch', 'roll']].isna().all()
 

@@ -62,12 +62,12 @@ def test_numbers_that_cannot_be_are_told(method, given, said):
     assert all((learn.loss_func.thresholds[path] == t).all() for path, t in before.items())
 
 
-@pytest.mark.parametrize('n', [0, 1])
-def test_a_cell_alone_keeps_its_temperature(n):
+@pytest.mark.parametrize('n, rows_are', [(0, '0 rows are'), (1, '1 row is')])
+def test_a_cell_alone_keeps_its_temperature(n, rows_are):
     "No other row could choose it"
     block = Flow('f', BinaryBlock('a')).bind(pd.DataFrame(dict(a=[0, 1]))).tasks['a']
     cells = torch.full((n,), 0.3, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
-    assert _temperature(block, *cells, 0, 5, 2.0) == (2.0, f'kept 2: {n} rows are too few')
+    assert _temperature(block, *cells, 0, 5, 2.0) == (2.0, f'kept 2: {rows_are} too few')
 
 
 def test_the_error_and_the_curve_have_the_same_bins():

@@ -88,7 +88,7 @@ def test_what_is_refused():
     for given, says in (
         ((learners[0], df, parts), 'train two or more'),
         (([learners[0], 'x'], df, parts), 'fold 1: str is no Learner'),
-        ((learners, df, parts[:1]), '1 folds and 2 learners'),
+        ((learners, df, parts[:1]), '1 fold and 2 learners'),
         ((learners, df[:10], parts), 'table of 10 rows'),
         ((learners, df, [parts[0], parts[0]]), 'of two folds'),
         ((learners, df, [valid for _, valid in parts]), 'a pair'),

@@ -72,3 +72,50 @@ def test_a_hint_tells_numbers_from_words():
     kind = SingleLabelBlock('k')
     with pytest.raises(FlowError, match=r"for the class '1': did you mean 1\?"):
         Flow('f', kind, BinaryBlock('b') | kind.eq('1')).bind(df)
+
+
+@pytest.mark.parametrize(
+    'cells, answers, block',
+    [
+        (['yes', 'Y', 'no', None], [1, 1, 0, None], BinaryBlock('b')),
+        (['yes', 'y', 'no', 'N '], [1, 1, 0, 0], BinaryBlock('b')),
+        (['no', 'Y'], [0, 1], BinaryBlock('b')),
+        (['Yes', 'yes', 'no'], [1, 1, 0], BinaryBlock('b')),
+        (['TRUE', 'yes', 'false', 'No'], [1, 1, 0, 0], BinaryBlock('b')),
+        (['1', 'yes', 'no', '0'], [1, 1, 0, 0], BinaryBlock('b')),
+        ([True, 'yes', 'no', 0], [1, 1, 0, 0], BinaryBlock('b')),
+        (['yes', 'N', 'no', 'Yes'], [1, 0, 0, 1], BinaryBlock('b', vocab=('no', 'yes'))),
+        (['yes', 'Y', 'no'], [1, 1, 0], MultiLabelBlock('m', cols=['b'])),
+        (['ja', 'Ja', 'nein'], [1, 1, 0], BinaryBlock('b')),
+    ],
+)
+def test_the_lines_that_are_told_make_words_one_spelling(cells, answers, block):
+    "Each error is mended by the line in it, and no answer is lost"
+    df, n_lines = table(b=cells * 3), 0
+    while True:
+        try:
+            packed = Flow('f', block).bind(df).encode(df)
+            break
+        except FlowError as error:
+            n_lines, text = n_lines + 1, str(error)
+            line = re.search(r"write (df\['b'\] = .*)$|the one for no first: (vocab=.*) or ", text)
+            assert line and n_lines < 4, text
+            if line[1]:
+                exec(line[1], dict(df=df))
+            else:  # which of two unknown words says yes, only the user knows
+                block = eval(
+                    f"BinaryBlock('b', {line[2].replace('Ja', 'x').replace('nein', 'Ja').replace('x', 'nein')})"
+                )
+    assert n_lines
+    told = [None if not known else int(value) for value, known in packed[:, :, 0].tolist()]
+    assert told == answers * 3
+
+
+@pytest.mark.parametrize(
+    'cells, told', [(['1', '2', '3'], "if it is 1 "), (['maybe', 'so', 'no'], 'leave the cell blank')]
+)
+def test_words_that_say_neither_yes_nor_no_are_no_spellings(cells, told):
+    df = table(b=cells)
+    with pytest.raises(FlowError, match=told) as error:
+        Flow('f', BinaryBlock('b')).bind(df).encode(df)
+    assert 'several ways' not in str(error.value)

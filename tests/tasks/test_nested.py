@@ -122,7 +122,7 @@ def test_a_class_that_says_otherwise_is_not_overruled():
     assert y[:, 1].int().tolist() == [[1, 1, 1], [1, 1, 0], [0, 1, 0], [1, 0, 0]]
     found = flow.bind(df).audit(df)
     assert found.table.set_index('task_path').labelled_if_false['mid'] == 1
-    assert "1 rows hold a sub-class of another class than 'top' says" in str(found)
+    assert "1 row holds a sub-class of another class than 'top' says" in str(found)
 
 
 def test_infer_labels_fills_the_class():

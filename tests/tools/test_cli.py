@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score
 from fastai.vision.all import Learner, load_learner
 from fastai_condmtl.all import *
-from fastai_condmtl.tools import cli, cli_common
+from fastai_condmtl.tools import cli, cli_common, cli_run
 from fastai_condmtl.tools.cli import condmtl_train
 from fastai_condmtl.tools.cli_inputs import Pictures
 from fastai_condmtl.tools.cli_options import train_parser
@@ -180,6 +180,18 @@ def test_explain_tells_a_taken_folder_before_its_work(run, scenes, call, tmp_pat
     assert (code, err) == (0, '') and {file.name for file in tmp_path.iterdir()} == {'0_3.png', 'trees.txt'}
     code, out, err = call(condmtl_explain, *args[:-1], scenes / 'labels.csv')
     assert code == 2 and out == '' and "labels.csv' is a file. Name another folder with --out" in err
+
+
+@pytest.mark.parametrize('command, file', [(condmtl_evaluate, 'evaluation.csv'), (condmtl_explain, 'trees.txt')])
+def test_a_taken_folder_is_told_before_the_learner_is_loaded(run, call, tmp_path, monkeypatch, command, file):
+    (tmp_path / file).write_text('mine')
+    monkeypatch.setattr(cli_run, 'load_exported', lambda *args, **kwargs: pytest.fail('work that is lost'))
+    code, out, err = call(command, '--run', run, '--out', tmp_path)
+    assert (code, out) == (2, '') and f"'{tmp_path}' holds {file} already: name another folder with --out" in err
+    code, out, err = call(command, '--run', run, '--out', tmp_path / file)
+    assert (code, out) == (2, '') and f"'{tmp_path / file}' is a file. Name another folder with --out" in err
+    code, out, err = call(command, '--run', tmp_path, '--out', tmp_path)
+    assert (code, out) == (2, '') and 'is no run folder' in err
 
 
 def test_split_column_suffix_and_timm(scenes, call, tmp_path):

@@ -4,7 +4,7 @@ import json, re, shutil
 import numpy as np, pandas as pd, pytest
 from fastai.learner import load_learner
 from sklearn.metrics import accuracy_score
-from fastai_condmtl.all import Flow, guess_flow
+from fastai_condmtl.all import BinaryBlock, Flow, SingleLabelBlock, guess_flow
 from fastai_condmtl.datasets.machines import MODES, machines
 from fastai_condmtl.datasets.reviews import reviews
 from fastai_condmtl.datasets.synthetic import save_scenes
@@ -151,6 +151,21 @@ def test_what_is_settled(tmp_path, more, args, want, capsys):
     assert all(value in said for value in map(str, want.values()) if value in more)
 
 
+def test_columns_of_1_and_2_are_told(tmp_path, capsys):
+    "Forms code yes and no so, and sexes as well: they are inputs, unless they are named"
+    rng = np.random.default_rng(0)
+    table = rows(owned=rng.integers(1, 3, 60), used=rng.integers(1, 3, 60) * 1.0, stars=rng.integers(1, 4, 60))
+    table.loc[3, 'used'] = np.nan
+    table.to_csv(tmp_path / 't.csv', index=False)
+    options = options_for(tmp_path / 't.csv')
+    df, flow, inputs = settle(options)
+    assert [task.name for task in flow.tasks] == ['sold'] and {'owned', 'used'} <= set(sum(inputs.names(flow), []))
+    said = capsys.readouterr().out
+    assert "'owned', 'used' hold 1 and 2 and count as inputs; if 1 and 2 say yes and no, name them in --tasks." in said
+    _, flow, _ = settle(options_for(tmp_path / 't.csv', '--tasks', 'sold', 'owned', 'used'))
+    assert [type(task) for task in flow.tasks] == [BinaryBlock, SingleLabelBlock, SingleLabelBlock]
+
+
 def test_questions_can_be_named(tmp_path):
     rows(colour=['red', 'blue', 'green'] * 20).to_csv(tmp_path / 't.csv', index=False)
     _, flow, inputs = settle(options_for(tmp_path / 't.csv', '--tasks', 'colour'))
@@ -162,6 +177,7 @@ def test_questions_can_be_named(tmp_path):
     [
         (rows()[['size']], [], 'holds yes and no.*--tasks'),
         (rows(sold=None), [], 'holds yes and no.*--tasks'),
+        (rows(sold=[1, 2] * 30), [], "holds yes and no.*--tasks.*'sold' holds 1 and 2, which may say yes and no$"),
         (rows(sold=None, size=None), [], 'the labels are all blank.*Write a column for each question'),
         (rows(sold=None), ['--tasks', 'sold'], 'the labels are all blank'),
         (rows(sold='yes'), ['--tasks', 'sold'], "'sold': it is 'yes' wherever.*two different answers"),

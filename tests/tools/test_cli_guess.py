@@ -1,13 +1,14 @@
 "`condmtl_train --guess`: a first flow, and the line with which to go on"
 
 import pandas as pd, pytest
-from fastai_condmtl.all import Flow
+from fastai_condmtl.all import Flow, FlowError
 from fastai_condmtl.datasets.machines import machines
 from fastai_condmtl.datasets.reviews import reviews
 from fastai_condmtl.datasets.synthetic import save_scenes
 from fastai_condmtl.tools.cli import condmtl_train
 from fastai_condmtl.tools.cli_common import status
-from fastai_condmtl.tools.cli_guess import values_in_words
+from fastai_condmtl.tools.cli_guess import READ_BY_GUESS, check_guess_options, values_in_words
+from fastai_condmtl.tools.cli_options import train_parser
 
 
 def give(*args):
@@ -41,6 +42,38 @@ def test_of_texts_and_tables(tmp_path, table, args, tasks, goes_on):
         code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'other.json', option, 'stras')
         assert code == 2 and f"condmtl_train: error: {option} 'stras' is no column of" in said
         assert sorted(file.name for file in tmp_path.iterdir()) == ['flow.json', 't.csv']
+
+
+@pytest.mark.parametrize(
+    'args, told',
+    [
+        (['--lr', '1e-2'], '--lr is for a training, and --guess trains nothing: leave it out here, and add it to'),
+        (['--epochs', '3', '--valid-col', 'split'], '--epochs, --valid-col are for a training, and'),
+        (['--out', 'q.json'], 'to the command that --guess prints; --flow names the file that it writes'),
+        (['--cat', 'city'], '--cat is for a training'),
+    ],
+)
+def test_options_of_a_training_are_refused(tmp_path, args, told):
+    pd.DataFrame(dict(a=[0, 1] * 10, city=['x', 'y'] * 10)).to_csv(tmp_path / 't.csv', index=False)
+    code, said = give('--guess', tmp_path / 't.csv', '--flow', tmp_path / 'flow.json', *args)
+    assert code == 2 and said.startswith('condmtl_train: error: ') and told in said
+    assert not (tmp_path / 'flow.json').exists()
+
+
+def test_each_option_is_read_by_a_guess_or_refused(tmp_path):
+    known = {option for option in train_parser()._option_string_actions if option.startswith('--')}
+    assert set(READ_BY_GUESS) < known
+    for option in known - {*READ_BY_GUESS, '--help', '--version', '--auto', '--csv'}:
+        with pytest.raises(FlowError, match=f'{option} is for a training'):
+            check_guess_options(['--guess', option])
+    check_guess_options(READ_BY_GUESS)
+
+
+def test_modules_of_the_user_are_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame(dict(a=[0, 1] * 10)).to_csv('t.csv', index=False)
+    (tmp_path / 'mine_for_guess.py').write_text("open('imported', 'w').close()")
+    assert give('--guess', 't.csv', '--register', 'mine_for_guess')[0] == 0 and (tmp_path / 'imported').exists()
 
 
 def test_values_in_words_are_what_a_table_may_hold():

@@ -129,3 +129,42 @@ def test_a_part_of_which_no_picture_can_be_read(pics):
 def test_rows_to_train_on_must_be_left(pics):
     with pytest.raises(FlowError, match='valid_idx names all 6 rows of the table: leave some out of it'):
         loaders(pics, table(list('012345')), valid_idx=range(6))
+
+
+@pytest.mark.parametrize(
+    'method, args, told',
+    [
+        ('from_df', dict(df=None), 'from_df takes a DataFrame, not a NoneType'),
+        ('from_df', dict(df='labels.csv'), 'from_df takes a DataFrame, not a str: .* or from_csv'),
+        ('from_df', dict(path=None), 'path=None must be a folder, a string or a Path'),
+        ('from_df', dict(folder=3), 'folder=3 must be a folder'),
+        ('from_csv', dict(csv_fname=None), 'csv_fname=None must be a file, a string or a Path'),
+        ('from_csv', dict(path=3), 'path=3 must be a folder'),
+        ('from_path_func', dict(fnames=None), 'fnames= takes a list of files, not a NoneType: write'),
+        ('from_path_func', dict(fnames=3), 'fnames= takes a list of files, not a int'),
+        ('from_path_func', dict(fnames=['0.png', None]), 'fnames= holds None: it takes names of files'),
+        ('from_path_func', dict(label_func=None), 'label_func is a NoneType: hand over a function from a file'),
+        (
+            'from_path_func',
+            dict(label_func={'a': len}),
+            'label_func is a dict: .* or from_path_funcs for a dict of func',
+        ),
+        ('from_path_funcs', dict(fnames=None), 'fnames= takes a list of files'),
+        (
+            'from_path_funcs',
+            dict(label_funcs={'a': 'a'}),
+            r"label_funcs\['a'\] is a str: hand over a function from a file",
+        ),
+        ('from_path_funcs', dict(label_funcs=[len]), 'label_funcs must be a dict'),
+    ],
+)
+def test_odd_arguments_are_one_error(pics, method, args, told):
+    files = [pics / f'{i}.png' for i in range(6)]
+    given = dict(
+        from_df=dict(df=table([f'{i}.png' for i in range(6)])),
+        from_csv={},
+        from_path_func=dict(fnames=files, label_func=lambda file: 1),
+        from_path_funcs=dict(fnames=files, label_funcs=dict(a=lambda file: 1)),
+    )[method]
+    with pytest.raises(FlowError, match=told):
+        getattr(ConditionalDataLoaders, method)(**dict(path=pics, flow=Flow('f', BinaryBlock('a'))) | given | args)

@@ -209,7 +209,7 @@ def test_a_network_of_another_width_is_told(data, n):
         ours(data, n_out=n)
     learn = stock(data, n_out=n)
     for act in (lambda: learn.fit(1), learn.validate, learn.get_preds):
-        with pytest.raises(FlowError, match=f'puts out {n} numbers a row, and the flow needs 4'):
+        with pytest.raises(FlowError, match=f'puts out {n} numbers? a row, and the flow needs 4'):
             act()
 
 
