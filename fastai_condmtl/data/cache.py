@@ -18,7 +18,7 @@ from fastcore.basics import num_cpus, patch
 from filelock import FileLock, Timeout
 from fastai.vision.core import BILINEAR, PILBase, PILImage
 from ..core.bars import under_bar
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from fastai_condmtl.data.cache_format import (
     ENTRY,
     FORMAT,
@@ -237,7 +237,7 @@ def _tell(self: PictureCache, missing, total):
     n_bytes = self._expected(missing)
     size = f'{n_bytes / 1e9:.1f} GB' if n_bytes >= 1e9 else f'{max(n_bytes / 1e6, 0.1):.1f} MB'
     sides = 'full size' if self.px is None else f'shorter side {self.px} px'
-    print(f"cache: {len(missing)} of {total} pictures, {sides}, about {size} in '{self.folder}'")
+    print(f"cache: {len(missing)} of {counted(total, 'picture')}, {sides}, about {size} in '{self.folder}'")
     if n_bytes > (free := shutil.disk_usage(self.folder).free):
         raise self._not_written(f"it needs about {size}, and {free / 1e9:.1f} GB are free")
 

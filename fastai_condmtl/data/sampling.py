@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
 from ..core.block import ConditionalBlock
-from ..core.errors import FlowError, FlowWarning, check_column, near
+from ..core.errors import FlowError, FlowWarning, check_column, counted, near
 from ..core.conditions import Comparable, Condition, as_condition, kleene
 from .target_block import EncodedRows, as_flow
 from ..core.bound import BoundFlow
@@ -194,8 +194,8 @@ def _labels_of_array(ds, labels):
     if labels.ndim == 1 and target is not None and len(labels) == len(target.y):
         return labels[np.asarray(target.idx)]
     raise FlowError(
-        f"an array of groups of shape {labels.shape} does not fit {len(ds)} rows: hand over one label a row, in their "
-        "order"
+        f"an array of groups of shape {labels.shape} does not fit {counted(len(ds), 'row')}: hand over one label a "
+        "row, in their order"
     )
 
 # %% ../../nbs/data/sampling.ipynb #16b296c8

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from .evaluation import judged
 from .metrics import check_metrics, wanted_metrics
 from ..learn.accumulate import TaskRows
@@ -77,7 +77,7 @@ class _Pair:
         if len(self.rows_a.values) != len(self.rows_b.values):
             n_a, n_b = len(self.rows_a.values), len(self.rows_b.values)
             raise FlowError(
-                f"the learners were given {n_a} and {n_b} rows: compare them on the same table, "
+                f"the learners were given {n_a} and {counted(n_b, 'row')}: compare them on the same table, "
                 "compare(learn_a, learn_b, df)"
             )
         if list(self.block_a.label_names) != list(self.block_b.label_names):
