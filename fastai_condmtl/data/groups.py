@@ -150,7 +150,7 @@ def strata_of(
     "For each row the rarest of its labels, by which a split is stratified"
     bound = flow.bind(df)
     labels = label_groups(bound, bound.encode(df)).tocoo()
-    rows, columns = labels.coords
+    rows, columns = labels.row, labels.col
     n_of_label = np.bincount(columns, minlength=labels.shape[1])
     by_rarity = np.argsort(-n_of_label[columns], kind='stable')  # the rarest comes last, and stays
     rarest = np.full(len(df), -1)
