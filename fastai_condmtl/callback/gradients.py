@@ -137,10 +137,10 @@ def jacobian(
             losses, self.feats, each_task, retain_graph=True, is_grads_batched=True, allow_unused=True
         )
     self.feats = []
-    grads = [grad.flatten(1).float() for grad in grads if grad is not None]
-    if not grads:
+    parts = [grad.flatten(1).float() for grad in grads if grad is not None]
+    if not parts:
         raise FlowError(f"no loss depends on what passes {where}: name another module with features=")
-    return grads[0] if len(grads) == 1 else torch.cat(grads, 1)  # they are large: no copy where none is needed
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # they are large: no copy where none is needed
 
 
 def grad_scale(learn):

@@ -97,19 +97,22 @@ def _single_groups(groups, seed):
 
 def _strata_folds(groups, strata, seed, n_folds=20):
     "Folds of like labels, none of which tears a group"
-    folds = StratifiedGroupKFold(min(n_folds, len(np.unique(groups))), shuffle=True, random_state=_state(seed))
-    for rows in _without_complaints_of_rare_labels(folds, strata, groups):
+    for rows in _rows_of_folds(min(n_folds, len(np.unique(groups))), strata, groups, seed):
         part = np.zeros(len(groups), dtype=bool)
         part[rows] = True
         yield part
 
 
-def _without_complaints_of_rare_labels(folds, strata, groups):
-    "The rows of each fold; a label with fewer rows than folds is dealt like the others, and nobody need know"
+def _rows_of_folds(n_folds, strata, groups, seed):
+    """The rows of each fold, groups in random order; a label with fewer rows than folds is dealt like the others, and
+    nobody need know"""
+    names, number = np.unique(groups, return_inverse=True)
+    # shuffle=True of older scikit-learns deals groups without a look at their labels: they are shuffled here
+    order = np.random.RandomState(_state(seed)).permutation(len(names))
+    folds, strata = StratifiedGroupKFold(n_folds), _with_a_frequent_label(strata, n_folds)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)
-        strata = _with_a_frequent_label(strata, folds.get_n_splits())
-        return [rows for _, rows in folds.split(np.zeros(len(groups)), strata, groups)]
+        return [rows for _, rows in folds.split(np.zeros(len(groups)), strata, np.argsort(order)[number])]
 
 
 def _with_a_frequent_label(strata, n_folds):
@@ -150,7 +153,7 @@ def strata_of(
     "For each row the rarest of its labels, by which a split is stratified"
     bound = flow.bind(df)
     labels = label_groups(bound, bound.encode(df)).tocoo()
-    rows, columns = labels.coords
+    rows, columns = labels.row, labels.col
     n_of_label = np.bincount(columns, minlength=labels.shape[1])
     by_rarity = np.argsort(-n_of_label[columns], kind='stable')  # the rarest comes last, and stays
     rarest = np.full(len(df), -1)
@@ -198,8 +201,7 @@ def group_folds(
     if not 2 <= n <= n_groups:
         raise FlowError(f"n={n!r} folds of {counted(n_groups, 'group')}: use from 2 to as many as there are groups")
     fold = np.zeros(len(df), dtype=int)
-    parts = StratifiedGroupKFold(n, shuffle=True, random_state=_state(seed))
-    for number, rows in enumerate(_without_complaints_of_rare_labels(parts, strata_of(flow, df), groups)):
+    for number, rows in enumerate(_rows_of_folds(n, strata_of(flow, df), groups, seed)):
         fold[rows] = number
     return fold
 

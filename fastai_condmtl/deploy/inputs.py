@@ -34,6 +34,9 @@ class SafeInputs:
         "How to make the network by names and numbers; None where that cannot be"
         return network_config(learn)
 
+    def prepare(self):
+        "Import what makes a network: torch 2.7 imports no `transformers` while tensors are made on another device"
+
     def make_network(self, config, flow):
         "The network of a configuration, untrained. What a stranger wrote is checked"
         return make_network(config, flow)

@@ -200,6 +200,7 @@ def check_decides(predictor):
 # %% ../../nbs/deploy/safe.ipynb #62d36f98
 def network_of_file(path, config, flow, inputs, safetensors):
     "The network that a file names; one of any size takes memory only once its sizes are known to be those of the file"
+    inputs.prepare()
     if (sizes := sizes_by_name(config, flow, inputs)) is not None:
         check_sizes(path, sizes_in(path, safetensors, inputs), sizes)
     return inputs.make_network(config, flow)

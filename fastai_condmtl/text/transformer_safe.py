@@ -220,6 +220,9 @@ class SafeTexts(SafeInputs):
             return None
         return dict(encoder=encoder, pool=features.pool, pad_idx=int(features.pad_idx), branches=branches)
 
+    def prepare(self):
+        _encoder_kinds()
+
     def make_network(self, config, flow):
         branches = config.get('branches') if isinstance(config, dict) else {'': None}
         if branches is not None and not (isinstance(branches, dict) and all(map(is_branch, branches.values()))):

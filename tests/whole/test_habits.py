@@ -336,14 +336,14 @@ REPLACED = """
 import sys, types
 from fastai.vision.all import *; from fastai.tabular.all import *; from fastai.text.all import *
 import fastai.callback.all
-def classes(c=object, seen=None):
-    seen = set() if seen is None else seen
+def below(c, seen):
     for s in type.__subclasses__(c):
         if s not in seen and s is not type:
             seen.add(s)
-            classes(s, seen)
-    return [s for s in seen if (s.__module__ or '').split('.')[0] in ('fastai', 'fastcore', 'fasttransform', 'torch')]
-before = {c: dict(vars(c)) for c in classes()}
+            below(s, seen)
+    return seen
+theirs = ('fastai', 'fastcore', 'fasttransform', 'torch')
+before = {c: dict(vars(c)) for c in below(object, set()) if (c.__module__ or '').split('.')[0] in theirs}
 from fastai_condmtl.vision.all import *; from fastai_condmtl.tabular.all import *; from fastai_condmtl.text.all import *
 def replaced():
     kinds = (types.FunctionType, classmethod, property)

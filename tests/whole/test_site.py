@@ -182,11 +182,22 @@ def address(site):
     server.shutdown()
 
 
-@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
-def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
+VIEWS = {1280: 'light', 390: 'dark'}  # width of the window: scheme
+MEASURED = """() => ({wide: document.scrollingElement.scrollWidth - window.innerWidth,
+    lost: [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src),
+    out: [...document.querySelectorAll('article img, article pre, article table')].filter(e => {
+        let r = e.getBoundingClientRect();
+        for (let p = e.parentElement; p; p = p.parentElement)
+            if (['auto','scroll'].includes(getComputedStyle(p).overflowX)) return false;
+        return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80)),
+    cut: [...document.querySelectorAll('article pre > code')].filter(e => e.scrollWidth > e.clientWidth + 2)
+        .map(e => e.innerText.slice(0, 80))})"""
+
+
+def test_every_page_in_a_browser(browser, address, site, pages):
     """Nothing is asked from elsewhere, nothing fails, every picture is there, nothing is wider than the window, and on
-    a screen code fits its column."""
-    page, wrong = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
+    a screen code fits its column. A page is loaded once, and measured in each view"""
+    page, wrong = browser.new_page(), []
     page.on('console', lambda m: wrong.append((page.url, m.text)) if m.type == 'error' else None)
     page.on('pageerror', lambda e: wrong.append((page.url, str(e))))
     page.on(
@@ -196,17 +207,12 @@ def test_every_page_in_a_browser(browser, address, site, pages, width, scheme):
     page.on('response', lambda r: wrong.append((page.url, f'{r.status} {r.url}')) if r.status >= 400 else None)
     for p in pages:
         page.goto(f'{address}/{p.relative_to(site).as_posix()}', wait_until='load')
-        seen = page.evaluate("""() => ({wide: document.scrollingElement.scrollWidth - window.innerWidth,
-            lost: [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src),
-            out: [...document.querySelectorAll('article img, article pre, article table')].filter(e => {
-                let r = e.getBoundingClientRect();
-                for (let p = e.parentElement; p; p = p.parentElement)
-                    if (['auto','scroll'].includes(getComputedStyle(p).overflowX)) return false;
-                return r.right > window.innerWidth + 1; }).map(e => e.outerHTML.slice(0, 80)),
-            cut: [...document.querySelectorAll('article pre > code')].filter(e => e.scrollWidth > e.clientWidth + 2)
-                .map(e => e.innerText.slice(0, 80))})""")
-        if seen['wide'] > 1 or seen['lost'] or seen['out'] or (width > 1000 and seen['cut']):
-            wrong.append((p.relative_to(site).as_posix(), seen))
+        for width, scheme in VIEWS.items():
+            page.set_viewport_size(dict(width=width, height=900))
+            page.emulate_media(color_scheme=scheme)
+            seen = page.evaluate(MEASURED)
+            if seen['wide'] > 1 or seen['lost'] or seen['out'] or (width > 1000 and seen['cut']):
+                wrong.append((p.relative_to(site).as_posix(), width, seen))
     page.close()
     assert not wrong
 
