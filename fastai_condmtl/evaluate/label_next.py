@@ -76,6 +76,8 @@ def prices_of(
     named = {}
     for name, cost in (costs or {}).items():
         path = flow.path(name)
+        if path in named:
+            raise FlowError(f"costs= names task '{path}' twice, as {name!r}, too: leave one out")
         named[path] = check_number('cost', cost, 'a number above 0', who=f"costs, task '{path}'", above=0)
     return np.array([float(named.get(path, 1)) for path in flow.paths])
 
@@ -360,12 +362,11 @@ def put_answers(
 
     `pool = dls.flow.put_answers(pool, pd.read_csv('asked.csv'))`. Refuses a row that `df` does not have, a task that
     the flow does not have, a question twice, and a value that the task cannot have"""
-    check_answers(df, answers)
-    given = answers[answers.new.notna()]
+    given = check_answers(self, df, answers)
     table = df.copy()
-    for name, of_task in given.groupby('task_path', sort=False):
-        block = self.tasks[self.path(name)]
-        check_one_column(block.path, block)
+    for path, of_task in given.groupby('task_path', sort=False):
+        block = self.tasks[path]
+        check_one_column(path, block)
         column = block.cols[0]
         old = table[column] if column in table else pd.Series(None, index=df.index, dtype=object)
         new = _in_kind(of_task.set_index('row').new, block, old)
@@ -381,8 +382,9 @@ def _in_kind(new, block, old):
     return numbers.astype(object) if wants_numbers and numbers.notna().all() else new.astype(object)
 
 
-def check_answers(df, answers):
-    "Raise where a table of answers lacks a column, names a row that is not there, or a question twice"
+def check_answers(flow, df, answers) -> pd.DataFrame:
+    """The answers that are given, by paths of tasks. Raises where a column is missing, a row is not there, or a
+    question is answered twice, under whichever of its names"""
     if missing := [name for name in ('row', 'task_path', 'new') if name not in answers]:
         raise FlowError(f"the answers have no column '{missing[0]}': {near(missing[0], answers.columns)}")
     if not df.index.is_unique:
@@ -392,6 +394,8 @@ def check_answers(df, answers):
     if unknown := answers.row[~answers.row.isin(df.index)].tolist():
         raise FlowError(f"the table has no row {unknown[0]!r}: {near(unknown[0], df.index)}")
     given = answers[answers.new.notna()]
+    given = given.assign(task_path=[flow.path(name) for name in given.task_path])
     if twice := given[given.duplicated(['row', 'task_path'])][['row', 'task_path']].to_numpy().tolist():
         row, path = twice[0]
         raise FlowError(f"task '{path}' of row {row!r} is answered twice: keep one of the answers")
+    return given

@@ -285,6 +285,21 @@ def test_answers_that_cannot_be(learn):
         put(pd.concat([df, df]), line())
 
 
+def test_a_question_under_two_names_is_one_question():
+    from fastai_condmtl.evaluate.label_next import prices_of
+
+    df = pd.DataFrame(dict(a=[1, 0], b=[1, 0], x=[0.0, 1.0]), index=['r0', 'r1'])
+    flow = Flow('f', BinaryBlock('a'), Flow('in', BinaryBlock('b'))).bind(df)
+    asked = pd.DataFrame(dict(row=['r0', 'r0'], task_path=['b', 'in.b'], new=[0, 1]))
+    with pytest.raises(FlowError, match="task 'in.b' of row 'r0' is answered twice"):
+        flow.put_answers(df, asked)
+    after = flow.put_answers(df, asked.assign(row=['r0', 'r1']))  # two rows, each under its own name
+    assert after.b.tolist() == [0, 1]
+    assert flow.put_answers(df, asked.assign(new=[None, 0])).b.tolist() == [0, 0]  # a blank is no answer
+    with pytest.raises(FlowError, match="names task 'in.b' twice"):
+        prices_of(flow, {'b': 1, 'in.b': 2})
+
+
 def test_a_table_without_columns_of_labels_and_one_that_needs_nothing(learn):
     df = rows(5)
     bare = df.drop(columns=['a', 'kind', 'b', 'tags', 'c'])
