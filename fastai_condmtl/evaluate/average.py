@@ -12,7 +12,6 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, params
 from torch import nn
 from ..core.errors import FlowError
-from ..data.groups import groups_of
 from .task_threshold import aims
 from .tune import search
 from ..learn.accumulate import Accumulator, collect
@@ -199,6 +198,5 @@ def out_of_fold(learn, folds) -> Accumulator:
                 res.thresholds = acc.thresholds
     finally:
         model.asked = everybody
-    if folds.group_col is not None:
-        res.of_rows = groups_of(folds.df, folds.group_col)[np.concatenate(folds.parts)]
+    res.of_table, res.group_col = (folds.df, np.concatenate(folds.parts)), folds.group_col
     return res

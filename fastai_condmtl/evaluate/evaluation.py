@@ -26,10 +26,11 @@ from ..learn.accumulate import Accumulator, TaskRows, collect, progress
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of
+from ..loss.ranks import whole
 from ..tasks.resample import check_n_boot, drawn_rows
 
 # %% auto #0
-__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'styled', 'remarks']
+__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'check_same_rows', 'styled', 'remarks']
 
 # %% ../../nbs/evaluate/evaluation.ipynb #971b1f65
 class Evaluation(pd.DataFrame):
@@ -80,7 +81,8 @@ def evaluate(
     check_metrics(flow, metrics, by_label)
     n_boot, by = check_n_boot(n_boot), _as_in_table(dl, by)
     dl = as_loader(self, dl, labels=True)
-    by, groups = groups_by(part_of(self, ds_idx) if dl is None else dl, by)
+    rows = dl if dl is not None else part_of(self, ds_idx) if acc is None else acc
+    by, groups = groups_by(rows, by)
     loss = loss_of(self)
     columns = _columns(by, by_label, n_boot) + SET_SCORES * bool(loss.decisions.limits)
     rivals = as_estimators(baselines, columns)
@@ -93,6 +95,9 @@ def evaluate(
             acc = collect(self, dl, ds_idx, acc, group_col)
     elif rivals and not isinstance(acc, FeatureRows):
         raise FlowError('baselines= reads the features of these rows, which acc= did not keep: leave acc= out')
+    else:
+        acc = acc.with_groups(group_col)
+        check_same_rows(acc, by, groups)
     acc = judge(loss, acc)
     said = beside(self, rivals, acc, {path: [one.metric for one in ones] for path, ones in scored.items()})
     sets = judge_sets(loss, acc) if loss.decisions.limits else {}
@@ -303,9 +308,10 @@ def _as_in_table(dl, by):
     return dl[by] if is_column else by
 
 
-def groups_by(dl, by):
-    """What `by` is called, and the groups of a `DataLoader`'s rows as `[(label, positions)]`, in the order in
-    which `collect` meets them; rows without a label come last, as None. Without `by` (None) all rows are one group"""
+def groups_by(rows, by):
+    """What `by` is called, and the groups of the rows of a `DataLoader` or `Accumulator` as `[(label, positions)]`, in
+    the order in which `collect` meets them; rows without a label come last, as None. Without `by` (None) all rows are
+    one group"""
     if by is None:
         return None, [(None, slice(None))]
     name = by if isinstance(by, str) else str(getattr(by, 'name', None) or 'group')
@@ -314,12 +320,35 @@ def groups_by(dl, by):
             f"by={name!r} is the name of a column of the result: hand over a Series with another name, e.g. "
             f"by=df[{name!r}].rename('other')"
         )
-    dl = dl.new(shuffle=False, drop_last=False)
-    codes, labels = pd.factorize(labels_of_rows(dl.dataset, by)[list(dl.get_idxs())])
+    codes, labels = pd.factorize(_labels_by(rows, by))
     labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
     groups = [(label, np.flatnonzero(codes == labels.index(label))) for label in sort_labels(labels)]
     groups.append((None, np.flatnonzero(codes < 0)))
     return name, [(label, positions) for label, positions in groups if len(positions)]
+
+
+def _labels_by(rows, by):
+    "The label of each row of a `DataLoader`, or of those that an `Accumulator` has met"
+    if getattr(rows, 'of_table', None) is not None:
+        df, positions = rows.of_table
+        return labels_of_rows(df, by)[positions]
+    dl = whole(rows.dl) if isinstance(rows, Accumulator) else rows
+    if dl is None:
+        raise FlowError('by= with acc=: where its rows come from is not known: leave acc= out, and hand over dl=')
+    dl = dl.new(shuffle=False, drop_last=False)
+    return labels_of_rows(dl.dataset, by)[list(dl.get_idxs())]
+
+
+def check_same_rows(acc, by, groups):
+    "Raise where groups are of other rows than those that were collected"
+    if by is None:
+        return
+    n_rows, n_grouped = len(acc.task(acc.flow.paths[0]).values), sum(len(rows) for _, rows in groups)
+    if n_rows != n_grouped:
+        raise FlowError(
+            f"acc= holds {counted(n_rows, 'row')}, and the groups of by= are of {n_grouped}: leave dl= out, so that "
+            "they are those of the collected rows"
+        )
 
 # %% ../../nbs/evaluate/evaluation.ipynb #ae3756f8
 @patch

@@ -19,7 +19,7 @@ from ..loss.conditional import ConditionalLoss
 from ..loss.inputs import as_plain
 from ..loss.ranks import Rows, gather_rows, in_order, whole
 from ..core.errors import FlowError
-from ..data.groups import row_groups
+from ..data.groups import groups_of, row_groups
 from .reading import NO_LABELS, as_loader, part_of
 from .state import flow_of, loss_of
 import fastai.callback.progress  # noqa: F401  no_bar
@@ -42,6 +42,7 @@ class Accumulator:
         self.parts, self.at, self.data, self.thresholds = Rows(), [], None, {}
         self.last_pred = None  # reference to the predictions that were added last
         self.dl, self.group_col, self.of_rows = None, None, None  # where the rows come from, and their groups
+        self.of_table: tuple | None = None  # a table and the positions of the rows in it, where these are no loader's
 
     def __getstate__(self):
         # no rows leave with an export
@@ -186,9 +187,25 @@ def false_conditions(self: Accumulator):
 @patch(as_prop=True)
 def groups(self: Accumulator):
     "The number of the group of each row `(N,)`, by `group_col` or that of the loaders; None where rows stand alone"
-    if self.of_rows is None and self.dl is not None:
+    if self.of_rows is None and self.of_table is not None:
+        df, rows = self.of_table
+        self.of_rows = None if self.group_col is None else groups_of(df, self.group_col)[rows]
+    elif self.of_rows is None and self.dl is not None:
         self.of_rows = row_groups(self.dl, self.group_col)
     return self.of_rows
+
+
+@patch
+def with_groups(self: Accumulator, group_col):
+    "Another view of the same rows, of which those belong together that a column says; itself where it is None"
+    if group_col is None:
+        return self
+    if self.dl is None and self.of_table is None:
+        raise FlowError(f"group_col={group_col!r}: where the rows of acc= come from is not known: leave acc= out")
+    res = object.__new__(type(self))  # `copy` would leave the rows behind
+    res.__dict__.update(self.__dict__)
+    res.group_col, res.of_rows = group_col, None
+    return res
 
 # %% ../../nbs/learn/accumulate.ipynb #d0fec756
 def progress(learn, items, comment=''):

@@ -252,3 +252,40 @@ def test_what_is_refused(folds):
     silent = lambda: Flow('f', Silent('size'))
     with pytest.raises(FlowError, match="task 'size' .Silent. does not say which logits give activations"):
         average_folds(fit_folds(fitter(df, silent), silent(), df, n=2, seed=0))
+
+
+def test_groups_of_collected_rows(folds):
+    "`by=` and `group_col=` beside `acc=` are about the rows that were collected, whatever the learner's own rows are"
+    learn = average_folds(folds, tune=None)
+    df, acc = folds.df, learn.out_of_fold
+    rows = df.iloc[np.concatenate(folds.parts)]
+    half = np.where(df.x1 > 0, 'high', 'low')
+    says_yes = acc.task('a').summary[:, 0, 0] > 0.5
+    with learn.no_bar():
+        by_array = learn.evaluate(acc=acc, by=half, metrics='accuracy')
+        by_column = learn.evaluate(acc=acc, by='stars', metrics='accuracy')
+        alone, together = (learn.evaluate(acc=acc, group_col=col, n_boot=60) for col in ('x0', 'who'))
+    of_a = by_array[by_array.task_path == 'a'].set_index('group')
+    for group in ('high', 'low'):
+        inside = (rows.x1 > 0).to_numpy() == (group == 'high')
+        assert of_a.num_samples[group] == inside.sum()
+        assert of_a.metric_res[group] == pytest.approx((says_yes == (rows.a > 0).to_numpy())[inside].mean())
+    stars = by_column[by_column.task_path == 'a'].set_index('stars')
+    for star in (1, 2, 3, 4):
+        inside = (rows.stars == star).to_numpy()
+        assert stars.metric_res[star] == pytest.approx((says_yes == (rows.a > 0).to_numpy())[inside].mean())
+    assert not np.allclose(alone.ci_low, together.ci_low, equal_nan=True)
+    with pytest.raises(FlowError, match='a label a row|one label a row'):
+        learn.evaluate(acc=acc, by=half[:7])
+
+
+def test_groups_of_collected_rows_are_not_those_of_the_validation_set(folds):
+    from fastai_condmtl.learn.accumulate import collect
+
+    learn, new = folds.learners[0], table(50, seed=5)
+    with learn.no_bar():
+        acc = collect(learn, new)
+        beside, found = learn.evaluate(new, by='stars'), learn.evaluate(acc=acc, by='stars')
+        pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(beside))
+        with pytest.raises(FlowError, match='acc= holds 50 rows, and the groups of by= are of 20'):
+            learn.evaluate(new[:20], acc=acc, by='stars')
