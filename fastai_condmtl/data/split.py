@@ -37,7 +37,8 @@ from .target_block import as_flow, flow_transform
 
 # %% auto #0
 __all__ = ['as_splitter', 'check_valid_pct', 'check_test_part', 'check_one_split', 'RowsSplitter', 'ColumnSplitter', 'values_of',
-           'StratifiedSplitter', 'stratified_folds', 'TestPart', 'CheckedSplitter', 'splitter_groups', 'datasets']
+           'StratifiedSplitter', 'stratified_folds', 'TestPart', 'TestBesideRows', 'CheckedSplitter', 'splitter_groups',
+           'datasets']
 
 # %% ../../nbs/data/split.ipynb #a831ad8b
 def as_splitter(
@@ -57,12 +58,13 @@ def as_splitter(
     check_test_part(valid_pct, test_col, test_pct)
     check_one_split(stratify, splitter=splitter, valid_idx=valid_idx, valid_col=valid_col)
     own = splitter is not None or valid_idx is not None or valid_col is not None
-    has_test = test_col is not None or test_pct > 0
+    has_test, is_own = test_col is not None or test_pct > 0, splitter is not None
     if splitter is None:
         share = valid_pct / (1 - test_pct)  # of the rows that are left
         splitter = _splitter(flow, share, seed, valid_col, stratify, valid_idx, group_col)
     if has_test:
-        splitter = TestPart(splitter, test_col, test_pct, group_col, seed, flow if stratify else None)
+        kind = TestPart if valid_idx is None and not is_own else TestBesideRows
+        splitter = kind(splitter, test_col, test_pct, group_col, seed, flow if stratify else None)
     return CheckedSplitter(splitter, group_col) if own or has_test else splitter
 
 
@@ -286,14 +288,19 @@ class TestPart:
             )
         is_table = isinstance(df, pd.DataFrame)
         part = RowsOf.mark(df.iloc[rest], df, rest) if is_table else [df[int(i)] for i in rest]
-        train, valid, *more = self.splitter(part)
+        train, valid = self.two_parts(part)
+        return L(rest[list(train)].tolist()), L(rest[list(valid)].tolist()), L(np.flatnonzero(test).tolist())
+
+    def two_parts(self, items):
+        "Training and validation rows, by the splitter"
+        train, valid, *more = self.splitter(items)
         if any(map(len, more)):
             given = 'test_pct=' if self.test_col is None else 'test_col='
             raise FlowError(
                 f"{given} says which rows are the third part, and the split names a third part of its own (the word "
                 f"'test' of valid_col=, or a third list of splitter=): leave {given} out"
             )
-        return L(rest[list(train)].tolist()), L(rest[list(valid)].tolist()), L(np.flatnonzero(test).tolist())
+        return train, valid
 
 # %% ../../nbs/data/split.ipynb #66ffcebf
 @patch
@@ -319,19 +326,59 @@ def _is_word_of_split(v):
 
 # %% ../../nbs/data/split.ipynb #17369bf6
 @patch
-def drawn(self: TestPart, df):
+def drawn(self: TestPart, df, share=None):
     "A share of the rows at random, of whole groups, or with labels near their share"
+    share = self.test_pct if share is None else share
     flow = None if self.flow is None else as_flow(self.flow)
     if self.group_col is not None:
         strata = None if flow is None else strata_of(flow, df)
-        return group_share(groups_of(df, self.group_col), self.test_pct, self.seed, strata)
+        return group_share(groups_of(df, self.group_col), share, self.seed, strata)
     rng = np.random.default_rng(self.seed)
     if flow is not None:
         bound = flow.bind(df)
-        return stratify(label_groups(bound, bound.encode(df)), self.test_pct, rng)
+        return stratify(label_groups(bound, bound.encode(df)), share, rng)
     test = np.zeros(len(df), dtype=bool)
-    test[rng.permutation(len(df))[: round(self.test_pct * len(df))]] = True
+    test[rng.permutation(len(df))[: round(share * len(df))]] = True
     return test
+
+# %% ../../nbs/data/split.ipynb #10378366
+class TestBesideRows(TestPart):
+    "A third part beside rows that a user names, by positions of the whole table: `valid_idx=`, or an own `splitter=`"
+
+    def __call__(self, df):
+        "Positions of training, validation and test rows"
+        train, valid = map(list, self.two_parts(df))
+        names_rows = isinstance(self.splitter, RowsSplitter)
+        if self.test_col is not None:
+            test = self.marked(df)
+            if names_rows and test[valid].any():
+                row = valid[int(test[valid].argmax())]
+                raise FlowError(
+                    f"{row_name(df, row)} is named by valid_idx=, and test_col={self.test_col!r} puts it into the "
+                    "third part: leave it out of one of them"
+                )
+        else:
+            test = self.drawn_beside(df, valid if names_rows else [])
+        left = lambda rows: L([int(row) for row in rows if not test[row]])
+        if not test.any() or not left(train):
+            raise FlowError(
+                f"test_col={self.test_col!r} or test_pct={self.test_pct!r} leaves no row to "
+                f"{'train on' if test.any() else 'the third part'}: mark other rows, or ask for another share"
+            )
+        return left(train), left(valid), L(np.flatnonzero(test).tolist())
+
+    def drawn_beside(self, df, kept):
+        "A share of all rows, drawn among those that are not in `kept`"
+        free = np.setdiff1d(np.arange(len(df)), np.asarray(kept, dtype=int))
+        if self.test_pct * len(df) >= len(free):
+            raise FlowError(
+                f"test_pct={self.test_pct!r} of {counted(len(df), 'row')} leaves none to train on beside valid_idx=: "
+                "ask for less"
+            )
+        test = np.zeros(len(df), dtype=bool)
+        part = df.iloc[free] if isinstance(df, pd.DataFrame) else [df[int(i)] for i in free]
+        test[free] = self.drawn(part, self.test_pct * len(df) / len(free))
+        return test
 
 # %% ../../nbs/data/split.ipynb #122c222d
 class CheckedSplitter:

@@ -191,3 +191,42 @@ def test_a_splitter_that_leaves_nothing_to_train_on(loaders, tmp_path):
     for given in (dict(splitter=no_rows), dict(splitter=IndexSplitter(range(6))), dict(valid_idx=range(6))):
         with pytest.raises(FlowError, match='to train on'):
             loaders(df, tmp_path, **given)
+
+
+ROWS = pd.DataFrame(dict(x=np.arange(20.0), y=[0, 1] * 10, t=np.arange(20) % 5 == 4, g=np.arange(20) // 2))
+
+
+@pytest.mark.parametrize('valid', [[3, 5, 6], np.isin(np.arange(20), [3, 5, 6])], ids=['positions', 'booleans'])
+def test_positions_beside_a_third_part_count_from_the_whole_table(valid):
+    "Rows 4, 9, … are the third part: positions do not move up where they are taken out"
+    train, found, test = as_splitter(BinaryBlock('y'), valid_idx=valid, test_col='t')(ROWS)
+    assert list(found) == [3, 5, 6] and list(test) == [4, 9, 14, 19]
+    assert sorted([*train, *found, *test]) == list(range(20))
+    dls = ConditionalTabularDataLoaders.from_df(
+        ROWS, BinaryBlock('y'), cont_names=['x'], valid_idx=valid, test_col='t', bs=4
+    )
+    assert dls.valid.items.index.tolist() == [3, 5, 6]
+
+
+def test_a_splitter_of_positions_beside_a_third_part():
+    train, valid, test = as_splitter(BinaryBlock('y'), splitter=IndexSplitter([3, 4, 5]), test_col='t')(ROWS)
+    assert list(valid) == [3, 5] and list(test) == [4, 9, 14, 19]  # row 4 neither trains nor validates
+    assert sorted([*train, *valid, *test]) == list(range(20))
+
+
+def test_a_row_of_the_third_part_that_is_to_validate():
+    with pytest.raises(FlowError, match="row 4 is named by valid_idx=, and test_col='t' puts it into the third part"):
+        as_splitter(BinaryBlock('y'), valid_idx=[3, 4], test_col='t')(ROWS)
+
+
+@pytest.mark.parametrize('group_col', [None, 'g'])
+def test_a_third_part_is_drawn_beside_the_rows_that_validate(group_col):
+    for seed in range(8):
+        own = dict(valid_idx=[18, 19, 0, 1], test_pct=0.2, seed=seed, group_col=group_col)
+        train, valid, test = as_splitter(BinaryBlock('y'), **own)(ROWS)
+        assert list(valid) == [18, 19, 0, 1] and len(test) == 4
+        assert sorted([*train, *valid, *test]) == list(range(20))
+    of_files = as_splitter(BinaryBlock('y'), valid_idx=[7, 1], test_pct=0.2, seed=0)(list('abcdefghij'))
+    assert list(of_files[1]) == [7, 1] and len(of_files[2]) == 2
+    with pytest.raises(FlowError, match='leaves none to train on beside valid_idx='):
+        as_splitter(BinaryBlock('y'), valid_idx=range(16), test_pct=0.2, valid_pct=0.1)(ROWS)
