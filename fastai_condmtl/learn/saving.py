@@ -6,14 +6,18 @@
 from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
+import warnings
 import torch
 from fastai.learner import Learner, join_path_file, save_model
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import get_model, rank_distrib
+from ..core.bound import BoundFlow
+from ..core.errors import FlowError, FlowWarning
 from ..core.stock import wraps_stock
 from ..core.files import atomic_write
 
 # %% auto #0
-__all__ = ['travels', 'travelling', 'atomic_save', 'save', 'dropping_calibration', 'load']
+__all__ = ['OUTPUTS', 'travels', 'travelling', 'atomic_save', 'outputs_in_words', 'naming_outputs', 'checking_outputs',
+           'check_outputs', 'save', 'dropping_calibration', 'load']
 
 # %% ../../nbs/learn/saving.ipynb #9b9e9e53
 _travellers: list[type] = []
@@ -49,14 +53,94 @@ def atomic_save(
     with atomic_write(path) as tmp:
         yield tmp
 
+# %% ../../nbs/learn/saving.ipynb #048f7839
+OUTPUTS = 'fastai_condmtl.outputs'  # in the metadata of a network's state
 
+
+def outputs_in_words(flow) -> list:
+    "A pair of path and answers for each task, in the order of the network's outputs"
+    answers = lambda block: [str(value) for value in block.vocab or block.labels or ()]
+    return [[path, answers(block)] for path, block in flow.tasks.items()]
+
+
+@contextmanager
+def naming_outputs(learn):
+    "States of the network that are taken within the body say which tasks its outputs are"
+    flow = getattr(learn.dls, 'flow', None)
+    if not isinstance(flow, BoundFlow):
+        yield
+        return
+
+    def tell(module, state, prefix, metadata):
+        metadata[OUTPUTS] = outputs_in_words(flow)
+
+    hook = get_model(learn.model).register_state_dict_post_hook(tell)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def checking_outputs(learn):
+    "States that are loaded within the body are those of the same tasks"
+    flow = getattr(learn.dls, 'flow', None)
+    if not isinstance(flow, BoundFlow):
+        yield
+        return
+
+    def check(module, state, prefix, metadata, *args):
+        check_outputs(outputs_in_words(flow), metadata.get(OUTPUTS))
+
+    hook = get_model(learn.model).register_load_state_dict_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_outputs(own: list, of_file):
+    "Raise where a file has the same tasks, or the same classes, in another order; warn where it has others"
+    if of_file is None or of_file == own:  # None: not written by a learner of a flow
+        return
+    own_paths, paths = [path for path, _ in own], [path for path, _ in of_file]
+    if why := _other_order('tasks', paths, own_paths):
+        raise FlowError(f"{why}: make the learner with the flow that the weights were saved with")
+    if paths != own_paths:
+        warnings.warn(
+            f"the weights are of the tasks {', '.join(map(repr, paths))}, and this learner's are "
+            f"{', '.join(map(repr, own_paths))}: they are taken one for the other in this order",
+            FlowWarning,
+            stacklevel=2,
+        )
+        return
+    for (path, answers), (_, its) in zip(own, of_file):
+        if why := _other_order(f"classes of task '{path}'", its, answers):
+            raise FlowError(f"{why}: name them in the order of the file, with vocab=")
+        if its != answers:
+            warnings.warn(
+                f"task '{path}': the weights are of the classes {', '.join(its)}, and this learner's are "
+                f"{', '.join(answers)}: they are taken one for the other in this order",
+                FlowWarning,
+                stacklevel=2,
+            )
+
+
+def _other_order(what, of_file, own):
+    "Says that names are the same in another order; empty where they are not"
+    if of_file == own or sorted(of_file) != sorted(own):
+        return ''
+    return f"the {what} of the file stand in another order ({', '.join(of_file)}) than here ({', '.join(own)})"
+
+# %% ../../nbs/learn/saving.ipynb #b18f291c
 @wraps_stock(Learner)
 def save(stock, self, file, **kwargs):
     "Save model and optimizer state (if `with_opt`) to `self.path/self.model_dir/file`, whole or not at all"
     if not isinstance(file, (str, Path)):
-        return stock(self, file, **kwargs)  # a buffer
+        with naming_outputs(self):
+            return stock(self, file, **kwargs)  # a buffer
     file = join_path_file(file, self.path / self.model_dir, ext='.pth')
-    with atomic_save(file) as tmp:
+    with atomic_save(file) as tmp, naming_outputs(self):
         save_model(tmp, self.model, getattr(self, 'opt', None), **kwargs)
     return file
 
@@ -78,6 +162,7 @@ def dropping_calibration(learn):
 @wraps_stock(Learner)
 def load(stock, self, file, *args, **kwargs):
     """Load model and optimizer state (if `with_opt`) from `self.path/self.model_dir/file`; other weights drop
-    temperatures and limits of sets"""
-    with dropping_calibration(self):
+    temperatures and limits of sets. Raises where the file has the same tasks or classes in another order, and warns
+    where it has others"""
+    with dropping_calibration(self), checking_outputs(self):
         return stock(self, file, *args, **kwargs)
