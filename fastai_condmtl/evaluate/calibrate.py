@@ -17,7 +17,9 @@ from ..learn.accumulate import check_labelled, check_predicted, check_some_count
 from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of, own_loss
 from ..loss.temperatures import move_threshold
+from ..tasks.nested import only_siblings
 from ..tasks.resample import check_n_folds, deal, mean_error
+from ..tasks.single_label import SingleLabelBlock
 
 # %% auto #0
 __all__ = ['calibration_error', 'bins_of', 'fit_temperature', 'reliability']
@@ -117,8 +119,13 @@ def _errors(block, logits, targets):
 
 
 def _sure(block, logits, targets):
-    "Confidence and whether it came true `(n,)`: of yes (of shares, how often), or of the best class"
-    probs = block.activate(logits)
+    """Confidence and whether it came true `(n,)`: of yes (of shares, how often), or of the best class; of sub-classes
+    (`within=`), of the best one in the class that is true"""
+    if isinstance(block, SingleLabelBlock) and block.parents is not None:
+        logits = only_siblings(logits, targets.long(), torch.tensor(block.parents))
+        probs = logits.softmax(-1)
+    else:
+        probs = block.activate(logits)
     if not block.per_cell:
         return probs.numpy(), targets.numpy()
     confidence, best = probs.max(-1)
@@ -207,7 +214,8 @@ def plot_reliability(
     acc=None,  # Predictions that were collected before, with their logits, instead of `dl`
 ):
     """How often what was predicted with a probability came true, of plain logits and with the temperature in
-    force: of yes (labels pooled), or of the best class"""
+    force: of yes (labels pooled), or of the best class; of sub-classes (`within=`), of the best one in the class that
+    is true"""
     import matplotlib.pyplot as plt
 
     bins = check_whole('bins', bins, 'a positive number of bins')

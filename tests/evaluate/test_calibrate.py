@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai_condmtl.all import BinaryBlock, Flow, FlowError
-from fastai_condmtl.evaluate.calibrate import _temperature, bins_of, calibration_error, reliability
+from fastai_condmtl.all import BinaryBlock, Flow, FlowError, SingleLabelBlock
+from fastai_condmtl.evaluate.calibrate import _sure, _temperature, bins_of, calibration_error, reliability
 from fastai_condmtl.loss.conditional import ConditionalLoss
 from sklearn.calibration import calibration_curve
 from scaled_logits import learner, quiet
@@ -80,3 +80,29 @@ def test_the_error_and_the_curve_have_the_same_bins():
         np.testing.assert_allclose((share, mean), calibration_curve(hit, conf, n_bins=bins))
         n_rows = np.unique(bins_of(conf, bins), return_counts=True)[1]
         assert calibration_error(conf, hit, bins) == pytest.approx((n_rows * np.abs(share - mean)).sum() / 200)
+
+
+def test_sub_classes_are_as_sure_as_they_are_within_the_true_class():
+    "Truth that is drawn by the model's own P(sub-class | class) is calibrated; a class with one sub-class says nothing"
+    rng, n = np.random.default_rng(0), 4000
+    of = dict(u1='u', u2='u', u3='u', v1='v', w1='w', w2='w')
+    classes, subs = list('uvw'), list(of)
+    logits = 1.5 * rng.normal(size=(n, 6))
+    parent = rng.choice(classes, n)
+    confidence, drawn, best = np.empty(n), [], []
+    for i in range(n):
+        own = [k for k, sub in enumerate(subs) if of[sub] == parent[i]]
+        p = np.exp(logits[i, own]) / np.exp(logits[i, own]).sum()
+        drawn.append(rng.choice(own, p=p))
+        confidence[i] = p.max()
+        best.append(own[p.argmax()])
+    drawn, best = np.array(drawn), np.array(best)
+    kind = SingleLabelBlock('kind', vocab=classes)
+    df = pd.DataFrame(dict(kind=parent, sub=np.array(subs)[drawn]))
+    block = Flow('f', kind, SingleLabelBlock('sub', vocab=subs, within=(kind, of))).bind(df).tasks['sub']
+    found, hit = _sure(block, torch.tensor(logits), torch.tensor(drawn, dtype=torch.float64))
+    np.testing.assert_allclose(found, confidence, atol=1e-12)
+    assert (hit == (best == drawn)).all()
+    assert calibration_error(found, hit) < 0.03
+    too_sure, hit = _sure(block, torch.tensor(3 * logits), torch.tensor(drawn, dtype=torch.float64))
+    assert calibration_error(too_sure, hit) > 0.05
