@@ -9,7 +9,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 from ..core.arguments import check_whole
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called
 from ..learn.heads import reader_of_features
 from ..learn.state import flow_of, loss_of, mixed, is_lr_find
 from ..loss.conditional import ConditionalLoss
@@ -190,7 +190,7 @@ def why_no_features(network, at) -> str | None:
     if not isinstance(at, nn.Module):
         return f"features={at!r} must be a module of the model, or its name"
     if not any(at is module for module in network.modules()):
-        return f"features= names a {type(at).__name__} that is not part of the model"
+        return f"features= names {called(at)} that is not part of the model"
     return None
 
 

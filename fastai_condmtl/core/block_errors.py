@@ -12,7 +12,7 @@ from .arguments import check_number, check_whole
 from .cell_text import is_list_of_words
 from .columns import as_tuple
 from .conditions import as_condition
-from .errors import FlowError, row_name, shortly
+from .errors import FlowError, called, row_name, shortly
 from .mask_labels import is_mask, picture_hint
 from .not_asked import Blanks
 
@@ -92,7 +92,7 @@ def label_error(block, df, col, i, why) -> FlowError:
     value = df[col].iloc[i]
     if isinstance(value, np.generic):
         value = value.item()
-    shown = f'a {type(value).__name__} of {_size(value)}' if is_mask(value) else shortly(value)
+    shown = f'{called(value)} of {_size(value)}' if is_mask(value) else shortly(value)
     why = f"{why}{picture_hint(value)}{_list_hint(block, value, why)}"
     error = FlowError(f"task '{block.path or block.name}', {row_name(df, i)}, column '{col}', value {shown}: {why}")
     error.cell = BadCell(col, i, shown, why)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import operator
 from functools import reduce
 import numpy as np, pandas as pd
-from .errors import FlowError, halved, plain_number
+from .errors import FlowError, called, halved, plain_number
 from .mask_labels import is_mask, is_picture_file
 
 # %% auto #0
@@ -103,7 +103,7 @@ def _why_no_single_value(value):
     ndim = getattr(value, 'ndim', 0)
     has_several = isinstance(ndim, int) and ndim > 0
     if has_several or isinstance(value, memoryview):  # tensors can be hashed, and views of bytes
-        return f"a {type(value).__name__} is no label: use one value a row"
+        return f"{called(value)} is no label: use one value a row"
 
 
 def _why_half_a_character(value):
@@ -125,7 +125,7 @@ def _not_comparable(block, df, col, lists, error) -> FlowError:
             f"({type(error).__name__}: {error}): use strings or numbers"
         )
     cell = df[col].iloc[row]
-    return block.bad(df, col, row, f"a {type(cell).__name__} is no label: {fix_of_no_label(cell, col, lists)}")
+    return block.bad(df, col, row, f"{called(cell)} is no label: {fix_of_no_label(cell, col, lists)}")
 
 
 def _hashable(cell, lists):

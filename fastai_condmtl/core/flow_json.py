@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .block import ConditionalBlock
 from .block_json import arguments, block_class, block_config, block_name, from_jsonable, left_out
 from .block_json import to_jsonable
-from .errors import FlowError, near, shortly
+from .errors import FlowError, called, near, shortly
 from .condition_text import read_condition, write_condition
 from .files import write_text
 from .flow import Flow
@@ -95,7 +95,7 @@ def _load(source):
     if isinstance(source, dict):
         return source, 'this dict'
     if not isinstance(source, (str, Path)):
-        raise FlowError(f"Flow.from_json of a {type(source).__name__}: hand over a path, JSON text or a dict")
+        raise FlowError(f"Flow.from_json of {called(source)}: hand over a path, JSON text or a dict")
     text, what = (
         (source, 'this text') if isinstance(source, str) and source.lstrip()[:1] in ('{', '[') else (None, str(source))
     )

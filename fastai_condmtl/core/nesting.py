@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 import numpy as np, pandas as pd, torch
 from .conditions import Atom, kleene
-from .errors import FlowError, FlowWarning, counted, near, row_name, rows_in_words, shortly
+from .errors import FlowError, FlowWarning, called, counted, near, row_name, rows_in_words, shortly
 
 # %% auto #0
 __all__ = ['nests_of', 'check_class_task', 'add_nests', 'nest_atom', 'bind_nests', 'known_atom', 'check_parents', 'learn_nests',
@@ -35,7 +35,7 @@ def check_class_task(path, block, over_path, over):
     "Raise where a task cannot be within another"
     if not over.holds_sub_classes or over.self_supervised:
         raise FlowError(
-            f"task '{path}' is within '{over_path}', a {type(over).__name__}, which has no classes to stand in: make "
+            f"task '{path}' is within '{over_path}', {called(over)}, which has no classes to stand in: make "
             f"it a SingleLabelBlock, or write given= instead of within="
         )
     if block.within_cols is not None and list(block.within_cols) != over.cols:

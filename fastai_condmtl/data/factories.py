@@ -15,7 +15,7 @@ from fastai.data.core import FilteredBase, TfmdDL
 from fastcore.meta import delegates
 from ..core.arguments import check_arguments
 from ..core.files import check_path
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called
 
 # %% auto #0
 __all__ = ['read_labels', 'add_from_csv', 'check_rows', 'check_loader_arguments', 'has_one_label']
@@ -91,7 +91,7 @@ def _with_required(from_csv, names):
 def check_rows(df):
     "Raise for what is no table, and for one without rows"
     if not isinstance(df, pd.DataFrame):
-        raise FlowError(f"from_df takes a DataFrame, not a {type(df).__name__}: pd.DataFrame(...), or from_csv")
+        raise FlowError(f"from_df takes a DataFrame, not {called(df)}: pd.DataFrame(...), or from_csv")
     if len(df) == 0:
         raise FlowError("the table is empty: hand over at least one row")
 

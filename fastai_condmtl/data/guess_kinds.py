@@ -168,7 +168,9 @@ def is_written_date(value) -> bool:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return False
     if not isinstance(value, str):
-        value = str(int(value)) if abs(value) < 1e9 and value == int(value) else ''
+        if not 1.8e7 <= value < 2.2e7 or value != int(value):  # most numbers need no pattern to be told from a day
+            return False
+        value = str(int(value))
     text = value.strip()
     found = next((found for pattern in _written_dates if (found := pattern.fullmatch(text))), None)
     if found is None:

@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 from ..core.bound import BoundFlow
 from ..core.conditions import AnyOf, Atom, Condition, Not, conjuncts
-from ..core.errors import FlowError, FlowWarning
+from ..core.errors import FlowError, FlowWarning, called
 from ..core.flow import Flow, leaves
 from ..tasks.multi_label import MultiLabelBlock
 from ..tasks.regression import BoundedRegressionBlock
@@ -259,7 +259,7 @@ def to_label_studio(
             else:
                 inner = ElementTree.SubElement(inner, 'View', attributes)
         if not _ask(inner, names[path], block):
-            left.append(f"'{path}': a {type(block).__name__} is no choice and no number")
+            left.append(f"'{path}': {called(block)} is no choice and no number")
     if left:
         warnings.warn(
             'not everything can be asked in Label Studio:\n' + '\n'.join(f'- {line}' for line in left),

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
 from ..core.block import ConditionalBlock
-from ..core.errors import FlowError, FlowWarning, check_column, counted, near
+from ..core.errors import FlowError, FlowWarning, called, check_column, counted, near
 from ..core.conditions import Comparable, Condition, as_condition, kleene
 from .target_block import EncodedRows, as_flow
 from ..core.bound import BoundFlow
@@ -127,7 +127,7 @@ def rows_of_answers(bound, path, y):
     values, mask = y[:, 0, targets].numpy(), y[:, 1, targets].numpy() > 0
     if not block.exact:
         raise FlowError(
-            f"balance by '{path}': a {type(block).__name__} has no answers to draw alike; balance by a condition "
+            f"balance by '{path}': {called(block)} has no answers to draw alike; balance by a condition "
             f"(such as `block > 3`), or by [{path!r}], the rows where it counts"
         )
     mask &= block.certain(values)

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, counted, near
+from ..core.errors import FlowError, called, counted, near
 from ..core.files import atomic_write
 from ..core.flow import Flow
 from .file_facts import read_facts, write_facts
@@ -159,7 +159,7 @@ class ShardLabels:
         except (ValueError, RecursionError) as error:
             raise FlowError(f"sample {i}: its json cannot be read ({error}): write it again") from None
         if not isinstance(row, dict):
-            raise FlowError(f"sample {i}: its json is a {type(row).__name__}: write a dict, column → label")
+            raise FlowError(f"sample {i}: its json is {called(row)}: write a dict, column → label")
         return row
 
     def check(self, df):

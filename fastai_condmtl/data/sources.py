@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.columns import sort_labels
-from ..core.errors import FlowError, near
+from ..core.errors import FlowError, called, near
 from .target_block import as_flow
 from ..core.plan import Plan
 from ..core.table import check_lacks
@@ -75,7 +75,7 @@ def check_sources(pairs, source_col):
 def check_source(name, table, source_col):
     "Raise where one source is no table with rows and clear columns"
     if not isinstance(table, pd.DataFrame):
-        raise FlowError(f"source '{name}' is a {type(table).__name__}: hand over a DataFrame")
+        raise FlowError(f"source '{name}' is {called(table)}: hand over a DataFrame")
     if not len(table):
         raise FlowError(f"source '{name}' has no rows: leave it out")
     if source_col in table:

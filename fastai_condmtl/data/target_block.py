@@ -12,7 +12,7 @@ from fasttransform import Transform
 from fastai.data.core import FilteredBase, TfmdLists
 from fastai.data.transforms import ColReader
 from ..core.block import ConditionalBlock
-from ..core.errors import FlowError, check_column
+from ..core.errors import FlowError, called, check_column
 from ..core.flow import Flow, inherited, leaves
 from ..core.stock import wraps_stock
 from ..core.mask_labels import MASKS, is_mask_block
@@ -224,8 +224,7 @@ def as_flow(o):
         raise FlowError(f"MaskBlock: {MASKS}")
     if isinstance(o, (list, tuple, L)):
         raise FlowError(
-            f"a {type(o).__name__} of {len(o)} is neither a flow nor a task: put all tasks into one flow, Flow(name, "
-            "*tasks)"
+            f"{called(o)} of {len(o)} is neither a flow nor a task: put all tasks into one flow, Flow(name, *tasks)"
         )
     if not isinstance(o, ConditionalBlock):
         raise FlowError(f"{type(o).__name__} is neither a flow nor a task: hand over Flow(name, *tasks) or a block")

@@ -12,8 +12,9 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.errors import FlowError
-from .evaluation import judge, judged, remarks, styled
+from .evaluation import judge, judged
 from .interpret import ConditionalInterpretation
+from .table_styles import remarks, styled
 from ..learn.learner import learn_shapes
 from ..learn.reading import as_loader
 from ..learn.state import flow_of, loss_of

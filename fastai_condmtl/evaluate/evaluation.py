@@ -5,7 +5,6 @@
 # %% ../../nbs/evaluate/evaluation.ipynb #f7a326c9
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,12 +14,13 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.columns import sort_labels
-from ..core.errors import FlowError, counted
+from ..core.errors import FlowError
 from ..data.sampling import labels_of_rows
 from .cascade import blame, warn_of_unreached
 from .coverage import SET_SCORES, JudgedSets, are_those_rows, judge_sets, set_scores
 from .estimators import FeatureRows, as_estimators, beside, features_kept
 from .metrics import check_metrics, needs_acts, wanted_label_metrics, wanted_metrics
+from .table_styles import remarks, styled, verdict_style, without_repeats
 from .tune import cross_fitted
 from ..learn.accumulate import Accumulator, TaskRows, collect, progress
 from ..learn.learner import learn_shapes
@@ -30,7 +30,7 @@ from ..loss.ranks import whole
 from ..tasks.resample import check_n_boot, drawn_rows
 
 # %% auto #0
-__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'check_same_rows', 'styled', 'remarks']
+__all__ = ['SCORES', 'Evaluation', 'interval', 'judged', 'judge', 'groups_by', 'check_same_rows']
 
 # %% ../../nbs/evaluate/evaluation.ipynb #971b1f65
 class Evaluation(pd.DataFrame):
@@ -369,16 +369,16 @@ def show(
     style = styled(table).hide(axis='index')
     style = style.format({column: f'{{:.{digits}f}}' for column in numbers}, na_rep='–')
     if {'metric_name', 'metric_res', 'baseline'} <= set(table):
-        style = style.apply(_verdict, axis=1, lower=self.lower)
+        style = style.apply(verdict_style, axis=1, lower=self.lower)
     for column in ('missed', 'spurious'):
         if column in table:
             style = style.bar(subset=column, vmin=0, vmax=1, color='rgba(200,80,60,.35)')
     if 'task_path' in table:
-        style = _without_repeats(style, ['task_path'])
+        style = without_repeats(style, ['task_path'])
     if self.by in table and {'task_path', 'metric_name'} <= set(table):
-        style = _without_repeats(style, ['task_path', 'metric_name'])
+        style = without_repeats(style, ['task_path', 'metric_name'])
     if by_label:
-        style = _without_repeats(style, ['task_path', 'label'])
+        style = without_repeats(style, ['task_path', 'label'])
     as_text = ('task_path', 'metric_name', self.by, *['label'] * by_label)
     to_the_right = [column for column in table if column not in as_text]
     style = style.set_properties(subset=to_the_right, **{'text-align': 'right'})
@@ -390,41 +390,6 @@ def _absent(table):
     "Pairs of task and label that no row has"
     rows = table[(table['support'] == 0) & (table['label'] != '')]
     return list(dict.fromkeys(zip(rows['task_path'], rows['label'])))
-
-# %% ../../nbs/evaluate/evaluation.ipynb #97f0ceb6
-def styled(table):
-    "`table.style`, whose HTML is the same for the same table"
-    return table.style.set_uuid(hashlib.md5(table.to_csv().encode()).hexdigest()[:8])
-
-
-def remarks(
-    cross_fit,  # Paths of tasks whose thresholds these rows had tuned
-    absent=(),  # Pairs of task and label that no row has
-    own_sets=False,  # True: prediction sets were found on these rows
-) -> str:
-    "What is to be said below a table of scores"
-    res = [f"thresholds of {', '.join(cross_fit)}: cross-fit, since these rows tuned them"] if cross_fit else []
-    if absent := [f'{label} of {path}' for path, label in absent]:
-        more = f' and {counted(len(absent) - 5, "other")}' if len(absent) > 5 else ''
-        res.append(f"–: no row that counts here has {', '.join(absent[:5])}{more}")
-    if own_sets:
-        res.append('prediction sets were found on these rows: their coverage here is no test of the promise')
-    return '; '.join(res)
-
-
-def _verdict(row, lower):
-    "The style of each cell of a row: green or red for the score"
-    gain = row.baseline - row.metric_res if row.metric_name in lower else row.metric_res - row.baseline
-    if pd.isna(gain) or gain == 0:
-        return [''] * len(row)
-    style = f"color: {'seagreen' if gain > 0 else 'crimson'}; font-weight: bold"
-    return [style if column == 'metric_res' else '' for column in row.index]
-
-
-def _without_repeats(style, columns):
-    "`style` without the text of the last of `columns` on rows that repeat all of them"
-    colours = ['color: transparent' if repeats else '' for repeats in style.data.duplicated(columns)]
-    return style.apply(lambda column: colours, subset=columns[-1:])
 
 # %% ../../nbs/evaluate/evaluation.ipynb #bff698b7
 @patch

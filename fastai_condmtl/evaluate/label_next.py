@@ -18,7 +18,7 @@ from scipy.special import entr
 
 from ..core.arguments import check_number, check_whole
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError, FlowWarning, near, row_name
+from ..core.errors import FlowError, FlowWarning, called, near, row_name
 from ..core.nesting import with_implied
 from ..core.order import tasks_above
 from .estimators import FeatureRows, features_kept, features_of
@@ -86,7 +86,7 @@ def check_rows(df):
     "There are rows, and each has a name of its own"
     if not isinstance(df, pd.DataFrame):
         raise FlowError(
-            f"label_next takes a DataFrame of rows to be labelled, not a {type(df).__name__}: hand over the table, or "
+            f"label_next takes a DataFrame of rows to be labelled, not {called(df)}: hand over the table, or "
             "some of its rows, df.loc[rows]"
         )
     if not len(df):

@@ -22,7 +22,7 @@ from ..core.target import doubles
 from ..data.audit import balance
 from ..data.sampling import labels_of, table_of
 from .estimators import FeatureRows, as_estimators, features_kept
-from .evaluation import judge, remarks
+from .evaluation import judge
 from .interpret import Losses
 from .metrics import wanted_metrics
 from fastai_condmtl.evaluate.report_figures import (
@@ -36,6 +36,7 @@ from fastai_condmtl.evaluate.report_figures import (
 )
 from .report_page import Cell, Section, Table, as_svg, page_html, page_style
 from .skill import skill
+from .table_styles import remarks
 from ..learn.accumulate import Picked, collect
 from ..learn.reading import as_loader, part_of
 from ..learn.state import flow_of, loss_of

@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from fastai.tabular.core import ReadTabBatch
 from fasttransform import Pipeline
 
-from ..core.errors import FlowError, counted
+from ..core.errors import FlowError, called, counted
 from ..data.target_block import EncodedRows, FlowTransform
 from ..loss.conditional import ConditionalLoss
 from ..loss.ranks import scattered, whole
@@ -264,7 +264,7 @@ def as_loader(
     if isinstance(dl, DataLoaders):
         raise FlowError("dl= takes one loader, not DataLoaders: hand over dls.valid")
     if labels and not hasattr(dl, 'dataset'):
-        raise FlowError(f"a {type(dl).__name__} is no DataLoader, and {NO_LABELS}")
+        raise FlowError(f"{called(dl)} is no DataLoader, and {NO_LABELS}")
     return reading.loader(dl)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 
 from ..core.bound import BoundFlow
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called
 from ..core.target import TensorConditional, doubles
 
 # %% auto #0
@@ -62,9 +62,9 @@ def why_not_same_tasks(
     if differ:
         return f"the tasks differ ({', '.join(differ)})"
     for path, block in own.tasks.items():
-        kind, new_kind = type(block), type(other.tasks[path])
-        if kind is not new_kind:
-            return f"task '{path}' is a {kind.__name__} of the network and a {new_kind.__name__} of the new data"
+        new = other.tasks[path]
+        if type(block) is not type(new):
+            return f"task '{path}' is {called(block)} of the network and {called(new)} of the new data"
         if _conditions(own, path) != _conditions(other, path):
             return f"task '{path}' has other conditions in the new data"
     return ''

@@ -10,7 +10,7 @@ from itertools import product
 from typing import NamedTuple
 import torch
 from torch import nn
-from ..core.errors import FlowError, counted, near
+from ..core.errors import FlowError, called, counted, near
 from .heads import ConditionalHead
 from .units import n_head_logits
 from ..tasks.count import CountBlock
@@ -80,7 +80,7 @@ def check_renamed(old, new, was, path, kept):
     "Raise where a renamed task is of another kind, or where one of the two is `kept` already"
     if not _same_kind(old, new, was, path):
         raise FlowError(
-            f"renamed=: '{was}' is a {type(old.tasks[was]).__name__} and '{path}' a {type(new.tasks[path]).__name__}, "
+            f"renamed=: '{was}' is {called(old.tasks[was])} and '{path}' {called(new.tasks[path])}, "
             "which cannot go on with its weights: leave it out, and it starts anew"
         )
     if path in kept or was in kept.values():

@@ -10,7 +10,7 @@ import fastai.tabular.learner  # noqa: F401  its show_results must be there firs
 from ..core.prediction_tree import tell
 from ..core.prediction import FlowPrediction
 from ..core.target import TensorConditional
-from ..evaluate.evaluation import styled
+from ..evaluate.table_styles import styled
 from .core import ConditionalTabular
 from plum import dispatch
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from scipy import sparse
-from ..core.arguments import check_whole
+from ..core.arguments import check_number, check_whole
 from ..core.errors import FlowError
 
 # %% auto #0
@@ -68,12 +68,13 @@ def check_n_boot(
 ) -> int:
     """`n_boot` as a whole number: 0, or so many draws that one of them may lie beyond each end of the interval. Raises
     `FlowError` otherwise"""
-    wanted = 'how many draws of the rows' + ', or 0' * (low == 0)
-    n_boot, least = check_whole('n_boot', n_boot, wanted, low=low), round(2 / (1 - level))
+    n_boot = check_whole('n_boot', n_boot, 'how many draws of the rows' + ', or 0' * (low == 0), low=low)
+    level = check_number('level', level, 'a share of the draws, such as .95', above=0, high=1)
+    least = round(2 / (1 - level)) if level < 1 else 1  # at 1 the ends are the outermost draws
     if 0 < n_boot < least:
         raise FlowError(
-            f"n_boot={n_boot} draws are too few for the ends of a {level:.0%} interval, which may then leave out the "
-            f"estimate itself: write n_boot={max(least, 200)}" + " (0: no interval)" * (low == 0)
+            f"n_boot={n_boot} draws are too few for the ends of a {100 * level:g}% interval, which may then leave out "
+            f"the estimate itself: write n_boot={max(least, 200)}" + " (0: no interval)" * (low == 0)
         )
     return n_boot
 

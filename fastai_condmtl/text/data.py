@@ -13,7 +13,17 @@ from fastai.data.transforms import ColReader
 from fastai.text.core import FLD, Tokenizer, WordTokenizer, tokenize_texts, defaults
 from fastai.text.data import Numericalize, SortedDL, TextBlock, make_vocab
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, check_column, counted, halved, near, plain_number, row_name, shortly
+from fastai_condmtl.core.errors import (
+    FlowError,
+    called,
+    check_column,
+    counted,
+    halved,
+    near,
+    plain_number,
+    row_name,
+    shortly,
+)
 from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
 from ..data.split import as_splitter
@@ -80,7 +90,7 @@ def _as_text(cell, column, row):
     if isinstance(cell, (int, float, np.number, np.bool_)):
         return str(cell)
     raise FlowError(
-        f"{row()}, column '{column}', value {shortly(cell)}: a {type(cell).__name__} is no text: convert the column "
+        f"{row()}, column '{column}', value {shortly(cell)}: {called(cell)} is no text: convert the column "
         "with .astype(str)"
     )
 

@@ -14,7 +14,7 @@ from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, TfmdLists
 from fastai.text.data import Pad_Chunk, SortedDL, TensorText
 from ..core.arguments import check_whole
-from ..core.errors import FlowError, FlowWarning, row_name, shortly
+from ..core.errors import FlowError, FlowWarning, called, row_name, shortly
 from ..core.extras import import_extra
 from ..data.factories import add_from_csv, check_rows, has_one_label
 from ..data.split import as_splitter
@@ -204,7 +204,7 @@ def _text(self: TokenizeTexts, row):
     for getter in [] if isinstance(row, str) else self.getters:
         row = getter(row)
     if not isinstance(row, str):
-        raise FlowError(f"value {row!r}: a {type(row).__name__} is no text: hand over texts, or rows that hold them")
+        raise FlowError(f"value {row!r}: {called(row)} is no text: hand over texts, or rows that hold them")
     check_characters(row, 'an item')
     return row
 

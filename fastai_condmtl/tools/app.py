@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
-from ..core.errors import FlowError, counted
+from ..core.errors import FlowError, called, counted
 from ..core.extras import import_extra
 from ..core.files import IMAGES
 from ..core.geometry import Frame
@@ -33,8 +33,7 @@ def find_examples(
         return []
     if isinstance(examples, (dict, pd.DataFrame)):
         raise FlowError(
-            f"examples= takes a folder or a list of files, not a {type(examples).__name__}: write "
-            "list(examples['column'])"
+            f"examples= takes a folder or a list of files, not {called(examples)}: write list(examples['column'])"
         )
     is_folder = isinstance(examples, (str, Path))
     files = pictures_in(examples) if is_folder else [Path(p) for p in examples]

@@ -52,6 +52,7 @@ def errors_as_lines(
 def in_options(sentence) -> str:
     "A sentence that names arguments of Python, with the options of the commands in their place"
     sentence = sentence.replace("bad_images='skip'", '--skip-bad-images').replace('text_col=', '--text ')
+    sentence = sentence.replace('write n_boot=', 'write --n-boot ')
     named = re.compile(r'\b(valid|group|test)_(col|pct)=(\S?)')
     return named.sub(lambda found: '--{}-{} {}'.format(*found.groups()).rstrip(), sentence)
 
@@ -249,9 +250,13 @@ def at_least(least, kind=int):
 def n_draws(text) -> int:
     "Reads how many draws an interval is made of"
     try:
-        return check_n_boot(int(text))
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number') from None
+    try:
+        return check_n_boot(number)
     except FlowError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(in_options(str(error))) from None
 
 # %% ../../nbs/tools/cli_common.ipynb #48a6b7b0
 def common_options(parser):

@@ -15,7 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor
 from fastai.vision.core import PILImage
-from ..core.errors import FlowError, FlowWarning, RowsOf, counted, row_name, shortly
+from ..core.errors import FlowError, FlowWarning, RowsOf, called, counted, row_name, shortly
 from ..core.files import check_fn_col, file_of, files_folder
 from ..data.factories import add_from_csv, check_loader_arguments, check_rows, has_one_label
 from ..data.target_block import as_flow
@@ -346,8 +346,7 @@ def from_path_func(
     if not callable(label_func):
         several = ', or from_path_funcs for a dict of functions' if hasattr(label_func, 'items') else ''
         raise FlowError(
-            f"label_func is a {type(label_func).__name__}: hand over a function from a file (a Path) to its "
-            f"labels{several}"
+            f"label_func is {called(label_func)}: hand over a function from a file (a Path) to its labels{several}"
         )
     df = as_table([label_func(f) for f in fnames], list(leaves(as_flow(flow))))
     return cls._from_files(df, fnames, flow, path, **kwargs)
@@ -374,7 +373,7 @@ def from_path_funcs(
         )
     if wrong := [column for column, func in label_funcs.items() if not callable(func)]:
         raise FlowError(
-            f"label_funcs[{wrong[0]!r}] is a {type(label_funcs[wrong[0]]).__name__}: hand over a function from a file "
+            f"label_funcs[{wrong[0]!r}] is {called(label_funcs[wrong[0]])}: hand over a function from a file "
             "(a Path) to the label"
         )
     fnames = as_files(fnames)
@@ -388,7 +387,7 @@ def as_files(fnames) -> list:
     "Files as paths. One name, or a table, is an error: its characters or the names of its columns are no files"
     if isinstance(fnames, (str, Path, dict, pd.DataFrame)) or not hasattr(fnames, '__iter__'):
         raise FlowError(
-            f"fnames= takes a list of files, not a {type(fnames).__name__}: write [file], or from_df for a table with "
+            f"fnames= takes a list of files, not {called(fnames)}: write [file], or from_df for a table with "
             "file names and labels"
         )
     fnames = list(fnames)

@@ -9,7 +9,7 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.vision.core import PILImage
-from ..core.errors import FlowError
+from ..core.errors import FlowError, called
 from ..data.factories import check_loader_arguments
 from ..data.packed import PackedLabels
 from ..data.pictures import OpenImage
@@ -42,7 +42,7 @@ def from_shards(
     check_loader_arguments(what, kwargs, cls.from_shards, dl_type=OrderedDL, but=('after_item', 'after_batch'))
     if not isinstance(packed, PackedLabels):
         raise FlowError(
-            f"from_shards takes packed labels and got a {type(packed).__name__}: flow.encode_shards(files, "
+            f"from_shards takes packed labels and got {called(packed)}: flow.encode_shards(files, "
             "'labels.packed') makes them"
         )
     shards = Shards(files, index_of(packed.path))

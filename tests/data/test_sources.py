@@ -456,7 +456,7 @@ def test_what_cannot_be_balanced():
     dls = plain(df)
     for by, says in {
         'sauce': "'sauce': neither a task nor a column: did you mean 'source'",
-        'r': "'r': a UnboundedRegressionBlock has no answers",
+        'r': "'r': an UnboundedRegressionBlock has no answers",
         3: 'by 3: name a column',
     }.items():
         with pytest.raises(FlowError, match=says):

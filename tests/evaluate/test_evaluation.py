@@ -209,7 +209,7 @@ def test_unknown_metric_in_evaluate():
     learn = learner(pd.DataFrame(dict(a=[0, 1] * 3)), BinaryBlock('a'))
     with pytest.raises(FlowError, match="acuracy.*did you mean 'accuracy'"):
         learn.evaluate(metrics='acuracy')
-    with pytest.raises(FlowError, match=r'\[item\]'):
+    with pytest.raises(FlowError, match='not one str: hand over a DataFrame, or a list of rows'):
         learn.predict_df('1.png')
 
 

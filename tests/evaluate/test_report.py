@@ -285,7 +285,7 @@ def test_numbers_and_labels_have_their_pictures(tmp_path):
     blocks = BoundedRegressionBlock('n', y_range=(0, 9)), MultiLabelBlock('tags', label_delim=';', na=[])
     learn = evil_learner(*blocks, df=df)
     with learn.no_bar(), learn.no_logging():
-        told = judge_once(learn, None, 1, 10)
+        told = judge_once(learn, None, 1, 40)
         figures = {s.title: len(s.figures) for make in SECTIONS if (s := make(told)) is not None}
     assert figures['Numbers'] == 1 and figures['Thresholds'] == 1 and figures['Confusions'] == 2
     assert of_cascade(told) is None
@@ -308,7 +308,7 @@ def learner_of_pictures(folder, flow, n=120):
 def test_every_kind_of_task_has_a_place_on_the_page(tmp_path):
     learn = learner_of_pictures(tmp_path, flow_of_kinds([kind for kind in KINDS if kind != 'words']))
     with learn.no_bar(), learn.no_logging():
-        told = judge_once(learn, None, 1, 5)
+        told = judge_once(learn, None, 1, 40)
         sections = {s.title: s for make in SECTIONS if (s := make(told)) is not None}
     alts = {title: [figure.alt.partition(': ')[2] for figure in s.figures] for title, s in sections.items()}
     blocks = told.flow.tasks

@@ -478,6 +478,18 @@ def test_interval_is_a_plain_bootstrap():
     assert np.isnan(threshold_interval(s, y * 0, 'f1', ('precision', 0.9), n_boot=40)).all()
 
 
+@pytest.mark.parametrize('level', [0, 1.1, 95, -0.5, 'most', float('nan')])
+def test_the_level_of_an_interval_is_a_share(level):
+    with pytest.raises(FlowError, match='level=.* must be a share of the draws, such as .95'):
+        threshold_interval([0.2, 0.8], [0, 1], level=level)
+
+
+def test_few_draws_for_a_level_are_told():
+    with pytest.raises(FlowError, match='n_boot=399 draws are too few for the ends of a 99.5% interval.* n_boot=400$'):
+        threshold_interval([0.2, 0.8], [0, 1], n_boot=399, level=0.995)
+    threshold_interval([0.2, 0.8], [0, 1], n_boot=4, level=0.5)
+
+
 def test_gain():
     rng = np.random.default_rng(0)
     t = rng.random(300) < 0.4

@@ -740,7 +740,7 @@ def test_learners_that_sort_texts_otherwise_are_compared_row_by_row(numbered):
     assert orders[0] != orders[1]
     with learn_a.no_bar(), learn_b.no_bar():
         for df in (None, numbered):
-            found = compare(learn_a, learn_b, df, metrics='mae', n_boot=20)
+            found = compare(learn_a, learn_b, df, metrics='mae', n_boot=40)
             assert found.num_samples[0] == (60 if df is None else 120) and max(found.a[0], found.b[0]) < 1e-3
 
 

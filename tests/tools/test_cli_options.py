@@ -22,7 +22,12 @@ def test_every_example_is_taken():
     [
         ('--bs 1', 'argument --bs: 1 is less than 2'),
         ('--n-boot -1', 'argument --n-boot: n_boot=-1 must be how many draws of the rows, or 0'),
-        ('--n-boot 5', 'argument --n-boot: n_boot=5 draws are too few for the ends of a 95% interval'),
+        (
+            '--n-boot 5',
+            'argument --n-boot: n_boot=5 draws are too few for the ends of a 95% interval, which may then leave out '
+            'the estimate itself: write --n-boot 200 (0: no interval)',
+        ),
+        ('--n-boot ten', "argument --n-boot: 'ten' is no whole number"),
         ('--seed -1', 'argument --seed: -1 is less than 0'),
         ('--seed 1.5', "argument --seed: invalid number value: '1.5'"),
         ('--valid-pct nan', 'argument --valid-pct: nan is less than 0'),

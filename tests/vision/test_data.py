@@ -134,16 +134,16 @@ def test_rows_to_train_on_must_be_left(pics):
 @pytest.mark.parametrize(
     'method, args, told',
     [
-        ('from_df', dict(df=None), 'from_df takes a DataFrame, not a NoneType'),
+        ('from_df', dict(df=None), 'from_df takes a DataFrame, not None'),
         ('from_df', dict(df='labels.csv'), 'from_df takes a DataFrame, not a str: .* or from_csv'),
         ('from_df', dict(path=None), 'path=None must be a folder, a string or a Path'),
         ('from_df', dict(folder=3), 'folder=3 must be a folder'),
         ('from_csv', dict(csv_fname=None), 'csv_fname=None must be a file, a string or a Path'),
         ('from_csv', dict(path=3), 'path=3 must be a folder'),
-        ('from_path_func', dict(fnames=None), 'fnames= takes a list of files, not a NoneType: write'),
-        ('from_path_func', dict(fnames=3), 'fnames= takes a list of files, not a int'),
+        ('from_path_func', dict(fnames=None), 'fnames= takes a list of files, not None: write'),
+        ('from_path_func', dict(fnames=3), 'fnames= takes a list of files, not an int'),
         ('from_path_func', dict(fnames=['0.png', None]), 'fnames= holds None: it takes names of files'),
-        ('from_path_func', dict(label_func=None), 'label_func is a NoneType: hand over a function from a file'),
+        ('from_path_func', dict(label_func=None), 'label_func is None: hand over a function from a file'),
         (
             'from_path_func',
             dict(label_func={'a': len}),

@@ -212,4 +212,4 @@ def test_rows_whose_groups_are_in_no_table_are_told(folder):
     dls = ConditionalDataLoaders.from_shards(folder / '*.tar', packed, path=folder, bs=8, num_workers=0)
     learn = equip(Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(48, dls.c))), tune=None)
     with pytest.warns(FlowWarning, match="no column 'row', which says of the training data which rows belong together"):
-        learn.evaluate(metrics='accuracy', n_boot=10)
+        learn.evaluate(metrics='accuracy', n_boot=40)

@@ -171,7 +171,7 @@ def test_what_the_network_does_not_know_is_an_error_at_the_assignment(learn, spo
         (lambda: Flow('all', BinaryBlock('there'), BinaryBlock('more', 'there')), "only the new data has 'more'"),
         (
             lambda: flow_with(SingleLabelBlock('grade')),
-            "'grade' is a OrdinalBlock of the network and a SingleLabelBlock",
+            "'grade' is an OrdinalBlock of the network and a SingleLabelBlock",
         ),
         (lambda: flow_with(CountBlock('n') | BinaryBlock('there')), "'n' has other conditions"),
         (lambda: flow_with(CountBlock('n', weight_col='x2')), "have weights"),
