@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from ..core.columns import sort_labels
-from ..core.errors import FlowError
+from ..core.errors import FlowError, counted
 from ..data.sampling import labels_of_rows
 from .cascade import blame, warn_of_unreached
 from .coverage import SET_SCORES, JudgedSets, are_those_rows, judge_sets, set_scores
