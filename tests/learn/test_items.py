@@ -13,7 +13,7 @@ from fastai_condmtl.vision.all import *
 N = 12
 TABLE = pd.DataFrame(dict(a=np.arange(N) * 1.0, text=['good film', 'a bad film'] * (N // 2), y=[0, 1] * (N // 2)))
 FLOW = Flow('f', BinaryBlock('y'))
-WRONG = [5, None, float('nan'), True, object()]
+WRONG = [5, None, float('nan'), True, pytest.param(object(), id='object')]
 SEVERAL = 'predict_df', 'explain', 'get_marginals'
 
 
