@@ -26,7 +26,7 @@ lint: $(VENV)/.dev  ## style and types
 
 coverage: $(VENV)/.dev  ## the lines and branches of each module that pytest runs
 	@rm -f .coverage .coverage.*
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --cov=fastai_condmtl --cov-config=.coveragerc --cov-report=term
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --cov=fastai_condmtl --cov-config=.coveragerc --cov-report=term
 
 mutate: $(VENV)/.dev  ## which of SAMPLE mutants a module the tests notice: see tests/MUTATION.md; SAMPLE=100000 tries all
 	@for m in core.conditions core.questions core.bound loss.conditional loss.masked_mean tasks.thresholds tasks.votes data.target_block evaluate.metrics; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/mutate.py --module $$m --sample $(SAMPLE); done

@@ -42,7 +42,8 @@ def run_notebook(path):
 
 def run_pytest(workers):
     "Exit code of pytest and the tests that failed, as its own last lines name them"
-    command = [sys.executable, '-m', 'pytest', '-q', '-n', str(workers), '--dist', 'loadgroup']
+    by_file = ['-n', str(workers), '--dist', 'loadfile', '--no-loadscope-reorder']  # what a file sets up is set up once
+    command = [sys.executable, '-m', 'pytest', '-q', *by_file]
     failed = []
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

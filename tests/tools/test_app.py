@@ -1,5 +1,5 @@
 """The page to try a model: what it decides, what it writes, what it answers to bad files, and the page itself in
-a headless Chromium."""
+a headless Chromium. Pages that open at the same time want the same port: a file of tests runs on one worker."""
 
 import importlib.util, io, json, os, random, re, runpy, shutil, struct, sys, threading, zlib
 from html.parser import HTMLParser
@@ -35,7 +35,6 @@ needs_gradio = pytest.mark.skipif(
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec('playwright') is None, reason='needs Chromium and playwright'
 )
-pytestmark = pytest.mark.xdist_group('app')  # pages that open at the same time want the same port
 NASTY, NAME = (
     '<img src=x onerror=alert(1)>',
     '<svg onload=alert(1)>',

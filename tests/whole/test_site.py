@@ -12,7 +12,6 @@ CHROMIUM = os.environ.get('CHROMIUM') or next(
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group('site'),
     pytest.mark.skipif(
         any(importlib.util.find_spec(m) is None for m in ('material', 'latex2mathml')),
         reason="building the site needs pip install 'fastai_condmtl[docs]'",
